@@ -19,6 +19,7 @@ from pellucid.model.family import known_families
 from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.plan.plan import Plan
+from pellucid.plan.stages import Stage
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Checkpoint
@@ -69,13 +70,18 @@ for _name in TINY:
 
 @contextmanager
 def model_runner(
-    path: Path, plan: Plan | None = None, threads: int = 1, activation_bits: int = FINEST, **limits: int
+    path: Path,
+    plan: Plan | None = None,
+    threads: int = 1,
+    activation_bits: int = FINEST,
+    stage: Stage | None = None,
+    **limits: int,
 ) -> Iterator[ModelRunner]:
-    """A model ready to run, precise by default, for steps of up to 64 tokens with all of their logits."""
+    """A model, or a ``stage`` of it, precise by default, for steps of up to 64 tokens with all of their logits."""
     with opened(path) as (checkpoint, model):
         plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})
-        net = ModelRunner(checkpoint, model, plan, room, threads)
+        net = ModelRunner(checkpoint, model, plan, room, threads, stage=stage)
         try:
             yield net
         finally:

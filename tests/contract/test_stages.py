@@ -1,0 +1,51 @@
+"""A plan that is cut between blocks makes the bits of the whole one, for the tiny models of every family."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from support.tiny import DECODERS, TINY, model_runner
+
+from pellucid.engine.model_runner import ModelRunner
+from pellucid.errors import InvalidRequest
+from pellucid.plan.stages import cut
+from pellucid.runtime.batch import Chunk
+from pellucid.runtime.cache import BlockTable
+
+STEPS = ((21, 3), (1, 1), (1, 1), (30, 1), (1, 1))
+"""Tokens of a step, and how many of their rows are wanted."""
+UNCUT = ("gemma4",)
+"""Models that cannot be cut: later blocks use the keys and values of all that come before."""
+
+
+@pytest.mark.parametrize("activation_bits", [8, 24])
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_stages_make_the_bits_of_the_whole(name: str, activation_bits: int) -> None:
+    with model_runner(TINY[name], threads=2, activation_bits=activation_bits) as whole:
+        most = len(whole.spec.blocks)
+        if name in UNCUT:
+            with pytest.raises(InvalidRequest, match="1 to 1 stages"):
+                cut(whole.plan, 2)
+            return
+        stages = cut(whole.plan, min(most, 2))
+        assert sum(len(stage.blocks) for stage in stages) == most
+        assert [stage.receives for stage in stages[1:]] == [stage.sends for stage in stages[:-1]]
+        with ExitStack() as stack:
+            made = (
+                model_runner(TINY[name], threads=1 + number, activation_bits=activation_bits, stage=stage)
+                for number, stage in enumerate(stages)
+            )
+            _compare(whole, [stack.enter_context(one) for one in made])
+
+
+def _compare(whole: ModelRunner, runners: list[ModelRunner]) -> None:
+    table, tables = BlockTable(), [BlockTable() for _ in runners]
+    rng = np.random.default_rng(1)
+    for tokens, wanted in STEPS:
+        ids = rng.integers(0, whole.spec.embedding.vocabulary, tokens).tolist()
+        rows: list[np.ndarray] = []
+        for runner, own in zip(runners, tables):
+            rows = runner.forward_stage([Chunk(own, ids, wanted)], rows)
+        assert np.array_equal(rows[0], whole.forward([Chunk(table, ids, wanted)]))
