@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -79,6 +80,21 @@ class ClusterServer:
         pid = random.choice(alive)
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def streamed(self, prompt: str, tokens: int, seed: int, kill: Callable[[], object]) -> str:
+        """A text that is streamed; ``kill`` is called in its midst."""
+        text, killed = "", False
+        stream = self.client.completions.create(
+            model=self.model, prompt=prompt, max_tokens=tokens, seed=seed, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        for event in stream:
+            text += event.choices[0].text
+            if len(text) > 40 and not killed:
+                kill()
+                killed = True
+        assert killed
+        return text
 
     def close(self) -> None:
         self.process.terminate()

@@ -51,24 +51,12 @@ def test_a_stream_outlives_the_machine_that_makes_it(server: ClusterServer, alon
     wanted = alone.generate(
         PROMPT, max_new_tokens=900, seed=4, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
     )
-    text, killed = "", False
-    stream = server.client.completions.create(
-        model=server.model,
-        prompt=PROMPT,
-        max_tokens=900,
-        seed=4,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    for event in stream:
-        text += event.choices[0].text
-        if len(text) > 40 and not killed:
-            for pid in server.pids():  # whichever it is
-                if runs(pid):
-                    os.kill(pid, signal.SIGKILL)
-                    break
-            killed = True
-    assert killed
+
+    def kill() -> None:
+        alive = next(pid for pid in server.pids() if runs(pid))
+        os.kill(alive, signal.SIGKILL)
+
+    text = server.streamed(PROMPT, 900, 4, kill)
     assert text == wanted.text
     server.wait(2)  # Ray has started another
 

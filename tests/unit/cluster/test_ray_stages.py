@@ -57,22 +57,12 @@ def test_texts_are_those_of_one_machine(server: ClusterServer, alone: LLM) -> No
 @pytest.mark.parametrize("which", ["a stage", "the last stage"])
 def test_a_stream_outlives_a_stage(server: ClusterServer, alone: LLM, which: str) -> None:
     wanted = alone.generate(PROMPT, max_new_tokens=1200, seed=4, **PLAIN)
-    text, killed = "", False
-    stream = server.client.completions.create(
-        model=server.model,
-        prompt=PROMPT,
-        max_tokens=1200,
-        seed=4,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    for event in stream:
-        text += event.choices[0].text
-        if len(text) > 40 and not killed:
-            (pid,) = stage_processes() if which == "a stage" else server.pids()[-1:]
-            os.kill(pid, signal.SIGKILL)
-            killed = True
-    assert killed
+
+    def kill() -> None:
+        (pid,) = stage_processes() if which == "a stage" else server.pids()[-1:]
+        os.kill(pid, signal.SIGKILL)
+
+    text = server.streamed(PROMPT, 1200, 4, kill)
     assert text == wanted.text
     server.wait(1)
 
