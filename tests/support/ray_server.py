@@ -26,6 +26,7 @@ class ClusterServer:
     def __init__(self, model: Path, address: str, *more: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
+        self.address = address
         self.url, self.said = f"http://127.0.0.1:{port}", list[str]()
         command = [
             sys.executable,

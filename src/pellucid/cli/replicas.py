@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.util.checks import whole
 
 if TYPE_CHECKING:
+    from pellucid.cluster.actors import ReplicaSettings
+    from pellucid.cluster.secret import ClusterSecret
     from pellucid.serve.guard import AccessRules
+    from pellucid.serve.model import ServedModel
     from pellucid.serve.run import Settings
 
 Cluster = Annotated[
@@ -92,28 +96,49 @@ class Replicas:
         Raises:
             InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
         """
-        try:
-            from pellucid.cluster.actors import ReplicaSettings
+        with _installed():
             from pellucid.cluster.ingress import serve_cluster
-            from pellucid.cluster.secret import ClusterSecret
-        except ImportError as missing:
-            raise InvalidRequest(
-                f"a cluster needs what is not installed ({missing.name}): pip install 'pellucid[cluster]'"
-            ) from None
         if draft and self.stages > 1:
             raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
-        text = os.environ.get(SECRET)
-        given = {name: value for name, value in {**opening, **load}.items() if value is not None}
         models = {
-            name: ReplicaSettings(
-                name,
-                {**given, **({"draft": draft} if draft and not at else {})},
-                self.cpus,
-                self.least,
-                self.most,
-                self.stages,
-            )
+            name: self._settings(name, {**opening, **load, **({"draft": draft} if draft and not at else {})})
             for at, name in enumerate(names)
         }
-        secret = ClusterSecret.drawn() if text is None else ClusterSecret(text)
-        serve_cluster(models, opening, self.address, secret, queue, rules, settings)
+        serve_cluster(models, opening, self.address, _secret(), queue, rules, settings)
+
+    @contextmanager
+    def model(self, name: str, opening: Mapping[str, Any], load: Mapping[str, Any]) -> Iterator[ServedModel]:
+        """A model on the cluster, for a command that asks it by itself.
+
+        Raises: as ``serve``.
+        """
+        with _installed():
+            from pellucid.cluster.supervised import model_on_cluster
+        with model_on_cluster(
+            self._settings(name, {**opening, **load}), opening, self.address, _secret()
+        ) as model:
+            yield model
+
+    def _settings(self, name: str, load: Mapping[str, Any]) -> ReplicaSettings:
+        from pellucid.cluster.actors import ReplicaSettings
+
+        given = {name: value for name, value in load.items() if value is not None}
+        return ReplicaSettings(name, given, self.cpus, self.least, self.most, self.stages)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Says what to install where something is not."""
+    try:
+        yield
+    except ImportError as missing:
+        raise InvalidRequest(
+            f"a cluster needs what is not installed ({missing.name}): pip install 'pellucid[cluster]'"
+        ) from None
+
+
+def _secret() -> ClusterSecret:
+    from pellucid.cluster.secret import ClusterSecret
+
+    text = os.environ.get(SECRET)
+    return ClusterSecret.drawn() if text is None else ClusterSecret(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq.asyncio
@@ -102,6 +102,24 @@ class Fleet:
     async def ready(self, seconds: float) -> None:
         """Wait until a replica is up. Raises TimeoutError."""
         await asyncio.wait_for(self._up.wait(), seconds)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function in the event loop, and wait for it: for those who may be in another thread.
+
+        Raises: what the function raises.
+        """
+
+        async def run() -> None:
+            function()
+
+        try:
+            is_here = asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            is_here = False
+        if is_here:
+            function()
+        else:
+            asyncio.run_coroutine_threadsafe(run(), self.loop).result()
 
     def submit(self, task: RemoteTask) -> None:
         """Run a task.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -74,9 +75,9 @@ class RemoteGroup(TextGroup):
                 builder.chain = chain
 
     def start(self) -> None:
-        """Start it, in the fleet's event loop."""
+        """Start it."""
         self._begun = time.perf_counter()
-        self._fleet.submit(self._task)
+        self._fleet.call(partial(self._fleet.submit, self._task))
 
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
         """Start it, and yield (sequence number, token)."""
@@ -120,7 +121,7 @@ class RemoteGroup(TextGroup):
         """End it."""
         if not self._ended and self._begun:
             self._ended = True
-            self._fleet.cancel(self._task)
+            self._fleet.call(partial(self._fleet.cancel, self._task))
 
     def left(self) -> dict[str, Any]:
         """What a replica is asked for: the sequences that have not ended, each after the tokens that it has."""

@@ -8,34 +8,16 @@ from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pellucid import pipeline
 from pellucid.cluster.actors import ReplicaSettings
-from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.supervisor import Supervisor, connect
-from pellucid.loading import OpenModel, open_model
-from pellucid.plan.stages import cut
-from pellucid.plan.weights import layouts
+from pellucid.cluster.supervised import SupervisedModel, opened, supervised
+from pellucid.cluster.supervisor import connect
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.run import Settings, listen, run_app
 
 UNLIMITED = 1 << 62  # bytes: weights are elsewhere
-
-
-class SupervisedModel(RemoteModel):
-    """A model with the supervisor of its replicas, which end with it."""
-
-    def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
-        super().__init__(opened, supervisor.fleet)
-        self.supervisor = supervisor
-
-    def close(self) -> None:
-        """End the replicas, and close the file."""
-        self._wait(self.supervisor.close())
-        super().close()
 
 
 def serve_cluster(
@@ -60,23 +42,7 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
-        opened = open_model(models[name].source, **opening)
-        if models[name].stages > 1:
-            plan = pipeline.build_plan(opened.model.spec, layouts(opened.checkpoint, opened.model))
-            cut(plan, models[name].stages)
-        return started(opened, name)
-
-    async def started(opened: OpenModel, name: str) -> SupervisedModel:
-        supervisor = Supervisor(Fleet(secret, queue), models[name], secret)
-        supervisor.start()
-        model = SupervisedModel(opened, supervisor)
-        try:
-            await supervisor.ready()
-        except BaseException:
-            await supervisor.close()
-            opened.checkpoint.close()
-            raise
-        return model
+        return supervised(opened(models[name], opening), models[name], secret, queue)
 
     pool = ModelPool(names, load, UNLIMITED)
     replacing = set[asyncio.Task[None]]()

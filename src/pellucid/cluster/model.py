@@ -139,7 +139,7 @@ class RemoteModel:
         )
 
     def close(self) -> None:
-        """Close the file, and give the replicas up."""
+        """Close the file, and give the replicas up. May be called again."""
         self._wait(self.fleet.close())
         self.checkpoint.close()
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -27,6 +28,7 @@ BUSY, IDLE = 0.75, 0.25
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
 MOST_FAILURES = 5  # times that a replica cannot be started before another takes its place
+SAYS = 10.0  # seconds after which it is said that there is no room
 REACHES = 5.0  # seconds to reach a cluster's address
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
@@ -59,14 +61,29 @@ class Supervisor:
 
     async def ready(self) -> None:
         """Wait until a replica is up. Raises what the first one has failed with."""
-        up = asyncio.ensure_future(self.fleet.ready(math.inf))
+        up, began, needed = (
+            asyncio.ensure_future(self.fleet.ready(math.inf)),
+            time.monotonic(),
+            self.settings.cpus,
+        )
         try:
             while not up.done():
                 await asyncio.wait([up], timeout=0.2)
                 if self.failure:
                     raise self.failure
+                free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+                if time.monotonic() - began > SAYS and free < needed and not any(self._kept_addresses()):
+                    began = math.inf
+                    print(
+                        f"no machine of the cluster has {needed} free cores: waiting",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         finally:
             up.cancel()
+
+    def _kept_addresses(self) -> list[str]:
+        return [one.address for one in self._kept.values()]
 
     async def replace(self) -> None:
         """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing.
@@ -163,7 +180,7 @@ class Supervisor:
             busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
             now = len(self._kept)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
-            if busy > BUSY and now < self.settings.most and all(one.address for one in self._kept.values()):
+            if busy > BUSY and now < self.settings.most and all(self._kept_addresses()):
                 self._add()
             elif self._quiet >= QUIET and now > self.settings.least:
                 self._quiet = 0.0

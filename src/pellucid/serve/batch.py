@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
-from pellucid.llm import LLM
 from pellucid.serve.api import status_of
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Generating
+from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
@@ -36,7 +36,7 @@ LONGEST_LINE = 64 << 20  # bytes
 LONGEST_ID = 512
 
 
-ROUTES: Mapping[str, Callable[[Body, LLM], Generating]] = {
+ROUTES: Mapping[str, Callable[[Body, ServedModel], Generating]] = {
     "/v1/chat/completions": ChatRequest.of,
     "/v1/completions": CompletionRequest.of,
     "/v1/embeddings": EmbeddingRequest.of,
@@ -183,7 +183,7 @@ class Batch:
         except OSError as error:
             raise InvalidRequest(f"{self._target}: cannot be written: {reason(error)}") from error
 
-    def run(self, llm: LLM, told: Callable[[int, int], object] = lambda done, total: None) -> None:
+    def run(self, llm: ServedModel, told: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run what is left. ``told`` hears how many of all requests are answered."""
         with self._open() as file, ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, left = set[Future[dict[str, Any]]](), iter(self.lines)
@@ -203,10 +203,10 @@ class Batch:
             except BaseException:
                 for future in running:
                     future.cancel()
-                llm.engine.close()  # ends what runs; its answers are made again next time
+                llm.close()  # ends what runs; its answers are made again next time
                 raise
 
-    def _answer(self, llm: LLM, line: RequestLine) -> dict[str, Any]:
+    def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
         number = str(line.number)
         try:
             body = Body(line.body, OPENAI_BODY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ PLAIN: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0, "top_p": 1.0, "
 def server(llama_file: Path) -> Iterator[ClusterServer]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=2)
     made = ClusterServer(llama_file, nodes.address, "--stages", "2")
     try:
         made.wait(1)
@@ -78,3 +79,33 @@ def test_what_cannot_be_divided(server: ClusterServer, llama_file: Path) -> None
         assert made.returncode == 2, made
         assert said in made.stderr
         assert "Traceback" not in made.stderr
+
+
+def test_a_batch_on_a_cluster(server: ClusterServer, llama_file: Path, alone: LLM, tmp_path: Path) -> None:
+    """By a command of its own, with replicas of its own; it goes on where it was ended."""
+    bodies = [
+        {"model": "m", "prompt": f"{n} {PROMPT}", "max_tokens": 20, "seed": n, **PLAIN} for n in range(12)
+    ]
+    lines = [
+        {"custom_id": str(n), "method": "POST", "url": "/v1/completions", "body": body}
+        for n, body in enumerate(bodies)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [
+        sys.executable,
+        "-m",
+        "pellucid",
+        "batch",
+        str(tmp_path / "in.jsonl"),
+        str(tmp_path / "out.jsonl"),
+    ]
+    more = ["--model", str(llama_file), "--cluster", server.address, "--replicas", "2", "--replica-cpus", "1"]
+    for _ in range(2):  # the second time nothing is left
+        made = subprocess.run([*command, *more], capture_output=True, text=True, timeout=SECONDS)
+        assert made.returncode == 0, made.stderr
+        assert "12 of 12 requests answered" in made.stdout
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    texts = {int(one["custom_id"]): one["response"]["body"]["choices"][0]["text"] for one in answers}
+    assert len(answers) == len(texts) == 12
+    for n, body in enumerate(bodies):
+        assert texts[n] == alone.generate(body["prompt"], max_new_tokens=20, seed=n, **PLAIN).text

@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.replicas import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 
 def command(
@@ -32,18 +33,27 @@ def command(
     threads: common.Threads = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    cluster: Cluster = None,
+    replicas: ReplicaCount = None,
+    replica_cpus: ReplicaCpus = None,
+    stages: StageCount = None,
 ) -> None:
     """Answer the requests of a file (chat and text completions, embeddings), several at a time."""
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
 
+    asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
-    if batch.lines:
-        llm = common.load(
+    if batch.lines and asked is not None:
+        load = {"threads": threads, "precise": precise, "kv_cache": kv_cache}
+        with asked.model(model or batch.model, {"context": context}, load) as llm, common.progress() as bars:
+            batch.run(llm, bars.answering)
+    elif batch.lines:
+        own = common.load(
             model or batch.model, threads, context, precise, kv_cache, before=lambda inputs: None
         )
         with common.progress() as bars:
-            batch.run(llm, bars.answering)
+            batch.run(own, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""
     print(f"{batch.answered:,} of {batch.total:,} requests answered{failed}: {target}")
 

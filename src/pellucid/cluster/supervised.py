@@ -1,0 +1,87 @@
+"""A model with the replicas that are started for it, in a server's event loop or in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pellucid import pipeline
+from pellucid.cluster.actors import ReplicaSettings
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.supervisor import Supervisor, connect
+from pellucid.loading import OpenModel, open_model
+from pellucid.plan.stages import cut
+from pellucid.plan.weights import layouts
+
+UNLIMITED = 1 << 30  # requests: whoever asks waits for them
+
+
+class SupervisedModel(RemoteModel):
+    """A model with the supervisor of its replicas, which end with it."""
+
+    def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
+        super().__init__(opened, supervisor.fleet)
+        self.supervisor = supervisor
+
+    def close(self) -> None:
+        """End the replicas, and close the file."""
+        self._wait(self.supervisor.close())
+        super().close()
+
+
+def opened(settings: ReplicaSettings, opening: Mapping[str, Any]) -> OpenModel:
+    """The file of a model. ``opening`` are options of ``loading.open_model``.
+
+    Raises:
+        InvalidRequest: it cannot be divided into so many stages; otherwise as ``open_model``.
+    """
+    found = open_model(settings.source, **opening)
+    if settings.stages > 1:
+        cut(pipeline.build_plan(found.model.spec, layouts(found.checkpoint, found.model)), settings.stages)
+    return found
+
+
+async def supervised(
+    found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int
+) -> SupervisedModel:
+    """A model when its first replica is up. Raises what that has failed with."""
+    supervisor = Supervisor(Fleet(secret, queue), settings, secret)
+    supervisor.start()
+    try:
+        await supervisor.ready()
+    except BaseException:
+        await supervisor.close()
+        found.checkpoint.close()
+        raise
+    return SupervisedModel(found, supervisor)
+
+
+@contextmanager
+def model_on_cluster(
+    settings: ReplicaSettings, opening: Mapping[str, Any], address: str, secret: ClusterSecret
+) -> Iterator[SupervisedModel]:
+    """A model on a cluster, for threads: an event loop of its own talks to the replicas.
+
+    Raises: as ``opened``, ``connect`` and ``supervised``.
+    """
+    found = opened(settings, opening)
+    connect(address)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="pellucid-cluster", daemon=True)
+    thread.start()
+    try:
+        made = supervised(found, settings, secret, UNLIMITED)
+        model = asyncio.run_coroutine_threadsafe(made, loop).result()
+        try:
+            yield model
+        finally:
+            model.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
