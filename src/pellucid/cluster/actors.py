@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from pellucid.cluster.lost import StageLost
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
@@ -62,7 +61,8 @@ class StageActor:
         async with self._lock:
             if self._server is None:
                 self._server = await asyncio.to_thread(self._loaded)
-                self._serving = asyncio.ensure_future(asyncio.to_thread(self._server.serve))
+                # A thread that the process does not wait for when it ends.
+                threading.Thread(target=self._server.serve, name="pellucid-stage", daemon=True).start()
         return self._server.address, self._server.vectors_address
 
     def _loaded(self) -> StageServer:
@@ -123,8 +123,8 @@ class ReplicaActor:
                 addresses = await self._addresses()
                 await asyncio.to_thread(runner.begin_all, addresses)
                 break
-            except (RayError, StageLost):
-                continue
+            except Exception as error:  # whatever it is, without its stages the replica is of no use
+                print(f"{self._name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         replica.resume()
 
     async def listen(self) -> tuple[str, str, str]:

@@ -93,11 +93,12 @@ class Fleet:
                 self._context, secret or self._secret, self.session, address, self._hear, self._changed
             )
 
-    async def remove(self, address: str) -> None:
-        """A replica less: what runs there goes elsewhere."""
+    async def remove(self, address: str, *, planned: bool = False) -> None:
+        """A replica less: what runs there goes elsewhere. If that is ``planned``, it is no loss."""
         if link := self._links.pop(address, None):
+            link.draining = True
             await link.close()
-            self._lost(link)
+            self._leave(link, planned=planned)
 
     async def ready(self, seconds: float) -> None:
         """Wait until a replica is up. Raises TimeoutError."""
@@ -213,8 +214,17 @@ class Fleet:
         elif kind == "error":
             self._end(part)
             task.fail(wire.error_of(fields))
-        elif task.take(kind, fields):
-            self._end(part)
+        elif kind == "lost":  # a part of the replica itself is gone
+            self._lose(part)
+        else:
+            try:
+                ended = task.take(kind, fields)
+            except Exception as error:  # the replica is another one than it says
+                self._end(part)
+                task.fail(KernelError(f"a replica has sent what fits nothing: {error}"))
+            else:
+                if ended:
+                    self._end(part)
 
     def _end(self, part: int) -> RemoteTask:
         link, task = self._running.pop(part)
@@ -234,21 +244,28 @@ class Fleet:
         else:
             self._up.clear()
         if not link.up:
-            self._lost(link)
+            if link.address in self._links:  # else it was given up, and what ran there is sent on
+                self._leave(link)
             return
         waiting, self._waiting = self._waiting, {}
         for task, timer in waiting.items():
             timer.cancel()
             self._send(task)
 
-    def _lost(self, link: ReplicaLink) -> None:
-        """A replica is gone: what ran there goes on elsewhere."""
-        for part, (whose, task) in list(self._running.items()):
-            if whose is not link:
-                continue
-            task.losses += 1
-            if task.losses < MOST_LOSSES:
+    def _leave(self, link: ReplicaLink, *, planned: bool = False) -> None:
+        """A replica is gone: what ran there goes on elsewhere. If that was ``planned``, it is no loss."""
+        for part, (whose, _) in list(self._running.items()):
+            if whose is link and planned:
                 self._again(part)
-            else:
-                self._end(part)
-                task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))
+            elif whose is link:
+                self._lose(part)
+
+    def _lose(self, part: int) -> None:
+        """A part has lost its replica. It goes on elsewhere, but not forever: it may be what ends them."""
+        task = self._running[part][1]
+        task.losses += 1
+        if task.losses < MOST_LOSSES:
+            self._again(part)
+        else:
+            self._end(part)
+            task.fail(KernelError(f"{task.losses} replicas were lost under this request: it is given up"))

@@ -27,7 +27,10 @@ class RemoteGroup(TextGroup):
     the same tokens everywhere.
     """
 
-    resumable = True
+    @property
+    def resumable(self) -> bool:  # type: ignore[override]
+        """Of several answers the order of the tokens is another one each time."""
+        return len(self.builders) == 1
 
     def __init__(
         self,
@@ -157,9 +160,8 @@ class RemoteGroup(TextGroup):
             self._queue.put_nowait((number, token))
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if facts.logprobs is None:
-                facts = PromptFacts(facts.cached, facts.queue, self._facts.logprobs)
-            self._facts = facts
+            if not any(builder.ids for builder in self.builders):  # else it is another replica that goes on
+                self._facts = facts
         elif kind == "end":
             for number, pair in fields[0].items():
                 self._speculation[number] = [a + b for a, b in zip(self._speculation[number], pair)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -61,6 +62,9 @@ class ReplicaLink:
         while True:
             try:
                 await self._connected()
+            except Exception as error:  # whatever it has sent, it may do better on another connection
+                said = f"{type(error).__name__}: {error}"
+                print(f"the replica at {self.address} was left: {said}", file=sys.stderr, flush=True)
             finally:
                 self._lost()
             await asyncio.sleep(AGAIN)

@@ -21,13 +21,14 @@ from pellucid.cluster import wire
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.cluster.work import WORKS
-from pellucid.errors import PellucidError
+from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
 TELLS = 0.1  # seconds between two reports of what it has and does
 FORGETS = (
     60.0  # seconds after which what nobody asks about any more is ended, and what has ended is forgotten
 )
+LATELY = 5.0  # seconds within which an ingress that is there is heard
 MOST_KNOWN = 512  # parts that are known by name
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds
 DOMAIN = b"pellucid"
@@ -184,10 +185,12 @@ class Replica:
             return
         elif kind == "drain":
             self.drain()
+        elif kind == "leave":
+            self._leave(sender)
         elif kind == "cancel":
             if part := self._parts.get((sender, fields[0])):
                 part.cancel()
-                self._known.pop(part.name, None)
+                self._forget_name(part)
         elif kind == "run":
             number, what, name, body = fields
             if (sender, int(number)) in self._parts:
@@ -196,9 +199,11 @@ class Replica:
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
             made = _AskedPart(sender, int(number), name)
+            made.whole = not any(body.get("begun", {}).values())
             self._remember(made)
-            told = partial(self._tell, made)
-            made.task = asyncio.ensure_future(self._guarded(made, run(self.llm, body, told)))
+            work = run(self.llm, body, partial(self._tell, made))
+            made.task = asyncio.ensure_future(self._guarded(made, work))
+            made.task.add_done_callback(partial(self._over, made, work))
         elif kind == "join":
             number, name = fields
             self._join(sender, int(number), name)
@@ -209,6 +214,11 @@ class Replica:
         """An ingress may send requests."""
         pages = self.llm.runner.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
+
+    def _forget_name(self, part: _AskedPart) -> None:
+        """It is not known by its name any more, unless another one is by now."""
+        if self._known.get(part.name) is part:
+            del self._known[part.name]
 
     def _stage_lost(self) -> None:
         """What runs cannot go on here, for now."""
@@ -238,6 +248,9 @@ class Replica:
             self._send(sender, ["unknown", number])
             return
         with self._outbox_lock:  # what is made meanwhile comes after it
+            if part.ended is None:
+                taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
+                self._outbox.append((part.sender, ["error", part.number, *taken]))
             self._parts.pop((part.sender, part.number), None)
             part.sender, part.number = sender, number
             if part.ended is None:
@@ -249,33 +262,34 @@ class Replica:
         """Run one part; its end is told whatever it is."""
         try:
             if self._drains:
-                work.close()
                 self._tell(part, "moved")
                 return
             await work
         except asyncio.CancelledError:
-            self._known.pop(part.name, None)
-            if self._drains:
-                self._tell(part, "moved")
-            raise
+            raise  # ``_over`` tells it
         except StageLost:
-            self._known.pop(part.name, None)
+            self._forget_name(part)
             self._stage_lost()
-            self._tell(part, "moved")
+            self._tell(part, "lost")
         except BaseException as error:
             if not isinstance(error, PellucidError):
                 _log(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
             self._tell(part, "error", *wire.error_fields(error))
-        finally:
-            part.ended = time.monotonic()
-            self._parts.pop((part.sender, part.number), None)
+
+    def _over(self, part: _AskedPart, work: Any, task: asyncio.Task[None]) -> None:
+        """A part has ended, whether or not it has begun."""
+        if task.cancelled():
+            work.close()
+            self._forget_name(part)
+            if self._drains:
+                self._tell(part, "moved")
+        part.ended = time.monotonic()
+        self._parts.pop((part.sender, part.number), None)
 
     def _tell(self, part: _AskedPart, kind: str, *fields: Any) -> None:
         """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
         with self._outbox_lock:
             message = [kind, part.number, *fields]
-            if kind == "token" and fields[1] > len(part.messages):  # it goes on from tokens that are not here
-                part.whole = False
             if part.name:
                 part.messages.append(message)
             self._outbox.append((part.sender, message))
@@ -302,8 +316,9 @@ class Replica:
         for to, message in waiting:
             by.setdefault(to, []).append(message)
         for to, messages in by.items():
-            with suppress(zmq.ZMQError):  # the ingress is gone
-                self._socket.send_multipart([to, wire.pack(messages)])
+            for frame in wire.frames(messages):
+                with suppress(zmq.ZMQError):  # the ingress is gone
+                    self._socket.send_multipart([to, frame])
 
     def _forget(self, sender: bytes) -> None:
         """End what an ingress has asked for."""
@@ -312,6 +327,12 @@ class Replica:
         for (whose, _), part in list(self._parts.items()):
             if whose == sender:
                 part.cancel()
+
+    def _leave(self, sender: bytes) -> None:
+        """An ingress has ended, as it was told to. Without another one nobody needs this replica."""
+        self._forget(sender)
+        if all(heard < time.monotonic() - LATELY for heard in self._heard.values()):
+            self.close()
 
     def _page(self, name: int, comes: bool) -> None:
         self._pages.append((name, comes))

@@ -45,15 +45,15 @@ class _Told:
     def truncate(self, table: BlockTable, length: int) -> int:
         if not table.number:  # the others have never heard of it
             return self._cache.truncate(table, length)
-        self._runner.tell("truncate", table.number, length)
         left = self._cache.truncate(table, length)
+        self._runner.tell("truncate", table.number, length, left)
         if not left:
             table.number = 0
         return left
 
     def fork(self, table: BlockTable) -> BlockTable:
         number, made = self._runner.number_of(table), self._cache.fork(table)
-        self._runner.tell("fork", number, self._runner.number_of(made))
+        self._runner.tell("fork", number, self._runner.number_of(made), made.length)
         return made
 
 
@@ -76,7 +76,7 @@ class _ToldPrefixes:
 
     def find(self, ids: Sequence[int], most: int) -> BlockTable:
         made = self._prefixes.find(ids, most)
-        self._runner.tell("find", self._runner.number_of(made), list(ids), most)
+        self._runner.tell("find", self._runner.number_of(made), list(ids), most, made.length)
         return made
 
     def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
@@ -153,15 +153,21 @@ class StagedRunner(ModelRunner):
                 socket.connect(address)
                 socket.send(wire.pack([["hello", wire.VERSION, self._session, limit, after]]))
                 self._commands.append(socket)
-            end = time.monotonic() + seconds
+            end, counts = time.monotonic() + seconds, [pool.count for pool in self._own_cache.pools]
             for socket, (address, _) in zip(self._commands, stages):
                 while True:
                     if not socket.poll(max(0, int(1000 * (end - time.monotonic())))):
                         self.lost = True
                         raise StageLost(f"the stage at {address} does not answer")
-                    if ["ready", self._session] in wire.unpack(socket.recv()):
+                    ready = [one for one in wire.unpack(socket.recv()) if one[:2] == ["ready", self._session]]
+                    if ready:
+                        counts = [min(pair) for pair in zip(counts, ready[0][2], strict=True)]
                         break
+            # All have as many pages as the one with the least memory: else they would run out at other times.
+            for pool, count in zip(self._own_cache.pools, counts):
+                pool.hold_back(count)
             self._telling, self.lost = True, False
+            self.tell("pages", counts)
 
     def number_of(self, table: BlockTable) -> int:
         """The number by which the others know a block table."""

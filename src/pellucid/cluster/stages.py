@@ -31,6 +31,9 @@ from pellucid.runtime.cache import BlockTable
 
 PART = 128  # tokens of a part of a long step
 PATIENCE = 60.0  # seconds that a step may take in the stages before
+GIVES_UP = (
+    15.0  # seconds after which a stage that waits for vectors looks whether there is something else to do
+)
 BACKLOG = 512  # calls of the cache that are sent at the latest
 HEARTBEAT, DEAD, TURN = 1000, 3000, 100  # milliseconds; of the last, who waits looks at what else there is
 
@@ -91,7 +94,8 @@ class StageServer:
         self._lead = b""
         self._session = 0
         self._tables: dict[int, BlockTable] = {}
-        self._closed = False
+        self._closed = self._broken = False
+        self._heard = time.monotonic()
 
     def close(self) -> None:
         """End ``serve``, soon; from any thread."""
@@ -118,20 +122,26 @@ class StageServer:
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
         kind, *fields = message
+        self._heard = time.monotonic()
         if kind == "hello":
             self._hello(sender, *fields)
-        elif sender != self._lead:
-            raise wire.WireError("another lead has taken over")
-        elif kind == "step":
-            self._step(*fields)
+        elif sender != self._lead or self._broken:
+            return  # of a lead that has begun again, or will
         else:
-            self._call(kind, fields)
+            try:
+                if kind == "step":
+                    self._step(*fields)
+                else:
+                    self._call(kind, fields)
+            except Exception:
+                self._broken = True  # its cache is not the lead's any more
+                raise
 
     def _hello(self, sender: bytes, version: int, session: int, limit: int, following: str) -> None:
         """A lead begins, with an empty cache."""
         if version != wire.VERSION:
             raise wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
-        self._lead, self._session = sender, session
+        self._lead, self._session, self._broken = sender, session, False
         for table in self._tables.values():
             self.runner.cache.truncate(table, 0)
         self._tables.clear()
@@ -140,7 +150,12 @@ class StageServer:
             self._next.close(linger=0)
         self._next = keyed_socket(self._context, zmq.PUSH, self._secret, listens=False)
         self._next.connect(following)
-        self._commands.send_multipart([sender, wire.pack([["ready", session]])])
+        counts = [pool.count for pool in self.runner.cache.pools]
+        self._commands.send_multipart([sender, wire.pack([["ready", session, counts]])])
+
+    def _is_over(self) -> bool:
+        """Whether waiting is of no use: the lead has more to say only when it does not wait for this stage any more."""
+        return self._closed or (time.monotonic() - self._heard > GIVES_UP and bool(self._commands.poll(0)))
 
     def _table(self, number: int) -> BlockTable:
         return self._tables.setdefault(number, BlockTable())
@@ -152,16 +167,22 @@ class StageServer:
             number, tokens = fields
             with contextlib.suppress(CacheFull, InvalidRequest):
                 cache.allocate(self._table(number), tokens)
+        elif kind == "pages":
+            for pool, count in zip(cache.pools, fields[0], strict=True):
+                pool.hold_back(count)
         elif kind == "truncate":
-            number, length = fields
-            if not cache.truncate(self._table(number), length):
+            number, length, left = fields
+            _agree(cache.truncate(self._table(number), length), left)
+            if not left:
                 del self._tables[number]
         elif kind == "fork":
-            number, made = fields
+            number, made, length = fields
             self._tables[made] = cache.fork(self._table(number))
+            _agree(self._tables[made].length, length)
         elif kind == "find":
-            made, ids, most = fields
+            made, ids, most, length = fields
             self._tables[made] = prefixes.find(ids, most)
+            _agree(self._tables[made].length, length)
         elif kind == "insert":
             number, ids, grows = fields
             prefixes.insert(self._table(number), ids, grows=grows)
@@ -176,7 +197,7 @@ class StageServer:
         assert self.runner.stage is not None
         received: list[NDArray[np.float32]] = []
         if self.runner.stage.receives:
-            found = await_vectors(self._vectors, self._session, number, PATIENCE, lambda: self._closed)
+            found = await_vectors(self._vectors, self._session, number, PATIENCE, self._is_over)
             rows = sum(len(chunk.tokens) for chunk in chunks)
             received = as_rows(found, rows, [border.width for border in self.runner.stage.receives])
         try:
@@ -185,6 +206,12 @@ class StageServer:
             return  # so it was at the lead, which does not wait
         head = wire.pack([["vectors", self._session, number]])
         self._next.send_multipart([head, *(np.ascontiguousarray(one) for one in made)], copy=False)
+
+
+def _agree(ours: int, theirs: int) -> None:
+    """Refuse to go on with a cache that is not the lead's."""
+    if ours != theirs:
+        raise wire.WireError(f"the cache has {ours} tokens of a sequence, that of the lead {theirs}")
 
 
 def await_vectors(socket: Any, session: int, number: int, seconds: float, over: Any) -> list[bytes]:

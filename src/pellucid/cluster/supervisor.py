@@ -29,6 +29,7 @@ QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
 MOST_FAILURES = 5  # times that a replica cannot be started before another takes its place
 SAYS = 10.0  # seconds after which it is said that there is no room
+LEAVES = 0.3  # seconds that replicas have to hear that a server leaves
 REACHES = 5.0  # seconds to reach a cluster's address
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
@@ -41,11 +42,12 @@ class Supervisor:
         self.fleet, self.settings, self._secret = fleet, settings, secret
         self._kept: dict[str, _Kept] = {}
         # An ingress that is started again finds the replicas that it had.
-        self._prefix = f"replica-{hashlib.blake2b(repr(settings).encode(), digest_size=6).hexdigest()}-"
+        self._prefix = f"replica-{_digest(settings)}-"
         self._names = set[str]()
         """All that there have been: a name is free again only some time after its actor has ended."""
         self._quiet = 0.0
         self._scaling: asyncio.Task[None] | None = None
+        self._closed = False
         self.failure: PellucidError | None = None
         """Why no replica can be started."""
 
@@ -91,6 +93,8 @@ class Supervisor:
         The new one comes first if a machine has room for it.
         """
         for name in list(self._kept):
+            if self._closed:
+                return
             before = {link.address for link in self.fleet.links if link.up}
             free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             has_room = free >= self.settings.cpus * self.settings.stages
@@ -103,10 +107,21 @@ class Supervisor:
                 await self._remove(name, DRAINS)
 
     async def close(self) -> None:
-        """End all replicas."""
+        """Leave all replicas, which end if no other server uses them; those that have not begun are ended."""
+        self._closed = True
         if self._scaling:
             self._scaling.cancel()
-        await asyncio.gather(*(self._remove(name, 0.0) for name in list(self._kept)))
+        for link in self.fleet.links:
+            link.send("leave")
+        await asyncio.sleep(LEAVES)
+        for one in list(self._kept.values()):
+            if one.task:
+                one.task.cancel()
+            if not one.address:
+                with contextlib.suppress(RayError):
+                    ray.kill(one.actor)
+        await asyncio.gather(*(one.task for one in self._kept.values() if one.task), return_exceptions=True)
+        self._kept.clear()
 
     def _add(self, name: str | None = None) -> None:
         """One replica more: a new one, or the one of a name."""
@@ -149,6 +164,8 @@ class Supervisor:
                     return
                 if failures >= MOST_FAILURES and one.name in self._kept:  # Ray does not start it again
                     del self._kept[one.name]
+                    with contextlib.suppress(RayError):
+                        ray.kill(one.actor)
                     self._add()
                     return
             finally:
@@ -159,13 +176,16 @@ class Supervisor:
 
     async def _remove(self, name: str, seconds: float) -> None:
         """End a replica: at once, or when what runs there has ended; after ``seconds`` it is handed over."""
-        one = self._kept.pop(name)
+        one = self._kept.pop(name, None)
+        if one is None:
+            return
         link = next((link for link in self.fleet.links if link.address == one.address), None)
         if link is not None and seconds:
             link.draining = True
             end = asyncio.get_running_loop().time() + seconds
             while link.load.running and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(TURN)
+        await self.fleet.remove(one.address, planned=True)
         if one.task:
             one.task.cancel()
             await asyncio.gather(one.task, return_exceptions=True)
@@ -185,6 +205,12 @@ class Supervisor:
             elif self._quiet >= QUIET and now > self.settings.least:
                 self._quiet = 0.0
                 await self._remove(list(self._kept)[-1], DRAINS)
+
+
+def _digest(settings: ReplicaSettings) -> str:
+    """Of what a replica runs, however many there are."""
+    what = repr((settings.source, sorted(settings.load.items()), settings.cpus, settings.stages))
+    return hashlib.blake2b(what.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(eq=False)

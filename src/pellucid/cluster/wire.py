@@ -5,7 +5,7 @@ A frame has a list of messages, each a list that begins with its kind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pellucid import errors
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.text_group import MadeToken, PromptFacts
-from pellucid.errors import KernelError, PellucidError
+from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.sample.beams import Node
 from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
@@ -25,7 +25,7 @@ from pellucid.sample.trace import TokenTrace
 
 VERSION = 1
 """Of this protocol. An ingress and a replica of different versions do not talk."""
-MOST_FRAME = 64 << 20  # bytes
+MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 
 
 class WireError(PellucidError):
@@ -36,6 +36,30 @@ def pack(messages: Sequence[Sequence[Any]]) -> bytes:
     """A frame of messages."""
     made: bytes = msgpack.packb(messages, use_bin_type=True)
     return made
+
+
+def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    """Frames of messages, none larger than the other side takes; what is too large by itself is told as an error."""
+    part, size = list[bytes](), 0
+    for message in messages:
+        packed: bytes = msgpack.packb(message, use_bin_type=True)
+        if len(packed) > MOST_FRAME // 2:
+            large = InvalidRequest(
+                f"an answer of {len(packed) >> 20:,} MiB is too large for a cluster: ask for less"
+            )
+            packed = msgpack.packb(["error", message[1], *error_fields(large)])
+        if part and (size + len(packed) > MOST_FRAME // 2 or len(part) >= MOST_MESSAGES):
+            yield _listed(part)
+            part, size = [], 0
+        part.append(packed)
+        size += len(packed)
+    if part:
+        yield _listed(part)
+
+
+def _listed(packed: Sequence[bytes]) -> bytes:
+    """A frame of messages that are packed: MessagePack's form of a list of up to 65,535 elements."""
+    return b"\xdc" + len(packed).to_bytes(2, "big") + b"".join(packed)
 
 
 def unpack(frame: bytes) -> list[list[Any]]:

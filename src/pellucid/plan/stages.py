@@ -46,6 +46,8 @@ def cut(plan: Plan, count: int) -> list[Stage]:
         InvalidRequest: the plan has fewer places where it can be cut.
     """
     source = plan.source or plan
+    if source.buffers[source.output].rows != "outputs":
+        raise InvalidRequest("a sentence encoder is not divided into stages: a step has a whole text")
     starts = _starts(source.operations)
     places = [block for block in range(1, len(starts)) if _can_be_cut(source.operations, starts[block])]
     if count < 1 or count > len(places) + 1:

@@ -22,6 +22,7 @@ class Pool:
         self._memory: NDArray[np.uint8] = aligned(page_bytes * count)
         self._free = list(range(count - 1, -1, -1))
         self._users = [0] * count
+        self._held = 0
 
     @property
     def address(self) -> int:
@@ -32,6 +33,12 @@ class Pool:
     def free(self) -> int:
         """Number of pages that nobody uses."""
         return len(self._free)
+
+    def hold_back(self, count: int) -> None:
+        """Give out no more than ``count`` pages from now on."""
+        while self._held < self.count - count:
+            self.take()
+            self._held += 1
 
     def take(self) -> int:
         """A page for one user, uninitialised. There must be a free one."""

@@ -69,7 +69,7 @@ async def generated(
                 call.metrics.observe(name, asked.groups)
             return answer(await run_in_threadpool(asked.answer, name, call.number), headers=headers)
         kept = stack.pop_all()
-        if stream.media_type == SSE and all(group.resumable for group in asked.groups):
+        if stream.media_type == SSE and [group.resumable for group in asked.groups] == [True]:
             stream = numbered(stream, call)
         else:
             call.events = 0
