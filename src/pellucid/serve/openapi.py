@@ -42,7 +42,7 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
         route.media: {"schema": ANSWER if route.media == "application/json" else {"type": "string"}}
     }
     if route.stream:
-        good[route.stream] = {"schema": {"type": "string"}}
+        good[route.stream] = {"schema": {}}  # of events, which OpenAPI has no schema for
     error = {"application/json": {"schema": _like(api.error(400, "the message"))}}
     made: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", name).strip("_").lower(),

@@ -40,7 +40,7 @@ def refused(**options: Any) -> str:
         ("top_p", "0 to 1", [1.5, -1, NAN, INF, "x", True, None, HUGE]),
         ("min_p", "0 to 1", [1.5, -1, NAN, INF, "x", True, None, HUGE]),
         ("top_k", "whole number from 0", [-1, 1.5, 2**40, "4", True, None, NAN, HUGE]),
-        ("repetition_penalty", "above 0 and at most 100", [0, -1, NAN, INF, "x", True, None, HUGE]),
+        ("repetition_penalty", "from 0.001 to 100", [0, 5e-324, -1, NAN, INF, "x", True, None, HUGE]),
         ("frequency_penalty", "from -100 to 100", [-101, 101, NAN, INF, "x", True, None, HUGE]),
         ("repeat_last_n", "whole number from -1", [-2, 1.5, "x", True, None, NAN, HUGE]),
         ("mirostat", "whole number", [1, 3, -1, 2.0, True, None, HUGE]),

@@ -25,7 +25,7 @@ class Penalties(SamplerStep):
 
     repetition_penalty: float = option(
         1.0,
-        real(0, 100, "1 turns it off", above=True),
+        real(0.001, 100, "1 turns it off"),
         "Above 1, tokens that occurred before are less likely; 1 is off.",
     )
     frequency_penalty: float = option(
