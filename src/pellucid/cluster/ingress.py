@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.run import Settings, listen, run_app
 
+PATIENCE = 120.0  # seconds
 UNLIMITED = 1 << 62  # bytes: weights are elsewhere
 
 
@@ -42,7 +44,8 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
-        return supervised(opened(models[name], opening), models[name], secret, queue)
+        seconds = math.inf if name == names[0] else PATIENCE  # whoever asks for another one waits for it
+        return supervised(opened(models[name], opening), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED)
     replacing = set[asyncio.Task[None]]()

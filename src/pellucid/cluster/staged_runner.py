@@ -206,8 +206,9 @@ class StagedRunner(ModelRunner):
             if self.lost:
                 raise StageLost("a stage of the model is gone: ask again later")
             self.drain()
-            self._allocate(chunks)  # all pages, before anything is sent
             parts, steps = _parts(chunks), []
+            if len(parts) > 1:
+                self._allocate(chunks)  # all pages, before anything is sent
             for part in parts:
                 self._steps += 1
                 steps.append(self._steps)

@@ -30,6 +30,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 PART = 128  # tokens of a part of a long step
+COPIED = 1 << 16  # bytes up to which copying vectors takes less time than to share them
 PATIENCE = 60.0  # seconds that a step may take in the stages before
 GIVES_UP = (
     15.0  # seconds after which a stage that waits for vectors looks whether there is something else to do
@@ -205,7 +206,8 @@ class StageServer:
         except CacheFull:
             return  # so it was at the lead, which does not wait
         head = wire.pack([["vectors", self._session, number]])
-        self._next.send_multipart([head, *(np.ascontiguousarray(one) for one in made)], copy=False)
+        large = sum(one.nbytes for one in made) > COPIED
+        self._next.send_multipart([head, *(np.ascontiguousarray(one) for one in made)], copy=not large)
 
 
 def _agree(ours: int, theirs: int) -> None:

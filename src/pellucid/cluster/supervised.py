@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,13 +48,18 @@ def opened(settings: ReplicaSettings, opening: Mapping[str, Any]) -> OpenModel:
 
 
 async def supervised(
-    found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int
+    found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
 ) -> SupervisedModel:
-    """A model when its first replica is up. Raises what that has failed with."""
+    """A model when its first replica is up.
+
+    Raises:
+        QueueFull: that has not been so within ``seconds``.
+        PellucidError: what the replica has failed with.
+    """
     supervisor = Supervisor(Fleet(secret, queue), settings, secret)
     supervisor.start()
     try:
-        await supervisor.ready()
+        await supervisor.ready(seconds)
     except BaseException:
         await supervisor.close()
         found.checkpoint.close()

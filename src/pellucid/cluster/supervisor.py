@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors import InvalidRequest, PellucidError, QueueFull
 
 NAMESPACE = "pellucid"
 SCALES = 2.0  # seconds between two looks at how many replicas are needed
@@ -27,7 +27,7 @@ BUSY, IDLE = 0.75, 0.25
 """Requests for each sequence that the replicas can run: above BUSY one more is started, below IDLE one ends."""
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
-MOST_FAILURES = 5  # times that a replica cannot be started before another takes its place
+MOST_FAILURES = 60  # times that a replica cannot be started before another takes its place
 SAYS = 10.0  # seconds after which it is said that there is no room
 LEAVES = 0.3  # seconds that replicas have to hear that a server leaves
 REACHES = 5.0  # seconds to reach a cluster's address
@@ -47,7 +47,7 @@ class Supervisor:
         """All that there have been: a name is free again only some time after its actor has ended."""
         self._quiet = 0.0
         self._scaling: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = self._replacing = False
         self.failure: PellucidError | None = None
         """Why no replica can be started."""
 
@@ -61,18 +61,26 @@ class Supervisor:
         if self.settings.most > self.settings.least:
             self._scaling = asyncio.ensure_future(self._scale())
 
-    async def ready(self) -> None:
-        """Wait until a replica is up. Raises what the first one has failed with."""
+    async def ready(self, seconds: float = math.inf) -> None:
+        """Wait until a replica is up.
+
+        Raises:
+            QueueFull: none is after so many ``seconds``.
+            PellucidError: what the first one has failed with.
+        """
         up, began, needed = (
             asyncio.ensure_future(self.fleet.ready(math.inf)),
             time.monotonic(),
             self.settings.cpus,
         )
+        end = began + seconds
         try:
             while not up.done():
                 await asyncio.wait([up], timeout=0.2)
                 if self.failure:
                     raise self.failure
+                if time.monotonic() > end:
+                    raise QueueFull("no machine of the cluster has room for this model: ask again later")
                 free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
                 if time.monotonic() - began > SAYS and free < needed and not any(self._kept_addresses()):
                     began = math.inf
@@ -92,6 +100,15 @@ class Supervisor:
 
         The new one comes first if a machine has room for it.
         """
+        if self._replacing:
+            return
+        self._replacing = True
+        try:
+            await self._replace_all()
+        finally:
+            self._replacing = False
+
+    async def _replace_all(self) -> None:
         for name in list(self._kept):
             if self._closed:
                 return
@@ -161,6 +178,9 @@ class Supervisor:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, PellucidError):  # what a new start would not change
                     self.failure = cause
+                    self._kept.pop(one.name, None)
+                    if any(link.up for link in self.fleet.links):  # else whoever waits for the first is told
+                        print(f"{one.name} cannot be started: {cause}", file=sys.stderr, flush=True)
                     return
                 if failures >= MOST_FAILURES and one.name in self._kept:  # Ray does not start it again
                     del self._kept[one.name]
