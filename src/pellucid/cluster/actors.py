@@ -151,7 +151,7 @@ class ReplicaActor:
             await asyncio.wait([serving], timeout=ORPHANED / 10)
         replica.close()
         await serving
-        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+        ray.kill(ray.get_runtime_context().current_actor)  # else Ray would start it again
 
     async def served(self) -> None:
         """Wait until it ends."""

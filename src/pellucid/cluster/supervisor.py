@@ -128,13 +128,14 @@ class Supervisor:
         self._closed = True
         if self._scaling:
             self._scaling.cancel()
-        for link in self.fleet.links:
+        up = {link.address: link for link in self.fleet.links if link.up}
+        for link in up.values():
             link.send("leave")
         await asyncio.sleep(LEAVES)
         for one in list(self._kept.values()):
             if one.task:
                 one.task.cancel()
-            if not one.address:
+            if one.address not in up:
                 with contextlib.suppress(RayError):
                     ray.kill(one.actor)
         await asyncio.gather(*(one.task for one in self._kept.values() if one.task), return_exceptions=True)
