@@ -17,7 +17,9 @@ from pellucid.errors import KernelError, PellucidError, QueueFull
 from pellucid.runtime.prefix_cache import page_names
 
 MOST_LOSSES = 3
-"""How many replicas may be lost under a request before it is given up: it may be what ends them."""
+"""How many replicas may be lost under a request before it is given up, all of which had begun with it and none of which
+has made a token for it: it may be what ends them.
+"""
 PATIENCE = 120.0
 """Seconds that a request waits where no replica is up."""
 
@@ -32,10 +34,25 @@ class RemoteTask(ABC):
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
-        self.losses = 0
+        self.losses = self._progress = 0
+        self.began = True
+        """Whether the replica that it was sent to has begun with it."""
         self.name, self.joins = "", False
         """By what name replicas know it, and whether one may have it already."""
         self.elsewhere: list[ReplicaLink] = []
+
+    @property
+    def progress(self) -> int:
+        """How much has been made."""
+        return 0
+
+    def lost(self) -> int:
+        """Its replica was lost. Returns how many have been since it has last got on."""
+        if self.progress > self._progress:
+            self.losses = 0
+        self.losses += self.began
+        self._progress = self.progress
+        return self.losses
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -263,8 +280,7 @@ class Fleet:
     def _lose(self, part: int) -> None:
         """A part has lost its replica. It goes on elsewhere, but not forever: it may be what ends them."""
         task = self._running[part][1]
-        task.losses += 1
-        if task.losses < MOST_LOSSES:
+        if task.lost() < MOST_LOSSES:
             self._again(part)
         else:
             self._end(part)

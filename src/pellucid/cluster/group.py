@@ -185,10 +185,16 @@ class _GenerateTask(RemoteTask):
         super().__init__(group.prompt)
         self._group = group
 
+    @property
+    def progress(self) -> int:
+        return sum(len(builder.ids) for builder in self._group.builders)
+
     def body(self) -> dict[str, Any]:
+        self.began = False
         return self._group.left()
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
+        self.began = True
         return self._group.take(kind, fields)
 
     def fail(self, error: PellucidError) -> None:

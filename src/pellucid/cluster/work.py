@@ -26,7 +26,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell) -> None:
     groups = await asyncio.to_thread(_groups, llm, body)
     try:
         for one in groups:
-            one[2].start(partial(_made, one, tell))
+            one[2].start(partial(_made, one, tell), partial(tell, "began"))
         for _, _, group in groups:
             await group.finished()
     finally:

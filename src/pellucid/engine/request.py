@@ -49,6 +49,15 @@ def _added(
     return output
 
 
+def _begun(
+    hooks: Sequence[Callable[[], object]], make: Callable[[], list[TextSequence]]
+) -> list[TextSequence]:
+    """The sequences of a request whose first step comes. It holds no reference to the request either."""
+    for hook in hooks:
+        hook()
+    return make()
+
+
 def _keep(watching: Watching | None, probes: Sequence[SequenceWatch]) -> None:
     """The sequences of a request begin: they become parts of the trace."""
     if watching is not None:
@@ -112,6 +121,16 @@ class RequestGroup(TextGroup):
         can_go_back = not engine.runner.has_states
         speculates = options.prompt_lookup and can_go_back
         draft = engine.draft if options.draft and can_go_back else None
+        hooks = self._hooks = list[Callable[[], object]]()
+
+        def texts() -> list[TextSequence]:
+            return [
+                TextSequence(
+                    tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft, begun=made
+                )
+                for sampler in samplers
+            ]
+
         self._task = GenerationTask(
             engine.runner,
             engine.pace,
@@ -122,19 +141,7 @@ class RequestGroup(TextGroup):
                 probe=probes[0] if probes else None,
                 first_output=None if watching is None else watching.first_output,
             ),
-            lambda: [
-                TextSequence(
-                    tokenizer,
-                    options,
-                    sampler,
-                    ends,
-                    limit,
-                    speculates=speculates,
-                    draft=draft,
-                    begun=[token for token, _ in begun],
-                )
-                for sampler in samplers
-            ],
+            partial(_begun, hooks, texts),
             probes,
         )
         for builder in self.builders:
@@ -163,11 +170,18 @@ class RequestGroup(TextGroup):
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""
         return self._task.speculation
 
-    def start(self, heard: Callable[[int, MadeToken], object] | None = None) -> None:
+    def start(
+        self,
+        heard: Callable[[int, MadeToken], object] | None = None,
+        began: Callable[[], object] | None = None,
+    ) -> None:
         """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs.
 
-        ``heard`` is called there with the number of each one's sequence, and what was kept of it.
+        ``heard`` is called there with the number of each one's sequence, and what was kept of it; before that
+        ``began``, when its first step comes.
         """
+        if began:
+            self._hooks.append(began)
         start, builders = time.perf_counter(), self.builders
         if self.options.until:
             return

@@ -319,8 +319,26 @@ def test_a_request_that_ends_replicas_is_given_up(llama_file: Path) -> None:
     async def work() -> None:
         async with replicas(llama_file, 3) as (made, model):
             group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
+
+            async def kill() -> None:
+                for _ in range(3):  # each has begun with it, and none has made a token
+                    group._task.began = True
+                    await made.kill(group)
+
             with pytest.raises(KernelError, match="3 replicas were lost under this request"):
-                await finished(group, lambda count: made.kill(group) if count in (5, 10, 15) else None)
+                await finished(group, lambda count: kill() if count == 5 else None)
+
+    run(work())
+
+
+def test_a_request_that_gets_on_may_lose_many_replicas(llama_file: Path, alone: LLM) -> None:
+    wanted = alone.generate(PROMPT, max_new_tokens=1900, seed=1, ignore_eos=True)
+
+    async def work() -> None:
+        async with replicas(llama_file, 5) as (made, model):
+            group = model.request(PROMPT, max_new_tokens=1900, seed=1, ignore_eos=True)
+            await finished(group, lambda count: made.kill(group) if count in (10, 300, 600, 900) else None)
+            same(group.results()[0], wanted)
 
     run(work())
 

@@ -81,8 +81,8 @@ def test_a_schema_holds_across_machines(server: ClusterServer, alone: LLM) -> No
 
 
 def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: LLM) -> None:
-    """Streams and whole answers, with a replica that ends every few seconds."""
-    rng, count = random.Random(7), 40
+    """Streams and whole answers, with a replica that ends every five seconds."""
+    rng, count = random.Random(7), 200
     bodies = [
         {"prompt": PROMPT * rng.randint(1, 6) + str(n % 5), "max_tokens": rng.randint(50, 900), "seed": n}
         for n in range(count)
@@ -92,16 +92,24 @@ def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: L
         alone.generate(b["prompt"], max_new_tokens=b["max_tokens"], seed=b["seed"], **plain).text
         for b in bodies
     ]
+    waits = [rng.random() * 24 for _ in range(count)]
     found: list[str | None] = [None] * count
-    ended = threading.Event()
+    ended, kills = threading.Event(), list[str]()
 
     def killer() -> None:
-        while not ended.wait(2.0):
-            if server.up() == 2:
+        while not ended.wait(5.0):
+            if any(map(runs, server.pids())):
                 server.kill()
+                kills.append(server.url)
 
     def ask(number: int) -> None:
-        time.sleep(rng.random() * 8)
+        try:
+            asked(number)
+        except Exception as error:
+            found[number] = repr(error)
+
+    def asked(number: int) -> None:
+        time.sleep(waits[number])
         body = dict(model=server.model, extra_body={"ignore_eos": True}, **bodies[number])
         if number % 2:
             parts = server.client.completions.create(stream=True, **body)
@@ -118,6 +126,7 @@ def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: L
     ended.set()
     ending.join()
     assert found == wanted
+    assert len(kills) >= 4
     server.wait(2)
 
 
