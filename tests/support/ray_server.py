@@ -11,13 +11,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 
 SECONDS = 90
+
+
+@contextmanager
+def ray_nodes(count: int, cpus: int) -> Iterator[Any]:
+    """A Ray cluster of some nodes on this machine; where it is busy, a node may need more than one attempt."""
+    from ray.cluster_utils import Cluster
+
+    for attempt in range(3):
+        made = Cluster(initialize_head=False)
+        try:
+            made.add_node(num_cpus=0)
+            for _ in range(count):
+                made.add_node(num_cpus=cpus)
+            break
+        except Exception:
+            made.shutdown()
+            if attempt == 2:
+                raise
+            time.sleep(5)
+    try:
+        yield made
+    finally:
+        made.shutdown()
 
 
 class ClusterServer:

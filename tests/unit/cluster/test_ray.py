@@ -19,8 +19,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
-from ray.cluster_utils import Cluster  # noqa: E402
-from support.ray_server import SECONDS, ClusterServer, runs  # noqa: E402
+from support.ray_server import SECONDS, ClusterServer, ray_nodes, runs  # noqa: E402
 
 from pellucid.llm import LLM  # noqa: E402
 
@@ -29,16 +28,13 @@ PROMPT = "the cat sat on the mat, and "
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Cluster]:
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+def nodes() -> Iterator[Any]:
+    with ray_nodes(2, 1) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def server(nodes: Cluster, llama_file: Path) -> Iterator[ClusterServer]:
+def server(nodes: Any, llama_file: Path) -> Iterator[ClusterServer]:
     made = ClusterServer(llama_file, nodes.address, "--replicas", "2")
     try:
         made.wait(2)
@@ -130,9 +126,7 @@ def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: L
     server.wait(2)
 
 
-def test_a_server_that_is_started_again_gives_the_rest(
-    nodes: Cluster, server: ClusterServer, alone: LLM
-) -> None:
+def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: ClusterServer, alone: LLM) -> None:
     """A client that has lost its connection asks again with the id of the last event that it has had."""
     wanted = alone.generate(
         PROMPT, max_new_tokens=1500, seed=9, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
@@ -198,7 +192,7 @@ def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone
     assert not before & set(server.pids()[-2:])
 
 
-def test_what_cannot_be_served(nodes: Cluster, tmp_path: Path) -> None:
+def test_what_cannot_be_served(nodes: Any, tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"no model")
 
     def said(*more: str) -> str:

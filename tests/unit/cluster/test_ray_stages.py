@@ -15,8 +15,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
-from ray.cluster_utils import Cluster  # noqa: E402
-from support.ray_server import SECONDS, ClusterServer  # noqa: E402
+from support.ray_server import SECONDS, ClusterServer, ray_nodes  # noqa: E402
 
 from pellucid.llm import LLM  # noqa: E402
 
@@ -27,16 +26,13 @@ PLAIN: dict[str, Any] = {"ignore_eos": True, "temperature": 1.0, "top_p": 1.0, "
 
 @pytest.fixture(scope="module")
 def server(llama_file: Path) -> Iterator[ClusterServer]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        nodes.add_node(num_cpus=2)
-    made = ClusterServer(llama_file, nodes.address, "--stages", "2")
-    try:
-        made.wait(1)
-        yield made
-    finally:
-        made.close()
-        nodes.shutdown()
+    with ray_nodes(2, 2) as nodes:
+        made = ClusterServer(llama_file, nodes.address, "--stages", "2")
+        try:
+            made.wait(1)
+            yield made
+        finally:
+            made.close()
 
 
 def stage_processes() -> list[int]:
