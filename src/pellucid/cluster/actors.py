@@ -101,7 +101,7 @@ class ReplicaActor:
 
     async def _addresses(self) -> Sequence[tuple[str, str]]:
         found: Sequence[tuple[str, str]] = await asyncio.gather(
-            *(_answer(one.listen.remote()) for one in self._stages)
+            *(answer(one.listen.remote()) for one in self._stages)
         )
         return found
 
@@ -169,5 +169,6 @@ def _here() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-async def _answer(ref: Any) -> Any:
+async def answer(ref: Any) -> Any:
+    """What an actor answers, as a coroutine, of which asyncio can make a task."""
     return await ref

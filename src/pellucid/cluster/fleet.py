@@ -178,10 +178,6 @@ class Fleet:
             link.send("cancel", part)
             self._end(part)
 
-    def drain(self, address: str) -> None:
-        """Send no new request to a replica."""
-        self._links[address].draining = True
-
     async def close(self) -> None:
         """End everything."""
         for task in [*self._waiting, *self._parts]:

@@ -12,7 +12,6 @@ import zmq
 import zmq.asyncio
 
 from pellucid.cluster import wire
-from pellucid.cluster.replica import DEAD, HEARTBEAT
 from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
@@ -77,7 +76,7 @@ class ReplicaLink:
         socket.curve_serverkey = theirs.public
         socket.sndhwm = socket.rcvhwm = 0
         socket.maxmsgsize, socket.linger = wire.MOST_FRAME, 0
-        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT, DEAD
+        socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.connect(self.address)
         self.send("hello", wire.VERSION, self._session)

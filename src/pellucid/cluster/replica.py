@@ -30,7 +30,6 @@ FORGETS = (
 )
 LATELY = 5.0  # seconds within which an ingress that is there is heard
 MOST_KNOWN = 512  # parts that are known by name
-HEARTBEAT, DEAD = 1000, 3000  # milliseconds
 DOMAIN = b"pellucid"
 
 
@@ -89,7 +88,7 @@ class Replica:
         socket.zap_domain = DOMAIN
         socket.sndhwm = socket.rcvhwm = 0  # a request is bounded, and so is what is sent for it
         socket.maxmsgsize, socket.linger = wire.MOST_FRAME, 500
-        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT, DEAD
+        socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

@@ -29,14 +29,10 @@ from pellucid.plan.stages import Stage, cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
-PART = 128  # tokens of a part of a long step
 COPIED = 1 << 16  # bytes up to which copying vectors takes less time than to share them
 PATIENCE = 60.0  # seconds that a step may take in the stages before
-GIVES_UP = (
-    15.0  # seconds after which a stage that waits for vectors looks whether there is something else to do
-)
-BACKLOG = 512  # calls of the cache that are sent at the latest
-HEARTBEAT, DEAD, TURN = 1000, 3000, 100  # milliseconds; of the last, who waits looks at what else there is
+GIVES_UP = 15.0  # seconds after which a stage that waits for vectors looks what else there is to do
+TURN = 100  # milliseconds after which who waits looks at what else there is
 
 
 def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *, listens: bool) -> Any:
@@ -51,7 +47,7 @@ def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *,
     made.sndhwm = made.rcvhwm = 0
     made.maxmsgsize, made.linger = -1, 0
     made.rcvtimeo = TURN
-    made.heartbeat_ivl, made.heartbeat_timeout = HEARTBEAT, DEAD
+    made.heartbeat_ivl, made.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
     return made
 
 

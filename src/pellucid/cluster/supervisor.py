@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
+from pellucid.cluster.actors import ReplicaActor, ReplicaSettings, answer
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, PellucidError, QueueFull
@@ -169,10 +169,10 @@ class Supervisor:
         failures = 0
         while True:
             try:
-                one.address, secret, where = await _answer(one.actor.listen.remote())
+                one.address, secret, where = await answer(one.actor.listen.remote())
                 self.fleet.add(one.address, ClusterSecret(secret))
                 print(f"{one.name} is at {one.address} on {where}", file=sys.stderr, flush=True)
-                await _answer(one.actor.served.remote())
+                await answer(one.actor.served.remote())
                 failures = 0
             except RayError as error:
                 failures += 1
@@ -264,7 +264,3 @@ def connect(address: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise InvalidRequest(f"cluster={address!r}: no cluster of Ray can be joined there: {first}") from None
-
-
-async def _answer(ref: Any) -> Any:
-    return await ref
