@@ -26,10 +26,7 @@ from pellucid.sample.trace import TokenTrace
 VERSION = 1
 """Of this protocol. An ingress and a replica of different versions do not talk."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
-HEARTBEAT, DEAD = (
-    1000,
-    3000,
-)  # milliseconds: of the sign of life of a connection, and until it is lost without one
+HEARTBEAT, DEAD = 1000, 3000  # milliseconds between signs of life; without one until a connection is lost
 
 
 class WireError(PellucidError):
