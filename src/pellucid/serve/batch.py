@@ -4,25 +4,25 @@
     {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "request_id": "1", "body": {...}},
      "error": null}
 
-Requests run together and their answers are written as they come, each in one piece that reaches the disk before it
-counts. So a batch that was killed goes on where it was: answers that are there are not made again, and an unfinished
-last line is cut off.
+Requests run together; their answers are written in the order of the requests, and each is on the disk as soon as it has
+ended (``serve/batch_output.py``). So a batch that was killed goes on where it was: answers that had ended are not made
+again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
+from pellucid.serve.batch_output import BatchOutput, lines_of
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Generating
 from pellucid.serve.model import ServedModel
@@ -32,7 +32,6 @@ from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY
 
-LONGEST_LINE = 64 << 20  # bytes
 LONGEST_ID = 512
 
 
@@ -60,7 +59,7 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
         InvalidRequest: a line is no request, or its custom_id came before; the message names the line.
     """
     seen = set[str]()
-    for number, raw in _raw_lines(path):
+    for number, _, raw in lines_of(path):
         made = _line(path, number, raw)
         if made.custom_id in seen:
             raise InvalidRequest(
@@ -68,22 +67,6 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
             )
         seen.add(made.custom_id)
         yield made
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with open(path, "rb") as file:
-            number = 0
-            while raw := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(raw) > LONGEST_LINE:
-                    raise InvalidRequest(
-                        f"{path.name}, line {number:,}: is longer than {LONGEST_LINE >> 20} MiB: split the request"
-                    )
-                if raw.strip():
-                    yield number, raw
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
@@ -106,40 +89,6 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     return RequestLine(number, custom, url, found.get("body"))
 
 
-def answered(path: Path) -> set[str]:
-    """The custom_ids of the answers in an output file, whose unfinished last line is cut off.
-
-    Raises:
-        InvalidRequest: the file holds something else.
-    """
-    if not path.exists():
-        return set()
-    found = set[str]()
-    for number, raw in _raw_lines(path):
-        if not raw.endswith(b"\n"):  # only the last one can be so
-            _cut_off(path, len(raw))
-            break
-        try:
-            custom = json.loads(raw)["custom_id"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            custom = None
-        if not isinstance(custom, str):
-            raise InvalidRequest(
-                f"{path.name}, line {number:,}: is no answer of a batch: name a new file, or that of the same batch"
-            )
-        found.add(custom)
-    return found
-
-
-def _cut_off(path: Path, length: int) -> None:
-    """Shorten a file by ``length`` bytes."""
-    try:
-        with open(path, "r+b") as file:
-            file.truncate(path.stat().st_size - length)
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be written: {reason(error)}") from error
-
-
 def _run(asked: Generating, name: str, number: str) -> dict[str, Any]:
     """Run a request, and return the body of its answer."""
     run_together(asked.groups)
@@ -147,7 +96,7 @@ def _run(asked: Generating, name: str, number: str) -> dict[str, Any]:
 
 
 class Batch:
-    """Runs the requests of ``source`` on a model, and appends their answers to ``target``.
+    """Runs the requests of ``source`` on a model, and writes their answers to ``target``, in the same order.
 
     ``name`` is what requests may call the model (any name, if it is None). ``together`` is how many requests run at a
     time.
@@ -157,13 +106,13 @@ class Batch:
     """
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:
-        self._target, self._name, self._together = target, name, together
+        self._name, self._together = name, together
         lines = list(read_lines(source))
-        done = answered(target)
-        self.lines = [line for line in lines if line.custom_id not in done]
+        self._output = BatchOutput(target, [line.custom_id for line in lines])
+        missing = self._output.missing
+        self.lines = [line for line in lines if line.custom_id in missing]
         self.total, self.answered = len(lines), len(lines) - len(self.lines)
         self.failed = 0
-        self._open().close()  # before a model is loaded
 
     @property
     def model(self) -> str:
@@ -177,15 +126,9 @@ class Batch:
                 return str(line.body["model"])
         raise InvalidRequest("no request of the batch names a model: name one with --model")
 
-    def _open(self) -> BinaryIO:
-        try:
-            return open(self._target, "ab", buffering=0)
-        except OSError as error:
-            raise InvalidRequest(f"{self._target}: cannot be written: {reason(error)}") from error
-
     def run(self, llm: ServedModel, told: Callable[[int, int], object] = lambda done, total: None) -> None:
         """Run what is left. ``told`` hears how many of all requests are answered."""
-        with self._open() as file, ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
+        with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, left = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
                 while True:
@@ -196,10 +139,8 @@ class Batch:
                     if not running:
                         return
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        self._write(file, future.result())
-                        self.answered += 1
-                        told(self.answered, self.total)
+                    self._write([future.result() for future in ended])
+                    told(self.answered, self.total)
             except BaseException:
                 for future in running:
                     future.cancel()
@@ -226,9 +167,8 @@ class Batch:
             "error": None,
         }
 
-    def _write(self, file: BinaryIO, answer: dict[str, Any]) -> None:
-        """Append an answer, which counts when it is on the disk."""
-        self.failed += answer["response"]["status_code"] != 200
+    def _write(self, answers: Sequence[Mapping[str, Any]]) -> None:
         # ASCII alone: some readers of lines also split at U+2028.
-        file.write(json.dumps(answer).encode() + b"\n")
-        os.fsync(file.fileno())
+        self._output.write({one["custom_id"]: json.dumps(one).encode() + b"\n" for one in answers})
+        self.answered += len(answers)
+        self.failed += sum(one["response"]["status_code"] != 200 for one in answers)

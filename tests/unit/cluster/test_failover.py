@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
 from pellucid.loading import open_model
+from pellucid.serve.batch import Batch
 from pellucid.testing import random_model
 
 pytestmark = pytest.mark.slow
@@ -257,6 +259,45 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
             assert made.fleet.moved > 0
 
     run(work())
+
+
+def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_path: Path) -> None:
+    """A slow request first, an error among the others, and a replica that ends."""
+    lengths = [600, *(3 + number % 9 for number in range(40))]
+    bodies = [
+        {
+            "prompt": [number + 1, 5, 6],
+            "max_tokens": length if number != 7 else -1,
+            "seed": 1,
+            "ignore_eos": True,
+        }
+        for number, length in enumerate(lengths)
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"custom_id": str(n), "url": "/v1/completions", "body": body} for n, body in enumerate(bodies)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Batch(source, tmp_path / "alone.jsonl", "any").run(alone)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            batch = Batch(source, target, "any", 8)
+            running = asyncio.ensure_future(asyncio.to_thread(batch.run, model))
+            while batch.answered < 10:
+                await asyncio.sleep(0.01)
+            await made.kill()
+            await running
+            assert made.fleet.moved
+
+    run(work())
+    found, wanted = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (target, tmp_path / "alone.jsonl")
+    )
+    assert [one["custom_id"] for one in found] == [str(n) for n in range(len(bodies))]
+    assert [one["response"]["status_code"] == 400 for one in found].index(True) == 7
+    for one, other in zip(found, wanted):
+        bodies_of = one["response"]["body"], other["response"]["body"]
+        assert bodies_of[0].get("choices") == bodies_of[1].get("choices")
 
 
 def test_what_runs_is_handed_over(llama_file: Path, alone: LLM) -> None:

@@ -20,6 +20,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.batch import Batch
+from pellucid.serve.batch_output import EARLY
 from pellucid.testing import random_model
 
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -50,7 +51,7 @@ def written(folder: Path, *lines: Any) -> Path:
 
 def answers(target: Path) -> dict[str, Any]:
     found = [json.loads(line) for line in target.read_text().splitlines()]
-    by_name = {one["custom_id"]: one for one in found}
+    by_name = {one["custom_id"]: one for one in found}  # in the order of the file
     assert len(by_name) == len(found), "an answer twice"
     return by_name
 
@@ -76,6 +77,7 @@ def test_answers_are_those_of_the_python_api(llm: LLM, tmp_path: Path) -> None:
     batch.run(llm)
     assert (batch.answered, batch.total, batch.failed) == (6, 6, 0)
     found = answers(tmp_path / "out.jsonl")
+    assert list(found) == ["text", "ids", "drawn", "scored", "biased", "usual"]
     alone = {"temperature": 0, "max_new_tokens": 9, "ignore_eos": True}
     text = body_of(found["text"])
     assert text["choices"][0]["text"] == llm.generate("to see", **alone).text
@@ -103,6 +105,15 @@ def test_answers_are_those_of_the_python_api(llm: LLM, tmp_path: Path) -> None:
     assert len(scored["logprobs"]["text_offset"]) == len(prompt) + 1
     assert [len(one) for one in scored["logprobs"]["top_logprobs"][1:]] == [1] * len(prompt)
     assert scored["text"].startswith("to see that")
+
+
+def early(target: Path) -> Path:
+    return target.with_name(target.name + EARLY)
+
+
+def bytes_of(target: Path) -> int:
+    """Of the answers that are on the disk."""
+    return sum(one.stat().st_size for one in (target, early(target)) if one.exists())
 
 
 CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -246,7 +257,7 @@ def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
     assert (batch.answered, len(batch.lines)) == (4, 6)
     batch.run(llm)
     assert target.read_bytes().startswith(kept)
-    assert set(answers(target)) == {f"r{n}" for n in range(10)}
+    assert list(answers(target)) == [f"r{n}" for n in range(10)]
     again = Batch(source, target, "tiny")
     assert again.lines == []
 
@@ -268,15 +279,16 @@ def test_a_batch_that_is_killed_loses_nothing_and_makes_nothing_twice(
     path: Path, tmp_path: Path, how: int
 ) -> None:
     requests = [
-        request(f"r{n}", prompt=[n % 200 + 2] * 20, max_tokens=80, ignore_eos=True) for n in range(300)
+        request(f"r{n}", prompt=[n % 200 + 2] * 20, max_tokens=80 if n else 900, ignore_eos=True)
+        for n in range(300)
     ]
     source, target = written(tmp_path, *requests), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "pellucid", "batch", str(source), str(target), "--model", str(path)]
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        size, end = target.stat().st_size if target.exists() else 0, time.monotonic() + 60
+        size, end = bytes_of(target), time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
-            if target.exists() and target.stat().st_size > size + 20_000:
+            if bytes_of(target) > size + 20_000:
                 process.send_signal(how)
                 break
             time.sleep(0.01)
@@ -285,8 +297,9 @@ def test_a_batch_that_is_killed_loses_nothing_and_makes_nothing_twice(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "300 of 300 requests answered" in done.stdout
     found = answers(target)
-    assert set(found) == {f"r{n}" for n in range(300)}
-    assert all(body_of(one)["usage"]["completion_tokens"] == 80 for one in found.values())
+    assert list(found) == [f"r{n}" for n in range(300)]
+    assert [body_of(one)["usage"]["completion_tokens"] for one in found.values()] == [900, *[80] * 299]
+    assert bytes_of(target) == target.stat().st_size, "nothing is left beside it"
 
 
 @pytest.mark.model

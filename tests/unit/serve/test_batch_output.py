@@ -1,0 +1,195 @@
+"""The output of a batch: in order, and after a kill at any moment no answer is lost, twice, or in another's place."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellucid.errors import InvalidRequest
+from pellucid.serve import batch_output
+from pellucid.serve.batch_output import EARLY, BatchOutput
+
+NAMES = [f"r{number}" for number in range(12)]
+
+
+def answer(name: str) -> bytes:
+    return json.dumps({"custom_id": name, "text": name * (3 + len(name) % 2)}).encode() + b"\n"
+
+
+ALL = b"".join(map(answer, NAMES))
+
+
+def early(target: Path) -> Path:
+    return target.with_name(target.name + EARLY)
+
+
+class Killed(BaseException):
+    pass
+
+
+def write_all(
+    target: Path, rng: random.Random, ended: Callable[[str], object] = lambda name: None
+) -> set[str]:
+    """Write what is missing in some order, several at a time. Returns what was missing."""
+    output = BatchOutput(target, NAMES)
+    missing = output.missing
+    order = [name for name in NAMES if name in missing]
+    rng.shuffle(order)
+    with output.opened():
+        while order:
+            count = rng.randint(1, 3)
+            some, order = order[:count], order[count:]
+            output.write({name: answer(name) for name in some})
+            for name in some:
+                ended(name)
+    return missing
+
+
+def test_answers_are_in_the_order_of_the_requests(tmp_path: Path) -> None:
+    for seed in range(20):
+        target = tmp_path / f"{seed}.jsonl"
+        assert write_all(target, random.Random(seed)) == set(NAMES)
+        assert target.read_bytes() == ALL
+        assert not early(target).exists()
+
+
+def test_an_answer_is_on_the_disk_when_it_has_ended(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    output = BatchOutput(target, NAMES)
+    with output.opened():
+        for name in reversed(NAMES[1:]):  # the first one is slow
+            output.write({name: answer(name)})
+            assert answer(name) in early(target).read_bytes()
+        assert target.read_bytes() == b""
+        output.write({NAMES[0]: answer(NAMES[0])})
+        assert target.read_bytes() == ALL
+        assert early(target).read_bytes() == b""
+    assert not early(target).exists()
+
+
+@given(st.integers(0, 1 << 32), st.lists(st.integers(0, 60), max_size=4))
+def test_a_kill_at_any_moment_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, kills: list[int]
+) -> None:
+    """``kills`` are after how many pieces of lines a process ends. What it has told to be there is there later."""
+    rng, told = random.Random(seed), set[str]()
+    target = tmp_path_factory.mktemp("killed") / "out.jsonl"
+    for kill in kills:
+        left, before = kill, set(told)
+
+        def append(file: object, raw: bytes) -> None:
+            nonlocal left
+            for piece in (raw[: len(raw) // 3], raw[len(raw) // 3 :]):
+                if not left:
+                    raise Killed
+                left -= 1
+                file.write(piece)  # type: ignore[attr-defined]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch_output, "_append", append)
+            with suppress(Killed):
+                assert not write_all(target, rng, told.add) & before
+    assert not write_all(target, rng) & told, "nothing is made twice"
+    assert target.read_bytes() == ALL
+    assert not early(target).exists()
+
+
+def test_an_output_that_was_written_in_another_order_goes_on(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    begun = b"".join(answer(NAMES[number]) for number in (7, 2, 0))
+    target.write_bytes(begun + answer(NAMES[5])[:10])
+    assert write_all(target, random.Random(1)) == {*NAMES} - {NAMES[number] for number in (7, 2, 0)}
+    rest = [name for number, name in enumerate(NAMES) if number not in (7, 2, 0)]
+    assert target.read_bytes() == begun + b"".join(map(answer, rest))
+
+
+def test_early_answers_alone_end_a_batch(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_bytes(answer(NAMES[0]))
+    early(target).write_bytes(b"".join(map(answer, reversed(NAMES))))
+    assert BatchOutput(target, NAMES).missing == set()
+    assert target.read_bytes() == ALL
+    assert not early(target).exists()
+
+
+def test_early_answers_of_an_output_that_is_gone_do_not_count(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    early(target).write_bytes(answer(NAMES[3]))
+    assert BatchOutput(target, NAMES).missing == set(NAMES)
+    assert not early(target).exists()
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    early(target).write_text("my notes\n")
+    with pytest.raises(InvalidRequest, match="no answer of a batch"):
+        BatchOutput(target, NAMES)
+    assert early(target).read_text() == "my notes\n"
+
+
+def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "out.jsonl"
+    output = BatchOutput(target, NAMES)
+    monkeypatch.setattr(batch_output, "_append", full)
+    for name, path in ((NAMES[0], target), (NAMES[5], early(target))):
+        with (
+            pytest.raises(InvalidRequest, match=f"{path.name}: cannot be written: No space left"),
+            output.opened(),
+        ):
+            output.write({name: answer(name)})
+
+
+PROGRAM = """
+import random, sys, time
+from pathlib import Path
+from pellucid.serve.batch import Batch
+
+class Slow(Batch):
+    def _answer(self, llm, line):
+        time.sleep(2.0 if line.number == 1 else random.random() * 0.04)
+        status = 400 if line.number % 5 == 0 else 200
+        return {"custom_id": line.custom_id, "response": {"status_code": status}, "made": line.number}
+
+batch = Slow(Path(sys.argv[1]), Path(sys.argv[2]), "any", 4)
+print(batch.answered, flush=True)
+batch.run(None, lambda done, total: print(done, flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    """A first request that is slower than each process lives, errors among the others."""
+    source, target, count = tmp_path / "in.jsonl", tmp_path / "out.jsonl", 400
+    source.write_text(
+        "".join(json.dumps({"custom_id": f"r{n}", "url": "/v1/completions"}) + "\n" for n in range(count))
+    )
+    command, rng, before = [sys.executable, "-c", PROGRAM, str(source), str(target)], random.Random(4), 0
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) >= before, "what was told to be there is there"
+        time.sleep(rng.random() * 0.8)
+        process.kill()
+        before = int(([str(before), *process.communicate()[0].split()])[-1])
+    assert 0 < before < count
+    assert target.read_bytes() == b"", "the first one was never there"
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    found = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [one["made"] for one in found] == list(range(1, count + 1))
+    assert [one["response"]["status_code"] for one in found] == [200, 200, 200, 200, 400] * (count // 5)
+    assert not early(target).exists()
