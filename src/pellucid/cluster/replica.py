@@ -6,10 +6,9 @@ import asyncio
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
+from pellucid.cluster.known import AskedPart, KnownParts
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.cluster.work import WORKS
@@ -29,26 +29,7 @@ FORGETS = (
     60.0  # seconds after which what nobody asks about any more is ended, and what has ended is forgotten
 )
 LATELY = 5.0  # seconds within which an ingress that is there is heard
-MOST_KNOWN = 512  # parts that are known by name
 DOMAIN = b"pellucid"
-
-
-@dataclass(eq=False)
-class _AskedPart:
-    """What an ingress asked for: whom it is sent to, what was sent, by what ``name`` another may ask for it."""
-
-    sender: bytes
-    number: int
-    name: str
-    messages: list[list[Any]] = field(default_factory=list)
-    task: asyncio.Task[None] | None = None
-    ended: float | None = None
-    whole: bool = True
-    """Whether the messages are all that there have been of it, on any replica."""
-
-    def cancel(self) -> None:
-        if self.task:
-            self.task.cancel()
 
 
 class Replica:
@@ -63,10 +44,11 @@ class Replica:
     ) -> None:
         self.llm, self.secret, self.name = llm, secret, name
         self._lost, self._recovering = lost, False
-        self._parts: dict[tuple[bytes, int], _AskedPart] = {}
-        self._known: OrderedDict[str, _AskedPart] = OrderedDict()
+        self._parts: dict[tuple[bytes, int], AskedPart] = {}
+        self._known = KnownParts()
         self._outbox: list[tuple[bytes, list[Any]]] = []
-        self._outbox_lock = threading.Lock()
+        self._lock = threading.Lock()
+        """Of what is known and of the outbox."""
         self._pages: list[tuple[int, bool]] = []
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
@@ -197,7 +179,7 @@ class Replica:
             run = WORKS.get(what) if isinstance(what, str) else None
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
-            made = _AskedPart(sender, int(number), name)
+            made = AskedPart(sender, int(number), name)
             made.whole = not any(body.get("begun", {}).values())
             self._remember(made)
             work = run(self.llm, body, partial(self._tell, made))
@@ -214,10 +196,9 @@ class Replica:
         pages = self.llm.runner.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
-    def _forget_name(self, part: _AskedPart) -> None:
-        """It is not known by its name any more, unless another one is by now."""
-        if self._known.get(part.name) is part:
-            del self._known[part.name]
+    def _forget_name(self, part: AskedPart) -> None:
+        with self._lock:
+            self._known.forget(part)
 
     def _stage_lost(self) -> None:
         """What runs cannot go on here, for now."""
@@ -232,32 +213,31 @@ class Replica:
         if not task.cancelled() and (error := task.exception()):
             _log(f"replica {self.name}: {type(error).__name__}: {error}")
 
-    def _remember(self, part: _AskedPart) -> None:
+    def _remember(self, part: AskedPart) -> None:
         """A part begins: it is known by its number, and by its name for some time."""
         self._parts[part.sender, part.number] = part
-        if part.name:
-            self._known[part.name] = part
-        while len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known.add(part)
 
     def _join(self, sender: bytes, number: int, name: str) -> None:
         """Another ingress, or the same after it was started again, asks for a part by its name: it gets all of it."""
-        part = self._known.get(name)
-        if part is None or not part.whole:
-            self._send(sender, ["unknown", number])
-            return
-        with self._outbox_lock:  # what is made meanwhile comes after it
-            if part.ended is None:
-                taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
-                self._outbox.append((part.sender, ["error", part.number, *taken]))
-            self._parts.pop((part.sender, part.number), None)
-            part.sender, part.number = sender, number
-            if part.ended is None:
-                self._parts[sender, number] = part
-            self._outbox += [(sender, [kind, number, *fields]) for kind, _, *fields in part.messages]
+        with self._lock:  # what is made meanwhile comes after it
+            if part := self._known.get(name):
+                if part.ended is None:
+                    taken = wire.error_fields(
+                        InvalidRequest("another connection of this client has taken over")
+                    )
+                    self._outbox.append((part.sender, ["error", part.number, *taken]))
+                self._parts.pop((part.sender, part.number), None)
+                part.sender, part.number = sender, number
+                if part.ended is None:
+                    self._parts[sender, number] = part
+                self._outbox += [(sender, [kind, number, *fields]) for kind, _, *fields in part.messages]
+            else:
+                self._outbox.append((sender, ["unknown", number]))
         self._wake()
 
-    async def _guarded(self, part: _AskedPart, work: Any) -> None:
+    async def _guarded(self, part: AskedPart, work: Any) -> None:
         """Run one part; its end is told whatever it is."""
         try:
             if self._drains:
@@ -275,7 +255,7 @@ class Replica:
                 _log(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
             self._tell(part, "error", *wire.error_fields(error))
 
-    def _over(self, part: _AskedPart, work: Any, task: asyncio.Task[None]) -> None:
+    def _over(self, part: AskedPart, work: Any, task: asyncio.Task[None]) -> None:
         """A part has ended, whether or not it has begun."""
         if task.cancelled():
             work.close()
@@ -285,12 +265,11 @@ class Replica:
         part.ended = time.monotonic()
         self._parts.pop((part.sender, part.number), None)
 
-    def _tell(self, part: _AskedPart, kind: str, *fields: Any) -> None:
+    def _tell(self, part: AskedPart, kind: str, *fields: Any) -> None:
         """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
-        with self._outbox_lock:
+        with self._lock:
             message = [kind, part.number, *fields]
-            if part.name:
-                part.messages.append(message)
+            self._known.keep(part, message)
             self._outbox.append((part.sender, message))
             first = len(self._outbox) == 1
         if first:
@@ -298,7 +277,7 @@ class Replica:
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Send a message with those of the same step, from any thread."""
-        with self._outbox_lock:
+        with self._lock:
             self._outbox.append((to, message))
             first = len(self._outbox) == 1
         if first:
@@ -309,7 +288,7 @@ class Replica:
             self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
-        with self._outbox_lock:
+        with self._lock:
             waiting, self._outbox = self._outbox, []
         by: dict[bytes, list[list[Any]]] = {}
         for to, message in waiting:
@@ -351,10 +330,8 @@ class Replica:
             came = [name for name, comes in final.items() if comes]
             went = [name for name, comes in final.items() if not comes]
             late = time.monotonic() - FORGETS
-            for known in [
-                one for one, part in self._known.items() if part.ended is not None and part.ended < late
-            ]:
-                del self._known[known]
+            with self._lock:
+                self._known.forget_ended(late)
             for sender, heard in list(self._heard.items()):
                 if heard < late:
                     self._forget(sender)
