@@ -22,7 +22,7 @@ from pellucid.cluster.stages import StageServer, stage_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 
-ORPHANED = 600.0  # seconds after which a replica ends that no ingress asks any more
+ORPHANED = 600.0  # seconds after which a replica ends that no server asks or waits for
 AGAIN = 1.0  # seconds until stages are looked for again
 
 
@@ -80,12 +80,16 @@ class StageActor:
 class ReplicaActor:
     """A replica in a process of Ray. After it was ended it is made again, and loads its model again.
 
-    It outlives the ingress that has made it, which may be started again; without any it ends after some time.
+    It outlives the server that has made it, which may be started again. Without any it ends after ``orphaned`` seconds,
+    so that its cores are free; also where it was made again and has loaded nothing since nobody has asked for it. A
+    server that comes later makes another one.
     """
 
-    def __init__(self, settings: ReplicaSettings, secret: str, name: str) -> None:
+    def __init__(self, settings: ReplicaSettings, secret: str, name: str, orphaned: float = ORPHANED) -> None:
         self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
         self._replica: Replica | None = None
+        self._asked, self._orphaned = time.monotonic(), orphaned
+        self._watching = asyncio.ensure_future(self._watch())
         self._serving: asyncio.Task[None] | None = None
         self._address = ""
         self._lock = asyncio.Lock()
@@ -131,6 +135,7 @@ class ReplicaActor:
         """Load the model and listen, once. Returns the address, the secret, and where it runs."""
         from pellucid.loading import load
 
+        self._asked = time.monotonic()
         async with self._lock:
             if self._replica is None:
                 make: Any = ModelRunner
@@ -145,13 +150,34 @@ class ReplicaActor:
                 self._serving = asyncio.ensure_future(self._serve(self._replica))
         return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
 
+    async def waited_for(self) -> None:
+        """A server is there, and waits until it listens."""
+        self._asked = time.monotonic()
+
+    async def _watch(self) -> None:
+        """End when no server is there any more."""
+        while time.monotonic() - self._heard < self._orphaned:
+            await asyncio.sleep(self._orphaned / 10)
+        if self._replica:
+            self._replica.close()
+        else:
+            self._end()
+
+    @property
+    def _heard(self) -> float:
+        """When a server was heard last."""
+        return max(self._asked, self._replica.last_heard) if self._replica else self._asked
+
     async def _serve(self, replica: Replica) -> None:
-        serving = asyncio.ensure_future(replica.serve())
-        while not serving.done() and time.monotonic() - replica.last_heard < ORPHANED:
-            await asyncio.wait([serving], timeout=ORPHANED / 10)
-        replica.close()
-        await serving
-        ray.kill(ray.get_runtime_context().current_actor)  # else Ray would start it again
+        try:
+            await replica.serve()
+        except Exception as error:
+            print(f"{self._name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        self._end()
+
+    def _end(self) -> None:
+        """End the process. Otherwise Ray would start it again."""
+        ray.kill(ray.get_runtime_context().current_actor)
 
     async def served(self) -> None:
         """Wait until it ends."""

@@ -33,6 +33,7 @@ LEAVES = 0.3  # seconds that replicas have to hear that a server leaves
 REACHES = 5.0  # seconds to reach a cluster's address
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
+WAITS = 60.0  # seconds after which a replica that loads hears again that it is waited for
 
 
 class Supervisor:
@@ -136,8 +137,7 @@ class Supervisor:
             if one.task:
                 one.task.cancel()
             if one.address not in up:
-                with contextlib.suppress(RayError):
-                    ray.kill(one.actor)
+                _kill(one.actor)
         await asyncio.gather(*(one.task for one in self._kept.values() if one.task), return_exceptions=True)
         self._kept.clear()
 
@@ -169,7 +169,7 @@ class Supervisor:
         failures = 0
         while True:
             try:
-                one.address, secret, where = await answer(one.actor.listen.remote())
+                one.address, secret, where = await _listens(one.actor)
                 self.fleet.add(one.address, ClusterSecret(secret))
                 print(f"{one.name} is at {one.address} on {where}", file=sys.stderr, flush=True)
                 await answer(one.actor.served.remote())
@@ -180,13 +180,13 @@ class Supervisor:
                 if isinstance(cause, PellucidError):  # what a new start would not change
                     self.failure = cause
                     self._kept.pop(one.name, None)
+                    _kill(one.actor)
                     if any(link.up for link in self.fleet.links):  # else whoever waits for the first is told
                         print(f"{one.name} cannot be started: {cause}", file=sys.stderr, flush=True)
                     return
-                if failures >= MOST_FAILURES and one.name in self._kept:  # Ray does not start it again
+                if (failures >= MOST_FAILURES or _has_ended(one.name)) and one.name in self._kept:
                     del self._kept[one.name]
-                    with contextlib.suppress(RayError):
-                        ray.kill(one.actor)
+                    _kill(one.actor)
                     self._add()
                     return
             finally:
@@ -210,8 +210,7 @@ class Supervisor:
         if one.task:
             one.task.cancel()
             await asyncio.gather(one.task, return_exceptions=True)
-        with contextlib.suppress(RayError):
-            ray.kill(one.actor)
+        _kill(one.actor)
 
     async def _scale(self) -> None:
         """One replica more while there is too much to do, one less after a quiet time."""
@@ -226,6 +225,34 @@ class Supervisor:
             elif self._quiet >= QUIET and now > self.settings.least:
                 self._quiet = 0.0
                 await self._remove(list(self._kept)[-1], DRAINS)
+
+
+async def _listens(actor: Any) -> tuple[str, str, str]:
+    """What a replica says when it listens; until then it hears that it is waited for."""
+    asked = asyncio.ensure_future(answer(actor.listen.remote()))
+    try:
+        while not (await asyncio.wait([asked], timeout=WAITS))[0]:
+            actor.waited_for.remote()
+        found: tuple[str, str, str] = asked.result()
+        return found
+    finally:
+        asked.cancel()
+
+
+def _has_ended(name: str) -> bool:
+    """Whether a replica has ended for good: Ray does not start it again."""
+    try:
+        ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return True
+    except RayError:
+        pass
+    return False
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(RayError):
+        ray.kill(actor)
 
 
 def _digest(settings: ReplicaSettings) -> str:

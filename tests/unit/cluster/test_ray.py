@@ -192,6 +192,45 @@ def test_replicas_are_replaced_while_they_are_asked(server: ClusterServer, alone
     assert not before & set(server.pids()[-2:])
 
 
+ORPHAN = """
+import os, re, signal, sys, time
+import ray
+from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
+from pellucid.cluster.secret import ClusterSecret
+
+address, model, ended = sys.argv[1:]
+ray.init(address=address, namespace="pellucid", log_to_driver=False, logging_level="ERROR")
+options = dict(name="orphan", namespace="pellucid", lifetime="detached", num_cpus=0, max_restarts=-1)
+actor = ray.remote(ReplicaActor).options(**options).remote(
+    ReplicaSettings(model), ClusterSecret.drawn().text, "orphan", 3.0
+)
+_, _, where = ray.get(actor.listen.remote())
+os.kill(int(re.search(r"process (\\d+)", where)[1]), signal.SIGKILL)  # Ray starts it again; nobody asks for it
+ray.kill(ray.get_actor(ended))  # one of a server, which has to make another one
+end, there = time.monotonic() + 60, True
+while there and time.monotonic() < end:
+    time.sleep(0.2)
+    try:
+        ray.get_actor("orphan")
+    except ValueError:
+        there = False
+print("there" if there else "gone")
+"""
+
+
+def test_replicas_that_have_ended_for_good(nodes: Any, server: ClusterServer) -> None:
+    """One that nobody asks ends by itself; in place of one that is gone a server makes another at once."""
+    name = next(line.split()[0] for line in reversed(server.said) if " is at " in line)
+    command = [sys.executable, "-c", ORPHAN, nodes.address, server.model, name]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
+    assert made.stdout.endswith("gone\n"), made.stderr
+    end = time.monotonic() + SECONDS / 3
+    while name in next(line.split()[0] for line in reversed(server.said) if " is at " in line):
+        assert time.monotonic() < end, server.said
+        time.sleep(0.1)
+    server.wait(2)
+
+
 def test_what_cannot_be_served(nodes: Any, tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"no model")
 
