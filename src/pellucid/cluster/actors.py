@@ -113,7 +113,7 @@ class ReplicaActor:
         """A stage is gone: what runs goes on elsewhere, or here when all stages are there again."""
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
-        replica.pause()
+        replica.drain()
         print(
             f"{self._name}: a stage is gone; what ran is read again when it is back",
             file=sys.stderr,

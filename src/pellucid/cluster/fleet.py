@@ -14,7 +14,6 @@ from pellucid.cluster import routing, wire
 from pellucid.cluster.link import ReplicaLink
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import KernelError, PellucidError, QueueFull
-from pellucid.runtime.prefix_cache import page_names
 
 MOST_LOSSES = 3
 """How many replicas may be lost under a request before it is given up, all of which had begun with it and none of which
@@ -194,12 +193,10 @@ class Fleet:
             self._waiting[task] = self.loop.call_later(PATIENCE, self._late, task)
             return
         route = routing.choose(task.prompt, list(links))
-        link, names = links[route.replica], list(page_names(task.prompt))
-        self.prefix_hits, self.prefix_queries = (
-            self.prefix_hits + route.pages,
-            self.prefix_queries + len(names),
-        )
-        link.load.expect(names)
+        self.prefix_hits += route.pages
+        self.prefix_queries += len(route.names)
+        route.replica.expect(route.names)
+        link = links[route.replica]
         self._put(task, link)
         link.send("run", self._count, task.what, task.name, task.body())
 

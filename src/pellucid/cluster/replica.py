@@ -106,14 +106,10 @@ class Replica:
         self._closing.set()
 
     def drain(self) -> None:
-        """Take no new requests, and hand over those that run: ingresses send them elsewhere."""
+        """Take no new requests until ``resume``, and hand over those that run: ingresses send them elsewhere."""
         self._drains = True
         for one in list(self._parts.values()):
             one.cancel()
-
-    def pause(self) -> None:
-        """As ``drain``, until ``resume``."""
-        self.drain()
 
     def resume(self) -> None:
         """Take requests again."""
@@ -222,20 +218,19 @@ class Replica:
     def _join(self, sender: bytes, number: int, name: str) -> None:
         """Another ingress, or the same after it was started again, asks for a part by its name: it gets all of it."""
         with self._lock:  # what is made meanwhile comes after it
-            if part := self._known.get(name):
-                if part.ended is None:
-                    taken = wire.error_fields(
-                        InvalidRequest("another connection of this client has taken over")
-                    )
-                    self._outbox.append((part.sender, ["error", part.number, *taken]))
-                self._parts.pop((part.sender, part.number), None)
-                part.sender, part.number = sender, number
-                if part.ended is None:
-                    self._parts[sender, number] = part
-                self._outbox += [(sender, [kind, number, *fields]) for kind, _, *fields in part.messages]
-            else:
-                self._outbox.append((sender, ["unknown", number]))
-        self._wake()
+            part = self._known.get(name)
+            if part is None:
+                self._put(sender, ["unknown", number])
+                return
+            if part.ended is None:
+                taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
+                self._put(part.sender, ["error", part.number, *taken])
+            self._parts.pop((part.sender, part.number), None)
+            part.sender, part.number = sender, number
+            if part.ended is None:
+                self._parts[sender, number] = part
+            for kind, _, *fields in part.messages:
+                self._put(sender, [kind, number, *fields])
 
     async def _guarded(self, part: AskedPart, work: Any) -> None:
         """Run one part; its end is told whatever it is."""
@@ -270,22 +265,19 @@ class Replica:
         with self._lock:
             message = [kind, part.number, *fields]
             self._known.keep(part, message)
-            self._outbox.append((part.sender, message))
-            first = len(self._outbox) == 1
-        if first:
-            self._wake()
+            self._put(part.sender, message)
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Send a message with those of the same step, from any thread."""
         with self._lock:
-            self._outbox.append((to, message))
-            first = len(self._outbox) == 1
-        if first:
-            self._wake()
+            self._put(to, message)
 
-    def _wake(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._flush)
+    def _put(self, to: bytes, message: list[Any]) -> None:
+        """Put a message in the outbox; the first one there wakes the loop. Under the lock."""
+        self._outbox.append((to, message))
+        if len(self._outbox) == 1:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._flush)
 
     def _flush(self) -> None:
         with self._lock:

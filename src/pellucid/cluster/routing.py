@@ -62,10 +62,11 @@ class ReplicaLoad:
 
 @dataclass(frozen=True)
 class ChosenReplica:
-    """Where a request goes, and how many of its first pages are there."""
+    """Where a request goes, how many of its first pages are there, and the names of all of its pages."""
 
     replica: ReplicaLoad
     pages: int
+    names: Sequence[int]
 
 
 def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> ChosenReplica:
@@ -76,9 +77,9 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
     total = sum(one.running for one in replicas) + 1
     for one in ranked:
         if one.running + 1 <= math.ceil((1 + spare) * total * shares[one]):
-            return ChosenReplica(one, one.has(names))
+            return ChosenReplica(one, one.has(names), names)
     least = min(ranked, key=lambda one: one.running / shares[one])
-    return ChosenReplica(least, least.has(names))
+    return ChosenReplica(least, least.has(names), names)
 
 
 def _distance(names: Sequence[int], ids: Sequence[int], replica: ReplicaLoad) -> bytes:
