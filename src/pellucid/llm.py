@@ -142,7 +142,7 @@ class LLM(TracingModel):
             CacheFull: the request does not fit into the cache by itself.
             DeadlinePassed: it did not end in time.
         """
-        how, watching, prompts = _admission(options), self._watching(options), several(prompt)
+        how, watching, prompts = Admission.taken_from(options), self._watching(options), several(prompt)
         asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
         groups = [
             self._request_group(one, parsed, [parsed.chain()], how, watching)  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ class LLM(TracingModel):
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        how, watching = _admission(options), self._watching(options)
+        how, watching = Admission.taken_from(options), self._watching(options)
         parsed = self._options(options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
@@ -227,11 +227,10 @@ class LLM(TracingModel):
 
         Raises: as ``generate``.
         """
-        known = BeamOptions.__dataclass_fields__
-        own = {name: options.pop(name) for name in list(options) if name in known}
-        how, watching = _admission(options), self._watching(options)
+        beams = BeamOptions.taken_from(options)
+        how, watching = Admission.taken_from(options), self._watching(options)
         self._refuse_frames("a search knows its texts when it has ended")
-        parsed, beams = Options.of(known, **options), BeamOptions(**own)
+        parsed = Options.of(vars(beams), **options)
         return search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
@@ -239,7 +238,7 @@ class LLM(TracingModel):
 
         Takes the options of ``generate`` and raises the same errors.
         """
-        how, watching = _admission(options), self._watching(options)
+        how, watching = Admission.taken_from(options), self._watching(options)
         parsed = self._options(options)
         n = whole("n", n, 1, self.runner.limits.sequences)
         return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how, watching)
@@ -319,8 +318,3 @@ def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:
     if draft is None:
         return None
     return DraftModel(draft.runner, min(inputs.vocabulary, draft.inputs.vocabulary))
-
-
-def _admission(options: dict[str, Any]) -> Admission:
-    """When a request runs: taken out of its options."""
-    return Admission(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})

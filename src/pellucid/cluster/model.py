@@ -76,7 +76,7 @@ class RemoteModel:
     @property
     def width(self) -> int:
         """Columns of the output: V for a language model, D for an encoder."""
-        return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
+        return self.spec.output_width
 
     @property
     def weight_bytes(self) -> int:
@@ -92,7 +92,7 @@ class RemoteModel:
             raise InvalidRequest(
                 "edits: the model runs on replicas, whose values cannot be changed from here"
             )
-        how = Admission(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
+        how = Admission.taken_from(options)
         asked = with_recommended(options, self.recommended)
         parsed = Options.of(**asked)
         n = whole("n", n, 1, MOST_SEQUENCES)
@@ -106,13 +106,11 @@ class RemoteModel:
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best whole continuations of a prompt, as ``LLM.beam_search``."""
-        known = BeamOptions.__dataclass_fields__
-        own = {name: options.pop(name) for name in list(options) if name in known}
-        parsed = Options.of(known, **options)
-        BeamOptions(**own)
+        beams = BeamOptions.taken_from(options)
+        parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
-        body = {"prompt": ids, "options": _plain({**sent, **own})}
+        body = {"prompt": ids, "options": _plain({**sent, **vars(beams)})}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:

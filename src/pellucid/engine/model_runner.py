@@ -112,7 +112,7 @@ class ModelRunner:
     @property
     def width(self) -> int:
         """Columns of the output: V for a language model, D for an encoder."""
-        return self.spec.embedding.vocabulary if self.spec.head else self.spec.embedding.width
+        return self.spec.output_width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step. Returns the wanted rows, which the caller may keep: logits (R, V), or sentence vectors (B, D).

@@ -37,6 +37,11 @@ class Admission:
         if self.deadline is not None:
             object.__setattr__(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
 
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Admission:
+        """Those of a request's options, which are taken out of them."""
+        return cls(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
+
 
 USUAL = Admission()
 

@@ -394,6 +394,11 @@ class ModelSpec:
         """Whether the model generates text."""
         return self.head is not None
 
+    @property
+    def output_width(self) -> int:
+        """Columns of the output: V for a language model, D for an encoder."""
+        return self.embedding.vocabulary if self.head else self.embedding.width
+
     def __repr__(self) -> str:
         embedding, sizes = self.embedding, []
         recurrent = sum(1 for block in self.blocks if block.recurrent)

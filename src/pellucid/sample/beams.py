@@ -86,6 +86,12 @@ class BeamOptions:
         if self.do_sample and self.num_beam_groups > 1:
             raise InvalidRequest("do_sample=True: groups of beams are not drawn; leave one of them out")
 
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> BeamOptions:
+        """Those of a search's options, which are taken out of them."""
+        known = cls.__dataclass_fields__
+        return cls(**{name: options.pop(name) for name in list(options) if name in known})
+
 
 @dataclass
 class Node:
