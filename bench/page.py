@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import socket
 import statistics
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,7 +30,9 @@ from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form
+
 TURNS, ANSWER = 7, 128
 # Every frame's work is timed from its callback to the end of what it makes the page lay out.
 TIMED = """
@@ -63,13 +66,11 @@ def first_paint(page: Page, url: str) -> float:
 
 def paints(page: Page, tokens: int) -> list[float]:
     """Milliseconds of each frame that had new tokens, for the last quarter of the tokens."""
-    page.locator("details").first.evaluate("(one) => { one.open = true; }")
-    page.get_by_label("tokens", exact=True).fill(str(tokens))
-    page.locator("#prompt").fill("Once upon a time there was a")
-    page.locator("form button.main").click()
+    fill(page, "Once upon a time there was a", tokens=tokens)
+    page.locator(MAIN).click()
     page.locator(".text .token").nth(tokens * 3 // 4).wait_for(timeout=300_000)
     before = page.evaluate("() => globalThis.paints.length")
-    page.locator("form button.main:not([disabled])").wait_for(timeout=300_000)
+    ended(page, 300_000)
     found: list[float] = page.evaluate("(from) => globalThis.paints.slice(from)", before)
     return found
 
@@ -103,11 +104,8 @@ CHOICES = {
 
 def blocked(page: Page, tokens: int) -> dict[str, float]:
     """For how many milliseconds at most the page does not answer, by stage and what is chosen in it."""
-    page.locator("#prompt").fill(LONG * (tokens // 21))
-    page.locator("details").first.evaluate("(one) => { one.open = true; }")
-    page.get_by_label("tokens", exact=True).fill("20")
-    page.locator("form button.main").click()
-    page.locator("form button.main:not([disabled])").wait_for(timeout=300_000)
+    fill(page, LONG * (tokens // 21), tokens=20)
+    run_form(page, 300_000)
     found = {}
     for stage in (
         "tokens",
@@ -148,9 +146,8 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=2000)
     given = parser.parse_args()
     url, found = server(given.model), dict[str, Any]()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
         def opened() -> Page:
             page = browser.new_page()

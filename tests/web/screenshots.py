@@ -20,7 +20,7 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.browser import ARGUMENTS, CHROMIUM
+from support.browser import ARGUMENTS, CHROMIUM, fill, run_form
 
 TEXT = "The animal didn't cross the street because it was too tired. It"
 SHOTS = (("page", 1280, 900, "light"), ("page-narrow", 390, 844, "dark"))
@@ -42,13 +42,9 @@ def main() -> None:
                 viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1.5
             )
             page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}")
-            page.locator("#prompt").fill(TEXT)
-            page.locator("details").first.evaluate("(one) => { one.open = true; }")
-            page.get_by_label("tokens", exact=True).fill("24")
-            page.get_by_label("temperature", exact=True).fill("0")
+            fill(page, TEXT, tokens=24, temperature=0)
             page.locator("details").first.evaluate("(one) => { one.open = false; }")
-            page.locator("form button.main").click()
-            page.locator("form button.main:not([disabled])").wait_for(timeout=120_000)
+            run_form(page, 120_000)
             page.locator("#stage-attention h3 button").click()
             page.get_by_label("block", exact=True).select_option("13")
             page.get_by_label("head", exact=True).fill("8")

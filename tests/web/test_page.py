@@ -19,7 +19,7 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs Playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
 
-from support.browser import ARGUMENTS, CHROMIUM  # noqa: E402
+from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form  # noqa: E402
 from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
@@ -105,14 +105,8 @@ class Visit:
         self.page.locator("textarea").wait_for(timeout=SECONDS)
 
     def write(self, text: str, tokens: int = 12, **options: Any) -> None:
-        self.page.locator("#prompt").fill(text)
-        if self.page.locator("details").count():
-            self.page.locator("details").evaluate("(one) => { one.open = true; }")
-            for name, value in {"tokens": tokens, **options}.items():
-                self.page.get_by_label(name, exact=True).fill(str(value))
-                self.page.get_by_label(name, exact=True).blur()
-        self.page.locator("form button.main").click()
-        self.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+        fill(self.page, text, tokens=tokens, **options)
+        run_form(self.page, SECONDS)
 
     def open(self, stage: str) -> Any:
         section = self.page.locator(f"#stage-{stage}")
@@ -239,14 +233,14 @@ def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
     before = visit.page.locator(".text").first.inner_text()
     visit.page.locator(".text .token").nth(0).click()
     visit.page.locator(".alternatives button:has-text('branch')").first.click()
-    visit.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+    ended(visit.page, SECONDS)
     visit.page.locator(".branches").wait_for(timeout=SECONDS)
     assert visit.page.locator(".branches li").count() == 2
     assert visit.page.locator(".text").first.inner_text() != before
     branched = visit.page.locator(".text").first.inner_text()
     visit.page.locator(".text .token").nth(5).click()  # a branch of the branch
     visit.page.locator(".alternatives button:has-text('branch')").nth(1).click()
-    visit.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+    ended(visit.page, SECONDS)
     twice = visit.page.locator(".text").first.inner_text()
     visit.page.locator(".branches button").first.click()
     assert visit.page.locator(".text").first.inner_text() == before
@@ -258,7 +252,7 @@ def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
     visit.close()
     again = Visit(browser, address)
     again.page.locator(".branches li").nth(2).wait_for(timeout=SECONDS)
-    again.page.locator("form button.main:not([disabled])").wait_for(timeout=SECONDS)
+    ended(again.page, SECONDS)
     assert again.page.locator(".branches li").all_inner_texts() == branches
     assert again.page.locator(".text").first.inner_text() == before, "the address makes the same view"
     assert again.page.locator(".text .token").nth(3).get_attribute("aria-pressed") == "true"
@@ -536,7 +530,7 @@ def test_a_key_is_asked_for(browser: Any, folder: Path) -> None:
     visit.page.get_by_role("button", name="Use this key").click()
     visit.page.locator("textarea").wait_for(timeout=SECONDS)
     server.close()
-    visit.page.locator("form button.main").click()
+    visit.page.locator(MAIN).click()
     visit.page.get_by_text("The server does not answer").wait_for(timeout=SECONDS)
     visit.close()
 
