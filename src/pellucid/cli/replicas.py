@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,47 +82,35 @@ class Replicas:
         )
 
     def serve(
-        self,
-        names: Sequence[str],
-        opening: Mapping[str, Any],
-        load: Mapping[str, Any],
-        draft: str | None,
-        queue: int,
-        rules: AccessRules,
-        settings: Settings,
+        self, models: Mapping[str, Mapping[str, Any]], queue: int, rules: AccessRules, settings: Settings
     ) -> None:
-        """Serve models on the cluster. ``opening`` are options for model files, ``load`` more options of ``load``.
+        """Serve models on the cluster: by their names, the options of ``load``.
 
         Raises:
             InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
         """
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
-        if draft and self.stages > 1:
-            raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
-        models = {
-            name: self._settings(name, {**opening, **load, **({"draft": draft} if draft and not at else {})})
-            for at, name in enumerate(names)
-        }
-        serve_cluster(models, opening, self.address, _secret(), queue, rules, settings)
+        replicas = {name: self._settings(name, options) for name, options in models.items()}
+        serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
 
     @contextmanager
-    def model(self, name: str, opening: Mapping[str, Any], load: Mapping[str, Any]) -> Iterator[ServedModel]:
+    def model(self, name: str, options: Mapping[str, Any]) -> Iterator[ServedModel]:
         """A model on the cluster, for a command that asks it by itself.
 
         Raises: as ``serve``.
         """
         with _installed():
             from pellucid.cluster.supervised import model_on_cluster
-        with model_on_cluster(
-            self._settings(name, {**opening, **load}), opening, self.address, _secret()
-        ) as model:
+        with model_on_cluster(self._settings(name, options), self.address, _secret()) as model:
             yield model
 
-    def _settings(self, name: str, load: Mapping[str, Any]) -> ReplicaSettings:
+    def _settings(self, name: str, options: Mapping[str, Any]) -> ReplicaSettings:
         from pellucid.cluster.actors import ReplicaSettings
 
-        given = {name: value for name, value in load.items() if value is not None}
+        given = {option: value for option, value in options.items() if value is not None}
+        if "draft" in given and self.stages > 1:
+            raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
         return ReplicaSettings(name, given, self.cpus, self.least, self.most, self.stages)
 
 

@@ -24,14 +24,13 @@ UNLIMITED = 1 << 62  # bytes: weights are elsewhere
 
 def serve_cluster(
     models: Mapping[str, ReplicaSettings],
-    opening: Mapping[str, Any],
     address: str,
     secret: ClusterSecret,
     queue: int,
     rules: AccessRules,
     settings: Settings,
 ) -> None:
-    """Serve models on replicas until SIGTERM or Ctrl-C. ``opening`` are options of ``loading.open_model``.
+    """Serve models on replicas until SIGTERM or Ctrl-C.
 
     The first model's replicas are started now, others' when they are asked for. SIGHUP replaces all replicas, one after
     the other.
@@ -45,7 +44,7 @@ def serve_cluster(
 
     def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
         seconds = math.inf if name == names[0] else PATIENCE  # whoever asks for another one waits for it
-        return supervised(opened(models[name], opening), models[name], secret, queue, seconds)
+        return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED)
     replacing = set[asyncio.Task[None]]()

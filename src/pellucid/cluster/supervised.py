@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pellucid import pipeline
 from pellucid.cluster.actors import ReplicaSettings
@@ -20,6 +19,8 @@ from pellucid.plan.stages import cut
 from pellucid.plan.weights import layouts
 
 UNLIMITED = 1 << 30  # requests: whoever asks waits for them
+OPENING = ("context", "cap_context", "pulls")
+"""Those options of ``loading.load`` that are of the file, and so ``loading.open_model``'s too."""
 
 
 class SupervisedModel(RemoteModel):
@@ -35,13 +36,15 @@ class SupervisedModel(RemoteModel):
         super().close()
 
 
-def opened(settings: ReplicaSettings, opening: Mapping[str, Any]) -> OpenModel:
-    """The file of a model. ``opening`` are options of ``loading.open_model``.
+def opened(settings: ReplicaSettings) -> OpenModel:
+    """The file of a model.
 
     Raises:
         InvalidRequest: it cannot be divided into so many stages; otherwise as ``open_model``.
     """
-    found = open_model(settings.source, **opening)
+    found = open_model(
+        settings.source, **{name: value for name, value in settings.load.items() if name in OPENING}
+    )
     if settings.stages > 1:
         cut(pipeline.build_plan(found.model.spec, layouts(found.checkpoint, found.model)), settings.stages)
     return found
@@ -69,13 +72,13 @@ async def supervised(
 
 @contextmanager
 def model_on_cluster(
-    settings: ReplicaSettings, opening: Mapping[str, Any], address: str, secret: ClusterSecret
+    settings: ReplicaSettings, address: str, secret: ClusterSecret
 ) -> Iterator[SupervisedModel]:
     """A model on a cluster, for threads: an event loop of its own talks to the replicas.
 
     Raises: as ``opened``, ``connect`` and ``supervised``.
     """
-    found = opened(settings, opening)
+    found = opened(settings)
     connect(address)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="pellucid-cluster", daemon=True)

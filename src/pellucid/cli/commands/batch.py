@@ -44,14 +44,14 @@ def command(
 
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
+    options: dict[str, Any] = {
+        "context": context, "threads": threads, "precise": precise, "kv_cache": kv_cache
+    }  # fmt: skip
     if batch.lines and asked is not None:
-        load = {"threads": threads, "precise": precise, "kv_cache": kv_cache}
-        with asked.model(model or batch.model, {"context": context}, load) as llm, common.progress() as bars:
+        with asked.model(model or batch.model, options) as llm, common.progress() as bars:
             batch.run(llm, bars.answering)
     elif batch.lines:
-        own = common.load(
-            model or batch.model, threads, context, precise, kv_cache, before=lambda inputs: None
-        )
+        own = common.load(model or batch.model, **options, before=lambda inputs: None)
         with common.progress() as bars:
             batch.run(own, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""

@@ -78,36 +78,30 @@ def command(
         whole("queue", queue, 1, 1 << 20),
     )
 
+    names = list(dict.fromkeys(models or all_models(pull)))
+    options: dict[str, dict[str, Any]] = {
+        name: {
+            "context": context,
+            "threads": threads,
+            "precise": precise,
+            "kv_cache": kv_cache,
+            "draft": draft if name == names[0] else None,
+            "cap_context": True,
+            "pulls": pull,
+        }
+        for name in names
+    }
+
     def load(name: str) -> Any:
-        llm = common.load(
-            name,
-            threads,
-            context,
-            precise,
-            kv_cache,
-            draft=draft if name == names[0] else None,
-            cap_context=True,
-            pulls=pull,
-            before=lambda inputs: None,
-        )
+        llm = common.load(name, **options[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         return llm
 
-    names = list(dict.fromkeys(models or all_models(pull)))
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
-    asked = Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages)
-    if asked is None:
+    if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
+        asked.serve(options, waiting, rules, settings)
+    else:
         serve(names, load, int(limit), rules, settings)
-        return
-    asked.serve(
-        names,
-        {"context": context, "cap_context": True, "pulls": pull},
-        {"threads": threads, "precise": precise, "kv_cache": kv_cache},
-        draft,
-        waiting,
-        rules,
-        settings,
-    )
 
 
 def usual_memory() -> float:
