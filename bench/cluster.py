@@ -38,8 +38,7 @@ from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, stage_of
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.text_group import MadeToken
 from pellucid.llm import LLM
 from pellucid.loading import open_model
@@ -269,14 +268,9 @@ def measure_prefix(sessions: int, replicas: int, turns: int = 8, page_seconds: f
 
 def serve_stage(path: str, number: int, count: int, address: Any) -> None:
     """A stage before the last one."""
-
-    def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
-        limits, threads, progress, executor = more
-        stage = stage_of(plan, number, count)
-        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
-
+    make = runner_of(number, count)
     server = StageServer(pellucid.load(path, threads=1, make=make).runner, SECRET)
-    address.put((number, (server.address, server.vectors_address)))
+    address.put((number, server.address))
     server.serve()
 
 

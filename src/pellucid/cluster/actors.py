@@ -18,7 +18,7 @@ import ray
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, stage_of
+from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 
@@ -56,23 +56,19 @@ class StageActor:
         self._server: StageServer | None = None
         self._lock = asyncio.Lock()
 
-    async def listen(self) -> tuple[str, str]:
-        """Load the stage and listen, once. Returns the addresses for commands and for vectors."""
+    async def listen(self) -> str:
+        """Load the stage and listen, once. Returns its address."""
         async with self._lock:
             if self._server is None:
                 self._server = await asyncio.to_thread(self._loaded)
                 # A thread that the process does not wait for when it ends.
                 threading.Thread(target=self._server.serve, name="pellucid-stage", daemon=True).start()
-        return self._server.address, self._server.vectors_address
+        return self._server.address
 
     def _loaded(self) -> StageServer:
         from pellucid.loading import load
 
-        def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
-            stage = stage_of(plan, self._number, self._settings.stages)
-            limits, threads, progress, executor = more
-            return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
-
+        make = runner_of(self._number, self._settings.stages)
         llm = load(self._settings.source, **_options(self._settings), make=make)
         return StageServer(llm.runner, self._secret, _here())
 
@@ -103,10 +99,8 @@ class ReplicaActor:
         )
         return [make.remote(settings, secret, number) for number in range(settings.stages - 1)]
 
-    async def _addresses(self) -> Sequence[tuple[str, str]]:
-        found: Sequence[tuple[str, str]] = await asyncio.gather(
-            *(answer(one.listen.remote()) for one in self._stages)
-        )
+    async def _addresses(self) -> Sequence[str]:
+        found: Sequence[str] = await asyncio.gather(*(answer(one.listen.remote()) for one in self._stages))
         return found
 
     async def _lost(self, replica: Replica) -> None:

@@ -15,9 +15,10 @@ import zmq
 from numpy.typing import NDArray
 
 from pellucid.cluster import wire
+from pellucid.cluster.channel import Listener, Receiver, Sender, drawn_key
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import PATIENCE, as_rows, authenticator, await_vectors, keyed_socket, stage_of
+from pellucid.cluster.stages import PATIENCE, authenticator, await_vectors, keyed_socket, stage_of, vectors_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import Plan
@@ -89,7 +90,7 @@ class _ToldPrefixes:
 
 
 class StagedRunner(ModelRunner):
-    """The last stage, which leads those before it at ``stages``: (address for commands, address for vectors) of each.
+    """The last stage, which leads those before it, whose addresses are ``stages``.
 
     Use it in place of a `ModelRunner`; after a `StageLost`, ``begin_all`` begins again with empty caches.
 
@@ -104,70 +105,91 @@ class StagedRunner(ModelRunner):
         model: Any,
         plan: Plan,
         *more: Any,
-        stages: Sequence[tuple[str, str]],
+        stages: Sequence[str],
         secret: ClusterSecret,
         host: str = "127.0.0.1",
     ) -> None:
         count = len(stages) + 1
         limits, threads, progress, executor = more
-        super().__init__(
-            checkpoint, model, plan, limits, threads, progress, executor, stage_of(plan, count - 1, count)
-        )
+        stage = stage_of(plan, count - 1, count)
+        super().__init__(checkpoint, model, plan, limits, threads, progress, executor, stage)
+        self._borders = stage.receives
         self._log: list[list[Any]] = []
         self._telling = True
-        self._tables = self._steps = self._session = 0
-        self._secret = secret
+        self._tables = self._steps = 0
+        self._secret, self._host = secret, host
         self._context: zmq.Context[Any] = zmq.Context()
         self._auth = authenticator(self._context, secret)
-        self._vectors = keyed_socket(self._context, zmq.PULL, secret, listens=True)
-        self._vectors_address = f"tcp://{host}:{self._vectors.bind_to_random_port(f'tcp://{host}')}"
-        self._commands: list[Any] = []
+        self._controls: list[Any] = []
         self._monitors: list[Any] = []
+        self._commands: list[Sender] = []
+        self._vectors: Receiver | None = None
         self.stages = list(stages)
         self.lost = False
         self._own_cache = self.cache
         self.cache = _Told(self.cache, self)  # type: ignore[assignment]
         self.begin_all(self.stages)
 
-    def begin_all(self, stages: Sequence[tuple[str, str]], seconds: float = PATIENCE) -> None:
+    def begin_all(self, stages: Sequence[str], seconds: float = PATIENCE) -> None:
         """Begin with stages at these addresses, and with empty caches. No sequence may have pages.
 
         Raises:
             StageLost: one does not answer.
         """
         with self._lock:
-            self._telling = False
+            self._telling, self.lost = False, True
             self.drain()
             self._prefixes.clear()
             listener, limit = self._prefixes.listener, self._prefixes.limit
             self._prefixes = _ToldPrefixes(PrefixCache(self._own_cache, limit), self)  # type: ignore[assignment]
             self._prefixes.listener = listener
-            for one in (*self._commands, *self._monitors):
-                one.close(linger=0)
-            self._commands, self._monitors, self._log = [], [], []
-            self.stages, self._session = list(stages), time.monotonic_ns()
-            following = [*(vectors for _, vectors in stages[1:]), self._vectors_address]
-            for (address, _), after in zip(stages, following):
-                socket = keyed_socket(self._context, zmq.DEALER, self._secret, listens=False)
-                self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
-                socket.connect(address)
-                socket.send(wire.pack([["hello", wire.VERSION, self._session, limit, after]]))
-                self._commands.append(socket)
-            end, counts = time.monotonic() + seconds, [pool.count for pool in self._own_cache.pools]
-            for socket, (address, _) in zip(self._commands, stages):
-                while True:
-                    if not socket.poll(max(0, int(1000 * (end - time.monotonic())))):
-                        self.lost = True
-                        raise StageLost(f"the stage at {address} does not answer")
-                    ready = [one for one in wire.unpack(socket.recv()) if one[:2] == ["ready", self._session]]
-                    if ready:
-                        counts = [min(pair) for pair in zip(counts, ready[0][2], strict=True)]
-                        break
+            self._disconnect()
+            self.stages, self._log = list(stages), []
+            counts = self._connect(limit, time.monotonic() + seconds)
             # All have as many pages as the one with the least memory: else they would run out at other times.
             for pool, count in zip(self._own_cache.pools, counts):
                 pool.hold_back(count)
             self._telling, self.lost = True, False
             self.tell("pages", counts)
+
+    def _connect(self, limit: int, end: float) -> list[int]:
+        """Begin with all stages. Returns how many pages all of them have."""
+        session, keys = time.monotonic_ns(), [drawn_key() for _ in range(2 * len(self.stages))]
+        commands, vectors = keys[: len(self.stages)], keys[len(self.stages) :]
+        for n, address in enumerate(self.stages):
+            socket = keyed_socket(self._context, zmq.DEALER, self._secret, listens=False)
+            self._controls.append(socket)
+            self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+            socket.connect(address)
+            hello = ["hello", wire.VERSION, session, limit, [commands[n], *vectors[n - 1 : n]]]
+            socket.send(wire.pack([hello]))
+        counts, addresses = [pool.count for pool in self._own_cache.pools], []
+        for socket, stage in zip(self._controls, self.stages):
+            theirs, address = _ready(socket, stage, session, end)
+            counts = [min(pair) for pair in zip(counts, theirs, strict=True)]
+            addresses.append(address)
+        listener = Listener(self._host)
+        try:
+            for n, socket in enumerate(self._controls):
+                following = [*addresses, listener.address][n + 1]
+                socket.send(wire.pack([["connect", following, vectors[n]]]))
+                left = max(end - time.monotonic(), 0.1)
+                self._commands.append(Sender(addresses[n], commands[n], left))
+            left = max(end - time.monotonic(), 0.1)
+            (self._vectors,) = listener.accept(vectors[-1:], left, self._is_lost)
+            self._vectors.rehearse = self._rehearse
+        finally:
+            listener.close()
+        return counts
+
+    def _disconnect(self) -> None:
+        for control in (*self._controls, *self._monitors):
+            control.close(linger=0)
+        for sender in self._commands:
+            sender.close()
+        if self._vectors:
+            self._vectors.close()
+        self._controls, self._monitors, self._commands, self._vectors = [], [], [], None
 
     def number_of(self, table: BlockTable) -> int:
         """The number by which the others know a block table."""
@@ -187,8 +209,12 @@ class StagedRunner(ModelRunner):
     def _send(self, messages: Sequence[Sequence[Any]]) -> None:
         frame = wire.pack([*self._log, *messages])
         self._log = []
-        for socket in self._commands:
-            socket.send(frame)
+        try:
+            for one in self._commands:
+                one.send(frame)
+        except StageLost as error:  # the next step, or the one that waits, says so
+            print(str(error), file=sys.stderr, flush=True)
+            self.lost = True
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Run one step, in parts if it is long. As `ModelRunner.forward`.
@@ -229,18 +255,23 @@ class StagedRunner(ModelRunner):
 
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
         """The vectors of a step, when the stage before has made them."""
-        assert self.stage is not None
         try:
-            found = await_vectors(self._vectors, self._session, step, PATIENCE, self._is_lost)
+            if self.lost or self._vectors is None:
+                raise StageLost("a stage of the model is gone: ask again later")
+            rows = sum(len(chunk.tokens) for chunk in chunks)
+            yield from await_vectors(self._vectors, step, rows, self._borders, PATIENCE, self._is_lost)
         except StageLost:
             self.lost = True
             raise
-        rows = sum(len(chunk.tokens) for chunk in chunks)
-        yield from as_rows(found, rows, [border.width for border in self.stage.receives])
+
+    def _rehearse(self, message: bytes) -> None:
+        """Vectors like the last ones are expected."""
+        vectors_of(message, self._borders)
+        self.wake()
 
     def _is_lost(self) -> bool:
         """Whether a stage is gone or has failed."""
-        for socket, monitor in zip(self._commands, self._monitors):
+        for socket, monitor in zip(self._controls, self._monitors):
             if monitor.poll(0):
                 return True
             if socket.poll(0):
@@ -253,11 +284,23 @@ class StagedRunner(ModelRunner):
     def close(self) -> None:
         """Stop the threads and the connections. The stages before go on, and wait for another lead."""
         super().close()
-        for one in (*self._commands, *self._monitors):
-            one.close(linger=0)
+        self._disconnect()
         if not self._context.closed:
             self._auth.stop()
             self._context.destroy(linger=0)
+
+
+def _ready(socket: Any, stage: str, session: int, end: float) -> tuple[list[int], str]:
+    """What a stage answers a lead that begins: the counts of its pages, and where it listens.
+
+    Raises:
+        StageLost: it does not answer until ``end``.
+    """
+    while socket.poll(max(0, int(1000 * (end - time.monotonic())))):
+        for kind, *fields in wire.unpack(socket.recv()):
+            if kind == "ready" and fields[0] == session:
+                return fields[1], fields[2]
+    raise StageLost(f"the stage at {stage} does not answer")
 
 
 def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:

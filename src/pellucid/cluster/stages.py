@@ -5,6 +5,9 @@ tokens of which sequences run.
 Vectors (T, width) go from stage to stage. Caches are not copied: a cache does the same with the same calls, so the lead
 sends each stage the calls that its own cache has had, in their order, and all of them have the same pages for the same
 sequences, each with its own layers in them.
+
+The lead finds the stages over CurveZMQ, by the cluster's secret. There it tells them the keys of the channels
+(``cluster/channel.py``) on which commands and vectors go, and there a stage tells that it has failed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +23,18 @@ import zmq
 from numpy.typing import NDArray
 
 from pellucid.cluster import wire
+from pellucid.cluster.channel import TURN, Listener, Receiver, Sender
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import Stage, cut
+from pellucid.plan.stages import Border, Stage, cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
-COPIED = 1 << 16  # bytes up to which copying vectors takes less time than to share them
 PATIENCE = 60.0  # seconds that a step may take in the stages before
-GIVES_UP = 15.0  # seconds after which a stage that waits for vectors looks what else there is to do
-TURN = 100  # milliseconds after which who waits looks at what else there is
+NUMBER = 8  # bytes of a step's number, before its vectors
 
 
 def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *, listens: bool) -> Any:
@@ -46,7 +48,7 @@ def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *,
         made.curve_serverkey = other.public
     made.sndhwm = made.rcvhwm = 0
     made.maxmsgsize, made.linger = -1, 0
-    made.rcvtimeo = TURN
+    made.rcvtimeo = int(1000 * TURN)
     made.heartbeat_ivl, made.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
     return made
 
@@ -72,6 +74,17 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
     return cut(plan, count)[number]
 
 
+def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
+    """Makes the runner of a stage before the last one: ``make`` of ``load``."""
+
+    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any) -> ModelRunner:
+        limits, threads, progress, executor = more
+        stage = stage_of(plan, number, count)
+        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
+
+    return make
+
+
 class StageServer:
     """A stage before the last one: does what the lead says until ``close``. For one thread."""
 
@@ -80,19 +93,19 @@ class StageServer:
             raise InvalidRequest(
                 "the runner has all of the model, or its last stage: give one of a stage before"
             )
-        self.runner, self._secret = runner, secret
+        self.runner, self._stage, self._host = runner, runner.stage, host
         self._context: zmq.Context[Any] = zmq.Context()
         self._auth = authenticator(self._context, secret)
-        self._commands = keyed_socket(self._context, zmq.ROUTER, secret, listens=True)
-        self._vectors = keyed_socket(self._context, zmq.PULL, secret, listens=True)
-        ports = [one.bind_to_random_port(f"tcp://{host}") for one in (self._commands, self._vectors)]
-        self.address, self.vectors_address = (f"tcp://{host}:{port}" for port in ports)
-        self._next: Any = None
+        self._control = keyed_socket(self._context, zmq.ROUTER, secret, listens=True)
+        self.address = f"tcp://{host}:{self._control.bind_to_random_port(f'tcp://{host}')}"
         self._lead = b""
-        self._session = 0
+        self._listener: Listener | None = None
+        self._keys: list[bytes] = []
+        self._commands: Receiver | None = None
+        self._received: Receiver | None = None
+        self._next: Sender | None = None
         self._tables: dict[int, BlockTable] = {}
-        self._closed = self._broken = False
-        self._heard = time.monotonic()
+        self._closed = False
 
     def close(self) -> None:
         """End ``serve``, soon; from any thread."""
@@ -103,56 +116,77 @@ class StageServer:
         try:
             while not self._closed:
                 try:
-                    sender, frame = self._commands.recv_multipart()
-                except zmq.Again:
-                    continue
-                try:
-                    for message in wire.unpack(frame):
-                        self._act(sender, message)
+                    if self._commands is None or self._is_over():
+                        self._controlled()
+                    else:
+                        self._commanded(self._commands)
                 except Exception as error:
-                    print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                    failed = wire.pack([["failed", *wire.error_fields(error)]])
-                    self._commands.send_multipart([sender, failed])
+                    self._fail(error)
         finally:
+            self._disconnect()
             self._auth.stop()
             self._context.destroy(linger=0)
 
-    def _act(self, sender: bytes, message: Sequence[Any]) -> None:
-        kind, *fields = message
-        self._heard = time.monotonic()
-        if kind == "hello":
-            self._hello(sender, *fields)
-        elif sender != self._lead or self._broken:
-            return  # of a lead that has begun again, or will
-        else:
-            try:
+    def _commanded(self, commands: Receiver) -> None:
+        """Do what the lead says, until it says nothing for a while."""
+        while (frame := commands.receive()) is not None:
+            for kind, *fields in wire.unpack(frame):
                 if kind == "step":
                     self._step(*fields)
                 else:
                     self._call(kind, fields)
-            except Exception:
-                self._broken = True  # its cache is not the lead's any more
-                raise
 
-    def _hello(self, sender: bytes, version: int, session: int, limit: int, following: str) -> None:
-        """A lead begins, with an empty cache."""
+    def _controlled(self) -> None:
+        """A lead begins."""
+        try:
+            sender, frame = self._control.recv_multipart()
+        except zmq.Again:
+            return
+        for kind, *fields in wire.unpack(frame):
+            if kind == "hello":
+                self._hello(sender, *fields)
+            elif kind == "connect" and sender == self._lead:
+                self._connect(*fields)
+
+    def _hello(self, sender: bytes, version: int, session: int, limit: int, keys: list[bytes]) -> None:
+        """A lead begins, with an empty cache; ``keys`` are those of its commands, and of vectors that come here."""
         if version != wire.VERSION:
             raise wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
-        self._lead, self._session, self._broken = sender, session, False
+        self._disconnect()
+        self._lead, self._keys = sender, keys[: 2 if self._stage.receives else 1]
         for table in self._tables.values():
             self.runner.cache.truncate(table, 0)
         self._tables.clear()
         self.runner.begin_again(limit)
-        if self._next is not None:
-            self._next.close(linger=0)
-        self._next = keyed_socket(self._context, zmq.PUSH, self._secret, listens=False)
-        self._next.connect(following)
+        self._listener = Listener(self._host)
         counts = [pool.count for pool in self.runner.cache.pools]
-        self._commands.send_multipart([sender, wire.pack([["ready", session, counts]])])
+        ready = ["ready", session, counts, self._listener.address]
+        self._control.send_multipart([sender, wire.pack([ready])])
+
+    def _connect(self, following: str, key: bytes) -> None:
+        """All stages listen: meet the one after, then the lead and the one before."""
+        self._next = Sender(following, key, PATIENCE)
+        assert self._listener is not None
+        self._commands, *received = self._listener.accept(self._keys, PATIENCE, self._is_over)
+        self._commands.rehearse = self._rehearse
+        self._received = received[0] if received else None
+
+    def _disconnect(self) -> None:
+        for one in (self._listener, self._commands, self._received, self._next):
+            if one is not None:
+                one.close()
+        self._listener = self._commands = self._received = self._next = None
+
+    def _fail(self, error: Exception) -> None:
+        """Tell the lead. What it has said since counts no more: the cache here is not its cache any more."""
+        print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        self._disconnect()
+        if self._lead:
+            self._control.send_multipart([self._lead, wire.pack([["failed", *wire.error_fields(error)]])])
 
     def _is_over(self) -> bool:
-        """Whether waiting is of no use: the lead has more to say only when it does not wait for this stage any more."""
-        return self._closed or (time.monotonic() - self._heard > GIVES_UP and bool(self._commands.poll(0)))
+        """Whether to wait for a stage is of no use: a lead begins, or this one ends."""
+        return self._closed or bool(self._control.poll(0))
 
     def _table(self, number: int) -> BlockTable:
         return self._tables.setdefault(number, BlockTable())
@@ -188,22 +222,31 @@ class StageServer:
         else:
             raise wire.WireError(f"a call of {kind!r}")
 
+    def _rehearse(self, frame: bytes) -> None:
+        """A step like the last one is expected."""
+        for kind, *fields in wire.unpack(frame):
+            if kind == "step":
+                _, parts = fields
+                tables = [self._tables.get(table) for table, _, _ in parts]
+                self.runner.rehearse(
+                    [Chunk(table, part[1], part[2]) for table, part in zip(tables, parts) if table]
+                )
+
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
         """Run a part of a step, and send what it makes to the next stage."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
-        assert self.runner.stage is not None
         received: list[NDArray[np.float32]] = []
-        if self.runner.stage.receives:
-            found = await_vectors(self._vectors, self._session, number, PATIENCE, self._is_over)
+        if self._received is not None:
             rows = sum(len(chunk.tokens) for chunk in chunks)
-            received = as_rows(found, rows, [border.width for border in self.runner.stage.receives])
+            received = await_vectors(
+                self._received, number, rows, self._stage.receives, PATIENCE, self._is_over
+            )
         try:
             made = self.runner.forward_stage(chunks, received)
         except CacheFull:
             return  # so it was at the lead, which does not wait
-        head = wire.pack([["vectors", self._session, number]])
-        large = sum(one.nbytes for one in made) > COPIED
-        self._next.send_multipart([head, *(np.ascontiguousarray(one) for one in made)], copy=not large)
+        assert self._next is not None
+        self._next.send(b"".join([number.to_bytes(NUMBER, "little"), *(one.data for one in made)]))
 
 
 def _agree(ours: int, theirs: int) -> None:
@@ -212,26 +255,42 @@ def _agree(ours: int, theirs: int) -> None:
         raise wire.WireError(f"the cache has {ours} tokens of a sequence, that of the lead {theirs}")
 
 
-def await_vectors(socket: Any, session: int, number: int, seconds: float, over: Any) -> list[bytes]:
-    """The vectors of a step; those of steps before, which failed, are left."""
+def await_vectors(
+    channel: Receiver,
+    number: int,
+    rows: int,
+    borders: Sequence[Border],
+    seconds: float,
+    is_over: Callable[[], bool],
+) -> list[NDArray[np.float32]]:
+    """The vectors (rows, width) of a step at each of the ``borders``; those of steps before, which failed, are left.
+
+    Raises:
+        StageLost: they do not come within ``seconds``, or ``is_over``.
+        WireError: they have other sizes.
+    """
     end = time.monotonic() + seconds
     while True:
-        try:
-            head, *frames = list[bytes](socket.recv_multipart())
-        except zmq.Again:
-            if over() or time.monotonic() > end:
-                break
-            continue
-        ((kind, *fields),) = wire.unpack(head)
-        if kind == "vectors" and fields == [session, number]:
-            return frames
-    raise StageLost(f"the vectors of step {number} have not come from the stage before")
+        message = channel.receive()
+        if message is None:
+            if is_over() or time.monotonic() > end:
+                raise StageLost(f"the vectors of step {number} have not come from the stage before")
+        elif int.from_bytes(message[:NUMBER], "little") == number:
+            break
+    found = vectors_of(message, borders)
+    if len(found[0]) != rows:
+        raise wire.WireError(f"vectors of {len(found[0])} tokens of {rows}")
+    return found
 
 
-def as_rows(frames: Sequence[bytes], rows: int, widths: Sequence[int]) -> list[NDArray[np.float32]]:
-    """Vectors of frames. Raises WireError if they have other sizes."""
-    if [len(frame) for frame in frames] != [4 * rows * width for width in widths]:
-        raise wire.WireError(
-            f"vectors of {[len(frame) for frame in frames]} bytes for {rows} tokens of {widths}"
-        )
-    return [np.frombuffer(frame, np.float32).reshape(rows, width) for frame, width in zip(frames, widths)]
+def vectors_of(message: bytes, borders: Sequence[Border]) -> list[NDArray[np.float32]]:
+    """The vectors (rows, width) of a message at each of the ``borders``. Raises WireError if it has no whole rows."""
+    rows, rest = divmod(len(message) - NUMBER, 4 * sum(border.width for border in borders))
+    if rest or rows < 0:
+        raise wire.WireError(f"{len(message):,} bytes are no vectors of this model")
+    found, at = [], NUMBER
+    for border in borders:
+        count = rows * border.width
+        found.append(np.frombuffer(message, np.float32, count, at).reshape(rows, border.width))
+        at += 4 * count
+    return found

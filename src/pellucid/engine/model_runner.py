@@ -92,6 +92,7 @@ class ModelRunner:
             return bind(plan, arrays, matrices, vectors, cache, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
+        self._nothing = Program(self._base.program.records[:0], ())
         self._watched = WatchedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
@@ -159,11 +160,6 @@ class ModelRunner:
         """Run one step. The caller holds the lock, and has checked the chunks."""
         self._allocate(chunks)
         tokens, outputs = self._step.fill(chunks)
-        if self.stage:
-            for border, values in zip(self.stage.receives, received, strict=True):
-                # In a step with one row each thread may read its own copy of that row.
-                copies = self.threads if tokens == 1 else tokens
-                self._rows(border, copies)[:] = values
         rows = outputs if self.spec.head else len(chunks)
         watched = self._watched.of(chunks) if any(chunk.probe for chunk in chunks) else None
         bound = watched.bound if watched else self._base
@@ -171,6 +167,11 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.begin(chunk.table)
         run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
+        if self.stage:  # last, because it may wait for the stage before
+            for border, values in zip(self.stage.receives, received, strict=True):
+                # In a step with one row each thread may read its own copy of that row.
+                copies = self.threads if tokens == 1 else tokens
+                self._rows(border, copies)[:] = values
         if watched:
             watched.run(chunks, run, self._arrays.by_name, self.cache)
         else:
@@ -178,6 +179,16 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
+
+    def rehearse(self, chunks: Sequence[Chunk]) -> None:
+        """Do what begins and ends a step of such chunks, without its operations: threads wake up, caches are warm."""
+        self._check(chunks)
+        self._step.fill(chunks)
+        self.wake()
+
+    def wake(self) -> None:
+        """Run a step of no operations: the threads wait for the next one then."""
+        self.executor.run(self._nothing, self._step.record)
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks in as many steps as needed. Returns the rows of each chunk.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,7 @@ import pellucid
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, stage_of
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.cluster.stages import StageServer, runner_of, stage_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
@@ -30,25 +29,16 @@ FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehyb
 PROMPT = "the cat sat on the mat, and "
 
 
-def stage_runner(number: int, count: int) -> Callable[..., ModelRunner]:
-    """Makes the runner of a stage."""
-
-    def make(checkpoint: Any, model: Any, plan: Any, *more: Any) -> ModelRunner:
-        return ModelRunner(checkpoint, model, plan, *more, stage_of(plan, number, count))
-
-    return make
-
-
 @contextmanager
 def staged(path: Path, count: int, threads: int = 1) -> Iterator[LLM]:
     """A model over stages, those before the last in threads of their own."""
     secret = ClusterSecret(SECRET)
-    before = [pellucid.load(path, threads=1 + n % 2, make=stage_runner(n, count)) for n in range(count - 1)]
+    before = [pellucid.load(path, threads=1 + n % 2, make=runner_of(n, count)) for n in range(count - 1)]
     servers = [StageServer(llm.runner, secret) for llm in before]
     serving = [threading.Thread(target=one.serve) for one in servers]
     for thread in serving:
         thread.start()
-    addresses = [(one.address, one.vectors_address) for one in servers]
+    addresses = [one.address for one in servers]
     try:
         with pellucid.load(
             path, threads=threads, make=partial(StagedRunner, stages=addresses, secret=secret)
@@ -121,24 +111,21 @@ STAGE = """
 import sys
 import pellucid
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import StageServer, stage_of
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.cluster.stages import StageServer, runner_of
 path, secret = sys.argv[1:]
-make = lambda c, m, plan, *more: ModelRunner(c, m, plan, *more, stage_of(plan, 0, 2))
-llm = pellucid.load(path, threads=1, make=make)
+llm = pellucid.load(path, threads=1, make=runner_of(0, 2))
 server = StageServer(llm.runner, ClusterSecret(secret))
-print(server.address, server.vectors_address, flush=True)
+print(server.address, flush=True)
 server.serve()
 """
 
 
-def stage_process(path: Path) -> tuple[subprocess.Popen[str], tuple[str, str]]:
+def stage_process(path: Path) -> tuple[subprocess.Popen[str], str]:
     made = subprocess.Popen(
         [sys.executable, "-c", STAGE, str(path), SECRET], stdout=subprocess.PIPE, text=True
     )
     assert made.stdout is not None
-    command, vectors = made.stdout.readline().split()
-    return made, (command, vectors)
+    return made, made.stdout.readline().strip()
 
 
 def test_a_stage_that_ends_is_replaced(llama_file: Path, alone: LLM) -> None:
