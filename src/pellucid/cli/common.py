@@ -159,6 +159,10 @@ class Bars:
         """``done`` of ``total`` measurements are made; ``label`` is next."""
         self._show("measuring", done, total, label)
 
+    def simulating(self, label: str) -> None:
+        """A simulation runs: ``label``."""
+        self._show("simulating", 0, None, label)
+
     def scoring(self, done: int, total: int, label: str) -> None:
         """``done`` of ``total`` tokens are scored; ``label`` is the result so far."""
         self._show("scoring", done, total, label)

@@ -37,6 +37,11 @@ LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
 
 
+def kept_bytes(memory: int) -> int:
+    """Bytes that the prefix cache may take of a machine's ``memory``; 0: it is unknown."""
+    return memory // KEPT or LEAST_KEPT
+
+
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
@@ -64,7 +69,7 @@ class ModelRunner:
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts)
-        self._prefixes = PrefixCache(self.cache, machine_bytes() // KEPT or LEAST_KEPT)
+        self._prefixes = PrefixCache(self.cache, kept_bytes(machine_bytes()))
         scratch = max(
             (
                 ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context)

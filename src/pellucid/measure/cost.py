@@ -65,12 +65,12 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
     rows = counts[op.rows]
     integers = any(isinstance(p, PackedLayout) and not p.is_float for _, p in op.kernel.parameters)
     return Cost(
-        _weight_bytes(op, rows) + _cached_bytes(runner, op, chunks),
+        weight_bytes(op, rows) + _cached_bytes(runner, op, chunks),
         op.multiply_adds * rows if integers else 0,
     )
 
 
-def _weight_bytes(op: Operation, rows: int) -> int:
+def weight_bytes(op: Operation, rows: int) -> int:
     """The bytes of weights that a step of so many rows reads.
 
     Of a mixture it reads each expert that some token has chosen: as many as can be expected of tokens that choose

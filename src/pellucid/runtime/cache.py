@@ -366,21 +366,23 @@ def _least_useful(lengths: Sequence[int]) -> int:
     return costs.index(min(costs))
 
 
-def page_counts(layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int) -> list[int]:
+def page_counts(
+    layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int, memory: int | None = None
+) -> list[int]:
     """Pages of each group for ``sequences`` contexts of ``context`` tokens. Memory is only taken when it is touched.
 
-    The pages of a group take at most a quarter of the machine's memory, unless that is less than one context and one
-    page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
+    The pages of a group take at most a quarter of the ``memory`` (None: this machine's), unless that is less than one
+    context and one page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
     """
     pages = -(-context // PAGE)
-    return [_page_count(group, pages, step_tokens, sequences) for group in groups_of(layers)]
+    allowed = (machine_bytes() if memory is None else memory) // 4
+    return [_page_count(group, pages, step_tokens, sequences, allowed) for group in groups_of(layers)]
 
 
-def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int) -> int:
+def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
     if group.recurrent:
         pages = STATES_KEPT + 2  # its own, that of the next step, and the snapshots
     elif group.window:
         sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
         pages = min(pages, sliding) + -(-group.window // PAGE) + 1
-    allowed = machine_bytes() // 4 // max(group.page_bytes, 1)
-    return max(pages + sequences, min(pages * sequences, allowed))
+    return max(pages + sequences, min(pages * sequences, allowed // max(group.page_bytes, 1)))

@@ -8,7 +8,9 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.layouts import show_layouts
 from pellucid.cli.shorten import Line, shortened
+from pellucid.cli.sized import MachinesFile, on_paper
 
 if TYPE_CHECKING:
     from pellucid.measure.profile import Profile
@@ -34,6 +36,7 @@ def command(
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
+    machines: MachinesFile = None,
     json: common.Json = False,
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
@@ -45,11 +48,18 @@ def command(
     it reads per step, and its multiply-adds per token. A dot marks where the threads wait for each other. --measured
     adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share of what this
     machine can do at most.
-    """
-    profile = None
-    if _on_paper(model):
-        from pellucid.errors import InvalidRequest
 
+    With --machines: what one machine, replicas and stages would reach on them, and which to take.
+    """
+    from pellucid.errors import InvalidRequest
+
+    profile = None
+    if machines is not None:
+        if whole or prompt is not None:
+            raise InvalidRequest("--all and --prompt are for the operations: leave them or --machines out")
+        show_layouts(model, machines, measured, threads, context, precise, kv_cache, json)
+        return
+    if on_paper(model):
         given = {"measured": measured or None, "prompt": prompt, "context": context}
         for name, value in given.items():
             if value is not None:
@@ -67,16 +77,6 @@ def command(
         common.print_json([_row(op) for op in plan.operations])
     else:
         _show(plan, shortened(plan.operations, whole), profile)
-
-
-def _on_paper(model: str) -> bool:
-    """Whether a name is that of a shape on paper, and of nothing that is here."""
-    from pathlib import Path
-
-    from pellucid.measure.paper import known_papers
-    from pellucid.weights.catalogue import find
-
-    return model in known_papers() and find(model) is None and not Path(model).exists()
 
 
 def _show_paper(

@@ -1,0 +1,169 @@
+"""Predictions of ``pellucid capacity`` beside real runs.
+
+    python bench/capacity.py [--model smollm2] [--rounds 1]
+
+The time of steps is measured here, as the command does it. Then the same requests are simulated and sent to a real
+server, five times in different ways: one client, eight, sixteen with a shared beginning, requests at random times,
+and two replicas on a cluster (of one core each). Throughput and the percentiles of the time to the first token are
+compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pellucid
+from pellucid.capacity.layouts import SizedModel
+from pellucid.capacity.replica import Room
+from pellucid.capacity.serving import with_server
+from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.step_costs import StepCosts, measured
+from pellucid.capacity.traffic import Replay
+from pellucid.measure.load import Lengths, Workload, loaded
+from pellucid.measure.machine import cpu_name
+from pellucid.runtime.memory import machine_bytes
+from pellucid.tokenize import Tokenizer
+from pellucid.weights.checkpoint import stored_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way in which requests come."""
+
+    what: str
+    work: Workload
+    clients: int | None = None
+    rate: float | None = None
+    replicas: int = 1
+
+
+def cases(url: str, model: str) -> list[Case]:
+    def work(requests: int, prompt: Lengths, shared: int, tokens: Lengths) -> Workload:
+        return Workload(url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens)
+
+    short = Lengths(64, 256)
+    return [
+        Case("1 client", work(16, Lengths(200, 200), 0, Lengths(64, 64)), clients=1),
+        Case("8 clients", work(64, short, 0, Lengths(32, 128)), clients=8),
+        Case("16 clients, shared", work(96, Lengths(300, 300), 200, Lengths(64, 96)), clients=16),
+        Case("2.5 requests/s", work(96, Lengths(64, 192), 64, Lengths(48, 96)), rate=2.5),
+        Case("2 replicas", work(64, short, 64, Lengths(32, 96)), clients=6, replicas=2),
+    ]
+
+
+def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
+    """The requests of a case, and when they come."""
+    requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.work.bodies()]
+    if case.clients is not None:
+        return Replay(requests, clients=case.clients)
+    by, now, times = random.Random(case.work.seed), 0.0, []
+    for _ in requests:
+        now += by.expovariate(case.rate or 1.0)
+        times.append(now)
+    return Replay(requests, times)
+
+
+@contextlib.contextmanager
+def server(model: str, *more: str) -> Iterator[str]:
+    """A server in a process of its own; its address."""
+    command = [sys.executable, "-u", "-m", "pellucid", "serve", model, "--port", "0", *more]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"at (http://\S+)", line):
+                break
+        else:
+            raise SystemExit("the server did not start")
+        yield found[1]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def costs_here(model: str, threads: int | None) -> tuple[StepCosts, Room, Tokenizer]:
+    llm = pellucid.load(model, threads=threads)
+    costs = measured(llm)
+    size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
+    room, tokenizer = size.room(machine_bytes()), llm.tokenizer
+    return with_server(llm, costs, room), room, tokenizer
+
+
+def shown(what: str, real: dict[str, Any], simulated: Any) -> list[float]:
+    pairs = [
+        ("tokens/s", real["tokens_per_second"], simulated.tokens_per_second, 1),
+        ("first token p50 ms", real["first_token"]["p50"], simulated.first_token["p50"], 1e3),
+        ("p95 ms", real["first_token"]["p95"], simulated.first_token["p95"], 1e3),
+    ]
+    parts = [
+        f"{name} {scale * a:,.0f} and {scale * b:,.0f} ({b / a - 1:+.0%})" for name, a, b, scale in pairs
+    ]
+    print(f"{what}: " + "; ".join(parts), flush=True)
+    return [b / a - 1 for _, a, b, _ in pairs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--replicas", action="store_true", help="also two replicas, which needs Ray")
+    given = parser.parse_args()
+    print(f"{cpu_name()}; real and simulated:")
+    errors: dict[tuple[str, int], list[float]] = {}
+    for _ in range(given.rounds):
+        costs, room, tokenizer = costs_here(given.model, None)
+        print(
+            f"a request {1e3 * costs.request:.1f} ms, the server {1e6 * costs.served:.0f} µs for a step and "
+            f"{1e6 * costs.row:.0f} µs for a row of it"
+        )
+        with server(given.model) as url:
+            for case in cases(url, given.model):
+                if case.replicas == 1:
+                    real = loaded(case.work, clients=case.clients, rate=case.rate)
+                    simulation = Simulation(replayed(case, tokenizer), 1, room, costs)
+                    found = shown(case.what, real, simulation.run(requests=case.work.requests))
+                    for at, error in enumerate(found):
+                        errors.setdefault((case.what, at), []).append(error)
+        if given.replicas:
+            costs, room, tokenizer = costs_here(given.model, 1)
+            with ray_cluster() as address, server(
+                given.model, "--cluster", address, "--replicas", "2", "--replica-cpus", "1"
+            ) as url:  # fmt: skip
+                case = cases(url, given.model)[-1]
+                loaded(replace(case.work, requests=4), clients=2)  # until both are up
+                real = loaded(case.work, clients=case.clients)
+                simulation = Simulation(replayed(case, tokenizer), 2, room, costs)
+                found = shown(case.what, real, simulation.run(requests=case.work.requests))
+                for at, error in enumerate(found):
+                    errors.setdefault((case.what, at), []).append(error)
+    if given.rounds > 1:
+        for (what, at), some in errors.items():
+            name = ("tokens/s", "first token p50", "p95")[at]
+            print(f"{what}, {name}: {statistics.median(some):+.0%} at the median")
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[str]:
+    """A cluster of Ray on this machine; its address."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

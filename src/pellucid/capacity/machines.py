@@ -1,0 +1,145 @@
+"""The machines of a plan: a file that lists them, and the one at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief, reason
+from pellucid.measure.cost import Rates
+from pellucid.measure.roofs import Roofs
+from pellucid.measure.rounds import machine_rates
+from pellucid.runtime.executor import default_threads
+from pellucid.runtime.memory import machine_bytes
+from pellucid.util.checks import real, whole
+
+READ = 1 << 30  # bytes of the buffer whose reading is timed
+LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
+MOST = 1_000_000  # machines
+FORM = (
+    '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
+    '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``count`` machines alike: ``memory`` in bytes, ``cores`` that run steps, the ``rates`` of all of them together.
+
+    ``source`` says where the rates are from: "measured", "given", or "by cores" (those of this machine, for each core
+    as much).
+    """
+
+    name: str
+    count: int
+    memory: int
+    cores: int
+    rates: Rates
+    source: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects machines: ``seconds`` that a message takes, and bytes per second."""
+
+    seconds: float = LATENCY
+    bytes_per_second: float = BANDWIDTH
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The kinds of machines that there are, and what connects them."""
+
+    kinds: tuple[Machine, ...]
+    link: Link = Link()
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """The machine at hand, whose rates are measured."""
+    cores = threads or default_threads()
+    roofs = Roofs(cores, READ)
+    try:
+        rates = machine_rates(roofs, READ)
+    finally:
+        roofs.close()
+    return Machine("this machine", 1, machine_bytes(), cores, rates, "measured")
+
+
+def read_machines(path: Path, here: Machine) -> Machines:
+    """The machines of a file (JSON); rates that it does not give are those of ``here``, by the number of cores.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or a field is wrong; the message names it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path}: is no JSON ({reason(error)}); its form is {FORM}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("machines"), list) or not found["machines"]:
+        raise InvalidRequest(f"{path}: has no list of machines; its form is {FORM}")
+    kinds = tuple(_machine(f"machines[{at}]", one, here) for at, one in enumerate(found.pop("machines")))
+    if len({one.name for one in kinds}) < len(kinds):
+        raise InvalidRequest(
+            f"{path}: two machines have the same name: name them differently, or give a count"
+        )
+    link = _link(found.pop("link", {}))
+    _nothing_else("the file", found)
+    return Machines(kinds, link)
+
+
+def _machine(where: str, given: Any, here: Machine) -> Machine:
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{where}={brief(given)}: must be an object; the form of the file is {FORM}")
+    fields = dict(given)
+    name = fields.pop("name", where)
+    if not isinstance(name, str) or not 0 < len(name) <= 100:
+        raise InvalidRequest(f"{where}.name={brief(name)}: must be a text of 1 to 100 characters")
+    cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, 4096)
+    memory = real(f"{where}.memory_gb", _needed(where, fields, "memory_gb"), 0.0, 1e6, above=True)
+    count = whole(f"{where}.count", fields.pop("count", 1), 1, MOST)
+    share, rates, source = cores / here.cores, here.rates, "given"
+    if "read_gb_per_s" in fields or "multiply_gmac_per_s" in fields:
+        rates = Rates(
+            1e9 * real(f"{where}.read_gb_per_s", _needed(where, fields, "read_gb_per_s"), 0.0, 1e5, above=True),
+            1e9
+            * real(
+                f"{where}.multiply_gmac_per_s",
+                _needed(where, fields, "multiply_gmac_per_s"), 0.0, 1e8, above=True,
+            ),
+        )  # fmt: skip
+    else:
+        rates, source = Rates(rates.read * share, rates.multiply * share), "by cores"
+    _nothing_else(where, fields)
+    return Machine(name, count, int(1e9 * memory), cores, rates, source)
+
+
+def _link(given: Any) -> Link:
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"link={brief(given)}: must be an object; the form of the file is {FORM}")
+    fields, made = dict(given), Link()
+    if "latency_us" in fields:
+        made = replace(made, seconds=1e-6 * real("link.latency_us", fields.pop("latency_us"), 0.0, 1e9))
+    if "gbit_per_s" in fields:
+        rate = real("link.gbit_per_s", fields.pop("gbit_per_s"), 0.0, 1e6, above=True)
+        made = replace(made, bytes_per_second=1e9 / 8 * rate)
+    _nothing_else("link", fields)
+    return made
+
+
+def _needed(where: str, fields: dict[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise InvalidRequest(f"{where}.{name} is missing; the form of the file is {FORM}")
+    return fields.pop(name)
+
+
+def _nothing_else(where: str, fields: Mapping[str, Any]) -> None:
+    if fields:
+        raise InvalidRequest(
+            f"{where} has {brief(min(fields))}, which is unknown; the form of the file is {FORM}"
+        )

@@ -1,0 +1,169 @@
+"""How many replicas some traffic needs, over a day, and what fails first when there is more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pellucid.capacity.replica import Room
+from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
+from pellucid.capacity.step_costs import StepCosts
+from pellucid.capacity.traffic import Traffic
+
+SLICE = 64
+"""Replicas that are simulated at most: more of them are as many such slices side by side."""
+WARM, SECONDS = 30.0, 60.0  # simulated seconds until what comes counts, and in which it does
+MOST_REPLICAS = 100_000
+CLOSE = 0.02  # the part of the number of replicas that is not looked at any closer
+INGRESS_TOKENS = 25_000
+"""Tokens a second that one process in front passes on (``bench/cluster.py ingress``, on a core of Zen 4)."""
+INGRESS_SHARE = 0.7  # of a process's time that is planned
+DAYS: Mapping[str, Sequence[float]] = {
+    "flat": (1.0,) * 24,
+    "office": (
+        *(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0),
+        *(0.75, 0.75, 1.0, 1.0, 1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.1, 0.1),
+    ),
+}
+"""The parts of the highest rate by the hour."""
+Told = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What 95 of 100 requests must see: seconds to the first token, and of a token after it."""
+
+    first_token: float
+    per_token: float
+
+    def failures(self, outcome: Outcome) -> list[str]:
+        """What is not reached."""
+        failed = []
+        if outcome.overloaded or outcome.first_token["p95"] > self.first_token:
+            failed.append("time to first token")
+        if outcome.per_token["p95"] > self.per_token:
+            failed.append("time per token")
+        if outcome.failed:
+            failed.append("memory: requests that do not fit at all")
+        return failed
+
+
+@dataclass(frozen=True)
+class Hours:
+    """The hours of a day with the same rate, and the replicas that they need."""
+
+    hours: tuple[int, ...]
+    rate: float
+    replicas: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the processes in front need: seconds of the router for a request, and how many processes."""
+
+    router_seconds: float
+    ingresses: int
+
+
+@dataclass(frozen=True)
+class Break:
+    """At so many ``times`` the highest rate, ``what`` fails first, ``why``."""
+
+    times: float
+    what: str
+    why: str
+    outcome: Outcome
+
+
+class Search:
+    """Simulates ``traffic`` (with a rate, the highest of the day) on replicas that are all alike."""
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        goals: Goals,
+        room: Room,
+        costs: StepCosts,
+        told: Told = lambda what: None,
+    ) -> None:
+        self.traffic, self.goals, self._room, self._costs, self._told = traffic, goals, room, costs, told
+        self._known: dict[tuple[float, int], Outcome] = {}
+
+    def outcome(self, rate: float, replicas: int) -> Outcome:
+        """What comes of a rate on so many replicas."""
+        found = self._known.get((rate, replicas))
+        if found is None:
+            self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
+            count = min(replicas, SLICE)
+            traffic = replace(self.traffic, rate=rate * count / replicas)
+            simulation = Simulation(traffic, count, self._room, self._costs)
+            found = self._known[rate, replicas] = simulation.run(seconds=SECONDS, warm=WARM)
+        return found
+
+    def enough(self, rate: float, replicas: int) -> bool:
+        """Whether so many replicas reach the goals."""
+        return not self.goals.failures(self.outcome(rate, replicas))
+
+    def replicas(self, rate: float, guess: int = 1) -> int | None:
+        """The fewest replicas that reach the goals; None if no number does."""
+        low, high = 0, max(guess, 1)
+        while not self.enough(rate, high):
+            if self.alone_fails or high >= MOST_REPLICAS:
+                return None
+            low, high = high, 2 * high
+        while high - low > max(1, int(CLOSE * high)):
+            middle = (low + high) // 2
+            if self.enough(rate, middle):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    @property
+    def alone_fails(self) -> bool:
+        """Whether even a request that is alone on a replica misses the goals."""
+        key = (0.0, 1)
+        if key not in self._known:
+            traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
+            simulation = Simulation(traffic, 1, self._room, self._costs)
+            self._known[key] = simulation.run(requests=16)
+        return bool(self.goals.failures(self._known[key]))
+
+    def day(self, shape: Sequence[float], most: int) -> list[Hours]:
+        """The hours by their rates, from the highest; ``most`` replicas reach the goals at that."""
+        found = []
+        for part in sorted(set(shape), reverse=True):
+            rate = part * (self.traffic.rate or 0.0)
+            count = self.replicas(rate, max(1, round(part * most))) or most
+            hours = tuple(hour for hour, one in enumerate(shape) if one == part)
+            found.append(Hours(hours, rate, count, self.outcome(rate, count)))
+        return found
+
+    def breaks(self, replicas: int) -> Break | None:
+        """What fails first if more comes than so many replicas are for."""
+        peak = self.traffic.rate or 0.0
+        for times in (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
+            outcome = self.outcome(times * peak, replicas)
+            if failed := self.goals.failures(outcome):
+                return Break(times, failed[0], self._why(failed[0], outcome), outcome)
+        return None
+
+    def _why(self, what: str, outcome: Outcome) -> str:
+        if outcome.preemptions:
+            return f"memory: {outcome.preemptions:,} times a request lost its pages to another"
+        if what == "time per token":
+            return (
+                f"steps with many texts: {outcome.prompt_share:.0%} of their time reads prompts beside them"
+            )
+        if outcome.prompt_share > 0.5:
+            return f"reading prompts: it takes {outcome.prompt_share:.0%} of the steps' time"
+        return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait for a place"
+
+    def front(self, replicas: int, outcome: Outcome) -> Front:
+        """What the processes in front need; ``outcome`` is that of the highest rate."""
+        seconds = router_seconds(replicas, round((self.traffic.prompt.low + self.traffic.prompt.high) / 2))
+        rate = self.traffic.rate or 0.0
+        tokens = outcome.tokens_per_second * replicas / min(replicas, SLICE)
+        share = rate * seconds + tokens / INGRESS_TOKENS
+        return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))

@@ -1,0 +1,102 @@
+"""What a server adds to the time of steps: measured through one, with clients on the same machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+
+from pellucid.capacity.replica import Room
+from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.step_costs import StepCosts, Told
+from pellucid.capacity.traffic import Traffic
+from pellucid.errors import KernelError
+from pellucid.errors.messages import bounded
+from pellucid.llm import LLM
+from pellucid.measure.load import Lengths
+from pellucid.serve.app import create_app
+from pellucid.serve.guard import AccessRules
+from pellucid.serve.pool import ModelPool
+from pellucid.serve.run import Settings, listen
+
+NAME = "measured"
+FEW, MANY = 1, 8  # clients
+PROMPT, TOKENS = 48, 48
+REQUESTS = 3  # of each client
+STARTS = 10.0  # seconds until the server must be there
+
+
+def with_server(
+    llm: LLM, costs: StepCosts, room: Room, told: Told = lambda done, total, what: None
+) -> StepCosts:
+    """The times of steps with what a server adds: what its clients see more than a simulation without it has.
+
+    The model is closed afterwards.
+    """
+    with _served(llm) as url:
+        told(0, 2, "a server with one client")
+        few = seen_by_clients(url, FEW, 3 * REQUESTS)
+        told(1, 2, f"a server with {MANY} clients")
+        many = seen_by_clients(url, MANY, MANY * REQUESTS)
+    alone, together = _simulated(costs, room, few, FEW), _simulated(costs, room, many, MANY)
+    of_few = max(few["per_token"]["p50"] - alone.per_token["p50"], 0.0)
+    of_many = max(many["per_token"]["p50"] - together.per_token["p50"], 0.0)
+    row = max(of_many - of_few, 0.0) / (MANY - FEW)
+    return replace(
+        costs,
+        request=max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0),
+        served=max(of_few - row, 0.0),
+        row=row,
+    )
+
+
+def _simulated(costs: StepCosts, room: Room, real: Mapping[str, Any], clients: int) -> Any:
+    prompt = round(real["prompt_tokens"])
+    traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
+    return Simulation(traffic, 1, room, costs).run(requests=real["requests"])
+
+
+def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
+    """The figures of ``pellucid bench serve``, in a process of its own.
+
+    Raises:
+        KernelError: it has failed.
+    """
+    command = [sys.executable, "-m", "pellucid", "bench", "serve", url, "--json", "--shared", "0"]
+    numbers = {"clients": clients, "requests": requests, "prompt": PROMPT, "tokens": TOKENS}
+    for name, value in numbers.items():
+        command += [f"--{name}", str(value)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise KernelError(f"the server could not be measured: {bounded(made.stderr.strip())}")
+    found: dict[str, Any] = json.loads(made.stdout)
+    return found
+
+
+@contextmanager
+def _served(llm: LLM) -> Iterator[str]:
+    """A server of a model in a thread; its address. The model is closed at the end."""
+    listening = listen(Settings("127.0.0.1", 0, 1.0))
+    models = ModelPool([NAME], lambda name: llm, 1 << 62)
+    models.put(NAME, llm)
+    config = uvicorn.Config(create_app(models, AccessRules()), log_level="critical", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pellucid-measured")
+    thread.start()
+    try:
+        end = time.monotonic() + STARTS
+        while not server.started and thread.is_alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()

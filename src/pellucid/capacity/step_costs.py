@@ -1,0 +1,207 @@
+"""How long a step takes, by what is in it: measured on this machine, and carried over to others.
+
+A step with R rows of texts that are made and P tokens of prompts takes as long as one with so many tokens, and what the
+logits of R rows and their sampling take; attention adds a time for each token that a row or a token of a prompt sees.
+The times are measured at some numbers; between them they are on straight lines.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pellucid.capacity.machines import Link, Machine
+from pellucid.llm import LLM
+from pellucid.measure.cost import Cost, Rates, weight_bytes
+from pellucid.measure.suite import held, some_ids
+from pellucid.plan.plan import Plan
+from pellucid.runtime.batch import Chunk
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+PROMPTS = (1, 8, 16, 32, 64, 128, 256)
+SHALLOW, DEEP = 64, 1024  # tokens before, of which attention's time is measured
+MADE, ROUNDS = 24, 3  # tokens of a text that is measured; how often each is
+OF_MEMORY, OF_INT8 = 0.75, 0.6
+"""The parts of the roofs that steps of models on paper are taken to reach: what models of this size reach here."""
+Told = Callable[[int, int, str], object]
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds of a step. ``rows`` and ``prompts`` are those of a step with so many rows or tokens of prompts alone.
+
+    ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt. ``request`` is what
+    a request takes before its first step, ``served`` what a server adds to a step, and ``row`` for each row of it;
+    ``hop`` is what a step takes between stages.
+    """
+
+    rows: Mapping[int, float]
+    prompts: Mapping[int, float]
+    row_seen: float = 0.0
+    prompt_seen: float = 0.0
+    request: float = 0.0
+    served: float = 0.0
+    row: float = 0.0
+    hop: float = 0.0
+    _lines: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, times in (("rows", self.rows), ("prompts", self.prompts)):
+            ordered = sorted(times.items())
+            self._lines[name] = [n for n, _ in ordered], [seconds for _, seconds in ordered]
+
+    def step(self, rows: int, seen: int, prompts: int, prompts_seen: int) -> float:
+        """Seconds of a step of ``rows`` that see ``seen`` tokens together, and ``prompts`` tokens of prompts."""
+        beside = self.row_seen * seen + self.prompt_seen * prompts_seen
+        beside += self.hop + self.served + self.row * rows
+        if not prompts:
+            return self._at("rows", rows) + beside
+        sampling = max(0.0, self._at("rows", rows) - self._at("prompts", rows)) if rows else 0.0
+        return self._at("prompts", rows + prompts) + sampling + beside
+
+    def _at(self, name: str, count: int) -> float:
+        """The time on the straight line between the two nearest numbers; beyond the last one, on the last line."""
+        numbers, seconds = self._lines[name]
+        if len(numbers) == 1:
+            return seconds[0] * count / numbers[0]
+        at = min(max(bisect.bisect_left(numbers, count), 1), len(numbers) - 1)
+        x0, x1, y0, y1 = numbers[at - 1], numbers[at], seconds[at - 1], seconds[at]
+        return y0 + (y1 - y0) * (count - x0) / (x1 - x0)
+
+    def on(self, other: Rates, here: Rates, work: PlanWork) -> StepCosts:
+        """Those of a machine with other rates: each step takes as many times as long as its roof does."""
+
+        def ratio(tokens: int, outputs: int) -> float:
+            return work.seconds(tokens, outputs, other) / work.seconds(tokens, outputs, here)
+
+        read = here.read / other.read
+        return StepCosts(
+            {n: seconds * ratio(n, n) for n, seconds in self.rows.items()},
+            {n: seconds * ratio(n, 0) for n, seconds in self.prompts.items()},
+            self.row_seen * read,
+            self.prompt_seen * here.multiply / other.multiply,
+            self.request,
+            self.served,
+            self.row,
+            self.hop,
+        )
+
+    def over(self, stages: int, link: Link, work: PlanWork) -> StepCosts:
+        """Those of a model over several machines like this one: a step goes through all of them.
+
+        Parts of a long prompt are in all stages at a time (``cluster/staged_runner.py``); rows are not.
+        """
+        if stages == 1:
+            return self
+        hop = stages * link.seconds
+        vectors = (stages - 1) * work.border_bytes / link.bytes_per_second
+        return StepCosts(
+            {n: seconds + n * vectors for n, seconds in self.rows.items()},
+            {n: _through(n, seconds, stages) + n * vectors for n, seconds in self.prompts.items()},
+            self.row_seen,
+            self.prompt_seen / stages,
+            self.request,
+            self.served,
+            self.row,
+            hop,
+        )
+
+
+def _through(tokens: int, seconds: float, stages: int) -> float:
+    """The time of a step of parts of 128 tokens through stages that each take the same part of it."""
+    parts = -(-tokens // 128)
+    return seconds * (parts + stages - 1) / (parts * stages)
+
+
+class PlanWork:
+    """What the steps of a plan must read and multiply. ``width`` is that of its residual stream."""
+
+    def __init__(self, plan: Plan, width: int) -> None:
+        self._plan, self.border_bytes = plan, 4 * width
+        self._costs: dict[tuple[int, int], Cost] = {}
+
+    def seconds(self, tokens: int, outputs: int, rates: Rates) -> float:
+        """The least time of a step."""
+        key = tokens, outputs
+        if key not in self._costs:
+            counts = {"tokens": tokens, "outputs": outputs, "sequences": outputs, "once": 1}
+            rows = [(op, counts[op.rows]) for op in self._plan.operations]
+            self._costs[key] = Cost(
+                sum(weight_bytes(op, count) for op, count in rows),
+                sum(op.multiply_adds * count for op, count in rows),
+            )
+        return self._costs[key].seconds(rates)
+
+    def estimated(self, machine: Machine) -> StepCosts:
+        """The time of steps of a model that is not here, at the usual parts of the roofs."""
+        rates = Rates(OF_MEMORY * machine.rates.read, OF_INT8 * machine.rates.multiply)
+        return StepCosts(
+            {n: self.seconds(n, n, rates) for n in ROWS}, {n: self.seconds(n, 0, rates) for n in PROMPTS}
+        )
+
+
+def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts:
+    """The time of steps on this machine: medians of some rounds.
+
+    ``told`` hears how far it is, before each measurement.
+    """
+    limits = llm.runner.limits
+    rows = [n for n in ROWS if n <= limits.sequences]
+    prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]
+    deep = min(DEEP, llm.context - MADE - 1)
+    total, done = ROUNDS * (len(rows) + len(prompts) + 2), 0
+    found: dict[tuple[str, int], list[float]] = {}
+    for _ in range(ROUNDS):
+        for kind, numbers in (("rows", rows), ("prompts", prompts), ("deep", [rows[-1], prompts[-1]])):
+            for at, n in enumerate(numbers):
+                told(done, total, f"{n:,} {'texts' if kind == 'rows' else 'tokens of a prompt'}")
+                done += 1
+                if kind == "rows":
+                    seconds = _texts(llm, n, min(SHALLOW, deep))
+                elif kind == "prompts":
+                    seconds = _prompt(llm, n, 0)
+                elif at == 0:
+                    seconds = _texts(llm, n, deep)
+                else:
+                    seconds = _prompt(llm, n, deep // n * n)
+                found.setdefault((kind if kind != "deep" else f"deep {at}", n), []).append(seconds)
+    medians = {key: statistics.median(times) for key, times in found.items()}
+    shallow, most, part = min(SHALLOW, deep), rows[-1], prompts[-1]
+    row_seen = (medians["deep 0", most] - medians["rows", most]) / max(most * (deep - shallow), 1)
+    prompt_seen = (medians["deep 1", part] - medians["prompts", part]) / max(part * (deep // part * part), 1)
+    row_seen, prompt_seen = max(row_seen, 0.0), max(prompt_seen, 0.0)
+    middle = shallow + MADE / 2
+    return StepCosts(
+        {n: max(medians["rows", n] - n * middle * row_seen, 1e-6) for n in rows},
+        {n: max(medians["prompts", n] - n * n / 2 * prompt_seen, 1e-6) for n in prompts},
+        row_seen,
+        prompt_seen,
+    )
+
+
+def _texts(llm: LLM, count: int, depth: int) -> float:
+    """Seconds of a step of ``count`` texts after ``depth`` tokens, as the engine makes them."""
+    made: dict[str, Any] = {"max_new_tokens": MADE, "ignore_eos": True, "temperature": 0, "draft": False}
+    group = llm.request(some_ids(llm.runner, depth), count, **made, prompt_lookup=False)
+    times: list[float] = []
+    group.start(lambda number, token: times.append(time.perf_counter()))
+    group.wait()
+    steps = np.array(times[count - 1 :: count])  # when the last text of each step had its token
+    return float(np.median(np.diff(steps)))
+
+
+def _prompt(llm: LLM, count: int, depth: int) -> float:
+    """Seconds of a step that reads ``count`` tokens of a prompt after ``depth``, none of which is wanted."""
+    runner, ids = llm.runner, some_ids(llm.runner, count)
+    with held(runner, 1) as (table,):
+        for _ in range(depth // count):
+            runner.forward([Chunk(table, ids, 0)])
+        start = time.perf_counter()
+        runner.forward([Chunk(table, ids, 0)])
+        return time.perf_counter() - start

@@ -1,0 +1,246 @@
+"""pellucid capacity MODEL: how many machines a load needs, by a simulation of replicas that run the real scheduler."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli import common
+from pellucid.cli.command import Command
+from pellucid.cli.sized import MachinesFile, machines_of, measured_costs, on_paper, sized
+
+if TYPE_CHECKING:
+    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.machines import Machine
+    from pellucid.capacity.search import Break, Front, Goals, Hours, Search
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
+MOST_RATE, MOST_TOKENS = 1e6, 1 << 20
+
+
+def command(
+    model: common.Model,
+    rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
+    ttft: Annotated[
+        str, typer.Option(help="The time to the first token that 95 of 100 requests must see: 1s, 300ms.")
+    ] = "1s",
+    tpot: Annotated[
+        str, typer.Option(help="The time of a token after it that 95 of 100 requests must see.")
+    ] = "100ms",
+    prompt: Annotated[
+        str,
+        typer.Option(help="Tokens of a prompt: 256, 64-256, or 128~32 (mean ~ deviation).", metavar="N"),
+    ] = "256",
+    tokens: Annotated[str, typer.Option(help="Tokens of an answer, in the same forms.", metavar="N")] = "128",
+    shared: Annotated[Any, common.count("Tokens that prompts begin with in common: a system prompt.")] = 0,
+    prefixes: Annotated[Any, common.count("How many such beginnings there are.")] = 1,
+    turns: Annotated[Any, common.count("Requests of a conversation, each with all that was said.")] = 1,
+    think: Annotated[str, typer.Option(help="The time from an answer to the next request.")] = "20s",
+    day: Annotated[
+        str,
+        typer.Option(help="How the rate changes over the day: office, or flat.", metavar="NAME"),
+    ] = "office",
+    machines: MachinesFile = None,
+    seed: Annotated[Any, common.count("The same seed makes the same requests.")] = 0,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precise: common.Precise = False,
+    kv_cache: common.KVCache = None,
+    json: common.Json = False,
+) -> None:
+    """Say how many machines a load needs, and what breaks first when there is more of it.
+
+    Steps are timed on this machine, through a server with clients, and carried over to others by their memory's and
+    their integer units' rates. Then a day is simulated: requests come at random times, the router sends them to
+    replicas, and these run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
+    llama-3-70b, is taken to reach the usual parts of the rates.
+    """
+    from pellucid.capacity.layouts import fewest_stages
+    from pellucid.capacity.machines import this_machine
+    from pellucid.capacity.search import DAYS, Goals, Search
+    from pellucid.capacity.traffic import Traffic
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
+    from pellucid.measure.load import Lengths
+    from pellucid.util.checks import real, whole
+
+    traffic = Traffic(
+        Lengths.of("prompt", prompt),
+        Lengths.of("tokens", tokens),
+        rate=real("rate", rate, 0.0, MOST_RATE, above=True),
+        shared=whole("shared", shared, 0, MOST_TOKENS),
+        prefixes=whole("prefixes", prefixes, 1, MOST_TOKENS),
+        turns=whole("turns", turns, 1, 1000),
+        think=_seconds("think", think),
+        seed=whole("seed", seed, 0, 1 << 62),
+    )
+    goals = Goals(_seconds("ttft", ttft), _seconds("tpot", tpot))
+    if day not in DAYS:
+        raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
+    size = sized(model, context, precise, kv_cache)
+    _refuse_long(traffic, size.limits.context)
+    here = this_machine(threads)
+    kinds = machines_of(machines, here)
+    if on_paper(model):
+        costs = [size.work.estimated(kind) for kind in kinds.kinds]
+    else:
+        own = measured_costs(model, here, context, precise, kv_cache, served=True)
+        costs = [own.on(kind.rates, here.rates, size.work) for kind in kinds.kinds]
+    found = []
+    for kind, of_one in zip(kinds.kinds, costs):
+        stages = fewest_stages(size, kind)
+        with common.progress(still=True) as bars:
+            search = Search(
+                traffic,
+                goals,
+                size.room(kind.memory * stages),
+                of_one.over(stages, kinds.link, size.work),
+                bars.simulating,
+            )
+            found.append(_found(kind, stages, search, DAYS[day]))
+    if json:
+        common.print_json(_document(size, traffic.rate, found))
+        return
+    for at, one in enumerate(found):
+        if at:
+            print()
+        _show(size, goals, one, traffic.rate or 0.0)
+
+
+def _seconds(name: str, text: str) -> float:
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief
+
+    found = DURATION.fullmatch(text.strip())
+    if not found or float(found[1]) <= 0:
+        raise InvalidRequest(f"{name}={brief(text)}: must be a time above 0, such as 1s or 300ms")
+    return float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
+
+
+def _refuse_long(traffic: Any, context: int) -> None:
+    from pellucid.errors import InvalidRequest
+
+    longest = traffic.turns * sum(
+        one.low if one.normal else one.high for one in (traffic.prompt, traffic.tokens)
+    )
+    if longest > context:
+        raise InvalidRequest(
+            f"prompts and answers have {longest:,} tokens together, and the context is {context:,}: use shorter ones, "
+            "fewer turns, or a larger --context"
+        )
+
+
+class Found:
+    """What was found for a kind of machines: the ``day`` is empty if no number of them reaches the goals."""
+
+    def __init__(
+        self, machine: Machine, stages: int, day: list[Hours], front: Front | None, breaks: Break | None
+    ) -> None:
+        self.machine, self.stages, self.day, self.front, self.breaks = machine, stages, day, front, breaks
+
+    @property
+    def machines(self) -> int:
+        """How many machines the busiest hour needs."""
+        return self.day[0].replicas * self.stages
+
+
+def _found(machine: Machine, stages: int, search: Search, shape: Any) -> Found:
+    most = search.replicas(search.traffic.rate or 0.0)
+    if most is None:
+        return Found(machine, stages, [], None, None)
+    day = search.day(shape, most)
+    return Found(machine, stages, day, search.front(most, day[0].outcome), search.breaks(most))
+
+
+def _show(size: SizedModel, goals: Goals, found: Found, rate: float) -> None:
+    from rich.filesize import decimal
+
+    from pellucid.errors.messages import one_line
+
+    machine = found.machine
+    each = f"{found.stages} machines each, " if found.stages > 1 else ""
+    print(
+        f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
+        f"{machine.rates.read / 1e9:.1f} GB/s, {machine.rates.multiply / 1e9:,.0f} int8 GMAC/s ({machine.source})\n"
+    )
+    if not found.day:
+        print(
+            f"no number of these machines reaches {goals.first_token:g} s to the first token and "
+            f"{goals.per_token * 1e3:g} ms per token, even for a request that is alone"
+        )
+        return
+    columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
+    table = common.table("hours", *columns, right=columns)
+    for one in found.day:
+        times = one.outcome
+        scale = one.replicas / min(one.replicas, _slice())
+        table.add_row(
+            _hours(one.hours),
+            f"{one.rate:,.4g}",
+            f"{one.replicas * found.stages:,}",
+            f"{times.tokens_per_second * scale:,.0f}",
+            _times(times.first_token),
+            _times(times.per_token),
+            f"{times.busy:.0%}",
+            f"{times.hits:.0%}",
+        )
+    common.show(table)
+    hours = sum(len(one.hours) * one.replicas * found.stages for one in found.day)
+    print(
+        f"\n{found.machines:,} machines are enough in the busiest hour; {hours:,} machine-hours a day if they come and "
+        f"go with the load, {24 * found.machines:,} if they stay (times in ms: median, 95 of 100, 99 of 100)"
+    )
+    if found.machines > machine.count and machine.count > 1:
+        print(f"there are {machine.count:,} of {one_line(machine.name)}: too few")
+    if found.breaks:
+        print(f"at {found.breaks.times:g} times the load {found.breaks.what} fails first: {found.breaks.why}")
+    if found.front:
+        print(
+            f"in front: the router takes {found.front.router_seconds * 1e6:,.0f} µs for a request, "
+            f"{found.front.ingresses:,} server processes pass the tokens on"
+        )
+
+
+def _slice() -> int:
+    from pellucid.capacity.search import SLICE
+
+    return SLICE
+
+
+def _hours(hours: tuple[int, ...]) -> str:
+    """Hours of a day as runs: 9-11, 14-16."""
+    runs: list[list[int]] = []
+    for hour in hours:
+        if runs and runs[-1][1] == hour - 1:
+            runs[-1][1] = hour
+        else:
+            runs.append([hour, hour])
+    return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+
+
+def _times(one: dict[str, float]) -> str:
+    return " ".join(f"{1e3 * one[name]:,.0f}" for name in ("p50", "p95", "p99"))
+
+
+def _document(size: SizedModel, rate: float | None, found: list[Found]) -> dict[str, Any]:
+    return {
+        "model": size.name,
+        "rate": rate,
+        "machines": [
+            {
+                "machine": asdict(one.machine),
+                "stages": one.stages,
+                "machines": one.machines if one.day else None,
+                "day": [asdict(hours) for hours in one.day],
+                "breaks": asdict(one.breaks) if one.breaks else None,
+                "front": asdict(one.front) if one.front else None,
+            }
+            for one in found
+        ],
+    }
+
+
+COMMAND = Command("capacity", command)

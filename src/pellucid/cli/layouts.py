@@ -1,0 +1,143 @@
+"""pellucid plan MODEL --machines FILE: what one machine, replicas and stages would reach."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pellucid.cli import common
+from pellucid.cli.sized import machines_of, measured_costs, on_paper, sized
+
+if TYPE_CHECKING:
+    from pellucid.capacity.layouts import Layout, SizedModel
+
+
+def show_layouts(
+    model: str,
+    file: str,
+    measured: bool,
+    threads: int | None,
+    context: int | None,
+    precise: bool,
+    kv_cache: str | None,
+    json: bool,
+) -> None:
+    """Print the layouts of a model on the machines of a file, and which one to take."""
+    from pellucid.capacity.layouts import layouts, recommended
+    from pellucid.capacity.machines import this_machine
+    from pellucid.errors import InvalidRequest
+
+    if measured and on_paper(model):
+        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
+    size = sized(model, context, precise, kv_cache)
+    here = this_machine(threads)
+    machines = machines_of(file, here)
+    if measured:
+        own = measured_costs(model, here, context, precise, kv_cache, served=False)
+        costs = [own.on(kind.rates, here.rates, size.work) for kind in machines.kinds]
+    else:
+        costs = [size.work.estimated(kind) for kind in machines.kinds]
+    found = layouts(size, machines, costs)
+    best = recommended(found)
+    if json:
+        chosen = None if best is None else {**_row(best[0]), "why": best[1]}
+        rows = [_row(one) for one in found]
+        common.print_json(
+            {
+                "model": size.name,
+                "weight_bytes": size.weight_bytes,
+                "context": size.limits.context,
+                "context_bytes": size.context_bytes,
+                "machines": [asdict(kind) for kind in machines.kinds],
+                "layouts": rows,
+                "recommended": chosen,
+            }
+        )
+        return
+    if found:
+        _show(size, found, measured)
+    if best is None:
+        largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
+        print(
+            f"it fits nowhere: all of {largest.name} together have {largest.count * largest.memory / 1e9:,.1f} GB; use "
+            "a smaller format, a smaller --context, or more machines"
+        )
+        return
+    layout, why = best
+    print(f"\ntake {_what(layout)}: {why}\n{_command(model, layout)}")
+
+
+def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
+    from rich.filesize import decimal
+
+    from pellucid.capacity.layouts import TOGETHER
+    from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY
+    from pellucid.errors.messages import one_line
+
+    print(
+        f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
+        f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
+    )
+    numbers = (
+        "GB each",
+        "text tokens/s",
+        f"with {TOGETHER} each",
+        "prompt tokens/s",
+        "room for tokens",
+    )
+    table = common.table("machines", "layout", *numbers, right=numbers, whole=("layout",))
+    for one in found:
+        table.add_row(
+            one_line(one.machine.name),
+            _what(one),
+            f"{one.bytes_each / 1e9:.1f} of {one.machine.memory / 1e9:.0f}",
+            f"{one.one:,.3g}",
+            f"{one.many:,.4g}",
+            f"{one.prompt:,.4g}",
+            f"{one.tokens:,}",
+        )
+    common.show(table)
+    rates = {
+        f"{one_line(one.machine.name)}: {one.machine.rates.read / 1e9:.1f} GB/s, "
+        f"{one.machine.rates.multiply / 1e9:,.0f} int8 GMAC/s ({one.machine.source})"
+        for one in found
+    }
+    basis = (
+        "times of steps measured here, carried over by these rates"
+        if measured
+        else f"{OF_MEMORY:.0%} of the memory's rate and {OF_INT8:.0%} of the integer units' are taken to be reached "
+        "(--measured times the steps here)"
+    )
+    print(
+        "\n" + "\n".join(sorted(rates)) + f"\n{basis}; a prompt of a replica, texts of all of them together"
+    )
+
+
+def _what(layout: Layout) -> str:
+    stages = f"{layout.stages} stages" if layout.stages > 1 else ""
+    if layout.replicas > 1:
+        return f"{layout.replicas:,} replicas" + (f" of {stages}" if stages else "")
+    return stages or "one machine"
+
+
+def _command(model: str, layout: Layout) -> str:
+    if layout.machines == 1:
+        return f"  pellucid serve {model}"
+    stages = f" --stages {layout.stages}" if layout.stages > 1 else ""
+    return (
+        f"  pellucid serve {model} --cluster auto --replicas {layout.replicas} --replica-cpus {layout.machine.cores}"
+        + stages
+    )
+
+
+def _row(layout: Layout) -> dict[str, Any]:
+    return {
+        "machines": layout.machine.name,
+        "replicas": layout.replicas,
+        "stages": layout.stages,
+        "bytes_each": layout.bytes_each,
+        "text_tokens_per_second": layout.one,
+        "texts_together_tokens_per_second": layout.many,
+        "prompt_tokens_per_second": layout.prompt,
+        "context_tokens": layout.tokens,
+    }

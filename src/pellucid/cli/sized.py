@@ -1,0 +1,96 @@
+"""A model and machines for commands that plan: sizes of a file or of a shape on paper, and the time of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli import common
+
+if TYPE_CHECKING:
+    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.machines import Machine, Machines
+    from pellucid.capacity.step_costs import StepCosts
+
+MachinesFile = Annotated[
+    str | None,
+    typer.Option(
+        "--machines",
+        help="A JSON file of machines (docs/guides/scale-out.md), or here: this machine.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+HERE = "here"
+
+
+def on_paper(model: str) -> bool:
+    """Whether a name is that of a shape on paper, and of nothing that is here."""
+    from pellucid.measure.paper import known_papers
+    from pellucid.weights.catalogue import find
+
+    return model in known_papers() and find(model) is None and not Path(model).exists()
+
+
+def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) -> SizedModel:
+    """The sizes of a model. No weights are loaded.
+
+    Raises:
+        InvalidRequest: it is no language model, or the context is out of range.
+    """
+    from pellucid import pipeline
+    from pellucid.capacity.layouts import SizedModel
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import shown
+    from pellucid.loading import activation_bits_of, checked_kv_dtype, open_model, step_limits
+    from pellucid.measure.paper import paper
+    from pellucid.plan.weights import layouts
+    from pellucid.util.checks import whole
+    from pellucid.weights.checkpoint import stored_bytes
+
+    bits, dtype = activation_bits_of(precise), checked_kv_dtype(kv_cache)
+    if on_paper(model):
+        made = paper(model, bits, dtype)
+        tokens = whole("context", context or made.spec.context, 1, made.spec.context)
+        return SizedModel(
+            model, made.spec, made.plan, step_limits(made.spec, tokens), made.file_bytes[made.form]
+        )
+    with common.progress() as bars:
+        opened = open_model(model, context=context, progress=bars)
+    try:
+        spec = replace(opened.model.spec, context=opened.inputs.context)
+        if not spec.head:
+            raise InvalidRequest(f"{shown(spec.name)} makes no text: plan for a language model")
+        plan = pipeline.build_plan(spec, layouts(opened.checkpoint, opened.model), bits, dtype)
+        limits = step_limits(spec, opened.inputs.context)
+        return SizedModel(spec.name, spec, plan, limits, stored_bytes(opened.checkpoint))
+    finally:
+        opened.checkpoint.close()
+
+
+def machines_of(file: str | None, here: Machine) -> Machines:
+    """The machines of a file, or the one at hand."""
+    from pellucid.capacity.machines import Machines, read_machines
+
+    return Machines((here,)) if file in (None, HERE) else read_machines(Path(str(file)), here)
+
+
+def measured_costs(
+    model: str, here: Machine, context: int | None, precise: bool, kv_cache: str | None, *, served: bool
+) -> StepCosts:
+    """The time of the steps of a model on this machine; with what a server adds, if ``served``."""
+    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.serving import with_server
+    from pellucid.capacity.step_costs import measured
+    from pellucid.weights.checkpoint import stored_bytes
+
+    llm = common.load(model, here.cores, context, precise, kv_cache, before=lambda inputs: None)
+    with llm, common.progress(still=True) as bars:
+        costs = measured(llm, bars.measuring)
+        if not served:
+            return costs
+        size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
+        return with_server(llm, costs, size.room(here.memory), bars.measuring)
