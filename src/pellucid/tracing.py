@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pellucid.engine.engine import Engine
@@ -15,7 +15,7 @@ from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
 from pellucid.engine.request import RequestGroup
 from pellucid.engine.run import Admission
-from pellucid.engine.text_group import run_together
+from pellucid.engine.text_group import TextGroup, run_together
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
@@ -23,15 +23,17 @@ from pellucid.plan.plan import Plan
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import EditOf, listed
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
 from pellucid.trace.points import Point
 from pellucid.trace.recorded import RecordedRun, identity, parts_of, plain_options, shape_of
-from pellucid.trace.stream import FrameReader, TraceFrame, TraceStream
+from pellucid.trace.stream import LIMIT, FrameReader, TraceFrame, TraceStream
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
+
+DIVIDED = "the model runs on several machines, whose values cannot be watched from here"
 
 
 class TracingModel:
@@ -83,10 +85,38 @@ class TracingModel:
         chains = [options.chain()]
         return RequestGroup(self.engine, self.inputs, prompt, options, chains, Admission(), watching, begun)
 
+    @property
+    def unwatched(self) -> str:
+        """Why values of its runs cannot be traced and edited; "" if they can."""
+        return DIVIDED if self.runner.stage else ""
+
     @cached_property
     def points(self) -> dict[str, Point]:
-        """The values of a run that can be traced and edited, by name, in the order of the pipeline."""
+        """The values of a run that can be traced and edited, by name, in the order of the pipeline.
+
+        Raises:
+            InvalidRequest: the blocks of the model are divided over several machines.
+        """
+        if self.unwatched:
+            raise InvalidRequest(self.unwatched)
         return all_points(self.plan)
+
+    def watch(
+        self,
+        group: TextGroup,
+        names: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> TraceStream:
+        """What a request of this model computes of some points from its next step on, until the stream is closed.
+
+        Raises: as ``TraceStream``, whose arguments these are.
+        """
+        assert isinstance(group, RequestGroup)
+        stream = TraceStream(self.points, names, limit, notify)
+        group.attach(stream.probes(len(group.builders)))
+        stream.ended = partial(group.attach, [])
+        return stream
 
     @contextmanager
     def trace(
@@ -116,7 +146,7 @@ class TracingModel:
                 does not fit into the budget.
         """
         outer = self._traced.get()
-        own = [*(outer.edits if outer is not None else ()), *_listed(edits)]
+        own = [*(outer.edits if outer is not None else ()), *listed(edits)]
         if on is not None and not callable(on):
             raise InvalidRequest(f"on={brief(on)}: must be a function of a frame")
         made = Trace(self.points, points, own, budget, self.tokenizer.piece)
@@ -242,17 +272,10 @@ class TracingModel:
     def _watching(self, options: dict[str, Any]) -> Watching | None:
         """What is watched and changed in a request; its own edits are taken out of its options."""
         trace, edits = self._traced.get(), options.pop("edits", None)
-        own = [] if edits is None else _listed(edits)
+        own = [] if edits is None else listed(edits)
         if trace is None:
             return Trace(self.points, ()).watching(own) if own else None
         return trace.watching(own)
-
-
-def _listed(edits: Any) -> list[EditOf]:
-    """A request's edits, as a list."""
-    if not isinstance(edits, (list, tuple)):
-        raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
-    return list(edits)
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:

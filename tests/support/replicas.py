@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.group import RemoteGroup
+from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.loading import open_model
+
+SECONDS = 60
 SECRET = "a secret of these tests alone"
 PROGRAM = """
 import asyncio, sys
@@ -58,3 +68,75 @@ class ReplicaProcess:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class Replicas:
+    """Some replicas of a model, a fleet that knows them, and the model on them."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+        self.processes: dict[str, ReplicaProcess] = {}
+        self.made = 0
+
+    fleet: Fleet
+
+    def add_later(self) -> None:
+        """Start a replica from a thread."""
+        self.made += 1
+        one = ReplicaProcess(self.path, f"replica {self.made}")
+        self.processes[one.address] = one
+        self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
+
+    async def kill(self, task: RemoteGroup | None = None) -> None:
+        """End the replica that runs a request (by default any)."""
+        found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
+        addresses = [found[0].address] if found else list(self.processes)[:1]
+        for address in addresses:
+            self.processes.pop(address).kill()
+            await self.fleet.remove(address)
+
+    async def up(self, count: int) -> None:
+        while sum(link.up for link in self.fleet.links) < count:
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def replicas(path: Path, count: int = 2) -> AsyncIterator[tuple[Replicas, RemoteModel]]:
+    made = Replicas(path, count)
+    made.fleet = Fleet(ClusterSecret(SECRET))
+    opened = open_model(path)
+    try:
+        await asyncio.gather(*(asyncio.to_thread(made.add_later) for _ in range(count)))
+        await asyncio.wait_for(made.up(count), SECONDS)
+        yield made, RemoteModel(opened, made.fleet)
+    finally:
+        await made.fleet.close()
+        opened.checkpoint.close()
+        said = "".join(one.close() for one in made.processes.values())
+    assert said == ""
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 2 * SECONDS))
+
+
+async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
+    """Read a request to its end; after its n-th token ``at(n)`` may do something."""
+    count = 0
+    async for _ in group.stream():
+        count += 1
+        if work := at(count):
+            await work
+
+
+def loads_from(folder: Path, addresses: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """What loads models of a folder for a server, each on the replicas at its addresses."""
+
+    async def load(name: str) -> RemoteModel:
+        fleet = Fleet(ClusterSecret(SECRET))
+        for address in addresses[name]:
+            fleet.add(address)
+        await fleet.ready(SECONDS)
+        return RemoteModel(open_model(folder / name), fleet)
+
+    return load

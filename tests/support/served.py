@@ -6,10 +6,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -59,11 +60,17 @@ class Served:
     """A server in a thread."""
 
     def __init__(
-        self, folder: Path, rules: AccessRules, limit: int = 1 << 40, *, tools: bool = False
+        self,
+        folder: Path,
+        rules: AccessRules,
+        limit: int = 1 << 40,
+        *,
+        tools: bool = False,
+        load: Callable[[str], Any] | None = None,
     ) -> None:
         self.loads = list[str]()
 
-        def load(name: str) -> LLM:
+        def load_here(name: str) -> LLM:
             self.loads.append(name)
             llm = pellucid.load(folder / name, threads=2)
             if tools:
@@ -71,7 +78,7 @@ class Served:
                 llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
             return llm
 
-        self.models = ModelPool(NAMES, load, limit)
+        self.models = ModelPool(NAMES, load or load_here, limit)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.app = create_app(self.models, rules)
@@ -94,9 +101,15 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, rules: AccessRules | None = None, *, tools: bool = False) -> Iterator[Served]:
-    """A server, for a while."""
-    made = Served(folder, rules or AccessRules(), tools=tools)
+def serving(
+    folder: Path,
+    rules: AccessRules | None = None,
+    *,
+    tools: bool = False,
+    load: Callable[[str], Any] | None = None,
+) -> Iterator[Served]:
+    """A server, for a while; its models are those of the folder, or what ``load`` makes of their names."""
+    made = Served(folder, rules or AccessRules(), tools=tools, load=load)
     try:
         yield made
     finally:

@@ -53,6 +53,9 @@ class RemoteTask(ABC):
         self._progress = self.progress
         return self.losses
 
+    def placed(self) -> None:  # noqa: B027 - most have nothing more to tell
+        """A replica has it now, whom ``Fleet.tell`` reaches."""
+
     @abstractmethod
     def body(self) -> dict[str, Any]:
         """What the replica is asked for: all that is left to do."""
@@ -161,11 +164,18 @@ class Fleet:
         task.elsewhere = links
         self._put(task, link)
         link.send("join", self._count, task.name)
+        task.placed()
 
     def _put(self, task: RemoteTask, link: ReplicaLink) -> None:
         self._count += 1
         link.load.running += 1
         self._running[self._count], self._parts[task] = (link, task), self._count
+
+    def tell(self, task: RemoteTask, kind: str, *fields: Any) -> None:
+        """Send a message about a task to the replica that it is with; without one nobody hears it."""
+        part = self._parts.get(task)
+        if part is not None:
+            self._running[part][0].send(kind, part, *fields)
 
     def cancel(self, task: RemoteTask) -> None:
         """End a task, wherever it is."""
@@ -199,6 +209,7 @@ class Fleet:
         link = links[route.replica]
         self._put(task, link)
         link.send("run", self._count, task.what, task.name, task.body())
+        task.placed()
 
     def _late(self, task: RemoteTask) -> None:
         del self._waiting[task]

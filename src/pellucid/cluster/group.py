@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -12,12 +12,15 @@ from typing import Any
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
-from pellucid.engine.probe import SequenceWatch
+from pellucid.cluster.watching import RemoteStream
 from pellucid.engine.run import Admission
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
-from pellucid.errors import InvalidRequest, PellucidError
+from pellucid.errors import PellucidError
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
+from pellucid.trace.edits import EditOf
+from pellucid.trace.points import Point
+from pellucid.trace.stream import LIMIT
 
 
 class RemoteGroup(TextGroup):
@@ -40,10 +43,12 @@ class RemoteGroup(TextGroup):
         options: Options,
         chains: Sequence[Chain],
         how: Admission,
+        edits: Sequence[EditOf] = (),
     ) -> None:
         self.options = options
         self.builders = [OutputBuilder(chain, options) for chain in chains]
         self._fleet, self._prompt, self._asked, self._how = fleet, prompt, asked, how
+        self._edits = [wire.edit_fields(one) for one in edits]
         self._task = _GenerateTask(self)
         self._facts = PromptFacts()
         self._probabilities: list[list[float]] = [[] for _ in chains]
@@ -51,6 +56,7 @@ class RemoteGroup(TextGroup):
         self._queue: asyncio.Queue[tuple[int, MadeToken] | PellucidError | None] = asyncio.Queue()
         self._begun = 0.0
         self._ended = False
+        self._stream: RemoteStream | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -113,12 +119,35 @@ class RemoteGroup(TextGroup):
             self.start()
         await self.finished()
 
-    def attach(self, probes: Sequence[SequenceWatch]) -> None:
-        """Refused: its values are in another process."""
-        if probes:
-            raise InvalidRequest(
-                "points: the request runs on a replica, whose values cannot be watched from here"
-            )
+    def watch(
+        self,
+        points: Mapping[str, Point],
+        names: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> RemoteStream:
+        """What its replicas compute of some points from its next step on, until the stream is closed.
+
+        Raises: as ``TraceStream``.
+        """
+        stream = RemoteStream(points, names, limit, notify, self._tell)
+        stream.ended = partial(self._unwatch, stream)
+        self._stream = stream
+        self.placed()
+        return stream
+
+    def _tell(self, kind: str, *fields: Any) -> None:
+        self._fleet.call(partial(self._fleet.tell, self._task, kind, *fields))
+
+    def _unwatch(self, stream: RemoteStream) -> None:
+        self._tell("unwatch", stream.number)
+        if self._stream is stream:
+            self._stream = None
+
+    def placed(self) -> None:
+        """A replica has it, or will have: whoever watches it watches that."""
+        if self._stream is not None:
+            self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
 
     def close(self) -> None:
         """End it."""
@@ -138,6 +167,7 @@ class RemoteGroup(TextGroup):
         return {
             "prompt": self._prompt,
             "options": asked,
+            "edits": self._edits,
             "numbers": numbers,
             "begun": {
                 number: list(zip(self.builders[number].ids, self._probabilities[number]))
@@ -162,6 +192,9 @@ class RemoteGroup(TextGroup):
             facts = wire.facts_of(fields)
             if not any(builder.ids for builder in self.builders):  # else it is another replica that goes on
                 self._facts = facts
+        elif kind == "values":
+            if self._stream is not None:
+                self._stream.take(*fields)
         elif kind == "end":
             for number, pair in fields[0].items():
                 self._speculation[number] = [a + b for a, b in zip(self._speculation[number], pair)]
@@ -189,6 +222,9 @@ class _GenerateTask(RemoteTask):
     def progress(self) -> int:
         return sum(len(builder.ids) for builder in self._group.builders)
 
+    def placed(self) -> None:
+        self._group.placed()
+
     def body(self) -> dict[str, Any]:
         self.began = False
         return self._group.left()
@@ -206,18 +242,22 @@ class RemoteCall(RemoteTask):
 
     def __init__(self, what: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
         super().__init__(prompt)
-        self.what, self._body = what, body
+        self.what, self._body, self._pieces = what, body, bytearray()
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def body(self) -> dict[str, Any]:
+        self._pieces.clear()
         return self._body
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
-        if kind != "done":
-            return False
-        if not self.result.done():
-            self.result.set_result(fields[0])
-        return True
+        if kind == "piece":
+            self._pieces += fields[0]
+            if len(self._pieces) > wire.MOST_WHOLE:
+                raise wire.WireError(f"an answer of more than {wire.MOST_WHOLE:,} bytes")
+        elif kind == "done" and not self.result.done():
+            (made,) = fields
+            self.result.set_result(bytes(self._pieces) + made if self._pieces else made)
+        return kind == "done"
 
     def fail(self, error: PellucidError) -> None:
         if not self.result.done():

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from pellucid.cluster.watching import PartWatch
+
 MOST_KNOWN = 512  # parts that are known by name
 MOST_BYTES = 256 << 20  # of all their messages
 
@@ -22,6 +24,7 @@ class AskedPart:
     """What was sent, as long as it is known by its name."""
     bytes: int = 0
     task: asyncio.Task[None] | None = None
+    watch: PartWatch | None = None
     ended: float | None = None
     whole: bool = True
     """Whether the messages are all that there have been of it, on any replica."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup, called
@@ -17,14 +21,22 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.run import Admission
 from pellucid.engine.state import EngineState, ReplicaStates
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.weights import layouts
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.edits import EditOf, listed
+from pellucid.trace.outputs import all_points
+from pellucid.trace.points import Point
+from pellucid.trace.stream import TraceStream
+from pellucid.trace.trace import Trace
+from pellucid.tracing import DIVIDED
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -36,12 +48,12 @@ NAMES = [one.name for one in fields(EngineState)]
 class RemoteModel:
     """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
 
-    Functions that wait are for threads other than the fleet's.
+    Functions that wait are for threads other than the fleet's. Each replica has the blocks in so many ``stages``.
     """
 
-    def __init__(self, opened: OpenModel, fleet: Fleet) -> None:
+    def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
-        self._opened = opened
+        self._opened, self._stages = opened, stages
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -86,12 +98,9 @@ class RemoteModel:
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteGroup:
         """A request for ``n`` answers, checked but not started. Takes the options of ``LLM.generate``.
 
-        Raises: as ``LLM.request``, and InvalidRequest for options that cannot be sent: functions and edits.
+        Raises: as ``LLM.request``, and InvalidRequest for what cannot be sent: functions.
         """
-        if options.pop("edits", None):
-            raise InvalidRequest(
-                "edits: the model runs on replicas, whose values cannot be changed from here"
-            )
+        edits = self._edits(options.pop("edits", None))
         how = Admission.taken_from(options)
         asked = with_recommended(options, self.recommended)
         parsed = Options.of(**asked)
@@ -102,7 +111,45 @@ class RemoteModel:
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary)
         sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
-        return RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how)
+        return RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
+
+    def _edits(self, given: Any) -> list[EditOf]:
+        """The edits of a request, which a replica takes. Raises InvalidRequest."""
+        edits = [] if given is None else listed(given)
+        if edits:
+            Trace(self.points, ()).watching(edits)
+        size = sum(np.size(one.values) * 4 for one in edits if one.values is not None)
+        if size > wire.MOST_FRAME // 2:
+            raise InvalidRequest(
+                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MOST_FRAME >> 21} MiB: change less"
+            )
+        return edits
+
+    @cached_property
+    def points(self) -> dict[str, Point]:
+        """As ``LLM.points``."""
+        if self._stages > 1:
+            raise InvalidRequest(DIVIDED)
+        checkpoint, model = self._opened.checkpoint, self._opened.model
+        return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
+
+    def watch(
+        self, group: TextGroup, names: Sequence[str], limit: int, notify: Callable[[], object]
+    ) -> TraceStream:
+        """As ``LLM.watch``, on whatever replica the request is."""
+        assert isinstance(group, RemoteGroup)
+        return group.watch(self.points, names, limit, notify)
+
+    async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
+        """As ``serve.model.ModelElsewhere``, in the fleet's event loop."""
+        try:
+            asked = json.dumps(fields).encode()
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
+        # No replica has more of it than another: the question says which has the first turn.
+        body = {"name": name, "fields": asked}
+        made: bytes = await called(self.fleet, f"look/{what}", [crc32(asked)], body)
+        return made
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best whole continuations of a prompt, as ``LLM.beam_search``."""

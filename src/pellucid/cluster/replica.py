@@ -20,6 +20,7 @@ from pellucid.cluster import wire
 from pellucid.cluster.known import AskedPart, KnownParts
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
+from pellucid.cluster.watching import PartWatch
 from pellucid.cluster.work import WORKS
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
@@ -166,6 +167,8 @@ class Replica:
             self._leave(sender)
         elif kind == "cancel":
             if part := self._parts.get((sender, fields[0])):
+                if part.watch:
+                    part.watch.end()
                 part.cancel()
                 self._forget_name(part)
         elif kind == "run":
@@ -178,9 +181,14 @@ class Replica:
             made = AskedPart(sender, int(number), name)
             made.whole = not any(body.get("begun", {}).values())
             self._remember(made)
-            work = run(self.llm, body, partial(self._tell, made))
+            made.watch = PartWatch(self.llm, partial(self._tell_now, made))
+            work = run(self.llm, body, partial(self._tell, made), made.watch)
             made.task = asyncio.ensure_future(self._guarded(made, work))
             made.task.add_done_callback(partial(self._over, made, work))
+        elif kind in ("watch", "more", "unwatch"):
+            part = self._parts.get((sender, fields[0]))
+            if part and part.watch:
+                part.watch.hear(kind, *fields[1:])
         elif kind == "join":
             number, name = fields
             self._join(sender, int(number), name)
@@ -231,6 +239,8 @@ class Replica:
                 self._parts[sender, number] = part
             for kind, _, *fields in part.messages:
                 self._put(sender, [kind, number, *fields])
+        if part.watch:  # whoever takes it over watches it anew
+            part.watch.end()
 
     async def _guarded(self, part: AskedPart, work: Any) -> None:
         """Run one part; its end is told whatever it is."""
@@ -266,6 +276,10 @@ class Replica:
             message = [kind, part.number, *fields]
             self._known.keep(part, message)
             self._put(part.sender, message)
+
+    def _tell_now(self, part: AskedPart, kind: str, *fields: Any) -> None:
+        """As ``_tell``, for those alone who have asked."""
+        self._send(part.sender, [kind, part.number, *fields])
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Send a message with those of the same step, from any thread."""

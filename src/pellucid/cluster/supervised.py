@@ -27,7 +27,7 @@ class SupervisedModel(RemoteModel):
     """A model with the supervisor of its replicas, which end with it."""
 
     def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
-        super().__init__(opened, supervisor.fleet)
+        super().__init__(opened, supervisor.fleet, supervisor.settings.stages)
         self.supervisor = supervisor
 
     def close(self) -> None:

@@ -17,15 +17,18 @@ from pellucid import errors
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.text_group import MadeToken, PromptFacts
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
+from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
 from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
 from pellucid.sample.trace import TokenTrace
+from pellucid.trace.edits import EditOf
 
-VERSION = 1
+VERSION = 2
 """Of this protocol. An ingress and a replica of different versions do not talk."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
+PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes: what is larger than a piece is sent in several, up to so much
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds between signs of life; without one until a connection is lost
 
 
@@ -74,6 +77,32 @@ def unpack(frame: bytes) -> list[list[Any]]:
     ):
         raise WireError(f"a frame of {len(frame):,} bytes has no messages of this protocol")
     return found
+
+
+def pieces(whole: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Bytes in pieces that fit into messages, one at least, and whether more come."""
+    for start in range(0, max(len(whole), 1), PIECE):
+        yield whole[start : start + PIECE], start + PIECE < len(whole)
+
+
+def edit_fields(edit: EditOf) -> list[Any]:
+    """An edit as plain values.
+
+    Raises:
+        InvalidRequest: it calls a function.
+    """
+    if edit.function is not None:
+        raise InvalidRequest(
+            f"edit of {brief(edit.where)}: a function cannot be sent to a replica: give its values"
+        )
+    values = None if edit.values is None else array_fields(np.asarray(edit.values, np.float32))
+    return [edit.where, edit.factor, values]
+
+
+def edit_of(fields: Sequence[Any]) -> EditOf:
+    """The edit of plain values. Raises WireError, InvalidRequest."""
+    where, factor, values = fields
+    return EditOf(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: MadeToken) -> list[Any]:

@@ -1,35 +1,48 @@
-"""What a replica does for an ingress: texts, sentence vectors, beam searches; each tells what it makes."""
+"""What a replica does for an ingress: texts, sentence vectors, beam searches, looks; each tells what it makes."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
+from pellucid.cluster.watching import Group, PartWatch
 from pellucid.engine.request import RequestGroup
 from pellucid.engine.run import Admission
 from pellucid.engine.text_group import MadeToken
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
+from pellucid.serve.body import Body
+from pellucid.serve.generate import finished
+from pellucid.serve.look.fields import LOOK_BODY
+from pellucid.serve.look.looks import LOOKS
+from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.pool import MOST_WORK
+from pellucid.trace.trace import Trace
 
 Tell: TypeAlias = Callable[..., object]
 """Is called with the kind and the fields of a message, from any thread."""
-Group: TypeAlias = tuple[list[int], int, RequestGroup]
-"""The numbers of a request's chains, how many tokens each has had before, and the request."""
+LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
+"""Threads of what cannot be ended, so that it holds up no request."""
 
 
-async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell) -> None:
+async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWatch) -> None:
     """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
     groups = await asyncio.to_thread(_groups, llm, body)
+    watch.begin(groups)
     try:
         for one in groups:
             one[2].start(partial(_made, one, tell), partial(tell, "began"))
         for _, _, group in groups:
             await group.finished()
     finally:
+        watch.flush()
         for _, _, group in groups:
             group.close()
     counts = {
@@ -44,9 +57,11 @@ def _groups(llm: LLM, body: Mapping[str, Any]) -> list[Group]:
     options, numbers = Options.of(**body["options"]), [int(one) for one in body["numbers"]]
     chains, found = dict(zip(numbers, _chains(options, numbers))), list[Group]()
     make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
+    edits = [wire.edit_of(one) for one in body["edits"]]
+    watching = Trace(llm.points, ()).watching(edits) if edits else None
     how = Admission(body["priority"], body["deadline"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        found.append((fresh, 0, make(options, [chains[number] for number in fresh], how)))
+        found.append((fresh, 0, make(options, [chains[number] for number in fresh], how, watching)))
     for number in numbers:
         if pairs := begun.get(number):
             given = dict(body["options"])
@@ -54,7 +69,7 @@ def _groups(llm: LLM, body: Mapping[str, Any]) -> list[Group]:
                 given["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             found.append(
-                ([number], len(pairs), make(Options.of(**given), [chains[number]], how, begun=before))
+                ([number], len(pairs), make(Options.of(**given), [chains[number]], how, watching, before))
             )
     return found
 
@@ -73,20 +88,50 @@ def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
     tell("token", numbers[at], index, *wire.token_fields(token))
 
 
-async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell) -> None:
+async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """Sentence vectors."""
     tell("done", wire.array_fields(await asyncio.to_thread(llm.embed_tokens, body["encoded"])))
 
 
-async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell) -> None:
+async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """A beam search."""
     search = partial(llm.beam_search, body["prompt"], **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 
-WORKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell], Coroutine[Any, Any, None]]] = {
+async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+    """Recorded values of a prompt, and of what follows it: it ends when it is cancelled, as every request."""
+    reading = await asyncio.to_thread(TraceReading.of, _fields(body), llm)
+    await finished(reading.groups)
+    _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
+
+
+async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+    """What is asked about the model."""
+    fields, read = _fields(body), LOOKS[what]
+    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, llm)))
+    _tell_json(tell, await made)
+
+
+def _fields(body: Mapping[str, Any]) -> Body:
+    return Body(json.loads(body["fields"]), LOOK_BODY)
+
+
+def _tell_json(tell: Tell, made: str) -> None:
+    """Tell an answer in pieces, ASCII as the server's own."""
+    if len(made) > wire.MOST_WHOLE:
+        raise InvalidRequest(
+            f"an answer of {len(made) >> 20:,} MiB; the limit is {wire.MOST_WHOLE >> 20} MiB: ask for less"
+        )
+    for piece, more in wire.pieces(made.encode()):
+        tell("piece" if more else "done", piece)
+
+
+WORKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, PartWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "embed": embed,
     "beams": beams,
+    "look/trace": trace,
+    **{f"look/{what}": partial(look, what) for what in LOOKS},
 }
 """By the names that ingresses ask for."""

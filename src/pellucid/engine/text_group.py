@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pellucid.engine.output import Generation, Timings, Usage
-from pellucid.engine.probe import SequenceWatch
 from pellucid.engine.sequence import TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
@@ -188,10 +187,6 @@ class TextGroup(ABC):
     @abstractmethod
     def stream(self) -> AsyncGenerator[tuple[int, TokenText], None]:
         """Start it, and yield (sequence number, token). A full queue is reported by this call."""
-
-    @abstractmethod
-    def attach(self, probes: Sequence[SequenceWatch]) -> None:
-        """Watch its sequences from the next step on, one probe for each, unless they are watched already."""
 
     @abstractmethod
     def close(self) -> None:

@@ -64,7 +64,7 @@ async def generated(
         headers = {HEADER: call.number}
         if stream is None:
             try:
-                await call.unless_gone(_finished(asked.groups))
+                await call.unless_gone(finished(asked.groups))
             finally:
                 call.metrics.observe(name, asked.groups)
             return answer(await run_in_threadpool(asked.answer, name, call.number), headers=headers)
@@ -89,7 +89,7 @@ async def generated(
         return await event_stream(call, events(), stream, headers)
 
 
-async def _finished(groups: Sequence[TextGroup]) -> None:
+async def finished(groups: Sequence[TextGroup]) -> None:
     """Start all groups and wait for their ends."""
     try:
         for group in groups:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.errors.messages import brief
-from pellucid.serve.model import ServedModel, in_process
+from pellucid.serve.model import ServedModel
 from pellucid.trace.stream import TraceStream
 
 T = TypeVar("T")
@@ -53,17 +53,12 @@ class LiveRequest:
             raise InvalidRequest(
                 f"request {brief(self.number)}: somebody watches it already, and one can at a time"
             )
-        streams = [TraceStream(in_process(self.llm).points, names, limit, notify) for _ in self.groups]
-        for group, stream in zip(self.groups, streams):
-            group.attach(stream.probes(len(group.builders)))
-        self.streams = streams
+        self.streams = [self.llm.watch(group, names, limit, notify) for group in self.groups]
 
     def detach(self, streams: Sequence[TraceStream]) -> None:
         """Nobody reads these any more."""
         for stream in streams:
             stream.close()
-        for group in self.groups:
-            group.attach([])
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What the server needs of a model, which runs in this process (``LLM``) or elsewhere (``cluster/model.py``)."""
+"""A model that the server answers with: in its own process (``LLM``), or elsewhere (``cluster/model.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,15 @@ from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.engine.text_group import TextGroup
-from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
+from pellucid.trace.stream import TraceStream
 from pellucid.weights.checkpoint import Checkpoint
 
 
-class ServedModel(Protocol):
-    """A model that answers requests. The members are those of ``LLM``."""
+class ModelElsewhere(Protocol):
+    """A model whose engine is elsewhere. The members are those of ``LLM``, and what is asked about it with ``look``."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -40,20 +40,19 @@ class ServedModel(Protocol):
     def weight_bytes(self) -> int: ...
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> TextGroup: ...
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams: ...
+    def watch(
+        self, group: TextGroup, names: Sequence[str], limit: int, notify: Callable[[], object]
+    ) -> TraceStream: ...
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]: ...
     def state(self) -> EngineState: ...
     def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...
+    async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
+        """What POST /look/WHAT answers to a body with these fields for the model ``name``, as JSON.
+
+        Raises: as the functions of ``look/looks.py``, which run where the engine is.
+        """
+        ...
 
 
-def in_process(model: ServedModel) -> LLM:
-    """A model of this process, whose values can be watched.
-
-    Raises:
-        InvalidRequest: it runs elsewhere.
-    """
-    if not isinstance(model, LLM):
-        raise InvalidRequest(
-            "the model runs on replicas, whose values cannot be watched from here: serve it without --cluster"
-        )
-    return model
+ServedModel: TypeAlias = LLM | ModelElsewhere

@@ -124,6 +124,13 @@ def force_token(token: int, tokens: str) -> EditOf:
     return call(f"project.logits[tokens={tokens}]", only)
 
 
+def listed(edits: Any) -> list[EditOf]:
+    """A request's edits, as a list. Raises InvalidRequest."""
+    if not isinstance(edits, (list, tuple)):
+        raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
+    return list(edits)
+
+
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     try:
         given = np.asarray(values)

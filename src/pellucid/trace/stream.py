@@ -93,7 +93,8 @@ class FrameReader:
 class TraceStream:
     """What is recorded of a request while it runs. Iterate over ``frames``; ``close`` ends it for both sides.
 
-    ``notify`` is called, in the engine's thread, when frames are there or the stream has ended.
+    ``notify`` is called, in the engine's thread, when frames are there or the stream has ended; ``ended`` when it is
+    closed.
 
     Raises:
         InvalidRequest: a name stands for no point.
@@ -115,14 +116,16 @@ class TraceStream:
                 )
         self._recording = Recording(self.selected, [])
         self.notify, self._lock = notify, threading.Lock()
+        self.ended: Callable[[], object] = lambda: None
         self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
         self.dropped = self._bytes = 0
         """Frames that nobody has read in time."""
         self.closed = False
 
-    def probes(self, count: int) -> list[SequenceProbe]:
-        """Probes for the sequences of a request."""
-        return [_StreamedProbe(self._recording, self, number) for number in range(count)]
+    def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
+        """Probes for the sequences of a request; of each the ``first`` position that is wanted, if it is not 0."""
+        starts = [*first[:count], *[0] * (count - len(first))]
+        return [_StreamedProbe(self._recording, self, number, start) for number, start in enumerate(starts)]
 
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
         """A step has recorded a block: of a kind of rows, or of a pattern tap by its number."""
@@ -152,17 +155,19 @@ class TraceStream:
     def close(self) -> None:
         """Nobody reads it any more."""
         with self._lock:
-            self.closed = True
+            was_closed, self.closed = self.closed, True
             self._waiting.clear()
             self._bytes = 0
+        if not was_closed:
+            self.ended()
 
 
 class _StreamedProbe(SequenceProbe):
     """Records one sequence into a stream. What the prefix cache has is not computed for it, and not recorded."""
 
-    def __init__(self, recording: Recording, stream: TraceStream, number: int) -> None:
+    def __init__(self, recording: Recording, stream: TraceStream, number: int, first: int) -> None:
         super().__init__(recording, None)
-        self._stream, self._number = stream, number
+        self._stream, self._number, self._first = stream, number, first
 
     @property
     def closed(self) -> bool:
@@ -176,7 +181,9 @@ class _StreamedProbe(SequenceProbe):
 
     def positions(self, start: int, stop: int) -> range:
         """As in ``Probe``: none when nobody reads any more."""
-        return range(start, start) if self._stream.closed else super().positions(start, stop)
+        if self._stream.closed:
+            return range(start, start)
+        return super().positions(min(max(start, self._first), stop), stop)
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""

@@ -5,88 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.replicas import SECRET, ReplicaProcess
+from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
 from pellucid.llm import LLM
-from pellucid.loading import open_model
 from pellucid.serve.batch import Batch
 from pellucid.testing import random_model
+from pellucid.trace import call
 
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat, and "
-SECONDS = 60
-
-
-class Replicas:
-    """Some replicas of a model, a fleet that knows them, and the model on them."""
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        self.processes: dict[str, ReplicaProcess] = {}
-        self.made = 0
-
-    fleet: Fleet
-
-    def add_later(self) -> None:
-        """Start a replica from a thread."""
-        self.made += 1
-        one = ReplicaProcess(self.path, f"replica {self.made}")
-        self.processes[one.address] = one
-        self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
-
-    async def kill(self, task: RemoteGroup | None = None) -> None:
-        """End the replica that runs a request (by default any)."""
-        found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
-        addresses = [found[0].address] if found else list(self.processes)[:1]
-        for address in addresses:
-            self.processes.pop(address).kill()
-            await self.fleet.remove(address)
-
-    async def up(self, count: int) -> None:
-        while sum(link.up for link in self.fleet.links) < count:
-            await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def replicas(path: Path, count: int = 2) -> AsyncIterator[tuple[Replicas, RemoteModel]]:
-    made = Replicas(path, count)
-    made.fleet = Fleet(ClusterSecret(SECRET))
-    opened = open_model(path)
-    try:
-        await asyncio.gather(*(asyncio.to_thread(made.add_later) for _ in range(count)))
-        await asyncio.wait_for(made.up(count), SECONDS)
-        yield made, RemoteModel(opened, made.fleet)
-    finally:
-        await made.fleet.close()
-        opened.checkpoint.close()
-        said = "".join(one.close() for one in made.processes.values())
-    assert said == ""
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 2 * SECONDS))
-
-
-async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
-    """Read a request to its end; after its n-th token ``at(n)`` may do something."""
-    count = 0
-    async for _ in group.stream():
-        count += 1
-        if work := at(count):
-            await work
 
 
 def same(made: Any, wanted: Any) -> None:
@@ -345,7 +282,8 @@ def test_errors_are_those_of_the_model(llama_file: Path) -> None:
                 ({"no_such": 1}, "no_such"),
                 ({"regex": "("}, "regex"),
                 ({"samplers": [object()]}, "samplers"),
-                ({"edits": [object()]}, "replicas"),
+                ({"edits": [object()]}, "must be made by"),
+                ({"edits": [call("embed", abs)]}, "cannot be sent to a replica"),
             ):
                 with pytest.raises(InvalidRequest, match=said):
                     model.request(PROMPT, **options)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from pellucid.llm import LLM
 from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import generated
+from pellucid.serve.live import HEADER
 from pellucid.serve.look.fields import LOOK_BODY
 from pellucid.serve.look.generation import LookGeneration
-from pellucid.serve.look.models import described
-from pellucid.serve.look.reading import TraceReading, attribution, lens, near, pieces, tokenization
-from pellucid.serve.look.running import profile, state
-from pellucid.serve.look.searching import beams
-from pellucid.serve.model import ServedModel
+from pellucid.serve.look.looks import LOOKS
+from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.look.running import state
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.schema import (
     COUNT,
@@ -44,8 +42,7 @@ async def _models(call: ClientCall) -> Response:
 
 async def _model(call: ClientCall) -> Response:
     name = call.models.known(call.request.path_params["name"])
-    async with call.models.use(name) as llm:
-        return answer(await run_in_threadpool(described, name, llm))
+    return await _looked(call, "models", name, Body({"name": name}, LOOK_BODY))
 
 
 async def _state(call: ClientCall) -> Response:
@@ -61,21 +58,26 @@ async def _generate(call: ClientCall) -> Response:
     return await generated(call, name, lambda llm: LookGeneration.of(fields, llm), stream)
 
 
-async def _trace(call: ClientCall) -> Response:
-    fields = Body(await call.json(), LOOK_BODY)
-    name = fields.model_or(call.models.names[0])
-    return await generated(call, name, lambda llm: TraceReading.of(fields, llm), None)
-
-
-def _asked(read: Callable[[Body, ServedModel], dict[str, Any]]) -> Callable[[ClientCall], Any]:
-    """A route that answers what ``read`` makes of a body, in a thread."""
+def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
+    """A route that is asked ``what`` with a body."""
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
-        name = fields.model_or(call.models.names[0])
-        return answer(await call.unless_gone(call.models.work(name, partial(read, fields))))
+        return await _looked(call, what, fields.model_or(call.models.names[0]), fields)
 
     return run
+
+
+async def _looked(call: ClientCall, what: str, name: str, fields: Body) -> Response:
+    """The answer for a model, made where its engine is."""
+    async with call.models.use(name) as llm:
+        if not isinstance(llm, LLM):
+            made = await call.unless_gone(llm.look(what, name, fields.rest()))
+            return Response(made, media_type="application/json", headers={HEADER: call.number})
+        if what == "trace":
+            return await generated(call, name, lambda _: TraceReading.of(fields, llm), None)
+        work = call.models.work(name, lambda _: LOOKS[what](fields, llm))
+        return answer(await call.unless_gone(work))
 
 
 LOOK = Api(
@@ -91,7 +93,7 @@ LOOK = Api(
             stream="text/event-stream",
         ),
         "POST /look/trace": Route(
-            _trace,
+            _asked("trace"),
             "Recorded values of a prompt and what follows it.",
             body(
                 {},
@@ -106,33 +108,35 @@ LOOK = Api(
             ),
         ),
         "POST /look/lens": Route(
-            _asked(lens),
+            _asked("lens"),
             "What the model would say after each block.",
             body({}, {"model": TEXT, **READ, "top": COUNT}),
         ),
         "POST /look/beams": Route(
-            _asked(beams),
+            _asked("beams"),
             "A beam search, with the tree of all candidates.",
             body({}, {"model": TEXT, **READ, "num_beams": COUNT, "max_tokens": COUNT}),
         ),
         "POST /look/profile": Route(
-            _asked(profile),
+            _asked("profile"),
             "The times of a step's operations beside what the machine can do.",
             body({}, {"model": TEXT, "tokens": COUNT, "depth": {"type": "integer", "minimum": 0}}),
         ),
         "POST /look/attribution": Route(
-            _asked(attribution),
+            _asked("attribution"),
             "What each part adds to the logit of a token.",
             body({}, {"model": TEXT, **READ, "token": {}, "against": {}, "position": {"type": "integer"}}),
         ),
         "POST /look/neighbours": Route(
-            _asked(near), "The nearest tokens of words.", body({"words": TEXTS}, {"model": TEXT, "n": COUNT})
+            _asked("neighbours"),
+            "The nearest tokens of words.",
+            body({"words": TEXTS}, {"model": TEXT, "n": COUNT}),
         ),
         "POST /look/pieces": Route(
-            _asked(pieces), "The texts of tokens.", body({"ids": IDS}, {"model": TEXT})
+            _asked("pieces"), "The texts of tokens.", body({"ids": IDS}, {"model": TEXT})
         ),
         "POST /look/tokenize": Route(
-            _asked(tokenization), "How a text becomes tokens.", body({}, {"model": TEXT, "text": TEXT})
+            _asked("tokenize"), "How a text becomes tokens.", body({}, {"model": TEXT, "text": TEXT})
         ),
     },
     error_body,

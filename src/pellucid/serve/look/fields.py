@@ -91,7 +91,8 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
         if isinstance(values, str):
             made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
             return made if shape is None else made.reshape(shape)
-        return np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused as an edit
+            return np.asarray(values, np.float32)
     except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
             f"{name}.values={brief(values)}: must be numbers, or base64 of float32 that fills the shape"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from pellucid.llm import LLM
 from pellucid.model.spec import Mixture
 from pellucid.sample.step import steps
-from pellucid.serve.model import ServedModel, in_process
+from pellucid.serve.body import Body
 from pellucid.trace.recorded import shape_of
 
 
-def described(name: str, model: ServedModel) -> dict[str, Any]:
-    """A model's shape, its points, and its chain's steps."""
-    llm = in_process(model)
-    spec, points = llm.spec, llm.points
+def described(body: Body, llm: LLM) -> dict[str, Any]:
+    """A model's shape, its points, and its chain's steps; a ``notice`` if its values cannot be watched."""
+    name, spec, points = body.required("name"), llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
     return {
         "name": name,
@@ -37,6 +37,7 @@ def described(name: str, model: ServedModel) -> dict[str, Any]:
         ],
         "recommended": llm.recommended,
         "steps": list(steps()),
+        "notice": llm.unwatched,
         "points": {
             one.name: {
                 "shape": one.shape,

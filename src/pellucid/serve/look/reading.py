@@ -16,7 +16,6 @@ from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, no_more, prompt_of
-from pellucid.serve.model import ServedModel, in_process
 from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
@@ -53,13 +52,12 @@ class TraceReading:
     groups: Sequence[TextGroup]
 
     @classmethod
-    def of(cls, body: Body, model: ServedModel) -> TraceReading:
+    def of(cls, body: Body, llm: LLM) -> TraceReading:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        llm = in_process(model)
         prompt, edits = prompt_of(body, llm), edits_of(body, llm)
         points, norms = _names(body, "points"), _names(body, "norms")
         views = [
@@ -189,7 +187,7 @@ def _names(body: Body, field: str) -> list[str]:
     return found
 
 
-def tokenization(body: Body, llm: ServedModel) -> dict[str, Any]:
+def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
     """How a ``text`` becomes tokens, stage by stage: ``tokenize/explain.py``."""
     text = body.text("text") or ""
     if len(text) > MOST_TEXT:
@@ -198,7 +196,7 @@ def tokenization(body: Body, llm: ServedModel) -> dict[str, Any]:
     return llm.tokenizer.explain(text).as_dict()
 
 
-def pieces(body: Body, llm: ServedModel) -> dict[str, Any]:
+def pieces(body: Body, llm: LLM) -> dict[str, Any]:
     """The texts of tokens."""
     ids, size = body.required("ids"), llm.inputs.vocabulary
     if (
@@ -211,14 +209,14 @@ def pieces(body: Body, llm: ServedModel) -> dict[str, Any]:
     return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 
 
-def attribution(body: Body, llm: ServedModel) -> dict[str, Any]:
+def attribution(body: Body, llm: LLM) -> dict[str, Any]:
     """What each part adds to the logit of ``token``, after ``position``: ``trace/lenses/attribution.py``."""
     prompt, token, against = prompt_of(body, llm), body.take("token"), body.take("against")
     position = body.count("position", -len(prompt), len(prompt) - 1)
     no_more(body, "an attribution has prompt, token, against and position")
     _refuse_long(prompt, MOST_ATTRIBUTED)
     at = -1 if position is None else position
-    return attribute(in_process(llm), prompt, token, against=against, position=at).as_dict()
+    return attribute(llm, prompt, token, against=against, position=at).as_dict()
 
 
 def _refuse_long(prompt: list[int], most: int) -> None:
@@ -226,15 +224,15 @@ def _refuse_long(prompt: list[int], most: int) -> None:
         raise InvalidRequest(f"prompt has {len(prompt):,} tokens; the limit is {most:,} here")
 
 
-def lens(body: Body, llm: ServedModel) -> dict[str, Any]:
+def lens(body: Body, llm: LLM) -> dict[str, Any]:
     """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
     prompt, top = prompt_of(body, llm), body.count("top", 1, MOST_TOP) or 5
     no_more(body, "a lens has prompt and top")
     _refuse_long(prompt, min(MOST_LENS, MOST_SCORES // llm.spec.embedding.vocabulary))
-    return logit_lens(in_process(llm), prompt, top=top).as_dict()
+    return logit_lens(llm, prompt, top=top).as_dict()
 
 
-def near(body: Body, llm: ServedModel) -> dict[str, Any]:
+def near(body: Body, llm: LLM) -> dict[str, Any]:
     """The nearest tokens of ``words``, the cosines between them, and a map."""
     words, asked = body.texts("words"), body.count("n", 0, MOST_NEIGHBOURS)
     count = 8 if asked is None else asked

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from pellucid.errors import InvalidRequest
+from pellucid.llm import LLM
 from pellucid.measure.profile import Profile, profile_step
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import no_more
-from pellucid.serve.model import ServedModel, in_process
+from pellucid.serve.model import ServedModel
 
 ROUNDS, MOST_DEPTH = 3, 1024
 ROOF_BYTES = 64 << 20  # more than most caches hold, and little beside a model
@@ -21,14 +22,13 @@ def state(llm: ServedModel) -> dict[str, Any]:
     return asdict(llm.state())
 
 
-def profile(body: Body, model: ServedModel) -> dict[str, Any]:
+def profile(body: Body, llm: LLM) -> dict[str, Any]:
     """The times of the operations of a step of ``tokens`` after ``depth``. Requests that run wait for it.
 
     Raises:
         InvalidRequest: a field is out of range, or the model is closed.
         CacheFull: there are no pages for the step.
     """
-    llm = in_process(model)
     tokens = body.count("tokens", 1, min(llm.runner.limits.tokens, llm.context - 1)) or 1
     depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0
     no_more(body, "a profile has tokens and depth")

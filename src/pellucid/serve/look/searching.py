@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pellucid.llm import LLM
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import no_more, prompt_of
-from pellucid.serve.model import ServedModel
 
 USUAL_BEAMS, MOST_BEAMS = 4, 16
 USUAL_TOKENS, MOST_TOKENS = 12, 200
 
 
-def beams(body: Body, llm: ServedModel) -> dict[str, Any]:
+def beams(body: Body, llm: LLM) -> dict[str, Any]:
     """The texts, best first, and the tree; each node with its token's text.
 
     Raises:
