@@ -53,8 +53,8 @@ class RemoteTask(ABC):
         self._progress = self.progress
         return self.losses
 
-    def placed(self) -> None:  # noqa: B027 - most have nothing more to tell
-        """A replica has it now, whom ``Fleet.tell`` reaches."""
+    def joined(self) -> None:  # noqa: B027 - most have nothing more to tell
+        """A replica was asked for it by its name: what ``body`` would say beside that can be told."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Fleet:
         task.elsewhere = links
         self._put(task, link)
         link.send("join", self._count, task.name)
-        task.placed()
+        task.joined()
 
     def _put(self, task: RemoteTask, link: ReplicaLink) -> None:
         self._count += 1
@@ -209,7 +209,6 @@ class Fleet:
         link = links[route.replica]
         self._put(task, link)
         link.send("run", self._count, task.what, task.name, task.body())
-        task.placed()
 
     def _late(self, task: RemoteTask) -> None:
         del self._waiting[task]

@@ -133,7 +133,7 @@ class RemoteGroup(TextGroup):
         stream = RemoteStream(points, names, limit, notify, self._tell)
         stream.ended = partial(self._unwatch, stream)
         self._stream = stream
-        self.placed()
+        self.tell_watch()
         return stream
 
     def _tell(self, kind: str, *fields: Any) -> None:
@@ -144,10 +144,16 @@ class RemoteGroup(TextGroup):
         if self._stream is stream:
             self._stream = None
 
-    def placed(self) -> None:
-        """A replica has it, or will have: whoever watches it watches that."""
-        if self._stream is not None:
-            self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
+    def tell_watch(self) -> None:
+        """Tell the replica that runs it who watches it, if one does."""
+        if watch := self._watch():
+            self._tell("watch", *watch)
+
+    def _watch(self) -> list[Any]:
+        """What a replica must know of who watches it, if somebody does."""
+        if self._stream is None:
+            return []
+        return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
 
     def close(self) -> None:
         """End it."""
@@ -168,6 +174,7 @@ class RemoteGroup(TextGroup):
             "prompt": self._prompt,
             "options": asked,
             "edits": self._edits,
+            "watch": self._watch(),
             "numbers": numbers,
             "begun": {
                 number: list(zip(self.builders[number].ids, self._probabilities[number]))
@@ -222,8 +229,8 @@ class _GenerateTask(RemoteTask):
     def progress(self) -> int:
         return sum(len(builder.ids) for builder in self._group.builders)
 
-    def placed(self) -> None:
-        self._group.placed()
+    def joined(self) -> None:
+        self._group.tell_watch()
 
     def body(self) -> dict[str, Any]:
         self.began = False

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -59,15 +60,18 @@ class RemoteStream(TraceStream):
         self._known: list[int] = []
         self._next: list[list[int]] = []
 
-    def begin(self, prompt: int, made: Sequence[int]) -> None:
-        """A replica has the request, with a prompt of so many tokens, after which each sequence has ``made`` some."""
+    def begin(self, prompt: int, made: Sequence[int]) -> list[Any]:
+        """A replica gets the request, with a prompt of so many tokens, after which each sequence has ``made`` some.
+
+        Returns what it must know.
+        """
         if not self._next:  # the prompt is read for the first sequence alone
             firsts = [prompt * (number > 0) for number in range(len(made))]
             self._next = [[max(first, one.tokens.start) for one in self._parts] for first in firsts]
         self._known = [prompt + tokens for tokens in made]
         self._dropped_before, self._all_read = self.dropped, True
         self._pieces.clear()
-        self._tell("watch", self.number, self._names, self.limit, [self._wanted(of) for of in self._next])
+        return [self.number, self._names, self.limit, [self._wanted(of) for of in self._next]]
 
     def _wanted(self, positions: Sequence[int]) -> int:
         """The first position that a sequence has rows to come for, if there are any."""
@@ -158,6 +162,13 @@ class PartWatch:
         for numbers, _, group in self._groups:
             group.attach([probes[number] for number in numbers])
 
+    def first_output(self, number: int, prompt: int) -> int | None:
+        """Of a sequence that goes on after a ``prompt`` of so many tokens: whence its logits are wanted again."""
+        stream = self._stream
+        if stream is None or all(one.point.rows != "outputs" for one in stream.selected):
+            return None
+        return max(self._first[number], prompt - 1)
+
     def end(self) -> None:
         """Nobody watches any more."""
         if self._stream is not None:
@@ -166,8 +177,13 @@ class PartWatch:
             for _, _, group in self._groups:
                 group.attach([])
 
-    def flush(self) -> None:
-        """Nothing more is computed here: send all that waits, which is bounded, whether it was asked for or not."""
+    async def flush(self) -> None:
+        """The requests end here: send all that waits, which is bounded, whether it was asked for or not."""
+        if self._stream is None:
+            return
+        settled = asyncio.Event()
+        if self._llm.engine.between_steps(partial(self._loop.call_soon_threadsafe, settled.set)):
+            await settled.wait()
         if self._stream is not None:
             while frames := self._next_frames():
                 self._send_frames(self._stream, frames)

@@ -34,7 +34,9 @@ LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
 
 async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWatch) -> None:
     """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
-    groups = await asyncio.to_thread(_groups, llm, body)
+    if body["watch"]:
+        watch.hear("watch", *body["watch"])
+    groups = await asyncio.to_thread(_groups, llm, body, watch)
     watch.begin(groups)
     try:
         for one in groups:
@@ -42,16 +44,16 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWat
         for _, _, group in groups:
             await group.finished()
     finally:
-        watch.flush()
         for _, _, group in groups:
             group.close()
+        await watch.flush()
     counts = {
         number: list(pair) for numbers, _, group in groups for number, pair in zip(numbers, group.speculation)
     }
     tell("end", counts)
 
 
-def _groups(llm: LLM, body: Mapping[str, Any]) -> list[Group]:
+def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
     """The requests of a body: one for all chains that begin, one for each that goes on."""
     begun = {int(number): pairs for number, pairs in body["begun"].items()}
     options, numbers = Options.of(**body["options"]), [int(one) for one in body["numbers"]]
@@ -68,9 +70,9 @@ def _groups(llm: LLM, body: Mapping[str, Any]) -> list[Group]:
             if given.get("max_new_tokens") is not None:
                 given["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
-            found.append(
-                ([number], len(pairs), make(Options.of(**given), [chains[number]], how, watching, before))
-            )
+            first = watch.first_output(number, len(body["prompt"]))
+            group = make(Options.of(**given), [chains[number]], how, watching, before, first_output=first)
+            found.append(([number], len(pairs), group))
     return found
 
 

@@ -82,7 +82,8 @@ class RequestGroup(TextGroup):
     request are raised by the constructor.
 
     ``begun`` are tokens of the answer that were made before, with the probabilities that the chain had given them: it
-    goes on after them with the same random numbers, and the results have what follows.
+    goes on after them with the same random numbers, and the results have what follows. ``first_output`` is a position
+    from which on logits are computed for whoever watches it.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class RequestGroup(TextGroup):
         how: Admission = USUAL,
         watching: Watching | None = None,
         begun: Sequence[tuple[int, float]] = (),
+        first_output: int | None = None,
     ) -> None:
         self.options = options
         ids = inputs.prompt(prompt)  # text → tokenize → ids
@@ -139,7 +141,7 @@ class RequestGroup(TextGroup):
                 options.prompt_logprobs,
                 size,
                 probe=probes[0] if probes else None,
-                first_output=None if watching is None else watching.first_output,
+                first_output=first_output if watching is None else watching.first_output,
             ),
             partial(_begun, hooks, texts),
             probes,
