@@ -24,6 +24,7 @@ from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
 import pellucid  # noqa: E402
+from pellucid.plan.stages import Stage  # noqa: E402
 from pellucid.sample.options import Options  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
@@ -167,6 +168,47 @@ def test_every_stage_opens(browser: Any, server: PageServer, model: str, size: s
         assert serious(visit.page) == [], stage
     assert visit.said == []
     visit.close()
+
+
+def test_every_stage_opens_on_replicas(browser: Any, folder: Path) -> None:
+    """The values come from a replica, for the stages of the page and for its list of requests."""
+    pytest.importorskip("zmq", reason="pip install 'pellucid[cluster]'")
+    from support.replicas import ReplicaProcess, loads_from
+
+    name = "mixture.gguf"
+    with ReplicaProcess(folder / name, "one") as replica:
+        served = PageServer(folder)
+        served.models.names[:], served.models._load = [name], loads_from(folder, {name: [replica.address]})
+        visit = Visit(browser, served.url)
+        visit.write("The capital of France is")
+        for stage in visit.stages():
+            section = visit.open(stage)
+            assert section.locator(".error").all_text_contents() == [], stage
+            assert len(section.locator(".body").inner_text()) > 40
+        assert visit.said == []
+        visit.close()
+        served.close()
+
+
+def test_the_page_opens_where_values_cannot_be_watched(browser: Any, folder: Path) -> None:
+    """As on a model that is divided over several machines: it says so, and texts can be made."""
+
+    def load(name: str) -> Any:
+        llm = pellucid.load(folder / name, threads=2)
+        llm.runner.stage = Stage(llm.plan, range(3), (), ())
+        return llm
+
+    served = PageServer(folder)
+    served.models.names[:], served.models._load = ["mixture.gguf"], load
+    visit = Visit(browser, served.url)
+    assert "several machines" in visit.page.locator(".stages > .note").inner_text()
+    visit.write("The capital of France is")
+    assert visit.page.locator(".text .token").count() >= 1
+    section = visit.open("attention")
+    section.locator(".error").first.wait_for(timeout=SECONDS)
+    assert "cannot be watched" in section.locator(".error").first.inner_text()
+    visit.close()
+    served.close()
 
 
 def test_the_page_shows_what_python_records(browser: Any, server: PageServer) -> None:

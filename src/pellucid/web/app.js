@@ -176,7 +176,7 @@ function namesOf(ids, pieces, path) {
 }
 
 function Panels({ main, info, panels, stage, setStage }) {
-  return html`<div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>`;
+  return html`<div class="stages" ref=${main}><h2>Inside ${info.model}</h2>${info.notice && html`<p class="note" role="status">${info.notice}</p>`}${panels.map((one) => html`<${Panel} key=${one.id} panel=${one} open=${stage === one.id} onOpen=${() => setStage(stage === one.id ? "" : one.id)} />`)}</div>`;
 }
 
 /** Draws its children, or says that they cannot be drawn: a file may hold anything. */

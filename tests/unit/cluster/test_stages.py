@@ -22,7 +22,12 @@ from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.cluster.stages import StageServer, runner_of, stage_of
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
+from pellucid.serve.body import Body
+from pellucid.serve.look.fields import LOOK_BODY
+from pellucid.serve.look.looks import LOOKS
+from pellucid.serve.look.reading import TraceReading
 from pellucid.testing import random_model
+from pellucid.trace import ablate
 
 FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehybrid": 3, "deepseek2": 2}
 """Full attention, recurrent layers, windows, embeddings for each layer, state spaces, latent attention."""
@@ -163,9 +168,23 @@ def test_what_cannot_be_cut(llama_file: Path, alone: LLM) -> None:
     for number, count, said in ((0, 3, "1 to 2 stages"), (2, 2, "there are 2"), (0, 0, "there are 0")):
         with pytest.raises(InvalidRequest, match=said):
             stage_of(alone.plan, number, count)
-    with (
-        staged(llama_file, 2) as llm,
-        llm.trace("blocks.*.residual"),
-        pytest.raises(InvalidRequest, match="watched"),
-    ):
-        llm.generate(PROMPT, max_new_tokens=2)
+
+
+def test_values_cannot_be_watched(llama_file: Path) -> None:
+    """Whoever asks is told before anything runs; the page opens, and says so."""
+    with staged(llama_file, 2) as llm:
+        made = LOOKS["models"](Body({"name": "m"}, LOOK_BODY), llm)
+        assert "watched" in made["notice"]
+        assert (made["generates"], len(made["blocks"]), made["points"]) == (True, 2, {})
+        for refused in (
+            lambda: llm.generate(PROMPT, edits=[ablate("embed")]),
+            lambda: llm.watch(llm.request(PROMPT), ["embed"]),
+            lambda: TraceReading.of(Body({"prompt": PROMPT, "points": ["embed"]}, LOOK_BODY), llm),
+            lambda: LOOKS["lens"](Body({"prompt": PROMPT}, LOOK_BODY), llm),
+            lambda: LOOKS["attribution"](Body({"prompt": PROMPT, "token": 65}, LOOK_BODY), llm),
+        ):
+            with pytest.raises(InvalidRequest, match="cannot be watched"):
+                refused()
+        with pytest.raises(InvalidRequest, match="measure it on one"):
+            LOOKS["profile"](Body({}, LOOK_BODY), llm)
+        assert LOOKS["neighbours"](Body({"words": ["a"], "n": 2}, LOOK_BODY), llm)["neighbours"]

@@ -14,13 +14,22 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from support.replicas import ReplicaProcess, finished, loads_from, replicas, run
+from support.replicas import SECONDS, SECRET, ReplicaProcess, finished, loads_from, replicas, run
 from support.served import Served, models_folder, serving
 
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.group import called
 from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.watching import RemoteStream
-from pellucid.errors import InvalidRequest
+from pellucid.engine.text_group import run_together
+from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
+from pellucid.loading import open_model
+from pellucid.serve.body import Body
+from pellucid.serve.look.fields import LOOK_BODY
+from pellucid.serve.look.reading import TraceReading
 from pellucid.trace import ablate, add, replace, scale
 from pellucid.trace.stream import TraceFrame, TraceStream
 
@@ -238,6 +247,106 @@ def test_edits_outlive_a_replica(llama_file: Path, alone: LLM, after: int) -> No
             for one, other in zip(group.results(), wanted, strict=True):
                 assert one.ids == other.ids
                 assert np.array_equal(one.logprobs.chosen, other.logprobs.chosen)
+
+    run(work())
+
+
+def test_a_look_is_made_again(llama_file: Path, alone: LLM) -> None:
+    fields = {"prompt": PROMPT, "points": ["blocks.*.residual", "sample.top_k"], "max_new_tokens": 600,
+              "temperature": 1.2, "seed": 3, "ignore_eos": True}  # fmt: skip
+    reading = TraceReading.of(Body(fields, LOOK_BODY), alone)
+    run_together(reading.groups)
+    wanted = json.dumps(reading.answer("m", "")).encode()
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            asked = asyncio.ensure_future(model.look("trace", "m", fields))
+            while not any(link.state and link.state.running for link in made.fleet.links):
+                await asyncio.sleep(0.01)
+            await made.kill()
+            assert await asked == wanted
+            assert made.fleet.moved == 1
+
+    run(work())
+
+
+def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, alone: LLM) -> None:
+    ids, wanted = undisturbed(alone, seed=6, max_new_tokens=900)
+
+    async def work() -> None:
+        async with replicas(llama_file, 1) as (made, model):
+            first = model.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 900})
+            first.named("a name", False)
+            left = model.watch(first, POINTS, 4096, lambda: None)
+            stream = first.stream()
+            for _ in range(20):
+                await anext(stream)
+            again = Fleet(ClusterSecret(SECRET))
+            again.add(next(iter(made.processes)))
+            try:
+                await again.ready(SECONDS)
+                other = RemoteModel(model._opened, again)
+                group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 900})
+                group.named("a name", True)
+                frames = await heard(other, group)
+                assert group.results()[0].ids == ids[0]
+                rows = rows_of(frames)
+                assert rows
+                for key, row in rows.items():
+                    assert np.array_equal(row, wanted[key])
+                left.close()
+            finally:
+                await again.close()
+
+    run(work())
+
+
+def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
+    """By the replica, in one line each, and the request goes on; by the ingress with the end of the request."""
+
+    async def work() -> None:
+        with ReplicaProcess(llama_file, "one") as replica:
+            fleet = Fleet(ClusterSecret(SECRET))
+            fleet.add(replica.address)
+            opened = open_model(llama_file)
+            try:
+                await fleet.ready(SECONDS)
+                model = RemoteModel(opened, fleet)
+                group = model.request(PROMPT, **HOW)
+                bad: list[list[Any]] = [
+                    [1, ["blocks.0.nothing"], 8, [0]], [1, [5], 8, [0]], [1, ["embed"], 10**9, [0]], [1, "embed"],
+                    [1, ["embed"], 8, ["x"]],
+                ]  # fmt: skip
+
+                async def send(count: int) -> None:
+                    if count == 5:
+                        for fields in bad:
+                            fleet.tell(group._task, "watch", *fields)
+
+                await finished(group, send)  # type: ignore[arg-type]
+                assert len(group.results()[0].ids) == 300
+                for what in ("look/nothing", "look/__class__"):
+                    with pytest.raises(asyncio.TimeoutError):
+                        await asyncio.wait_for(called(fleet, what, [], {"name": "m", "fields": b"{}"}), 0.3)
+                for wrong in (
+                    [wire.array_fields(np.zeros((2, 3)))], [0, 99, 0, wire.array_fields(np.zeros((2, 3)))],
+                    [0, 0, 0, ["O", [1], b"12345678"]], [7, 0, 0, wire.array_fields(np.zeros((2, 3)))],
+                ):  # fmt: skip
+                    group = model.request(PROMPT, **HOW)
+                    stream = model.watch(group, ["embed"], 8, lambda: None)
+                    assert isinstance(stream, RemoteStream)
+                    group.start()
+                    (part,) = fleet._parts.values()
+                    frame = wire.pack([["frames", 0, [wrong]]])
+                    fleet._hear(fleet.links[0], ["values", part, stream.number, frame, False])
+                    with pytest.raises(KernelError, match="fits nothing"):
+                        await group.finished()
+            finally:
+                await fleet.close()
+                opened.checkpoint.close()
+            said = replica.close().splitlines()
+        assert len(said) == len(bad) + 2
+        assert all("a message was refused" in line and len(line) < 400 for line in said)
 
     run(work())
 
