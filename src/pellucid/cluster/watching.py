@@ -144,8 +144,8 @@ class PartWatch:
         if kind == "watch":
             self.end()
             names, limit, first = fields
-            self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify)
             self._number, self._first, self._wanted = number, [int(one) for one in first], True
+            self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify)
             self._places = {one: at for at, one in enumerate(_parts(stream))}
             self._attach()
         elif number == self._number and kind == "more":

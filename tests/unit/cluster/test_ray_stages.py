@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ray = pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
@@ -62,6 +63,26 @@ def test_a_stream_outlives_a_stage(server: ClusterServer, alone: LLM, which: str
     text = server.streamed(PROMPT, 1200, 4, kill)
     assert text == wanted.text
     server.wait(1)
+
+
+def test_the_page_opens_and_says_what_cannot_be_watched(server: ClusterServer) -> None:
+    shape = httpx.get(f"{server.url}/look/models/{server.model}", timeout=SECONDS)
+    assert shape.status_code == 200
+    assert "several machines" in shape.json()["notice"]
+    look, edits = f"{server.url}/look", [{"edit": "ablate", "point": "embed"}]
+    for what, more in (
+        ("trace", {"points": ["embed"]}),
+        ("lens", {}),
+        ("attribution", {"token": 65}),
+        ("generate", {"edits": edits}),
+        ("trace", {"edits": edits}),
+    ):
+        made = httpx.post(f"{look}/{what}", json={"prompt": PROMPT, **more}, timeout=SECONDS)
+        assert made.status_code == 400
+        assert "cannot be watched" in made.json()["error"]["message"]
+    made = httpx.post(f"{look}/generate", json={"prompt": PROMPT, "stream": False}, timeout=SECONDS)
+    assert made.status_code == 200
+    assert made.json()["events"][-1]["type"] == "end"
 
 
 def test_what_cannot_be_divided(server: ClusterServer, llama_file: Path) -> None:

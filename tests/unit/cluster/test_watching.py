@@ -36,7 +36,7 @@ from pellucid.trace.stream import TraceFrame, TraceStream
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat, and "
 POINTS = ["blocks.*.residual", "blocks.1.attention.pattern[heads=0]", "norm", "embed[tokens=3:9; dims=2,5]"]
-HOW: dict[str, Any] = {"max_new_tokens": 300, "ignore_eos": True, "temperature": 1.3, "prompt_lookup": False}
+HOW: dict[str, Any] = {"max_new_tokens": 900, "ignore_eos": True, "temperature": 1.3, "prompt_lookup": False}
 
 
 def rows_of(frames: Sequence[TraceFrame]) -> dict[tuple[str, int, int], np.ndarray]:
@@ -161,11 +161,11 @@ def test_what_is_read_ahead_comes_again(llama_file: Path, alone: LLM) -> None:
 
 
 def test_somebody_comes_later_and_goes(llama_file: Path, alone: LLM) -> None:
-    ids, wanted = undisturbed(alone, seed=3)
+    ids, wanted = undisturbed(alone, seed=3, max_new_tokens=1900)
 
     async def work() -> None:
         async with replicas(llama_file, 1) as (_, model):
-            group = model.request(PROMPT, **{**HOW, "seed": 3})
+            group = model.request(PROMPT, **{**HOW, "seed": 3, "max_new_tokens": 1900})
             streams, frames = list[TraceStream](), list[TraceFrame]()
 
             async def come_and_go(count: int) -> None:
@@ -234,7 +234,7 @@ def test_edits_outlive_a_replica(llama_file: Path, alone: LLM, after: int) -> No
         add("blocks.0.residual[tokens=5:40]", vector, 0.25),
         replace("blocks.1.attention.pattern[heads=0; tokens=9:60]", pattern),
     ]
-    how = {"max_new_tokens": 120, "seed": 5, "ignore_eos": True, "logprobs": 2}
+    how = {"max_new_tokens": 400, "seed": 5, "ignore_eos": True, "logprobs": 2}
     wanted = alone.samples(PROMPT, 2, edits=edits, **how)
     assert wanted[0].ids != alone.generate(PROMPT, **how).ids
 
@@ -271,11 +271,11 @@ def test_a_look_is_made_again(llama_file: Path, alone: LLM) -> None:
 
 
 def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, alone: LLM) -> None:
-    ids, wanted = undisturbed(alone, seed=6, max_new_tokens=900)
+    ids, wanted = undisturbed(alone, seed=6, max_new_tokens=1900)
 
     async def work() -> None:
         async with replicas(llama_file, 1) as (made, model):
-            first = model.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 900})
+            first = model.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
             first.named("a name", False)
             left = model.watch(first, POINTS, 4096, lambda: None)
             stream = first.stream()
@@ -286,7 +286,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
             try:
                 await again.ready(SECONDS)
                 other = RemoteModel(model._opened, again)
-                group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 900})
+                group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
                 group.named("a name", True)
                 frames = await heard(other, group)
                 assert group.results()[0].ids == ids[0]
@@ -324,7 +324,7 @@ def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
                             fleet.tell(group._task, "watch", *fields)
 
                 await finished(group, send)  # type: ignore[arg-type]
-                assert len(group.results()[0].ids) == 300
+                assert len(group.results()[0].ids) == 900
                 for what in ("look/nothing", "look/__class__"):
                     with pytest.raises(asyncio.TimeoutError):
                         await asyncio.wait_for(called(fleet, what, [], {"name": "m", "fields": b"{}"}), 0.3)

@@ -25,6 +25,7 @@ from pellucid.engine.text_group import MadeToken, PromptFacts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import TokenLogprobs
+from pellucid.trace import ablate, call, replace, scale
 
 
 def test_tokens_stay_what_they_are(alone: LLM) -> None:
@@ -55,6 +56,28 @@ def test_beams_stay_what_they_are(alone: LLM) -> None:
     found = alone.beam_search("the cat", num_beams=3, max_new_tokens=6)
     (message,) = wire.unpack(wire.pack([["done", wire.beams_fields(found)]]))
     assert wire.beams_of(message[1], found.chain).as_dict() == found.as_dict()
+
+
+def test_edits_stay_what_they_are() -> None:
+    values = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    for edit in (ablate("a"), scale("b[heads=1]", 1 / 3), replace("c", values), ablate("d", values.tolist())):
+        (message,) = wire.unpack(wire.pack([["edit", wire.edit_fields(edit)]]))
+        back = wire.edit_of(message[1])
+        assert (back.where, back.factor, back.function) == (edit.where, edit.factor, None)
+        assert (back.values is None) == (edit.values is None)
+        if edit.values is not None:
+            assert np.array_equal(back.values, values)
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        wire.edit_fields(call("a", abs))
+
+
+@given(st.integers(0, 3), st.integers(-1, 1))
+def test_pieces_are_the_whole(count: int, more: int) -> None:
+    whole = bytes(max(0, count * wire.PIECE + more))
+    found = list(wire.pieces(whole))
+    assert b"".join(piece for piece, _ in found) == whole
+    assert [more for _, more in found] == [True] * (len(found) - 1) + [False]
+    assert all(len(piece) <= wire.PIECE for piece, _ in found)
 
 
 @given(st.binary(max_size=200))
