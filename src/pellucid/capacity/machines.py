@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,10 @@ def this_machine(threads: int | None = None) -> Machine:
     return Machine("this machine", 1, machine_bytes(), cores, rates, "measured")
 
 
-def read_machines(path: Path, here: Machine) -> Machines:
+def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
     """The machines of a file (JSON); rates that it does not give are those of ``here``, by the number of cores.
+
+    ``here`` is called if one gives none.
 
     Raises:
         InvalidRequest: the file cannot be read, or a field is wrong; the message names it.
@@ -93,7 +95,7 @@ def read_machines(path: Path, here: Machine) -> Machines:
     return Machines(kinds, link)
 
 
-def _machine(where: str, given: Any, here: Machine) -> Machine:
+def _machine(where: str, given: Any, here: Callable[[], Machine]) -> Machine:
     if not isinstance(given, dict):
         raise InvalidRequest(f"{where}={brief(given)}: must be an object; the form of the file is {FORM}")
     fields = dict(given)
@@ -103,8 +105,8 @@ def _machine(where: str, given: Any, here: Machine) -> Machine:
     cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, 4096)
     memory = real(f"{where}.memory_gb", _needed(where, fields, "memory_gb"), 0.0, 1e6, above=True)
     count = whole(f"{where}.count", fields.pop("count", 1), 1, MOST)
-    share, rates, source = cores / here.cores, here.rates, "given"
     if "read_gb_per_s" in fields or "multiply_gmac_per_s" in fields:
+        source = "given"
         rates = Rates(
             1e9 * real(f"{where}.read_gb_per_s", _needed(where, fields, "read_gb_per_s"), 0.0, 1e5, above=True),
             1e9
@@ -114,7 +116,8 @@ def _machine(where: str, given: Any, here: Machine) -> Machine:
             ),
         )  # fmt: skip
     else:
-        rates, source = Rates(rates.read * share, rates.multiply * share), "by cores"
+        source, own = "by cores", here()
+        rates = Rates(own.rates.read * cores / own.cores, own.rates.multiply * cores / own.cores)
     _nothing_else(where, fields)
     return Machine(name, count, int(1e9 * memory), cores, rates, source)
 
@@ -124,7 +127,7 @@ def _link(given: Any) -> Link:
         raise InvalidRequest(f"link={brief(given)}: must be an object; the form of the file is {FORM}")
     fields, made = dict(given), Link()
     if "latency_us" in fields:
-        made = replace(made, seconds=1e-6 * real("link.latency_us", fields.pop("latency_us"), 0.0, 1e9))
+        made = replace(made, seconds=real("link.latency_us", fields.pop("latency_us"), 0.0, 1e9) / 1e6)
     if "gbit_per_s" in fields:
         rate = real("link.gbit_per_s", fields.pop("gbit_per_s"), 0.0, 1e6, above=True)
         made = replace(made, bytes_per_second=1e9 / 8 * rate)

@@ -77,7 +77,10 @@ class Break:
 
 
 class Search:
-    """Simulates ``traffic`` (with a rate, the highest of the day) on replicas that are all alike."""
+    """Simulates ``traffic`` (with a rate, the highest of the day) on replicas that are all alike.
+
+    What comes in ``seconds`` counts, after ``warm`` seconds.
+    """
 
     def __init__(
         self,
@@ -86,8 +89,12 @@ class Search:
         room: Room,
         costs: StepCosts,
         told: Told = lambda what: None,
+        *,
+        warm: float = WARM,
+        seconds: float = SECONDS,
     ) -> None:
         self.traffic, self.goals, self._room, self._costs, self._told = traffic, goals, room, costs, told
+        self._warm, self._seconds = warm, seconds
         self._known: dict[tuple[float, int], Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
@@ -98,7 +105,7 @@ class Search:
             count = min(replicas, SLICE)
             traffic = replace(self.traffic, rate=rate * count / replicas)
             simulation = Simulation(traffic, count, self._room, self._costs)
-            found = self._known[rate, replicas] = simulation.run(seconds=SECONDS, warm=WARM)
+            found = self._known[rate, replicas] = simulation.run(seconds=self._seconds, warm=self._warm)
         return found
 
     def enough(self, rate: float, replicas: int) -> bool:

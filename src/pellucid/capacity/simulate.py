@@ -97,8 +97,8 @@ class Simulation:
 
     def _next_arrival(self) -> None:
         """The next session will come."""
-        when = next(self._arrivals, None)
-        if when is not None:
+        when = next(self._arrivals, None) if self._asked < self._most else None
+        if when is not None and when <= self._come_until:
             self._at(when, self._arrive)
 
     def _arrive(self, now: float) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.sized import machines_of, measured_costs, on_paper, sized
+from pellucid.cli.sized import machine_at_hand, machines_of, measured_costs, on_paper, sized
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
@@ -24,17 +24,16 @@ def show_layouts(
 ) -> None:
     """Print the layouts of a model on the machines of a file, and which one to take."""
     from pellucid.capacity.layouts import layouts, recommended
-    from pellucid.capacity.machines import this_machine
     from pellucid.errors import InvalidRequest
 
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
     size = sized(model, context, precise, kv_cache)
-    here = this_machine(threads)
+    here = machine_at_hand(threads)
     machines = machines_of(file, here)
     if measured:
-        own = measured_costs(model, here, context, precise, kv_cache, served=False)
-        costs = [own.on(kind.rates, here.rates, size.work) for kind in machines.kinds]
+        own = measured_costs(model, here(), context, precise, kv_cache, served=False)
+        costs = [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
     else:
         costs = [size.work.estimated(kind) for kind in machines.kinds]
     found = layouts(size, machines, costs)

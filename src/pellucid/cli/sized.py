@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,11 +73,18 @@ def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) 
         opened.checkpoint.close()
 
 
-def machines_of(file: str | None, here: Machine) -> Machines:
+def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
     """The machines of a file, or the one at hand."""
     from pellucid.capacity.machines import Machines, read_machines
 
-    return Machines((here,)) if file in (None, HERE) else read_machines(Path(str(file)), here)
+    return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
+
+
+def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
+    """The machine at hand: measured at the first call."""
+    from pellucid.capacity.machines import this_machine
+
+    return cache(lambda: this_machine(threads))
 
 
 def measured_costs(

@@ -10,7 +10,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sized import MachinesFile, machines_of, measured_costs, on_paper, sized
+from pellucid.cli.sized import MachinesFile, machine_at_hand, machines_of, measured_costs, on_paper, sized
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
@@ -59,7 +59,6 @@ def command(
     llama-3-70b, is taken to reach the usual parts of the rates.
     """
     from pellucid.capacity.layouts import fewest_stages
-    from pellucid.capacity.machines import this_machine
     from pellucid.capacity.search import DAYS, Goals, Search
     from pellucid.capacity.traffic import Traffic
     from pellucid.errors import InvalidRequest
@@ -82,13 +81,13 @@ def command(
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
     size = sized(model, context, precise, kv_cache)
     _refuse_long(traffic, size.limits.context)
-    here = this_machine(threads)
+    here = machine_at_hand(threads)
     kinds = machines_of(machines, here)
     if on_paper(model):
         costs = [size.work.estimated(kind) for kind in kinds.kinds]
     else:
-        own = measured_costs(model, here, context, precise, kv_cache, served=True)
-        costs = [own.on(kind.rates, here.rates, size.work) for kind in kinds.kinds]
+        own = measured_costs(model, here(), context, precise, kv_cache, served=True)
+        costs = [own.on(kind.rates, here().rates, size.work) for kind in kinds.kinds]
     found = []
     for kind, of_one in zip(kinds.kinds, costs):
         stages = fewest_stages(size, kind)

@@ -1,0 +1,142 @@
+"""The time of steps: on lines between what was measured, carried over to other machines and over stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pellucid
+from pellucid.capacity.layouts import SizedModel, fewest_stages, layouts, needed, recommended
+from pellucid.capacity.machines import Link, Machine, Machines
+from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY, PlanWork, StepCosts, measured
+from pellucid.errors import InvalidRequest
+from pellucid.loading import step_limits
+from pellucid.measure.cost import Rates
+from pellucid.measure.paper import paper
+
+COSTS = StepCosts({1: 0.010, 4: 0.016, 16: 0.052}, {1: 0.008, 64: 0.071}, 1e-6, 2e-6, 0.001, 0.0005, 0.0001)
+
+
+def work(name: str = "llama-3-70b") -> PlanWork:
+    found = paper(name)
+    return PlanWork(found.plan, found.spec.embedding.width)
+
+
+def sized(name: str, context: int = 8192) -> SizedModel:
+    found = paper(name)
+    return SizedModel(
+        name, found.spec, found.plan, step_limits(found.spec, context), found.file_bytes[found.form]
+    )
+
+
+def machine(gigabytes: float, count: int = 1, read: float = 50.0, multiply: float = 1000.0) -> Machine:
+    return Machine("some", count, int(1e9 * gigabytes), 8, Rates(1e9 * read, 1e9 * multiply), "given")
+
+
+def test_between_and_beyond_what_was_measured() -> None:
+    beside = 0.0005 + 0.0001 * 1
+    assert COSTS.step(1, 0, 0, 0) == pytest.approx(0.010 + beside)
+    assert COSTS.step(2, 100, 0, 0) == pytest.approx(0.012 + 0.0005 + 0.0002 + 100e-6)
+    assert COSTS.step(32, 0, 0, 0) == pytest.approx(0.052 + 16 * 0.003 + 0.0005 + 0.0032)
+    assert COSTS.step(0, 0, 64, 500) == pytest.approx(0.071 + 0.001 + 0.0005)
+    # With both: the tokens of all, and what rows take beyond tokens of prompts.
+    assert COSTS.step(1, 0, 63, 0) == pytest.approx(0.071 + 0.002 + beside)
+
+
+@given(st.integers(0, 64), st.integers(0, 256), st.integers(0, 10_000))
+def test_more_never_takes_less(rows: int, prompts: int, seen: int) -> None:
+    if rows or prompts:
+        own = COSTS.step(rows, seen, prompts, seen)
+        assert own > 0
+        assert COSTS.step(rows, seen + 10, prompts, seen) >= own
+        assert COSTS.step(rows, seen, prompts + 1, seen) >= own - 1e-3  # a row is sampled, a token is not
+
+
+def test_another_machine_is_as_fast_as_its_roofs() -> None:
+    here = Rates(50e9, 1000e9)
+    same = COSTS.on(here, here, work())
+    assert same == COSTS
+    twice = COSTS.on(Rates(100e9, 2000e9), here, work())
+    assert twice.rows[1] == pytest.approx(COSTS.rows[1] / 2)
+    assert twice.prompts[64] == pytest.approx(COSTS.prompts[64] / 2)
+    assert (twice.request, twice.served, twice.row) == (COSTS.request, COSTS.served, COSTS.row)
+    # A text alone reads weights, so faster units do not help it.
+    units = COSTS.on(Rates(50e9, 4000e9), here, work())
+    assert units.rows[1] == pytest.approx(COSTS.rows[1])
+    assert units.prompts[64] < COSTS.prompts[64] / 2
+
+
+def test_stages_add_hops_and_share_long_prompts() -> None:
+    costs = StepCosts({1: 0.1}, {1: 0.1, 128: 1.0, 1024: 8.0})
+    staged = costs.over(4, Link(0.001, 1e9), work())
+    assert costs.over(1, Link(), work()) is costs
+    assert staged.step(1, 0, 0, 0) == pytest.approx(0.1 + 4 * 0.001 + 3 * 4 * 8192 / 1e9)
+    vectors = 3 * 4 * 8192 / 1e9
+    assert staged.prompts[128] == pytest.approx(1.0 + 128 * vectors)  # one part: stage after stage
+    assert staged.prompts[1024] == pytest.approx(8.0 * 11 / 32 + 1024 * vectors)
+
+
+def test_a_model_on_paper_reaches_the_usual_parts() -> None:
+    found = paper("llama-3-70b")
+    costs = work().estimated(machine(100))
+    assert costs.rows[1] == pytest.approx(1 / found.decode(Rates(OF_MEMORY * 50e9, OF_INT8 * 1e12)), rel=0.01)
+
+
+def test_experts_are_read_as_many_as_are_chosen() -> None:
+    mixture, rates = work("qwen3-30b-a3b"), Rates(50e9, 1e15)
+    one, many = mixture.seconds(1, 1, rates), mixture.seconds(256, 1, rates)
+    assert 5 < many / one < 12  # 8 of 128 experts, and nearly all of them
+    dense = work()
+    assert dense.seconds(256, 1, rates) == pytest.approx(dense.seconds(1, 1, rates))
+
+
+def test_layouts_of_a_model_that_fits_and_of_one_that_does_not() -> None:
+    model = sized("llama-3-70b")
+    small, large = machine(32, 8), machine(64, 4)
+    assert needed(model, 1) > 40e9
+    assert fewest_stages(model, small) == 2
+    assert fewest_stages(model, large) == 1
+    found = layouts(model, Machines((small, large)), [model.work.estimated(one) for one in (small, large)])
+    shapes = [(one.machine.memory, one.replicas, one.stages) for one in found]
+    assert shapes == [(32e9, 1, 2), (32e9, 4, 2), (32e9, 1, 8), (64e9, 1, 1), (64e9, 4, 1), (64e9, 1, 4)]
+    assert all(one.machines <= one.machine.count for one in found)
+    assert found[1].many == pytest.approx(4 * found[0].many)
+    assert found[5].prompt > found[3].prompt
+    best = recommended(found)
+    assert best is not None
+    assert best[0] is max(found, key=lambda one: one.many)
+    with pytest.raises(InvalidRequest, match="cannot be divided"):
+        fewest_stages(model, machine(0.5))
+    assert layouts(model, Machines((machine(32),)), [COSTS]) == []
+    assert recommended([]) is None
+
+
+def test_room_grows_with_memory_up_to_all_contexts() -> None:
+    model = sized("llama-3-70b")
+    rooms = [model.room(int(1e9 * size)).pages[0] for size in (1, 64, 640, 6400)]
+    assert rooms[0] == 8192 // 64 + 64  # one context, and a page for each sequence
+    assert rooms == sorted(rooms)
+    assert rooms[-1] == 64 * 8192 // 64
+
+
+def test_steps_are_measured(llama_steps: tuple[StepCosts, list[str]]) -> None:
+    costs, said = llama_steps
+    assert set(costs.rows) == {1, 2, 4, 8, 16, 32, 64}
+    assert 1 in costs.prompts
+    assert 256 in costs.prompts
+    assert costs.prompts[256] > costs.prompts[8] > 0
+    assert costs.rows[64] > costs.rows[1] > 0
+    assert len(said) == 3 * (7 + 7 + 2)
+
+
+@pytest.fixture(scope="module")
+def llama_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[StepCosts, list[str]]:
+    from pellucid.testing import random_model
+
+    path, said = Path(tmp_path_factory.mktemp("costs")) / "llama.gguf", list[str]()
+    random_model("llama", path, context=2048)
+    with pellucid.load(path, threads=1) as llm:
+        return measured(llm, lambda done, total, what: said.append(what)), said
