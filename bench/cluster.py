@@ -278,7 +278,7 @@ def step_seconds(llm: LLM, ids: list[int]) -> float:
     """The median time of a step of one token."""
     table, times = BlockTable(), []
     llm.runner.forward([Chunk(table, ids)])
-    for _ in range(150):
+    for _ in range(40):
         start = time.perf_counter()
         llm.runner.forward([Chunk(table, [5])])
         times.append(time.perf_counter() - start)
@@ -299,7 +299,7 @@ def measure_stages(count: int) -> None:
         addresses = [address for _, address in sorted(queue.get() for _ in many)]
         make = partial(StagedRunner, stages=addresses, secret=SECRET)
         with pellucid.load(path, threads=1) as whole, pellucid.load(path, threads=1, make=make) as llm:
-            pairs = [(step_seconds(whole, [5] * 16), step_seconds(llm, [5] * 16)) for _ in range(9)]
+            pairs = [(step_seconds(whole, [5] * 16), step_seconds(llm, [5] * 16)) for _ in range(31)]
         for one in many:
             one.kill()
         alone, staged = (1e6 * statistics.median(times) for times in zip(*pairs))

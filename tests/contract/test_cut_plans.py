@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,5 +48,11 @@ def _compare(whole: ModelRunner, runners: list[ModelRunner]) -> None:
         ids = rng.integers(0, whole.spec.embedding.vocabulary, tokens).tolist()
         rows: list[np.ndarray] = []
         for runner, own in zip(runners, tables):
-            rows = runner.forward_stage([Chunk(own, ids, wanted)], rows)
-        assert np.array_equal(rows[0], whole.forward([Chunk(table, ids, wanted)]))
+            received, rows = rows, []
+            chunk = Chunk(own, ids, wanted)
+            logits = runner.forward_stage([chunk], received, partial(_copied, rows))
+        assert np.array_equal(logits, whole.forward([Chunk(table, ids, wanted)]))
+
+
+def _copied(to: list[np.ndarray], vectors: list[np.ndarray]) -> None:
+    to.extend(one.copy() for one in vectors)

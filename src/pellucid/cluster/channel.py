@@ -10,7 +10,9 @@ number of the frame as nonce. The first frame is empty: it shows that the sender
 
 from __future__ import annotations
 
+import os
 import secrets
+import select
 import selectors
 import socket
 import struct
@@ -33,6 +35,7 @@ EARLY, LOOKS = (
     5e-4,
 )  # seconds: before a message is expected, and how long one is looked for without a wait
 SMALL = 1 << 14  # bytes of a message that is kept to rehearse
+MOST_SELECTED = 1024  # the numbers of files that ``select`` takes are below
 STRANGERS = 64  # connections that may wait to be known
 
 
@@ -140,30 +143,25 @@ class Receiver:
     def _read(self) -> int:
         """Read what is there into the buffer, or wait for it. Returns how many bytes came; 0: the other end is closed.
 
-        A thread that the system wakes goes on late. So the wait is a sleep until shortly before the time that the
-        shortest of the last waits took, then a short time of looking again and again, and only then a wait for the
-        system.
+        A thread that the system wakes goes on late. So it waits for the system until shortly before the time that the
+        shortest of the last waits took, then it looks again and again for a short time, and only then it waits again.
         """
-        start, awake = time.perf_counter(), 0.0
-        with memoryview(self._buffer) as view, view[self._filled :] as room:
-            while True:
-                try:
-                    count = self._socket.recv_into(room, 0, socket.MSG_DONTWAIT)
-                    break
-                except BlockingIOError:
-                    now = time.perf_counter()
-                if not awake:
-                    awake = now
-                    if (sleep := min(self._waits) - EARLY) > 0:
-                        time.sleep(sleep)
-                        if self._last:
-                            self.rehearse(self._cipher.decrypt(*self._last, None))
-                        awake = time.perf_counter()
-                elif now - awake > LOOKS:
-                    count = self._socket.recv_into(room)
-                    break
-        self._waits.append(time.perf_counter() - start)
-        return count
+        start, until = time.perf_counter(), min(self._waits) - EARLY
+        try:
+            if 0 < until < TURN and self._socket.fileno() < MOST_SELECTED:
+                ready, _, _ = select.select([self._socket], [], [], until)
+                if not ready and self._last:
+                    self.rehearse(self._cipher.decrypt(*self._last, None))
+            with memoryview(self._buffer) as view, view[self._filled :] as room:
+                looking = time.perf_counter()
+                while time.perf_counter() - looking < LOOKS:
+                    try:
+                        return self._socket.recv_into(room, 0, socket.MSG_DONTWAIT)
+                    except BlockingIOError:
+                        os.sched_yield()  # another stage may have less cores than it needs
+                return self._socket.recv_into(room)
+        finally:
+            self._waits.append(time.perf_counter() - start)
 
     def close(self) -> None:
         """Close it; the other end hears of it."""

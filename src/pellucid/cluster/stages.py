@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -235,18 +235,19 @@ class StageServer:
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
         """Run a part of a step, and send what it makes to the next stage."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
-        received: list[NDArray[np.float32]] = []
+
+        def send(vectors: Sequence[NDArray[np.float32]]) -> None:
+            assert self._next is not None
+            self._next.send(b"".join([number.to_bytes(NUMBER, "little"), *(one.data for one in vectors)]))
+
+        with contextlib.suppress(CacheFull):  # so it was at the lead, which does not wait
+            self.runner.forward_stage(chunks, self._incoming(number, chunks), send)
+
+    def _incoming(self, number: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
+        """The vectors of a step, when the stage before has made them."""
         if self._received is not None:
-            rows = sum(len(chunk.tokens) for chunk in chunks)
-            received = await_vectors(
-                self._received, number, rows, self._stage.receives, PATIENCE, self._is_over
-            )
-        try:
-            made = self.runner.forward_stage(chunks, received)
-        except CacheFull:
-            return  # so it was at the lead, which does not wait
-        assert self._next is not None
-        self._next.send(b"".join([number.to_bytes(NUMBER, "little"), *(one.data for one in made)]))
+            rows, borders = sum(len(chunk.tokens) for chunk in chunks), self._stage.receives
+            yield from await_vectors(self._received, number, rows, borders, PATIENCE, self._is_over)
 
 
 def _agree(ours: int, theirs: int) -> None:

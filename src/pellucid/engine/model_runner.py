@@ -133,34 +133,42 @@ class ModelRunner:
         return self._run(chunks, [])
 
     def forward_stage(
-        self, chunks: Sequence[Chunk], received: Sequence[NDArray[np.float32]]
-    ) -> list[NDArray[np.float32]]:
+        self,
+        chunks: Sequence[Chunk],
+        received: Iterable[NDArray[np.float32]],
+        send: Callable[[list[NDArray[np.float32]]], object],
+    ) -> NDArray[np.float32]:
         """Run one step of a stage: ``received`` are the rows (T, width) of what it receives, in order.
 
-        Returns those of what it sends; of the last stage, the wanted rows as ``forward`` does.
+        ``send`` gets those of what it sends as soon as they are there; they change with the next step. Returns the
+        wanted rows, as ``forward`` does, of the last stage.
 
-        Raises: as ``forward``.
+        Raises: as ``forward``, and what ``received`` and ``send`` raise.
         """
-        stage, rows = self.stage, self._run(chunks, received)
-        if stage is None or not stage.sends:
-            return [rows]
-        tokens = sum(len(chunk.tokens) for chunk in chunks)
-        return [self._rows(border, tokens).copy() for border in stage.sends]
+        return self._run(chunks, received, send)
 
     def _rows(self, border: Border, count: int) -> NDArray[np.float32]:
         """The first rows of a buffer as they lie at a border."""
         flat = self._arrays.by_name[border.name].reshape(-1)
         return flat[: count * border.width].reshape(count, border.width)
 
-    def _run(self, chunks: Sequence[Chunk], received: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def _run(
+        self,
+        chunks: Sequence[Chunk],
+        received: Iterable[NDArray[np.float32]],
+        send: Callable[[list[NDArray[np.float32]]], object] | None = None,
+    ) -> NDArray[np.float32]:
         self._check(chunks)
         with self._lock:
             self._refuse_if_closed()
             self.drain()
-            return self._run_alone(chunks, received)
+            return self._run_alone(chunks, received, send)
 
     def _run_alone(
-        self, chunks: Sequence[Chunk], received: Iterable[NDArray[np.float32]]
+        self,
+        chunks: Sequence[Chunk],
+        received: Iterable[NDArray[np.float32]],
+        send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
         """Run one step. The caller holds the lock, and has checked the chunks."""
         self._allocate(chunks)
@@ -181,6 +189,8 @@ class ModelRunner:
             watched.run(chunks, run, self._arrays.by_name, self.cache)
         else:
             run(bound.program)
+        if send and self.stage:  # first, because the next stage waits for it
+            send([self._rows(border, tokens) for border in self.stage.sends])
         for chunk in chunks:
             self.cache.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
