@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import random
 import re
@@ -26,14 +27,15 @@ from typing import Any
 import pellucid
 from pellucid.capacity.layouts import SizedModel
 from pellucid.capacity.replica import Room
-from pellucid.capacity.serving import with_server
+from pellucid.capacity.serving import PLAIN, with_server
 from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import StepCosts, measured
 from pellucid.capacity.traffic import Replay
+from pellucid.loading import open_model
 from pellucid.measure.load import Lengths, Workload, loaded
 from pellucid.measure.machine import cpu_name
 from pellucid.runtime.memory import machine_bytes
-from pellucid.tokenize import Tokenizer
+from pellucid.tokenize import Tokenizer, load_tokenizer
 from pellucid.weights.checkpoint import stored_bytes
 
 
@@ -50,7 +52,9 @@ class Case:
 
 def cases(url: str, model: str) -> list[Case]:
     def work(requests: int, prompt: Lengths, shared: int, tokens: Lengths) -> Workload:
-        return Workload(url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens)
+        return Workload(
+            url, model, requests=requests, prompt=prompt, shared=shared, tokens=tokens, body=PLAIN
+        )
 
     short = Lengths(64, 256)
     return [
@@ -92,12 +96,42 @@ def server(model: str, *more: str) -> Iterator[str]:
         process.wait()
 
 
-def costs_here(model: str, threads: int | None) -> tuple[StepCosts, Room, Tokenizer]:
+def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Room]:
     llm = pellucid.load(model, threads=threads)
     costs = measured(llm)
     size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
-    room, tokenizer = size.room(machine_bytes()), llm.tokenizer
-    return with_server(llm, costs, room), room, tokenizer
+    room = size.room(machine_bytes())
+    return with_server(llm, costs, room), room
+
+
+def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, Room]:
+    """The time of steps of one of ``count`` replicas that share this machine: measured while all of them work."""
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        found = pool.starmap(costs_here, [(model, 1)] * count)
+    costs, room = found[0]
+    mean = {
+        name: statistics.fmean(getattr(one, name) for one, _ in found)
+        for name in ("row_seen", "prompt_seen", "request", "served", "row")
+    }
+    for name in ("rows", "prompts"):
+        many = [getattr(one, name) for one, _ in found]
+        mean[name] = {n: statistics.fmean(one[n] for one in many) for n in many[0]}  # type: ignore[assignment]
+    return replace(costs, **mean), room  # type: ignore[arg-type]
+
+
+def compare(
+    case: Case,
+    measured_here: tuple[StepCosts, Room],
+    tokenizer: Tokenizer,
+    errors: dict[tuple[str, int], list[float]],
+) -> None:
+    """Send the requests of a case, and simulate them; the server has answered others before."""
+    costs, room = measured_here
+    loaded(replace(case.work, requests=16, seed=99), clients=8)
+    real = loaded(case.work, clients=case.clients, rate=case.rate)
+    simulation = Simulation(replayed(case, tokenizer), case.replicas, room, costs)
+    for at, error in enumerate(shown(case.what, real, simulation.run(requests=case.work.requests))):
+        errors.setdefault((case.what, at), []).append(error)
 
 
 def shown(what: str, real: dict[str, Any], simulated: Any) -> list[float]:
@@ -121,32 +155,19 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{cpu_name()}; real and simulated:")
     errors: dict[tuple[str, int], list[float]] = {}
+    with contextlib.closing(open_model(given.model).checkpoint) as checkpoint:
+        tokenizer = load_tokenizer(checkpoint)
     for _ in range(given.rounds):
-        costs, room, tokenizer = costs_here(given.model, None)
-        print(
-            f"a request {1e3 * costs.request:.1f} ms, the server {1e6 * costs.served:.0f} µs for a step and "
-            f"{1e6 * costs.row:.0f} µs for a row of it"
-        )
+        one = costs_here(given.model)
         with server(given.model) as url:
-            for case in cases(url, given.model):
-                if case.replicas == 1:
-                    real = loaded(case.work, clients=case.clients, rate=case.rate)
-                    simulation = Simulation(replayed(case, tokenizer), 1, room, costs)
-                    found = shown(case.what, real, simulation.run(requests=case.work.requests))
-                    for at, error in enumerate(found):
-                        errors.setdefault((case.what, at), []).append(error)
+            for case in cases(url, given.model)[:4]:
+                compare(case, one, tokenizer, errors)
         if given.replicas:
-            costs, room, tokenizer = costs_here(given.model, 1)
+            each = costs_side_by_side(given.model, 2)
             with ray_cluster() as address, server(
                 given.model, "--cluster", address, "--replicas", "2", "--replica-cpus", "1"
             ) as url:  # fmt: skip
-                case = cases(url, given.model)[-1]
-                loaded(replace(case.work, requests=4), clients=2)  # until both are up
-                real = loaded(case.work, clients=case.clients)
-                simulation = Simulation(replayed(case, tokenizer), 2, room, costs)
-                found = shown(case.what, real, simulation.run(requests=case.work.requests))
-                for at, error in enumerate(found):
-                    errors.setdefault((case.what, at), []).append(error)
+                compare(cases(url, given.model)[-1], each, tokenizer, errors)
     if given.rounds > 1:
         for (what, at), some in errors.items():
             name = ("tokens/s", "first token p50", "p95")[at]

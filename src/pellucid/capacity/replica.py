@@ -122,10 +122,13 @@ class SimulatedText:
 
 
 class SimulatedReplica:
-    """A replica. ``come`` gives it a request; ``time`` is when its step ends, at which ``end_step`` must be called."""
+    """A replica. ``come`` gives it a request; ``time`` is when its step ends, at which ``end_step`` must be called.
 
-    def __init__(self, name: str, room: Room, costs: StepCosts) -> None:
-        self.name, self._costs, self._limits = name, costs, room.limits
+    The noise of its steps is ``offset`` seconds ahead.
+    """
+
+    def __init__(self, name: str, room: Room, costs: StepCosts, offset: float = 0.0) -> None:
+        self.name, self._costs, self._offset = name, costs, offset
         self.memory = SimulatedMemory(room)
         self._pace = Pace(TARGET)
         self._scheduler = Scheduler(self.memory, room.limits, self._pace)
@@ -183,7 +186,7 @@ class SimulatedReplica:
                 failed.append(text)
         else:
             return failed
-        self._step = step = _Step(scheduled, self._costs, now)
+        self._step = step = _Step(scheduled, self._costs, now, self._costs.slowed(now + self._offset))
         if not step.prompts and len(scheduled) == len(self._scheduler):
             step.count = self._ahead(scheduled)
         self.time = step.end
@@ -237,7 +240,7 @@ def _text(of: Job | Scheduled) -> SimulatedText:
 class _Step:
     """A step, or ``count`` of them that are alike, from the time that it ``began``."""
 
-    def __init__(self, scheduled: Sequence[Scheduled], costs: StepCosts, began: float) -> None:
+    def __init__(self, scheduled: Sequence[Scheduled], costs: StepCosts, began: float, slowed: float) -> None:
         self.scheduled, self.began, self.count = scheduled, began, 1
         self.rows = self.seen = self.prompts = seen = 0
         for one in scheduled:
@@ -246,8 +249,8 @@ class _Step:
                 self.rows, self.seen = self.rows + 1, self.seen + length + 1
             else:
                 self.prompts, seen = self.prompts + tokens, seen + tokens * length + tokens * tokens // 2
-        self._first = costs.step(self.rows, self.seen, self.prompts, seen)
-        self._more = costs.row_seen * self.rows
+        self._first = slowed * costs.step(self.rows, self.seen, self.prompts, seen)
+        self._more = slowed * costs.row_seen * self.rows
 
     def seconds(self, count: int) -> float:
         """Those of the first ``count`` steps: each row sees a token more in each."""

@@ -31,6 +31,8 @@ NAME = "measured"
 FEW, MANY = 1, 8  # clients
 PROMPT, TOKENS = 48, 48
 REQUESTS = 3  # of each client
+PLAIN = {"prompt_lookup": False}
+"""What requests have more: tokens that are read ahead depend on the text, and are not simulated."""
 STARTS = 10.0  # seconds until the server must be there
 
 
@@ -71,6 +73,7 @@ def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
         KernelError: it has failed.
     """
     command = [sys.executable, "-m", "pellucid", "bench", "serve", url, "--json", "--shared", "0"]
+    command += ["--body", json.dumps(PLAIN)]
     numbers = {"clients": clients, "requests": requests, "prompt": PROMPT, "tokens": TOKENS}
     for name, value in numbers.items():
         command += [f"--{name}", str(value)]

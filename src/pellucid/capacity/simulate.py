@@ -54,7 +54,8 @@ class Simulation:
     def __init__(self, traffic: Traffic | Replay, replicas: int, room: Room, costs: StepCosts) -> None:
         self.traffic, self._costs = traffic, costs
         self.loads = [ReplicaLoad(f"replica {n}") for n in range(replicas)]
-        self.replicas = [SimulatedReplica(load.name, room, costs) for load in self.loads]
+        by = random.Random(0)
+        self.replicas = [SimulatedReplica(load.name, room, costs, 1e3 * by.random()) for load in self.loads]
         self._by_load = dict(zip(self.loads, self.replicas))
         self._load_of = dict(zip(self.replicas, self.loads))
         for load, replica in self._by_load.items():

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import bisect
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pellucid.capacity.machines import Link, Machine
+from pellucid.engine.text_group import run_together
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.measure.cost import Cost, Rates, weight_bytes
 from pellucid.measure.suite import held, some_ids
@@ -25,8 +29,11 @@ from pellucid.runtime.batch import Chunk
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (1, 8, 16, 32, 64, 128, 256)
-SHALLOW, DEEP = 64, 1024  # tokens before, of which attention's time is measured
-MADE, ROUNDS = 24, 3  # tokens of a text that is measured; how often each is
+SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
+"""Tokens before, of which attention's time is measured: a page is found in the prefix cache, so all begin at once."""
+DEEP_ROWS = 8
+MADE, ROUNDS = 32, 5  # tokens of a text that is measured; how often each is
+EVERY, WATCHED = 0.05, 6.0  # seconds of one figure of the noise, and in which it is watched
 OF_MEMORY, OF_INT8 = 0.75, 0.6
 """The parts of the roofs that steps of models on paper are taken to reach: what models of this size reach here."""
 Told = Callable[[int, int, str], object]
@@ -38,7 +45,8 @@ class StepCosts:
 
     ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt. ``request`` is what
     a request takes before its first step, ``served`` what a server adds to a step, and ``row`` for each row of it;
-    ``hop`` is what a step takes between stages.
+    ``hop`` is what a step takes between stages. ``noise`` is how many times as long as usual a step took, ``EVERY``
+    seconds apart: other work on the machine comes and goes, and the scheduler's pace follows the slowest steps.
     """
 
     rows: Mapping[int, float]
@@ -49,7 +57,10 @@ class StepCosts:
     served: float = 0.0
     row: float = 0.0
     hop: float = 0.0
-    _lines: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict, compare=False, repr=False)
+    noise: tuple[float, ...] = (1.0,)
+    _lines: dict[str, tuple[list[int], list[float]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         for name, times in (("rows", self.rows), ("prompts", self.prompts)):
@@ -64,6 +75,10 @@ class StepCosts:
             return self._at("rows", rows) + beside
         sampling = max(0.0, self._at("rows", rows) - self._at("prompts", rows)) if rows else 0.0
         return self._at("prompts", rows + prompts) + sampling + beside
+
+    def slowed(self, when: float) -> float:
+        """How many times as long as usual a step takes that begins at this time."""
+        return self.noise[int(when / EVERY) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
         """The time on the straight line between the two nearest numbers; beyond the last one, on the last line."""
@@ -80,16 +95,12 @@ class StepCosts:
         def ratio(tokens: int, outputs: int) -> float:
             return work.seconds(tokens, outputs, other) / work.seconds(tokens, outputs, here)
 
-        read = here.read / other.read
-        return StepCosts(
-            {n: seconds * ratio(n, n) for n, seconds in self.rows.items()},
-            {n: seconds * ratio(n, 0) for n, seconds in self.prompts.items()},
-            self.row_seen * read,
-            self.prompt_seen * here.multiply / other.multiply,
-            self.request,
-            self.served,
-            self.row,
-            self.hop,
+        return replace(
+            self,
+            rows={n: seconds * ratio(n, n) for n, seconds in self.rows.items()},
+            prompts={n: seconds * ratio(n, 0) for n, seconds in self.prompts.items()},
+            row_seen=self.row_seen * here.read / other.read,
+            prompt_seen=self.prompt_seen * here.multiply / other.multiply,
         )
 
     def over(self, stages: int, link: Link, work: PlanWork) -> StepCosts:
@@ -99,17 +110,13 @@ class StepCosts:
         """
         if stages == 1:
             return self
-        hop = stages * link.seconds
         vectors = (stages - 1) * work.border_bytes / link.bytes_per_second
-        return StepCosts(
-            {n: seconds + n * vectors for n, seconds in self.rows.items()},
-            {n: _through(n, seconds, stages) + n * vectors for n, seconds in self.prompts.items()},
-            self.row_seen,
-            self.prompt_seen / stages,
-            self.request,
-            self.served,
-            self.row,
-            hop,
+        return replace(
+            self,
+            rows={n: seconds + n * vectors for n, seconds in self.rows.items()},
+            prompts={n: _through(n, seconds, stages) + n * vectors for n, seconds in self.prompts.items()},
+            prompt_seen=self.prompt_seen / stages,
+            hop=stages * link.seconds,
         )
 
 
@@ -147,53 +154,68 @@ class PlanWork:
 
 
 def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts:
-    """The time of steps on this machine: medians of some rounds.
+    """The time of steps on this machine: medians of some rounds, and how it changes.
 
     ``told`` hears how far it is, before each measurement.
     """
     limits = llm.runner.limits
-    rows = [n for n in ROWS if n <= limits.sequences]
-    prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]
+    shallow = min(SHALLOW, llm.context - MADE - 1)
     deep = min(DEEP, llm.context - MADE - 1)
-    total, done = ROUNDS * (len(rows) + len(prompts) + 2), 0
-    found: dict[tuple[str, int], list[float]] = {}
-    for _ in range(ROUNDS):
-        for kind, numbers in (("rows", rows), ("prompts", prompts), ("deep", [rows[-1], prompts[-1]])):
-            for at, n in enumerate(numbers):
-                told(done, total, f"{n:,} {'texts' if kind == 'rows' else 'tokens of a prompt'}")
-                done += 1
-                if kind == "rows":
-                    seconds = _texts(llm, n, min(SHALLOW, deep))
-                elif kind == "prompts":
-                    seconds = _prompt(llm, n, 0)
-                elif at == 0:
-                    seconds = _texts(llm, n, deep)
-                else:
-                    seconds = _prompt(llm, n, deep // n * n)
-                found.setdefault((kind if kind != "deep" else f"deep {at}", n), []).append(seconds)
-    medians = {key: statistics.median(times) for key, times in found.items()}
-    shallow, most, part = min(SHALLOW, deep), rows[-1], prompts[-1]
-    row_seen = (medians["deep 0", most] - medians["rows", most]) / max(most * (deep - shallow), 1)
-    prompt_seen = (medians["deep 1", part] - medians["prompts", part]) / max(part * (deep // part * part), 1)
-    row_seen, prompt_seen = max(row_seen, 0.0), max(prompt_seen, 0.0)
+    prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]
+    part = prompts[-1]
+    before = (deep - 1) // part * part
+    work: dict[tuple[str, int], Callable[[], float]] = {}
+    for n in ROWS:
+        if n <= limits.sequences:
+            work[f"{n} texts", n] = partial(_texts, llm, n, shallow)
+    for n in prompts:
+        work[f"{n} tokens of a prompt", n] = partial(_prompt, llm, n, 0)
+    work["texts after many tokens", 0] = partial(_texts, llm, DEEP_ROWS, deep)
+    work["a prompt after many tokens", 0] = partial(_prompt, llm, part, before)
+    total, found = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
+    for number in range(ROUNDS):
+        for at, (key, measure) in enumerate(work.items()):
+            told(number * len(work) + at, total, key[0])
+            found[key].append(measure())
+    times = {key[0]: statistics.median(seconds) for key, seconds in found.items()}
+    few = times[f"{DEEP_ROWS} texts"]
+    row_seen = max(times["texts after many tokens"] - few, 0.0) / max(DEEP_ROWS * (deep - shallow), 1)
+    again = times["a prompt after many tokens"] - times[f"{part} tokens of a prompt"]
+    prompt_seen = max(again, 0.0) / max(part * before, 1)
+    told(total - 1, total, "how steady it is")
+    noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
     middle = shallow + MADE / 2
     return StepCosts(
-        {n: max(medians["rows", n] - n * middle * row_seen, 1e-6) for n in rows},
-        {n: max(medians["prompts", n] - n * n / 2 * prompt_seen, 1e-6) for n in prompts},
+        {n: max(times[what] - n * middle * row_seen, 1e-6) for what, n in work if what.endswith(" texts")},
+        {
+            n: max(times[what] - n * n / 2 * prompt_seen, 1e-6)
+            for what, n in work
+            if what.endswith("prompt") and n
+        },
         row_seen,
         prompt_seen,
+        noise=noise,
     )
 
 
 def _texts(llm: LLM, count: int, depth: int) -> float:
-    """Seconds of a step of ``count`` texts after ``depth`` tokens, as the engine makes them."""
-    made: dict[str, Any] = {"max_new_tokens": MADE, "ignore_eos": True, "temperature": 0, "draft": False}
-    group = llm.request(some_ids(llm.runner, depth), count, **made, prompt_lookup=False)
-    times: list[float] = []
-    group.start(lambda number, token: times.append(time.perf_counter()))
-    group.wait()
+    """Seconds of a step of ``count`` different texts after ``depth`` tokens, as the engine makes them."""
+    ids, size = some_ids(llm.runner, depth), llm.inputs.vocabulary
+    made: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
+    prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
+    run_together(
+        [llm.request(one, max_new_tokens=1, **made) for one in prompts]
+    )  # now they are in the prefix cache
+    times, gate = list[float](), threading.Event()
+    llm.engine.between_steps(gate.wait)
+    groups = [llm.request(one, max_new_tokens=MADE, **made) for one in prompts]
+    for group in groups:
+        group.start(lambda number, token: times.append(time.perf_counter()))
+    gate.set()
+    for group in groups:
+        group.wait()
     steps = np.array(times[count - 1 :: count])  # when the last text of each step had its token
-    return float(np.median(np.diff(steps)))
+    return float(np.median(np.diff(steps[MADE // 4 :])))
 
 
 def _prompt(llm: LLM, count: int, depth: int) -> float:
@@ -205,3 +227,20 @@ def _prompt(llm: LLM, count: int, depth: int) -> float:
         start = time.perf_counter()
         runner.forward([Chunk(table, ids, 0)])
         return time.perf_counter() - start
+
+
+def _noise(llm: LLM, count: int) -> tuple[float, ...]:
+    """How many times as long as usual the same step takes, over some time."""
+    start, found = time.perf_counter(), list[tuple[float, float]]()
+    while not found or found[-1][0] < WATCHED:
+        seconds = _prompt(llm, count, 0)
+        found.append((time.perf_counter() - start, seconds))
+    usual = statistics.median(seconds for _, seconds in found)
+    every: dict[int, list[float]] = {}
+    for when, seconds in found:
+        every.setdefault(int(when / EVERY), []).append(seconds / usual)
+    series, last = list[float](), 1.0
+    for at in range(int(WATCHED / EVERY)):
+        last = statistics.fmean(every[at]) if at in every else last
+        series.append(last)
+    return tuple(series)

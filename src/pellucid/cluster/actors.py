@@ -180,8 +180,8 @@ class ReplicaActor:
 
 
 def _options(settings: ReplicaSettings) -> dict[str, Any]:
-    """The options of ``load``."""
-    return {"threads": settings.cpus, **settings.load}
+    """The options of ``load``: a thread for each of its cores, unless a number was asked for."""
+    return {**settings.load, "threads": settings.load.get("threads") or settings.cpus}
 
 
 def _here() -> str:

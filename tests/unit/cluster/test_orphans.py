@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("ray", reason="pip install 'pellucid[cluster]'")
 
-from pellucid.cluster import supervisor
+from pellucid.cluster import actors, supervisor
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 
@@ -101,3 +101,9 @@ def test_a_server_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert asyncio.run(supervisor._listens(actor)) == ("tcp://127.0.0.1:1", "a secret", "here")
     assert len(said) == 3
+
+
+def test_a_replica_has_a_thread_for_each_of_its_cores() -> None:
+    for given, wanted in (({}, 3), ({"threads": None}, 3), ({"threads": 2}, 2)):
+        settings = ReplicaSettings("some.gguf", {**given, "precise": True}, cpus=3)
+        assert actors._options(settings) == {"threads": wanted, "precise": True}
