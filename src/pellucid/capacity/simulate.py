@@ -18,9 +18,9 @@ from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.measure.load import percentiles
 from pellucid.runtime.prefix_cache import page_names
 
-TOO_MANY = (
-    400  # requests that a replica has, on average, when a simulation is ended: no goal can be kept any more
-)
+FED = 16  # replicas for which one server process is in front
+TOO_MANY = 400
+"""Requests that a replica has, on average, when a simulation is ended: no goal can be kept any more."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Simulation:
         self._asked, self._most = 0, 0
         self._hits = self._pages = 0
         self._last, self._come_until = 0.0, float("inf")
-        self._overloaded = False
+        self._overloaded, self._front = False, 0.0
+        self._fronts = max(1, replicas // FED)
 
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
         """Run so many requests to their end, or what comes in ``seconds`` after ``warm`` seconds.
@@ -118,7 +119,10 @@ class Simulation:
         prompt, wanted = session.request()
         text = SimulatedText(next(self._texts), prompt, wanted, now, session)
         self._running.add(text)
-        self._at(now + self._costs.request, partial(self._route, text))
+        self._front = (
+            max(now, self._front) + self._costs.request / self._fronts
+        )  # it reads one after the other
+        self._at(self._front, partial(self._route, text))
 
     def _route(self, text: SimulatedText, now: float) -> None:
         """The router sends a request to a replica."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid.capacity.layouts import SizedModel, fewest_stages, layouts, needed, recommended
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY, PlanWork, StepCosts, measured
+from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY, ROUNDS, PlanWork, StepCosts, measured
 from pellucid.errors import InvalidRequest
 from pellucid.loading import step_limits
 from pellucid.measure.cost import Rates
@@ -129,7 +129,8 @@ def test_steps_are_measured(llama_steps: tuple[StepCosts, list[str]]) -> None:
     assert 256 in costs.prompts
     assert costs.prompts[256] > costs.prompts[8] > 0
     assert costs.rows[64] > costs.rows[1] > 0
-    assert len(said) == 3 * (7 + 7 + 2)
+    assert len(said) == ROUNDS * (7 + 7 + 2) + 1
+    assert 0.5 < min(costs.noise) <= max(costs.noise)
 
 
 @pytest.fixture(scope="module")
