@@ -26,7 +26,7 @@ from typing import Any
 
 import pellucid
 from pellucid.capacity.layouts import SizedModel
-from pellucid.capacity.replica import Room
+from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.serving import PLAIN, with_server
 from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import StepCosts, measured
@@ -96,7 +96,7 @@ def server(model: str, *more: str) -> Iterator[str]:
         process.wait()
 
 
-def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Room]:
+def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaRoom]:
     llm = pellucid.load(model, threads=threads)
     costs = measured(llm)
     size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
@@ -104,14 +104,14 @@ def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Room]
     return with_server(llm, costs, room), room
 
 
-def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, Room]:
+def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
     """The time of steps of one of ``count`` replicas that share this machine: measured while all of them work."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]
     mean = {
         name: statistics.fmean(getattr(one, name) for one, _ in found)
-        for name in ("row_seen", "prompt_seen", "request", "served", "row")
+        for name in ("row_seen", "prompt_seen", "request", "beside", "served", "row")
     }
     for name in ("rows", "prompts"):
         many = [getattr(one, name) for one, _ in found]
@@ -121,7 +121,7 @@ def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, Room]:
 
 def compare(
     case: Case,
-    measured_here: tuple[StepCosts, Room],
+    measured_here: tuple[StepCosts, ReplicaRoom],
     tokenizer: Tokenizer,
     errors: dict[tuple[str, int], list[float]],
 ) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.replica import Room
+from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
-from pellucid.engine.model_runner import kept_bytes
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
@@ -18,6 +17,7 @@ from pellucid.plan.stages import cut
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import page_counts
 from pellucid.runtime.cache_layout import groups_of
+from pellucid.runtime.prefix_cache import kept_bytes
 
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
@@ -47,11 +47,11 @@ class SizedModel:
         counts = page_counts(self.plan.layers, self.limits.context, self.limits.tokens, 1, memory=0)
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
-    def room(self, memory: int) -> Room:
+    def room(self, memory: int) -> ReplicaRoom:
         """What a replica with so many bytes of memory has for requests."""
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
-        return Room(self.plan.layers, counts, kept_bytes(memory), limits)
+        return ReplicaRoom(self.plan.layers, counts, kept_bytes(memory), limits)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pellucid.runtime.sequence import CachedSequence
 
 
 @dataclass(frozen=True)
-class Room:
+class ReplicaRoom:
     """What a replica has: ``pages`` of each group of ``layers``, bytes of the prefix cache, the limits of a step."""
 
     layers: Sequence[CachedLayer]
@@ -35,7 +35,7 @@ class Room:
 class SimulatedMemory:
     """The cache of a replica with pages of hardly any bytes: what is in them nobody looks at."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: ReplicaRoom) -> None:
         groups = groups_of(room.layers)
         tiny = [
             StateShape((("state", 1),))
@@ -127,12 +127,12 @@ class SimulatedReplica:
     The noise of its steps is ``offset`` seconds ahead.
     """
 
-    def __init__(self, name: str, room: Room, costs: StepCosts, offset: float = 0.0) -> None:
+    def __init__(self, name: str, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
         self.name, self._costs, self._offset = name, costs, offset
         self.memory = SimulatedMemory(room)
         self._pace = Pace(TARGET)
         self._scheduler = Scheduler(self.memory, room.limits, self._pace)
-        self._step: _Step | None = None
+        self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
         """Seconds of its steps, and of those that read prompts beyond what they take without."""
@@ -186,7 +186,7 @@ class SimulatedReplica:
                 failed.append(text)
         else:
             return failed
-        self._step = step = _Step(scheduled, self._costs, now, self._costs.slowed(now + self._offset))
+        self._step = step = SimulatedStep(scheduled, self._costs, now, self._costs.slowed(now + self._offset))
         if not step.prompts and len(scheduled) == len(self._scheduler):
             step.count = self._ahead(scheduled)
         self.time = step.end
@@ -201,7 +201,7 @@ class SimulatedReplica:
             count = min(count, text.wanted - len(text.answer), PAGE - length % PAGE)
         return max(count, 1)
 
-    def _take(self, step: _Step) -> None:
+    def _take(self, step: SimulatedStep) -> None:
         """What a step has made."""
         count, first = step.count, step.began + step.seconds(1)
         for one in step.scheduled:
@@ -237,7 +237,7 @@ def _text(of: Job | Scheduled) -> SimulatedText:
     return of.task
 
 
-class _Step:
+class SimulatedStep:
     """A step, or ``count`` of them that are alike, from the time that it ``began``."""
 
     def __init__(self, scheduled: Sequence[Scheduled], costs: StepCosts, began: float, slowed: float) -> None:

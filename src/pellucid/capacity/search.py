@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pellucid.capacity.replica import Room
+from pellucid.capacity.machines import Machine
+from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
@@ -86,7 +87,7 @@ class Search:
         self,
         traffic: Traffic,
         goals: Goals,
-        room: Room,
+        room: ReplicaRoom,
         costs: StepCosts,
         told: Told = lambda what: None,
         *,
@@ -174,3 +175,31 @@ class Search:
         tokens = outcome.tokens_per_second * replicas / min(replicas, SLICE)
         share = rate * seconds + tokens / INGRESS_TOKENS
         return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
+
+
+@dataclass(frozen=True)
+class KindCapacity:
+    """What traffic needs of a kind of machines, ``stages`` of which are a replica.
+
+    The ``day`` begins with its busiest hours; it is empty if no number of machines reaches the goals.
+    """
+
+    machine: Machine
+    stages: int
+    day: Sequence[Hours]
+    front: Front | None
+    breaks: Break | None
+
+    @classmethod
+    def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
+        """Search for it; ``shape`` are the parts of the highest rate by the hour."""
+        most = search.replicas(search.traffic.rate or 0.0)
+        if most is None:
+            return cls(machine, stages, [], None, None)
+        day = search.day(shape, most)
+        return cls(machine, stages, day, search.front(most, day[0].outcome), search.breaks(most))
+
+    @property
+    def machines(self) -> int:
+        """How many machines the busiest hour needs."""
+        return self.day[0].replicas * self.stages

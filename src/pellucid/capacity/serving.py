@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from pellucid.capacity.replica import Room
+from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import StepCosts, Told
 from pellucid.capacity.traffic import Traffic
@@ -37,7 +37,7 @@ STARTS = 10.0  # seconds until the server must be there
 
 
 def with_server(
-    llm: LLM, costs: StepCosts, room: Room, told: Told = lambda done, total, what: None
+    llm: LLM, costs: StepCosts, room: ReplicaRoom, told: Told = lambda done, total, what: None
 ) -> StepCosts:
     """The times of steps with what a server adds: what its clients see more than a simulation without it has.
 
@@ -52,15 +52,14 @@ def with_server(
     of_few = max(few["per_token"]["p50"] - alone.per_token["p50"], 0.0)
     of_many = max(many["per_token"]["p50"] - together.per_token["p50"], 0.0)
     row = max(of_many - of_few, 0.0) / (MANY - FEW)
-    return replace(
-        costs,
-        request=max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0),
-        served=max(of_few - row, 0.0),
-        row=row,
-    )
+    request = max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0)
+    costs = replace(costs, request=request, served=max(of_few - row, 0.0), row=row)
+    together = _simulated(costs, room, many, MANY)
+    beside = max(many["first_token"]["p50"] - together.first_token["p50"], 0.0) / (MANY - FEW)
+    return replace(costs, beside=beside)
 
 
-def _simulated(costs: StepCosts, room: Room, real: Mapping[str, Any], clients: int) -> Any:
+def _simulated(costs: StepCosts, room: ReplicaRoom, real: Mapping[str, Any], clients: int) -> Any:
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     return Simulation(traffic, 1, room, costs).run(requests=real["requests"])

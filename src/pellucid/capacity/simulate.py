@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pellucid.capacity.replica import Room, SimulatedReplica, SimulatedText
+from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedText
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ReplicaLoad, choose
@@ -51,7 +51,7 @@ class Outcome:
 class Simulation:
     """``replicas`` under some traffic."""
 
-    def __init__(self, traffic: Traffic | Replay, replicas: int, room: Room, costs: StepCosts) -> None:
+    def __init__(self, traffic: Traffic | Replay, replicas: int, room: ReplicaRoom, costs: StepCosts) -> None:
         self.traffic, self._costs = traffic, costs
         self.loads = [ReplicaLoad(f"replica {n}") for n in range(replicas)]
         by = random.Random(0)
@@ -119,10 +119,10 @@ class Simulation:
         prompt, wanted = session.request()
         text = SimulatedText(next(self._texts), prompt, wanted, now, session)
         self._running.add(text)
-        self._front = (
-            max(now, self._front) + self._costs.request / self._fronts
-        )  # it reads one after the other
-        self._at(self._front, partial(self._route, text))
+        # A server reads one request after the other, and what it streams meanwhile keeps it from that.
+        self._front = max(now, self._front) + self._costs.request / self._fronts
+        streams = sum(1 for one in self._running if one.answer) / self._fronts
+        self._at(self._front + self._costs.beside * streams, partial(self._route, text))
 
     def _route(self, text: SimulatedText, now: float) -> None:
         """The router sends a request to a replica."""

@@ -44,9 +44,10 @@ class StepCosts:
     """Seconds of a step. ``rows`` and ``prompts`` are those of a step with so many rows or tokens of prompts alone.
 
     ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt. ``request`` is what
-    a request takes before its first step, ``served`` what a server adds to a step, and ``row`` for each row of it;
-    ``hop`` is what a step takes between stages. ``noise`` is how many times as long as usual a step took, ``EVERY``
-    seconds apart: other work on the machine comes and goes, and the scheduler's pace follows the slowest steps.
+    a request takes before its first step, and ``beside`` what each other one that is streamed adds to that; ``served``
+    is what a server adds to a step, and ``row`` for each row of it; ``hop`` is what a step takes between stages.
+    ``noise`` is how many times as long as usual a step took, ``EVERY`` seconds apart: other work on the machine comes
+    and goes, and the scheduler's pace follows the slowest steps.
     """
 
     rows: Mapping[int, float]
@@ -54,6 +55,7 @@ class StepCosts:
     row_seen: float = 0.0
     prompt_seen: float = 0.0
     request: float = 0.0
+    beside: float = 0.0
     served: float = 0.0
     row: float = 0.0
     hop: float = 0.0

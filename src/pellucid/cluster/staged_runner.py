@@ -22,7 +22,7 @@ from pellucid.cluster.stages import PATIENCE, authenticator, await_vectors, keye
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.plan.plan import Plan
-from pellucid.runtime.batch import Chunk
+from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
@@ -222,7 +222,7 @@ class StagedRunner(ModelRunner):
         Raises:
             StageLost: a stage is gone.
         """
-        self._check(chunks)
+        check_step(chunks, self.limits)
         if any(chunk.probe for chunk in chunks):
             raise InvalidRequest(
                 "the model runs on several machines, whose values cannot be watched from here"

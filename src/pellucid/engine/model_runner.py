@@ -23,23 +23,15 @@ from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
-from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, steps_of
+from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.executor import Executor, Program, usable_cores
 from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
-from pellucid.runtime.prefix_cache import PrefixCache
+from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
 from pellucid.weights.checkpoint import Checkpoint
 
-KEPT = 16
-"""The part of the machine's memory, one in so many, that the prefix cache may take."""
-LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
-
-
-def kept_bytes(memory: int) -> int:
-    """Bytes that the prefix cache may take of a machine's ``memory``; 0: it is unknown."""
-    return memory // KEPT or LEAST_KEPT
 
 
 class ModelRunner:
@@ -158,7 +150,7 @@ class ModelRunner:
         received: Iterable[NDArray[np.float32]],
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
-        self._check(chunks)
+        check_step(chunks, self.limits)
         with self._lock:
             self._refuse_if_closed()
             self.drain()
@@ -197,7 +189,7 @@ class ModelRunner:
 
     def rehearse(self, chunks: Sequence[Chunk]) -> None:
         """Do what begins and ends a step of such chunks, without its operations: threads wake up, caches are warm."""
-        self._check(chunks)
+        check_step(chunks, self.limits)
         self._step.fill(chunks)
         self.wake()
 
@@ -284,7 +276,7 @@ class ModelRunner:
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
         """
-        self._check(chunks)
+        check_step(chunks, self.limits)
         records = self._base.program.records
         with self._lock:
             self._refuse_if_closed()
@@ -307,23 +299,6 @@ class ModelRunner:
         start = time.perf_counter()
         self.executor.run(part, self._step.record)
         return time.perf_counter() - start
-
-    def _check(self, chunks: Sequence[Chunk]) -> None:
-        tokens = outputs = 0
-        for chunk in chunks:
-            tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
-            if not 0 <= chunk.outputs <= len(chunk.tokens):
-                raise InvalidRequest(
-                    f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
-                    "ask for as many as it has at most"
-                )
-        for value, limit, what in (
-            (tokens, self.limits.tokens, "tokens"),
-            (outputs, self.limits.outputs, "rows of logits"),
-            (len(chunks), self.limits.sequences, "sequences"),
-        ):
-            if value > limit:
-                raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
 
     def _refuse_if_closed(self) -> None:
         if self.executor.closed:

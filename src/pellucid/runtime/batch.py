@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.memory import address, aligned
@@ -108,6 +109,25 @@ class StepLimits:
     tokens: int = 256
     outputs: int = 64
     sequences: int = 64
+
+
+def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
+    """Raise InvalidRequest if chunks exceed the limits of a step, or one wants more rows than it has tokens."""
+    tokens = outputs = 0
+    for chunk in chunks:
+        tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
+        if not 0 <= chunk.outputs <= len(chunk.tokens):
+            raise InvalidRequest(
+                f"a chunk of {len(chunk.tokens)} tokens asks for the logits of {chunk.outputs}: "
+                "ask for as many as it has at most"
+            )
+    for value, limit, what in (
+        (tokens, limits.tokens, "tokens"),
+        (outputs, limits.outputs, "rows of logits"),
+        (len(chunks), limits.sequences, "sequences"),
+    ):
+        if value > limit:
+            raise InvalidRequest(f"a step of {value} {what}; the limit is {limit}: use smaller steps")
 
 
 def steps_of(chunks: Sequence[Chunk], limits: StepLimits) -> Iterator[list[Chunk]]:

@@ -21,6 +21,9 @@ from itertools import chain, count
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
+KEPT = 16
+"""The part of the machine's memory, one in so many, that the prefix cache may take."""
+LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SPARE = 64  # one page in so many is freed beyond those that are needed, so that the tree is seldom searched
 
 
@@ -289,6 +292,11 @@ class PrefixCache:
         if node.state != NONE:
             self._cache.pools[-1].release(node.state)
             self.nbytes -= self._cache.pools[-1].page_bytes
+
+
+def kept_bytes(memory: int) -> int:
+    """Bytes that the prefix cache may take of a machine's ``memory``; 0: it is unknown."""
+    return memory // KEPT or LEAST_KEPT
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:

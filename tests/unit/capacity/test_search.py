@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.capacity.replica import Room
+from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.search import DAYS, SLICE, Goals, Search
 from pellucid.capacity.simulate import router_seconds
 from pellucid.capacity.step_costs import StepCosts
@@ -14,7 +14,7 @@ from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 
 COSTS = StepCosts({1: 0.01, 64: 0.1}, {1: 0.008, 256: 0.2}, request=0.005)
-ROOM = Room([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
+ROOM = ReplicaRoom([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
 
 
 def search(rate: float, goals: Goals, **more: float) -> Search:

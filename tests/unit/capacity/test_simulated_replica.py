@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import pellucid
 from pellucid.capacity import replica as replica_module
 from pellucid.capacity.layouts import SizedModel
-from pellucid.capacity.replica import Room, SimulatedReplica, SimulatedText
+from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedText
 from pellucid.capacity.simulate import Outcome, Simulation
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Replay, Traffic
@@ -26,8 +26,17 @@ from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import random_model
 
-EVEN = StepCosts({1: 0.01, 2: 0.012}, {1: 0.01, 64: 0.05}, 1e-6, 1e-6, 0.002, 0.001, 0.0001)
-ROOM = Room([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(1024))
+EVEN = StepCosts(
+    {1: 0.01, 2: 0.012},
+    {1: 0.01, 64: 0.05},
+    1e-6,
+    1e-6,
+    request=0.002,
+    beside=0.0001,
+    served=0.001,
+    row=0.0001,
+)
+ROOM = ReplicaRoom([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(1024))
 Asked = list[tuple[list[int], int]]
 
 
@@ -56,14 +65,16 @@ def real_steps(llm: LLM, rounds: Sequence[Asked]) -> list[list[int]]:
     return steps
 
 
-def simulated_steps(room: Room, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    steps, real = list[list[int]](), replica_module._Step.__init__
+def simulated_steps(
+    room: ReplicaRoom, rounds: Sequence[Asked], monkeypatch: pytest.MonkeyPatch
+) -> list[list[int]]:
+    steps, real = list[list[int]](), replica_module.SimulatedStep.__init__
 
     def watched(self: object, scheduled: Sequence[object], *more: object) -> None:
         steps.append([len(one.chunk.tokens) for one in scheduled])  # type: ignore[attr-defined]
         real(self, scheduled, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(replica_module._Step, "__init__", watched)
+    monkeypatch.setattr(replica_module.SimulatedStep, "__init__", watched)
     monkeypatch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
     replica, number = SimulatedReplica("one", room, EVEN), 0
     for asked in rounds:
@@ -100,7 +111,9 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
         assert real_steps(llm, rounds) == simulated_steps(size.room(0), rounds, monkeypatch)
 
 
-def run(traffic: Traffic | Replay, replicas: int, ahead: bool, room: Room = ROOM, **how: float) -> Outcome:
+def run(
+    traffic: Traffic | Replay, replicas: int, ahead: bool, room: ReplicaRoom = ROOM, **how: float
+) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
             patch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
@@ -134,7 +147,7 @@ def test_a_request_alone_takes_the_time_of_its_steps() -> None:
 
 
 def test_every_request_ends_once_also_where_pages_are_short() -> None:
-    tight = Room([LayerShape(1, 64, 64)], [16], 1 << 20, StepLimits(1024))
+    tight = ReplicaRoom([LayerShape(1, 64, 64)], [16], 1 << 20, StepLimits(1024))
     traffic = Traffic(Lengths(100, 500), Lengths(50, 150), clients=8, seed=3)
     simulation = Simulation(traffic, 1, tight, EVEN)
     outcome = simulation.run(requests=60)
@@ -149,7 +162,7 @@ def test_every_request_ends_once_also_where_pages_are_short() -> None:
 
 
 def test_what_does_not_fit_fails_alone() -> None:
-    tight = Room([LayerShape(1, 64, 64)], [4], 1 << 20, StepLimits(1024))
+    tight = ReplicaRoom([LayerShape(1, 64, 64)], [4], 1 << 20, StepLimits(1024))
     replay = Replay([(list(range(100)), 10), (list(range(400)), 10), (list(range(50)), 10)], clients=3)
     outcome = run(replay, 1, True, tight, requests=3)
     assert (outcome.requests, outcome.failed) == (3, 1)
@@ -157,7 +170,7 @@ def test_what_does_not_fit_fails_alone() -> None:
 
 def test_conversations_stay_where_their_pages_are() -> None:
     traffic = Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, turns=5, think=3.0, seed=1)
-    roomy = Room(ROOM.layers, [3000], 1 << 30, ROOM.limits)
+    roomy = ReplicaRoom(ROOM.layers, [3000], 1 << 30, ROOM.limits)
     outcome = run(traffic, 4, True, roomy, seconds=60.0, warm=20.0)
     assert outcome.hits > 0.5  # 0.7 if none is ever sent elsewhere
     apart = run(Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, seed=1), 4, True, roomy, seconds=60.0)

@@ -17,7 +17,15 @@ from pellucid.loading import step_limits
 from pellucid.measure.cost import Rates
 from pellucid.measure.paper import paper
 
-COSTS = StepCosts({1: 0.010, 4: 0.016, 16: 0.052}, {1: 0.008, 64: 0.071}, 1e-6, 2e-6, 0.001, 0.0005, 0.0001)
+COSTS = StepCosts(
+    {1: 0.010, 4: 0.016, 16: 0.052},
+    {1: 0.008, 64: 0.071},
+    1e-6,
+    2e-6,
+    request=0.001,
+    served=0.0005,
+    row=0.0001,
+)
 
 
 def work(name: str = "llama-3-70b") -> PlanWork:

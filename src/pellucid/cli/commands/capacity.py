@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,10 @@ from pellucid.cli.sized import MachinesFile, machine_at_hand, machines_of, measu
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
-    from pellucid.capacity.machines import Machine
-    from pellucid.capacity.search import Break, Front, Goals, Hours, Search
+    from pellucid.capacity.machines import Link, Machine
+    from pellucid.capacity.search import Goals, KindCapacity
+    from pellucid.capacity.step_costs import StepCosts
+    from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 MOST_RATE, MOST_TOKENS = 1e6, 1 << 20
@@ -58,8 +61,7 @@ def command(
     replicas, and these run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
     llama-3-70b, is taken to reach the usual parts of the rates.
     """
-    from pellucid.capacity.layouts import fewest_stages
-    from pellucid.capacity.search import DAYS, Goals, Search
+    from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
@@ -88,18 +90,10 @@ def command(
     else:
         own = measured_costs(model, here(), context, precise, kv_cache, served=True)
         costs = [own.on(kind.rates, here().rates, size.work) for kind in kinds.kinds]
-    found = []
-    for kind, of_one in zip(kinds.kinds, costs):
-        stages = fewest_stages(size, kind)
-        with common.progress(still=True) as bars:
-            search = Search(
-                traffic,
-                goals,
-                size.room(kind.memory * stages),
-                of_one.over(stages, kinds.link, size.work),
-                bars.simulating,
-            )
-            found.append(_found(kind, stages, search, DAYS[day]))
+    found = [
+        _found(size, traffic, goals, kind, of_one, kinds.link, DAYS[day])
+        for kind, of_one in zip(kinds.kinds, costs)
+    ]
     if json:
         common.print_json(_document(size, traffic.rate, found))
         return
@@ -119,7 +113,7 @@ def _seconds(name: str, text: str) -> float:
     return float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
 
 
-def _refuse_long(traffic: Any, context: int) -> None:
+def _refuse_long(traffic: Traffic, context: int) -> None:
     from pellucid.errors import InvalidRequest
 
     longest = traffic.turns * sum(
@@ -132,29 +126,26 @@ def _refuse_long(traffic: Any, context: int) -> None:
         )
 
 
-class Found:
-    """What was found for a kind of machines: the ``day`` is empty if no number of them reaches the goals."""
+def _found(
+    size: SizedModel,
+    traffic: Traffic,
+    goals: Goals,
+    kind: Machine,
+    of_one: StepCosts,
+    link: Link,
+    shape: Sequence[float],
+) -> KindCapacity:
+    """What some traffic needs of a kind of machines."""
+    from pellucid.capacity.layouts import fewest_stages
+    from pellucid.capacity.search import KindCapacity, Search
 
-    def __init__(
-        self, machine: Machine, stages: int, day: list[Hours], front: Front | None, breaks: Break | None
-    ) -> None:
-        self.machine, self.stages, self.day, self.front, self.breaks = machine, stages, day, front, breaks
-
-    @property
-    def machines(self) -> int:
-        """How many machines the busiest hour needs."""
-        return self.day[0].replicas * self.stages
-
-
-def _found(machine: Machine, stages: int, search: Search, shape: Any) -> Found:
-    most = search.replicas(search.traffic.rate or 0.0)
-    if most is None:
-        return Found(machine, stages, [], None, None)
-    day = search.day(shape, most)
-    return Found(machine, stages, day, search.front(most, day[0].outcome), search.breaks(most))
+    stages = fewest_stages(size, kind)
+    costs, room = of_one.over(stages, link, size.work), size.room(kind.memory * stages)
+    with common.progress(still=True) as bars:
+        return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: SizedModel, goals: Goals, found: Found, rate: float) -> None:
+def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
@@ -224,7 +215,7 @@ def _times(one: dict[str, float]) -> str:
     return " ".join(f"{1e3 * one[name]:,.0f}" for name in ("p50", "p95", "p99"))
 
 
-def _document(size: SizedModel, rate: float | None, found: list[Found]) -> dict[str, Any]:
+def _document(size: SizedModel, rate: float | None, found: list[KindCapacity]) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": rate,
