@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from pellucid.capacity.replica import ReplicaRoom
-from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.simulate import Outcome, Simulation
 from pellucid.capacity.step_costs import StepCosts, Told
 from pellucid.capacity.traffic import Traffic
 from pellucid.errors import KernelError
@@ -30,7 +30,7 @@ from pellucid.serve.run import Settings, listen
 NAME = "measured"
 FEW, MANY = 1, 8  # clients
 PROMPT, TOKENS = 48, 48
-REQUESTS = 3  # of each client
+REQUESTS = 5  # of each client
 PLAIN = {"prompt_lookup": False}
 """What requests have more: tokens that are read ahead depend on the text, and are not simulated."""
 STARTS = 10.0  # seconds until the server must be there
@@ -48,21 +48,26 @@ def with_server(
         few = seen_by_clients(url, FEW, 3 * REQUESTS)
         told(1, 2, f"a server with {MANY} clients")
         many = seen_by_clients(url, MANY, MANY * REQUESTS)
-    alone, together = _simulated(costs, room, few, FEW), _simulated(costs, room, many, MANY)
-    of_few = max(few["per_token"]["p50"] - alone.per_token["p50"], 0.0)
-    of_many = max(many["per_token"]["p50"] - together.per_token["p50"], 0.0)
-    row = max(of_many - of_few, 0.0) / (MANY - FEW)
-    request = max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0)
-    costs = replace(costs, request=request, served=max(of_few - row, 0.0), row=row)
-    together = _simulated(costs, room, many, MANY)
-    beside = max(many["first_token"]["p50"] - together.first_token["p50"], 0.0) / (MANY - FEW)
-    return replace(costs, beside=beside)
+    alone, _ = _simulated(costs, room, few, FEW)
+    costs = replace(costs, request=max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0))
+    alone, steps = _simulated(costs, room, few, FEW)
+    costs = replace(costs, served=max(few["seconds"] - alone.seconds, 0.0) / steps)
+    together, _ = _simulated(costs, room, many, MANY)
+    rows = many["requests"] * TOKENS
+    costs = replace(costs, row=max(many["seconds"] - together.seconds, 0.0) / rows)
+    together, _ = _simulated(costs, room, many, MANY)
+    more = many["first_token"]["p50"] - together.first_token["p50"]
+    return replace(costs, beside=max(more, 0.0) / (MANY - FEW))
 
 
-def _simulated(costs: StepCosts, room: ReplicaRoom, real: Mapping[str, Any], clients: int) -> Any:
+def _simulated(
+    costs: StepCosts, room: ReplicaRoom, real: Mapping[str, Any], clients: int
+) -> tuple[Outcome, int]:
+    """What comes of the same requests in a simulation, and in how many steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
-    return Simulation(traffic, 1, room, costs).run(requests=real["requests"])
+    simulation = Simulation(traffic, 1, room, costs)
+    return simulation.run(requests=real["requests"]), simulation.replicas[0].steps
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
