@@ -108,7 +108,8 @@ class ReplicaLink:
             for message in wire.unpack(await socket.recv()):
                 kind = message[0]
                 if kind == "welcome":
-                    _, self.load.name, self.slots, pages = message
+                    _, name, self.slots, pages = message
+                    self.load.rename(name)
                     self.load.pages = set(pages)
                     self.up, self.draining = True, False
                     self._changed(self)

@@ -5,16 +5,18 @@ no replica knows are spread by rendezvous hashing of their first page (Thaler an
 beginnings meet. How much a replica may have is bounded by its share of all requests (consistent hashing with bounded
 loads, Mirrokni, Thorup and Zadimoghaddam 2018): a share is weighted by how fast the replica's steps are.
 
-Plain Python: no socket and no model is needed.
+No socket and no model is needed.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pellucid.runtime.prefix_cache import page_names
 
@@ -35,6 +37,13 @@ class ReplicaLoad:
     step_seconds: float = 0.0
     sent: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Names of pages of requests that were sent to it: it will have them soon."""
+
+    def __post_init__(self) -> None:
+        self.rename(self.name)
+
+    def rename(self, name: str) -> None:
+        """It has another name, by which it is drawn."""
+        self.name, self.seed = name, _digest(name)
 
     def has(self, names: Sequence[int]) -> int:
         """How many of a text's first pages it has, or will have."""
@@ -70,28 +79,44 @@ class ChosenReplica:
 
 
 def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> ChosenReplica:
-    """The replica for a prompt, of those that can take one; there must be one at least."""
-    names = list(page_names(ids))
-    ranked = sorted(replicas, key=lambda one: (-one.has(names), _distance(names, ids, one)))
-    shares = _shares(replicas)
-    total = sum(one.running for one in replicas) + 1
-    for one in ranked:
-        if one.running + 1 <= math.ceil((1 + spare) * total * shares[one]):
-            return ChosenReplica(one, one.has(names), names)
-    least = min(ranked, key=lambda one: one.running / shares[one])
-    return ChosenReplica(least, least.has(names), names)
+    """The replica for a prompt, of those that can take one; there must be one at least.
+
+    Of those that may have more: the one that has most of its pages, then the one that is drawn. If none may, the one
+    that has the least to do for its share.
+    """
+    names, count = list(page_names(ids)), len(replicas)
+    first = names[0] if names else 0  # which is the name of no page
+    known = np.fromiter(
+        (one.has(names) if first in one.pages or first in one.sent else 0 for one in replicas),
+        np.int64,
+        count,
+    )
+    running = np.fromiter((one.running for one in replicas), np.int64, count)
+    shares = _shares(np.fromiter((one.step_seconds for one in replicas), np.float64, count))
+    bounds = np.ceil((1 + spare) * (running.sum() + 1) * shares)
+    work = np.where(running + 1 <= bounds, 0.0, (running + 1) / shares)
+    at = int(np.lexsort((_draws(first or _digest(repr(list(ids))), replicas), -known, work))[0])
+    return ChosenReplica(replicas[at], int(known[at]), names)
 
 
-def _distance(names: Sequence[int], ids: Sequence[int], replica: ReplicaLoad) -> bytes:
-    """A number that is drawn by a text's beginning and a replica: the lowest wins."""
-    begins = names[0].to_bytes(8, "little") if names else repr(list(ids)).encode()
-    return blake2b(replica.name.encode() + b"\0" + begins, digest_size=8).digest()
+def _digest(text: str) -> int:
+    """64 bits of a hash."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _shares(replicas: Sequence[ReplicaLoad]) -> dict[ReplicaLoad, float]:
+def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
+    """Numbers drawn by a text's beginning and each replica (SplitMix64, Steele et al. 2014): the lowest wins."""
+    drawn = np.fromiter((one.seed for one in replicas), np.uint64, len(replicas)) ^ np.uint64(begins)
+    drawn = (drawn ^ (drawn >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    drawn = (drawn ^ (drawn >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    made: NDArray[np.uint64] = drawn ^ (drawn >> np.uint64(31))
+    return made
+
+
+def _shares(step_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each replica's part of the work, by the speed of its steps; unknown ones are as fast as the mean."""
-    known = [one.step_seconds for one in replicas if one.step_seconds]
-    usual = sum(known) / len(known) if known else 1.0
-    speeds = {one: 1.0 / (one.step_seconds or usual) for one in replicas}
-    total = sum(speeds.values())
-    return {one: speed / total for one, speed in speeds.items()}
+    known = step_seconds[step_seconds > 0]
+    usual = known.mean() if len(known) else 1.0
+    speeds: NDArray[np.float64] = 1.0 / np.where(step_seconds > 0, step_seconds, usual)
+    speeds /= speeds.sum()
+    return speeds

@@ -85,6 +85,27 @@ def test_no_replica_has_more_than_its_share_allows(running: list[int], known: in
     assert chosen.running + 1 <= bound or chosen.running == min(running)
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=9), st.integers(0, 99))
+def test_the_one_with_the_most_pages_of_those_that_may_have_more(
+    states: list[tuple[int, int]], first: int
+) -> None:
+    replicas, text = loads(len(states)), [first, *TEXT]
+    for one, (running, known) in zip(replicas, states):
+        one.running = running
+        one.pages.update(list(page_names(text))[:known])
+    route = choose(text, replicas)
+    bound = math.ceil(1.25 * (sum(running for running, _ in states) + 1) / len(states))
+    free = [one for one in replicas if one.running < bound]
+    assert route.pages == route.replica.has(route.names)
+    if free:
+        assert route.replica in free
+        assert route.pages == max(one.has(route.names) for one in free)
+        alike = [one for one in free if one.has(route.names) == route.pages]
+        assert choose(text, alike, spare=100.0).replica is route.replica
+    else:
+        assert route.replica.running == min(one.running for one in replicas)
+
+
 @given(
     st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE), st.lists(st.integers(0, 1 << 20), max_size=4 * PAGE)
 )
