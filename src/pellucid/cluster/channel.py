@@ -34,6 +34,7 @@ EARLY, LOOKS = (
     2e-4,
     5e-4,
 )  # seconds: before a message is expected, and how long one is looked for without a wait
+YIELD = getattr(os, "sched_yield", lambda: None)
 SMALL = 1 << 14  # bytes of a message that is kept to rehearse
 MOST_SELECTED = 1024  # the numbers of files that ``select`` takes are below
 STRANGERS = 64  # connections that may wait to be known
@@ -158,7 +159,7 @@ class Receiver:
                     try:
                         return self._socket.recv_into(room, 0, socket.MSG_DONTWAIT)
                     except BlockingIOError:
-                        os.sched_yield()  # another stage may have less cores than it needs
+                        YIELD()  # another stage may have less cores than it needs
                 return self._socket.recv_into(room)
         finally:
             self._waits.append(time.perf_counter() - start)

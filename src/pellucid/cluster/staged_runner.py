@@ -258,8 +258,10 @@ class StagedRunner(ModelRunner):
         try:
             if self.lost or self._vectors is None:
                 raise StageLost("a stage of the model is gone: ask again later")
-            rows = sum(len(chunk.tokens) for chunk in chunks)
-            yield from await_vectors(self._vectors, step, rows, self._borders, PATIENCE, self._is_lost)
+            rows, start = sum(len(chunk.tokens) for chunk in chunks), time.perf_counter()
+            found = await_vectors(self._vectors, step, rows, self._borders, PATIENCE, self._is_lost)
+            self.stage_wait_seconds += time.perf_counter() - start
+            yield from found
         except StageLost:
             self.lost = True
             raise

@@ -212,12 +212,20 @@ def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
             ("pages_in_use", "Pages of the replica's cache that are in use."),
         )
     }
+    counters = {
+        name: CounterMetricFamily(f"pellucid:replica_{name}", text, labels=labels)
+        for name, text in (
+            ("steps", "Steps of the replica."),
+            ("step_seconds", "Time of all steps of the replica, in seconds."),
+            ("stage_wait_seconds", "Those in which its last stage has waited for the stages before."),
+        )
+    }
     for name, state in states.replicas.items():
         up.add_metric([model, name], state is not None)
-        for what, family in gauges.items():
+        for what, family in (gauges | counters).items():
             if state is not None:
                 family.add_metric([model, name], getattr(state, what))
-    yield from (up, *gauges.values())
+    yield from (up, *gauges.values(), *counters.values())
     for name, text, value in (
         ("pellucid:requests_moved", "Requests that have gone from one replica to another.", states.moved),
         ("pellucid:routed_pages", "Whole pages of prompts that were routed.", states.prefix_queries),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 WITHOUT = """
 import sys
-sys.modules.update(dict.fromkeys(["ray", "zmq", "msgpack"]))  # as if they were not installed
+sys.modules.update(dict.fromkeys(["ray", "zmq", "msgpack", "cryptography"]))  # as if they were not installed
 import pellucid, pellucid.serve.app, pellucid.serve.run
 from pellucid.__main__ import main
 sys.argv = ["pellucid", *sys.argv[1:]]
@@ -34,3 +36,24 @@ def test_a_cluster_without_the_extra(arguments: list[str], said: str) -> None:
     assert (made.returncode, made.stdout) == (2, "")
     assert said in made.stderr
     assert "Traceback" not in made.stderr
+
+
+def test_planning_needs_no_extra(tmp_path: Path) -> None:
+    machines = tmp_path / "machines.json"
+    kind = {"name": "a", "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, "multiply_gmac_per_s": 3000}
+    machines.write_text(json.dumps({"machines": [kind]}))
+    for asked in (["plan"], ["capacity", "--rate", "0.1", "--ttft", "9s", "--day", "flat"]):
+        command = [
+            sys.executable,
+            "-c",
+            WITHOUT,
+            *asked,
+            "llama-3-8b",
+            "--context",
+            "2048",
+            "--machines",
+            machines,
+        ]
+        made = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (made.returncode, "Traceback" in made.stderr) == (0, False)
+        assert "80.0 GB/s" in made.stdout

@@ -188,3 +188,10 @@ def test_values_cannot_be_watched(llama_file: Path) -> None:
         with pytest.raises(InvalidRequest, match="measure it on one"):
             LOOKS["profile"](Body({}, LOOK_BODY), llm)
         assert LOOKS["neighbours"](Body({"words": ["a"], "n": 2}, LOOK_BODY), llm)["neighbours"]
+
+
+def test_the_lead_knows_how_long_it_waits(llama_file: Path) -> None:
+    with staged(llama_file, 2) as llm:
+        llm.generate(PROMPT, max_new_tokens=5, seed=1)
+        state = llm.state()
+        assert 0 < state.stage_wait_seconds < state.step_seconds
