@@ -48,7 +48,10 @@ class SizedModel:
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
     def room(self, memory: int) -> ReplicaRoom:
-        """What a replica with so many bytes of memory has for requests."""
+        """What a replica has for requests if each of its machines has so many bytes of memory.
+
+        A page has room for all layers on every stage (decision 34), so more machines make no more pages.
+        """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
         return ReplicaRoom(self.plan.layers, counts, kept_bytes(memory), limits)
@@ -59,7 +62,8 @@ class Layout:
     """A model on ``replicas`` times ``stages`` machines of a kind, and what it would reach.
 
     ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``TOGETHER`` texts on each,
-    ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas have room for.
+    ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas have room for
+    (None: any number, because no layer keeps all of them).
     """
 
     machine: Machine
@@ -69,7 +73,7 @@ class Layout:
     one: float
     many: float
     prompt: float
-    tokens: int
+    tokens: int | None
 
     @property
     def machines(self) -> int:
@@ -77,9 +81,17 @@ class Layout:
         return self.replicas * self.stages
 
 
-def needed(model: SizedModel, stages: int) -> int:
-    """Bytes that each of the machines needs, with one whole context."""
-    return int((model.weight_bytes + model.context_bytes) / stages + BESIDE)
+def needed(model: SizedModel, stages: int) -> int | None:
+    """Bytes that the machine with the largest stage needs, with one whole context; None if there are no such stages."""
+    share = 1.0
+    if stages > 1:
+        try:
+            parts = cut(model.plan, stages)
+        except PellucidError:
+            return None
+        bytes_of = [sum(op.weight_bytes for op in part.plan.operations) for part in parts]
+        share = max(bytes_of) / sum(bytes_of)
+    return int((model.weight_bytes + model.context_bytes) * share + BESIDE)
 
 
 def fewest_stages(model: SizedModel, machine: Machine) -> int:
@@ -89,30 +101,25 @@ def fewest_stages(model: SizedModel, machine: Machine) -> int:
         InvalidRequest: over none that it can be cut into.
     """
     for stages in range(1, MOST_STAGES + 1):
-        if needed(model, stages) <= USABLE * machine.memory and _can_be_cut(model.plan, stages):
+        bytes_each = needed(model, stages)
+        if bytes_each is not None and bytes_each <= USABLE * machine.memory:
             return stages
     raise InvalidRequest(
-        f"{model.name} needs {needed(model, 1) / 1e9:.1f} GB, and cannot be divided so that a part fits into the "
-        f"{machine.memory / 1e9:.1f} GB of {machine.name}: use a smaller format or context, or larger machines"
+        f"{model.name} needs {(needed(model, 1) or 0) / 1e9:.1f} GB, and cannot be divided so that a part fits into "
+        f"the {machine.memory / 1e9:.1f} GB of {machine.name}: use a smaller format or context, or larger machines"
     )
-
-
-def _can_be_cut(plan: Plan, stages: int) -> bool:
-    try:
-        return stages == 1 or bool(cut(plan, stages))
-    except PellucidError:
-        return False
 
 
 def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
     """The layouts on each kind of machine, whose step costs these are: one machine, all as replicas, stages."""
     found = list[Layout]()
     for machine, of_one in zip(machines.kinds, costs):
-        least = _stages_or_none(model, machine)
-        if least is None:
+        try:
+            least = fewest_stages(model, machine)
+        except InvalidRequest:
             continue
         shapes = [(1, least), (machine.count // least, least)]
-        if machine.count > least and _can_be_cut(model.plan, machine.count):
+        if machine.count > least and needed(model, machine.count) is not None:
             shapes.append((1, machine.count))
         for replicas, stages in dict.fromkeys(shapes):
             if 0 < replicas * stages <= machine.count:
@@ -120,33 +127,30 @@ def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -
     return found
 
 
-def _stages_or_none(model: SizedModel, machine: Machine) -> int | None:
-    try:
-        return fewest_stages(model, machine)
-    except InvalidRequest:
-        return None
-
-
 def _layout(
     model: SizedModel, machine: Machine, link: Link, of_one: StepCosts, replicas: int, stages: int
 ) -> Layout:
     costs = of_one.over(stages, link, model.work)
     part = min(PROMPTS[-1], model.limits.tokens)
-    free = max(0.0, USABLE * machine.memory * stages - model.weight_bytes - BESIDE * stages)
-    room = model.room(machine.memory * stages)
-    pages = room.pages[0] if room.pages else 0
-    full = [g for g in groups_of(model.plan.layers) if not g.recurrent]
+    bytes_each = needed(model, stages) or 0
+    groups, room = groups_of(model.plan.layers), model.room(machine.memory)
+    full = [(g, count) for g, count in zip(groups, room.pages) if not g.window and not g.recurrent]
+    tokens = None
     if full:
-        pages = min(pages, int(free / max(sum(g.page_bytes for g in full), 1)))
+        # What is left beside one context is for more of them; a stage has a part of each page's layers.
+        left = max(0.0, USABLE * machine.memory - bytes_each) * stages
+        more = int(left / sum(group.page_bytes for group, _ in full))
+        own = -(-model.limits.context // PAGE)
+        tokens = replicas * PAGE * min(own + more, *(count for _, count in full))
     return Layout(
         machine,
         replicas,
         stages,
-        needed(model, stages),
+        bytes_each,
         1 / costs.step(1, PAGE, 0, 0),
         replicas * TOGETHER / costs.step(TOGETHER, TOGETHER * PAGE, 0, 0),
         part / costs.step(0, 0, part, 0),
-        replicas * pages * PAGE,
+        tokens,
     )
 
 

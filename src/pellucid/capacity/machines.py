@@ -19,7 +19,8 @@ from pellucid.util.checks import real, whole
 
 READ = 1 << 30  # bytes of the buffer whose reading is timed
 LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
-MOST = 1_000_000  # machines
+MOST, MOST_CORES = 1_000_000, 4096  # machines; cores of one
+LEAST_RATE = 1e-3  # GB/s, GMAC/s
 FORM = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
     '"multiply_gmac_per_s": 3000}], "link": {"latency_us": 50, "gbit_per_s": 10}}'
@@ -60,7 +61,7 @@ class Machines:
 
 def this_machine(threads: int | None = None) -> Machine:
     """The machine at hand, whose rates are measured."""
-    cores = threads or default_threads()
+    cores = default_threads() if threads is None else whole("threads", threads, 1, MOST_CORES)
     roofs = Roofs(cores, READ)
     try:
         rates = machine_rates(roofs, READ)
@@ -102,19 +103,14 @@ def _machine(where: str, given: Any, here: Callable[[], Machine]) -> Machine:
     name = fields.pop("name", where)
     if not isinstance(name, str) or not 0 < len(name) <= 100:
         raise InvalidRequest(f"{where}.name={brief(name)}: must be a text of 1 to 100 characters")
-    cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, 4096)
+    cores = whole(f"{where}.cores", _needed(where, fields, "cores"), 1, MOST_CORES)
     memory = real(f"{where}.memory_gb", _needed(where, fields, "memory_gb"), 0.0, 1e6, above=True)
     count = whole(f"{where}.count", fields.pop("count", 1), 1, MOST)
     if "read_gb_per_s" in fields or "multiply_gmac_per_s" in fields:
-        source = "given"
-        rates = Rates(
-            1e9 * real(f"{where}.read_gb_per_s", _needed(where, fields, "read_gb_per_s"), 0.0, 1e5, above=True),
-            1e9
-            * real(
-                f"{where}.multiply_gmac_per_s",
-                _needed(where, fields, "multiply_gmac_per_s"), 0.0, 1e8, above=True,
-            ),
-        )  # fmt: skip
+        source, given_rates = "given", list[float]()
+        for field, most in (("read_gb_per_s", 1e5), ("multiply_gmac_per_s", 1e8)):
+            given_rates.append(real(f"{where}.{field}", _needed(where, fields, field), LEAST_RATE, most))
+        rates = Rates(1e9 * given_rates[0], 1e9 * given_rates[1])
     else:
         source, own = "by cores", here()
         rates = Rates(own.rates.read * cores / own.cores, own.rates.multiply * cores / own.cores)

@@ -11,6 +11,7 @@ from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 
+LEAST = 200  # requests of which percentiles are taken
 SLICE = 64
 """Replicas that are simulated at most: more of them are as many such slices side by side."""
 WARM, SECONDS = 30.0, 60.0  # simulated seconds until what comes counts, and in which it does
@@ -106,7 +107,8 @@ class Search:
             count = min(replicas, SLICE)
             traffic = replace(self.traffic, rate=rate * count / replicas)
             simulation = Simulation(traffic, count, self._room, self._costs)
-            found = self._known[rate, replicas] = simulation.run(seconds=self._seconds, warm=self._warm)
+            seconds = max(self._seconds, LEAST * replicas / (rate * count))
+            found = self._known[rate, replicas] = simulation.run(seconds=seconds, warm=self._warm)
         return found
 
     def enough(self, rate: float, replicas: int) -> bool:
@@ -116,8 +118,10 @@ class Search:
     def replicas(self, rate: float, guess: int = 1) -> int | None:
         """The fewest replicas that reach the goals; None if no number does."""
         low, high = 0, max(guess, 1)
+        if self.alone_fails:
+            return None
         while not self.enough(rate, high):
-            if self.alone_fails or high >= MOST_REPLICAS:
+            if high >= MOST_REPLICAS:
                 return None
             low, high = high, 2 * high
         while high - low > max(1, int(CLOSE * high)):
@@ -130,13 +134,18 @@ class Search:
 
     @property
     def alone_fails(self) -> bool:
-        """Whether even a request that is alone on a replica misses the goals."""
+        """Whether most requests miss the goals even where each is alone on a replica."""
         key = (0.0, 1)
         if key not in self._known:
             traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
             simulation = Simulation(traffic, 1, self._room, self._costs)
-            self._known[key] = simulation.run(requests=16)
-        return bool(self.goals.failures(self._known[key]))
+            self._known[key] = simulation.run(requests=40)
+        alone = self._known[key]
+        return not (
+            alone.first_token["p50"] <= self.goals.first_token
+            and alone.per_token["p50"] <= self.goals.per_token
+            and not alone.failed
+        )
 
     def day(self, shape: Sequence[float], most: int) -> list[Hours]:
         """The hours by their rates, from the highest; ``most`` replicas reach the goals at that."""
@@ -158,19 +167,19 @@ class Search:
         return None
 
     def _why(self, what: str, outcome: Outcome) -> str:
+        share = f"{outcome.prompt_share:.0%}"
         if outcome.preemptions:
             return f"memory: {outcome.preemptions:,} times a request lost its pages to another"
         if what == "time per token":
-            return (
-                f"steps with many texts: {outcome.prompt_share:.0%} of their time reads prompts beside them"
-            )
+            return f"steps with many sequences: {share} of their time is prefill of others"
         if outcome.prompt_share > 0.5:
-            return f"reading prompts: it takes {outcome.prompt_share:.0%} of the steps' time"
-        return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait for a place"
+            return f"prefill: it takes {share} of the steps' time"
+        return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
     def front(self, replicas: int, outcome: Outcome) -> Front:
         """What the processes in front need; ``outcome`` is that of the highest rate."""
-        seconds = router_seconds(replicas, round((self.traffic.prompt.low + self.traffic.prompt.high) / 2))
+        prompt = self.traffic.prompt
+        seconds = router_seconds(replicas, prompt.low if prompt.normal else (prompt.low + prompt.high) // 2)
         rate = self.traffic.rate or 0.0
         tokens = outcome.tokens_per_second * replicas / min(replicas, SLICE)
         share = rate * seconds + tokens / INGRESS_TOKENS

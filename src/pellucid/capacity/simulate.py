@@ -82,6 +82,8 @@ class Simulation:
                 self._at(0.0, self._new_session)
         else:
             self._next_arrival()
+            for when, session in self.traffic.begun():
+                self._at(when, partial(self._ask, session))
         stop = float("inf") if seconds is None else warm + 2 * seconds
         self._come_until = float("inf") if seconds is None else warm + seconds
         now, full = 0.0, TOO_MANY * len(self.replicas)

@@ -20,6 +20,7 @@ import numpy as np
 
 from pellucid.capacity.machines import Link, Machine
 from pellucid.engine.text_group import run_together
+from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.measure.cost import Cost, Rates, weight_bytes
@@ -31,7 +32,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (1, 8, 16, 32, 64, 128, 256)
 SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
 """Tokens before, of which attention's time is measured: a page is found in the prefix cache, so all begin at once."""
-DEEP_ROWS = 8
+DEEP_ROWS, LEAST_CONTEXT = 8, 160
 MADE, ROUNDS = 32, 5  # tokens of a text that is measured; how often each is
 EVERY, WATCHED = 0.05, 6.0  # seconds of one figure of the noise, and in which it is watched
 OF_MEMORY, OF_INT8 = 0.75, 0.6
@@ -159,8 +160,15 @@ def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts
     """The time of steps on this machine: medians of some rounds, and how it changes.
 
     ``told`` hears how far it is, before each measurement.
+
+    Raises:
+        InvalidRequest: the context is too small for that.
     """
     limits = llm.runner.limits
+    if llm.context < LEAST_CONTEXT:
+        raise InvalidRequest(
+            f"the context is {llm.context:,}; to be measured a model needs {LEAST_CONTEXT}: use a larger --context"
+        )
     shallow = min(SHALLOW, llm.context - MADE - 1)
     deep = min(DEEP, llm.context - MADE - 1)
     prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]

@@ -36,6 +36,16 @@ class Traffic:
         """The session of this number."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
+    def begun(self) -> Iterator[tuple[float, Session]]:
+        """The sessions that have begun before, and when each has its next request: as many as there are on average."""
+        by = random.Random(f"{self.seed} begun")
+        for number in range(round((self.rate or 0.0) * self.think) if self.turns > 1 else 0):
+            session = self.session(-1 - number)
+            for _ in range(by.randrange(self.turns)):
+                _, count = session.request()
+                session.say(count)
+            yield by.random() * self.think, session
+
     def arrivals(self) -> Iterator[float]:
         """The times at which sessions begin."""
         by, now, rate = random.Random(self.seed), 0.0, (self.rate or 1.0) / self.turns
@@ -59,6 +69,10 @@ class Replay:
     def session(self, number: int) -> KnownSession:
         """The request of this number."""
         return KnownSession(*self.requests[number])
+
+    def begun(self) -> Iterator[tuple[float, KnownSession]]:
+        """None has begun before."""
+        return iter(())
 
     def arrivals(self) -> Iterator[float]:
         """The times of the requests."""
@@ -102,13 +116,14 @@ class Session:
             prefix = self.by.randrange(traffic.prefixes) << 20
             self.text = list(range(prefix, prefix + min(traffic.shared, count)))
             count -= len(self.text)
-        self._say(count)
+        self.say(count)
         return list(self.text), traffic.tokens.drawn(self.by)
 
     def answered(self, answer: Sequence[int]) -> None:
         """It was answered."""
         self.text += answer
 
-    def _say(self, count: int) -> None:
-        start = OWN + (self.number << 20) + len(self.text)
+    def say(self, count: int) -> None:
+        """The text goes on with so many tokens, which no other has."""
+        start = (OWN + (self.number << 20)) + len(self.text)
         self.text += range(start, start + count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ def show_layouts(
     """Print the layouts of a model on the machines of a file, and which one to take."""
     from pellucid.capacity.layouts import layouts, recommended
     from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import one_line
 
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
@@ -57,13 +59,15 @@ def show_layouts(
         _show(size, found, measured)
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
-        print(
-            f"it fits nowhere: all of {largest.name} together have {largest.count * largest.memory / 1e9:,.1f} GB; use "
-            "a smaller format, a smaller --context, or more machines"
+        raise InvalidRequest(
+            f"{size.name} fits nowhere: all of {largest.name} together have "
+            f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
         )
-        return
     layout, why = best
-    print(f"\ntake {_what(layout)}: {why}\n{_command(model, layout)}")
+    print(f"\ntake {_what(layout)} of {one_line(layout.machine.name)}: {why}")
+    if not on_paper(model):
+        options = _options(context, precise, kv_cache)
+        print(f"  {_command(model, layout)}{options}")
 
 
 def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
@@ -93,7 +97,7 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
             f"{one.one:,.3g}",
             f"{one.many:,.4g}",
             f"{one.prompt:,.4g}",
-            f"{one.tokens:,}",
+            "any" if one.tokens is None else f"{one.tokens:,}",
         )
     common.show(table)
     rates = {
@@ -120,13 +124,22 @@ def _what(layout: Layout) -> str:
 
 
 def _command(model: str, layout: Layout) -> str:
+    model = shlex.quote(model)
     if layout.machines == 1:
-        return f"  pellucid serve {model}"
+        return f"pellucid serve {model}"
     stages = f" --stages {layout.stages}" if layout.stages > 1 else ""
     return (
-        f"  pellucid serve {model} --cluster auto --replicas {layout.replicas} --replica-cpus {layout.machine.cores}"
+        f"pellucid serve {model} --cluster auto --replicas {layout.replicas} --replica-cpus {layout.machine.cores}"
         + stages
     )
+
+
+def _options(context: int | None, precise: bool, kv_cache: str | None) -> str:
+    """The options of the model that were planned with."""
+    given = [f"--context {context}"] if context is not None else []
+    given += ["--precise"] if precise else []
+    given += [f"--kv-cache {kv_cache}"] if kv_cache is not None else []
+    return "".join(f" {one}" for one in given)
 
 
 def _row(layout: Layout) -> dict[str, Any]:

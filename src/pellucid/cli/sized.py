@@ -56,7 +56,7 @@ def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) 
     bits, dtype = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     if on_paper(model):
         made = paper(model, bits, dtype)
-        tokens = whole("context", context or made.spec.context, 1, made.spec.context)
+        tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.context)
         return SizedModel(
             model, made.spec, made.plan, step_limits(made.spec, tokens), made.file_bytes[made.form]
         )

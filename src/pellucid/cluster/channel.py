@@ -5,7 +5,8 @@ that needs a message reads it from the socket. The key of a channel is drawn for
 CurveZMQ (``cluster/stages.py``).
 
 A frame is the length of what follows (4 bytes, little-endian), then AES-GCM (NIST SP 800-38D) of the message with the
-number of the frame as nonce. The first frame is empty: it shows that the sender has the key.
+number of the frame as nonce and its length as associated data. The first frame is empty: it shows that the sender has
+the key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pellucid.cluster.lost import StageLost
 
 HEAD, TAG = 4, 16  # bytes of the length, and those that AES-GCM adds
 GREETING = HEAD + TAG
-MOST = (1 << 31) - 1  # bytes of a message, which AES-GCM of OpenSSL takes at once
+MOST = 1 << 29  # bytes of a frame
 TURN = 0.1  # seconds after which who waits looks at what else there is
 EARLY, LOOKS = (
     2e-4,
@@ -37,7 +38,7 @@ EARLY, LOOKS = (
 YIELD = getattr(os, "sched_yield", lambda: None)
 SMALL = 1 << 14  # bytes of a message that is kept to rehearse
 MOST_SELECTED = 1024  # the numbers of files that ``select`` takes are below
-STRANGERS = 64  # connections that may wait to be known
+STRANGERS, GREETS = 64, 2.0  # connections that may wait to be known, and seconds of each
 
 
 def drawn_key() -> bytes:
@@ -79,9 +80,10 @@ class Sender:
 
     def send(self, message: bytes) -> None:
         """Send a message."""
-        sealed = self._cipher.encrypt(self._nonce(), message, None)
+        head = (len(message) + TAG).to_bytes(HEAD, "little")
+        sealed = self._cipher.encrypt(self._nonce(), message, head)
         try:
-            self._socket.sendall(len(sealed).to_bytes(HEAD, "little") + sealed)
+            self._socket.sendall(head + sealed)
         except OSError as error:
             raise StageLost(f"a stage is gone: {error}") from None
 
@@ -98,7 +100,7 @@ class Receiver:
         _prepare(connection, socket.SO_RCVTIMEO, TURN)
         self._buffer, self._filled = bytearray(1 << 16), 0
         self._waits = deque([0.0], maxlen=8)
-        self._last: tuple[bytes, bytes] | None = None
+        self._last: tuple[bytes, bytes, bytes] | None = None
         self.rehearse: Callable[[bytes], object] = lambda message: None
         """Is called with the last message shortly before one is expected, to do what will be done with that.
 
@@ -113,12 +115,13 @@ class Receiver:
             StageLost: the other end is gone, or what has come is no message of it.
         """
         while True:
-            size = int.from_bytes(self._buffer[:HEAD], "little") if self._filled >= HEAD else 0
-            end = HEAD + size
-            if size and self._filled >= end:
-                break
-            if size > MOST:
-                raise StageLost(f"a stage sent {size:,} bytes at once; the limit is {MOST:,}")
+            if self._filled >= HEAD:
+                size = int.from_bytes(self._buffer[:HEAD], "little")
+                end = HEAD + size
+                if not TAG <= size <= MOST:
+                    raise StageLost(f"a stage sent {size:,} bytes at once; the limits are {TAG} and {MOST:,}")
+                if self._filled >= end:
+                    break
             if self._filled == len(self._buffer):  # grows with what comes, not with what a length claims
                 self._buffer += bytes(len(self._buffer))
             try:
@@ -131,14 +134,14 @@ class Receiver:
                 raise StageLost("a stage is gone: it has closed its connection")
             self._filled += count
         try:
-            nonce, sealed = self._nonce(), bytes(self._buffer[HEAD:end])
-            message = self._cipher.decrypt(nonce, sealed, None)
+            nonce, sealed, head = self._nonce(), bytes(self._buffer[HEAD:end]), bytes(self._buffer[:HEAD])
+            message = self._cipher.decrypt(nonce, sealed, head)
         except InvalidTag:
             raise StageLost("what has come from a stage was changed on its way") from None
         rest = self._filled - end
         self._buffer[:rest] = self._buffer[end : self._filled]
         self._filled = rest
-        self._last = (nonce, sealed) if size <= SMALL else None
+        self._last = (nonce, sealed, head) if size <= SMALL else None
         return message
 
     def _read(self) -> int:
@@ -152,7 +155,7 @@ class Receiver:
             if 0 < until < TURN and self._socket.fileno() < MOST_SELECTED:
                 ready, _, _ = select.select([self._socket], [], [], until)
                 if not ready and self._last:
-                    self.rehearse(self._cipher.decrypt(*self._last, None))
+                    self.rehearse(self._cipher.decrypt(*self._last))
             with memoryview(self._buffer) as view, view[self._filled :] as room:
                 looking = time.perf_counter()
                 while time.perf_counter() - looking < LOOKS:
@@ -185,7 +188,7 @@ class Listener:
             StageLost: they have not all come within ``seconds``, or ``is_over``.
         """
         ciphers, found = {key: AESGCM(key) for key in keys}, dict[bytes, Receiver]()
-        waiting, end = dict[socket.socket, bytes](), time.monotonic() + seconds
+        waiting, end = dict[socket.socket, tuple[bytes, float]](), time.monotonic() + seconds
         with selectors.DefaultSelector() as selector, self._socket:
             self._socket.setblocking(False)
             selector.register(self._socket, selectors.EVENT_READ)
@@ -193,6 +196,9 @@ class Listener:
                 while len(found) < len(keys):
                     if is_over() or time.monotonic() > end:
                         raise StageLost(f"{len(keys) - len(found)} of the stages before do not connect")
+                    late = time.monotonic() - GREETS
+                    for connection in [one for one, (_, came) in waiting.items() if came < late]:
+                        self._refuse(connection, selector, waiting)
                     for ready, _ in selector.select(TURN):
                         self._progress(ready.fileobj, selector, waiting, ciphers, found)  # type: ignore[arg-type]
             except BaseException:
@@ -208,7 +214,7 @@ class Listener:
         self,
         ready: socket.socket,
         selector: selectors.BaseSelector,
-        waiting: dict[socket.socket, bytes],
+        waiting: dict[socket.socket, tuple[bytes, float]],
         ciphers: Mapping[bytes, AESGCM],
         found: dict[bytes, Receiver],
     ) -> None:
@@ -216,27 +222,30 @@ class Listener:
         try:
             if ready is self._socket:
                 connection, _ = ready.accept()
-                connection.setblocking(False)
                 if len(waiting) == STRANGERS:
-                    self._refuse(next(iter(waiting)), selector, waiting)
-                waiting[connection] = b""
+                    connection.close()
+                    return
+                connection.setblocking(False)
+                waiting[connection] = b"", time.monotonic()
                 selector.register(connection, selectors.EVENT_READ)
                 return
-            more = ready.recv(GREETING - len(waiting[ready]))
+            before, came = waiting[ready]
+            more = ready.recv(GREETING - len(before))
         except BlockingIOError:
             return
         except OSError:
             more = b""
         if ready is self._socket:
             return
-        greeting = waiting[ready] = waiting[ready] + more
+        greeting = before + more
+        waiting[ready] = greeting, came
         if more and len(greeting) < GREETING:
             return
         for key, cipher in ciphers.items():
             nonce = _Counter()
             if key not in found and greeting[:HEAD] == TAG.to_bytes(HEAD, "little"):
                 try:
-                    cipher.decrypt(nonce(), greeting[HEAD:], None)
+                    cipher.decrypt(nonce(), greeting[HEAD:], greeting[:HEAD])
                 except InvalidTag:
                     continue
                 selector.unregister(ready)
@@ -252,7 +261,9 @@ class Listener:
 
     @staticmethod
     def _refuse(
-        connection: socket.socket, selector: selectors.BaseSelector, waiting: dict[socket.socket, bytes]
+        connection: socket.socket,
+        selector: selectors.BaseSelector,
+        waiting: dict[socket.socket, tuple[bytes, float]],
     ) -> None:
         selector.unregister(connection)
         del waiting[connection]

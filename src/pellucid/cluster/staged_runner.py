@@ -20,7 +20,7 @@ from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stages import PATIENCE, authenticator, await_vectors, keyed_socket, stage_of, vectors_of
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.errors import InvalidRequest
+from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.plan.plan import Plan
 from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
@@ -243,6 +243,10 @@ class StagedRunner(ModelRunner):
             self._telling = False
             try:
                 made = [self._run_alone(part, self._incoming(step, part)) for part, step in zip(parts, steps)]
+            except BaseException as error:
+                # Pages run out in all stages alike; after any other error their caches may differ.
+                self.lost = self.lost or not isinstance(error, CacheFull)
+                raise
             finally:
                 self._telling = True
         if len(made) == 1:
@@ -302,6 +306,8 @@ def _ready(socket: Any, stage: str, session: int, end: float) -> tuple[list[int]
         for kind, *fields in wire.unpack(socket.recv()):
             if kind == "ready" and fields[0] == session:
                 return fields[1], fields[2]
+            if kind == "failed":
+                raise StageLost(f"the stage at {stage} does not begin: {fields[-1]}")
     raise StageLost(f"the stage at {stage} does not answer")
 
 

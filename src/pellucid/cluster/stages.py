@@ -150,8 +150,10 @@ class StageServer:
 
     def _hello(self, sender: bytes, version: int, session: int, limit: int, keys: list[bytes]) -> None:
         """A lead begins, with an empty cache; ``keys`` are those of its commands, and of vectors that come here."""
-        if version != wire.VERSION:
-            raise wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
+        if version != wire.VERSION:  # the lead that is there goes on
+            other = wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
+            self._control.send_multipart([sender, wire.pack([["failed", *wire.error_fields(other)]])])
+            return
         self._disconnect()
         self._lead, self._keys = sender, keys[: 2 if self._stage.receives else 1]
         for table in self._tables.values():
@@ -165,9 +167,14 @@ class StageServer:
 
     def _connect(self, following: str, key: bytes) -> None:
         """All stages listen: meet the one after, then the lead and the one before."""
-        self._next = Sender(following, key, PATIENCE)
-        assert self._listener is not None
-        self._commands, *received = self._listener.accept(self._keys, PATIENCE, self._is_over)
+        listener, self._listener = self._listener, None
+        if listener is None:  # a key is for one channel
+            raise wire.WireError("a lead connects twice")
+        try:
+            self._next = Sender(following, key, PATIENCE)
+            self._commands, *received = listener.accept(self._keys, PATIENCE, self._is_over)
+        finally:
+            listener.close()
         self._commands.rehearse = self._rehearse
         self._received = received[0] if received else None
 

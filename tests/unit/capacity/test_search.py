@@ -72,3 +72,22 @@ def test_ten_thousand_replicas_are_slices() -> None:
     front = found.front(10_000, many)
     assert front.ingresses > 10
     assert front.router_seconds == pytest.approx(router_seconds(10_000, 100), rel=3.0)
+
+
+def test_few_requests_are_simulated_until_percentiles_mean_something() -> None:
+    found = search(0.02, Goals(1.0, 0.2))
+    assert found.outcome(0.02, 1).requests > 100
+    assert search(0.005, Goals(1e-6, 1e-6)).replicas(0.005) is None
+
+
+def test_a_first_prompt_that_no_cache_has_decides_nothing() -> None:
+    traffic = Traffic(Lengths(256, 256), Lengths(20, 20), rate=30.0, shared=192)
+    slow = Search(traffic, Goals(0.15, 0.1), ROOM, COSTS, warm=6.0, seconds=12.0)
+    assert not slow.alone_fails
+    assert slow.replicas(30.0) is not None
+
+
+def test_conversations_come_at_the_rate_that_was_asked_for() -> None:
+    for turns in (1, 4, 10):
+        found = search(6.0, Goals(1.0, 0.2), turns=turns, think=20.0).outcome(6.0, 8)
+        assert found.requests_per_second == pytest.approx(6.0, rel=0.25)

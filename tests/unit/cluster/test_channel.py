@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.cluster.channel import GREETING, HEAD, STRANGERS, Listener, Receiver, Sender, drawn_key
+from pellucid.cluster.channel import GREETING, GREETS, HEAD, STRANGERS, Listener, Receiver, Sender, drawn_key
 from pellucid.cluster.lost import StageLost
 
 KEY = drawn_key()
@@ -158,18 +159,39 @@ def test_what_was_changed_on_its_way_is_no_message(how: str) -> None:
 
 def test_a_length_is_not_believed(pair: tuple[Sender, Receiver]) -> None:
     sender, receiver = pair
-    sender._socket.sendall((1 << 30).to_bytes(HEAD, "little"))
+    sender._socket.sendall((1 << 28).to_bytes(HEAD, "little"))
     assert receiver.receive() is None
     assert len(receiver._buffer) < 1 << 20
     sender._socket.sendall(bytes(GREETING))
     assert receiver.receive() is None
 
-    other, refusing = connected()
-    other._socket.sendall((1 << 31).to_bytes(HEAD, "little"))
-    with pytest.raises(StageLost, match="the limit is"):
-        received(refusing)
-    other.close()
-    refusing.close()
+    for length in (0, 15, 1 << 31):
+        other, refusing = connected()
+        other._socket.sendall(length.to_bytes(HEAD, "little") + bytes(64))
+        with pytest.raises(StageLost, match="the limits are"):
+            received(refusing)
+        other.close()
+        refusing.close()
+
+
+def test_a_crowd_of_strangers_does_not_keep_a_stage_away() -> None:
+    listener = Listener("127.0.0.1")
+    host, _, port = listener.address.rpartition(":")
+    found: list[Receiver] = []
+    accepting = threading.Thread(target=lambda: found.extend(listener.accept([KEY], 20)))
+    accepting.start()
+    crowd = list[socket.socket]()
+    for _ in range(3 * STRANGERS):
+        crowd.append(socket.create_connection((host, int(port))))
+        with contextlib.suppress(OSError):
+            crowd[-STRANGERS if len(crowd) > STRANGERS else 0].send(b"x")
+    time.sleep(GREETS + 0.5)
+    sender = Sender(listener.address, KEY, 5)
+    accepting.join(10)
+    sender.send(b"here")
+    assert received(found[0]) == b"here"
+    for one in (*crowd, sender, *found):
+        one.close()
 
 
 def test_a_message_is_rehearsed_before_the_next(pair: tuple[Sender, Receiver]) -> None:

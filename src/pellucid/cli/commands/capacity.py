@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from pellucid.cli.sized import MachinesFile, machine_at_hand, machines_of, measu
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
-    from pellucid.capacity.machines import Link, Machine
+    from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
     from pellucid.capacity.step_costs import StepCosts
     from pellucid.capacity.traffic import Traffic
@@ -85,14 +86,16 @@ def command(
     _refuse_long(traffic, size.limits.context)
     here = machine_at_hand(threads)
     kinds = machines_of(machines, here)
+    stages = _stages(size, kinds.kinds)
     if on_paper(model):
         costs = [size.work.estimated(kind) for kind in kinds.kinds]
     else:
         own = measured_costs(model, here(), context, precise, kv_cache, served=True)
         costs = [own.on(kind.rates, here().rates, size.work) for kind in kinds.kinds]
     found = [
-        _found(size, traffic, goals, kind, of_one, kinds.link, DAYS[day])
-        for kind, of_one in zip(kinds.kinds, costs)
+        _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
+        for kind, of_one, count in zip(kinds.kinds, costs, stages)
+        if count
     ]
     if json:
         common.print_json(_document(size, traffic.rate, found))
@@ -126,21 +129,42 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
         )
 
 
+def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
+    """Over how many machines of each kind a replica is; 0, with a line, for one that it does not fit into.
+
+    Raises:
+        InvalidRequest: it fits into none.
+    """
+    from pellucid.capacity.layouts import fewest_stages
+    from pellucid.errors import InvalidRequest
+
+    found, refusals = list[int](), list[InvalidRequest]()
+    for kind in kinds:
+        try:
+            found.append(fewest_stages(size, kind))
+        except InvalidRequest as error:
+            found.append(0)
+            refusals.append(error)
+    if len(refusals) == len(found):
+        raise refusals[-1]
+    for error in refusals:
+        print(f"left out: {error}", file=sys.stderr)
+    return found
+
+
 def _found(
     size: SizedModel,
     traffic: Traffic,
     goals: Goals,
     kind: Machine,
-    of_one: StepCosts,
-    link: Link,
+    costs: StepCosts,
+    stages: int,
     shape: Sequence[float],
 ) -> KindCapacity:
     """What some traffic needs of a kind of machines."""
-    from pellucid.capacity.layouts import fewest_stages
     from pellucid.capacity.search import KindCapacity, Search
 
-    stages = fewest_stages(size, kind)
-    costs, room = of_one.over(stages, link, size.work), size.room(kind.memory * stages)
+    room = size.room(kind.memory)
     with common.progress(still=True) as bars:
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
@@ -183,7 +207,7 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> N
         f"\n{found.machines:,} machines are enough in the busiest hour; {hours:,} machine-hours a day if they come and "
         f"go with the load, {24 * found.machines:,} if they stay (times in ms: median, 95 of 100, 99 of 100)"
     )
-    if found.machines > machine.count and machine.count > 1:
+    if found.machines > machine.count and machine.source != "measured":
         print(f"there are {machine.count:,} of {one_line(machine.name)}: too few")
     if found.breaks:
         print(f"at {found.breaks.times:g} times the load {found.breaks.what} fails first: {found.breaks.why}")
