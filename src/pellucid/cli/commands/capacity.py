@@ -147,8 +147,8 @@ def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
             refusals.append(error)
     if len(refusals) == len(found):
         raise refusals[-1]
-    for error in refusals:
-        print(f"left out: {error}", file=sys.stderr)
+    for refusal in refusals:
+        print(f"left out: {refusal}", file=sys.stderr)
     return found
 
 
