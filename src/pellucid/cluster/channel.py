@@ -200,7 +200,10 @@ class Listener:
                     for connection in [one for one, (_, came) in waiting.items() if came < late]:
                         self._refuse(connection, selector, waiting)
                     for ready, _ in selector.select(TURN):
-                        self._progress(ready.fileobj, selector, waiting, ciphers, found)  # type: ignore[arg-type]
+                        if ready.fileobj is self._socket:
+                            self._meet(selector, waiting)
+                        else:
+                            self._progress(ready.fileobj, selector, waiting, ciphers, found)  # type: ignore[arg-type]
             except BaseException:
                 for one in found.values():
                     one.close()
@@ -210,6 +213,21 @@ class Listener:
                     connection.close()
         return [found[key] for key in keys]
 
+    def _meet(
+        self, selector: selectors.BaseSelector, waiting: dict[socket.socket, tuple[bytes, float]]
+    ) -> None:
+        """A connection comes."""
+        try:
+            connection, _ = self._socket.accept()
+        except OSError:  # it has gone
+            return
+        if len(waiting) == STRANGERS:
+            connection.close()
+            return
+        connection.setblocking(False)
+        waiting[connection] = b"", time.monotonic()
+        selector.register(connection, selectors.EVENT_READ)
+
     def _progress(
         self,
         ready: socket.socket,
@@ -218,25 +236,14 @@ class Listener:
         ciphers: Mapping[bytes, AESGCM],
         found: dict[bytes, Receiver],
     ) -> None:
-        """A connection comes, or more of the first frame of one."""
+        """More of the first frame of a connection comes."""
+        before, came = waiting[ready]
         try:
-            if ready is self._socket:
-                connection, _ = ready.accept()
-                if len(waiting) == STRANGERS:
-                    connection.close()
-                    return
-                connection.setblocking(False)
-                waiting[connection] = b"", time.monotonic()
-                selector.register(connection, selectors.EVENT_READ)
-                return
-            before, came = waiting[ready]
             more = ready.recv(GREETING - len(before))
         except BlockingIOError:
             return
         except OSError:
             more = b""
-        if ready is self._socket:
-            return
         greeting = before + more
         waiting[ready] = greeting, came
         if more and len(greeting) < GREETING:

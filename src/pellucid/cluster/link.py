@@ -71,12 +71,8 @@ class ReplicaLink:
     async def _connected(self) -> None:
         """One connection, until it is lost."""
         socket = self._socket = self._context.socket(zmq.DEALER)
-        keys, theirs = self._secret.ingress, self._secret.replica
-        socket.curve_secretkey, socket.curve_publickey = keys.secret, keys.public
-        socket.curve_serverkey = theirs.public
-        socket.sndhwm = socket.rcvhwm = 0
-        socket.maxmsgsize, socket.linger = wire.MOST_FRAME, 0
-        socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
+        self._secret.secure(socket, listens=False)
+        socket.linger = 0
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.connect(self.address)
         self.send("hello", wire.VERSION, self._session)

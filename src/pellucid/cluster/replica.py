@@ -66,12 +66,8 @@ class Replica:
         self._auth.start()
         self._auth.configure_curve_callback(DOMAIN.decode(), OnlyIngress(self.secret.ingress.public))
         socket = self._socket = self._context.socket(zmq.ROUTER)
-        keys = self.secret.replica
-        socket.curve_server, socket.curve_secretkey, socket.curve_publickey = True, keys.secret, keys.public
-        socket.zap_domain = DOMAIN
-        socket.sndhwm = socket.rcvhwm = 0  # a request is bounded, and so is what is sent for it
-        socket.maxmsgsize, socket.linger = wire.MOST_FRAME, 500
-        socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
+        self.secret.secure(socket, listens=True)
+        socket.zap_domain, socket.linger = DOMAIN, 500
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

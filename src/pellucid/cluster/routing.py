@@ -85,17 +85,13 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
     that has the least to do for its share.
     """
     names, count = list(page_names(ids)), len(replicas)
-    first = names[0] if names else 0  # which is the name of no page
-    known = np.fromiter(
-        (one.has(names) if first in one.pages or first in one.sent else 0 for one in replicas),
-        np.int64,
-        count,
-    )
+    begins = names[0] if names else _digest(repr(list(ids)))
+    known = np.fromiter((one.has(names) for one in replicas), np.int64, count)
     running = np.fromiter((one.running for one in replicas), np.int64, count)
     shares = _shares(np.fromiter((one.step_seconds for one in replicas), np.float64, count))
     bounds = np.ceil((1 + spare) * (running.sum() + 1) * shares)
     work = np.where(running + 1 <= bounds, 0.0, (running + 1) / shares)
-    at = int(np.lexsort((_draws(first or _digest(repr(list(ids))), replicas), -known, work))[0])
+    at = int(np.lexsort((_draws(begins, replicas), -known, work))[0])
     return ChosenReplica(replicas[at], int(known[at]), names)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import zmq
 from zmq.utils import z85
 
+from pellucid.cluster import wire
 from pellucid.errors import InvalidRequest
 
 LEAST = 16  # characters of a secret
@@ -55,6 +57,18 @@ class ClusterSecret:
     def ingress(self) -> Keys:
         """The keys of those who ask them."""
         return self._keys(b"ingress")
+
+    def secure(self, socket: Any, *, listens: bool) -> None:
+        """Give a socket of ZeroMQ the keys of who ``listens`` or of who asks, its bounds, and signs of life."""
+        own = self.replica if listens else self.ingress
+        socket.curve_secretkey, socket.curve_publickey = own.secret, own.public
+        if listens:
+            socket.curve_server = True
+        else:
+            socket.curve_serverkey = self.replica.public
+        socket.sndhwm = socket.rcvhwm = 0  # a request is bounded, and so is what is sent for it
+        socket.maxmsgsize = wire.MOST_FRAME
+        socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
 
     def _keys(self, who: bytes) -> Keys:
         raw = blake2b(self.text.encode(), digest_size=32, person=b"pellucid." + who[:7]).digest()

@@ -22,11 +22,11 @@ from pellucid.cluster.stages import PATIENCE, authenticator, await_vectors, keye
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.plan.plan import Plan
+from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
-PART = 128  # tokens of a part of a long step
 BACKLOG = 512  # calls of the cache that are sent at the latest
 
 
@@ -262,8 +262,8 @@ class StagedRunner(ModelRunner):
         try:
             if self.lost or self._vectors is None:
                 raise StageLost("a stage of the model is gone: ask again later")
-            rows, start = sum(len(chunk.tokens) for chunk in chunks), time.perf_counter()
-            found = await_vectors(self._vectors, step, rows, self._borders, PATIENCE, self._is_lost)
+            start = time.perf_counter()
+            found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost)
             self.stage_wait_seconds += time.perf_counter() - start
             yield from found
         except StageLost:

@@ -40,16 +40,8 @@ NUMBER = 8  # bytes of a step's number, before its vectors
 def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *, listens: bool) -> Any:
     """A socket with the cluster's keys."""
     made = context.socket(kind)
-    own, other = (secret.replica, None) if listens else (secret.ingress, secret.replica)
-    made.curve_secretkey, made.curve_publickey = own.secret, own.public
-    if other is None:
-        made.curve_server = True
-    else:
-        made.curve_serverkey = other.public
-    made.sndhwm = made.rcvhwm = 0
-    made.maxmsgsize, made.linger = -1, 0
-    made.rcvtimeo = int(1000 * TURN)
-    made.heartbeat_ivl, made.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
+    secret.secure(made, listens=listens)
+    made.linger, made.rcvtimeo = 0, int(1000 * TURN)
     return made
 
 
@@ -152,7 +144,7 @@ class StageServer:
         """A lead begins, with an empty cache; ``keys`` are those of its commands, and of vectors that come here."""
         if version != wire.VERSION:  # the lead that is there goes on
             other = wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
-            self._control.send_multipart([sender, wire.pack([["failed", *wire.error_fields(other)]])])
+            self._tell(sender, "failed", *wire.error_fields(other))
             return
         self._disconnect()
         self._lead, self._keys = sender, keys[: 2 if self._stage.receives else 1]
@@ -162,8 +154,10 @@ class StageServer:
         self.runner.begin_again(limit)
         self._listener = Listener(self._host)
         counts = [pool.count for pool in self.runner.cache.pools]
-        ready = ["ready", session, counts, self._listener.address]
-        self._control.send_multipart([sender, wire.pack([ready])])
+        self._tell(sender, "ready", session, counts, self._listener.address)
+
+    def _tell(self, lead: bytes, *message: Any) -> None:
+        self._control.send_multipart([lead, wire.pack([message])])
 
     def _connect(self, following: str, key: bytes) -> None:
         """All stages listen: meet the one after, then the lead and the one before."""
@@ -189,7 +183,7 @@ class StageServer:
         print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         self._disconnect()
         if self._lead:
-            self._control.send_multipart([self._lead, wire.pack([["failed", *wire.error_fields(error)]])])
+            self._tell(self._lead, "failed", *wire.error_fields(error))
 
     def _is_over(self) -> bool:
         """Whether to wait for a stage is of no use: a lead begins, or this one ends."""
@@ -253,8 +247,7 @@ class StageServer:
     def _incoming(self, number: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
         """The vectors of a step, when the stage before has made them."""
         if self._received is not None:
-            rows, borders = sum(len(chunk.tokens) for chunk in chunks), self._stage.receives
-            yield from await_vectors(self._received, number, rows, borders, PATIENCE, self._is_over)
+            yield from await_vectors(self._received, number, chunks, self._stage.receives, self._is_over)
 
 
 def _agree(ours: int, theirs: int) -> None:
@@ -266,18 +259,17 @@ def _agree(ours: int, theirs: int) -> None:
 def await_vectors(
     channel: Receiver,
     number: int,
-    rows: int,
+    chunks: Sequence[Chunk],
     borders: Sequence[Border],
-    seconds: float,
     is_over: Callable[[], bool],
 ) -> list[NDArray[np.float32]]:
-    """The vectors (rows, width) of a step at each of the ``borders``; those of steps before, which failed, are left.
+    """The vectors (T, width) of a step at each of the ``borders``; those of steps before, which failed, are left.
 
     Raises:
-        StageLost: they do not come within ``seconds``, or ``is_over``.
+        StageLost: they do not come within ``PATIENCE`` seconds, or ``is_over``.
         WireError: they have other sizes.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while True:
         message = channel.receive()
         if message is None:
@@ -285,9 +277,9 @@ def await_vectors(
                 raise StageLost(f"the vectors of step {number} have not come from the stage before")
         elif int.from_bytes(message[:NUMBER], "little") == number:
             break
-    found = vectors_of(message, borders)
-    if len(found[0]) != rows:
-        raise wire.WireError(f"vectors of {len(found[0])} tokens of {rows}")
+    found, tokens = vectors_of(message, borders), sum(len(chunk.tokens) for chunk in chunks)
+    if len(found[0]) != tokens:
+        raise wire.WireError(f"vectors of {len(found[0])} tokens of {tokens}")
     return found
 
 

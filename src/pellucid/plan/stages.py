@@ -16,6 +16,9 @@ from pellucid.plan.plan import Operation, Plan
 
 CACHE = "cache."
 
+PART = 128
+"""Tokens of a part of a long step: one stage works on a part while the next works on the one before."""
+
 
 @dataclass(frozen=True)
 class Border:
