@@ -1,20 +1,20 @@
 """Predictions of ``pellucid capacity`` beside real runs.
 
-    python bench/capacity.py [--model smollm2] [--rounds 1]
+    python bench/capacity.py [--model smollm2] [--rounds 1] [--replicas]
 
 The time of steps is measured here, as the command does it. Then the same requests are simulated and sent to a real
 server, five times in different ways: one client, eight, sixteen with a shared beginning, requests at random times,
-and two replicas on a cluster (of one core each). Throughput and the percentiles of the time to the first token are
-compared.
+and, with --replicas, two replicas on a cluster (of one core each). Throughput and the percentiles of the time to the
+first token are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
-import random
 import re
 import signal
 import statistics
@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pellucid
@@ -32,11 +33,13 @@ from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import StepCosts, measured
 from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
-from pellucid.measure.load import Lengths, Workload, loaded
+from pellucid.measure.load import Lengths, Workload, arrivals, loaded
 from pellucid.measure.machine import cpu_name
 from pellucid.runtime.memory import machine_bytes
-from pellucid.tokenize import Tokenizer, load_tokenizer
-from pellucid.weights.checkpoint import stored_bytes
+from pellucid.tokenize import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support.ray_server import ray_nodes
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,8 @@ def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
     requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.work.bodies()]
     if case.clients is not None:
         return Replay(requests, clients=case.clients)
-    by, now, times = random.Random(case.work.seed), 0.0, []
-    for _ in requests:
-        now += by.expovariate(case.rate or 1.0)
-        times.append(now)
-    return Replay(requests, times)
+    times = itertools.islice(arrivals(case.work.seed, case.rate or 1.0), len(requests))
+    return Replay(requests, list(times))
 
 
 @contextlib.contextmanager
@@ -98,9 +98,7 @@ def server(model: str, *more: str) -> Iterator[str]:
 
 def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaRoom]:
     llm = pellucid.load(model, threads=threads)
-    costs = measured(llm)
-    size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
-    room = size.room(machine_bytes())
+    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
     return with_server(llm, costs, room), room
 
 
@@ -166,8 +164,9 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{cpu_name()}; real and simulated:")
     errors: dict[tuple[str, int], list[float]] = {}
-    with contextlib.closing(open_model(given.model).checkpoint) as checkpoint:
-        tokenizer = load_tokenizer(checkpoint)
+    opened = open_model(given.model)
+    tokenizer = opened.inputs.tokenizer
+    opened.checkpoint.close()
     for _ in range(given.rounds):
         one = costs_here(given.model)
         with server(given.model) as url:
@@ -176,8 +175,8 @@ def main() -> None:
                 compare(case, one, tokenizer, errors)
         if given.replicas:
             each = costs_side_by_side(given.model, 2)
-            with ray_cluster() as address, server(
-                given.model, "--cluster", address, "--replicas", "2", "--replica-cpus", "1"
+            with ray_nodes(1, 2) as nodes, server(
+                given.model, "--cluster", nodes.address, "--replicas", "2", "--replica-cpus", "1"
             ) as url:  # fmt: skip
                 warm_up(url, given.model, 2)
                 compare(cases(url, given.model)[-1], each, tokenizer, errors)
@@ -185,18 +184,6 @@ def main() -> None:
         for (what, at), some in errors.items():
             name = ("tokens/s", "first token p50", "p95")[at]
             print(f"{what}, {name}: {statistics.median(some):+.0%} at the median")
-
-
-@contextlib.contextmanager
-def ray_cluster() -> Iterator[str]:
-    """A cluster of Ray on this machine; its address."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        yield cluster.address
-    finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

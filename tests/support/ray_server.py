@@ -35,14 +35,14 @@ def ray_nodes(count: int, cpus: int) -> Iterator[Any]:
                 made.add_node(num_cpus=cpus)
             break
         except Exception:
-            made.shutdown()
+            made.shutdown()  # type: ignore[no-untyped-call]
             if attempt == 2:
                 raise
             time.sleep(5)
     try:
         yield made
     finally:
-        made.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call]
 
 
 class ClusterServer:

@@ -11,6 +11,7 @@ from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.llm import LLM
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import cut
@@ -35,6 +36,11 @@ class SizedModel:
     plan: Plan
     limits: StepLimits
     weight_bytes: int
+
+    @classmethod
+    def of(cls, llm: LLM) -> SizedModel:
+        """A model that is loaded."""
+        return cls(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, llm.weight_bytes)
 
     @cached_property
     def work(self) -> PlanWork:

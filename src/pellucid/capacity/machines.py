@@ -42,6 +42,13 @@ class Machine:
     rates: Rates
     source: str
 
+    @property
+    def speed(self) -> str:
+        """Its rates, and where they are from."""
+        return (
+            f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
+        )
+
 
 @dataclass(frozen=True)
 class Link:

@@ -63,9 +63,14 @@ class SimulatedMemory:
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Give up block tables; with ``tokens``, to the prefix cache."""
         for table in tables:
-            if tokens and table.length:
+            if tokens:
                 self.prefixes.insert(table, tokens)
             self.cache.truncate(table, 0)
+
+    def advance(self, table: BlockTable, tokens: int) -> None:
+        """A step has read so many tokens of a text."""
+        self.cache.begin(table)
+        self.cache.advance(table, tokens)
 
 
 @dataclass(eq=False)
@@ -79,7 +84,6 @@ class SimulatedText:
     owner: Any = None
     first: float = 0.0
     last: float = 0.0
-    begun: float | None = None
     failed: bool = False
     answer: list[int] = field(default_factory=list)
 
@@ -127,8 +131,8 @@ class SimulatedReplica:
     The noise of its steps is ``offset`` seconds ahead.
     """
 
-    def __init__(self, name: str, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
-        self.name, self._costs, self._offset = name, costs, offset
+    def __init__(self, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
+        self._costs, self._offset = costs, offset
         self.memory = SimulatedMemory(room)
         self._pace = Pace(TARGET)
         self._scheduler = Scheduler(self.memory, room.limits, self._pace)
@@ -207,19 +211,14 @@ class SimulatedReplica:
         for one in step.scheduled:
             text = _text(one)
             table, tokens = one.sequence.table, len(one.chunk.tokens)
-            self.memory.cache.begin(table)
-            self.memory.cache.advance(table, tokens)
+            self.memory.advance(table, tokens)
             if tokens > one.chunk.outputs:
                 self.memory.prefixes.insert(table, one.sequence.tokens, grows=True)
-            if text.begun is None:
-                text.begun = step.began
             if one.chunk.outputs:
-                one.sequence.wanted = max(one.sequence.wanted, table.length)
                 text.make(count, first, step.end)
                 if count > 1:  # within a page: nothing can be missing
-                    self.memory.cache.allocate(table, count - 1)
-                    self.memory.cache.begin(table)
-                    self.memory.cache.advance(table, count - 1)
+                    self.memory.reserve(table, count - 1)
+                    self.memory.advance(table, count - 1)
                 one.sequence.wanted = max(one.sequence.wanted, table.length)
         seconds = step.end - step.began
         self.busy, self.steps = self.busy + seconds, self.steps + count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from pellucid.capacity.machines import Machine
 from pellucid.capacity.replica import ReplicaRoom
@@ -100,7 +101,7 @@ class Search:
         self._known: dict[tuple[float, int], Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
-        """What comes of a rate on so many replicas."""
+        """What comes of a rate on so many replicas: what is counted is of one slice, what is per second of all."""
         found = self._known.get((rate, replicas))
         if found is None:
             self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
@@ -108,7 +109,12 @@ class Search:
             traffic = replace(self.traffic, rate=rate * count / replicas)
             simulation = Simulation(traffic, count, self._room, self._costs)
             seconds = max(self._seconds, LEAST * replicas / (rate * count))
-            found = self._known[rate, replicas] = simulation.run(seconds=seconds, warm=self._warm)
+            of_slice = simulation.run(seconds=seconds, warm=self._warm)
+            found = self._known[rate, replicas] = replace(
+                of_slice,
+                requests_per_second=of_slice.requests_per_second * replicas / count,
+                tokens_per_second=of_slice.tokens_per_second * replicas / count,
+            )
         return found
 
     def enough(self, rate: float, replicas: int) -> bool:
@@ -132,15 +138,11 @@ class Search:
                 low = middle
         return high
 
-    @property
+    @cached_property
     def alone_fails(self) -> bool:
         """Whether most requests miss the goals even where each is alone on a replica."""
-        key = (0.0, 1)
-        if key not in self._known:
-            traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
-            simulation = Simulation(traffic, 1, self._room, self._costs)
-            self._known[key] = simulation.run(requests=40)
-        alone = self._known[key]
+        traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
+        alone = Simulation(traffic, 1, self._room, self._costs).run(requests=40)
         return not (
             alone.first_token["p50"] <= self.goals.first_token
             and alone.per_token["p50"] <= self.goals.per_token
@@ -181,8 +183,7 @@ class Search:
         prompt = self.traffic.prompt
         seconds = router_seconds(replicas, prompt.low if prompt.normal else (prompt.low + prompt.high) // 2)
         rate = self.traffic.rate or 0.0
-        tokens = outcome.tokens_per_second * replicas / min(replicas, SLICE)
-        share = rate * seconds + tokens / INGRESS_TOKENS
+        share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
         return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
 
 

@@ -16,7 +16,6 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.measure.load import percentiles
-from pellucid.runtime.prefix_cache import page_names
 
 FED = 16  # replicas for which one server process is in front
 TOO_MANY = 400
@@ -55,7 +54,7 @@ class Simulation:
         self.traffic, self._costs = traffic, costs
         self.loads = [ReplicaLoad(f"replica {n}") for n in range(replicas)]
         by = random.Random(0)
-        self.replicas = [SimulatedReplica(load.name, room, costs, 1e3 * by.random()) for load in self.loads]
+        self.replicas = [SimulatedReplica(room, costs, 1e3 * by.random()) for _ in self.loads]
         self._by_load = dict(zip(self.loads, self.replicas))
         self._load_of = dict(zip(self.replicas, self.loads))
         for load, replica in self._by_load.items():
@@ -128,10 +127,9 @@ class Simulation:
 
     def _route(self, text: SimulatedText, now: float) -> None:
         """The router sends a request to a replica."""
-        load, names = self.loads[0], list(page_names(text.prompt))
-        if len(self.loads) > 1:
-            load = choose(text.prompt, self.loads).replica
-        self._hits, self._pages = self._hits + load.has(names), self._pages + len(names)
+        route = choose(text.prompt, self.loads)
+        load, names = route.replica, route.names
+        self._hits, self._pages = self._hits + route.pages, self._pages + len(names)
         load.expect(names)
         load.running += 1
         replica = self._by_load[load]
@@ -200,7 +198,6 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
     """A page of a replica comes or goes."""
     if comes:
         load.pages.add(name)
-        load.sent.pop(name, None)
     else:
         load.lost([name])
 

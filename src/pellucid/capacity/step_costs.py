@@ -26,6 +26,7 @@ from pellucid.llm import LLM
 from pellucid.measure.cost import Cost, Rates, weight_bytes
 from pellucid.measure.suite import held, some_ids
 from pellucid.plan.plan import Plan
+from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -34,6 +35,7 @@ SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
 """Tokens before, of which attention's time is measured: a page is found in the prefix cache, so all begin at once."""
 DEEP_ROWS, LEAST_CONTEXT = 8, 160
 MADE, ROUNDS = 32, 5  # tokens of a text that is measured; how often each is
+LEAST = 1e-6  # seconds of a step, whatever attention is taken to be of it
 EVERY, WATCHED = 0.05, 6.0  # seconds of one figure of the noise, and in which it is watched
 OF_MEMORY, OF_INT8 = 0.75, 0.6
 """The parts of the roofs that steps of models on paper are taken to reach: what models of this size reach here."""
@@ -124,8 +126,8 @@ class StepCosts:
 
 
 def _through(tokens: int, seconds: float, stages: int) -> float:
-    """The time of a step of parts of 128 tokens through stages that each take the same part of it."""
-    parts = -(-tokens // 128)
+    """The time of a step in parts through stages that each take the same time of it."""
+    parts = -(-tokens // PART)
     return seconds * (parts + stages - 1) / (parts * stages)
 
 
@@ -174,34 +176,31 @@ def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts
     prompts = [n for n in PROMPTS if n <= min(limits.tokens, llm.context - 1)]
     part = prompts[-1]
     before = (deep - 1) // part * part
-    work: dict[tuple[str, int], Callable[[], float]] = {}
-    for n in ROWS:
-        if n <= limits.sequences:
-            work[f"{n} texts", n] = partial(_texts, llm, n, shallow)
-    for n in prompts:
-        work[f"{n} tokens of a prompt", n] = partial(_prompt, llm, n, 0)
-    work["texts after many tokens", 0] = partial(_texts, llm, DEEP_ROWS, deep)
-    work["a prompt after many tokens", 0] = partial(_prompt, llm, part, before)
+    work: dict[tuple[str, int], Callable[[], float]] = {
+        **{("texts", n): partial(_texts, llm, n, shallow) for n in ROWS if n <= limits.sequences},
+        **{("tokens of a prompt", n): partial(_prompt, llm, n, 0) for n in prompts},
+        ("texts after many tokens", DEEP_ROWS): partial(_texts, llm, DEEP_ROWS, deep),
+        ("tokens of a prompt after many", part): partial(_prompt, llm, part, before),
+    }
     total, found = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
     for number in range(ROUNDS):
-        for at, (key, measure) in enumerate(work.items()):
-            told(number * len(work) + at, total, key[0])
-            found[key].append(measure())
-    times = {key[0]: statistics.median(seconds) for key, seconds in found.items()}
-    few = times[f"{DEEP_ROWS} texts"]
-    row_seen = max(times["texts after many tokens"] - few, 0.0) / max(DEEP_ROWS * (deep - shallow), 1)
-    again = times["a prompt after many tokens"] - times[f"{part} tokens of a prompt"]
-    prompt_seen = max(again, 0.0) / max(part * before, 1)
+        for at, ((what, n), measure) in enumerate(work.items()):
+            told(number * len(work) + at, total, f"{n} {what}")
+            found[what, n].append(measure())
     told(total - 1, total, "how steady it is")
     noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
+    times: dict[str, dict[int, float]] = {}
+    for (what, n), seconds in found.items():
+        times.setdefault(what, {})[n] = statistics.median(seconds)
+    rows, reading = times["texts"], times["tokens of a prompt"]
+    more = times["texts after many tokens"][DEEP_ROWS] - rows[DEEP_ROWS]
+    row_seen = max(more, 0.0) / (DEEP_ROWS * max(deep - shallow, 1))
+    more = times["tokens of a prompt after many"][part] - reading[part]
+    prompt_seen = max(more, 0.0) / (part * max(before, 1))
     middle = shallow + MADE / 2
     return StepCosts(
-        {n: max(times[what] - n * middle * row_seen, 1e-6) for what, n in work if what.endswith(" texts")},
-        {
-            n: max(times[what] - n * n / 2 * prompt_seen, 1e-6)
-            for what, n in work
-            if what.endswith("prompt") and n
-        },
+        {n: max(seconds - n * middle * row_seen, LEAST) for n, seconds in rows.items()},
+        {n: max(seconds - n * n / 2 * prompt_seen, LEAST) for n, seconds in reading.items()},
         row_seen,
         prompt_seen,
         noise=noise,
@@ -213,9 +212,7 @@ def _texts(llm: LLM, count: int, depth: int) -> float:
     ids, size = some_ids(llm.runner, depth), llm.inputs.vocabulary
     made: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together(
-        [llm.request(one, max_new_tokens=1, **made) for one in prompts]
-    )  # now they are in the prefix cache
+    run_together([llm.request(one, max_new_tokens=1, **made) for one in prompts])  # into the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
     groups = [llm.request(one, max_new_tokens=MADE, **made) for one in prompts]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pellucid.measure.load import Lengths
+from pellucid.measure.load import Lengths, arrivals
 
 OWN = 1 << 40
 """Placeholder token ids from here on are a session's own; those of shared beginnings are below."""
@@ -48,10 +48,7 @@ class Traffic:
 
     def arrivals(self) -> Iterator[float]:
         """The times at which sessions begin."""
-        by, now, rate = random.Random(self.seed), 0.0, (self.rate or 1.0) / self.turns
-        while True:
-            now += by.expovariate(rate)
-            yield now
+        return arrivals(self.seed, (self.rate or 1.0) / self.turns)
 
 
 @dataclass(frozen=True)

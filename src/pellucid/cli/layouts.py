@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.sized import machine_at_hand, machines_of, measured_costs, on_paper, sized
+from pellucid.cli.sized import costs_on, machine_at_hand, machines_of, measured_costs, on_paper, sized
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
@@ -33,12 +33,8 @@ def show_layouts(
     size = sized(model, context, precise, kv_cache)
     here = machine_at_hand(threads)
     machines = machines_of(file, here)
-    if measured:
-        own = measured_costs(model, here(), context, precise, kv_cache, served=False)
-        costs = [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
-    else:
-        costs = [size.work.estimated(kind) for kind in machines.kinds]
-    found = layouts(size, machines, costs)
+    own = measured_costs(model, here(), context, precise, kv_cache, served=False) if measured else None
+    found = layouts(size, machines, costs_on(machines, size, own, here))
     best = recommended(found)
     if json:
         chosen = None if best is None else {**_row(best[0]), "why": best[1]}
@@ -100,11 +96,7 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
             "any" if one.tokens is None else f"{one.tokens:,}",
         )
     common.show(table)
-    rates = {
-        f"{one_line(one.machine.name)}: {one.machine.rates.read / 1e9:.1f} GB/s, "
-        f"{one.machine.rates.multiply / 1e9:,.0f} int8 GMAC/s ({one.machine.source})"
-        for one in found
-    }
+    rates = {f"{one_line(one.machine.name)}: {one.machine.speed}" for one in found}
     basis = (
         "times of steps measured here, carried over by these rates"
         if measured

@@ -87,6 +87,15 @@ def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
     return cache(lambda: this_machine(threads))
 
 
+def costs_on(
+    machines: Machines, size: SizedModel, own: StepCosts | None, here: Callable[[], Machine]
+) -> list[StepCosts]:
+    """The time of steps on each kind of machine: ``own``, measured ``here``, carried over; None: estimated."""
+    if own is None:
+        return [size.work.estimated(kind) for kind in machines.kinds]
+    return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
+
+
 def measured_costs(
     model: str, here: Machine, context: int | None, precise: bool, kv_cache: str | None, *, served: bool
 ) -> StepCosts:
@@ -94,12 +103,10 @@ def measured_costs(
     from pellucid.capacity.layouts import SizedModel
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured
-    from pellucid.weights.checkpoint import stored_bytes
 
     llm = common.load(model, here.cores, context, precise, kv_cache, before=lambda inputs: None)
     with llm, common.progress(still=True) as bars:
         costs = measured(llm, bars.measuring)
         if not served:
             return costs
-        size = SizedModel(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, stored_bytes(llm.checkpoint))
-        return with_server(llm, costs, size.room(here.memory), bars.measuring)
+        return with_server(llm, costs, SizedModel.of(llm).room(here.memory), bars.measuring)

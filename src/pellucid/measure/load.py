@@ -133,6 +133,14 @@ class Sample:
         return (self.times[-1] - self.times[0]) / max(self.tokens - 1, 1)
 
 
+def arrivals(seed: int, rate: float) -> Iterator[float]:
+    """Times in seconds at which requests come, so many per second, at random: a Poisson process."""
+    by, now = random.Random(seed), 0.0
+    while True:
+        now += by.expovariate(rate)
+        yield now
+
+
 def loaded(
     work: Workload,
     *,
@@ -178,11 +186,9 @@ async def _loaded(
         if rate is None:
             await asyncio.gather(*(client() for _ in range(clients or 1)))
         else:
-            arrivals, due = random.Random(work.seed), start
             tasks = []
-            for body in bodies:
-                due += arrivals.expovariate(rate)
-                await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+            for body, due in zip(bodies, arrivals(work.seed, rate)):
+                await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
                 tasks.append(asyncio.create_task(send(body)))
             await asyncio.gather(*tasks)
         seconds = time.perf_counter() - start

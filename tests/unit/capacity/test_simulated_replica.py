@@ -76,7 +76,7 @@ def simulated_steps(
 
     monkeypatch.setattr(replica_module.SimulatedStep, "__init__", watched)
     monkeypatch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
-    replica, number = SimulatedReplica("one", room, EVEN), 0
+    replica, number = SimulatedReplica(room, EVEN), 0
     for asked in rounds:
         *others, last = asked
         for ids, count in others:

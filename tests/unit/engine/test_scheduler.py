@@ -9,44 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid.capacity.replica import ReplicaRoom, SimulatedMemory
 from pellucid.engine.pace import LEAST, Pace
 from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.runtime.prefix_cache import PrefixCache
 from pellucid.runtime.sequence import CachedSequence
 
 LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 
-class FakeMemory:
+class FakeMemory(SimulatedMemory):
     """A cache of so many pages, without a model."""
 
-    has_states = False
-
     def __init__(self, pages: int) -> None:
-        self.cache = KVCache([LayerShape(1, 16, 16)], [pages])
-        self.prefixes = PrefixCache(self.cache, 1 << 40)
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        self.cache.allocate(table, tokens)
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        return self.prefixes.find(ids, most)
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        for table in tables:
-            if tokens:
-                self.prefixes.insert(table, tokens)
-            self.cache.truncate(table, 0)
-
-    def advance(self, table: BlockTable, tokens: int) -> None:
-        self.cache.begin(table)
-        self.cache.advance(table, tokens)
+        super().__init__(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:

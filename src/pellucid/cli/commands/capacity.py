@@ -12,7 +12,15 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.sized import MachinesFile, machine_at_hand, machines_of, measured_costs, on_paper, sized
+from pellucid.cli.sized import (
+    MachinesFile,
+    costs_on,
+    machine_at_hand,
+    machines_of,
+    measured_costs,
+    on_paper,
+    sized,
+)
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
@@ -87,11 +95,10 @@ def command(
     here = machine_at_hand(threads)
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
-    if on_paper(model):
-        costs = [size.work.estimated(kind) for kind in kinds.kinds]
-    else:
+    own = None
+    if not on_paper(model):
         own = measured_costs(model, here(), context, precise, kv_cache, served=True)
-        costs = [own.on(kind.rates, here().rates, size.work) for kind in kinds.kinds]
+    costs = costs_on(kinds, size, own, here)
     found = [
         _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
@@ -178,7 +185,7 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> N
     each = f"{found.stages} machines each, " if found.stages > 1 else ""
     print(
         f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
-        f"{machine.rates.read / 1e9:.1f} GB/s, {machine.rates.multiply / 1e9:,.0f} int8 GMAC/s ({machine.source})\n"
+        f"{machine.speed}\n"
     )
     if not found.day:
         print(
@@ -190,12 +197,11 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> N
     table = common.table("hours", *columns, right=columns)
     for one in found.day:
         times = one.outcome
-        scale = one.replicas / min(one.replicas, _slice())
         table.add_row(
             _hours(one.hours),
             f"{one.rate:,.4g}",
             f"{one.replicas * found.stages:,}",
-            f"{times.tokens_per_second * scale:,.0f}",
+            f"{times.tokens_per_second:,.0f}",
             _times(times.first_token),
             _times(times.per_token),
             f"{times.busy:.0%}",
@@ -216,12 +222,6 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> N
             f"in front: the router takes {found.front.router_seconds * 1e6:,.0f} µs for a request, "
             f"{found.front.ingresses:,} server processes pass the tokens on"
         )
-
-
-def _slice() -> int:
-    from pellucid.capacity.search import SLICE
-
-    return SLICE
 
 
 def _hours(hours: tuple[int, ...]) -> str:

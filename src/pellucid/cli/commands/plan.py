@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pellucid.plan.plan import Operation, Plan
 
 DEPTH, SENTENCE = 16, 32  # measured by default: a token after this many, a sentence of this many
-READ = 1 << 30  # bytes of the buffer whose reading is timed for a shape on paper
 ROOMY = 120  # columns of a terminal with room for both times and shapes
 
 
@@ -84,18 +83,12 @@ def _show_paper(
 ) -> None:
     from rich.filesize import decimal
 
+    from pellucid.capacity.machines import this_machine
     from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.measure.paper import paper
-    from pellucid.measure.roofs import Roofs
-    from pellucid.measure.rounds import machine_rates
-    from pellucid.runtime.executor import default_threads
 
     made = paper(name, activation_bits_of(precise), checked_kv_dtype(kv_cache))
-    roofs = Roofs(threads or default_threads(), READ)
-    try:
-        rates = machine_rates(roofs, READ)
-    finally:
-        roofs.close()
+    rates = this_machine(threads).rates
     facts = {
         "name": made.name,
         "source": made.source,
