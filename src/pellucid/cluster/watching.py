@@ -204,12 +204,13 @@ class PartWatch:
             self._send_frames(self._stream, frames)
 
     def _next_frames(self) -> list[Any]:
-        """Some of the frames that wait, as plain values."""
+        """Some of the frames that wait, as plain values; not more than may wait, though the engine makes more."""
+        assert self._stream is not None
         made, size = list[Any](), 0
-        while size < TOGETHER:
+        most = self._stream.limit * len(self._places)
+        while size < TOGETHER and len(made) < most:
             frame = next(self._frames, None)
             if frame is None:
-                assert self._stream is not None
                 self._frames = self._stream.frames()
                 if (frame := next(self._frames, None)) is None:
                     break

@@ -195,12 +195,20 @@ def test_a_crowd_of_strangers_does_not_keep_a_stage_away() -> None:
 
 
 def test_a_message_is_rehearsed_before_the_next(pair: tuple[Sender, Receiver]) -> None:
+    """Some are, unless the machine is so busy that each comes at another time; never one that is not the last."""
     sender, receiver = pair
-    heard: list[bytes] = []
-    receiver.rehearse = heard.append
-    for n in range(12):
-        sending = threading.Timer(0.02, sender.send, [b"%d" % n])
-        sending.start()
-        assert received(receiver) == b"%d" % n
+    last, heard = b"", list[bytes]()
+
+    def rehearse(message: bytes) -> None:
+        assert message == last
+        heard.append(message)
+
+    receiver.rehearse = rehearse
+    for n in range(500):
+        threading.Timer(0.02, sender.send, [b"%d" % n]).start()
+        last = received(receiver)
+        assert last == b"%d" % n
+        if n > 10 and heard:
+            break
     assert heard
-    assert heard == [b"%d" % n for n in range(int(heard[0]), int(heard[-1]) + 1)]
+    assert len(heard) == len(set(heard))
