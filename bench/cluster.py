@@ -7,7 +7,8 @@
 ``ingress`` measures one server process in front of engines that compute nothing: how many tokens a second it passes on
 to clients in streams, as fast as it can, and how much later than it was sent a token comes to a client when each stream
 has 20 tokens a second. ``prefix`` compares routing by prefixes with random routing, for sessions whose conversations
-grow, in simulated time: hit rate, and time to the first token. ``stages`` measures what a border between two stages
+grow, in simulated time (``pellucid.capacity``, with the time of steps as it is measured here): hit rate, and time to
+the first token. ``stages`` measures what a border between two stages
 on one machine adds to the step of a token, each stage in a process with one thread, in turns with a process that has
 all of the model and one thread: of a model so small that little else takes time, and of SmolLM2.
 """
@@ -21,7 +22,7 @@ import multiprocessing
 import random
 import statistics
 import time
-from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -31,19 +32,25 @@ import uvicorn
 
 import pellucid
 import pellucid.cluster.model
+from pellucid.capacity.layouts import SizedModel
+from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.step_costs import measured
+from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup
 from pellucid.cluster.model import RemoteModel
-from pellucid.cluster.routing import ReplicaLoad, choose
+from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.text_group import MadeToken
 from pellucid.llm import LLM
 from pellucid.loading import open_model
+from pellucid.measure.load import Lengths
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
+from pellucid.runtime.memory import machine_bytes
 from pellucid.runtime.prefix_cache import page_names
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
@@ -168,7 +175,7 @@ async def read(port: int, late: list[float], counted: list[int], end: float) -> 
     writer.close()
 
 
-def measured(rate: float, streams: int, seconds: float, count: int = 2) -> tuple[float, float, float]:
+def passed_on(rate: float, streams: int, seconds: float, count: int = 2) -> tuple[float, float, float]:
     """Tokens a second, and the median and the 95th percentile of milliseconds from a token's sending to its coming."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
@@ -201,10 +208,10 @@ def measured(rate: float, streams: int, seconds: float, count: int = 2) -> tuple
 
 
 def measure_ingress(streams: int, seconds: float) -> None:
-    most, *_ = measured(0.0, streams, seconds)
+    most, *_ = passed_on(0.0, streams, seconds)
     print(f"{most:,.0f} tokens/s through one process, {streams} streams as fast as they go")
     for some in (1, 16, streams):
-        found = {count: measured(USUAL_RATE, some, seconds, count)[1:] for count in (0, 2)}
+        found = {count: passed_on(USUAL_RATE, some, seconds, count)[1:] for count in (0, 2)}
         (plain, _), (median, high) = found[0], found[2]
         print(
             f"{some} streams of {USUAL_RATE:g} tokens/s: {median:.2f} ms median, {high:.2f} ms p95 from an engine to a "
@@ -212,57 +219,26 @@ def measure_ingress(streams: int, seconds: float) -> None:
         )
 
 
-class SimulatedReplica:
-    """A replica in simulated time: it reads prompts one after the other, and keeps pages, the latest of them."""
+def measure_prefix(sessions: int, replicas: int) -> None:
+    """Conversations of 8 turns of 450 to 600 tokens each, a minute apart; they begin with one of five texts of 400."""
+    llm = pellucid.load(MODEL)
+    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes() // replicas)
+    llm.close()
+    traffic = Traffic(
+        Lengths(450, 600), Lengths(50, 150), rate=sessions / 60, shared=400, prefixes=5, turns=8, think=60.0
+    )
+    rng = random.Random(1)
 
-    def __init__(self, name: str, pages: int, page_seconds: float) -> None:
-        self.load, self.free_at = ReplicaLoad(name), 0.0
-        self._kept, self._most, self._page_seconds = OrderedDict[int, None](), pages, page_seconds
+    def at_random(ids: Sequence[int], loads: Sequence[ReplicaLoad]) -> ChosenReplica:
+        chosen, names = rng.choice(loads), list(page_names(ids))
+        return ChosenReplica(chosen, chosen.has(names), names)
 
-    def read(self, ids: list[int], now: float) -> tuple[float, int]:
-        """When the first token of a prompt comes, and how many of its pages were there."""
-        names = list(page_names(ids))
-        known = next((n for n, name in enumerate(names) if name not in self._kept), len(names))
-        self.free_at = max(self.free_at, now) + self._page_seconds * (len(names) - known + 1)
-        for name in names:
-            self._kept[name] = None
-            self._kept.move_to_end(name)
-        lost = []
-        while len(self._kept) > self._most:
-            lost.append(self._kept.popitem(last=False)[0])
-        self.load.pages.update(names)
-        self.load.lost(lost)
-        return self.free_at, known
-
-
-def measure_prefix(sessions: int, replicas: int, turns: int = 8, page_seconds: float = 0.03) -> None:
-    """Sessions of ``turns`` turns, of 150 to 500 tokens each, after one of five system prompts of 400 tokens."""
-    for title, by_prefix in (("by prefix", True), ("at random", False)):
-        rng = random.Random(1)
-        systems = [[rng.randrange(49_000) for _ in range(400)] for _ in range(5)]
-        texts = [list(rng.choice(systems)) for _ in range(sessions)]
-        many = [SimulatedReplica(f"replica {n}", 1500, page_seconds) for n in range(replicas)]
-        events = sorted(
-            (rng.random() * 60 + turn * 60, session) for session in range(sessions) for turn in range(turns)
-        )
-        hits = pages = 0
-        first, ends = list[float](), list[tuple[float, SimulatedReplica]]()
-        for now, session in events:
-            texts[session] += [rng.randrange(49_000) for _ in range(rng.randint(150, 500))]
-            for end, one in [ended for ended in ends if ended[0] <= now]:
-                one.load.running -= 1
-                ends.remove((end, one))
-            loads = {one.load: one for one in many}
-            chosen = loads[choose(texts[session], list(loads)).replica] if by_prefix else rng.choice(many)
-            chosen.load.running += 1
-            came, known = chosen.read(texts[session], now)
-            ends.append((came + 2.0, chosen))
-            hits, pages = hits + known, pages + len(texts[session]) // 64
-            first.append(came - now)
-        first.sort()
+    for title, route in (("by prefix", choose), ("at random", at_random)):
+        found = Simulation(traffic, replicas, room, costs, route).run(seconds=600.0, warm=300.0)
         print(
-            f"{title}: {100 * hits / pages:.0f} % of the pages of prompts were there; time to the first token "
-            f"{statistics.median(first):.2f} s median, {first[int(0.95 * len(first))]:.2f} s p95"
+            f"{title}: {100 * found.hits:.0f} % of the pages of prompts were there; time to the first token "
+            f"{found.first_token['p50']:.2f} s median, {found.first_token['p95']:.2f} s p95; replicas run steps "
+            f"{100 * found.busy:.0f} % of the time"
         )
 
 

@@ -108,7 +108,7 @@ class LLM(TracingModel):
             engine.pages_in_use,
             runner.prefix_bytes,
             runner.threads,
-            runner.stage_wait_seconds,
+            tuple(runner.stage_seconds),
         )
 
     def replica_states(self) -> None:

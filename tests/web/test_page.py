@@ -195,7 +195,7 @@ def test_the_page_opens_where_values_cannot_be_watched(browser: Any, folder: Pat
 
     def load(name: str) -> Any:
         llm = pellucid.load(folder / name, threads=2)
-        llm.runner.stage = Stage(llm.plan, range(3), (), ())
+        llm.runner.stage = Stage(llm.plan, 0, range(3), (), ())
         return llm
 
     served = PageServer(folder)

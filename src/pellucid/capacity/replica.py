@@ -152,6 +152,10 @@ class SimulatedReplica:
         """The mean time of a step."""
         return self.busy / self.steps if self.steps else 0.0
 
+    def busy_until(self, now: float) -> float:
+        """Seconds of its steps, and of what has passed of the one that runs."""
+        return self.busy + (max(min(now, self._step.end) - self._step.began, 0.0) if self._step else 0.0)
+
     def come(self, text: SimulatedText, now: float) -> None:
         """A request comes; the step that runs now is the last one without it."""
         self._scheduler.add(Job(text))

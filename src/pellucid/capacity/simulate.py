@@ -7,16 +7,17 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedText
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
-from pellucid.cluster.routing import ReplicaLoad, choose
+from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.load import percentiles
 
+REFUSED = 0.001  # seconds in which a request is refused, at the least
 FED = 16  # replicas for which one server process is in front
 TOO_MANY = 400
 """Requests that a replica has, on average, when a simulation is ended: no goal can be kept any more."""
@@ -26,10 +27,11 @@ TOO_MANY = 400
 class Outcome:
     """What came of the requests that came in a time of ``seconds``.
 
-    ``first_token`` and ``per_token`` are percentiles of seconds. ``busy`` is the mean part of the time in which
-    replicas run steps, ``prompt_share`` the part of that which prompts take; ``hits`` the part of prompts' whole pages
-    that their replica had. ``waiting`` are requests that had no token when the time was over; they count with the time
-    that they had waited. With ``overloaded`` so many had come that the simulation was ended.
+    ``failed`` are those for which there was no room, in the context or on the replica. ``first_token`` and
+    ``per_token`` are percentiles of seconds. ``busy`` is the mean part of the time in which replicas run steps,
+    ``prompt_share`` the part of that which prompts take; ``hits`` the part of prompts' whole pages that their replica
+    had. ``waiting`` are requests that had no token when the time was over; they count with the time that they had
+    waited. With ``overloaded`` so many had come that the simulation was ended.
     """
 
     requests: int
@@ -48,10 +50,18 @@ class Outcome:
 
 
 class Simulation:
-    """``replicas`` under some traffic."""
+    """``replicas`` under some traffic. ``route`` chooses the replica of a prompt, as the router does."""
 
-    def __init__(self, traffic: Traffic | Replay, replicas: int, room: ReplicaRoom, costs: StepCosts) -> None:
-        self.traffic, self._costs = traffic, costs
+    def __init__(
+        self,
+        traffic: Traffic | Replay,
+        replicas: int,
+        room: ReplicaRoom,
+        costs: StepCosts,
+        route: Callable[[Sequence[int], Sequence[ReplicaLoad]], ChosenReplica] = choose,
+    ) -> None:
+        self.traffic, self._costs, self._choose = traffic, costs, route
+        self._context = room.limits.context
         self.loads = [ReplicaLoad(f"replica {n}") for n in range(replicas)]
         by = random.Random(0)
         self.replicas = [SimulatedReplica(room, costs, 1e3 * by.random()) for _ in self.loads]
@@ -59,14 +69,15 @@ class Simulation:
         self._load_of = dict(zip(self.replicas, self.loads))
         for load, replica in self._by_load.items():
             replica.memory.prefixes.listener = partial(_page, load)
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._events: list[tuple[float, int, Callable[[float], object]]] = []
         self._order, self._sessions, self._texts = itertools.count(), itertools.count(), itertools.count(1)
         self._arrivals = traffic.arrivals()
         self.ended: list[SimulatedText] = []
         self._running: set[SimulatedText] = set()
         self._asked, self._most = 0, 0
         self._hits = self._pages = 0
-        self._last, self._come_until = 0.0, float("inf")
+        self._last, self._warm, self._come_until = 0.0, 0.0, float("inf")
+        self._marks: dict[float, tuple[float, float]] = {0.0: (0.0, 0.0)}
         self._overloaded, self._front = False, 0.0
         self._fronts = max(1, replicas // FED)
 
@@ -83,8 +94,11 @@ class Simulation:
             self._next_arrival()
             for when, session in self.traffic.begun():
                 self._at(when, partial(self._ask, session))
-        stop = float("inf") if seconds is None else warm + 2 * seconds
-        self._come_until = float("inf") if seconds is None else warm + seconds
+        stop, self._warm = float("inf"), warm
+        if seconds is not None:
+            stop, self._come_until = warm + 2 * seconds, warm + seconds
+            for when in (warm, self._come_until):
+                self._at(when, self._mark)
         now, full = 0.0, TOO_MANY * len(self.replicas)
         while self._events and self._events[0][0] <= stop:
             now, _, act = heapq.heappop(self._events)
@@ -95,8 +109,14 @@ class Simulation:
         end = self._last if seconds is None else warm + seconds
         return self._outcome(warm, end, now)
 
-    def _at(self, when: float, act: Callable[[float], None]) -> None:
+    def _at(self, when: float, act: Callable[[float], object]) -> None:
         heapq.heappush(self._events, (when, next(self._order), act))
+
+    def _mark(self, now: float) -> tuple[float, float]:
+        """Seconds that replicas have run steps until now, and how many of them prompts took."""
+        found = sum(one.busy_until(now) for one in self.replicas), sum(one.prompts for one in self.replicas)
+        self._marks[now] = found
+        return found
 
     def _next_arrival(self) -> None:
         """The next session will come."""
@@ -118,8 +138,13 @@ class Simulation:
             return
         self._asked += 1
         prompt, wanted = session.request()
-        text = SimulatedText(next(self._texts), prompt, wanted, now, session)
+        left = self._context - len(prompt)
+        text = SimulatedText(next(self._texts), prompt, min(wanted, left), now, session)
         self._running.add(text)
+        if left <= 0:  # a server refuses it
+            text.failed, text.last = True, now + max(self._costs.request, REFUSED)
+            self._at(text.last, partial(self._end, text))
+            return
         # A server reads one request after the other, and what it streams meanwhile keeps it from that.
         self._front = max(now, self._front) + self._costs.request / self._fronts
         streams = sum(1 for one in self._running if one.answer) / self._fronts
@@ -127,9 +152,10 @@ class Simulation:
 
     def _route(self, text: SimulatedText, now: float) -> None:
         """The router sends a request to a replica."""
-        route = choose(text.prompt, self.loads)
+        route = self._choose(text.prompt, self.loads)
         load, names = route.replica, route.names
-        self._hits, self._pages = self._hits + route.pages, self._pages + len(names)
+        if now >= self._warm:
+            self._hits, self._pages = self._hits + route.pages, self._pages + len(names)
         load.expect(names)
         load.running += 1
         replica = self._by_load[load]
@@ -172,8 +198,8 @@ class Simulation:
         waiting = [now - text.came for text in self._running if not text.answer and text.came >= warm]
         seconds = max(end - warm, 1e-9)
         tokens = sum(_made_in(text, warm, end) for text in (*self.ended, *self._running))
-        whole = max(self._last, end, 1e-9)
-        busy = statistics.fmean(one.busy for one in self.replicas)
+        before, after = self._marks.get(warm, (0.0, 0.0)), self._marks.get(end) or self._mark(now)
+        busy, prompts = (b - a for a, b in zip(before, after))
         return Outcome(
             requests=len(counted) + len(begun) + len(waiting),
             failed=len(counted) - len(good),
@@ -185,9 +211,8 @@ class Simulation:
             per_token=percentiles(
                 [(text.last - text.first) / (len(text.answer) - 1) for text in good if len(text.answer) > 1]
             ),
-            busy=min(busy / whole, 1.0),
-            prompt_share=sum(one.prompts for one in self.replicas)
-            / max(sum(one.busy for one in self.replicas), 1e-9),
+            busy=min(busy / (seconds * len(self.replicas)), 1.0),
+            prompt_share=prompts / max(busy, 1e-9),
             hits=self._hits / self._pages if self._pages else 0.0,
             preemptions=sum(one.preemptions for one in self.replicas),
             overloaded=self._overloaded,

@@ -42,7 +42,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 T = TypeVar("T")
 MOST_SEQUENCES = 256
-NAMES = [one.name for one in fields(EngineState)]
+NAMES = [one.name for one in fields(EngineState) if one.name != "stage_seconds"]
 
 
 class RemoteModel:
@@ -166,7 +166,7 @@ class RemoteModel:
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """The sums over all replicas; the most threads that one has."""
+        """The sums over all replicas, without their stages; the most threads that one has."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(one, name) for one in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting

@@ -18,7 +18,15 @@ from pellucid.cluster import wire
 from pellucid.cluster.channel import Listener, Receiver, Sender, drawn_key
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.stages import PATIENCE, authenticator, await_vectors, keyed_socket, stage_of, vectors_of
+from pellucid.cluster.stages import (
+    PATIENCE,
+    SECONDS,
+    authenticator,
+    await_vectors,
+    keyed_socket,
+    received_of,
+    stage_of,
+)
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.plan.plan import Plan
@@ -124,6 +132,7 @@ class StagedRunner(ModelRunner):
         self._monitors: list[Any] = []
         self._commands: list[Sender] = []
         self._vectors: Receiver | None = None
+        self.stage_seconds, self._arrived = [0.0] * count, 0.0
         self.stages = list(stages)
         self.lost = False
         self._own_cache = self.cache
@@ -242,7 +251,7 @@ class StagedRunner(ModelRunner):
                 self._send([["step", self._steps, told]])
             self._telling = False
             try:
-                made = [self._run_alone(part, self._incoming(step, part)) for part, step in zip(parts, steps)]
+                made = [self._run_part(part, step) for part, step in zip(parts, steps)]
             except BaseException as error:
                 # Pages run out in all stages alike; after any other error their caches may differ.
                 self.lost = self.lost or not isinstance(error, CacheFull)
@@ -257,22 +266,30 @@ class StagedRunner(ModelRunner):
         """Refused: most of the operations are elsewhere."""
         raise InvalidRequest("the model runs on several machines: measure it on one")
 
+    def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
+        """Run a part of a step when its vectors come."""
+        made = self._run_alone(part, self._incoming(step, part))
+        self.stage_seconds[-1] += time.perf_counter() - self._arrived
+        return made
+
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
         """The vectors of a step, when the stage before has made them."""
         try:
             if self.lost or self._vectors is None:
                 raise StageLost("a stage of the model is gone: ask again later")
-            start = time.perf_counter()
-            found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost)
-            self.stage_wait_seconds += time.perf_counter() - start
-            yield from found
+            before = len(self.stages)
+            found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost, before)
+            self._arrived = time.perf_counter()
+            yield from found.vectors
+            for number, (taken,) in enumerate(SECONDS.iter_unpack(found.seconds)):
+                self.stage_seconds[number] += taken
         except StageLost:
             self.lost = True
             raise
 
     def _rehearse(self, message: bytes) -> None:
         """Vectors like the last ones are expected."""
-        vectors_of(message, self._borders)
+        received_of(message, self._borders, len(self.stages))
         self.wake()
 
     def _is_lost(self) -> bool:

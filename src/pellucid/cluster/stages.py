@@ -13,9 +13,11 @@ The lead finds the stages over CurveZMQ, by the cluster's secret. There it tells
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,9 @@ from pellucid.plan.stages import Border, Stage, cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
+SECONDS = struct.Struct("<d")
 PATIENCE = 60.0  # seconds that a step may take in the stages before
-NUMBER = 8  # bytes of a step's number, before its vectors
+NUMBER = 8  # bytes of a step's number, before its vectors; and of each of the seconds that follow it
 
 
 def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *, listens: bool) -> Any:
@@ -234,20 +237,36 @@ class StageServer:
                 )
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
-        """Run a part of a step, and send what it makes to the next stage."""
+        """Run a part of a step, and send what it makes to the next stage: vectors, and the seconds of each stage."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
+        before = Received(b"", [])
+        began = time.perf_counter()
+
+        def incoming() -> Iterator[NDArray[np.float32]]:
+            nonlocal before, began
+            if self._received is not None:
+                before = await_vectors(
+                    self._received, number, chunks, self._stage.receives, self._is_over, self._stage.number
+                )
+                began = time.perf_counter()
+            yield from before.vectors
 
         def send(vectors: Sequence[NDArray[np.float32]]) -> None:
             assert self._next is not None
-            self._next.send(b"".join([number.to_bytes(NUMBER, "little"), *(one.data for one in vectors)]))
+            head = number.to_bytes(NUMBER, "little") + before.seconds
+            taken = SECONDS.pack(time.perf_counter() - began)
+            self._next.send(b"".join([head, taken, *(one.data for one in vectors)]))
 
         with contextlib.suppress(CacheFull):  # so it was at the lead, which does not wait
-            self.runner.forward_stage(chunks, self._incoming(number, chunks), send)
+            self.runner.forward_stage(chunks, incoming(), send)
 
-    def _incoming(self, number: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
-        """The vectors of a step, when the stage before has made them."""
-        if self._received is not None:
-            yield from await_vectors(self._received, number, chunks, self._stage.receives, self._is_over)
+
+@dataclass(frozen=True)
+class Received:
+    """What comes over a border in a step: the seconds of each stage before, packed, and vectors (rows, width)."""
+
+    seconds: bytes
+    vectors: list[NDArray[np.float32]]
 
 
 def _agree(ours: int, theirs: int) -> None:
@@ -262,8 +281,9 @@ def await_vectors(
     chunks: Sequence[Chunk],
     borders: Sequence[Border],
     is_over: Callable[[], bool],
-) -> list[NDArray[np.float32]]:
-    """The vectors (T, width) of a step at each of the ``borders``; those of steps before, which failed, are left.
+    before: int,
+) -> Received:
+    """What comes of a step over ``borders``, after ``before`` stages; what steps before sent, which failed, is left.
 
     Raises:
         StageLost: they do not come within ``PATIENCE`` seconds, or ``is_over``.
@@ -277,20 +297,21 @@ def await_vectors(
                 raise StageLost(f"the vectors of step {number} have not come from the stage before")
         elif int.from_bytes(message[:NUMBER], "little") == number:
             break
-    found, tokens = vectors_of(message, borders), sum(len(chunk.tokens) for chunk in chunks)
-    if len(found[0]) != tokens:
-        raise wire.WireError(f"vectors of {len(found[0])} tokens of {tokens}")
+    found, tokens = received_of(message, borders, before), sum(len(chunk.tokens) for chunk in chunks)
+    if len(found.vectors[0]) != tokens:
+        raise wire.WireError(f"vectors of {len(found.vectors[0])} tokens of {tokens}")
     return found
 
 
-def vectors_of(message: bytes, borders: Sequence[Border]) -> list[NDArray[np.float32]]:
-    """The vectors (rows, width) of a message at each of the ``borders``. Raises WireError if it has no whole rows."""
-    rows, rest = divmod(len(message) - NUMBER, 4 * sum(border.width for border in borders))
+def received_of(message: bytes, borders: Sequence[Border], before: int) -> Received:
+    """What a message has. Raises WireError if that is no whole rows."""
+    start = NUMBER * (1 + before)
+    rows, rest = divmod(len(message) - start, 4 * sum(border.width for border in borders))
     if rest or rows < 0:
         raise wire.WireError(f"{len(message):,} bytes are no vectors of this model")
-    found, at = [], NUMBER
+    found, at = [], start
     for border in borders:
         count = rows * border.width
         found.append(np.frombuffer(message, np.float32, count, at).reshape(rows, border.width))
         at += 4 * count
-    return found
+    return Received(message[NUMBER:start], found)

@@ -94,7 +94,7 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads), executor is None
-        self._lock, self.stage_wait_seconds = threading.Lock(), 0.0
+        self._lock, self.stage_seconds = threading.Lock(), list[float]()  # of each stage, if this one leads
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
     @property

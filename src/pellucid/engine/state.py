@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -9,8 +10,7 @@ from dataclasses import dataclass
 class EngineState:
     """Requests that are ``running`` and ``waiting`` for their first step; ``steps`` so far and their time in seconds;
     how often a request has lost its pages to another; ``pages`` of the cache, those in use, and bytes of those that the
-    prefix cache has; the part of the steps' time in which the last stage of a model over several machines has waited
-    for those before it.
+    prefix cache has; and, of a model over several machines, the part of the steps' time that each of its stages takes.
     """
 
     running: int
@@ -22,7 +22,7 @@ class EngineState:
     pages_in_use: int
     prefix_cache_bytes: int
     threads: int
-    stage_wait_seconds: float = 0.0
+    stage_seconds: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ class Border:
 
 @dataclass(frozen=True, repr=False)
 class Stage:
-    """A part of a plan: its ``blocks``, and what comes from the stage before and goes to the next."""
+    """A part of a plan, with its ``number`` from 0: its ``blocks``, what it receives and what it sends."""
 
     plan: Plan
+    number: int
     blocks: range
     receives: tuple[Border, ...]
     sends: tuple[Border, ...]
@@ -74,7 +75,7 @@ def cut(plan: Plan, count: int) -> list[Stage]:
         receives = _borders(before, [*part, *later]) if number else ()
         sends = _borders([*before, *part], later) if later else ()
         made = optimize(replace(source, operations=tuple(part), output=source.output if not later else ""))
-        stages.append(Stage(made, range(blocks[number], blocks[number + 1]), receives, sends))
+        stages.append(Stage(made, number, range(blocks[number], blocks[number + 1]), receives, sends))
     return stages
 
 

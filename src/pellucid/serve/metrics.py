@@ -217,15 +217,21 @@ def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
         for name, text in (
             ("steps", "Steps of the replica."),
             ("step_seconds", "Time of all steps of the replica, in seconds."),
-            ("stage_wait_seconds", "Those in which its last stage has waited for the stages before."),
         )
     }
+    stages = CounterMetricFamily(
+        "pellucid:replica_stage_seconds",
+        "Time of all steps in a stage of a replica that is divided, in seconds.",
+        labels=[*labels, "stage"],
+    )
     for name, state in states.replicas.items():
         up.add_metric([model, name], state is not None)
+        for number, seconds in enumerate(state.stage_seconds if state else ()):
+            stages.add_metric([model, name, str(number)], seconds)
         for what, family in (gauges | counters).items():
             if state is not None:
                 family.add_metric([model, name], getattr(state, what))
-    yield from (up, *gauges.values(), *counters.values())
+    yield from (up, stages, *gauges.values(), *counters.values())
     for name, text, value in (
         ("pellucid:requests_moved", "Requests that have gone from one replica to another.", states.moved),
         ("pellucid:routed_pages", "Whole pages of prompts that were routed.", states.prefix_queries),

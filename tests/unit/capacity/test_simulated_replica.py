@@ -170,7 +170,7 @@ def test_what_does_not_fit_fails_alone() -> None:
 
 def test_conversations_stay_where_their_pages_are() -> None:
     traffic = Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, turns=5, think=3.0, seed=1)
-    roomy = ReplicaRoom(ROOM.layers, [3000], 1 << 30, ROOM.limits)
+    roomy = ReplicaRoom(ROOM.layers, [3000], 1 << 30, StepLimits(2048))
     outcome = run(traffic, 4, True, roomy, seconds=60.0, warm=20.0)
     assert outcome.hits > 0.5  # 0.7 if none is ever sent elsewhere
     apart = run(Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, seed=1), 4, True, roomy, seconds=60.0)
@@ -189,3 +189,26 @@ def test_more_than_can_be_done_is_noticed() -> None:
     assert outcome.overloaded
     assert outcome.waiting > 0
     assert outcome.first_token["p95"] > 1
+
+
+def test_what_exceeds_the_context_is_cut_or_refused() -> None:
+    """As `Inputs` does it: an answer ends with the context, and a prompt must leave room for one."""
+    small = ReplicaRoom([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(128))
+    replay = Replay([(list(range(100)), 300), (list(range(128)), 10), (list(range(127)), 10)], clients=1)
+    simulation = Simulation(replay, 1, small, EVEN)
+    outcome = simulation.run(requests=3)
+    assert (outcome.requests, outcome.failed) == (3, 1)
+    assert [len(text.answer) for text in simulation.ended] == [28, 0, 1]
+
+
+def test_what_is_counted_is_of_the_time_that_counts() -> None:
+    """Replicas are as busy as their steps in that time, and pages that others ask for before it are no hits of it."""
+    prompt = list(range(200))
+    times = [1.0, 2.0, 10.0, 30.0]
+    simulation = Simulation(Replay([(prompt, 20)] * 4, times), 1, ROOM, EVEN)
+    outcome = simulation.run(seconds=10.0, warm=5.0)
+    last = simulation.ended[-1]
+    assert outcome.requests == 1
+    assert outcome.hits == 1.0
+    assert outcome.busy == pytest.approx((last.last - last.came - EVEN.request) / 10.0)
+    assert outcome.prompt_share == 0  # all but its last token was there; the prompt that was read came before

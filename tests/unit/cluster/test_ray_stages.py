@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,20 @@ def test_texts_are_those_of_one_machine(server: ClusterServer, alone: LLM) -> No
             extra_body={"ignore_eos": True},
         )  # fmt: skip
         assert made.choices[0].text == wanted.text
+
+
+def test_metrics_have_what_each_stage_takes(server: ClusterServer) -> None:
+    """After the test before; the replica tells its state from time to time."""
+    end, found = time.monotonic() + SECONDS, list[str]()
+    while len(found) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+        lines = httpx.get(f"{server.url}/metrics", timeout=SECONDS).text.splitlines()
+        found = [
+            line
+            for line in lines
+            if line.startswith("pellucid:replica_stage_seconds_total") and not line.endswith(" 0.0")
+        ]
+    assert [re.search(r'stage="(\d)"', line)[1] for line in found] == ["0", "1"]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("which", ["a stage", "the last stage"])

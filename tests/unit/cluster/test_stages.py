@@ -190,8 +190,12 @@ def test_values_cannot_be_watched(llama_file: Path) -> None:
         assert LOOKS["neighbours"](Body({"words": ["a"], "n": 2}, LOOK_BODY), llm)["neighbours"]
 
 
-def test_the_lead_knows_how_long_it_waits(llama_file: Path) -> None:
-    with staged(llama_file, 2) as llm:
-        llm.generate(PROMPT, max_new_tokens=5, seed=1)
+def test_the_lead_knows_what_each_stage_takes(tmp_path: Path) -> None:
+    path = tmp_path / "three.gguf"
+    random_model("llama", path, layers=3)
+    with staged(path, 3) as llm:
+        llm.generate(PROMPT, max_new_tokens=20, seed=1, prompt_lookup=False)
         state = llm.state()
-        assert 0 < state.stage_wait_seconds < state.step_seconds
+        assert len(state.stage_seconds) == 3
+        assert all(seconds > 0 for seconds in state.stage_seconds)
+        assert sum(state.stage_seconds) < state.step_seconds
