@@ -220,9 +220,9 @@ def measure_ingress(streams: int, seconds: float) -> None:
 
 
 def measure_prefix(sessions: int, replicas: int) -> None:
-    """Conversations of 8 turns of 450 to 600 tokens each, a minute apart; they begin with one of five texts of 400."""
+    """On machines like this one: conversations of 8 turns of 450 to 600 tokens, a minute apart, that begin alike."""
     llm = pellucid.load(MODEL)
-    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes() // replicas)
+    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
     llm.close()
     traffic = Traffic(
         Lengths(450, 600), Lengths(50, 150), rate=sessions / 60, shared=400, prefixes=5, turns=8, think=60.0
