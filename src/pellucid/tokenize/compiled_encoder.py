@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.beside import beside
 from pellucid.kernels.text.pieces import PART
 from pellucid.tokenize.compiled.form_tables import form_table
+from pellucid.tokenize.compiled.kernels import kernels
 from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
 from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
@@ -38,9 +39,12 @@ CHUNK = 1 << 16
 """Characters that go through the stages in one batch: the intermediate results stay in a core's cache."""
 
 
-def is_cached(model: TokenizerModel) -> bool:
-    """Whether the kernel of a model's compiled form is already compiled."""
-    return model.kernel is not None and shared().is_cached([model.kernel])
+def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
+    """Whether the kernels of a model's compiled form are compiled. If it ``compiles``, that begins now if they are not.
+
+    Of a model without a compiled form there is nothing to compile.
+    """
+    return model.kernel is None or beside().ready(kernels(model.kernel), compiles=compiles)
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.explain import Explanation
 
 CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
-"""Characters encoded before compiled code takes over: if its kernels are cached, and if they must be compiled first."""
+"""Characters encoded before compiled code takes over if its kernels are cached, and before they are compiled if not."""
 
 Pair = tuple[str, str]
 """Two texts that form one sequence (BERT's sentence pairs)."""
@@ -181,17 +181,18 @@ class Tokenizer(Encoder):
     def _compiled_for(self, length: int) -> CompiledEncoder | None:
         """The compiled encoder, or None if there is none or too little text has been seen, ``length`` included.
 
-        It gives the same ids, but takes some hundredths of a second to start, and seconds if its kernels have never
-        been compiled. It is used once enough text has been encoded that this does not matter.
+        It gives the same ids, but takes some hundredths of a second to start, so it is used once enough text has been
+        encoded that this does not matter. Kernels that have never been compiled are compiled in another process.
         """
         if "_compiled" in self.__dict__:
             return self._compiled
         seen = self.__dict__["_seen"] = self.__dict__.get("_seen", 0) + length
         if seen < CHARACTERS_BEFORE_CACHED:
             return None
-        from pellucid.tokenize.compiled_encoder import is_cached
+        from pellucid.tokenize.compiled_encoder import is_ready
 
-        return self._compiled if seen >= CHARACTERS_BEFORE_COMPILING or is_cached(self.model) else None
+        ready = is_ready(self.model, compiles=seen >= CHARACTERS_BEFORE_COMPILING)
+        return self._compiled if ready else None
 
     @cached_property
     def _compiled(self) -> CompiledEncoder | None:

@@ -16,8 +16,10 @@ from support.kernels import Batch
 from support.processes import environment, python
 
 from pellucid.errors import KernelError
+from pellucid.kernels.core import beside as beside_module
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core import elf, fingerprint, isa, library
+from pellucid.kernels.core.beside import Beside
 from pellucid.kernels.core.definitions import Definition, KernelKey, definition, definitions
 from pellucid.kernels.core.definitions import kernel as declare
 from pellucid.kernels.core.fingerprint import environment as environment_hash
@@ -270,3 +272,36 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
     with pytest.warns(RuntimeWarning, match="made for this process only") as warned:
         assert all(Library().load(keys).values())
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_kernels_are_compiled_beside(empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
+    """In a process that fills the folder; without a folder in a thread, for this process alone."""
+    if not keeps:
+        monkeypatch.setattr(beside_module, "can_cache", lambda: False)
+    shelf = Library()
+    beside = Beside(shelf)
+    assert not beside.ready([ADD], compiles=False)
+    assert not beside.threads
+    assert not beside.ready([ADD], compiles=True)
+    (thread,) = beside.threads.values()
+    beside.ready([ADD], compiles=True)
+    assert list(beside.threads.values()) == [thread]
+    thread.join(120)
+    assert beside.ready([ADD], compiles=True)
+    assert stored().exists() == keeps
+    assert (ADD in shelf._addresses) != keeps
+    assert adds(shelf)
+
+
+def test_what_does_not_compile_beside_is_absent(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(key: KernelKey) -> bytes:
+        raise KernelError(f"{key} does not compile")
+
+    monkeypatch.setattr(library, "compile_kernel", fails)
+    monkeypatch.setattr(beside_module, "can_cache", lambda: False)
+    beside = Beside(Library())
+    assert not beside.ready([ADD], compiles=True)
+    next(iter(beside.threads.values())).join(60)
+    assert not beside.ready([ADD], compiles=True)
+    assert len(beside.threads) == 1

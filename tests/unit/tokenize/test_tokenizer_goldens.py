@@ -6,12 +6,19 @@ The golden has null for texts in which only the oracle finds control tokens or b
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processes import environment, python, run
 from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenizer
 
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import Library, shared
 from pellucid.tokenize import tokenizer as base
+from pellucid.tokenize.compiled.kernels import kernels
 from pellucid.tokenize.compiled_encoder import compiled_encoder
 
 pytestmark = pytest.mark.slow
@@ -74,8 +81,8 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
     many = texts * (base.CHARACTERS_BEFORE_COMPILING // sum(map(len, texts)) + 1)
+    assert ours._compiled is not None or ours.model.kernel is None
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
-    assert ours.__dict__["_compiled"] is not None or ours.model.kernel is None
     assert (
         [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
     )
@@ -101,13 +108,57 @@ def test_decoding_equals_sentencepiece(name: str) -> None:
 
 def test_compiled_code_takes_over_once_it_pays() -> None:
     text, ours = "it's 12 naïve words\n", from_folder(GOLDENS / "tiny_byte_level")
-    before, long = (
-        ours.encode(text, add_special=False),
-        text * (base.CHARACTERS_BEFORE_COMPILING // len(text)),
-    )
-    ours.encode(long)
+    assert ours.model.kernel is not None
+    before = ours.encode(text, add_special=False)
+    shared().load(kernels(ours.model.kernel))
+    ours.encode(text * (base.CHARACTERS_BEFORE_CACHED // len(text)))
     assert "_compiled" in ours.__dict__
     assert ours.encode(text, add_special=False) == before
+
+
+NO_WAIT = """
+import time
+from pellucid.kernels.core import library
+from pellucid.tokenize import tokenizer as base
+from tokenizer_cases import GOLDENS, from_folder
+
+def refused(key):
+    raise AssertionError(f"{key} is compiled in the middle of a call")
+
+library.compile_kernel = refused
+text, ours = "it's 12 naïve words\\n", from_folder(GOLDENS / "tiny_byte_level")
+long = text * (base.CHARACTERS_BEFORE_COMPILING // len(text) + 1)
+before = ours.encode(long, add_special=False)
+assert "_compiled" not in ours.__dict__
+end = time.monotonic() + 300
+while "_compiled" not in ours.__dict__ and time.monotonic() < end:
+    ours.encode(text)
+    time.sleep(0.1)
+assert ours._compiled is not None
+assert ours.encode(long, add_special=False) == before
+"""
+
+
+def test_no_call_waits_for_the_compiler(tmp_path: Path) -> None:
+    """Kernels that nobody has compiled are compiled in another process, and texts are encoded in Python meanwhile."""
+    folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    run([(python(NO_WAIT), environment(PELLUCID_HOME=str(tmp_path), PYTHONPATH=folders))])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_what_may_be_called_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled form calls a kernel that is not among those that are compiled for it."""
+    called, function = set[KernelKey](), Library.function
+
+    def watched(self: Library, key: KernelKey) -> object:
+        called.add(key)
+        return function(self, key)
+
+    monkeypatch.setattr(Library, "function", watched)
+    ours = tokenizer(name)
+    if compiled_encoder(ours) is not None:
+        assert ours.model.kernel is not None
+        assert called <= set(kernels(ours.model.kernel))
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -119,6 +119,13 @@ class Library:
         folder = _folder_at_first_use(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 
+    def compile_one(self, key: KernelKey) -> None:
+        """Compile and load a kernel. Other threads can load and compile meanwhile. Raises as ``load``."""
+        made = compile_kernel(key)
+        with self._lock:
+            if key not in self._addresses:
+                self._addresses[key] = self._link(made, key)
+
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
         address = self.load([key])[key]

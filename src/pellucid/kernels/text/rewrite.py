@@ -25,6 +25,7 @@ NEVER, ALWAYS, FIRST = 0, 1, 2
 # of a rule for several. APART: nothing joins it. PICTURE: a pictograph; JOINER joins it to another.
 JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
+RULES = ("none", "longest", "clusters")  # for several characters: none, SentencePiece's, Hugging Face's
 SHORT = 6  # clusters of this many bytes or more have no rules
 
 
@@ -258,7 +259,7 @@ def rewriting(simd: Any, rules: str) -> Any:
 
 @kernel("text.rewrite", RewriteRecord)
 def build(simd: Any, rules: str) -> Any:
-    """``rules`` for several characters: "none", "longest" (SentencePiece) or "clusters" (Hugging Face)."""
+    """``rules``, one of ``RULES``."""
     at, load = RewriteRecord.at, simd.load_i64
     copy, begins_with, rewrite = copying(simd), comparing(simd), rewriting(simd, rules)
 

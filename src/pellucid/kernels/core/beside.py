@@ -1,0 +1,99 @@
+"""Compiles kernels beside what runs, so that no call has to wait for the compiler.
+
+The compiler is written in Python: in a thread it would take the interpreter from the others. So it runs in a process of
+low priority, which writes to the cache folder. It goes on when this process ends, so that the next one finds the
+kernels. A thread waits for it. Where nothing can be kept in the folder, or no process started, the thread compiles
+itself.
+
+The process gets the keys as JSON on its standard input: [["text.split", {}], ...].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Collection, Iterable
+
+from pellucid.errors import KernelError
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import Library, can_cache, shared
+
+NICE = 10  # how much lower its priority is
+LOOKS = 0.2  # seconds between looks whether this process ends
+BOOT = "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.beside import main; main()"
+
+
+class Beside:
+    """Kernels of a library that are compiled beside what runs. Use the instance that ``beside()`` returns."""
+
+    def __init__(self, library: Library) -> None:
+        self._library, self._lock = library, threading.Lock()
+        self.threads: dict[frozenset[KernelKey], threading.Thread] = {}
+
+    def ready(self, keys: Iterable[KernelKey], *, compiles: bool) -> bool:
+        """Whether kernels are loaded or cached. If not, and if it ``compiles``, that begins now."""
+        wanted = frozenset(keys)
+        if self._library.is_cached(wanted):
+            return True
+        with self._lock:
+            if compiles and wanted not in self.threads:
+                self.threads[wanted] = threading.Thread(
+                    target=self._compile, args=(wanted,), name="pellucid-compiler"
+                )
+                self.threads[wanted].start()
+        return False
+
+    def _compile(self, keys: Collection[KernelKey]) -> None:
+        """Compile kernels: the body of a thread, which ends soon after the main thread.
+
+        What does not compile stays absent; whoever wants it later hears why.
+        """
+        process = _started(keys) if can_cache() else None
+        while process is not None and process.poll() is None:
+            if not threading.main_thread().is_alive():
+                process.returncode = 0  # it goes on, and nobody waits for it
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOKS)
+        for key in keys:
+            if threading.main_thread().is_alive() and not self._library.is_cached([key]):
+                with contextlib.suppress(KernelError):
+                    self._library.compile_one(key)
+
+
+@functools.cache
+def beside() -> Beside:
+    """What is compiled beside this process, for its library."""
+    return Beside(shared())
+
+
+def _started(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
+    """A process that compiles kernels; None if there is no Python that can be started."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        return None
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "utf8", "-c", BOOT, *map(os.path.abspath, sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the process that started it
+        )
+    except OSError:
+        return None
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as given:  # it may have ended already
+        given.write(json.dumps([[key.name, dict(key.parameters)] for key in keys]).encode())
+    return process
+
+
+def main() -> None:
+    """Compile what standard input names."""
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    shared().load(KernelKey(name, **parameters) for name, parameters in json.load(sys.stdin))
