@@ -18,7 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
 from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
-from pellucid.tokenize.stages.decode import StreamDecoder
+from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.util import checks
 
@@ -213,8 +213,13 @@ class Tokenizer(Encoder):
         space. WordPiece vocabularies lose white space and case. ``skip_special`` leaves out control tokens. Bytes that
         are not UTF-8 become U+FFFD. Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
-        stream = self.stream(skip_special=skip_special)
-        return "".join([*map(stream.push, ids), stream.flush()])
+        return self._pieces[skip_special].text(ids)
+
+    @cached_property
+    def _pieces(self) -> dict[bool, PieceBytes]:
+        """The bytes of ids, with and without those of control tokens."""
+        skipped = {True: self.vocabulary.special_ids, False: frozenset[int]()}
+        return {key: PieceBytes(self.decoder, self.vocab_size, skip) for key, skip in skipped.items()}
 
     def stream(self, *, skip_special: bool = True, skip: frozenset[int] | None = None) -> StreamDecoder:
         """A decoder for ids that arrive one at a time. ``skip``: those that are left out, if given."""

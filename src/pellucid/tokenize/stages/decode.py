@@ -8,7 +8,7 @@ character (at most three), so that its joined output equals the result of decodi
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from pellucid.tokenize.vocabulary import checked_id
@@ -183,6 +183,35 @@ class BytesDecoder(_Decoder):
     def piece(self, token_id: int, first: bool) -> bytes:
         value = token_id - self._shift
         return bytes([value]) if 0 <= value < 256 else self._tokens[token_id].encode()
+
+
+class PieceBytes(dict[int, bytes]):
+    """The bytes of each id that is not the first, as they are asked for; those of ids in ``skip`` are left out.
+
+    Keys must be ints. Raises :class:`InvalidRequest` for an id outside the vocabulary of ``size`` ids.
+    """
+
+    def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
+        self._decoder, self._size, self._skip = decoder, size, skip
+
+    def __missing__(self, token_id: int) -> bytes:
+        skipped = checked_id(token_id, self._size) in self._skip
+        found = self[token_id] = b"" if skipped else self._decoder.piece(token_id, False)
+        return found
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of all ids, what `StreamDecoder` makes of them one at a time."""
+        whole = list(ids)
+        if not set(map(type, whole)) <= {int}:
+            whole = [checked_id(token_id, self._size) for token_id in whole]
+        parts, count = list[bytes](), 0
+        for token_id in whole:
+            count += 1
+            if checked_id(token_id, self._size) not in self._skip:
+                parts.append(self._decoder.piece(token_id, True))
+                if self._decoder.begun(parts[-1]):
+                    break
+        return b"".join([*parts, *map(self.__getitem__, whole[count:])]).decode("utf-8", "replace")
 
 
 class StreamDecoder:
