@@ -22,7 +22,7 @@ from pellucid.tokenize.compiled.kernels import kernels
 from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
 from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
-from pellucid.tokenize.encoding import Span
+from pellucid.tokenize.encoding import Columns
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.added import AddedTokens
@@ -117,8 +117,10 @@ class CompiledEncoder:
         data, pieces = _joined((part, index) for part, index, _ in segments)
         return self._pipeline.ids_of_pieces([data], pieces)[0]
 
-    def spans(self, text: str, parse_special: bool) -> Iterable[Span] | None:
-        """The ids of a text, each with the characters that it covers; None if Python must find them.
+    def spans(self, text: str, parse_special: bool) -> Columns | None:
+        """The ids of a text, and of each the first character that it covers and the one after its last.
+
+        None if Python must find them.
 
         Python normalizes and tracks the origin of each character; compiled code cuts and makes the ids.
         """
@@ -129,7 +131,7 @@ class CompiledEncoder:
             parts += [(part, index)] if index is not None else [(one, None) for one in changed(part)]
         data, pieces = _joined((part.text, index) for part, index in parts)
         if not data:
-            return ()
+            return [], [], []
         if not self._lost.isdisjoint(data):
             return None  # a lost byte shifts the offsets after it
         placed = self._pipeline.placed(data, pieces, self._cuts)
@@ -139,20 +141,23 @@ class CompiledEncoder:
         begin, end = characters
         starts, ends = _origins(parts)
         stops = np.where(end > begin, ends[end - 1], starts[begin])
-        return zip(placed.ids.tolist(), starts[begin].tolist(), stops.tolist())
+        return placed.ids.tolist(), starts[begin].tolist(), stops.tolist()
 
     def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """The first character of each id and the one after its last, (T,) each; None if Python finds other ids.
 
-        They follow from the number of bytes that each id covers, if these are known and add up to the whole pre-token.
-        Python finds the spans of the other pre-tokens.
+        They follow from the number of bytes that each id covers, if these are known and add up to the whole pre-token;
+        an id alone covers all of it. Python finds the spans of the other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
         known = pieces[:, 1] < 0  # added tokens; each takes one byte
         begins, ends = pieces[:, 0], np.where(known, pieces[:, 0] + 1, pieces[:, 1] & ~PART)
-        owner = np.repeat(np.arange(len(pieces)), np.diff(firsts))
+        counts = np.diff(firsts)
+        owner = np.repeat(np.arange(len(pieces)), counts)
         lengths = np.ones(len(ids), np.int64)
         lengths[~known[owner]] = self._pipeline.lengths[ids[~known[owner]]]
+        alone = counts[owner] == 1
+        lengths[alone] = (ends - begins)[owner[alone]]
         sums = np.bincount(owner, lengths, len(pieces))
         uncertain = (np.bincount(owner, lengths < 0, len(pieces)) > 0) | (sums != ends - begins)
         before = np.cumsum(lengths) - lengths
@@ -160,7 +165,7 @@ class CompiledEncoder:
         stop = np.where(uncertain[owner], 1, start + lengths)
         character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
         begin, end = character[start], character[stop - 1] + 1
-        for piece in np.flatnonzero(uncertain & (np.diff(firsts) > 0)).tolist():
+        for piece in np.flatnonzero(uncertain & (counts > 0)).tolist():
             spans = self._encoder.model.spans(data[begins[piece] : ends[piece]].decode())
             which = slice(firsts[piece], firsts[piece + 1])
             if [index for index, _, _ in spans] != ids[which].tolist():

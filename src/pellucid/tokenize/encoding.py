@@ -5,49 +5,29 @@ The rules are those of Hugging Face ``tokenizers``, ``Encoding``, ``utils/trunca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.tokenize.tokens import Token, TokenTable
 
 Span = tuple[int, int, int]
 """An id, the first character that it covers in a pre-token, and the one after the last."""
 
+Columns = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""Ids, and for each the first character that it covers in the text, and the one after the last."""
 
 Side = Literal["left", "right"]
-
-
-class Token(NamedTuple):
-    """One id of an encoded text.
-
-    ``start`` and ``end`` are character offsets in the text (0, 0 for tokens added around it); ``segment`` is BERT's
-    token type; ``sequence`` is 0 or 1 for the first or second text, None for tokens that belong to neither;
-    ``special``: the post-processor added the token; ``padding``: the token is padding.
-    """
-
-    id: int
-    text: str
-    start: int = 0
-    end: int = 0
-    segment: int = 0
-    sequence: int | None = None
-    special: bool = False
-    padding: bool = False
-
-
-new_token: Callable[[tuple[object, ...]], Token] = partial(tuple.__new__, Token)
-"""Makes a token from a tuple of all its fields, three times as fast as ``Token(...)``."""
 
 
 @dataclass(frozen=True)
 class Encoding(Sequence[Token]):
     """The tokens of a text or of a pair of texts; ``overflowing`` holds the further windows of a truncated text."""
 
-    tokens: tuple[Token, ...]
+    tokens: TokenTable
     overflowing: tuple[Encoding, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -59,22 +39,22 @@ class Encoding(Sequence[Token]):
     @property
     def ids(self) -> list[int]:
         """The ids, (T,)."""
-        return [token.id for token in self.tokens]
+        return list(self.tokens.column("id"))
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
         """The first character of each id in the text, and the one after its last, (T,)."""
-        return [(token.start, token.end) for token in self.tokens]
+        return list(zip(self.tokens.column("start"), self.tokens.column("end")))
 
     @property
     def segments(self) -> list[int]:
         """The segment of each id, (T,)."""
-        return [token.segment for token in self.tokens]
+        return list(self.tokens.column("segment"))
 
     @property
     def attention_mask(self) -> list[int]:
         """1 for each token, 0 for padding, (T,)."""
-        return [int(not token.padding) for token in self.tokens]
+        return [int(not padding) for padding in self.tokens.column("padding")]
 
 
 @dataclass(frozen=True)
@@ -98,8 +78,8 @@ class Truncation:
                 raise InvalidRequest(f"truncation {name} is {getattr(self, name)}; it must be 0 or more")
 
     def windows(
-        self, first: Sequence[Token], second: Sequence[Token] | None, around: int
-    ) -> tuple[list[Sequence[Token]], list[Sequence[Token]] | None]:
+        self, first: TokenTable, second: TokenTable | None, around: int
+    ) -> tuple[list[TokenTable], list[TokenTable] | None]:
         """The windows of each text, with room for ``around`` special tokens; the window that is kept comes first.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
@@ -139,17 +119,17 @@ class Truncation:
             )
         return [left, lengths[1]] if which == 0 else [lengths[0], left]
 
-    def _cut(self, tokens: Sequence[Token], length: int) -> list[Sequence[Token]]:
+    def _cut(self, tokens: TokenTable, length: int) -> list[TokenTable]:
         if length >= len(tokens):
             return [tokens]
         if length == 0:
-            return [(), tokens]
+            return [tokens[:0], tokens]
         if self.stride >= length:
             raise InvalidRequest(
                 f"truncation stride is {self.stride}, but windows have {length} ids; it must be smaller than that"
             )
         step, count = length - self.stride, len(tokens)
-        out: list[Sequence[Token]] = []
+        out: list[TokenTable] = []
         for at in range(0, count, step):
             start, stop = (
                 (at, at + length) if self.side == "right" else (max(count - at - length, 0), count - at)
@@ -184,21 +164,21 @@ class Padding:
     def _fill(self, encoding: Encoding, length: int) -> Encoding:
         filler = (Token(self.id, self.token, segment=self.segment, special=True, padding=True),)
         added = filler * max(length - len(encoding), 0)
-        tokens = added + encoding.tokens if self.side == "left" else encoding.tokens + added
+        parts = (added, encoding.tokens) if self.side == "left" else (encoding.tokens, added)
         return replace(
             encoding,
-            tokens=tokens,
+            tokens=TokenTable.joined(parts),
             overflowing=tuple(self._fill(one, length) for one in encoding.overflowing),
         )
 
 
 def combined(
-    first: Sequence[Sequence[Token]], second: Sequence[Sequence[Token]] | None
-) -> list[tuple[Sequence[Token], Sequence[Token] | None]]:
+    first: Sequence[TokenTable], second: Sequence[TokenTable] | None
+) -> list[tuple[TokenTable, TokenTable | None]]:
     """All combinations of the windows of two texts, the ones that are kept first; one text's windows if only one."""
     if second is None:
         return [(one, None) for one in first]
-    others: list[tuple[Sequence[Token], Sequence[Token] | None]]
+    others: list[tuple[TokenTable, TokenTable | None]]
     others = [(one, other) for one in islice(first, 1, None) for other in second]
     return [(first[0], second[0]), *others, *((first[0], other) for other in islice(second, 1, None))]
 

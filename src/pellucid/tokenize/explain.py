@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
-    from pellucid.tokenize.encoding import Token
     from pellucid.tokenize.stages.aligned import Aligned
+    from pellucid.tokenize.tokens import Token
 
 
 @dataclass(frozen=True)

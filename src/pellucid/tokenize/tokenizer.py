@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
-from pellucid.tokenize.encoding import Encoding, Padding, Token, Truncation, combined, new_token
+from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
+from pellucid.tokenize.tokens import TokenTable
 from pellucid.util import checks
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Tokenizer(Encoder):
         around = self.post_processor if add_special else self.post_processor.plain
         tokens = self._tokens(first, parse_special)
         others = None if second is None else self._tokens(second, parse_special)
-        windows: tuple[list[Sequence[Token]], list[Sequence[Token]] | None]
+        windows: tuple[list[TokenTable], list[TokenTable] | None]
         windows = [tokens], None if others is None else [others]
         if truncation is not None:
             windows = truncation.windows(tokens, others, around.added(second is not None))
@@ -158,19 +159,17 @@ class Tokenizer(Encoder):
             self, text, parse_special, self.encode_with_offsets(text, parse_special=parse_special).tokens
         )
 
-    def _encoding(self, around: Template, first: Sequence[Token], second: Sequence[Token] | None) -> Encoding:
+    def _encoding(self, around: Template, first: TokenTable, second: TokenTable | None) -> Encoding:
         for trim in self.trims:
             first, second = trim(first), None if second is None else trim(second)
         return Encoding(around.tokens(first, second, self.vocabulary.tokens))
 
-    def _tokens(self, text: str, parse_special: bool) -> list[Token]:
-        """The aligned path from text to tokens, all with segment 0 and sequence 0."""
+    def _tokens(self, text: str, parse_special: bool) -> TokenTable:
+        """The aligned path from text to tokens."""
         names, compiled = self.vocabulary.tokens, self._compiled_for(len(text))
-        spans = None if compiled is None else compiled.spans(text, parse_special)
-        found = self.spans(text, parse_special) if spans is None else spans
-        return [
-            new_token((index, names[index], start, stop, 0, 0, False, False)) for index, start, stop in found
-        ]
+        columns = None if compiled is None else compiled.spans(text, parse_special)
+        ids, starts, stops = columns or list(zip(*self.spans(text, parse_special))) or ((), (), ())
+        return TokenTable.of_text(ids, names, starts, stops)
 
     def _encode_text(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The plain path from text to ids; ``mark`` is removed after control tokens have been found."""

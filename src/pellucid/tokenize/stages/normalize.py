@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Literal
 from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
-from pellucid.tokenize.unicode import bracket, letters, members, ranges, singles, small_letters, union
+from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
+from pellucid.tokenize.stages.decomposition import Decomposed, decomposed, decompositions, marks
+from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters, union
 
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
@@ -48,16 +50,25 @@ class Rewrite:
         return text.rewritten(self.find(text.text), self.change)
 
 
+Step = Rewrite | CharacterMap
+
+
 class Normalizer(ABC):
     """A sequence of rewrites. Subclasses with a faster implementation for plain text override ``__call__``."""
 
     @abstractmethod
-    def steps(self) -> Sequence[Rewrite | Normalizer]:
+    def steps(self) -> Sequence[Step | Normalizer]:
         """The rewrites, in order."""
 
     @cached_property
-    def _steps(self) -> Sequence[Rewrite | Normalizer]:
-        return self.steps()
+    def _steps(self) -> Sequence[Step | Normalizer]:
+        made: list[Step | Normalizer] = []
+        for step in self.steps():
+            if made and isinstance(step, CharacterMap) and isinstance(before := made[-1], CharacterMap):
+                made[-1] = before.then(step)
+            else:
+                made.append(step)
+        return made
 
     def __call__(self, text: str) -> str:
         before = len(text)
@@ -82,7 +93,9 @@ class Replace(Normalizer):
     new: str
     is_pattern: bool = False
 
-    def steps(self) -> list[Rewrite]:
+    def steps(self) -> list[Step]:
+        if not self.is_pattern and len(self.old) == 1:
+            return [CharacterMap({ord(self.old): self.new})]
         find = matcher(self.old if self.is_pattern else quoted(self.old)).spans
         return [Rewrite(find, lambda match: [(self.new, len(match) - 1)])]
 
@@ -127,7 +140,32 @@ class Normalize(Normalizer):
     form: Form
 
     def steps(self) -> list[Rewrite]:
-        return [Rewrite(matches(_normalized()), self._change)]
+        return [Rewrite(self._changed, self._change)]
+
+    def aligned(self, text: Aligned) -> Aligned:
+        if self.form in ("NFD", "NFKD") and len(text) > SHORT and not self._is_normalized(text.text):
+            return decomposed(text, self.form)
+        return super().aligned(text)
+
+    def _changed(self, text: str) -> Iterator[tuple[int, int]]:
+        """The parts of a text that are not normalized, such that nothing around them matters."""
+        if text.isascii():
+            return
+        if self._decomposed_form == self.form:
+            # A character that is decomposed matters only to the marks beside it.
+            yield from (
+                part.span()
+                for part in _decomposable(self._decomposed_form).finditer(text)
+                if not self._is_normalized(part[0])
+            )
+            return
+        for part in re.finditer(BEHIND, text):  # nothing composes with ASCII behind it
+            for run in compiled(_normalized()).finditer(text, *part.span()):
+                if not self._is_normalized(run[0]):
+                    yield run.span()
+
+    def _is_normalized(self, run: str) -> bool:
+        return _long_mark_runs().search(run) is None and unicodedata.is_normalized(self.form, run)
 
     def __call__(self, text: str) -> str:
         if not text.isascii() and _long_mark_runs().search(text):
@@ -141,13 +179,11 @@ class Normalize(Normalizer):
         return compiled(_normalized()).sub(lambda run: unicodedata.normalize(self.form, run[0]), text)  # type: ignore
 
     @property
-    def _decomposed_form(self) -> Form:
+    def _decomposed_form(self) -> Decomposed:
         """The decomposed form: NFKD or NFD."""
         return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
 
     def _change(self, run: str) -> list[tuple[str, int]]:
-        if _long_mark_runs().search(run) is None and unicodedata.is_normalized(self.form, run):
-            return [(letter, at) for at, letter in enumerate(run)]
         parts = list(_decomposed(run, self._decomposed_form))
         return placed(_composed(parts) if self._decomposed_form != self.form else parts)
 
@@ -158,15 +194,24 @@ def _normalized() -> str:
 
 
 @cache
+def _decomposable(form: Decomposed) -> re.Pattern[str]:
+    """Matches the characters, known to Unicode 9, that are marks or change when they are decomposed."""
+    return re.compile(f"[{bracket(singles([*decompositions(form), *marks()]))}]+")
+
+
+BEHIND = r"[\x00-\x7F]?[^\x00-\x7F]+"
+"""Characters beyond ASCII, and the one before them, with which the first may compose."""
+
+
+@cache
 def _long_mark_runs() -> re.Pattern[str]:
     """Matches 64 or more marks in a row: ``unicodedata`` needs quadratic time to order them.
 
     The marks are those of Unicode 9, and characters that decompose to a mark. It uses ``re``, which turns large sets
     into tables.
     """
-    known = letters(members("text.normalized") or ())
-    marks = [letter for letter in known if unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])]
-    return re.compile(f"[{bracket(singles(map(ord, marks)))}]{{64,}}")
+    becomes = [code for code, new in decompositions("NFKD").items() if unicodedata.combining(new[0])]
+    return re.compile(f"[{bracket(singles([*marks(), *becomes]))}]{{64,}}")
 
 
 @cache
@@ -229,9 +274,8 @@ class Strip(Normalizer):
 class Lowercase(Normalizer):
     """Lower case, character by character: unlike ``str.lower``, it does not treat a final sigma differently."""
 
-    def steps(self) -> list[Rewrite]:
-        small = small_letters()
-        return [Rewrite(matches(f"[{bracket(singles(small))}]"), lambda capital: [(small[ord(capital)], 0)])]
+    def steps(self) -> list[Step]:
+        return [CharacterMap(small_letters())]
 
     def __call__(self, text: str) -> str:
         return text.lower() if text.isascii() else text.translate(small_letters())
@@ -241,17 +285,16 @@ class Lowercase(Normalizer):
 class StripAccents(Normalizer):
     """Removes combining marks. Accented characters must be decomposed (NFD) before it."""
 
-    def steps(self) -> list[Rewrite]:
-        return [dropping(f"[{bracket('text.marks')}]+")]
+    def steps(self) -> list[Step]:
+        return [replacing(members("text.marks"), "")]
 
 
 @dataclass(frozen=True)
 class Nmt(Normalizer):
     """SentencePiece's clean-up for machine translation: drops control characters, turns all white space into spaces."""
 
-    def steps(self) -> list[Rewrite]:
-        space = Rewrite(matches(f"[{bracket(_NMT_SPACE)}]"), lambda _: [(" ", 0)])
-        return [dropping(f"[{bracket(_NMT_DROPPED)}]+"), space]
+    def steps(self) -> list[Step]:
+        return [replacing(_NMT_DROPPED, ""), replacing(_NMT_SPACE, " ")]
 
 
 _NMT_DROPPED = ranges("1-8 B E-1F 7F 8F 9F")
@@ -272,13 +315,10 @@ class Bert(Normalizer):
     strip_accents: bool = True
     lowercase: bool = True
 
-    def steps(self) -> list[Rewrite | Normalizer]:
-        clean = [
-            dropping(f"[{bracket('bert.dropped')}]+"),
-            Rewrite(matches(r"\p{White_Space}"), lambda _: [(" ", 0)]),
-        ]
-        cjk = [Rewrite(matches(f"[{bracket(IDEOGRAPHS)}]"), lambda letter: [(f" {letter} ", 0)])]
-        accents = [Normalize("NFD"), dropping(f"[{bracket('bert.marks')}]+")]
+    def steps(self) -> list[Step | Normalizer]:
+        clean = [replacing(members("bert.dropped"), ""), replacing(members("White_Space"), " ")]
+        cjk = [CharacterMap({ord(letter): f" {letter} " for letter in letters(IDEOGRAPHS)})]
+        accents = [Normalize("NFD"), replacing(members("bert.marks"), "")]
         return [
             *(clean if self.clean else ()),
             *(cjk if self.cjk else ()),
@@ -313,6 +353,11 @@ class Sequential(Normalizer):
 def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
     """The stages as one normalizer, or None if there are none."""
     return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
+
+
+def replacing(which: Ranges | None, new: str) -> CharacterMap:
+    """A step that replaces each of these characters by the same text."""
+    return CharacterMap(dict.fromkeys(map(ord, letters(which or ())), new))
 
 
 def dropping(pattern: str) -> Rewrite:

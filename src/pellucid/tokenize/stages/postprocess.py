@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pellucid.tokenize.encoding import Token
 from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.tokenize.tokens import Token, TokenTable
 from pellucid.tokenize.unicode import white_space
 
 if TYPE_CHECKING:
@@ -64,25 +64,21 @@ class Template:
         parts = [text if item == A else np.array([item], np.int32) for item in items]
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
-    def tokens(
-        self, first: Sequence[Token], second: Sequence[Token] | None, names: Sequence[str]
-    ) -> tuple[Token, ...]:
+    def tokens(self, first: TokenTable, second: TokenTable | None, names: Sequence[str]) -> TokenTable:
         """The tokens of one text or of two with the special tokens around them.
 
         The given tokens have segment 0 and sequence 0. ``names`` has the piece of every id.
         """
-        out: list[Token] = []
+        parts = list[Sequence[Token]]()
         for item, segment in self.single if second is None else self.pair:
             if item >= 0:
-                out.append(Token(item, names[item], segment=segment, special=True))
+                parts.append([Token(item, names[item], segment=segment, special=True)])
             else:
                 part = first if item == A else second
                 assert part is not None
-                if segment == 0 and item == A:  # the tokens already have these
-                    out.extend(part)
-                else:
-                    out.extend(token._replace(segment=segment, sequence=int(item == B)) for token in part)
-        return tuple(out)
+                count = len(part)
+                parts.append(part.changed(segment=[segment] * count, sequence=[int(item == B)] * count))
+        return TokenTable.joined(parts)
 
 
 @dataclass(frozen=True)
@@ -95,21 +91,31 @@ class Trim:
 
     keeps_first: bool
 
-    def __call__(self, tokens: Sequence[Token]) -> list[Token]:
-        return [self._trimmed(at, token) for at, token in enumerate(tokens)]
-
-    def _trimmed(self, at: int, token: Token) -> Token:
+    def __call__(self, tokens: TokenTable) -> TokenTable:
         space = _spaces()
-        leading = len(token.text) - len(token.text.lstrip(space))
-        trailing = len(token.text) - len(token.text.rstrip(space))
-        start, end = token.start, token.end
+        starts, ends = list(tokens.column("start")), list(tokens.column("end"))
+        trims = dict[str, tuple[int, int]]()
+        for at, text in enumerate(tokens.column("text")):
+            found = trims.get(text)
+            if found is None:
+                found = trims[text] = _around(text, space)
+            if any(found):
+                starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *found)
+        return tokens.changed(start=starts, end=ends)
+
+    def _trimmed(self, at: int, start: int, end: int, leading: int, trailing: int) -> tuple[int, int]:
         if leading:
             if self.keeps_first and leading == 1 and (at == 0 or start == 0):
                 leading = 0
             start = min(start + leading, end)
         if trailing and end >= trailing:
             end = max(end - trailing, start)
-        return token._replace(start=start, end=end)
+        return start, end
+
+
+def _around(text: str, space: str) -> tuple[int, int]:
+    """How many characters of white space a text has at its ends."""
+    return len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
 
 
 @cache

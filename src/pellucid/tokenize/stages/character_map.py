@@ -1,0 +1,97 @@
+"""Replaces single characters, whatever their neighbours are: the commonest step of a normalizer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pellucid.tokenize.stages.aligned import Aligned, check_growth
+from pellucid.tokenize.unicode import CODES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SHORT = 256
+"""Characters of a text whose origins are moved by Python: arrays pay only beyond."""
+UTF32 = f"utf-32-{sys.byteorder[0]}e"
+"""The encoding by code points, without a byte order mark."""
+
+
+class CharacterMap:
+    """Replaces the characters with the codes of ``targets``; a replacement has the origin of what it replaces."""
+
+    def __init__(self, targets: Mapping[int, str]) -> None:
+        self._targets = dict(targets)
+        self._uneven = {chr(code): len(new) for code, new in targets.items() if len(new) != 1}
+        self._touches_ascii = any(code < 0x80 for code in targets)
+
+    def then(self, following: CharacterMap) -> CharacterMap:
+        """Both maps as one."""
+        both = {code: new.translate(following._targets) for code, new in self._targets.items()}
+        return CharacterMap(following._targets | both)
+
+    def __call__(self, text: str) -> str:
+        if text.isascii() and not self._touches_ascii:
+            return text
+        new = text.translate(self._targets)
+        check_growth(len(text), len(new))
+        return new
+
+    def aligned(self, text: Aligned) -> Aligned:
+        """The text with its characters replaced."""
+        old = text.text
+        if old.isascii() and not self._touches_ascii:
+            return text
+        if self._uneven.keys().isdisjoint(old):
+            new = old.translate(self._targets)
+            return text if new == old else Aligned(new, text.starts, text.ends, text.origin)
+        if len(old) <= SHORT:
+            lengths = [self._uneven.get(letter, 1) for letter in old]
+            check_growth(len(old), sum(lengths))
+            starts, ends = (_repeated(places, lengths) for places in (text.starts, text.ends))
+        else:
+            starts, ends = self._moved(old, text.starts, text.ends)
+        return Aligned(old.translate(self._targets), starts, ends, text.origin)
+
+    def _moved(self, old: str, *places: Sequence[int]) -> list[list[int]]:
+        """``places`` of each character of a long text, each for all characters of its replacement."""
+        lengths = self.lengths(old)
+        check_growth(len(old), int(lengths.sum()))
+        return [places_of(one).repeat(lengths).tolist() for one in places]
+
+    def lengths(self, text: str) -> NDArray[np.int64]:
+        """The length of the replacement of each character of a text."""
+        return self._lengths[codes_of(text)]
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        """The length of each character's replacement, (0x110000,)."""
+        import numpy as np
+
+        lengths = np.ones(CODES, np.int64)
+        lengths[list(map(ord, self._uneven))] = list(self._uneven.values())
+        return lengths
+
+
+def codes_of(text: str) -> NDArray[np.uint32]:
+    """The code points of a text."""
+    import numpy as np
+
+    return np.frombuffer(text.encode(UTF32), np.uint32)
+
+
+def places_of(places: Sequence[int]) -> NDArray[np.int64]:
+    """Places of characters as an array."""
+    import numpy as np
+
+    if isinstance(places, range):
+        return np.arange(places.start, places.stop)
+    return np.array(places, np.int64)
+
+
+def _repeated(places: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Each place as often as its count says."""
+    return [place for place, count in zip(places, counts, strict=True) for _ in range(count)]

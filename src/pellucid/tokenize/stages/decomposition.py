@@ -1,0 +1,73 @@
+"""Unicode decomposition (NFD, NFKD; UAX #15) of long texts that keep their offsets, by arrays.
+
+The same as `normalize.Normalize` does by patterns, which is faster for short texts: each character is decomposed by
+itself, then marks beside each other are put in canonical order. As in ``tokenizers``, the origins of characters do not
+move with the marks: the characters that stand for an old one take the origins in order.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.character_map import UTF32, CharacterMap, codes_of, places_of
+from pellucid.tokenize.unicode import CODES, letters, members
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Decomposed = Literal["NFD", "NFKD"]
+
+
+@cache
+def decompositions(form: Decomposed) -> dict[int, str]:
+    """Code → decomposition, of the characters known to Unicode 9 that have one."""
+    known = letters(members("text.normalized") or ())
+    parts = ((letter, unicodedata.normalize(form, letter)) for letter in known)
+    return {ord(letter): new for letter, new in parts if new != letter}
+
+
+@cache
+def marks() -> dict[int, int]:
+    """Code → combining class, of the marks that Unicode 9 knew."""
+    known = letters(members("text.normalized") or ())
+    return {ord(letter): kind for letter in known if (kind := unicodedata.combining(letter))}
+
+
+@cache
+def _map(form: Decomposed) -> CharacterMap:
+    return CharacterMap(decompositions(form))
+
+
+@cache
+def _classes() -> NDArray[np.uint8]:
+    """The combining class of each character, (0x110000,)."""
+    import numpy as np
+
+    classes = np.zeros(CODES, np.uint8)
+    classes[list(marks())] = list(marks().values())
+    return classes
+
+
+def decomposed(text: Aligned, form: Decomposed) -> Aligned:
+    """The decomposed text."""
+    import numpy as np
+
+    lengths = _map(form).lengths(text.text)
+    new = _map(form)(text.text)
+    codes = codes_of(new)
+    first = np.zeros(len(new), bool)  # of those that stand for an old character
+    first[np.cumsum(lengths) - lengths] = True
+    classes = _classes()[codes]
+    order = np.cumsum(classes == 0) * 256 + classes
+    if np.any(order[1:] < order[:-1]):
+        sorted_places = np.argsort(order, kind="stable")
+        first = first[sorted_places]
+        new = codes[sorted_places].tobytes().decode(UTF32)
+    before = np.cumsum(first) - first
+    place = np.where(first, before, np.maximum(before - 1, 0))
+    starts, ends = (places_of(one)[place].tolist() for one in (text.starts, text.ends))
+    return Aligned(new, starts, ends, text.origin)
