@@ -19,7 +19,7 @@
 # make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
-# make bench-encode   encoding speed beside tokenizers, tiktoken and sentencepiece
+# make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece
 # make bench-sampling  cost of the sampler chain and of constraints
 # make bench-tracing   cost of recording and editing a run; BENCH='--peers PYTHON' measures nnsight and TransformerLens
 #                too, with an interpreter that has them
@@ -100,6 +100,7 @@ bench-encode: $(VENV)/oracles
 	$(BIN)/python tests/oracles/tokenizers_long.py fetch
 	$(BIN)/python tests/oracles/tokenizers_long.py train
 	$(BIN)/python bench/encode.py $(BENCH)
+	$(BIN)/python bench/offsets.py $(BENCH)
 
 bench-sampling: $(VENV)/dev
 	$(BIN)/python bench/sampling.py $(BENCH)
