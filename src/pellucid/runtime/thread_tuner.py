@@ -9,6 +9,7 @@ measuring. The number may change from one step to the next, because the bits of 
 from __future__ import annotations
 
 WAITS = 3  # how often threads must give up their cores in a step to count as waiting: fewer are chance
+PROOF = 2  # steps with fewer threads that show whether these are better
 FIRST, LONGEST = 8, 256  # steps between attempts with one more thread; an attempt has FIRST steps
 FORGOTTEN = 1024  # steps after which the times of other numbers of threads are discarded
 
@@ -16,8 +17,9 @@ FORGOTTEN = 1024  # steps after which the times of other numbers of threads are 
 class ThreadTuner:
     """Chooses ``threads``, the number of threads for the next small step, at most ``most``.
 
-    A step whose threads had to wait for cores halves the team, unless that is known to be slower. After some steps one
-    more thread is tried; if that is slower, twice as many steps pass before the next attempt.
+    Two steps in a row whose threads had to wait for cores halve the team, unless that is known to be slower; a single
+    one may have waited for pages of memory, or for threads to wake up. If the next steps are slower, all are back.
+    After some steps one more thread is tried; if that is slower, twice as many steps pass before the next attempt.
     """
 
     def __init__(self, most: int) -> None:
@@ -26,6 +28,8 @@ class ThreadTuner:
         self._steps = self._steps_since_switch = 0  # in total, and with this number of threads
         self._attempt_interval = FIRST
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
+        self._halved_from = 0  # the number of threads before the team was halved, until that has proved better
+        self._has_waited = False
 
     def tell(self, waits: int, seconds: float) -> None:
         """Record how often threads gave up their cores in the last step, and how long the step took."""
@@ -34,10 +38,17 @@ class ThreadTuner:
         self._seconds[self.threads] = mean = mean + (seconds - mean) / FIRST
         if self._steps % FORGOTTEN == 0:
             self._seconds = {self.threads: mean}
-        waited, fewer = waits >= WAITS, self.threads // 2
+        waits_now, fewer = waits >= WAITS, self.threads // 2
+        waited, self._has_waited = waits_now and self._has_waited, waits_now
+        if self._halved_from and self._steps_since_switch >= PROOF:
+            before, self._halved_from = self._halved_from, 0
+            if mean > self._seconds.get(before, mean):
+                self._switch_to(before)
+                return
         if self._attempt_from:
-            self._judge_attempt(waited, mean)
+            self._judge_attempt(waits_now, mean)
         elif waited and fewer and self._seconds.get(fewer, 0.0) < mean:
+            self._halved_from = self.threads
             self._switch_to(fewer)
         elif self.threads < self._most and self._steps_since_switch >= self._attempt_interval:
             self._attempt_from = self.threads

@@ -72,3 +72,26 @@ def test_what_one_thread_took_long_ago_is_measured_again() -> None:
     run(pace, 500, lambda threads: (100, 1.0) if threads == 2 else (0, 3.0))
     sizes = run(pace, 4000, lambda threads: (100, 5.0) if threads == 2 else (0, 3.0))
     assert Counter(sizes[2000:])[1] > 1800
+
+
+def test_a_step_that_waits_by_itself_is_no_busy_machine() -> None:
+    """The first step after a load or a pause waits for pages and for threads that wake up."""
+    turns = iter(range(10**6))
+
+    def step(threads: int) -> tuple[int, float]:
+        first = next(turns) % 20 == 0
+        return (1000, 1.3) if first else (0, 1 / threads)
+
+    assert set(run(ThreadTuner(2), 400, step)) == {2}
+
+
+def test_fewer_threads_that_are_slower_are_left_at_once() -> None:
+    turns = iter(range(10**6))
+
+    def step(threads: int) -> tuple[int, float]:
+        begins = next(turns) < 2
+        return (1000 * begins, 1.1 if begins else 3.0 / threads)
+
+    sizes = run(ThreadTuner(4), 40, step)
+    assert sizes[2:4] == [2, 2]
+    assert sizes[4:] == [4] * 36
