@@ -5,8 +5,12 @@ undo. Python's own start, some hundredths of a second before the first line of t
 """
 
 import _signal  # type: ignore[import-not-found]  # importing ``signal`` takes longer than this whole file
+import gc
 import os
 import sys
+
+GARBAGE = 50_000  # objects more than before, until the garbage collector looks through the youngest
+"""Python's default is some hundred: 230 collections until a model has answered, of what is all in use."""
 
 
 def _exit_on_interrupt(*_: object) -> None:
@@ -21,6 +25,7 @@ if _HANDLED:
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
+    gc.set_threshold(GARBAGE)
     try:
         from pellucid.cli.main import main as command_line
 

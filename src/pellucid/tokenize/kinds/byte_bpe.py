@@ -31,7 +31,7 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
 
-WORTH_CACHING = 100_000  # merges
+WORTH_CACHING = 10_000  # merges: from there on an entry is read in less time than they take
 
 
 class ByteBPE(TokenizerModel):
