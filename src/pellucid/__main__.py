@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 
-GARBAGE = 50_000  # objects more than before, until the garbage collector looks through the youngest
+GARBAGE = 200_000  # objects more than before, until the garbage collector looks through the youngest
 """Python's default is some hundred: 230 collections until a model has answered, of what is all in use."""
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pellucid.engine.scheduler import Job
 from pellucid.pipeline import Task
 from pellucid.util.checks import real, whole
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 MOST_PRIORITY, LONGEST = 100, 1e9
@@ -131,6 +133,8 @@ class Run(Generic[T]):
 
     async def stream(self) -> AsyncGenerator[T, None]:
         """The results for an event loop, which has other things to do. The task ends with the iteration."""
+        import asyncio  # takes a while, and most runs need none
+
         loop, job = asyncio.get_running_loop(), self._job
         try:
             while True:
