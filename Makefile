@@ -117,6 +117,7 @@ bench-peers:
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m compileall -q src/pellucid  # many containers forbid Python to do so by itself
 	@touch $@
 
 $(VENV)/dev: $(VENV)/installed
