@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.tiles import columns_at_once, store_scores
+from pellucid.kernels.attention.tiles import ROWS, SPAN, columns_at_once, store_scores
 
 
-def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Make the loop for the scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
+    """Make the loop for the scores of ``rows`` queries (rows, K) with ``span`` tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, out, bytes between rows of out)
+    (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -25,26 +25,26 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        queries, keys, token, ahead, out, stride = args
+        queries, keys, token, ahead, further, out, stride = args
         zero = e.fill(simd.f32, 0.0)
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(span // 16)] for _ in range(rows)]
         starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in range(rows)]
         with cgutils.for_range(builder, e.const(width // 2)) as loop:
             key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
-            places = [e.at(key, 64 * half) for half in range(2)]
+            places = [e.at(key, 64 * part) for part in range(span // 16)]
             for place in places:
-                e.prefetch_stream(builder.add(place, ahead))
-            halves = [e.load(place, simd.vec(simd.i32)) for place in places]
+                e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
+            parts = [e.load(place, simd.vec(simd.i32)) for place in places]
             for row, start in zip(totals, starts):
                 q = bf16_dot.spread(e, start, loop.index)
-                for total, half in zip(row, halves):
-                    builder.store(bf16_dot.add(e, builder.load(total), q, half), total)
+                for total, part in zip(row, parts):
+                    builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
         store_scores(e, totals, out, stride)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, queries, keys, token, ahead, out, stride):
-        return t.void(*[t.int64] * 6), emit
+    def tile(typingctx, queries, keys, token, ahead, further, out, stride):
+        return t.void(*[t.int64] * 7), emit
 
     return tile
 
@@ -53,7 +53,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from an even token on.
 
     If ``count`` is odd, the weight after the last token's is read and must be finite; the value after it is ignored.
-    (weights, bytes between rows of weights, a head's values in the page, token, ahead, count, out)
+    (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count, out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -65,7 +65,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        weights, stride, values, token, ahead, count, out = args
+        weights, stride, values, token, ahead, further, count, out = args
         starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
         first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
         odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
@@ -78,7 +78,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
                 places = [e.at(value, 64 * (first + c)) for c in range(chunk)]
                 for place in places:
-                    e.prefetch_stream(builder.add(place, ahead))
+                    e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
                 loaded = [e.load(place, simd.vec(simd.i32)) for place in places]
                 if last:
                     loaded = [bf16_dot.first_only(e, both) for both in loaded]
@@ -97,7 +97,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, weights, stride, values, token, ahead, count, out):
-        return t.void(*[t.int64] * 7), emit
+    def tile(typingctx, weights, stride, values, token, ahead, further, count, out):
+        return t.void(*[t.int64] * 8), emit
 
     return tile

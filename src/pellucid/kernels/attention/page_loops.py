@@ -10,13 +10,17 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from pellucid.kernels.attention import bf16_tiles, tiles
-from pellucid.kernels.attention.tiles import ROWS, widen_keys, widen_values
+from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
+from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_values
+
+FAR = 32768  # bytes
 
 
 class PageLoops(NamedTuple):
     """Helpers for one page.
 
-    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each.
+    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each. ``far``
+    is how many tokens ahead of its use a page is prefetched for the first time.
     """
 
     open_keys: Any
@@ -25,6 +29,7 @@ class PageLoops(NamedTuple):
     values: Any
     store: Any
     size: int
+    far: int
 
 
 def page_loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
@@ -49,7 +54,13 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
     def unopened(rows, here, page):
         pass
 
-    return PageLoops(unopened, few_scores, unopened, few_values, bf16_dot.store_row, bf16_dot.ROW_BYTES)
+    far = _far("bf16", head_dim)
+    return PageLoops(unopened, few_scores, unopened, few_values, bf16_dot.store_row, bf16_dot.ROW_BYTES, far)
+
+
+def _far(kv_dtype: str, head_dim: int) -> int:
+    """Tokens whose keys have as many bytes as a stream is prefetched ahead; two pages at least."""
+    return PAGE * max(2, FAR // head_bytes(kv_dtype, head_dim))
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
@@ -66,11 +77,12 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
             wider_keys(here, page)
 
     @simd.jit
-    def scores(rows, count, queries, here, page, token, ahead, out):
+    def scores(rows, count, queries, here, page, token, ahead, further, tokens, out):
         if rows > ROWS and count == ROWS:
-            wide_scores(queries, page, token, 0, out, stride)
+            for t in range(0, tokens, SPAN):
+                wide_scores(queries, page, token + t, 0, 0, out + 4 * t, stride)
         else:
-            few_scores(rows, count, queries, here, page, token, ahead, out)
+            few_scores(rows, count, queries, here, page, token, ahead, further, tokens, out)
 
     @simd.jit
     def open_values(rows, here, page):
@@ -78,40 +90,68 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
             wider_values(here, page)
 
     @simd.jit
-    def values(rows, count, weights, here, page, token, ahead, tokens, out):
+    def values(rows, count, weights, here, page, token, ahead, further, tokens, out):
         if rows > ROWS and count == ROWS:
-            wide_values(weights, stride, page, token, 0, tokens, out)
+            wide_values(weights, stride, page, token, 0, 0, tokens, out)
         else:
-            few_values(rows, count, weights, here, page, token, ahead, tokens, out)
+            few_values(rows, count, weights, here, page, token, ahead, further, tokens, out)
 
-    return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4)
+    return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4, _far(kv_dtype, head_dim))
 
 
 def _scores_of_few(
     simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int
 ) -> Any:
-    """Make the helper for scores of any number of rows, from loops over 8, 4, 3, 2 and 1 rows."""
+    """Make the helper for scores of any number of rows, from loops over 8, 4, 3, 2 and 1 rows.
+
+    Few rows read a page of which all ``tokens`` are wanted in the order of memory, if there are enough registers.
+    """
+    from pellucid.kernels.simd.types import LANES, TARGET
+
     scores8, scores4, scores3, scores2, scores1 = (
         tiles.scores_tile(simd, n, head_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
     )
+    whole = PAGE if TARGET.isa.lanes == LANES else PAGE + 1  # never
+    page4, page3, page2, page1 = (tiles.scores_tile(simd, n, head_dim, kv_dtype, PAGE) for n in (4, 3, 2, 1))
 
     @simd.jit
-    def scores(rows, count, queries, here, page, token, ahead, out):
+    def some(queries, count, here, token, ahead, further, out):
         while count > 0:
             if count >= 8:
-                scores8(queries, here, token, ahead, out, stride)
+                scores8(queries, here, token, ahead, further, out, stride)
                 done = 8
             elif count >= 4:
-                scores4(queries, here, token, ahead, out, stride)
+                scores4(queries, here, token, ahead, further, out, stride)
                 done = 4
             elif count == 3:
-                scores3(queries, here, token, ahead, out, stride)
+                scores3(queries, here, token, ahead, further, out, stride)
                 done = 3
             elif count == 2:
-                scores2(queries, here, token, ahead, out, stride)
+                scores2(queries, here, token, ahead, further, out, stride)
                 done = 2
             else:
-                scores1(queries, here, token, ahead, out, stride)
+                scores1(queries, here, token, ahead, further, out, stride)
+                done = 1
+            count, queries, out = count - done, queries + done * query_bytes, out + done * stride
+
+    @simd.jit
+    def scores(rows, count, queries, here, page, token, ahead, further, tokens, out):
+        if tokens < whole or count >= 8:
+            for t in range(0, tokens, SPAN):
+                some(queries, count, here, token + t, ahead, further, out + 4 * t)
+            return
+        while count > 0:
+            if count >= 4:
+                page4(queries, here, token, ahead, further, out, stride)
+                done = 4
+            elif count == 3:
+                page3(queries, here, token, ahead, further, out, stride)
+                done = 3
+            elif count == 2:
+                page2(queries, here, token, ahead, further, out, stride)
+                done = 2
+            else:
+                page1(queries, here, token, ahead, further, out, stride)
                 done = 1
             count, queries, out = count - done, queries + done * query_bytes, out + done * stride
 
@@ -126,22 +166,22 @@ def _values_of_few(simd: Any, tiles: ModuleType, value_dim: int, kv_dtype: str, 
     )
 
     @simd.jit
-    def values(rows, count, weights, here, page, token, ahead, tokens, out):
+    def values(rows, count, weights, here, page, token, ahead, further, tokens, out):
         while count > 0:
             if count >= 8:
-                values8(weights, stride, here, token, ahead, tokens, out)
+                values8(weights, stride, here, token, ahead, further, tokens, out)
                 done = 8
             elif count >= 4:
-                values4(weights, stride, here, token, ahead, tokens, out)
+                values4(weights, stride, here, token, ahead, further, tokens, out)
                 done = 4
             elif count == 3:
-                values3(weights, stride, here, token, ahead, tokens, out)
+                values3(weights, stride, here, token, ahead, further, tokens, out)
                 done = 3
             elif count == 2:
-                values2(weights, stride, here, token, ahead, tokens, out)
+                values2(weights, stride, here, token, ahead, further, tokens, out)
                 done = 2
             else:
-                values1(weights, stride, here, token, ahead, tokens, out)
+                values1(weights, stride, here, token, ahead, further, tokens, out)
                 done = 1
             count, weights, out = count - done, weights + done * stride, out + done * out_bytes
 

@@ -2,7 +2,8 @@
 
 They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
 bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops therefore prefetch the
-line ``ahead`` bytes after each line that they read as stored; float32 is a widened copy, which is in the cache.
+lines ``ahead`` and ``further`` bytes after each line that they read as stored; float32 is a widened copy, which is in
+the cache.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ SPAN = 32  # tokens whose scores a loop computes
 REGISTERS = 16  # most vectors of sums of a loop
 
 
-def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
-    """Make the loop for the scores of ``rows`` queries (rows, K) with 32 tokens of a page, from ``token`` on.
+def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
+    """Make the loop for the scores of ``rows`` queries (rows, K) with ``span`` tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, out, bytes between rows of out)
+    (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -33,46 +34,53 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        queries, keys, token, ahead, out, stride = args
+        queries, keys, token, ahead, further, out, stride = args
         zero = e.fill(simd.f32, 0.0)
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(span // 16)] for _ in range(rows)]
         starts = [e.at(queries, width * 4 * r) for r in range(rows)]
         with cgutils.for_range(builder, e.const(blocks)) as block:
-            scales = kv_layout.key_scales(e, simd, kv_dtype, width, keys, block.index, token)
+            scales = [
+                scale
+                for at in range(0, span, 32)
+                for scale in kv_layout.key_scales(
+                    e, simd, kv_dtype, width, keys, block.index, e.at(token, at)
+                )
+            ]
             first = e.times(block.index, columns)
             with cgutils.for_range(builder, e.const(columns)) as loop:
                 column = e.at(first, loop.index)
                 key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
+                places = [e.at(key, 16 * size * part) for part in range(span // 16)]
                 if kv_dtype != "f32":
-                    e.prefetch_stream(builder.add(key, ahead))
-                places = [e.at(key, 16 * size * h) for h in range(2)]
-                halves = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(places, scales)]
+                    for line in range(0, span * size, 64):
+                        e.prefetch_scattered(e.at(key, line), ahead, further, twice=rows < ROWS)
+                parts = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(places, scales)]
                 for row, start in zip(totals, starts):
                     q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
-                    for total, half in zip(row, halves):
-                        builder.store(e.fma(q, half, builder.load(total)), total)
+                    for total, part in zip(row, parts):
+                        builder.store(e.fma(q, part, builder.load(total)), total)
         store_scores(e, totals, out, stride)
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, queries, keys, token, ahead, out, stride):
-        return t.void(*[t.int64] * 6), emit
+    def tile(typingctx, queries, keys, token, ahead, further, out, stride):
+        return t.void(*[t.int64] * 7), emit
 
     return tile
 
 
 def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None:
-    """Store the sums, two vectors for each row, in rows of scores that are ``stride`` bytes apart."""
+    """Store the sums, some vectors for each row, in rows of scores that are ``stride`` bytes apart."""
     for r, row in enumerate(totals):
         where = e.at(out, e.b.mul(stride, e.const(r)))
-        for h, total in enumerate(row):
-            e.store(e.b.load(total), e.at(where, 64 * h))
+        for part, total in enumerate(row):
+            e.store(e.b.load(total), e.at(where, 64 * part))
 
 
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from ``token`` on.
 
-    (weights, bytes between rows of weights, a head's values in the page, token, ahead, count, out)
+    (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count, out)
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -82,7 +90,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
-        weights, stride, values, first_token, ahead, count, out = args
+        weights, stride, values, first_token, ahead, further, count, out = args
         starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
         for first in range(0, vectors, chunk):
             places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
@@ -95,7 +103,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 stored16 = [e.at(value, column * size) for column in columns]
                 if kv_dtype != "f32":
                     for place in stored16[:: 64 // (16 * size)]:  # one for each 64-byte line
-                        e.prefetch_stream(builder.add(place, ahead))
+                        e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
                 loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(stored16, scales)]
                 for row, start in zip(totals, starts):
@@ -108,8 +116,8 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def tile(typingctx, weights, stride, values, token, ahead, count, out):
-        return t.void(*[t.int64] * 7), emit
+    def tile(typingctx, weights, stride, values, token, ahead, further, count, out):
+        return t.void(*[t.int64] * 8), emit
 
     return tile
 

@@ -15,7 +15,7 @@ import numpy as np
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import PageLoops, page_loops
 from pellucid.kernels.attention.rows import RowHelpers
-from pellucid.kernels.attention.tiles import ROWS, SPAN, softmax_of_row
+from pellucid.kernels.attention.tiles import ROWS, softmax_of_row
 from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
@@ -153,27 +153,37 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
 def _scores(
     simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
 ) -> Any:
-    seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
+    seen, open_keys, scores, far = rows.seen, loops.open_keys, loops.scores, loops.far
     page_at, queries_at, weights_at = space.page, space.queries, space.weights
     query_bytes = space.head_dim * loops.size
 
     @simd.jit
+    def after_keys(tile, past, start, stop, token):
+        """Return what is read when the keys up to a token have been: keys of the piece, then its values."""
+        if token < stop:
+            return keys_of(tile, past, token)
+        return values_of(tile, past, min(start + token - stop, stop - 1))
+
+    @simd.jit
     def write_scores(tile, past, scratch, piece):
-        """Compute the scores of a piece, page by page, while prefetching the next page's keys or the first values."""
+        """Compute the scores of a piece, page by page, while prefetching what comes next."""
         page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
-            here, then = keys_of(tile, past, t0), values_of(tile, past, start)
-            if t0 + PAGE < stop:
-                then = keys_of(tile, past, t0 + PAGE)
+            here = keys_of(tile, past, t0)
+            ahead = after_keys(tile, past, start, stop, t0 + PAGE) - here
+            further = after_keys(tile, past, start, stop, t0 + far) - here
             open_keys(tile.rows, here, page)
             for sub in range(0, tile.rows, ROWS):
                 count = min(ROWS, tile.rows - sub)
                 low, high = seen(tile, past, tile.first + sub, count)
                 queries, out = scratch + queries_at + sub * query_bytes, scratch + weights_at + sub * SCORES
-                for t in range(max(low, t0), min(high, t0 + PAGE), SPAN):
-                    to = out + (t - piece) * 4
-                    scores(tile.rows, count, queries, here, page, t - t0, then - here, to)
+                first, last = max(low, t0), min(high, t0 + PAGE)
+                if first < last:
+                    to = out + (first - piece) * 4
+                    scores(
+                        tile.rows, count, queries, here, page, first - t0, ahead, further, last - first, to
+                    )
 
     return write_scores
 
@@ -214,22 +224,28 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
 def _values(
     simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
 ) -> Any:
-    seen, open_values, values = rows.seen, loops.open_values, loops.values
+    seen, open_values, values, far = rows.seen, loops.open_values, loops.values, loops.far
     page_at, weights_at = space.page, space.weights
     out_bytes, number_bytes = space.value_dim * 4, loops.size
 
     @simd.jit
+    def after_values(tile, past, stop, end, token, here):
+        """Return what is read when the values up to a token have been: values of the piece, then keys of the next."""
+        if token < stop:
+            return values_of(tile, past, token)
+        if token < end:
+            return keys_of(tile, past, token)
+        return here
+
+    @simd.jit
     def add_values(tile, past, scratch, piece, sums):
-        """Add a piece's weighted values to the rows' sums, while prefetching the next page or the next piece's keys."""
+        """Add a piece's weighted values to the rows' sums, while prefetching what comes next."""
         page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
             here = values_of(tile, past, t0)
-            then = here
-            if t0 + PAGE < stop:
-                then = values_of(tile, past, t0 + PAGE)
-            elif t0 + PAGE < end:
-                then = keys_of(tile, past, t0 + PAGE)
+            ahead = after_values(tile, past, stop, end, t0 + PAGE, here) - here
+            further = after_values(tile, past, stop, end, t0 + far, here) - here
             open_values(tile.rows, here, page)
             for sub in range(0, tile.rows, ROWS):
                 count = min(ROWS, tile.rows - sub)
@@ -238,7 +254,7 @@ def _values(
                 if low < high:
                     w = scratch + weights_at + sub * SCORES + (low - piece) * number_bytes
                     to = sums + sub * out_bytes
-                    values(tile.rows, count, w, here, page, low - t0, then - here, high - low, to)
+                    values(tile.rows, count, w, here, page, low - t0, ahead, further, high - low, to)
 
     return add_values
 

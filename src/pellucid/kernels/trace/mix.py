@@ -81,7 +81,7 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
                 store16(weights + (t - page) * size, delta)
                 most = vmax(most, vabs(delta))
             here = values + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
-            add_values(weights + (begin - page) * size, 0, here, begin - page, 0, end - begin, sums)
+            add_values(weights + (begin - page) * size, 0, here, begin - page, 0, 0, end - begin, sums)
         return vmax_lane(most)
 
     @simd.jit

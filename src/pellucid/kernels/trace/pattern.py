@@ -74,7 +74,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
         for page in range(low // PAGE * PAGE, high, PAGE):
             here = keys + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             for t in range(max(low, page), min(high, page + PAGE), SPAN):
-                scores(queries, here, t - page, 0, out + t * 4, 0)
+                scores(queries, here, t - page, 0, 0, out + t * 4, 0)
         nothing = splat(np.float32(0))
         if load(tile.record + at.raw) != 0:
             nothing = splat(minus_infinity)
