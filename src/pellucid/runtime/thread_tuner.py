@@ -28,9 +28,7 @@ class ThreadTuner:
         self._steps = self._steps_since_switch = 0  # in total, and with this number of threads
         self._attempt_interval = FIRST
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
-        self._halved_from = (
-            0  # the number of threads before the team was halved, until that has proved better
-        )
+        self._halved_from = 0  # the number of threads before the team was halved; 0: that has proved better
         self._has_waited = False
 
     def tell(self, waits: int, seconds: float) -> None:
