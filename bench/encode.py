@@ -21,7 +21,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,46 @@ def batches(encode: Encode) -> Encode:
     return run
 
 
+def hugging_face(path: Path) -> Any:
+    """The peer's tokenizer of a ``tokenizer.json``."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def alternating(rounds: int, works: Sequence[Callable[[], object]]) -> list[float]:
+    """The median seconds of each."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for taken, work in zip(seconds, works):
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def given(what: str) -> tuple[int, dict[str, Path]]:
+    """The rounds and the vocabularies that the command line asks for, of those that are here."""
+    from pellucid.weights.store import resolve
+
+    parser = argparse.ArgumentParser(description=what.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*")
+    asked = parser.parse_args()
+    paths = {**VOCABULARIES, "minilm": resolve("minilm") / "tokenizer.json"}
+    trained = FOLDER / "trained"
+    paths |= {path.stem: path for path in sorted(trained.glob("t5*.model"))}
+    paths |= {f"{path.parent.name} (json)": path for path in sorted(trained.glob("*/tokenizer.json"))}
+    return asked.rounds, {
+        name: path
+        for name, path in paths.items()
+        if path.is_file() and (not asked.only or name in asked.only)
+    }
+
+
 def peers(name: str, path: Path) -> dict[str, Encode]:
     """The peers' encoders of a vocabulary."""
     if path.suffix == ".tiktoken":
@@ -100,11 +141,7 @@ def peers(name: str, path: Path) -> dict[str, Encode]:
 
         processor = SentencePieceProcessor(model_file=str(path))
         return {"sentencepiece": each(processor.encode)}
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = hugging_face(path)
     return {
         "tokenizers": each(lambda text: tokenizer.encode(text, add_special_tokens=False)),
         "tokenizers, batch": batches(
@@ -132,36 +169,17 @@ def measure(name: str, path: Path, pieces: list[str], rounds: int) -> dict[str, 
         **peers(name, path),
     }
     assert ours._compiled is not None or ours.model.kernel is None  # switches to the compiled encoder
-    seconds: dict[str, list[float]] = {which: [] for which in encoders}
-    for _ in range(rounds):
-        for which, encode in encoders.items():
-            start = time.perf_counter()
-            encode(pieces)
-            seconds[which].append(time.perf_counter() - start)
-    return {which: size / statistics.median(taken) for which, taken in seconds.items()} | {"opening": opened}
+    taken = alternating(rounds, [partial(encode, pieces) for encode in encoders.values()])
+    return {which: size / seconds for which, seconds in zip(encoders, taken)} | {"opening": opened}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*")
-    given = parser.parse_args()
-    from pellucid.weights.store import resolve
-
-    paths = {**VOCABULARIES, "minilm": resolve("minilm") / "tokenizer.json"}
-    trained = FOLDER / "trained"
-    paths |= {path.stem: path for path in sorted(trained.glob("t5*.model"))}
-    paths |= {f"{path.parent.name} (json)": path for path in sorted(trained.glob("*/tokenizer.json"))}
-    paths = {
-        name: path
-        for name, path in paths.items()
-        if path.is_file() and (not given.only or name in given.only)
-    }
+    rounds, paths = given(__doc__ or "")
     if not (FOLDER / "texts").is_dir() or not paths:
         sys.exit(f"no texts in {FOLDER}: run python tests/oracles/tokenizers_long.py fetch train")
     pieces, found = texts(), {}
     for name, path in paths.items():
-        found[name] = speeds = measure(name, path, pieces, given.rounds)
+        found[name] = speeds = measure(name, path, pieces, rounds)
         ours = speeds["Pellucid"]
         others = {w: s for w, s in speeds.items() if w != "opening" and not w.startswith("Pellucid")}
         shown = [f"{which} {speed:.1f} (x{ours / speed:.1f})" for which, speed in others.items()]

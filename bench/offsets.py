@@ -9,22 +9,14 @@ rounds; the ratio is Pellucid's time to that of ``tokenizers``.
 
 from __future__ import annotations
 
-import os
-
-os.environ["RAYON_NUM_THREADS"] = "1"  # read when tokenizers is imported
-
-import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from encode import VOCABULARIES
-from tokenizers import Tokenizer
+from encode import alternating, given, hugging_face
 
 from pellucid.tokenize import load_tokenizer
-from pellucid.weights.store import resolve
 
 PROSE = "".join(path.read_text() for path in sorted((Path(__file__).parents[1] / "docs").glob("*.md")))
 LONG = 200_000  # characters
@@ -38,17 +30,6 @@ TEXTS = {
     "spaces": " " * LONG,
     "one letter": "a" * LONG,
 }
-
-
-def alternating(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """The median seconds of each."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds):
-        for taken, work in zip(seconds, works):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 def both(ours: Any, theirs: Any, text: str) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -68,24 +49,18 @@ def both(ours: Any, theirs: Any, text: str) -> tuple[Callable[[], object], Calla
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*")
-    given = parser.parse_args()
-    paths = {**VOCABULARIES, "minilm": resolve("minilm") / "tokenizer.json"}
+    rounds, paths = given(__doc__ or "")
     for name, path in paths.items():
-        if path.suffix != ".json" or not path.is_file() or (given.only and name not in given.only):
+        if path.suffix != ".json":
             continue
-        ours, theirs = load_tokenizer(path), Tokenizer.from_file(str(path))
-        theirs.no_truncation()
-        theirs.no_padding()
+        ours, theirs = load_tokenizer(path), hugging_face(path)
         assert ours._compiled is not None  # switches to the compiled encoder
         ids = ours.encode(PROSE, add_special=False)
-        one, other = alternating(given.rounds, lambda: ours.decode(ids), lambda: theirs.decode(ids))  # noqa: B023
+        one, other = alternating(rounds, [partial(one.decode, ids) for one in (ours, theirs)])
         here, there = (1e9 * seconds / len(ids) for seconds in (one, other))
         print(f"{name}: decoding {here:.0f} and {there:.0f} ns an id (x{one / other:.2f})")
         for kind, text in TEXTS.items():
-            one, other = alternating(given.rounds, *both(ours, theirs, text))
+            one, other = alternating(rounds, both(ours, theirs, text))
             print(f"  offsets of {kind}: {one:.3f} and {other:.3f} s (x{one / other:.2f})", flush=True)
 
 

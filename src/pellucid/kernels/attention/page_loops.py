@@ -10,17 +10,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from pellucid.kernels.attention import bf16_tiles, tiles
-from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
+from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.tiles import ROWS, SPAN, widen_keys, widen_values
-
-FAR = 32768  # bytes
 
 
 class PageLoops(NamedTuple):
     """Helpers for one page.
 
-    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each. ``far``
-    is how many tokens ahead of its use a page is prefetched for the first time.
+    ``store`` stores 16 numbers of a query, or 16 weights, in the form that the loops read: ``size`` bytes each.
     """
 
     open_keys: Any
@@ -29,7 +26,6 @@ class PageLoops(NamedTuple):
     values: Any
     store: Any
     size: int
-    far: int
 
 
 def page_loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
@@ -54,13 +50,7 @@ def _paired(simd: Any, head_dim: int, value_dim: int, stride: int) -> PageLoops:
     def unopened(rows, here, page):
         pass
 
-    far = _far("bf16", head_dim)
-    return PageLoops(unopened, few_scores, unopened, few_values, bf16_dot.store_row, bf16_dot.ROW_BYTES, far)
-
-
-def _far(kv_dtype: str, head_dim: int) -> int:
-    """Tokens whose keys have as many bytes as a stream is prefetched ahead; two pages at least."""
-    return PAGE * max(2, FAR // head_bytes(kv_dtype, head_dim))
+    return PageLoops(unopened, few_scores, unopened, few_values, bf16_dot.store_row, bf16_dot.ROW_BYTES)
 
 
 def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
@@ -96,31 +86,56 @@ def _widened(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: in
         else:
             few_values(rows, count, weights, here, page, token, ahead, further, tokens, out)
 
-    return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4, _far(kv_dtype, head_dim))
+    return PageLoops(open_keys, scores, open_values, values, simd.vstore, 4)
 
 
 def _scores_of_few(
     simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int
 ) -> Any:
-    """Make the helper for scores of any number of rows, from loops over 8, 4, 3, 2 and 1 rows.
+    """Make the helper for scores of at most 8 rows, from loops over 8, 4, 3, 2 and 1 rows.
 
-    Few rows read a page of which all ``tokens`` are wanted in the order of memory, if there are enough registers.
+    Less than 8 rows read a page of which all ``tokens`` are wanted in the order of memory, if there are enough
+    registers.
     """
     from pellucid.kernels.simd.types import LANES, TARGET
 
-    scores8, scores4, scores3, scores2, scores1 = (
-        tiles.scores_tile(simd, n, head_dim, kv_dtype) for n in (8, 4, 3, 2, 1)
-    )
-    whole = PAGE if TARGET.isa.lanes == LANES else PAGE + 1  # never
-    page4, page3, page2, page1 = (tiles.scores_tile(simd, n, head_dim, kv_dtype, PAGE) for n in (4, 3, 2, 1))
+    scores8 = tiles.scores_tile(simd, ROWS, head_dim, kv_dtype)
+    few = _scores_of_four(simd, tiles, head_dim, kv_dtype, query_bytes, stride, SPAN)
 
     @simd.jit
-    def some(queries, count, here, token, ahead, further, out):
+    def by_spans(rows, count, queries, here, page, token, ahead, further, tokens, out):
+        for t in range(0, tokens, SPAN):
+            if count == ROWS:
+                scores8(queries, here, token + t, ahead, further, out + 4 * t, stride)
+            else:
+                few(queries, count, here, token + t, ahead, further, out + 4 * t)
+
+    if TARGET.isa.lanes < LANES:
+        return by_spans
+    of_page = _scores_of_four(simd, tiles, head_dim, kv_dtype, query_bytes, stride, PAGE)
+
+    @simd.jit
+    def scores(rows, count, queries, here, page, token, ahead, further, tokens, out):
+        if tokens < PAGE or count == ROWS:
+            by_spans(rows, count, queries, here, page, token, ahead, further, tokens, out)
+        else:
+            of_page(queries, count, here, token, ahead, further, out)
+
+    return scores
+
+
+def _scores_of_four(
+    simd: Any, tiles: ModuleType, head_dim: int, kv_dtype: str, query_bytes: int, stride: int, span: int
+) -> Any:
+    """Make the helper for scores of any number of rows with ``span`` tokens, from loops over 4, 3, 2 and 1 rows."""
+    scores4, scores3, scores2, scores1 = (
+        tiles.scores_tile(simd, n, head_dim, kv_dtype, span) for n in (4, 3, 2, 1)
+    )
+
+    @simd.jit
+    def few(queries, count, here, token, ahead, further, out):
         while count > 0:
-            if count >= 8:
-                scores8(queries, here, token, ahead, further, out, stride)
-                done = 8
-            elif count >= 4:
+            if count >= 4:
                 scores4(queries, here, token, ahead, further, out, stride)
                 done = 4
             elif count == 3:
@@ -134,28 +149,7 @@ def _scores_of_few(
                 done = 1
             count, queries, out = count - done, queries + done * query_bytes, out + done * stride
 
-    @simd.jit
-    def scores(rows, count, queries, here, page, token, ahead, further, tokens, out):
-        if tokens < whole or count >= 8:
-            for t in range(0, tokens, SPAN):
-                some(queries, count, here, token + t, ahead, further, out + 4 * t)
-            return
-        while count > 0:
-            if count >= 4:
-                page4(queries, here, token, ahead, further, out, stride)
-                done = 4
-            elif count == 3:
-                page3(queries, here, token, ahead, further, out, stride)
-                done = 3
-            elif count == 2:
-                page2(queries, here, token, ahead, further, out, stride)
-                done = 2
-            else:
-                page1(queries, here, token, ahead, further, out, stride)
-                done = 1
-            count, queries, out = count - done, queries + done * query_bytes, out + done * stride
-
-    return scores
+    return few
 
 
 def _values_of_few(simd: Any, tiles: ModuleType, value_dim: int, kv_dtype: str, stride: int) -> Any:

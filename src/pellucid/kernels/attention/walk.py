@@ -96,14 +96,18 @@ def walk(
     They are meant to be called without another helper in between: Numba optimises all code below a function again for
     every level of calls, and the inner loops dominate the time to compile.
     """
+    from pellucid.kernels.simd.types import TARGET
+
+    # Tokens whose keys have as many bytes as a stream is prefetched ahead, where that is done twice.
+    far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
     space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
     values_of = _page_of(simd, at.values, at.page_bytes, head_bytes(kv_dtype, value_dim))
     return Walk(
         _begin(simd, at, rows, loops, space),
-        _scores(simd, rows, loops, space, keys_of, values_of),
+        _scores(simd, rows, loops, space, keys_of, values_of, far),
         _weights(simd, at, rows, loops, space),
-        _values(simd, rows, loops, space, keys_of, values_of),
+        _values(simd, rows, loops, space, keys_of, values_of, far),
         _join(simd, space),
         _finish(simd, at, rows, space, activation_bits),
     )
@@ -151,9 +155,15 @@ def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
 
 
 def _scores(
-    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
+    simd: Any,
+    rows: RowHelpers,
+    loops: PageLoops,
+    space: ScratchLayout,
+    keys_of: Any,
+    values_of: Any,
+    far: int,
 ) -> Any:
-    seen, open_keys, scores, far = rows.seen, loops.open_keys, loops.scores, loops.far
+    seen, open_keys, scores = rows.seen, loops.open_keys, loops.scores
     page_at, queries_at, weights_at = space.page, space.queries, space.weights
     query_bytes = space.head_dim * loops.size
 
@@ -222,9 +232,15 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
 
 
 def _values(
-    simd: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout, keys_of: Any, values_of: Any
+    simd: Any,
+    rows: RowHelpers,
+    loops: PageLoops,
+    space: ScratchLayout,
+    keys_of: Any,
+    values_of: Any,
+    far: int,
 ) -> Any:
-    seen, open_values, values, far = rows.seen, loops.open_values, loops.values, loops.far
+    seen, open_values, values = rows.seen, loops.open_values, loops.values
     page_at, weights_at = space.page, space.weights
     out_bytes, number_bytes = space.value_dim * 4, loops.size
 

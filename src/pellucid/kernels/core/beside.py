@@ -37,11 +37,14 @@ class Beside:
 
     def ready(self, keys: Iterable[KernelKey], *, compiles: bool) -> bool:
         """Whether kernels are loaded or cached. If not, and if it ``compiles``, that begins now."""
-        wanted = frozenset(keys)
-        if self._library.is_cached(wanted):
+        keys = list(keys)
+        if self._library.is_cached(keys):
             return True
+        if not compiles:
+            return False
+        wanted = frozenset(keys)
         with self._lock:
-            if compiles and wanted not in self.threads:
+            if wanted not in self.threads:
                 self.threads[wanted] = threading.Thread(
                     target=self._compile, args=(wanted,), name="pellucid-compiler"
                 )

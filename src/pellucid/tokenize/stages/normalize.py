@@ -143,15 +143,15 @@ class Normalize(Normalizer):
         return [Rewrite(self._changed, self._change)]
 
     def aligned(self, text: Aligned) -> Aligned:
-        if self.form in ("NFD", "NFKD") and len(text) > SHORT and not self._is_normalized(text.text):
-            return decomposed(text, self.form)
+        if self._decomposes and len(text) > SHORT and not self._is_normalized(text.text):
+            return decomposed(text, self._decomposed_form)
         return super().aligned(text)
 
     def _changed(self, text: str) -> Iterator[tuple[int, int]]:
         """The parts of a text that are not normalized, such that nothing around them matters."""
         if text.isascii():
             return
-        if self._decomposed_form == self.form:
+        if self._decomposes:
             # A character that is decomposed matters only to the marks beside it.
             yield from (
                 part.span()
@@ -183,9 +183,14 @@ class Normalize(Normalizer):
         """The decomposed form: NFKD or NFD."""
         return "NFKD" if self.form in ("NFKC", "NFKD") else "NFD"
 
+    @property
+    def _decomposes(self) -> bool:
+        """Whether the form is a decomposed one."""
+        return self._decomposed_form == self.form
+
     def _change(self, run: str) -> list[tuple[str, int]]:
         parts = list(_decomposed(run, self._decomposed_form))
-        return placed(_composed(parts) if self._decomposed_form != self.form else parts)
+        return placed(parts if self._decomposes else _composed(parts))
 
 
 @cache
