@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers import HERE, LLAMA_CPP, OPENVINO, PEERS, TRANSFORMERS, Engine, Peer, PeerError
+from peers import HERE, IK_LLAMA_CPP, LLAMA_CPP, OPENVINO, PEERS, TRANSFORMERS, Engine, Peer, PeerError
 
 import pellucid
 from pellucid.errors import PellucidError
@@ -48,12 +48,13 @@ class Row:
 
 START, TOKENS = 16, 128  # a short context; llama-bench's tg128
 LONG = 3  # maximum rounds of the slowest rows
+LLAMAS = (LLAMA_CPP, IK_LLAMA_CPP)
 ROWS = {
-    "decode": Row(DecodeWorkload(START, TOKENS), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
-    "prefill": Row(PrefillWorkload(512), (LLAMA_CPP, OPENVINO, TRANSFORMERS)),
-    "batch": Row(DecodeWorkload(START, TOKENS, 16), (LLAMA_CPP,)),
-    "long-decode": Row(DecodeWorkload(4096, TOKENS), (LLAMA_CPP,), LONG),
-    "long-prefill": Row(PrefillWorkload(4096), (LLAMA_CPP,), LONG),
+    "decode": Row(DecodeWorkload(START, TOKENS), (*LLAMAS, OPENVINO, TRANSFORMERS)),
+    "prefill": Row(PrefillWorkload(512), (*LLAMAS, OPENVINO, TRANSFORMERS)),
+    "batch": Row(DecodeWorkload(START, TOKENS, 16), LLAMAS),
+    "long-decode": Row(DecodeWorkload(4096, TOKENS), LLAMAS, LONG),
+    "long-prefill": Row(PrefillWorkload(4096), LLAMAS, LONG),
 }
 SHORT = ("decode", "prefill", "batch")  # the rows of --quick
 
@@ -301,7 +302,8 @@ def main() -> None:
     if rounds < 1:
         parser.error("--rounds: 1 at least")
     wanted = arguments.only or (SHORT if arguments.quick else tuple(ROWS))
-    notes = [f"{peer.name} is not set up: make bench-peers" for peer in PEERS.values() if not peer.ready()]
+    absent = [peer for peer in PEERS.values() if peer.installable and not peer.ready()]
+    notes = [f"{peer.name} is not set up: make bench-peers" for peer in absent]
     if (load := os.getloadavg()[0]) > BUSY:
         notes.append(
             f"something else ran here at the beginning (load {load:.1f}): these figures are not to be trusted"

@@ -4,6 +4,7 @@
 
 llama.cpp      the source in the llama-cpp-python package on PyPI, built for this machine (-march=native); needs cmake
                and a C++ compiler. LLAMA_CPP=FOLDER names existing binaries.
+ik_llama.cpp   a fork with kernels of its own. It is measured if IK_LLAMA_CPP=FOLDER names its binaries.
 openvino       OpenVINO GenAI in a virtual environment, driven by openvino_peer.py
 transformers   transformers with torch in another one, weights in bfloat16, driven by transformers_peer.py
 """
@@ -25,7 +26,6 @@ from typing import Any
 HERE = Path(__file__).parent
 FOLDER = HERE / ".peers"
 LLAMA_CPP_PYTHON = "0.3.36"
-TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 WARM_UP = 64  # tokens of the untimed prompt before the timed one in llama-bench
 CELLS = 256  # llama.cpp rounds the context of a sequence up to a multiple of this
 PATIENCE = 600  # seconds until a peer that does not answer counts as failed
@@ -54,6 +54,7 @@ class Peer(ABC):
     """An engine that can be installed and that opens models."""
 
     name: str
+    installable = True  # from a package registry
 
     @abstractmethod
     def ready(self) -> bool:
@@ -72,24 +73,31 @@ class LlamaCpp(Peer):
     """llama.cpp, measured by its own benchmark tools."""
 
     name = "llama.cpp"
-    build = FOLDER / name
+    variable = "LLAMA_CPP"
+    mixed = False  # whether results are printed to standard error too
+    tools = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
+
+    @property
+    def build(self) -> Path:
+        """The folder in which it is built."""
+        return FOLDER / self.name
 
     @property
     def binaries(self) -> Path:
         """The folder of its tools."""
-        return Path(os.environ.get("LLAMA_CPP", self.build / "bin"))
+        return Path(os.environ.get(self.variable, self.build / "bin"))
 
     def ready(self) -> bool:
-        return all((self.binaries / tool).exists() for tool in TOOLS)
+        return all((self.binaries / tool).exists() for tool in self.tools)
 
     def setup(self) -> None:
         if "LLAMA_CPP" in os.environ:
-            raise PeerError(f"the folder that LLAMA_CPP names lacks one of {', '.join(TOOLS)}")
+            raise PeerError(f"the folder that LLAMA_CPP names lacks one of {', '.join(self.tools)}")
         tree = self._source()
         options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
         options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]
         _run("cmake", "-S", tree, "-B", self.build, *(f"-D{option}" for option in options))
-        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *TOOLS)
+        _run("cmake", "--build", self.build, "--parallel", os.cpu_count() or 1, "--target", *self.tools)
 
     def _source(self) -> Path:
         folder = FOLDER / "source"
@@ -113,7 +121,24 @@ class LlamaCpp(Peer):
 
     def tool(self, name: str, *arguments: object) -> str:
         """The output of a tool."""
-        return _printed(name, self.binaries / name, *arguments, LD_LIBRARY_PATH=str(self.binaries))
+        path = str(self.binaries)
+        return _printed(name, self.binaries / name, *arguments, everything=self.mixed, LD_LIBRARY_PATH=path)
+
+
+class IkLlamaCpp(LlamaCpp):
+    """A fork of llama.cpp. Its source is in no package registry, so it is used only where it has been built."""
+
+    name = "ik_llama.cpp"
+    variable = "IK_LLAMA_CPP"
+    tools = ("llama-bench", "llama-batched-bench")
+    installable = False
+    mixed = True
+
+    def setup(self) -> None:
+        raise PeerError("build it, and name the folder of its binaries: IK_LLAMA_CPP=FOLDER")
+
+    def open(self, model: Path, threads: int) -> Engine:
+        return _IkLlamaBench(self, model, threads)
 
 
 class _LlamaBench(Engine):
@@ -125,20 +150,46 @@ class _LlamaBench(Engine):
 
     def prefill(self, tokens: int) -> float:
         # The tool's own warm-up reads the whole prompt, which takes as long as the timed run.
-        return self._bench("-p", f"{WARM_UP},{tokens}", "-n", 0, "--no-warmup")
+        return self._bench("-p", f"{WARM_UP},{tokens}", "-n", 0, *self._cold)
 
     def decode(self, depth: int, tokens: int, sequences: int) -> float:
         if sequences == 1:
-            return self._bench("-p", 0, "-n", tokens, "-d", depth)
+            return self._bench(*self._after(depth, tokens))
         context = sequences * -(-(depth + tokens) // CELLS) * CELLS
         work = ("-c", context, "-npp", depth, "-ntg", tokens, "-npl", sequences)
-        printed = self._peer.tool("llama-batched-bench", *self._model, *work, "--output-format", "jsonl")
+        return self._together(self._peer.tool("llama-batched-bench", *self._model, *work, *self._printing))
+
+    _printing: tuple[str, ...] = ("--output-format", "jsonl")
+    _cold: tuple[object, ...] = ("--no-warmup",)
+
+    def _after(self, depth: int, tokens: int) -> tuple[object, ...]:
+        """The options that ask for ``tokens`` tokens after ``depth``."""
+        return ("-p", 0, "-n", tokens, "-d", depth)
+
+    def _together(self, printed: str) -> float:
+        """The speed of generation that llama-batched-bench prints."""
         lines = [line for line in printed.splitlines() if line.startswith("{")]
         return float(json.loads(lines[-1])["speed_tg"])
 
     def _bench(self, *work: object) -> float:
         printed = self._peer.tool("llama-bench", *self._model, *work, "-r", 1, "-o", "json")
-        return float(json.loads(printed)[-1]["avg_ts"])
+        first, last = printed.index("[\n"), printed.rindex("]") + 1
+        return float(json.loads(printed[first:last])[-1]["avg_ts"])
+
+
+class _IkLlamaBench(_LlamaBench):
+    """The fork's tools, with options of an older llama.cpp."""
+
+    _printing = ()
+    _cold = ("-w", 0)
+
+    def _after(self, depth: int, tokens: int) -> tuple[object, ...]:
+        return ("-p", 0, "-n", 0, "-gp", f"{depth},{tokens}")
+
+    def _together(self, printed: str) -> float:
+        """The column S_TG t/s of the table's last row."""
+        rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("|")]
+        return float(rows[-1][rows[0].index("S_TG t/s")])
 
 
 class Packages(Peer):
@@ -233,13 +284,14 @@ class _Process(Engine):
 
 
 LLAMA_CPP = LlamaCpp()
+IK_LLAMA_CPP = IkLlamaCpp()
 OPENVINO = Packages("openvino", "openvino_peer.py", "openvino-genai==2026.4.1.0")
 TRANSFORMERS = Packages(
     "transformers",
     "transformers_peer.py",
     *("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0", "gguf==0.19.0"),
 )
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (LLAMA_CPP, OPENVINO, TRANSFORMERS)}
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (LLAMA_CPP, IK_LLAMA_CPP, OPENVINO, TRANSFORMERS)}
 
 
 def _run(*command: object) -> None:
@@ -252,19 +304,20 @@ def _run(*command: object) -> None:
         raise PeerError(f"{Path(str(command[0])).name} failed, see above") from error
 
 
-def _printed(name: str, *command: object, **environment: str) -> str:
-    """The output of a program that needs no input."""
+def _printed(name: str, *command: object, everything: bool = False, **environment: str) -> str:
+    """The output of a program that needs no input; with ``everything`` also what it writes to standard error."""
     try:
         done = subprocess.run(
             [str(word) for word in command],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if everything else subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
             timeout=PATIENCE,
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        raise PeerError(f"{name} failed: {_last_line(error.stderr)}") from error
+        raise PeerError(f"{name} failed: {_last_line(error.stderr or error.stdout)}") from error
     except subprocess.TimeoutExpired as error:
         raise PeerError(f"{name} was not done after {PATIENCE} s") from error
     return done.stdout
@@ -281,7 +334,8 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; all if none is given"
     )
-    names = parser.parse_args().names or list(PEERS)
+    names = parser.parse_args().names
+    names = names or [name for name, peer in PEERS.items() if peer.installable]
     if unknown := [name for name in names if name not in PEERS]:
         parser.error(f"there is no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
     outcome: dict[str, str] = {}

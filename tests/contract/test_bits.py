@@ -196,7 +196,7 @@ def test_any_instruction_set(name: str, activation_bits: int, tmp_path: Path) ->
     # Covers minima, scales of 16 values, a table with powers of two and a zero point. Each kernel compiles for seconds.
     few = ("Q2_K", "Q6_K", "MXFP4", "Q8_0", "F16")
     path = TINY.get(name) or write_quantised_llama(tmp_path / "mixed.gguf", *few)
-    files = {known.name: tmp_path / f"{known.name}.npy" for known in isa.possible()}
+    files = {known.name: tmp_path / f"{known.name}.npy" for known in (*isa.possible(), *isa.emulated())}
     commands = {
         one: python(LOGITS, str(path), str(activation_bits), str(file)) for one, file in files.items()
     }

@@ -14,8 +14,10 @@ from pellucid.kernels.matmul import quantize
 from pellucid.weights.quant.registry import formats
 
 FORMATS = {name: formats()[name] for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "F32", "BF16")}
-choices = st.lists(st.integers(0, 4), min_size=1, max_size=40)
-"""The expert of each row, of five."""
+choices = st.lists(st.integers(0, 4), min_size=1, max_size=40) | st.lists(
+    st.integers(0, 1), min_size=70, max_size=90
+)
+"""The expert of each row, of five; or of two, which have many rows each."""
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -24,13 +24,18 @@ OTHER_MACHINE = """
 import sys
 from pellucid.kernels.core import isa
 
-neon = next(known for known in isa.KNOWN if known.name == "neon")
-machine = isa.Target(neon, "aarch64-unknown-linux-gnu", "generic", frozenset(sys.argv[1].split(",")))
+name, triple, cpu, features = sys.argv[1:]
+known = next(known for known in isa.KNOWN if known.name == name)
+machine = isa.Target(known, triple, cpu, frozenset(features.split(",")))
 isa.target = lambda: machine
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
+"""
+ATTENTION = """
 print(assembly(KernelKey("attention", head_dim=64, value_dim=64, kv_dtype="f16", activation_bits=16)))
 """
+ARM, XEON = ("neon", "aarch64-unknown-linux-gnu", "generic"), ("x86_64-unknown-linux-gnu", "sapphirerapids")
+WIDE = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8"
 HAS = {
     "avx512vnni": ("vpdpbusd", "zmm"),
     "avxvnni": ("vpdpbusd", "ymm"),
@@ -77,9 +82,24 @@ def test_arm_machines_get_its_products(features: str, word: str) -> None:
         binding.Target.from_triple("aarch64-unknown-linux-gnu")
     except RuntimeError:
         pytest.skip("this LLVM compiles for no Arm")
-    (text,) = run([(python(OTHER_MACHINE + KERNELS, features), environment())])
+    (text,) = run([(python(OTHER_MACHINE + ATTENTION + KERNELS, *ARM, features), environment())])
     assert f"\t{word}\t" in text
     assert "fmla" in text
+
+
+@pytest.mark.parametrize("name", ["amx", "avx512vnni"])
+def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
+    """Only compiles, as this machine may not be able to run the code."""
+    (text,) = run([(python(OTHER_MACHINE + KERNELS, name, *XEON, WIDE), environment())])
+    words = [f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")]
+    assert words == 5 * [name == "amx"]
+    assert "vpdpbusd" in text, "for few tokens"
+
+
+def test_any_machine_can_emulate_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PELLUCID_ISA", "amx")
+    chosen, best = isa.choose(), isa.possible()[0]
+    assert (chosen.name, chosen.tiles, chosen.vector_set) == ("amx", True, best.vector_set)
 
 
 def test_the_first_of_those_possible_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +115,7 @@ def test_the_first_of_those_possible_is_chosen(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("features", "names"),
     [
+        (WIDE.replace(",", " "), "amx avx512vnni avxvnni avx2 portable"),
         ("avx512f avx512bw avx512vl avx512vnni avx2 fma f16c", "avx512vnni avxvnni avx2 portable"),
         ("avx2 fma f16c avxvnni", "avxvnni avx2 portable"),
         ("avx2 fma f16c", "avx2 portable"),

@@ -1,14 +1,17 @@
 """The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
 
-``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. For an x86 set,
-features of better sets are disabled, because LLVM would use them by itself; ``portable`` may use all that the host has.
+``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. ``amx`` runs everywhere:
+where the CPU or the system lacks it, its tiles are emulated, slowly, for tests. For an x86 set, features of better sets
+are disabled, because LLVM would use them by itself; ``portable`` may use all that the host has.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from pellucid.errors import InvalidRequest
 
@@ -32,6 +35,15 @@ class Isa:
 
     terms: int = 1
     """Dot products of 4-bit weights that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
+    tiles: bool = False
+    """Whether products of many tokens run on tile registers (``simd/tiles.py``)."""
+    vectors: str = ""
+    """The set that vectors are computed with, if it is another one."""
+
+    @property
+    def vector_set(self) -> str:
+        """The name of the set that vectors are computed with."""
+        return self.vectors or self.name
 
     def runs_with(self, features: frozenset[str]) -> bool:
         """Whether a CPU with these features can run the set."""
@@ -43,17 +55,20 @@ class Isa:
 
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
-_WIDE = ("avx512", "avx10")
+_VNNI = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+_TILES = frozenset({"amx-tile", "amx-int8"})
+_WIDE = ("avx512", "avx10", "amx")
+
+AMX = Isa(
+    "amx", "tiles of 16 x 64 bytes, and 512-bit vpdpbusd", (_VNNI | _TILES,), tiles=True, vectors="avx512vnni"
+)
 
 # Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run and test ``avxvnni``.
 # ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature, so the
 # compiler uses whatever the CPU has.
 KNOWN = (
-    Isa(
-        "avx512vnni",
-        "512-bit vpdpbusd",
-        (frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),),
-    ),
+    AMX,
+    Isa("avx512vnni", "512-bit vpdpbusd", (_VNNI,), without=("amx",)),
     Isa(
         "avxvnni",
         "256-bit vpdpbusd",
@@ -113,7 +128,17 @@ def _host() -> tuple[str, str, frozenset[str], frozenset[str]]:
 
     known = binding.get_host_cpu_features()
     has = frozenset(name for name, present in known.items() if present)
+    if has >= _TILES and not _may_use_tiles():
+        has = frozenset(name for name in has if not name.startswith("amx"))
     return binding.get_process_triple(), binding.get_host_cpu_name(), has, frozenset(known) - has
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers, which a process has only on request. It is granted to all of its threads."""
+    if not sys.platform.startswith("linux"):
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18  # Linux: Documentation/arch/x86/xstate.rst
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
 
 
 def host_features() -> frozenset[str]:
@@ -126,6 +151,15 @@ def possible() -> tuple[Isa, ...]:
     return tuple(isa for isa in KNOWN if isa.runs_with(host_features()))
 
 
+def emulated() -> tuple[Isa, ...]:
+    """The instruction sets that the host can only emulate, with the vectors of its best set."""
+    best = possible()[0]
+    tiles = replace(
+        best, name=AMX.name, description=f"tiles, emulated with {best.name}", tiles=True, vectors=best.name
+    )
+    return () if best == AMX else (tiles,)
+
+
 def choose() -> Isa:
     """The instruction set to use: ``PELLUCID_ISA`` if it is set, else the best one that the host can run.
 
@@ -135,7 +169,7 @@ def choose() -> Isa:
     wanted, here = os.environ.get("PELLUCID_ISA", ""), possible()
     if not wanted:
         return here[0]
-    for isa in here:
+    for isa in (*here, *emulated()):
         if isa.name == wanted:
             return isa
     names = ", ".join(isa.name for isa in here)

@@ -12,8 +12,8 @@ from typing import Any
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul import floats, int8
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.kernels.matmul.product import SHARE, SumsEmitter, largest_tile, tile_size, tiles
+from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.product import Sums, rectangle
 
 
 class ByHeadRecord(Record):
@@ -33,39 +33,29 @@ class ByHeadRecord(Record):
     rows: Count  # T
 
 
-def _product(simd: Any, emit_sums: SumsEmitter, sums: int) -> Any:
+def _product(simd: Any, sums: Sums) -> Any:
     at, load = ByHeadRecord.at, simd.load_i64
-    most = largest_tile(simd, sums)
-    tile, size = tiles(simd, emit_sums, most, False), tile_size(simd, most)
+    rectangle_of = rectangle(simd, sums)
 
     @simd.jit
     def multiply(record, head, begin, end, rows):
         """Multiply one head of all rows with its groups of weight rows from ``begin`` to ``end``."""
-        x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
-        group_bytes, columns = load(record + at.group_bytes), load(record + at.columns)
-        weights = load(record + at.weights) + head * load(record + at.head_bytes)
-        x = load(record + at.x) + head * load(record + at.x_head)
-        out = load(record + at.out) + head * load(record + at.out_head)
-        zeros = load(record + at.zeros)
-        for first in range(begin, end, SHARE):
-            last, row = min(first + SHARE, end), 0
-            while row < rows:
-                tokens = size(rows - row)
-                for group in range(first, last):
-                    tile(
-                        tokens,
-                        weights + group * group_bytes,
-                        row,
-                        columns,
-                        x + row * x_stride,
-                        x_stride,
-                        0,
-                        out + row * out_stride + group * ROWS * 4,
-                        out_stride,
-                        zeros,
-                        0,
-                    )
-                row += tokens
+        rectangle_of(
+            load(record + at.weights) + head * load(record + at.head_bytes),
+            load(record + at.group_bytes),
+            begin,
+            end,
+            rows,
+            load(record + at.columns),
+            load(record + at.x) + head * load(record + at.x_head),
+            load(record + at.x_stride),
+            0,
+            load(record + at.out) + head * load(record + at.out_head),
+            load(record + at.out_stride),
+            load(record + at.zeros),
+            0,
+            0,
+        )
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -85,10 +75,10 @@ def _product(simd: Any, emit_sums: SumsEmitter, sums: int) -> Any:
 @kernel("matmul_heads_int8", ByHeadRecord)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     """Integer products."""
-    return _product(simd, *int8.emitter(packed, activation_bits))
+    return _product(simd, int8.sums(packed, activation_bits))
 
 
 @kernel("matmul_heads_float", ByHeadRecord)
 def build_float(simd: Any, packed: PackedLayout) -> Any:
     """Products of floats."""
-    return _product(simd, floats.emitter(packed), 1)
+    return _product(simd, floats.sums(packed))

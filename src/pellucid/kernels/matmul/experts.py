@@ -14,8 +14,8 @@ from typing import Any
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul import floats, int8
-from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.kernels.matmul.product import SHARE, SumsEmitter, largest_tile, tile_size, tiles
+from pellucid.kernels.matmul.packed_layout import PackedLayout
+from pellucid.kernels.matmul.product import Sums, rectangle
 
 READING = 4  # reading an expert's weights takes about as long as multiplying them with this many tokens
 
@@ -40,39 +40,30 @@ class ExpertsRecord(Record):
     rows: Count  # T
 
 
-def _product(simd: Any, emit_sums: SumsEmitter, sums: int, gathered: bool) -> Any:
+def _product(simd: Any, sums: Sums, gathered: bool) -> Any:
     at, load, load_i32 = ExpertsRecord.at, simd.load_i64, simd.load_i32
-    most = largest_tile(simd, sums)
-    tile, size = tiles(simd, emit_sums, most, gathered), tile_size(simd, most)
+    rectangle_of = rectangle(simd, sums, gathered)
 
     @simd.jit
     def multiply(record, expert, first_row, last_row, begin, end, x):
         """Multiply the rows of an expert with its groups of weight rows from ``begin`` to ``end``."""
         x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
-        group_bytes, columns = load(record + at.group_bytes), load(record + at.columns)
-        addend_group = load(record + at.addend_group)
-        weights = load(record + at.weights) + expert * load(record + at.expert_bytes)
-        addend = load(record + at.addend) + expert * load(record + at.addend_expert)
-        for first in range(begin, end, SHARE):
-            last, row = min(first + SHARE, end), first_row
-            while row < last_row:
-                tokens = size(last_row - row)
-                here = x if gathered else x + row * x_stride
-                for group in range(first, last):
-                    tile(
-                        tokens,
-                        weights + group * group_bytes,
-                        row - first_row,
-                        columns,
-                        here,
-                        x_stride,
-                        load(record + at.sources) + 4 * row,
-                        load(record + at.out) + row * out_stride + group * ROWS * 4,
-                        out_stride,
-                        addend + group * addend_group,
-                        0,
-                    )
-                row += tokens
+        rectangle_of(
+            load(record + at.weights) + expert * load(record + at.expert_bytes),
+            load(record + at.group_bytes),
+            begin,
+            end,
+            last_row - first_row,
+            load(record + at.columns),
+            x if gathered else x + first_row * x_stride,
+            x_stride,
+            load(record + at.sources) + 4 * first_row,
+            load(record + at.out) + first_row * out_stride,
+            out_stride,
+            load(record + at.addend) + expert * load(record + at.addend_expert),
+            load(record + at.addend_group),
+            0,
+        )
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -108,10 +99,10 @@ def _product(simd: Any, emit_sums: SumsEmitter, sums: int, gathered: bool) -> An
 @kernel("matmul_experts_int8", ExpertsRecord)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
     """Integer products. ``gathered``: the rows of x are those of tokens, found by their numbers."""
-    return _product(simd, *int8.emitter(packed, activation_bits), gathered)
+    return _product(simd, int8.sums(packed, activation_bits), gathered)
 
 
 @kernel("matmul_experts_float", ExpertsRecord)
 def build_float(simd: Any, packed: PackedLayout, gathered: bool) -> Any:
     """Products of floats."""
-    return _product(simd, floats.emitter(packed), 1, gathered)
+    return _product(simd, floats.sums(packed), gathered)

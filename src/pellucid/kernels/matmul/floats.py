@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, SumsEmitter, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, Sums, prefetch_ahead, product
 
 UNROLL = 4  # columns of an iteration; D is a multiple of it
 
@@ -27,7 +27,7 @@ def reference(
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T + addend, np.float64)
 
 
-def _sums(
+def _emit_sums(
     packed: PackedLayout, e: Any, tokens: int, weights: Any, first_time: Any, width: Any, rows: list[Any]
 ) -> list[Any]:
     """Emit the dot products of a group of 16 weight rows with each token over all columns."""
@@ -52,9 +52,9 @@ def _sums(
 
 @kernel("matmul_float", MatmulRecord)
 def build(simd: Any, packed: PackedLayout) -> Any:
-    return product(simd, emitter(packed))
+    return product(simd, sums(packed))
 
 
-def emitter(packed: PackedLayout) -> SumsEmitter:
-    """What emits a tile's sums."""
-    return functools.partial(_sums, packed)
+def sums(packed: PackedLayout) -> Sums:
+    """How a tile's sums are computed."""
+    return Sums(functools.partial(_emit_sums, packed))

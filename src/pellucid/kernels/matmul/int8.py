@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.matmul import operands
+from pellucid.kernels.matmul import int8_tiles, operands
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, SumsEmitter, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, Sums, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import TOP, block_bytes, values
 
 
@@ -105,7 +105,7 @@ def _simd() -> Any:
     return simd
 
 
-def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
+def add_scaled(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
     """Emit the sum of a token's total and a block's exact sums, one for each part, scaled."""
     simd = _simd()
 
@@ -130,7 +130,7 @@ def _add(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any]
     return total if minimum is None else e.fma(minimum, of_block(4, simd.f32), total)
 
 
-def _sums(
+def _emit_sums(
     packed: PackedLayout,
     planes: int,
     e: Any,
@@ -163,17 +163,18 @@ def _sums(
             scales = operands.block_scales(e, packed, unit, factors, inner.index)
             parts = [_exact(e, packed, planes, raw, part, xs) for part in range(len(scales))]
             for total, sums, x in zip(totals, zip(*parts), xs):
-                e.b.store(_add(e, planes, e.b.load(total), sums, scales, x), total)
+                e.b.store(add_scaled(e, planes, e.b.load(total), sums, scales, x), total)
     return [e.b.load(total) for total in totals]
 
 
 @kernel("matmul_int8", MatmulRecord)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     """Integer matrix product; ``activation_bits`` is 8, 16 or 24: one to three planes of bytes."""
-    return product(simd, *emitter(packed, activation_bits))
+    return product(simd, sums(packed, activation_bits))
 
 
-def emitter(packed: PackedLayout, activation_bits: int) -> tuple[SumsEmitter, int]:
-    """What emits a tile's sums, and how many vectors of them a token needs at a time."""
+def sums(packed: PackedLayout, activation_bits: int) -> Sums:
+    """How a tile's sums are computed."""
     planes = activation_bits // 8
-    return functools.partial(_sums, packed, planes), planes
+    tiled = functools.partial(int8_tiles.rectangle, packed, planes) if int8_tiles.fits(packed) else None
+    return Sums(functools.partial(_emit_sums, packed, planes), planes, tiled)

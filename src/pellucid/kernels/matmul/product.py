@@ -8,9 +8,11 @@ same order, so a token's result never depends on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.int8_tiles import FEWEST, GROUPS
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
@@ -19,6 +21,18 @@ SHARE = 4  # groups of weight rows that each tile of tokens is multiplied with w
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 """(emitter, number of tokens, address of the group, whether this is its first read, D, addresses of the tokens' rows)
 to one vector of 16 sums for each token."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How a tile's sums are computed: what emits them, and how many vectors of them a token needs at a time.
+
+    ``tiled`` makes the helper of ``rectangle`` that computes the same on tile registers, if there is one.
+    """
+
+    emit: SumsEmitter
+    vectors: int = 1
+    tiled: Callable[[Any, bool], Any] | None = None
 
 
 class MatmulRecord(Record):
@@ -77,9 +91,9 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
     return run
 
 
-def tiles(simd: Any, emit_sums: SumsEmitter, most: int, gathered: bool = False) -> Any:
+def _tiles(simd: Any, sums: Sums, most: int, gathered: bool) -> Any:
     """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, at most ``most``."""
-    tile8, tile4, tile2, tile1 = (_tile(simd, emit_sums, min(tokens, most), gathered) for tokens in TILES)
+    tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
 
     @simd.jit
     def run(tokens, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
@@ -95,7 +109,7 @@ def tiles(simd: Any, emit_sums: SumsEmitter, most: int, gathered: bool = False) 
     return run
 
 
-def tile_size(simd: Any, most: int) -> Any:
+def _tile_size(simd: Any, most: int) -> Any:
     """Make the helper that returns the size of the next tile, at most ``most``, for the number of tokens left."""
 
     @simd.jit
@@ -109,60 +123,100 @@ def tile_size(simd: Any, most: int) -> Any:
     return size
 
 
-def largest_tile(simd: Any, sums: int) -> int:
-    """The most tokens of a tile if a token needs ``sums`` vectors of sums at a time."""
-    return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums))
+def rectangle(simd: Any, sums: Sums, gathered: bool = False) -> Any:
+    """Make the helper that multiplies the weight rows of groups ``begin`` to ``end`` with ``rows`` rows of x.
 
-
-def product(simd: Any, emit_sums: SumsEmitter, sums: int = 1) -> Any:
-    """Make the kernel's body. ``sums`` is the number of vectors of sums that a token needs at a time."""
-    at, load = MatmulRecord.at, simd.load_i64
-    most = largest_tile(simd, sums)
-    tile, size = tiles(simd, emit_sums, most), tile_size(simd, most)
+    The rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``. Rows of out and
+    of the addend follow each other in both cases.
+    """
+    by_vectors = _by_vectors(simd, sums, gathered)
+    if sums.tiled is None or not simd.ISA.tiles:
+        return by_vectors
+    by_tiles = sums.tiled(simd, gathered)
 
     @simd.jit
-    def body(record, step, thread, threads):
-        groups, group_bytes = load(record + at.groups), load(record + at.group_bytes)
-        columns, x_stride, out_stride = (
-            load(record + at.columns),
-            load(record + at.x_stride),
-            load(record + at.out_stride),
-        )
-        addend_group, addend_row = load(record + at.addend_group), load(record + at.addend_row)
-        weights, rows = load(record + at.weights), load(step + load(record + at.rows))
-        # Threads get whole blocks of 32 output columns: the next kernel can split rows at the same columns
-        # (activation.py).
-        pairs = (groups + 1) // 2
-        begin, end = 2 * (pairs * thread // threads), min(groups, 2 * (pairs * (thread + 1) // threads))
-        start = load(record + at.x)
-        if rows == 1 and load(record + at.replicated) != 0:
-            start += thread * x_stride
+    def run(
+        weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
+        addend, addend_group, addend_row,
+    ):  # fmt: skip
+        if rows >= FEWEST:
+            even = begin + (end - begin) // GROUPS * GROUPS
+            by_tiles(
+                weights, group_bytes, begin, even, rows, columns, x, x_stride, sources, out, out_stride,
+                addend, addend_group, addend_row,
+            )  # fmt: skip
+            begin = even
+        by_vectors(
+            weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
+            addend, addend_group, addend_row,
+        )  # fmt: skip
+
+    return run
+
+
+def _by_vectors(simd: Any, sums: Sums, gathered: bool) -> Any:
+    """Make the helper of ``rectangle`` for vector registers."""
+    most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums.vectors))
+    tile, size = _tiles(simd, sums, most, gathered), _tile_size(simd, most)
+
+    @simd.jit
+    def run(
+        weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
+        addend, addend_group, addend_row,
+    ):  # fmt: skip
         for first in range(begin, end, SHARE):
-            last = min(first + SHARE, end)
-            row, x, addend = 0, start, load(record + at.addend)
-            out = load(record + at.out)
+            last, row = min(first + SHARE, end), 0
             while row < rows:
                 tokens = size(rows - row)
+                here = x if gathered else x + row * x_stride
                 for group in range(first, last):
-                    w, to = weights + group * group_bytes, out + group * ROWS * 4
                     tile(
                         tokens,
-                        w,
+                        weights + group * group_bytes,
                         row,
                         columns,
-                        x,
+                        here,
                         x_stride,
-                        0,
-                        to,
+                        sources + 4 * row,
+                        out + row * out_stride + group * ROWS * 4,
                         out_stride,
-                        addend + group * addend_group,
+                        addend + row * addend_row + group * addend_group,
                         addend_row,
                     )
                 row += tokens
-                x, out, addend = (
-                    x + tokens * x_stride,
-                    out + tokens * out_stride,
-                    addend + tokens * addend_row,
-                )
+
+    return run
+
+
+def product(simd: Any, sums: Sums) -> Any:
+    """Make the kernel's body."""
+    at, load = MatmulRecord.at, simd.load_i64
+    multiply = rectangle(simd, sums)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        groups, rows = load(record + at.groups), load(step + load(record + at.rows))
+        x, x_stride = load(record + at.x), load(record + at.x_stride)
+        if rows == 1 and load(record + at.replicated) != 0:
+            x += thread * x_stride
+        # Threads get whole blocks of 32 output columns: the next kernel can split rows at the same columns
+        # (activation.py).
+        pairs = (groups + 1) // 2
+        multiply(
+            load(record + at.weights),
+            load(record + at.group_bytes),
+            2 * (pairs * thread // threads),
+            min(groups, 2 * (pairs * (thread + 1) // threads)),
+            rows,
+            load(record + at.columns),
+            x,
+            x_stride,
+            0,
+            load(record + at.out),
+            load(record + at.out_stride),
+            load(record + at.addend),
+            load(record + at.addend_group),
+            load(record + at.addend_row),
+        )
 
     return body

@@ -100,12 +100,12 @@ class Emitter:
         finishing one sum after the other. On sets with 16 registers it also stops loads from moving across it, because
         values that are loaded early would spill the sums.
         """
-        if ISA.name not in _REGISTER:
+        if ISA.vector_set not in _REGISTER:
             return values
         pieces = [self.pieces(value) for value in values]
         flat = [piece for some in pieces for piece in some]
         kinds = [piece.type for piece in flat]
-        places = ["=" + _REGISTER[ISA.name]] * len(flat) + [str(i) for i in range(len(flat))]
+        places = ["=" + _REGISTER[ISA.vector_set]] * len(flat) + [str(i) for i in range(len(flat))]
         few = ISA.lanes == 8  # these sets have 16 registers
         kind = ir.FunctionType(ir.LiteralStructType(kinds), kinds)
         nothing = ir.InlineAsm(kind, "", ",".join(places + ["~{memory}"] * few), side_effect=few)
@@ -115,8 +115,8 @@ class Emitter:
 
     def lookup(self, table, index):
         """Replace every byte of ``index`` (16 x i32), 0 to 15, by that entry of ``table`` (16 unsigned bytes)."""
-        if ISA.name in _LOOKUP:
-            name, found = _LOOKUP[ISA.name], []
+        if ISA.vector_set in _LOOKUP:
+            name, found = _LOOKUP[ISA.vector_set], []
             for piece in self.pieces(index):
                 places = self.b.bitcast(piece, vec(i8, 4 * ISA.lanes))
                 entries = ir.Constant(places.type, list(table) * (ISA.lanes // 4))

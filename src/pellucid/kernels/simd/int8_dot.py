@@ -30,7 +30,7 @@ LARGEST_WORD = 32767
 
 def wants_signed(most: int) -> bool:
     """Whether unsigned bytes up to ``most`` are faster as signed bytes, with a zero point of 128 subtracted."""
-    return most > 127 and (ISA.name == "avx2" or (ISA.name == "neon" and not TARGET.has("i8mm")))
+    return most > 127 and (ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm")))
 
 
 class Sum:
@@ -49,7 +49,7 @@ class Sum:
         self._room = 0  # how many more sums of two products fit into them
         # The largest absolute value of a sum of two products.
         self._largest = 2 * 128 * 127 if both_signed else 2 * most * 128
-        self._in_words = ISA.name == "avx2" and self._largest <= LARGEST_WORD
+        self._in_words = ISA.vector_set == "avx2" and self._largest <= LARGEST_WORD
         chains = 1 if self._in_words else chains
         self._chains, self._turn = [start] + [zero] * (chains - 1), 0
 
@@ -115,13 +115,13 @@ def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_sig
 
 def _one_of(most: int, both_signed: bool) -> Any:
     """The function that computes a register's products in one instruction; None if the set has none."""
-    if ISA.name == "avx512vnni":
+    if ISA.vector_set == "avx512vnni":
         return lambda e, t, u, s: e.call("llvm.x86.avx512.vpdpbusd.512", t.type, t, u, s)
-    if ISA.name == "avxvnni":
+    if ISA.vector_set == "avxvnni":
         return _vpdpbusd
-    if ISA.name == "neon" and (both_signed or most <= 127):
+    if ISA.vector_set == "neon" and (both_signed or most <= 127):
         return lambda e, t, u, s: _neon(e, "sdot", t, u, s)
-    if ISA.name == "neon" and TARGET.has("i8mm"):
+    if ISA.vector_set == "neon" and TARGET.has("i8mm"):
         return lambda e, t, u, s: _neon(e, "usdot", t, u, s)
     return None
 

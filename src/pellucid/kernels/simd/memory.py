@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -58,3 +59,22 @@ vstore_f16 = vector_op(
 vstore_i8 = vector_op(types.void, (types.int64, I32x16), lambda e, a, v: e.store(e.b.trunc(v, vec(i8)), a, 1))
 vstore64 = vector_op(types.void, (types.int64, F64x16), lambda e, a, v: e.store(v, a, 8))
 prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(address))
+
+
+def stack_memory(nbytes: int):
+    """Make an intrinsic that returns the address of ``nbytes`` on the caller's stack, aligned for vectors.
+
+    They are not set to zero, and live as long as the function that asks for them runs.
+    """
+
+    @intrinsic
+    def memory(typingctx):
+        def codegen(context, builder, sig, args):
+            with builder.goto_entry_block():
+                place = builder.alloca(ir.ArrayType(i8, nbytes))
+            place.align = 64
+            return builder.ptrtoint(place, i64)
+
+        return types.int64(), codegen
+
+    return memory
