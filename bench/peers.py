@@ -188,7 +188,11 @@ class _IkLlamaBench(_LlamaBench):
 
     def _together(self, printed: str) -> float:
         """The column S_TG t/s of the table's last row."""
-        rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("|")]
+        rows = [
+            [cell.strip() for cell in line.split("|")]
+            for line in printed.splitlines()
+            if line.startswith("|")
+        ]
         return float(rows[-1][rows[0].index("S_TG t/s")])
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
 from support.processes import environment, run
 
 from pellucid.kernels.core import isa
 
 KERNELS = Path(__file__).parents[1] / "unit" / "kernels"
-TESTS = [str(KERNELS / f"test_{name}.py") for name in ("matmul_int8", "experts", "by_head", "quantize", "roof", "simd")]
+TESTS = [
+    str(KERNELS / f"test_{name}.py")
+    for name in ("matmul_int8", "experts", "by_head", "quantize", "roof", "simd")
+]
 WHICH = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1 or quantize or roof or simd"
 
 

@@ -91,7 +91,9 @@ def test_arm_machines_get_its_products(features: str, word: str) -> None:
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
     (text,) = run([(python(OTHER_MACHINE + KERNELS, name, *XEON, WIDE), environment())])
-    words = [f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")]
+    words = [
+        f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")
+    ]
     assert words == 5 * [name == "amx"]
     assert "vpdpbusd" in text, "for few tokens"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.tiles import ROWS, SPAN, columns_at_once, store_scores
+from pellucid.kernels.attention.tiles import ROWS, SPAN, register_blocks, store_scores
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
@@ -27,19 +27,20 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
         zero = e.fill(simd.f32, 0.0)
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(span // 16)] for _ in range(rows)]
-        starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in range(rows)]
-        with cgutils.for_range(builder, e.const(width // 2)) as loop:
-            key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
-            places = [e.at(key, 64 * part) for part in range(span // 16)]
-            for place in places:
-                e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
-            parts = [e.load(place, simd.vec(simd.i32)) for place in places]
-            for row, start in zip(totals, starts):
-                q = bf16_dot.spread(e, start, loop.index)
-                for total, part in zip(row, parts):
-                    builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
-        store_scores(e, totals, out, stride)
+        for some, tokens in register_blocks(simd, rows, span // 16):
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
+            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in some]
+            with cgutils.for_range(builder, e.const(width // 2)) as loop:
+                key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
+                places = [e.at(key, 64 * part) for part in tokens]
+                for place in places if some.start == 0 else ():
+                    e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
+                parts = [e.load(place, simd.vec(simd.i32)) for place in places]
+                for row, start in zip(totals, starts):
+                    q = bf16_dot.spread(e, start, loop.index)
+                    for total, part in zip(row, parts):
+                        builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
+            store_scores(e, totals, some, tokens, out, stride)
         return context.get_dummy_value()
 
     @intrinsic
@@ -61,23 +62,26 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
 
     from pellucid.kernels.simd import bf16_dot
 
-    vectors, chunk = width // 16, columns_at_once(rows, width)
+    vectors = width // 16
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, token, ahead, further, count, out = args
-        starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
         first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
         odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
-        for first in range(0, vectors, chunk):
-            sums = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
+        for some, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
+            sums = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in sums]
 
-            def add(pair: Any, last: bool, first: int = first, totals: Any = totals) -> None:
+            def add(
+                pair: Any, last: bool, some: range = some, parts: range = parts, starts: Any = starts,
+                totals: Any = totals,
+            ) -> None:  # fmt: skip
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
-                places = [e.at(value, 64 * (first + c)) for c in range(chunk)]
-                for place in places:
+                places = [e.at(value, 64 * part) for part in parts]
+                for place in places if some.start == 0 else ():
                     e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
                 loaded = [e.load(place, simd.vec(simd.i32)) for place in places]
                 if last:

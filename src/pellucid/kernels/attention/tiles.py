@@ -17,7 +17,7 @@ from pellucid.kernels.ops.elementwise import tanh_vector
 
 ROWS = 8  # most rows of a loop
 SPAN = 32  # tokens whose scores a loop computes
-REGISTERS = 16  # most vectors of sums of a loop
+WIDEST = 4  # most vectors of a row in a block of registers
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
@@ -36,30 +36,37 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
         zero = e.fill(simd.f32, 0.0)
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(span // 16)] for _ in range(rows)]
-        starts = [e.at(queries, width * 4 * r) for r in range(rows)]
-        with cgutils.for_range(builder, e.const(blocks)) as block:
-            scales = [
-                scale
-                for at in range(0, span, 32)
-                for scale in kv_layout.key_scales(
-                    e, simd, kv_dtype, width, keys, block.index, e.at(token, at)
-                )
-            ]
-            first = e.times(block.index, columns)
-            with cgutils.for_range(builder, e.const(columns)) as loop:
-                column = e.at(first, loop.index)
-                key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
-                places = [e.at(key, 16 * size * part) for part in range(span // 16)]
-                if kv_dtype != "f32":
-                    for line in range(0, span * size, 64):
-                        e.prefetch_scattered(e.at(key, line), ahead, further, twice=rows < ROWS)
-                parts = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(places, scales)]
-                for row, start in zip(totals, starts):
-                    q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
-                    for total, part in zip(row, parts):
-                        builder.store(e.fma(q, part, builder.load(total)), total)
-        store_scores(e, totals, out, stride)
+
+        def compute(some: range, tokens: range, prefetches: bool) -> None:
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
+            starts = [e.at(queries, width * 4 * r) for r in some]
+            with cgutils.for_range(builder, e.const(blocks)) as block:
+                scales = [
+                    scale
+                    for at in range(0, span, 32)
+                    for scale in kv_layout.key_scales(
+                        e, simd, kv_dtype, width, keys, block.index, e.at(token, at)
+                    )
+                ]
+                first = e.times(block.index, columns)
+                with cgutils.for_range(builder, e.const(columns)) as loop:
+                    column = e.at(first, loop.index)
+                    key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
+                    if prefetches and kv_dtype != "f32":
+                        for line in range(0, span * size, 64):
+                            e.prefetch_scattered(e.at(key, line), ahead, further, twice=rows < ROWS)
+                    parts = [
+                        kv_layout.load16(e, simd, kv_dtype, e.at(key, 16 * size * part), scales[part])
+                        for part in tokens
+                    ]
+                    for row, start in zip(totals, starts):
+                        q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
+                        for total, part in zip(row, parts):
+                            builder.store(e.fma(q, part, builder.load(total)), total)
+            store_scores(e, totals, some, tokens, out, stride)
+
+        for some, tokens in register_blocks(simd, rows, span // 16):
+            compute(some, tokens, some.start == tokens.start == 0)
         return context.get_dummy_value()
 
     @intrinsic
@@ -69,11 +76,22 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     return tile
 
 
-def store_scores(e: Any, totals: list[list[Any]], out: Any, stride: Any) -> None:
-    """Store the sums, some vectors for each row, in rows of scores that are ``stride`` bytes apart."""
-    for r, row in enumerate(totals):
+def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
+    """Split ``rows`` rows of ``vectors`` vectors of sums into blocks that fit into registers: rows and vectors."""
+    few = max(1, min(rows, simd.ISA.sums))
+    each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
+    return [
+        (range(r, min(r + few, rows)), range(v, min(v + each, vectors)))
+        for r in range(0, rows, few)
+        for v in range(0, vectors, each)
+    ]
+
+
+def store_scores(e: Any, totals: list[list[Any]], rows: range, tokens: range, out: Any, stride: Any) -> None:
+    """Store the sums of a block, some vectors of tokens for each row; rows of scores are ``stride`` bytes apart."""
+    for r, row in zip(rows, totals):
         where = e.at(out, e.b.mul(stride, e.const(r)))
-        for part, total in enumerate(row):
+        for part, total in zip(tokens, row):
             e.store(e.b.load(total), e.at(where, 64 * part))
 
 
@@ -86,22 +104,22 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     from numba.core import types as t
     from numba.extending import intrinsic
 
-    vectors, size, chunk = width // 16, kv_layout.SIZE[kv_dtype], columns_at_once(rows, width)
+    vectors, size = width // 16, kv_layout.SIZE[kv_dtype]
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, first_token, ahead, further, count, out = args
-        starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in range(rows)]
-        for first in range(0, vectors, chunk):
-            places = [[e.at(out, (r * vectors + first + c) * 64) for c in range(chunk)] for r in range(rows)]
+        for some, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
+            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
             with cgutils.for_range(builder, count) as loop:
                 token = e.at(first_token, loop.index)
-                columns = [16 * (first + c) for c in range(chunk)]
+                columns = [16 * part for part in parts]
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
-                if kv_dtype != "f32":
+                if some.start == 0 and kv_dtype != "f32":
                     for place in stored16[:: 64 // (16 * size)]:  # one for each 64-byte line
                         e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
@@ -120,11 +138,6 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         return t.void(*[t.int64] * 8), emit
 
     return tile
-
-
-def columns_at_once(rows: int, width: int) -> int:
-    """The number of 16-column vectors that a loop over values processes at once, so that all sums are in registers."""
-    return next(c for c in (4, 3, 2, 1) if width // 16 % c == 0 and c <= REGISTERS // rows)
 
 
 def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:

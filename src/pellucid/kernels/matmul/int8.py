@@ -47,12 +47,12 @@ CHAINS = 4  # independent partial sums of a block; those of the next block are i
 
 
 def _exact(
-    e: Any, packed: PackedLayout, planes: int, raw: list[Any], part: int, xs: list[Any]
+    e: Any, packed: PackedLayout, planes: int, weights: Any, part: int, xs: list[Any]
 ) -> list[list[Any]]:
     """Emit a part's exact int32 sum for each token, one lane for each of 16 rows: as one number, or of 24 bits as two.
 
-    ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at every vector of weights to
-    hide latency; integer sums do not depend on the order.
+    ``weights`` is the address of the block's planes, ``xs`` are those of the tokens' activation blocks. The tokens are
+    interleaved at every vector of weights to hide latency; integer sums do not depend on the order.
     """
     from pellucid.kernels.simd import int8_dot
 
@@ -71,13 +71,15 @@ def _exact(
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
     for i in range(part * per_part, (part + 1) * per_part):
-        column = operands.vector(e, packed, raw, i)
+        column = operands.vector(e, packed, weights, i)
         if signed:
             column = e.b.xor(column, e.fill(simd.i32, int8_dot.SIGNED))
         for token, x in zip(sums, xs):
             for plane, one in enumerate(token):
                 one.add(column, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
-        if i % 2 and len(xs) > 1:
+        if len(xs) > 1 and (
+            i % 2 or simd.ISA.terms > 1
+        ):  # sums in 16 bits would wait in pairs, out of registers
             int8_dot.take_turns(e, [one for token in sums for one in token])
     totals = []
     for token in sums:
@@ -157,11 +159,10 @@ def _emit_sums(
             block = e.at(first, inner.index)
             here = e.at(weights, e.times(block, packed.plane_bytes))
             prefetch_ahead(e, first_time, here, packed.plane_bytes)
-            raw = operands.stored(e, packed, here)
             offset = e.times(block, block_bytes(8 * planes))
             xs = [e.at(row, offset) for row in rows]
+            parts = [_exact(e, packed, planes, here, part, xs) for part in range(BLOCK // packed.sub)]
             scales = operands.block_scales(e, packed, unit, factors, inner.index)
-            parts = [_exact(e, packed, planes, raw, part, xs) for part in range(len(scales))]
             for total, sums, x in zip(totals, zip(*parts), xs):
                 e.b.store(add_scaled(e, planes, e.b.load(total), sums, scales, x), total)
     return [e.b.load(total) for total in totals]

@@ -128,9 +128,8 @@ def _spread_block(e: Any, packed: PackedLayout, here: Any, to: Any) -> None:
     """Emit: unpack a block to signed bytes."""
     from pellucid.kernels.simd.types import i8, i32, vec
 
-    raw, zero = operands.stored(e, packed, here), packed.zero_point
-    for i in range(ROWS * BLOCK // VECTOR):
-        value = operands.vector(e, packed, raw, i)
+    zero = packed.zero_point
+    for i, value in enumerate(operands.planes(e, packed, here)):
         if zero:
             four = e.b.bitcast(value, vec(i8, VECTOR))
             value = e.b.bitcast(e.b.sub(four, e.fill(i8, zero - 256 * (zero > 127), VECTOR)), vec(i32))

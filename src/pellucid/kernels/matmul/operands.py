@@ -18,17 +18,16 @@ def vec(kind: Any) -> Any:
     return ir.VectorType(kind, ROWS)
 
 
-def stored(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
-    """Load a block's planes: vectors of packed bytes."""
-    return [e.load(e.at(address, VECTOR * j), vec(i32), VECTOR) for j in range(packed.plane_bytes // VECTOR)]
+def vector(e: Any, packed: PackedLayout, address: Any, i: int) -> Any:
+    """Unpack vector i of a block's eight: lane r holds columns 4i to 4i+3 of row r as unsigned bytes.
 
-
-def vector(e: Any, packed: PackedLayout, raw: list[Any], i: int) -> Any:
-    """Unpack vector i of a block's eight: lane r holds columns 4i to 4i+3 of row r as unsigned bytes."""
+    The planes are at ``address``. Each vector loads what it needs of them, also if another one has loaded it: where
+    registers are few, planes that are kept in them push sums out.
+    """
     value, first, below = None, 0, 0
     for bits in packed.planes:
         each = 8 // bits
-        part = raw[first + i // each]
+        part = e.load(e.at(address, VECTOR * (first + i // each)), vec(i32), VECTOR)
         if bits < 8:
             shift = bits * (i % each) - below
             if shift:
@@ -41,8 +40,7 @@ def vector(e: Any, packed: PackedLayout, raw: list[Any], i: int) -> Any:
 
 def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
     """Unpack all eight vectors of a block."""
-    raw = stored(e, packed, address)
-    return [vector(e, packed, raw, i) for i in range(8)]
+    return [vector(e, packed, address, i) for i in range(8)]
 
 
 def unit_scales(e: Any, packed: PackedLayout, address: Any) -> tuple[Any, Any]:

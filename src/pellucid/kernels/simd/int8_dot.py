@@ -77,12 +77,13 @@ class Sum:
             if self.both_signed:
                 w, x = _with_sign(e, w, w), _with_sign(e, x, w)
             sums.append(e.call("llvm.x86.avx2.pmadd.ub.sw", vec(i16, 2 * ISA.lanes), w, x))
-        if self._room:
+        if self._words:
             self._words = [e.b.add(one, more) for one, more in zip(self._words, sums)]
             self._room -= 1
         else:
-            self._widen()
             self._words, self._room = sums, LARGEST_WORD // self._largest - 1
+        if not self._room:  # at once: words that wait would need registers beside the chain
+            self._widen()
 
     def _widen(self) -> None:
         e = self.e
