@@ -62,11 +62,17 @@ def _exact(
     # Weights that are used as signed bytes have no zero point.
     signed = packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
 
+    def zero_point(plane: int, x: Any) -> Any:
+        # It applies to the top plane, and to the last plane, whose unit is 1.
+        if not packed.zero_point or signed or plane not in (planes - 1, planes - 3):
+            return e.fill(simd.i32, 0)
+        return _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
+
+    # The zero point is where a sum starts. Where sums of 16 bits fill the registers, it is added when they are done.
+    late = simd.ISA.terms > 1
+
     def begin(plane: int, x: Any) -> Any:
-        # The zero point applies to the top plane, and to the last plane, whose unit is 1.
-        start = e.fill(simd.i32, 0)
-        if packed.zero_point and not signed and plane in (planes - 1, planes - 3):
-            start = _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
+        start = e.fill(simd.i32, 0) if late else zero_point(plane, x)
         return int8_dot.Sum(e, start, packed.most, signed, each)
 
     sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
@@ -77,13 +83,15 @@ def _exact(
         for token, x in zip(sums, xs):
             for plane, one in enumerate(token):
                 one.add(column, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
-        if len(xs) > 1 and (
-            i % 2 or simd.ISA.terms > 1
-        ):  # sums in 16 bits would wait in pairs, out of registers
+        # Products that are summed in 16 bits would wait for their pair, with too few registers.
+        if len(xs) > 1 and (i % 2 or simd.ISA.terms > 1):
             int8_dot.take_turns(e, [one for token in sums for one in token])
     totals = []
-    for token in sums:
-        *tops, total = [one.total() for one in token]
+    for token, x in zip(sums, xs):
+        whole = [one.total() for one in token]
+        if late:
+            whole = [e.b.add(one, zero_point(plane, x)) for plane, one in enumerate(whole)]
+        *tops, total = whole
         if tops:
             total = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), total)
         totals.append([*tops, total])

@@ -282,7 +282,7 @@ def _operation(emit: Any, scratch: _Scratch, operands_count: int) -> Any:
 
 
 def rectangle(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> Any:
-    """Make the helper that multiplies an even number of groups with rows of x; the arguments of ``product.rectangle``."""
+    """Make the helper of ``product.rectangle`` for an even number of groups."""
     scratch = _Scratch(packed, planes, gathered)
     places, many, block_size = scratch.places, scratch.blocks, block_bytes(8 * planes)
     copies = places["copies"]
