@@ -75,7 +75,7 @@ class LlamaCpp(Peer):
     name = "llama.cpp"
     variable = "LLAMA_CPP"
     mixed = False  # whether results are printed to standard error too
-    tools = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
+    tools: tuple[str, ...] = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
     @property
     def build(self) -> Path:

@@ -7,6 +7,8 @@ operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks
 product.py         what all products have in common
 int8.py            quantised weights times activation blocks
+int8_tiles.py      the same for many tokens, on tile registers
+int8_scaled.py     their float side: exact integer sums, scaled
 floats.py          floating-point weights times floats
 experts.py         products of experts, each with the rows that chose it
 by_head.py         products of heads, each with a matrix of its own

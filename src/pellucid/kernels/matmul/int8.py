@@ -22,7 +22,6 @@ Every tile shape computes the same sums in the same order, so a token's result n
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,10 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul import int8_tiles, operands
+from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS, add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 from pellucid.kernels.matmul.product import MatmulRecord, Sums, prefetch_ahead, product
-from pellucid.kernels.matmul.quantize import TOP, block_bytes, values
+from pellucid.kernels.matmul.quantize import block_bytes, values
 
 
 def reference(
@@ -42,7 +42,6 @@ def reference(
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
-SUMS, TOPS = 8, 16  # where a block's sums are behind its planes
 CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
 
 
@@ -113,31 +112,6 @@ def _simd() -> Any:
     from pellucid.kernels import simd
 
     return simd
-
-
-def add_scaled(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
-    """Emit the sum of a token's total and a block's exact sums, one for each part, scaled."""
-    simd = _simd()
-
-    def single(integers: list[Any]) -> Any:
-        *tops, total = [e.b.sitofp(one, simd.vec(simd.f32)) for one in integers]
-        return e.fma(tops[0], e.fill(simd.f32, TOP), total) if tops else total
-
-    def of_block(offset: int, kind: Any) -> Any:
-        return e.splat(e.load(e.at(x, BLOCK * planes + offset), kind))
-
-    def second_half() -> list[Any]:
-        return [of_block(offset + 4, simd.i32) for offset in ((TOPS, SUMS) if planes == 3 else (SUMS,))]
-
-    (scale, minimum), second = scales[0], scales[1:]
-    if second:
-        scaled = e.fma(single(sums[1]), second[0][0], e.b.fmul(single(sums[0]), scale))
-        if minimum is not None:
-            scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(second_half()), scaled)
-        total = e.fma(scaled, of_block(0, simd.f32), total)
-    else:
-        total = e.fma(single(sums[0]), e.b.fmul(scale, of_block(0, simd.f32)), total)
-    return total if minimum is None else e.fma(minimum, of_block(4, simd.f32), total)
 
 
 def _emit_sums(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernels.matmul import operands
+from pellucid.kernels.matmul.int8_scaled import add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.quantize import block_bytes
 
@@ -196,7 +197,6 @@ def _add_sums(
 ) -> None:
     from numba.core import cgutils
 
-    from pellucid.kernels.matmul.int8 import add_scaled
     from pellucid.kernels.simd.types import f32, i32, vec
 
     planes, per_part = scratch.planes, 2 if scratch.packed.minimum else 1
