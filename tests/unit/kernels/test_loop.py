@@ -17,6 +17,7 @@ from support.kernels import Batch, guarded
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.ops.elementwise import PickRecord
+from pellucid.kernels.program.loop import RADIX
 from pellucid.runtime.executor import Executor, Program, table
 
 PICK = KernelKey("pick")
@@ -35,7 +36,7 @@ def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarr
     return Program(table(records), (x, y)), x, y
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, RADIX + 1, 3 * RADIX - 1])
 @settings(max_examples=10)
 @given(st.integers(2, 40), st.integers(1, 4), st.integers(1, 60))
 def test_every_operation_sees_all_that_the_one_before_it_wrote(
@@ -55,9 +56,10 @@ def test_every_operation_sees_all_that_the_one_before_it_wrote(
     assert np.array_equal(x, np.repeat(want[:, None], 16 * vectors, 1))
 
 
-def test_barrier_holds_over_thousands_of_operations_on_twice_as_many_threads_as_cores() -> None:
-    threads, rows = 2 * (os.cpu_count() or 1), 33
-    program, x, _ = permuting(rows, 16, 1000)
+@pytest.mark.parametrize("threads", [2 * (os.cpu_count() or 1), RADIX * RADIX, RADIX * RADIX + 1])
+def test_barrier_holds_over_thousands_of_operations_on_more_threads_than_cores(threads: int) -> None:
+    rows, operations = 2 * threads + 1, 1000 if threads < RADIX * RADIX else 200
+    program, x, _ = permuting(rows, 16, operations)
     order = np.roll(np.arange(rows), 1)
     batch = Batch([rows], output_rows=list(order))
     executor = Executor(threads)
@@ -66,7 +68,7 @@ def test_barrier_holds_over_thousands_of_operations_on_twice_as_many_threads_as_
             executor.run(program, batch.record)
     finally:
         executor.close()
-    assert np.array_equal(x[:, 0], (np.arange(rows) - 3000) % rows)
+    assert np.array_equal(x[:, 0], (np.arange(rows) - 3 * operations) % rows)
 
 
 def test_threads_meet_at_the_end_of_a_step_without_being_told_to() -> None:

@@ -9,14 +9,21 @@ The control block consists of 64-byte lines, so that no two threads write to the
     line 0   epoch: the step to run and its threads            line 3   address of the program
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
-    line 8+t the last barrier that thread t has reached        line 6   polls before a thread sleeps or is parked
+    line 8+t the last meeting that thread t has reached        line 6   polls before a thread sleeps or is parked
     line 7   how often threads yielded or slept in the last step
 
 The epoch is one word with the step's number in the upper bits and the number of threads that run it in the lower ones,
-so one read gets both. Threads beyond that number do not touch the step. Barriers are numbered from step * 2^20, so a
+so one read gets both. Threads beyond that number do not touch the step. Meetings are numbered from step * 2^20, so a
 thread that skipped steps is not behind.
 
-At a barrier a thread spins, because the other threads usually arrive within a microsecond. If a thread that it waits
+A barrier of up to ``RADIX`` threads is one meeting: each thread waits until all others have reached it. With more
+threads that would move threads² cache lines between the cores. A barrier then has several meetings (a dissemination
+barrier, Hensgen, Finkel and Manber 1988, with a radix): in the first one a thread waits for its ``RADIX`` - 1
+predecessors, in the next one for those that are 1, 2, ... ``RADIX`` - 1 times ``RADIX`` before it, and so on around the
+circle. A thread that has come to a meeting has been at the one before it, so after the last one every thread has
+heard of all others: two meetings for 64 threads, with 14 lines to read for each instead of 63.
+
+At a meeting a thread spins, because the other threads usually arrive within a microsecond. If a thread that it waits
 for started the step on the same core, it yields the core immediately. After half a millisecond another process probably
 has the other thread's core. The thread then sleeps until that thread wakes it: the scheduler prefers threads that have
 slept, so both threads run at the same time again and not in turns. Between steps a worker spins for the same time, then
@@ -36,11 +43,10 @@ PASSED = LINE * 8
 CORE = 16  # in a thread's line: the core on which it started this step
 SLEEPERS = 24  # in a thread's line: not 0 if other threads sleep until it reaches its next barrier
 WAITED = 32  # in a thread's line: how often it yielded or slept in this step
-ACTIVE_BITS, BARRIER_BITS = (
-    16,
-    20,
-)  # low bits of an epoch (the number of threads); low bits of a barrier's number (its number within the step)
+ACTIVE_BITS = 16  # low bits of an epoch: the number of threads
+MEETING_BITS = 20  # low bits of a meeting's number: its number within the step
 MAX_THREADS = 256
+RADIX = 8  # threads that meet at once: those that share a cache, on most machines
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
 EAGER = 50  # polls at a barrier without a pause instruction: a pause takes as long as a typical wait
@@ -55,33 +61,47 @@ def _loop(simd: Any) -> Any:
     stride = RECORD_WORDS * WORD
 
     @jit
-    def barrier(control, thread, threads, mine):
-        own = line = control + PASSED + LINE * thread
-        store(line, mine)
-        if load(line + SLEEPERS) != 0:
-            store(line + SLEEPERS, 0)
-            wake(line)
-        patience = load(control + PATIENCE)
-        for other in range(threads):
-            looks, line = 0, control + PASSED + LINE * other
-            passed = load(line)
-            while passed < mine:
-                looks += 1
-                if looks > patience:
+    def wait_for(own, line, number, patience):
+        """Return when the thread of ``line`` has reached meeting ``number``."""
+        looks, passed = 0, load(line)
+        while passed < number:
+            looks += 1
+            if looks > patience:
+                store(own + WAITED, load(own + WAITED) + 1)
+                store(line + SLEEPERS, 1)
+                sleep_while(line, passed & 0xFFFFFFFF, NAP)
+            elif looks > EAGER:
+                if load(line + CORE) == current_core():
                     store(own + WAITED, load(own + WAITED) + 1)
-                    store(line + SLEEPERS, 1)
-                    sleep_while(line, passed & 0xFFFFFFFF, NAP)
-                elif looks > EAGER:
-                    if load(line + CORE) == current_core():
-                        store(own + WAITED, load(own + WAITED) + 1)
-                        yield_core()
-                    else:
-                        relax()
-                passed = load(line)
+                    yield_core()
+                else:
+                    relax()
+            passed = load(line)
 
     @jit
-    def run(control, thread, threads, number):
-        come_to = number << BARRIER_BITS
+    def barrier(control, thread, threads, number):
+        """Wait for all threads, at the meetings after ``number``. Returns the last one's number."""
+        own, patience = control + PASSED + LINE * thread, load(control + PATIENCE)
+        apart = 1
+        while apart < threads:
+            number += 1
+            store(own, number)
+            if load(own + SLEEPERS) != 0:
+                store(own + SLEEPERS, 0)
+                wake(own)
+            for i in range(1, RADIX):
+                if i * apart >= threads:
+                    break
+                other = thread - i * apart
+                if other < 0:
+                    other += threads
+                wait_for(own, control + PASSED + LINE * other, number, patience)
+            apart *= RADIX
+        return number
+
+    @jit
+    def run(control, thread, threads, step_number):
+        number = step_number << MEETING_BITS
         store(control + PASSED + LINE * thread + CORE, current_core())
         store(control + PASSED + LINE * thread + WAITED, 0)
         record = load(control + PROGRAM)
@@ -91,12 +111,10 @@ def _loop(simd: Any) -> Any:
             if status != 0:
                 store(control + STATUS, status)
             meet = load(record + WORD)
-            if threads > 1 and (meet == 1 or (meet > 1 and load(step + meet - 2) != 1)):
-                come_to += 1
-                barrier(control, thread, threads, come_to)
+            if meet == 1 or (meet > 1 and load(step + meet - 2) != 1):
+                number = barrier(control, thread, threads, number)
             record += stride
-        if threads > 1:
-            barrier(control, thread, threads, come_to + 1)
+        barrier(control, thread, threads, number)
 
     return run
 
