@@ -141,8 +141,8 @@ class Batch:
         self.record = np.array(words, np.int64)
 
 
-def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
-    """Run a kernel, one thread after another in random order.
+def call(key: KernelKey, batch: Batch, threads: int = 1, only: int | None = None, **fields: Any) -> None:
+    """Run a kernel, one thread after another in random order, or ``only`` one of them.
 
     Arrays are passed as their addresses, the names in COUNTS ("tokens") as the offset of that count in the step record.
     """
@@ -150,7 +150,8 @@ def call(key: KernelKey, batch: Batch, threads: int = 1, **fields: Any) -> None:
     assert record is not None
     words = record.pack({name: _word(value) for name, value in fields.items()})
     native, row = shared().function(key), np.array([0, 0, *words], np.int64)
-    for thread in np.random.default_rng(batch.seed).permutation(threads).tolist():
+    order = np.random.default_rng(batch.seed).permutation(threads).tolist() if only is None else [only]
+    for thread in order:
         assert native(row.ctypes.data, batch.record.ctypes.data, thread, threads) == 0
     for array in (*fields.values(), batch.keep["scratch"]):
         if isinstance(array, np.ndarray) and _is_guarded(array):

@@ -44,6 +44,11 @@ def columns(width: int) -> str:
     return f"columns of {width}"
 
 
+def tiles(width: int) -> str:
+    """The name of a partition: each thread has some columns of some rows (``kernels/matmul/division.py``)."""
+    return f"tiles of {width}"
+
+
 def heads(count: int) -> str:
     """The name of a partition: the (row, head) pairs, row by row, are divided into one run for each thread.
 
@@ -208,7 +213,7 @@ class Builder:
                 weight_bytes=packed.matrix_bytes(out_features, width),
                 multiply_adds=out_features * width,
                 rows=rows,
-                partitions={out: columns(self.width_of(out))},
+                partitions={out: tiles(self.width_of(out))},
             )
         )
         return out

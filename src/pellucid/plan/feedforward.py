@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
-from pellucid.plan.builder import COUNT, Builder, columns
+from pellucid.plan.builder import COUNT, Builder, tiles
 from pellucid.plan.plan import At, Operation, Value
 
 
@@ -66,5 +66,5 @@ def apply(
         "rows": COUNT["tokens"],
     }
     kernel = KernelKey("activation", kind=function, activation_bits=8)
-    partitions = dict.fromkeys(reads, columns(width))
+    partitions = dict.fromkeys(reads, tiles(width))
     builder.emit(Operation(stage, kernel, fields, reads, (x,), shape, partitions=partitions))

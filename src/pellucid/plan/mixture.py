@@ -12,7 +12,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
 from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.spec import Mixture, Router
-from pellucid.plan.builder import COUNT, NO_BIAS, Builder, columns
+from pellucid.plan.builder import COUNT, NO_BIAS, Builder, tiles
 from pellucid.plan.feedforward import activate, feedforward
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector, Weights
@@ -210,7 +210,7 @@ def _combine(
         "rows": COUNT["tokens"],
     }
     reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
-    partitions = dict.fromkeys((name for name in (shared, out) if name), columns(width))
+    partitions = dict.fromkeys((name for name in (shared, out) if name), tiles(width))
     kernel, shape = KernelKey("combine"), f"(T, {router.chosen}, {width}) → (T, {width})"
     builder.emit(Operation(f"{stage}.combine", kernel, fields, reads, (out,), shape, partitions=partitions))
     return out

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.plan.builder import columns
+from pellucid.plan.builder import COUNT, tiles
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
@@ -190,8 +190,8 @@ def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Op
     buffer, view = op.writes[part.write], op.views[part.write]
     assert view is not None
     own: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
-    own |= {"places": 0, "place_stride": 0, "part": 0}
-    reads, partitions = (buffer,), {buffer: columns(view.width), OUT: OUT}
+    own |= {"places": 0, "place_stride": 0, "part": 0, "of": COUNT[op.rows]}
+    reads, partitions = (buffer,), {buffer: tiles(view.width), OUT: OUT}
     if view.places:
         own |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
         reads, partitions = (buffer, view.places), {OUT: OUT}

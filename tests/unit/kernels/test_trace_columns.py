@@ -25,10 +25,10 @@ def some_rows(rng: np.random.Generator, T: int) -> np.ndarray:
 def some_places(rng: np.random.Generator, T: int, parts: int) -> tuple[np.ndarray, int, dict]:
     """The row of x that each token's row means, the number of rows of x, and a kernel's fields."""
     if not parts:
-        return np.arange(T), T, {"places": 0, "place_stride": 0, "part": 0}
+        return np.arange(T), T, {"places": 0, "place_stride": 0, "part": 0, "of": "tokens"}
     places, part = np.zeros((T, 16), np.int32), int(rng.integers(parts))
     places[:, :parts] = rng.permutation(T * parts).reshape(T, parts)
-    return places[:, part], T * parts, {"places": places, "place_stride": 64, "part": part}
+    return places[:, part], T * parts, {"places": places, "place_stride": 64, "part": part, "of": "tokens"}
 
 
 @given(kinds, seeds, tokens, vectors, threads, some_parts)

@@ -5,6 +5,7 @@ pack.py            unpacks the bits of a file's blocks and packs them into the p
 packed_layout.py   the packed layout: 16 rows, interleaved
 operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks
+division.py        which thread computes what of an output
 product.py         what all products have in common
 int8.py            quantised weights times activation blocks
 int8_tiles.py      the same for many tokens, on tile registers

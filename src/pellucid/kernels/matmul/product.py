@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.division import division
 from pellucid.kernels.matmul.int8_tiles import FEWEST, GROUPS
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
 
@@ -191,32 +192,31 @@ def _by_vectors(simd: Any, sums: Sums, gathered: bool) -> Any:
 def product(simd: Any, sums: Sums) -> Any:
     """Make the kernel's body."""
     at, load = MatmulRecord.at, simd.load_i64
-    multiply = rectangle(simd, sums)
+    multiply, part = rectangle(simd, sums), division(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
         groups, rows = load(record + at.groups), load(step + load(record + at.rows))
         x, x_stride = load(record + at.x), load(record + at.x_stride)
+        out_stride, addend_row = load(record + at.out_stride), load(record + at.addend_row)
         if rows == 1 and load(record + at.replicated) != 0:
             x += thread * x_stride
-        # Threads get whole blocks of 32 output columns: the next kernel can split rows at the same columns
-        # (activation.py).
-        pairs = (groups + 1) // 2
+        first, last, first_row, last_row = part(ROWS * groups, rows, thread, threads)
         multiply(
             load(record + at.weights),
             load(record + at.group_bytes),
-            2 * (pairs * thread // threads),
-            min(groups, 2 * (pairs * (thread + 1) // threads)),
-            rows,
+            first // ROWS,
+            last // ROWS,
+            last_row - first_row,
             load(record + at.columns),
-            x,
+            x + first_row * x_stride,
             x_stride,
             0,
-            load(record + at.out),
-            load(record + at.out_stride),
-            load(record + at.addend),
+            load(record + at.out) + first_row * out_stride,
+            out_stride,
+            load(record + at.addend) + first_row * addend_row,
             load(record + at.addend_group),
-            load(record + at.addend_row),
+            addend_row,
         )
 
     return body

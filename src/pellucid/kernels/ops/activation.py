@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.division import division
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu", "sigmoid", "none")
@@ -147,6 +148,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
     function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
     (limited, factor), q_bytes = _clamp(simd, kind), block_bytes(activation_bits)
+    part = division(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -154,18 +156,17 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         quantized, limit = load(record + at.quantized), np.float32(simd.load_f64(record + at.limit))
         sharpness = np.float32(simd.load_f64(record + at.sharpness))
         width, rows = load(record + at.width), load(step + load(record + at.rows))
-        # Split by columns like matrix products: a thread finds its input in its own cache.
-        blocks = (width + 31) // 32
-        begin, end = blocks * thread // threads * 128, min(width * 4, blocks * (thread + 1) // threads * 128)
-        for row in range(rows):
+        # Divided like matrix products: a thread finds its input in its own cache.
+        first, last, first_row, last_row = part(width, rows, thread, threads)
+        for row in range(first_row, last_row):
             here = row * width * 4
-            for i in range(here + begin, here + end, 64):
+            for i in range(here + 4 * first, here + 4 * last, 64):
                 value = function(limited(vload(x + i), limit), sharpness)
                 if up != 0:
                     value = value * factor(vload(up + i), limit)
                 vstore(out + i, value)
             if quantized != 0:
-                for i in range(here + begin, here + end, 128):
+                for i in range(here + 4 * first, here + 4 * last, 128):
                     quantize(out + i, quantized + i // 128 * q_bytes)
 
     return body

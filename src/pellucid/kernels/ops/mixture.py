@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.matmul.division import division
 from pellucid.kernels.ops.activation import sigmoid_vector
 
 LOWEST = -3e38  # what a score that is not a number counts as
@@ -301,7 +302,7 @@ def build_weigh(simd: Any) -> Any:
 def build_combine(simd: Any) -> Any:
     at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    sigmoid = sigmoid_vector(simd)
+    sigmoid, part = sigmoid_vector(simd), division(simd)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -311,21 +312,21 @@ def build_combine(simd: Any) -> Any:
             load(record + at.gate),
             load(record + at.out),
         )
-        width, chosen, stride = (
-            4 * load(record + at.width),
+        columns, chosen, stride = (
+            load(record + at.width),
             load(record + at.chosen),
             load(record + at.choice_stride),
         )
-        rows, blocks = load(step + load(record + at.rows)), (width + 127) // 128
-        begin, end = blocks * thread // threads * 128, min(width, blocks * (thread + 1) // threads * 128)
-        for row in range(rows):
+        rows, width = load(step + load(record + at.rows)), 4 * columns
+        first, last, first_row, last_row = part(columns, rows, thread, threads)
+        for row in range(first_row, last_row):
             places, weights = load(record + at.places) + row * stride, load(record + at.weights)
             weighted = weights != 0
             weights += row * stride
             of_shared = splat(1.0)
             if gate != 0:
                 of_shared = sigmoid(splat(load_f32(gate + 64 * row)))
-            for i in range(begin, end, 64):
+            for i in range(4 * first, 4 * last, 64):
                 total = splat(0.0)
                 if shared != 0:
                     total = vload(shared + row * width + i) * of_shared

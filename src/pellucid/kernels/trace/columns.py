@@ -3,9 +3,9 @@
 trace_copy   out[i] = x[rows[i], first : first + count]
 trace_edit   x[row, first : first + count] = values + factor * x[row, first : first + count]   for each entry
 
-Threads divide the columns of x as a matrix product divides its output, so neither needs a barrier after one. A factor
-of 0 leaves nothing of x, whatever it was, and a factor of 1 without values changes no bit. If x has rows in another
-order, those of the experts, places[row, part] is the row that is meant.
+Threads divide x as a matrix product divides its output, so neither needs a barrier after one. A factor of 0 leaves
+nothing of x, whatever it was, and a factor of 1 without values changes no bit. If x has rows in another order, those of
+the experts, places[row, part] is the row that is meant; threads divide only the columns then.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import WORD, Address, Record
+from pellucid.kernels.core.record import WORD, Address, Count, Record
+from pellucid.kernels.matmul.division import division
 
 ENTRY_WORDS = 3  # of an edit's entry: the row, the factor as a float64, the address of the values or 0
-BLOCK = 32  # columns of x that one thread has
 
 
 class TraceCopyRecord(Record):
@@ -29,6 +29,7 @@ class TraceCopyRecord(Record):
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
+    of: Count  # T
     rows: Address  # (1 + n,) int64: n, then the rows
     out: Address  # (n, count), of the same type
     out_stride: int  # bytes from one row to the next
@@ -42,17 +43,18 @@ class TraceEditRecord(Record):
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
+    of: Count  # T
     entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
 
 
 def _own(simd: Any) -> Any:
-    """Make the helper for a thread's part of the columns first <= j < first + count."""
+    """Make the helper for a thread's part of the columns first <= j < first + count, and of the rows."""
+    part = division(simd)
 
     @simd.jit
-    def own(width, first, count, thread, threads):
-        blocks = (width + BLOCK - 1) // BLOCK
-        low, high = BLOCK * (blocks * thread // threads), BLOCK * (blocks * (thread + 1) // threads)
-        return max(first, low), min(first + count, high)
+    def own(width, first, count, rows, thread, threads):
+        low, high, first_row, last_row = part(width, rows, thread, threads)
+        return max(first, low), min(first + count, high), first_row, last_row
 
     return own
 
@@ -78,9 +80,13 @@ def build_copy(simd: Any) -> Any:
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
         places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
-        begin, end = own(width, first, load(record + at.count), thread, threads)
+        height = load(step + load(record + at.of)) if places == 0 else 1
+        begin, end, low, high = own(width, first, load(record + at.count), height, thread, threads)
         for i in range(load(rows)):
-            source = x + place(places, apart, part, load(rows + WORD * (i + 1))) * width * 4
+            number = load(rows + WORD * (i + 1))
+            if places == 0 and not low <= number < high:
+                continue
+            source = x + place(places, apart, part, number) * width * 4
             to = out + i * stride - first * 4
             whole = begin + max(end - begin, 0) // 16 * 16
             for j in range(begin, whole, 16):
@@ -100,11 +106,15 @@ def build_edit(simd: Any) -> Any:
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
-        begin, end = own(width, first, load(record + at.count), thread, threads)
+        height = load(step + load(record + at.of)) if places == 0 else 1
+        begin, end, low, high = own(width, first, load(record + at.count), height, thread, threads)
         entries = load(record + at.entries)
         for i in range(load(entries)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
-            row, values = x + place(places, apart, part, load(entry)) * width * 4, load(entry + 2 * WORD)
+            number, values = load(entry), load(entry + 2 * WORD)
+            if places == 0 and not low <= number < high:
+                continue
+            row = x + place(places, apart, part, number) * width * 4
             factor = np.float32(simd.load_f64(entry + WORD))
             for j in range(begin, end):
                 new = zero
