@@ -31,7 +31,7 @@ from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.executor import default_threads
+from pellucid.runtime.processors import processors
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(FILES), help=", ".join(FILES))
     parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")
     parser.add_argument("--text", type=Path, default=TEXT, help="a text file")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=processors().threads)
     arguments = parser.parse_args()
     if arguments.windows < 1:
         parser.error("--windows: 1 at least")

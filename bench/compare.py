@@ -29,7 +29,7 @@ from pellucid.llm import LLM
 from pellucid.measure.machine import facts
 from pellucid.measure.rounds import REST, Figure, measure
 from pellucid.measure.suite import DecodeWorkload, PrefillWorkload
-from pellucid.runtime.executor import default_threads
+from pellucid.runtime.processors import processors
 from pellucid.weights.store import resolve
 
 PRECISE = {"default": False, "precise": True}  # how Pellucid is loaded: name → precise
@@ -309,7 +309,7 @@ def main() -> None:
             f"something else ran here at the beginning (load {load:.1f}): these figures are not to be trusted"
         )
         progress(notes[-1])
-    threads = default_threads() if arguments.threads is None else arguments.threads
+    threads = processors().threads if arguments.threads is None else arguments.threads
     results: dict[str, dict[str, Result]] = {}
     start = time.perf_counter()
     try:

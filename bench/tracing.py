@@ -27,7 +27,7 @@ from typing import Any
 import pellucid
 from pellucid.llm import LLM
 from pellucid.measure.machine import facts
-from pellucid.runtime.executor import default_threads
+from pellucid.runtime.processors import processors
 from pellucid.trace.edits import EditOf, ablate
 
 TOKENS = 64
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter with nnsight and TransformerLens")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the peers")
     asked = parser.parse_args()
-    threads = default_threads() if asked.threads is None else asked.threads
+    threads = processors().threads if asked.threads is None else asked.threads
     ours: Speeds = {name: [] for name in WAYS}
     peers: dict[str, Speeds] = {}
     versions: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.executor import Executor, default_threads
+from pellucid.runtime.executor import Executor
+from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
 from pellucid.util.checks import whole
@@ -41,6 +43,7 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
+    pin: str | None = None,
     precise: bool = False,
     kv_cache: str | None = None,
     draft: str | Path | None = None,
@@ -62,6 +65,9 @@ def load(
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
         pulls: whether a model that is not on this machine is downloaded.
         threads: how many threads run a step. By default, one for each physical core.
+        pin: what threads are bound to: "cores", each thread to a core of its own; "nodes", each to the cores of a
+            memory node; "none". By default "nodes" on machines that have several memory nodes, such as those with two
+            sockets; weights are then near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, and store keys and values in float32. The results are then those of
             a float32 run of the file's weights, up to float32's own rounding. By default, activations that meet
             quantised weights have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
@@ -81,10 +87,12 @@ def load(
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
         UnsupportedModel: the file needs something that is not implemented; the message names it.
-        InvalidRequest: ``context``, ``threads``, ``precise`` or ``kv_cache`` is out of range.
+        InvalidRequest: ``context``, ``threads``, ``pin``, ``precise`` or ``kv_cache`` is out of range.
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
+    if pin is not None:
+        make = partial(make, pin=pin)
     made = _loaded(
         source,
         context,
@@ -137,7 +145,7 @@ def _loaded(
         spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
         plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
-        runner = make(checkpoint, model, plan, limits, threads or default_threads(), compiling, executor)
+        runner = make(checkpoint, model, plan, limits, threads or processors().threads, compiling, executor)
         checkpoint.check_unchanged()
         return LLM(checkpoint, runner, opened.inputs.tokenizer, opened.recommended)
     except BaseException:

@@ -18,7 +18,7 @@ from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.executor import default_threads
+from pellucid.runtime.processors import processors
 from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.store import resolve
@@ -52,7 +52,7 @@ def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
     model = read_model(checkpoint)
     plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits_of(precise), kv_cache)
     limits = StepLimits(2048, tokens=STEP, outputs=STEP)
-    runner = ModelRunner(checkpoint, model, plan, limits, default_threads())
+    runner = ModelRunner(checkpoint, model, plan, limits, processors().threads)
     return LLM(checkpoint, runner, load_tokenizer(checkpoint))
 
 

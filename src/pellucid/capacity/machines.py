@@ -13,8 +13,8 @@ from pellucid.errors.messages import brief, reason
 from pellucid.measure.cost import Rates
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.rounds import machine_rates
-from pellucid.runtime.executor import default_threads
 from pellucid.runtime.memory import machine_bytes
+from pellucid.runtime.processors import processors
 from pellucid.util.checks import real, whole
 
 READ = 1 << 30  # bytes of the buffer whose reading is timed
@@ -68,7 +68,7 @@ class Machines:
 
 def this_machine(threads: int | None = None) -> Machine:
     """The machine at hand, whose rates are measured."""
-    cores = default_threads() if threads is None else whole("threads", threads, 1, MOST_CORES)
+    cores = processors().threads if threads is None else whole("threads", threads, 1, MOST_CORES)
     roofs = Roofs(cores, READ)
     try:
         rates = machine_rates(roofs, READ)

@@ -55,6 +55,14 @@ Prompt = Annotated[
     typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
 ]
 Threads = Annotated[int | None, count("Number of threads; one for each physical core by default.")]
+Pin = Annotated[
+    str | None,
+    typer.Option(
+        help="What threads are bound to: cores, nodes (sockets; the default where there are several) or none.",
+        metavar="cores|nodes|none",
+        show_default=False,
+    ),
+]
 Context = Annotated[
     int | None, count("Most tokens of prompt and answer together; the model's limit by default.")
 ]
@@ -207,6 +215,7 @@ def load(
     precise: bool = False,
     kv_cache: str | None = None,
     *,
+    pin: str | None = None,
     draft: str | None = None,
     cap_context: bool = False,
     pulls: bool = True,
@@ -219,6 +228,7 @@ def load(
         return load(
             model,
             threads=threads,
+            pin=pin,
             context=context,
             precise=precise,
             kv_cache=kv_cache,

@@ -61,7 +61,7 @@ class Replicas:
         Raises:
             InvalidRequest: a number is out of range, or is given without a cluster.
         """
-        from pellucid.runtime.executor import default_threads
+        from pellucid.runtime.processors import processors
 
         given = {"--replicas": least, "--max-replicas": most, "--replica-cpus": cpus, "--stages": stages}
         if address is None:
@@ -77,7 +77,7 @@ class Replicas:
             address,
             least,
             most,
-            default_threads() if cpus is None else whole("replica_cpus", cpus, 1, MOST_CPUS),
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MOST_CPUS),
             1 if stages is None else whole("stages", stages, 1, MOST_STAGES),
         )
 

@@ -26,9 +26,11 @@ from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.runtime.executor import Executor, Program, usable_cores
+from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
+from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
+from pellucid.runtime.processors import processors
 from pellucid.weights.checkpoint import Checkpoint
 
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
@@ -38,9 +40,10 @@ class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
     ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
-    plan alone: ``forward_stage``.
+    plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``).
 
     Raises:
+        InvalidRequest: threads cannot be bound in this way.
         KernelError: a kernel did not compile.
         UnsupportedModel: a format or a shape is not implemented.
     """
@@ -55,12 +58,16 @@ class ModelRunner:
         progress: CompileProgress | None = None,
         executor: Executor | None = None,
         stage: Stage | None = None,
+        pin: str | None = None,
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
+        placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts)
+        for pool in self.cache.pools:
+            placement.interleave(pool.memory)
         self._prefixes = PrefixCache(self.cache, kept_bytes(machine_bytes()))
         scratch = max(
             (
@@ -82,7 +89,7 @@ class ModelRunner:
         # In a step with one row each thread may have its own copy of that row.
         room: dict[RowKind, int] = {kind: max(count, threads) for kind, count in rows.items()}
         self._arrays = allocate(plan, room)
-        matrices, vectors = load_weights(checkpoint, model, plan, threads)
+        matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:
             allocate_missing(plan, room, arrays)  # this function knows no runner, which would be a circle
@@ -93,7 +100,7 @@ class ModelRunner:
         self._watched = WatchedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
-        self.executor, self._owns_executor = executor or Executor(threads), executor is None
+        self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
         self._lock, self.stage_seconds = threading.Lock(), list[float]()  # of each stage, if this one leads
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
@@ -105,7 +112,7 @@ class ModelRunner:
     @property
     def idle_core(self) -> bool:
         """Whether a step leaves a core idle."""
-        return self.threads < usable_cores()
+        return self.threads < processors().usable
 
     @property
     def width(self) -> int:
@@ -192,6 +199,10 @@ class ModelRunner:
         check_step(chunks, self.limits)
         self._step.fill(chunks)
         self.wake()
+
+    def sit(self) -> None:
+        """Bind the calling thread, which runs the steps from now on, like the others of the team."""
+        self.executor.placement.sit(0)
 
     def wake(self) -> None:
         """Run a step of no operations: the threads wait for the next one then."""

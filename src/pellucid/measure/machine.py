@@ -12,7 +12,7 @@ from typing import Any
 from pellucid import __version__
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.library import cache_folder
-from pellucid.runtime.executor import default_threads, usable_cores
+from pellucid.runtime.processors import processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -23,14 +23,16 @@ def facts() -> dict[str, Any]:
     Raises:
         InvalidRequest: ``PELLUCID_ISA`` names an instruction set that is unknown or not available.
     """
+    usable = processors()
     chosen, folder = isa.choose(), cache_folder()
     features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
     return {
         "cpu": cpu_name(),
         "cores": _cores(),
         "processors": os.cpu_count() or 1,
-        "usable processors": usable_cores(),
-        "threads": default_threads(),
+        "usable processors": usable.usable,
+        "memory nodes": len(usable.nodes),
+        "threads": usable.threads,
         "memory": _memory(),
         "instructions": f"{chosen.name} ({chosen.description})",
         "possible": [known.name for known in isa.possible()],
@@ -62,9 +64,9 @@ def _cores() -> int:
     """The number of physical cores, including those that this process may not use."""
     topology = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
     try:
-        return len({siblings.read_text() for siblings in topology}) or default_threads()
+        return len({siblings.read_text() for siblings in topology}) or processors().threads
     except OSError:
-        return default_threads()
+        return processors().threads
 
 
 def _memory() -> str:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slots import SlotReader, by_expert, format_of
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
+from pellucid.runtime.placement import Placement
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.pack import Matrix, Packing, filled, pack, prepare
 
@@ -32,15 +34,21 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
 
 
 def load_weights(
-    checkpoint: Checkpoint, model: Model, plan: Plan, threads: int
+    checkpoint: Checkpoint, model: Model, plan: Plan, placement: Placement
 ) -> tuple[dict[str, Matrix], dict[Vector, NDArray[np.float32]]]:
-    """The packed matrices by slot, and the float32 vectors, that a plan refers to."""
+    """The packed matrices by slot, and the float32 vectors, that a plan refers to.
+
+    Each thread's part of a matrix is near it; the matrices of experts are near all threads in turns, because which
+    thread reads what of them depends on the tokens.
+    """
     values = [value for op in plan.operations for value in op.fields.values()]
     packings: dict[str, list[Packing]] = {}
     arena = Arena()
     for needed in dict.fromkeys(value for value in values if isinstance(value, Weights)):
-        packings[needed.slot] = _packings(checkpoint, model.sources(needed.slot), needed.experts, arena)
-    pack((one for all_ in packings.values() for one in all_), threads)
+        packings[needed.slot] = _packings(
+            checkpoint, model.sources(needed.slot), needed.experts, arena, placement
+        )
+    pack((one for all_ in packings.values() for one in all_), placement.threads)
     matrices = {slot: parts[0].matrix for slot, parts in packings.items()}
     vectors: dict[Vector, NDArray[np.float32]] = {}
     shapes = expected_shapes(model.spec)
@@ -57,13 +65,20 @@ def load_weights(
     return matrices, vectors
 
 
-def _packings(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena) -> list[Packing]:
+def _packings(
+    checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena, placement: Placement
+) -> list[Packing]:
     """What packs a slot's matrix, or those of its experts: one after the other, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
     columns = filled(packed, blocks) * readers[0].form.block
     each = packed.matrix_bytes(rows, columns)
     whole = arena.take(each * experts)
+    if experts == 1:
+        groups = column_ends(round_up(rows, ROWS), placement.threads)
+        placement.divide(whole, [packed.group_bytes(columns) * end // ROWS for end in groups])
+    else:
+        placement.interleave(whole)
     return [
         prepare(reader.form, reader.blocks_shape, reader.read, whole[i * each : (i + 1) * each])
         for i, reader in enumerate(readers)

@@ -25,6 +25,8 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import RECORD_WORDS
 from pellucid.kernels.program import loop
 from pellucid.runtime.memory import address, aligned
+from pellucid.runtime.placement import Placement
+from pellucid.runtime.processors import processors
 from pellucid.runtime.thread_tuner import ThreadTuner
 
 FORKED = "this model was loaded before a fork, which leaves its threads behind: load it in the child"
@@ -39,40 +41,25 @@ class Program:
     keep: Sequence[Any]
 
 
-def usable_cores() -> int:
-    """Number of logical processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_threads() -> int:
-    """Number of physical cores that this process may use (hyper-threads share the resources that limit the kernels)."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(usable_cores())
-    cores = set()
-    for cpu in allowed:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as siblings:
-                cores.add(siblings.read().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
-
-
 class Executor:
     """A team of ``threads`` threads, including the caller's. It runs one step at a time; others wait.
+
+    ``placement`` says to which cores the other threads are bound; by default to none.
 
     Raises:
         KernelError: from ``run``, when a kernel reports failure.
         InvalidRequest: from ``run``, in a process forked after the team was started.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, placement: Placement | None = None) -> None:
         self.threads, self._process = threads, os.getpid()
+        self.placement = placement or Placement(threads, "none")
         self._pace, self._steps, self._lock = ThreadTuner(threads), 0, threading.Lock()
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
-        self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= usable_cores() else loop.HASTY
+        self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= processors().usable else loop.HASTY
         self._lead, self._address = shared().function(LOOP_KERNELS[0]), address(self._control)
-        self._team = _Team(self._control, threads)
+        self._team = _Team(self._control, self.placement)
         for thread in range(1, threads):
             worker = threading.Thread(
                 target=_work, args=(self._team, thread), name=f"pellucid-{thread}", daemon=True
@@ -121,8 +108,8 @@ class Executor:
 class _Team:
     """The state that workers share with the executor. It does not keep the executor alive."""
 
-    def __init__(self, control: NDArray[np.int64], threads: int) -> None:
-        self.control, self.threads = control, threads
+    def __init__(self, control: NDArray[np.int64], placement: Placement) -> None:
+        self.control, self.placement = control, placement
         self.condition, self.order = threading.Condition(), threading.Lock()
         self.parked: set[int] = set()
 
@@ -147,6 +134,7 @@ class _Team:
 
 def _work(team: _Team, thread: int) -> None:
     """The body of a worker thread: run steps in compiled code; when that returns, park until there is another step."""
+    team.placement.sit(thread)
     native = shared().function(LOOP_KERNELS[1])
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
     while True:

@@ -25,6 +25,11 @@ class Pool:
         self._held = 0
 
     @property
+    def memory(self) -> NDArray[np.uint8]:
+        """The memory of all pages, one after the other."""
+        return self._memory
+
+    @property
     def address(self) -> int:
         """The address of page 0; page p is p * ``page_bytes`` further on."""
         return address(self._memory)

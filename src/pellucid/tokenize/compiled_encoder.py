@@ -103,9 +103,9 @@ class CompiledEncoder:
         """Apply ``encode`` or ``lists`` to many texts, in batches over ``threads`` threads (None: one per core)."""
         batches = list(_batches(texts))
         if threads is None:
-            from pellucid.runtime.executor import default_threads
+            from pellucid.runtime.processors import processors
 
-            threads = default_threads()
+            threads = processors().threads
         if threads <= 1 or len(batches) <= 1:
             return [ids for batch in batches for ids in encode(batch, parse_special)]
         with ThreadPoolExecutor(min(threads, len(batches))) as pool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.kernels import Batch, call, guarded
 
 from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 
 FLOATS = PackedLayout("f32", 32)
@@ -126,6 +127,16 @@ def test_many_threads_have_equal_parts_of_a_prompt(rows: int, columns: int, thre
         high, wide = part(activation, rows, columns, threads, thread)
         sizes.append((high.stop - high.start) * (wide.stop - wide.start))
     assert max(sizes) <= 1.34 * rows * columns / threads
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_column_ends_are_those_of_the_kernels(vectors: int, threads: int) -> None:
+    begin = 0
+    for thread, end in enumerate(column_ends(16 * vectors, threads)):
+        _, wide = part(activation, 1, 16 * vectors, threads, thread)
+        assert wide == (slice(begin, end) if begin < end else slice(0, 0))
+        begin = end
+    assert begin == 16 * vectors
 
 
 @pytest.mark.parametrize("columns", [576, 960, 1536])

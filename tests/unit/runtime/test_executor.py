@@ -16,7 +16,8 @@ import pytest
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.record import RECORD_WORDS
-from pellucid.runtime.executor import Executor, Program, default_threads, table
+from pellucid.runtime.executor import Executor, Program, table
+from pellucid.runtime.processors import processors
 
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 NO_STEP = np.zeros(16, np.int64)
@@ -193,4 +194,4 @@ def test_a_table_is_records_of_one_length() -> None:
 
 
 def test_default_threads_are_at_least_one_and_no_more_than_there_are_cpus() -> None:
-    assert 1 <= default_threads() <= (os.cpu_count() or 1)
+    assert 1 <= processors().threads <= (os.cpu_count() or 1)

@@ -31,6 +31,7 @@ def command(
     together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
     context: common.Context = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
     cluster: Cluster = None,
@@ -45,7 +46,7 @@ def command(
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
     options: dict[str, Any] = {
-        "context": context, "threads": threads, "precise": precise, "kv_cache": kv_cache
+        "context": context, "threads": threads, "pin": pin, "precise": precise, "kv_cache": kv_cache
     }  # fmt: skip
     if batch.lines and asked is not None:
         with asked.model(model or batch.model, options) as llm, common.progress() as bars:

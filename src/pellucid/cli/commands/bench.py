@@ -45,6 +45,7 @@ def model_speed(
         bool, typer.Option("--profile", help="Show also the time of each kind of operation.")
     ] = False,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
@@ -68,6 +69,7 @@ def model_speed(
         context,
         precise,
         kv_cache,
+        pin=pin,
         before=lambda inputs: suite(inputs.spec, inputs.context, wishes),
     )
     workloads, notes = suite(llm.spec, llm.context, wishes)

@@ -27,6 +27,7 @@ def command(
     model: common.Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
@@ -41,7 +42,14 @@ def command(
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
     llm = common.load(
-        model, threads, context, precise, kv_cache, draft=draft, before=lambda inputs: inputs.prompt(first)
+        model,
+        threads,
+        context,
+        precise,
+        kv_cache,
+        pin=pin,
+        draft=draft,
+        before=lambda inputs: inputs.prompt(first),
     )
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):

@@ -20,6 +20,7 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
@@ -41,7 +42,14 @@ def command(
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")
     llm = common.load(
-        model, threads, context, precise, kv_cache, draft=draft, before=lambda inputs: inputs.prompt(given)
+        model,
+        threads,
+        context,
+        precise,
+        kv_cache,
+        pin=pin,
+        draft=draft,
+        before=lambda inputs: inputs.prompt(given),
     )
     run = llm.start(given, **options)
     for piece in run:

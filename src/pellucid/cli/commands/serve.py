@@ -55,6 +55,7 @@ def command(
     grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
     context: common.Context = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
     draft: Draft = None,
@@ -83,6 +84,7 @@ def command(
         name: {
             "context": context,
             "threads": threads,
+            "pin": pin,
             "precise": precise,
             "kv_cache": kv_cache,
             "draft": draft if name == names[0] else None,

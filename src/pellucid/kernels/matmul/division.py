@@ -19,6 +19,12 @@ READING = 16  # a block of weights that comes into a core's cache takes about as
 WORTH = 20  # rows are divided more finely if that takes at least one part in this many off the time
 
 
+def column_ends(columns: int, threads: int) -> list[int]:
+    """The ends of the threads' columns if rows are not divided, as they never are when a token is generated."""
+    blocks = -(-columns // BLOCK)
+    return [min(columns, BLOCK * (blocks * (thread + 1) // threads)) for thread in range(threads)]
+
+
 def division(simd: Any) -> Any:
     """Make the helper (columns, rows, thread, threads) → a thread's (first column, last, first row, last).
 

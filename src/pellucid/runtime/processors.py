@@ -1,0 +1,118 @@
+"""The processors that this process may use: which cores, how much of them, and near which memory they are."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM = Path("/")
+
+
+@dataclass(frozen=True)
+class Core:
+    """A physical core: the logical processors of it that may be used, and its NUMA node."""
+
+    node: int
+    cpus: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What a process may use; ``cores`` are in the order of their nodes.
+
+    ``quota`` is how many processors' time it may take (a container's limit); None: any.
+    """
+
+    cores: tuple[Core, ...]
+    quota: float | None = None
+
+    @property
+    def usable(self) -> int:
+        """Number of logical processors."""
+        return self._within_quota(sum(len(core.cpus) for core in self.cores))
+
+    @property
+    def threads(self) -> int:
+        """How many threads run a step by default: one for each physical core.
+
+        Hyper-threads share the resources that limit the kernels. More threads than the quota would all be stopped for
+        the rest of each period of the scheduler.
+        """
+        return self._within_quota(len(self.cores))
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The NUMA nodes of the cores, ascending."""
+        return tuple(sorted({core.node for core in self.cores}))
+
+    def _within_quota(self, count: int) -> int:
+        return max(1, count if self.quota is None else min(count, int(self.quota)))
+
+
+def processors() -> Processors:
+    """Those of this process."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return Processors(_cores(SYSTEM, frozenset(allowed)), _quota(SYSTEM))
+
+
+@functools.lru_cache(8)
+def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
+    """The cores of ``allowed`` logical processors; one that the system does not describe is a core of node 0."""
+    node_of = {}
+    for folder in (system / "sys/devices/system/node").glob("node[0-9]*"):
+        node_of.update(dict.fromkeys(_listed(folder / "cpulist"), int(folder.name.removeprefix("node"))))
+    found = {}
+    for cpu in sorted(allowed):
+        siblings = system / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        cpus = (frozenset(_listed(siblings)) | {cpu}) & allowed
+        found[min(cpus)] = Core(node_of.get(cpu, 0), cpus)
+    return tuple(sorted(found.values(), key=lambda core: (core.node, min(core.cpus))))
+
+
+@functools.lru_cache(8)
+def _quota(system: Path) -> float | None:
+    """The least quota of the process's control groups (cgroups), version 2 or 1; None: there is none.
+
+    Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
+    """
+    quotas = []
+    for line in _text(system / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            root, read = system / "sys/fs/cgroup", _quota_2
+        elif "cpu" in controllers.split(","):
+            root, read = system / "sys/fs/cgroup/cpu", _quota_1
+        else:
+            continue
+        # Seen from inside of a container, the group may be one that is not below the root: its own is the root then.
+        group = root / path.lstrip("/")
+        quotas += [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_2(group: Path) -> float | None:
+    limit, period = [*_text(group / "cpu.max").split(), "", ""][:2]
+    return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
+
+
+def _quota_1(group: Path) -> float | None:
+    limit, period = (_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
+
+
+def _listed(path: Path) -> Iterable[int]:
+    """The numbers of a list such as "0-3,8"; none if there is no such file."""
+    for part in _text(path).strip().split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last if last.isdigit() else first) + 1)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,131 @@
+"""Where threads run and memory lies, on machines that are described, and with the system's calls on this one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid.errors import InvalidRequest
+from pellucid.runtime import placement as module
+from pellucid.runtime.executor import Executor
+from pellucid.runtime.memory import address, aligned
+from pellucid.runtime.placement import Placement
+from pellucid.runtime.processors import Core, Processors, processors
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TWO_SOCKETS = Processors(tuple(Core(cpu // 8, frozenset({cpu, cpu + 16})) for cpu in range(16)))
+ONE_SOCKET = Processors(TWO_SOCKETS.cores[:8])
+
+
+def placed(monkeypatch: pytest.MonkeyPatch, made: Placement) -> list[tuple[int, int, int, list[int]]]:
+    """What a placement asks of the system from now on: (begin, end, policy, nodes)."""
+    asked: list[tuple[int, int, int, list[int]]] = []
+
+    class Library:
+        def syscall(
+            self, number: Any, begin: Any, size: Any, policy: Any, mask: Any, bits: Any, flags: Any
+        ) -> int:
+            nodes = [node for node in range(64) if mask[0] >> node & 1]
+            asked.append((begin.value, begin.value + size.value, policy.value, nodes))
+            return 0
+
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: Library())
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    return asked
+
+
+def test_threads_are_spread_over_the_nodes() -> None:
+    assert Placement(4, None, TWO_SOCKETS).nodes == (0, 0, 1, 1)
+    assert Placement(5, None, TWO_SOCKETS).nodes == (0, 0, 0, 1, 1)
+    assert Placement(16, "cores", TWO_SOCKETS).nodes == (0,) * 8 + (1,) * 8
+    assert Placement(1, None, TWO_SOCKETS).nodes == (0,)
+    node = frozenset({*range(8), *range(16, 24)})
+    assert Placement(4, None, TWO_SOCKETS).seat(1) == node
+    assert Placement(4, "cores", TWO_SOCKETS).seat(2) == {8, 24}
+
+
+def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Placement(4, None, ONE_SOCKET)
+    assert (usual.pin, [usual.seat(thread) for thread in range(4)]) == ("none", [None] * 4)
+    assert Placement(4, "cores", ONE_SOCKET).seat(3) == {6, 22}
+    for one in (usual, Placement(4, "none", TWO_SOCKETS), Placement(4, "cores", ONE_SOCKET)):
+        asked = placed(monkeypatch, one)
+        one.interleave(np.zeros(8 * PAGE, np.uint8))
+        one.divide(np.zeros(8 * PAGE, np.uint8), [2 * PAGE, 4 * PAGE, 6 * PAGE, 8 * PAGE])
+        assert asked == []
+
+
+def test_a_matrix_is_divided_like_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, memory = Placement(4, None, TWO_SOCKETS), aligned(20 * PAGE)
+    asked = placed(monkeypatch, made)
+    made.divide(memory, [PAGE, 2 * PAGE, 5 * PAGE, 20 * PAGE])
+    (first, middle, one, near), (second, last, policy, far) = asked
+    assert (near, far, one, policy) == ([0], [1], 1, 1)
+    assert middle == second, "a page between two parts belongs to one of them"
+    assert 0 <= first - address(memory) < PAGE
+    assert 0 <= middle - address(memory) - 2 * PAGE < PAGE
+    assert 0 <= last - address(memory) - 20 * PAGE < PAGE
+    assert all(at % PAGE == 0 for at in (first, middle, last))
+
+
+def test_what_all_threads_read_is_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Placement(16, "cores", TWO_SOCKETS)
+    asked = placed(monkeypatch, made)
+    made.interleave(aligned(8 * PAGE))
+    assert [(policy, nodes) for _, _, policy, nodes in asked] == [(3, [0, 1])]
+
+
+def test_parts_smaller_than_a_page_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Placement(2, None, TWO_SOCKETS)
+    asked = placed(monkeypatch, made)
+    made.divide(aligned(PAGE)[64:192], [64, 128])
+    made.divide(aligned(0), [0, 0])
+    assert len(asked) <= 1
+
+
+@pytest.mark.parametrize(
+    ("pin", "threads", "message"),
+    [
+        ("sockets", 2, "pin='sockets': must be one of none, nodes, cores"),
+        ("cores", 17, "pin='cores': 17 threads, 16 cores; use as many threads at most"),
+    ],
+)
+def test_impossible_wishes(pin: str, threads: int, message: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        Placement(threads, pin, TWO_SOCKETS)
+    assert str(error.value) == message
+
+
+def test_workers_are_bound_and_the_caller_is_not() -> None:
+    here = processors()
+    threads, mine = len(here.cores), os.sched_getaffinity(0)
+    executor = Executor(threads, Placement(threads, "cores"))
+    try:
+        workers = {t.name: t.native_id for t in threading.enumerate() if t.name.startswith("pellucid-")}
+        for thread in range(1, threads):
+            number = workers[f"pellucid-{thread}"]
+            assert number is not None
+            assert os.sched_getaffinity(number) == executor.placement.seat(thread)
+        assert os.sched_getaffinity(0) == mine
+    finally:
+        executor.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
+def test_the_systems_call_places_pages() -> None:
+    """This machine's own node twice: the call is the one that the manual describes, whatever the nodes are."""
+    node = processors().nodes[0]
+    made = Placement(2, None, TWO_SOCKETS)
+    made._nodes = (node, node + 1)
+    memory = aligned(64 * PAGE)
+    made._place(memory, module._PREFERRED, [node])
+    memory[:] = 1
+    begin = -(-address(memory) // PAGE) * PAGE
+    lines = Path("/proc/self/numa_maps").read_text().splitlines()
+    policies = {int(line.split()[0], 16): line.split()[1] for line in lines}
+    assert policies[begin].startswith(("prefer:", "prefer=")), policies[begin]

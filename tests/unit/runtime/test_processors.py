@@ -1,0 +1,99 @@
+"""Cores, nodes and quotas as Linux describes them, in folders that look like its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pellucid.runtime import processors as module
+from pellucid.runtime.processors import Core, Processors, processors
+
+
+def described(system: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = system / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return system
+
+
+def topology(siblings: dict[int, str], nodes: dict[int, str]) -> dict[str, str]:
+    cpu, node = (
+        "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list",
+        "sys/devices/system/node/node{}/cpulist",
+    )
+    return {
+        **{cpu.format(number): f"{text}\n" for number, text in siblings.items()},
+        **{node.format(number): f"{text}\n" for number, text in nodes.items()},
+    }
+
+
+def test_hyper_threads_are_one_core_and_cores_are_in_the_order_of_their_nodes(tmp_path: Path) -> None:
+    # Two sockets of two cores, numbered as Linux often does: even ones on one socket, hyper-threads at the end.
+    siblings = {cpu: f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)}
+    described(tmp_path, topology(siblings, {0: "0,2,4,6", 1: "1,3,5,7"}))
+    cores = module._cores(tmp_path, frozenset(range(8)))
+    assert cores == tuple(Core(n, frozenset({c, c + 4})) for n, c in ((0, 0), (0, 2), (1, 1), (1, 3)))
+    some = module._cores(tmp_path, frozenset({2, 5, 6}))
+    assert some == (Core(0, frozenset({2, 6})), Core(1, frozenset({5})))
+    assert (Processors(some).usable, Processors(some).threads, Processors(some).nodes) == (3, 2, (0, 1))
+
+
+def test_ranges_are_read(tmp_path: Path) -> None:
+    described(
+        tmp_path, topology({c: f"{c // 2 * 2}-{c // 2 * 2 + 1}" for c in range(6)}, {0: "0-1,4-5", 3: "2-3"})
+    )
+    assert [core.node for core in module._cores(tmp_path, frozenset(range(6)))] == [0, 0, 3]
+
+
+def test_a_system_that_describes_nothing_has_a_core_for_each_processor(tmp_path: Path) -> None:
+    cores = module._cores(tmp_path, frozenset({0, 5}))
+    assert cores == (Core(0, frozenset({0})), Core(0, frozenset({5})))
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2.5),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+            },
+            3.0,
+        ),
+        # Inside of a container the path may be that of the host, and the group the root.
+        ({"proc/self/cgroup": "0::/docker/1f\n", "sys/fs/cgroup/cpu.max": "800000 100000\n"}, 8.0),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/x\n",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3.0,
+        ),
+        ({"proc/self/cgroup": "0::/../../etc\nnonsense\n", "sys/fs/cgroup/cpu.max": "what 0\n"}, None),
+    ],
+)  # fmt: skip
+def test_quotas(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    assert module._quota(described(tmp_path, files)) == quota
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 4), (2.9, 2), (0.5, 1), (64.0, 4)])
+def test_no_more_threads_than_the_quota(quota: float | None, threads: int) -> None:
+    four = tuple(Core(0, frozenset({cpu, cpu + 4})) for cpu in range(4))
+    assert Processors(four, quota).threads == threads
+    assert Processors(four, quota).usable == (threads if quota != 64.0 and quota else 8)
+
+
+def test_this_machine() -> None:
+    here = processors()
+    assert 1 <= here.threads <= here.usable <= (os.cpu_count() or 1)
+    assert frozenset().union(*(core.cpus for core in here.cores)) == os.sched_getaffinity(0)
