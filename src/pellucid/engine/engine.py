@@ -181,7 +181,7 @@ class Engine:
 
     def _work(self) -> None:
         """The thread's life. An error that belongs to no task is a bug: it ends all of them, and no reader waits."""
-        self.runner.sit()
+        self.runner.executor.placement.sit(0)
         while True:
             try:
                 self._loop()

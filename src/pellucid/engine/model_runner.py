@@ -20,7 +20,7 @@ from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.filled import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
-from pellucid.plan.plan import At, Plan, RowKind
+from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
@@ -65,9 +65,7 @@ class ModelRunner:
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
-        self.cache = KVCache(plan.layers, counts)
-        for pool in self.cache.pools:
-            placement.interleave(pool.memory)
+        self.cache = KVCache(plan.layers, counts, placement)
         self._prefixes = PrefixCache(self.cache, kept_bytes(machine_bytes()))
         scratch = max(
             (
@@ -80,14 +78,8 @@ class ModelRunner:
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(self.cache.groups)
         )
-        rows: dict[RowKind, int] = {
-            "tokens": limits.tokens,
-            "outputs": limits.outputs,
-            "sequences": limits.sequences,
-            "once": 1,
-        }
         # In a step with one row each thread may have its own copy of that row.
-        room: dict[RowKind, int] = {kind: max(count, threads) for kind, count in rows.items()}
+        room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
@@ -199,10 +191,6 @@ class ModelRunner:
         check_step(chunks, self.limits)
         self._step.fill(chunks)
         self.wake()
-
-    def sit(self) -> None:
-        """Bind the calling thread, which runs the steps from now on, like the others of the team."""
-        self.executor.placement.sit(0)
 
     def wake(self) -> None:
         """Run a step of no operations: the threads wait for the next one then."""

@@ -24,6 +24,7 @@ from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache_layout import CachedLayer, LayerGroup, groups_of
 from pellucid.runtime.memory import machine_bytes
+from pellucid.runtime.placement import Placement
 from pellucid.runtime.pool import Pool
 
 NONE = -1
@@ -74,12 +75,16 @@ class BlockTable:
 class KVCache:
     """Pools of pages for all groups of ``layers``; ``pages`` is how many each has, in the order of the groups.
 
+    Their memory is near all threads in turns, if a ``placement`` says where these are.
+
     Raises:
         CacheFull: the machine does not have that much memory; from ``allocate``: a sequence needs more pages than
             are free.
     """
 
-    def __init__(self, layers: Iterable[CachedLayer], pages: Sequence[int]) -> None:
+    def __init__(
+        self, layers: Iterable[CachedLayer], pages: Sequence[int], placement: Placement | None = None
+    ) -> None:
         self.layers = tuple(layers)
         self.groups = groups_of(self.layers)
         self.reclaim: Callable[[Mapping[int, int]], None] = lambda needed: None
@@ -92,6 +97,9 @@ class KVCache:
                 f"keys and values of {pages[0] * PAGE:,} tokens take {total / 1e9:,.0f} GB, more than this machine "
                 "gives: load with a smaller context"
             ) from None
+        if placement is not None:
+            for pool in self.pools:
+                placement.interleave(pool.memory)
         self.windows = [i for i, group in enumerate(self.groups) if group.window]
         self.attention = [i for i, group in enumerate(self.groups) if not group.recurrent]
         self._states = self.pools[-1] if self.groups and self.groups[-1].recurrent else None

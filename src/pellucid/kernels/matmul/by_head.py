@@ -13,7 +13,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import Sums, rectangle
+from pellucid.kernels.matmul.product import TileSums, rectangle
 
 
 class ByHeadRecord(Record):
@@ -33,7 +33,7 @@ class ByHeadRecord(Record):
     rows: Count  # T
 
 
-def _product(simd: Any, sums: Sums) -> Any:
+def _product(simd: Any, sums: TileSums) -> Any:
     at, load = ByHeadRecord.at, simd.load_i64
     rectangle_of = rectangle(simd, sums)
 

@@ -15,7 +15,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import Sums, rectangle
+from pellucid.kernels.matmul.product import TileSums, rectangle
 
 READING = 4  # reading an expert's weights takes about as long as multiplying them with this many tokens
 
@@ -40,7 +40,7 @@ class ExpertsRecord(Record):
     rows: Count  # T
 
 
-def _product(simd: Any, sums: Sums, gathered: bool) -> Any:
+def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
     at, load, load_i32 = ExpertsRecord.at, simd.load_i64, simd.load_i32
     rectangle_of = rectangle(simd, sums, gathered)
 

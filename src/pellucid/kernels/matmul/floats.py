@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, Sums, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, TileSums, prefetch_ahead, product
 
 UNROLL = 4  # columns of an iteration; D is a multiple of it
 
@@ -55,6 +55,6 @@ def build(simd: Any, packed: PackedLayout) -> Any:
     return product(simd, sums(packed))
 
 
-def sums(packed: PackedLayout) -> Sums:
+def sums(packed: PackedLayout) -> TileSums:
     """How a tile's sums are computed."""
-    return Sums(functools.partial(_emit_sums, packed))
+    return TileSums(functools.partial(_emit_sums, packed))

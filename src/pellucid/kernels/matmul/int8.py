@@ -31,7 +31,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.matmul import int8_tiles, operands
 from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS, add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
-from pellucid.kernels.matmul.product import MatmulRecord, Sums, prefetch_ahead, product
+from pellucid.kernels.matmul.product import MatmulRecord, TileSums, prefetch_ahead, product
 from pellucid.kernels.matmul.quantize import block_bytes, values
 
 
@@ -156,8 +156,8 @@ def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     return product(simd, sums(packed, activation_bits))
 
 
-def sums(packed: PackedLayout, activation_bits: int) -> Sums:
+def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
     """How a tile's sums are computed."""
     planes = activation_bits // 8
     tiled = functools.partial(int8_tiles.rectangle, packed, planes) if int8_tiles.fits(packed) else None
-    return Sums(functools.partial(_emit_sums, packed, planes), planes, tiled)
+    return TileSums(functools.partial(_emit_sums, packed, planes), planes, tiled)

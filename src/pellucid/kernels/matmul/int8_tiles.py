@@ -39,7 +39,7 @@ def fits(packed: PackedLayout) -> bool:
 
 
 @dataclass(frozen=True)
-class _Scratch:
+class TileScratch:
     """Places in a thread's memory for one call, in bytes from its start."""
 
     packed: PackedLayout
@@ -101,7 +101,7 @@ def _tiles() -> Any:
     return tiles
 
 
-def _spread(scratch: _Scratch, e: Any, args: Any) -> None:
+def _spread(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: unpack weights and scales of ``count`` blocks from number ``first`` on, of a matrix of ``blocks``."""
     from numba.core import cgutils
 
@@ -137,7 +137,7 @@ def _spread_block(e: Any, packed: PackedLayout, here: Any, to: Any) -> None:
         e.store(value, e.at(to, VECTOR * i), VECTOR)
 
 
-def _configure(scratch: _Scratch, e: Any, args: Any) -> None:
+def _configure(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: shape the tiles for ``tokens`` tokens in each tile of activations."""
     memory, tokens = args
     sub = scratch.packed.sub
@@ -145,12 +145,12 @@ def _configure(scratch: _Scratch, e: Any, args: Any) -> None:
     _tiles().Tiles(e, e.at(memory, scratch.places["state"])).configure(shapes)
 
 
-def _release(scratch: _Scratch, e: Any, args: Any) -> None:
+def _release(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: give the tiles up."""
     _tiles().Tiles(e, e.at(args[0], scratch.places["state"])).release()
 
 
-def _add_blocks(scratch: _Scratch, tiles: int, blocks: int, e: Any, args: Any) -> None:
+def _add_blocks(scratch: TileScratch, tiles: int, blocks: int, e: Any, args: Any) -> None:
     """Emit: add the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to their totals.
 
     ``x`` is the address of the first token's first block of these, ``block`` its number in the chunk, ``token`` the
@@ -162,7 +162,7 @@ def _add_blocks(scratch: _Scratch, tiles: int, blocks: int, e: Any, args: Any) -
 
 
 def _multiply(
-    scratch: _Scratch, tiles: int, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any
+    scratch: TileScratch, tiles: int, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any
 ) -> None:
     unit = _tiles().Tiles(e, e.at(memory, scratch.places["state"]))
     nbytes, sub = block_bytes(8 * scratch.planes), scratch.packed.sub
@@ -185,7 +185,7 @@ def _multiply(
 
 
 def _add_sums(
-    scratch: _Scratch,
+    scratch: TileScratch,
     blocks: int,
     e: Any,
     memory: Any,
@@ -225,7 +225,7 @@ def _add_sums(
             e.store(total, place, VECTOR)
 
 
-def _clear(scratch: _Scratch, e: Any, args: Any) -> None:
+def _clear(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: set the totals of ``tokens`` tokens to zero."""
     from numba.core import cgutils
 
@@ -237,7 +237,7 @@ def _clear(scratch: _Scratch, e: Any, args: Any) -> None:
         e.store(e.fill(f32, 0.0), at, VECTOR)
 
 
-def _finish(scratch: _Scratch, e: Any, args: Any) -> None:
+def _finish(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: out = totals + addend, for ``tokens`` tokens."""
     from numba.core import cgutils
 
@@ -255,7 +255,7 @@ def _finish(scratch: _Scratch, e: Any, args: Any) -> None:
             e.store(e.b.fadd(total, value), e.at(to, VECTOR * group))
 
 
-def _copy(scratch: _Scratch, e: Any, args: Any) -> None:
+def _copy(scratch: TileScratch, e: Any, args: Any) -> None:
     """Emit: copy ``count`` blocks of gathered tokens, so that they are the same distance apart. Returns the address."""
     from numba.core import cgutils
 
@@ -272,7 +272,7 @@ def _copy(scratch: _Scratch, e: Any, args: Any) -> None:
             e.store(e.load(e.at(row, at), vec(i8), 1), e.at(to_row, at), 1)
 
 
-def _operation(emit: Any, scratch: _Scratch, operands_count: int) -> Any:
+def _operation(emit: Any, scratch: TileScratch, operands_count: int) -> Any:
     """An intrinsic of ``operands_count`` addresses and numbers (int64) that returns nothing."""
     from numba.core import types as t
 
@@ -283,7 +283,7 @@ def _operation(emit: Any, scratch: _Scratch, operands_count: int) -> Any:
 
 def rectangle(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> Any:
     """Make the helper of ``product.rectangle`` for an even number of groups."""
-    scratch = _Scratch(packed, planes, gathered)
+    scratch = TileScratch(packed, planes, gathered)
     places, many, block_size = scratch.places, scratch.blocks, block_bytes(8 * planes)
     copies = places["copies"]
     memory_of = simd.stack_memory(places["end"])

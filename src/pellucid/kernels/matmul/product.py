@@ -25,7 +25,7 @@ to one vector of 16 sums for each token."""
 
 
 @dataclass(frozen=True)
-class Sums:
+class TileSums:
     """How a tile's sums are computed: what emits them, and how many vectors of them a token needs at a time.
 
     ``tiled`` makes the helper of ``rectangle`` that computes the same on tile registers, if there is one.
@@ -92,7 +92,7 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
     return run
 
 
-def _tiles(simd: Any, sums: Sums, most: int, gathered: bool) -> Any:
+def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
     """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, at most ``most``."""
     tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
 
@@ -124,7 +124,7 @@ def _tile_size(simd: Any, most: int) -> Any:
     return size
 
 
-def rectangle(simd: Any, sums: Sums, gathered: bool = False) -> Any:
+def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     """Make the helper that multiplies the weight rows of groups ``begin`` to ``end`` with ``rows`` rows of x.
 
     The rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``. Rows of out and
@@ -155,7 +155,7 @@ def rectangle(simd: Any, sums: Sums, gathered: bool = False) -> Any:
     return run
 
 
-def _by_vectors(simd: Any, sums: Sums, gathered: bool) -> Any:
+def _by_vectors(simd: Any, sums: TileSums, gathered: bool) -> Any:
     """Make the helper of ``rectangle`` for vector registers."""
     most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums.vectors))
     tile, size = _tiles(simd, sums, most, gathered), _tile_size(simd, most)
@@ -189,7 +189,7 @@ def _by_vectors(simd: Any, sums: Sums, gathered: bool) -> Any:
     return run
 
 
-def product(simd: Any, sums: Sums) -> Any:
+def product(simd: Any, sums: TileSums) -> Any:
     """Make the kernel's body."""
     at, load = MatmulRecord.at, simd.load_i64
     multiply, part = rectangle(simd, sums), division(simd)
