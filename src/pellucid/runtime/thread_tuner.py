@@ -1,16 +1,20 @@
-"""How many threads decode while other processes use the same cores.
+"""How many threads run a small step: fewer while other processes use the same cores, and where fewer are faster.
 
 Threads that meet every few microseconds make progress only while each of them has a core. Beside busy processes they
 may lose far more than the share of the cores that is taken. A step with one token is limited by memory, and one thread
 alone gets most of the memory bandwidth. So when threads have to wait, the faster number of threads is found by
-measuring. The number may change from one step to the next, because the bits of the results do not depend on it.
+measuring. A small model's step also has a best number of cores: with each one more, a thread has less to compute, and
+more threads to meet. So large teams try whether half of them is faster. The number may change from one step to the
+next, because the bits of the results do not depend on it.
 """
 
 from __future__ import annotations
 
 WAITS = 3  # how often threads must give up their cores in a step to count as waiting: fewer are chance
 PROOF = 2  # steps with fewer threads that show whether these are better
-FIRST, LONGEST = 8, 256  # steps between attempts with one more thread; an attempt has FIRST steps
+FIRST, LONGEST = 8, 256  # steps between attempts with another number of threads; an attempt has FIRST steps
+MUCH = 1.1  # an attempt that takes so many times as long ends at once
+MANY = 8  # teams of more threads try fewer, although no thread had to wait for a core
 FORGOTTEN = 1024  # steps after which the times of other numbers of threads are discarded
 
 
@@ -19,7 +23,8 @@ class ThreadTuner:
 
     Two steps in a row whose threads had to wait for cores halve the team, unless that is known to be slower; a single
     one may have waited for pages of memory, or for threads to wake up. If the next steps are slower, all are back.
-    After some steps one more thread is tried; if that is slower, twice as many steps pass before the next attempt.
+    After some steps one more thread is tried, or half of a large team, in turns if both are possible. If that is
+    slower, twice as many steps pass before the next attempt.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,6 +33,7 @@ class ThreadTuner:
         self._steps = self._steps_since_switch = 0  # in total, and with this number of threads
         self._attempt_interval = FIRST
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
+        self._fewer_next = True  # whether the next attempt is one with fewer threads
         self._halved_from = 0  # the number of threads before the team was halved; 0: that has proved better
         self._has_waited = False
 
@@ -50,17 +56,27 @@ class ThreadTuner:
         elif waited and fewer and self._seconds.get(fewer, 0.0) < mean:
             self._halved_from = self.threads
             self._switch_to(fewer)
-        elif self.threads < self._most and self._steps_since_switch >= self._attempt_interval:
+        elif self._steps_since_switch >= self._attempt_interval:
+            self._attempt()
+
+    def _attempt(self) -> None:
+        """Begin an attempt, if another number of threads is possible."""
+        more, fewer = self.threads < self._most, self.threads > MANY
+        if more or fewer:
             self._attempt_from = self.threads
-            self._switch_to(self.threads + 1)
+            self._switch_to(
+                self.threads // 2 if fewer and (self._fewer_next or not more) else self.threads + 1
+            )
 
     def _judge_attempt(self, waited: bool, mean: float) -> None:
-        """Decide whether an attempt with one more thread succeeds."""
-        slower = mean > self._seconds.get(self._attempt_from, mean)
-        if slower and (waited or self._steps_since_switch >= FIRST):
+        """Decide whether an attempt succeeds."""
+        before, steps = self._seconds.get(self._attempt_from, mean), self._steps_since_switch
+        if mean > before and (waited or steps >= FIRST or (steps >= PROOF and mean > MUCH * before)):
+            self._fewer_next = self.threads > self._attempt_from
             self.threads, self._attempt_from, self._steps_since_switch = self._attempt_from, 0, 0
             self._attempt_interval = min(2 * self._attempt_interval, LONGEST)
-        elif self._steps_since_switch >= FIRST:
+        elif steps >= FIRST:
+            self._fewer_next = self.threads < self._attempt_from
             self._attempt_from, self._attempt_interval = 0, FIRST
 
     def _switch_to(self, threads: int) -> None:

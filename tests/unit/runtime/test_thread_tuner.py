@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from pellucid.runtime.thread_tuner import FIRST, LONGEST, WAITS, ThreadTuner
+from pellucid.runtime.thread_tuner import FIRST, LONGEST, MANY, WAITS, ThreadTuner
 
 Step = Callable[[int], tuple[int, float]]
 """The waits and the seconds of a step, by its number of threads."""
@@ -32,9 +32,36 @@ def busy(free: int) -> Step:
     return lambda threads: (0, 1 / threads) if threads <= free else (100, 5.0)
 
 
-@pytest.mark.parametrize("most", [1, 2, 4, 16])
+@pytest.mark.parametrize("most", [1, 2, 4, MANY])
 def test_a_quiet_machine_keeps_all_threads(most: int) -> None:
     assert run(ThreadTuner(most), 3000, quiet) == [most] * 3000
+
+
+def test_a_large_team_seldom_tries_half_of_it() -> None:
+    sizes = run(ThreadTuner(64), 3000, quiet)
+    assert Counter(sizes) == {64: 3000 - sizes.count(32), 32: sizes.count(32)}
+    assert sizes.count(32) <= 0.015 * 3000
+
+
+def meeting(threads: int) -> tuple[int, float]:
+    """A step of which all threads compute a part, and meet at a cost for each of them: 20 is the best number."""
+    return 0, 4.0 / threads + 0.01 * threads
+
+
+@pytest.mark.parametrize("most", [16, 32, 64, 128])
+def test_a_large_team_finds_how_many_are_fastest(most: int) -> None:
+    pace = ThreadTuner(most)
+    run(pace, 1000, meeting)
+    taken = sum(meeting(size)[1] for size in run(pace, 2000, meeting)) / 2000
+    assert taken <= 1.03 * min(meeting(size)[1] for size in range(1, most + 1))
+
+
+def test_a_longer_step_has_all_threads_again() -> None:
+    """After a long context a step has more to compute, and more threads for it."""
+    pace = ThreadTuner(64)
+    run(pace, 1000, meeting)
+    sizes = run(pace, 3000, quiet)
+    assert sizes[-1] == 64
 
 
 @pytest.mark.parametrize(("most", "free"), [(2, 1), (4, 1), (4, 3), (16, 11)])
@@ -45,7 +72,7 @@ def test_it_settles_at_what_is_free_and_tries_one_more_ever_more_seldom(most: in
     assert Counter(sizes)[free] >= 0.95 * len(sizes)
 
 
-@pytest.mark.parametrize("most", [2, 16])
+@pytest.mark.parametrize("most", [2, MANY])
 def test_all_threads_are_back_soon_after_the_others_have_gone(most: int) -> None:
     pace = ThreadTuner(most)
     run(pace, 2000, busy(1))
