@@ -1,7 +1,9 @@
 """Threads, memory, the key/value cache and the arrays of a step.
 
 executor.py       threads that run programs
-thread_tuner.py   how many of the threads run a small step while other processes are busy
+processors.py     the cores, nodes and share of the machine that this process may use
+placement.py      on which cores threads run, in which memory weights and pages lie
+thread_tuner.py   how many of the threads run a small step
 batch.py          the arrays of a step: which tokens of which sequences run
 cache.py          the key/value cache: block tables, forks, snapshots
 prefix_cache.py   what the cache holds of ended texts, found by their tokens

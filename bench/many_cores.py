@@ -1,0 +1,162 @@
+"""What a step would take on more cores than this machine has, from parts that are measured here.
+
+    python bench/many_cores.py [--models smollm2 qwen2.5-coder-1.5b] [--bandwidth 280] [--rounds 5]
+
+Measured: the time of each operation on one thread; what one core reads from memory; how long two threads take to meet.
+Computed: the largest part that a thread has of each operation, by the code that divides it; the number of meetings.
+Assumed, because nothing here shows it: memory of ``--bandwidth`` GB/s for each socket of 64 cores; all cores as fast as
+these two; a cache line from another cache of the socket takes ``FAR`` as long as here, from another socket ``FARTHER``;
+a thread has ``IN_FLIGHT`` of the lines on their way that it waits for at a meeting.
+
+The rows of one and two threads are also measured as a whole, which says how far the sum of the parts can be trusted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import pellucid
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.library import shared
+from pellucid.kernels.matmul.division import division
+from pellucid.kernels.program.loop import RADIX
+from pellucid.measure.cost import Cost
+from pellucid.measure.machine import cpu_name
+from pellucid.measure.profile import Profile, profile_step
+from pellucid.measure.roofs import Roofs
+from pellucid.plan.plan import Operation
+from pellucid.runtime.executor import Executor, Program, table
+
+CORES = (1, 2, 8, 16, 32, 64, 128)
+SOCKET, CACHE = 64, 8  # cores of a socket, and of those that share a third-level cache
+FAR, FARTHER, IN_FLIGHT = 2.5, 5.0, 4
+PROMPT = 256
+GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup": False}
+BARRIERS = 10_000
+TILED = ("matmul_int8", "matmul_float", "activation", "combine")
+Part = Callable[[int, int, int, int], tuple[int, int, int, int]]
+# The kernels' own code, as Python.
+PART: Part = division(SimpleNamespace(jit=lambda function: function))
+
+
+def meeting_seconds() -> float:
+    """How long it takes two threads of this machine to meet, once they have come."""
+    key = KernelKey("roof.multiply")
+    record, address = definition(key.name).record, shared().load([key])[key]
+    assert record is not None
+    out = np.zeros((2, 16), np.int32)
+    words = record.pack({"rounds": 0, "factor": 1, "out": out.ctypes.data})
+    executor, seconds = Executor(2), []
+    try:
+        for meets in (1, 0):
+            program = Program(table([[address, meets, *words]] * BARRIERS), (out,))
+            times = []
+            for _ in range(9):
+                start = time.perf_counter()
+                executor.run(program, np.zeros(1, np.int64))
+                times.append(time.perf_counter() - start)
+            seconds.append(statistics.median(times))
+    finally:
+        executor.close()
+    return (seconds[0] - seconds[1]) / BARRIERS
+
+
+def barrier_seconds(threads: int, meeting: float) -> float:
+    """A barrier's time: its meetings one after the other, at the distance of the farthest thread of each."""
+    total, apart = 0.0, 1
+    while apart < threads:
+        reach = min(threads, apart * RADIX)
+        lines = min(RADIX - 1, -(-threads // apart) - 1)
+        far = 1.0 if reach <= CACHE else FAR if reach <= SOCKET else FARTHER
+        total += meeting * far * (1 + (lines - 1) / IN_FLIGHT)
+        apart *= RADIX
+    return total
+
+
+def largest_part(op: Operation, rows: int, threads: int) -> float:
+    """The part of an operation that its busiest thread has."""
+    if op.kernel.name.startswith(TILED):
+        fields: Mapping[str, Any] = op.fields
+        wide = 16 * fields["groups"] if "groups" in fields else fields["width"]
+        sizes = [PART(wide, rows, thread, threads) for thread in range(threads)]
+        largest = max((last - first) * (high - low) for first, last, low, high in sizes)
+        return largest / float(wide * rows)
+    if op.kernel.name in ("attention", "quantize", "heads", "cache_write"):
+        return 1 / threads
+    return float(-(-rows // threads) / rows)
+
+
+def step_seconds(
+    profile: Profile, rows: int, threads: int, core: float, limit: float, meeting: float
+) -> float:
+    """The predicted time of a step."""
+    bandwidth, total = min(threads * core, limit * -(-threads // SOCKET)), 0.0
+    for op, timed in zip(profile.operations, profile.timed):
+        own = rows if op.rows == "tokens" else 1
+        seconds = timed.seconds * largest_part(op, own, threads)
+        total += max(seconds, timed.cost.nbytes / bandwidth)
+        if threads > 1 and (op.barrier == "always" or (op.barrier == "rows" and own > 1)):
+            total += barrier_seconds(threads, meeting)
+    return total
+
+
+def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[str, Mapping[int, float]]:
+    """Tokens per second by number of threads: of prompts, and of text."""
+    out: dict[str, dict[int, float]] = {}
+    profiles, measured = {}, {}
+    for threads in (1, 2):
+        llm = pellucid.load(model, threads=threads, context=1024)
+        for what, rows, depth in (("text", 1, 16), ("prompt", PROMPT, 0)):
+            profile = profile_step(llm.runner, rows, depth, rounds)
+            profiles[what, threads] = profile
+            ids = list(range(100, 100 + max(rows, 16)))
+            times = []
+            for _ in range(rounds):
+                llm.runner.empty_prefix_cache()
+                start = time.perf_counter()
+                made = llm.generate(ids, max_new_tokens=1 if rows > 1 else 32, **GREEDY)
+                times.append(made.tokens_per_second if rows == 1 else rows / (time.perf_counter() - start))
+            measured[what, threads] = statistics.median(times)
+        llm.close()
+    roofs = Roofs(1, 1 << 29)
+    core = statistics.median(roofs.read(1 << 29) for _ in range(rounds))
+    roofs.close()
+    for what, rows in (("text", 1), ("prompt", PROMPT)):
+        profile = profiles[what, 1]
+        out[what] = {n: rows / step_seconds(profile, rows, n, core, limit, meeting) for n in CORES}
+        nothing = sum(timed.cost.nbytes for timed in profile.timed if timed.cost != Cost())
+        print(
+            f"{model}, {what}: {nothing / 1e6:,.0f} MB a step; measured as a whole with 1 and 2 threads: "
+            f"{measured[what, 1]:,.0f} and {measured[what, 2]:,.0f} tokens/s"
+        )
+        print("  threads   " + "".join(f"{n:>9}" for n in CORES))
+        print("  tokens/s  " + "".join(f"{out[what][n]:>9,.0f}" for n in CORES))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["smollm2", "qwen2.5-coder-1.5b"])
+    parser.add_argument("--bandwidth", type=float, default=280.0, help="GB/s of a socket")
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    meeting = meeting_seconds()
+    print(f"{cpu_name()}: two threads meet in {1e9 * meeting:,.0f} ns")
+    barriers = {n: barrier_seconds(n, meeting) for n in CORES if n > 1}
+    print("barriers: " + ", ".join(f"{n} threads {1e6 * seconds:.2f} µs" for n, seconds in barriers.items()))
+    found = {m: predicted(m, asked.rounds, 1e9 * asked.bandwidth, meeting) for m in asked.models}
+    print(json.dumps({"meeting": meeting, "barriers": barriers, "tokens_per_second": found}))
+
+
+if __name__ == "__main__":
+    main()
