@@ -72,10 +72,10 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
 def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
     """Makes the runner of a stage before the last one: ``make`` of ``load``."""
 
-    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any) -> ModelRunner:
+    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, pin: str | None = None) -> ModelRunner:
         limits, threads, progress, executor = more
         stage = stage_of(plan, number, count)
-        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage)
+        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage, pin)
 
     return make
 
