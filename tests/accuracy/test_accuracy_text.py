@@ -39,6 +39,12 @@ def over_windows(runner: ModelRunner, golden: dict[str, np.ndarray]) -> tuple[np
     return top1, kl
 
 
+def some(golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first half of the windows."""
+    half = len(golden["windows"]) // 2
+    return {name: values if "positions" in name else values[:half] for name, values in golden.items()}
+
+
 def test_windows_agree_with_float32(subject: Subject, record_property: Record) -> None:
     golden = subject.windows
     top1, kl = over_windows(subject.llm.runner, golden)
@@ -99,7 +105,7 @@ def test_what_other_forms_of_the_cache_cost(
 ) -> None:
     llm = load(subject.name, precise=True, kv_cache=kv_cache)
     try:
-        _, kl = over_windows(llm.runner, subject.windows)
+        _, kl = over_windows(llm.runner, some(subject.windows))
     finally:
         llm.close()
     record_property("kl_mean", float(kl.mean()))
