@@ -2,7 +2,8 @@
 
     python bench/many_cores.py [--models smollm2 qwen2.5-coder-1.5b] [--bandwidth 280] [--rounds 5]
 
-Measured: the time of each operation on one thread; what one core reads from memory; how long two threads take to meet.
+Measured: the time of each operation on one thread; what one and two cores read from memory; how long two threads take
+to meet.
 Computed: the largest part that a thread has of each operation, by the code that divides it; the number of meetings.
 Assumed, because nothing here shows it: memory of ``--bandwidth`` GB/s for each socket of 64 cores; all cores as fast as
 these two; a cache line from another cache of the socket takes ``FAR`` as long as here, from another socket ``FARTHER``;
@@ -69,6 +70,15 @@ def meeting_seconds() -> float:
     return (seconds[0] - seconds[1]) / BARRIERS
 
 
+def read_rate(threads: int, rounds: int) -> float:
+    """Bytes that one or two threads read from memory in a second."""
+    roofs = Roofs(threads, 1 << 29)
+    try:
+        return statistics.median(roofs.read(1 << 29) for _ in range(rounds))
+    finally:
+        roofs.close()
+
+
 def barrier_seconds(threads: int, meeting: float) -> float:
     """A barrier's time: its meetings one after the other, at the distance of the farthest thread of each."""
     total, apart = 0.0, 1
@@ -95,10 +105,11 @@ def largest_part(op: Operation, rows: int, threads: int) -> float:
 
 
 def step_seconds(
-    profile: Profile, rows: int, threads: int, core: float, limit: float, meeting: float
+    profile: Profile, rows: int, threads: int, read: Mapping[int, float], limit: float, meeting: float
 ) -> float:
     """The predicted time of a step."""
-    bandwidth, total = min(threads * core, limit * -(-threads // SOCKET)), 0.0
+    bandwidth = read.get(threads) or min(threads * read[1], limit * -(-threads // SOCKET))
+    total = 0.0
     for op, timed in zip(profile.operations, profile.timed):
         own = rows if op.rows == "tokens" else 1
         seconds = timed.seconds * largest_part(op, own, threads)
@@ -126,12 +137,10 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
                 times.append(made.tokens_per_second if rows == 1 else rows / (time.perf_counter() - start))
             measured[what, threads] = statistics.median(times)
         llm.close()
-    roofs = Roofs(1, 1 << 29)
-    core = statistics.median(roofs.read(1 << 29) for _ in range(rounds))
-    roofs.close()
+    read = {threads: read_rate(threads, rounds) for threads in (1, 2)}
     for what, rows in (("text", 1), ("prompt", PROMPT)):
         profile = profiles[what, 1]
-        out[what] = {n: rows / step_seconds(profile, rows, n, core, limit, meeting) for n in CORES}
+        out[what] = {n: rows / step_seconds(profile, rows, n, read, limit, meeting) for n in CORES}
         nothing = sum(timed.cost.nbytes for timed in profile.timed if timed.cost != Cost())
         print(
             f"{model}, {what}: {nothing / 1e6:,.0f} MB a step; measured as a whole with 1 and 2 threads: "

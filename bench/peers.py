@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class LlamaCpp(Peer):
 
     name = "llama.cpp"
     variable = "LLAMA_CPP"
-    mixed = False  # whether results are printed to standard error too
+    untidy = False  # whether results are printed to standard error too, and a log is left where it runs
     tools: tuple[str, ...] = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
     @property
@@ -85,7 +86,7 @@ class LlamaCpp(Peer):
     @property
     def binaries(self) -> Path:
         """The folder of its tools."""
-        return Path(os.environ.get(self.variable, self.build / "bin"))
+        return Path(os.environ.get(self.variable, self.build / "bin")).resolve()
 
     def ready(self) -> bool:
         return all((self.binaries / tool).exists() for tool in self.tools)
@@ -122,7 +123,7 @@ class LlamaCpp(Peer):
     def tool(self, name: str, *arguments: object) -> str:
         """The output of a tool."""
         path = str(self.binaries)
-        return _printed(name, self.binaries / name, *arguments, everything=self.mixed, LD_LIBRARY_PATH=path)
+        return _printed(name, self.binaries / name, *arguments, untidy=self.untidy, LD_LIBRARY_PATH=path)
 
 
 class IkLlamaCpp(LlamaCpp):
@@ -132,7 +133,7 @@ class IkLlamaCpp(LlamaCpp):
     variable = "IK_LLAMA_CPP"
     tools = ("llama-bench", "llama-batched-bench")
     installable = False
-    mixed = True
+    untidy = True
 
     def setup(self) -> None:
         raise PeerError("build it, and name the folder of its binaries: IK_LLAMA_CPP=FOLDER")
@@ -146,7 +147,7 @@ class _LlamaBench(Engine):
 
     def __init__(self, peer: LlamaCpp, model: Path, threads: int) -> None:
         self._peer = peer
-        self._model = ("-m", model, "-t", threads)
+        self._model = ("-m", model.resolve(), "-t", threads)
 
     def prefill(self, tokens: int) -> float:
         # The tool's own warm-up reads the whole prompt, which takes as long as the timed run.
@@ -308,18 +309,21 @@ def _run(*command: object) -> None:
         raise PeerError(f"{Path(str(command[0])).name} failed, see above") from error
 
 
-def _printed(name: str, *command: object, everything: bool = False, **environment: str) -> str:
-    """The output of a program that needs no input; with ``everything`` also what it writes to standard error."""
+def _printed(name: str, *command: object, untidy: bool = False, **environment: str) -> str:
+    """The output of a program that needs no input; if it is ``untidy``, also what it writes to standard error."""
+    folder: AbstractContextManager[str | None] = tempfile.TemporaryDirectory() if untidy else nullcontext()
     try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if everything else subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-            timeout=PATIENCE,
-            check=True,
-        )
+        with folder as here:
+            done = subprocess.run(
+                [str(word) for word in command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if untidy else subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+                timeout=PATIENCE,
+                cwd=here,
+                check=True,
+            )
     except subprocess.CalledProcessError as error:
         raise PeerError(f"{name} failed: {_last_line(error.stderr or error.stdout)}") from error
     except subprocess.TimeoutExpired as error:
