@@ -64,7 +64,8 @@ def load(
             text stays the same, bit for bit.
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
         pulls: whether a model that is not on this machine is downloaded.
-        threads: how many threads run a step. By default, one for each physical core.
+        threads: how many threads run a step. By default, one for each physical core that the process may
+            use, and no more than the limit of its container.
         pin: what threads are bound to: "cores", each thread to a core of its own; "nodes", each to the cores of a
             memory node; "none". By default "nodes" on machines that have several memory nodes, such as those with two
             sockets; weights are then near the threads that read them. The caller's threads are not bound.

@@ -54,7 +54,9 @@ Prompt = Annotated[
     str | None,
     typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
 ]
-Threads = Annotated[int | None, count("Number of threads; one for each physical core by default.")]
+Threads = Annotated[
+    int | None, count("Number of threads; by default one for each physical core, within a container's limit.")
+]
 Pin = Annotated[
     str | None,
     typer.Option(

@@ -15,7 +15,7 @@ from pellucid.runtime.memory import aligned
 MAX_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
 WARM, TIMES = 3, 16  # runs that fill the caches; runs that a rate is the mean of
 MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond
-READ, MULTIPLY = KernelKey("roof.read"), KernelKey("roof.multiply")
+READ = KernelKey("roof.read")
 
 
 class Roofs:
@@ -27,7 +27,7 @@ class Roofs:
 
     def __init__(self, threads: int, nbytes: int, progress: CompileProgress | None = None) -> None:
         self.threads = threads
-        self._addresses = shared().load([READ, MULTIPLY], progress)
+        self._addresses = shared().load([READ, roof.multiply_key()], progress)
         self._strips = max(min(nbytes, MAX_BYTES) // roof.STRIP, threads)
         self._data = aligned(self._strips * roof.STRIP)
         self._data[:] = 0
@@ -42,8 +42,9 @@ class Roofs:
 
     def multiply(self) -> float:
         """Multiply-adds of 8-bit integers per second, of all threads together, without reading memory."""
-        seconds = self._seconds(MULTIPLY, rounds=MULTIPLY_ROUNDS, factor=roof.FACTOR)
-        return self.threads * MULTIPLY_ROUNDS * roof.round_products() / seconds
+        key = roof.multiply_key()
+        seconds = self._seconds(key, rounds=MULTIPLY_ROUNDS, factor=roof.FACTOR)
+        return self.threads * MULTIPLY_ROUNDS * roof.round_products(key) / seconds
 
     def _seconds(self, key: KernelKey, **fields: int) -> float:
         record = definition(key.name).record

@@ -34,6 +34,10 @@ from pellucid.kernels.core.library import assembly
 ATTENTION = """
 print(assembly(KernelKey("attention", head_dim=64, value_dim=64, kv_dtype="f16", activation_bits=16)))
 """
+ROOF = """
+from pellucid.kernels.ops import roof
+print(roof.multiply_key().name, assembly(roof.multiply_key()))
+"""
 ARM, XEON = ("neon", "aarch64-unknown-linux-gnu", "generic"), ("x86_64-unknown-linux-gnu", "sapphirerapids")
 WIDE = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,amx-tile,amx-int8"
 HAS = {
@@ -98,6 +102,13 @@ def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     ]
     assert words == 5 * [name == "amx"]
     assert "vpdpbusd" in text, "for few tokens"
+
+
+@pytest.mark.parametrize("name", ["amx", "avx512vnni"])
+def test_the_roof_is_that_of_the_units_that_the_set_uses(name: str) -> None:
+    (text,) = run([(python(OTHER_MACHINE + ROOF, name, *XEON, WIDE), environment())])
+    assert text.split()[0] == ("roof.multiply_tiles" if name == "amx" else "roof.multiply")
+    assert ("\ttdpbssd" in text) == (name == "amx")
 
 
 def test_any_machine_can_emulate_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

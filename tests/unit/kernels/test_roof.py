@@ -27,6 +27,13 @@ def test_every_thread_makes_every_product(rounds: int, threads: int) -> None:
     assert np.array_equal(out, np.tile(roof.reference(rounds), (threads, 1)))
 
 
+@given(st.integers(0, 40), threads)
+def test_every_thread_makes_every_product_of_tiles(rounds: int, threads: int) -> None:
+    out = guarded((threads, 16), np.int32)
+    call(KernelKey("roof.multiply_tiles"), Batch([1]), threads, rounds=rounds, factor=roof.FACTOR, out=out)
+    assert np.array_equal(out, np.tile(roof.tiles_reference(rounds), (threads, 1)))
+
+
 def test_no_product_is_like_the_one_before() -> None:
     sums = [roof.reference(rounds) for rounds in range(20)]
     assert len({value for row in sums for value in row.tolist()}) == 20 * 16

@@ -3,7 +3,7 @@
 A step that is bound by memory cannot be faster than reading its weights once: ``roof.read`` reads a buffer of the same
 size with the same threads. A step of many tokens cannot be faster than its products: ``roof.multiply`` computes
 products, four for each lane, from registers. The unsigned factors have 4 bits, with which sets that sum in 16 bits are
-fastest.
+fastest. ``roof.multiply_tiles`` does the same with the tile registers, where the machine has them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.isa import choose
+from pellucid.kernels.core.definitions import KernelKey, kernel
+from pellucid.kernels.core.isa import choose, target
 from pellucid.kernels.core.record import Address, Record
 
 STRIP = 512  # bytes that an iteration reads: eight vectors for eight independent sums
 FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MOST each
 MOST = 15
+SIDES = 2  # tiles of each factor: four products of tiles in a round
+TILE_PRODUCTS = 16 * 16 * 64
 
 
 class ReadRecord(Record):
@@ -62,8 +64,15 @@ def chain_count() -> int:
     return 3 * choose().sums // 2
 
 
-def round_products() -> int:
-    """Multiply-adds of a round: 16 lanes of four products in every chain, ``terms`` of the set times."""
+def multiply_key() -> KernelKey:
+    """The kernel that multiplies as fast as this machine can. Tiles that are emulated are no limit of it."""
+    return KernelKey("roof.multiply_tiles" if target().has("amx-int8") else "roof.multiply")
+
+
+def round_products(key: KernelKey) -> int:
+    """Multiply-adds of a round: 16 lanes of four products in every chain, ``terms`` of the set times; or of tiles."""
+    if key.name == "roof.multiply_tiles":
+        return SIDES * SIDES * TILE_PRODUCTS
     return chain_count() * 64 * choose().terms
 
 
@@ -128,5 +137,67 @@ def build_multiply(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         multiply(load(record + at.rounds), load(record + at.factor), load(record + at.out) + 64 * thread)
+
+    return body
+
+
+def tiles_reference(rounds: int) -> NDArray[np.int32]:
+    """Compute what every thread writes with tiles: (16,) int32 sums over all rows, which wrap around."""
+    total = np.zeros(16, np.int64)
+    for i in range(SIDES):
+        values = np.frombuffer(np.int32(FACTOR ^ 0x01010101 * i).tobytes(), np.int8).astype(np.int64)
+        for j in range(SIDES):
+            weights = np.array(_first(j), np.int32).view(np.int8).reshape(16, 4)
+            total += weights.astype(np.int64) @ values * 16 * 16 * rounds
+    return (total & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+
+
+@kernel("roof.multiply_tiles", MultiplyRecord)
+def build_tiles(simd: Any) -> Any:
+    """Products of tiles: of every one of two with every one of two others, each added to a tile of its own."""
+    from llvmlite import ir
+    from numba.core import cgutils
+    from numba.core import types as t
+
+    from pellucid.kernels.simd import tiles
+    from pellucid.kernels.simd.emitter import vector_op
+
+    at, load, size = MultiplyRecord.at, simd.load_i64, tiles.TILE_BYTES
+    memory_of = simd.stack_memory(size + tiles.STATE_BYTES)
+    rows, row = tiles.ROWS, tiles.ROW_BYTES
+
+    def emit(e: Any, memory: Any, rounds: Any, factor: Any, out: Any) -> None:
+        unit, stride = tiles.Tiles(e, e.at(memory, size)), e.const(row)
+        unit.configure([(rows, row)] * tiles.COUNT)
+        factor = e.splat(e.b.trunc(factor, simd.i32))
+        for i in range(SIDES):
+            sides = (
+                e.b.xor(factor, e.fill(simd.i32, 0x01010101 * i)),
+                ir.Constant(simd.vec(simd.i32), _first(i)),
+            )
+            for side, values in enumerate(sides):
+                for number in range(rows):
+                    e.store(values, e.at(memory, row * number))
+                unit.load(SIDES * side + i, memory, stride)
+        sums = [(2 * SIDES + SIDES * i + j, i, SIDES + j) for i in range(SIDES) for j in range(SIDES)]
+        for c, _, _ in sums:
+            unit.zero(c)
+        with cgutils.for_range(e.b, rounds):
+            for c, a, b in sums:
+                unit.multiply(c, a, b)
+        total = e.fill(simd.i32, 0)
+        for c, _, _ in sums:
+            unit.store(c, memory, stride)
+            for number in range(rows):
+                total = e.b.add(total, e.load(e.at(memory, row * number), simd.vec(simd.i32)))
+        unit.release()
+        e.store(total, out)
+
+    multiply = vector_op(t.void, (t.int64,) * 4, emit)
+
+    @simd.jit
+    def body(record, step, thread, threads):
+        out = load(record + at.out) + 64 * thread
+        multiply(memory_of(), load(record + at.rounds), load(record + at.factor), out)
 
     return body
