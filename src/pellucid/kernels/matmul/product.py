@@ -140,7 +140,7 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
         weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
         addend, addend_group, addend_row,
     ):  # fmt: skip
-        if rows >= FEWEST:
+        if rows >= FEWEST and end - begin >= GROUPS:
             even = begin + (end - begin) // GROUPS * GROUPS
             by_tiles(
                 weights, group_bytes, begin, even, rows, columns, x, x_stride, sources, out, out_stride,
