@@ -18,6 +18,7 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.llm import LLM
 from pellucid.model.filled import Model
 from pellucid.model.read import read_model
@@ -25,6 +26,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.executor import Executor
+from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
@@ -33,7 +35,6 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 
-MAX_THREADS = 256
 MAX_CONTEXT = 1 << 31
 MAX_LOGITS = 1 << 26  # bytes of a step's logits
 
@@ -93,6 +94,8 @@ def load(
         KernelError: a kernel did not compile.
     """
     if pin is not None:
+        wanted = processors().threads if threads is None else whole("threads", threads, 1, MAX_THREADS)
+        Placement(wanted, pin)  # refuses what is impossible before anything is fetched
         make = partial(make, pin=pin)
     made = _loaded(
         source,

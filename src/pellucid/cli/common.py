@@ -60,7 +60,7 @@ Threads = Annotated[
 Pin = Annotated[
     str | None,
     typer.Option(
-        help="What threads are bound to: cores, nodes (sockets; the default where there are several) or none.",
+        help="What threads are bound to: cores (of one model), nodes (the default on several sockets) or none.",
         metavar="cores|nodes|none",
         show_default=False,
     ),

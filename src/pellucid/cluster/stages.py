@@ -107,7 +107,8 @@ class StageServer:
         self._closed = True
 
     def serve(self) -> None:
-        """Answer the lead."""
+        """Answer the lead, in a thread of its own."""
+        self.runner.executor.placement.sit(0)
         try:
             while not self._closed:
                 try:

@@ -170,7 +170,7 @@ class ModelRunner:
         out = self._fresh_output(bound, rows)
         for chunk in chunks:
             self.cache.begin(chunk.table)
-        run = partial(self.executor.run, step=self._step.record, small=tokens <= SMALL)
+        run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
         if self.stage:  # last, because it may wait for the stage before
             for border, values in zip(self.stage.receives, received, strict=True):
                 # In a step with one row each thread may read its own copy of that row.

@@ -12,7 +12,8 @@ from typing import Any
 from pellucid import __version__
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.library import cache_folder
-from pellucid.runtime.processors import processors
+from pellucid.runtime.placement import may_place
+from pellucid.runtime.processors import Processors, processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -31,7 +32,7 @@ def facts() -> dict[str, Any]:
         "cores": _cores(),
         "processors": os.cpu_count() or 1,
         "usable processors": usable.usable,
-        "memory nodes": len(usable.nodes),
+        "memory nodes": _nodes(usable),
         "threads": usable.threads,
         "memory": _memory(),
         "instructions": f"{chosen.name} ({chosen.description})",
@@ -58,6 +59,12 @@ def cpu_name() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor()
     return f"{name} ({known})" if name else known
+
+
+def _nodes(usable: Processors) -> int | str:
+    """How many there are, and whether weights can lie near the threads that read them."""
+    count = len(usable.nodes)
+    return f"{count}, where this process may place no memory" if count > 1 and not may_place() else count
 
 
 def _cores() -> int:

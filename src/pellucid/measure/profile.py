@@ -110,17 +110,18 @@ def _profile(
     nbytes = roof_bytes or step_cost(runner, chunks).nbytes
     rates: list[Rates] = []
     seconds = []
-    roofs = Roofs(runner.threads, nbytes)
+    roofs = Roofs(runner.threads, nbytes, placement=runner.executor.placement)
     try:
-        for number in range(rounds):
-            if progress:
-                progress(number, rounds, what)
-            rates.append(machine_rates(roofs, nbytes))
-            time.sleep(REST)
-            end = time.perf_counter() + ENOUGH
-            seconds.append(_seconds(runner, chunks))
-            while time.perf_counter() < end:
+        with runner.executor.placement.seated():
+            for number in range(rounds):
+                if progress:
+                    progress(number, rounds, what)
+                rates.append(machine_rates(roofs, nbytes))
+                time.sleep(REST)
+                end = time.perf_counter() + ENOUGH
                 seconds.append(_seconds(runner, chunks))
+                while time.perf_counter() < end:
+                    seconds.append(_seconds(runner, chunks))
     finally:
         roofs.close()
     operations = runner.plan.operations

@@ -11,28 +11,39 @@ from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.ops import roof
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import aligned
+from pellucid.runtime.placement import Placement
 
 MAX_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
 WARM, TIMES = 3, 16  # runs that fill the caches; runs that a rate is the mean of
-MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond
+MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond and more
 READ = KernelKey("roof.read")
 
 
 class Roofs:
     """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument that ``read`` will get.
 
+    The threads and what they read are where ``placement`` says, which is that of a model's team, or the usual one.
+
     Raises:
         KernelError: a kernel did not compile.
     """
 
-    def __init__(self, threads: int, nbytes: int, progress: CompileProgress | None = None) -> None:
-        self.threads = threads
+    def __init__(
+        self,
+        threads: int,
+        nbytes: int,
+        progress: CompileProgress | None = None,
+        placement: Placement | None = None,
+    ) -> None:
+        self.threads, self._placement = threads, placement or Placement(threads)
         self._addresses = shared().load([READ, roof.multiply_key()], progress)
         self._strips = max(min(nbytes, MAX_BYTES) // roof.STRIP, threads)
         self._data = aligned(self._strips * roof.STRIP)
+        parts = [self._strips * (thread + 1) // threads * roof.STRIP for thread in range(threads)]
+        self._placement.divide(self._data, parts)
         self._data[:] = 0
         self._out = np.zeros((threads, 16), np.float32)
-        self._executor = Executor(threads)
+        self._executor = Executor(threads, self._placement)
 
     def read(self, nbytes: int) -> float:
         """Bytes read per second, from a buffer of ``nbytes`` (2 GiB at most) that is read repeatedly."""
@@ -51,12 +62,13 @@ class Roofs:
         assert record is not None
         words = record.pack({**fields, "out": self._out.ctypes.data})
         program, step = Program(table([[self._addresses[key], 0, *words]]), ()), np.zeros(1, np.int64)
-        for _ in range(WARM):
-            self._executor.run(program, step)
-        start = time.perf_counter()
-        for _ in range(TIMES):
-            self._executor.run(program, step)
-        return (time.perf_counter() - start) / TIMES
+        with self._placement.seated():
+            for _ in range(WARM):
+                self._executor.run(program, step)
+            start = time.perf_counter()
+            for _ in range(TIMES):
+                self._executor.run(program, step)
+            return (time.perf_counter() - start) / TIMES
 
     def close(self) -> None:
         """Stop the threads."""

@@ -69,15 +69,16 @@ def measure(
     sizes = [cost.nbytes // len(each) for cost, each in zip(costs, steps)]
     speeds: list[list[float]] = [[] for _ in workloads]
     rates: list[list[Rates]] = [[] for _ in workloads]
-    roofs = Roofs(runner.threads, max(sizes))
+    roofs = Roofs(runner.threads, max(sizes), placement=runner.executor.placement)
     try:
-        for number in range(rounds):
-            for i, workload in enumerate(workloads):
-                if progress:
-                    progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
-                rates[i].append(machine_rates(roofs, sizes[i]))
-                wake(runner)
-                speeds[i].append(workload.count / workload.seconds(runner))
+        with runner.executor.placement.seated():
+            for number in range(rounds):
+                for i, workload in enumerate(workloads):
+                    if progress:
+                        progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
+                    rates[i].append(machine_rates(roofs, sizes[i]))
+                    wake(runner)
+                    speeds[i].append(workload.count / workload.seconds(runner))
     finally:
         roofs.close()
     return [

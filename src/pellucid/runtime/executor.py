@@ -2,8 +2,8 @@
 
 A program is a table of records (``kernels/core/record.py``). ``run`` sets an epoch, the workers see it, every thread
 goes through the table, and all threads meet at the end. Between steps a worker spins for half a millisecond (50 µs if
-there are more threads than cores), and is then parked on a condition until it is needed for a step: while other
-processes are busy, some steps run on fewer threads (``thread_tuner.py``).
+there are more threads than cores), and is then parked on a condition until it is needed for a step: small steps run on
+as many threads as are fastest (``thread_tuner.py``).
 """
 
 from __future__ import annotations
@@ -48,13 +48,17 @@ class Executor:
 
     Raises:
         KernelError: from ``run``, when a kernel reports failure.
+        ValueError: there are more threads than ``loop.MAX_THREADS``.
         InvalidRequest: from ``run``, in a process forked after the team was started.
     """
 
     def __init__(self, threads: int, placement: Placement | None = None) -> None:
+        if not 1 <= threads <= loop.MAX_THREADS:
+            raise ValueError(f"{threads} threads: from 1 to {loop.MAX_THREADS} are possible")
         self.threads, self._process = threads, os.getpid()
         self.placement = placement or Placement(threads, "none")
-        self._pace, self._steps, self._lock = ThreadTuner(threads), 0, threading.Lock()
+        self._tuners: dict[tuple[int, int], ThreadTuner] = {}
+        self._steps, self._lock = 0, threading.Lock()
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
         self._control[loop.PATIENCE // 8] = loop.PATIENT if threads <= processors().usable else loop.HASTY
@@ -67,25 +71,30 @@ class Executor:
             worker.start()
         self._finalizer = weakref.finalize(self, self._team.stop)
 
-    def run(self, program: Program, step: NDArray[np.int64], *, small: bool = False) -> None:
+    def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        All threads run it, except that a ``small`` step, in which threads meet every few microseconds, runs on fewer
-        while other processes keep taking their cores.
+        All threads run it, except that a ``small`` step (its number of tokens; 0: it is none), in which threads meet
+        every few microseconds, runs on as many as are fastest for its size and program.
         """
         if self.forked:
             raise InvalidRequest(FORKED)
         with self._lock:
             self._run(program, step, small)
 
-    def _run(self, program: Program, step: NDArray[np.int64], small: bool) -> None:
-        control, threads = self._control, self._pace.threads if small else self.threads
+    def tuner(self, program: Program, small: int) -> ThreadTuner:
+        """What chooses the number of threads for small steps of this size and length of the program."""
+        return self._tuners.setdefault((small, len(program.records)), ThreadTuner(self.threads))
+
+    def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
+        tuner = self.tuner(program, small) if small else None
+        control, threads = self._control, tuner.threads if tuner else self.threads
         self._steps, start = self._steps + 1, time.perf_counter()
         epoch = self._steps << loop.ACTIVE_BITS | threads
         self._team.tell(address(program.records), len(program.records), address(step), epoch)
         self._lead(self._address, threads, self._steps, 0)
-        if small:
-            self._pace.tell(int(control[loop.WAITS // 8]), time.perf_counter() - start)
+        if tuner:
+            tuner.tell(int(control[loop.WAITS // 8]), time.perf_counter() - start)
         if control[loop.STATUS // 8]:
             status, control[loop.STATUS // 8] = int(control[loop.STATUS // 8]), 0
             raise KernelError(f"a kernel reported status {status}")

@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.runtime.memory import address
 from pellucid.runtime.processors import Processors, processors
 
 Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
+
+HUGE = 2 << 20  # bytes of a huge page, which must lie in memory of one policy
+SMALLEST = 2 * HUGE  # of a thread group's part of a matrix: smaller ones are not worth their borders
 
 _MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
 _PREFERRED, _INTERLEAVE = 1, 3
@@ -34,7 +39,7 @@ class Placement:
     """The places of ``threads`` threads.
 
     ``pin`` says what each thread is bound to: "nodes", the cores of a node; "cores", a core of its own; "none". By
-    default "nodes" on a machine that has several, and "none" on others.
+    default "nodes" on a machine that has several and lets this process place memory, and "none" on others.
 
     Raises:
         InvalidRequest: ``pin`` is none of these, there are more threads than cores to bind to, or the system binds
@@ -44,14 +49,14 @@ class Placement:
     def __init__(self, threads: int, pin: str | None = None, machine: Processors | None = None) -> None:
         machine = machine or processors()
         several, cores = len(machine.nodes) > 1, machine.cores
-        self.pin = ("nodes" if several else "none") if pin is None else pin
+        self.pin = ("nodes" if several and may_place() else "none") if pin is None else pin
         if self.pin not in PINS:
-            raise InvalidRequest(f"pin={pin!r}: must be one of {', '.join(PINS)}")
+            raise InvalidRequest(f"pin={brief(pin)}: must be one of {', '.join(PINS)}")
         if self.pin != "none" and not hasattr(os, "sched_setaffinity"):
-            raise InvalidRequest(f"pin={pin!r}: {sys.platform} binds no threads; leave pin out")
+            raise InvalidRequest(f"pin={brief(pin)}: {sys.platform} binds no threads; leave pin out")
         if self.pin == "cores" and threads > len(cores):
             raise InvalidRequest(
-                f"pin='cores': {threads} threads, {len(cores)} cores; use as many threads at most"
+                f"pin='cores': {threads} threads, {len(cores)} cores; use at most {len(cores)} threads"
             )
         own = [cores[thread * len(cores) // threads] for thread in range(threads)]
         self.threads = threads
@@ -82,32 +87,72 @@ class Placement:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, seat)
 
+    @contextlib.contextmanager
+    def seated(self) -> Iterator[None]:
+        """Bind the calling thread like thread 0 of the team for a while."""
+        if self._seats[0] is None:
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        self.sit(0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, before)
+
     def divide(self, memory: NDArray[np.uint8], ends: Sequence[int]) -> None:
-        """Place memory that nobody has touched: the bytes from ``ends[t - 1]`` to ``ends[t]`` near thread t."""
-        begin = 0
+        """Place memory that nobody has touched: the bytes from ``ends[t - 1]`` to ``ends[t]`` near thread t.
+
+        Borders lie between huge pages. Parts smaller than two of these are in turns near all threads.
+        """
+        if len(memory) < SMALLEST * len(set(self._nodes)):
+            self.interleave(memory)
+            return
+        begin, start = 0, address(memory)
         for thread, end in enumerate(ends):
-            if thread + 1 == self.threads or self._nodes[thread] != self._nodes[thread + 1]:
-                self._place(memory[begin:end], _PREFERRED, [self._nodes[thread]])
-                begin = end
+            last = thread + 1 == self.threads
+            if last or self._nodes[thread] != self._nodes[thread + 1]:
+                border = end if last else max(begin, -(-(start + end) // HUGE) * HUGE - start)
+                self._place(memory[begin:border], _PREFERRED, [self._nodes[thread]])
+                begin = border
 
     def interleave(self, memory: NDArray[np.uint8]) -> None:
         """Place the pages of memory, which nobody has touched, in turns near all threads."""
         self._place(memory, _INTERLEAVE, sorted(set(self._nodes)))
 
     def _place(self, memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> None:
-        """Ask Linux to place the pages that begin in ``memory``. It is a wish: a full node's pages go elsewhere."""
-        number = _MBIND.get(platform.machine())
-        if len(set(self._nodes)) < 2 or number is None or not len(memory):
-            return
-        page = os.sysconf("SC_PAGE_SIZE")
-        begin, end = (-(-at // page) * page for at in (address(memory), address(memory) + len(memory)))
-        mask = (ctypes.c_ulong * 16)()
-        bits = 8 * ctypes.sizeof(ctypes.c_ulong)
-        for node in nodes:
-            mask[node // bits] |= 1 << node % bits
-        if end > begin:
-            call = ctypes.CDLL(None, use_errno=True).syscall
-            call(
-                ctypes.c_long(number), ctypes.c_void_p(begin), ctypes.c_ulong(end - begin), ctypes.c_int(policy),
-                mask, ctypes.c_ulong(16 * bits), ctypes.c_uint(0),
-            )  # fmt: skip
+        """Place the pages that begin in ``memory``. It is a wish: a full node's pages go elsewhere."""
+        if len(set(self._nodes)) > 1 and len(memory):
+            _mbind(memory, policy, nodes)
+
+
+@functools.cache
+def may_place() -> bool:
+    """Whether the system places memory for this process. In many containers it does not."""
+    nodes = processors().nodes
+    return (
+        _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, nodes[:1]) if nodes else False
+    )
+
+
+def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
+    """Ask Linux to place the pages that begin in ``memory`` by a policy. Whether it agrees."""
+    number = _MBIND.get(platform.machine())
+    if number is None or not sys.platform.startswith("linux"):
+        return False
+    page = os.sysconf("SC_PAGE_SIZE")
+    begin, end = (-(-at // page) * page for at in (address(memory), address(memory) + len(memory)))
+    mask = (ctypes.c_ulong * 16)()
+    bits = 8 * ctypes.sizeof(ctypes.c_ulong)
+    for node in nodes:
+        mask[node // bits] |= 1 << node % bits
+    if end <= begin:
+        return True
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    return bool(
+        call(
+            ctypes.c_long(number), ctypes.c_void_p(begin), ctypes.c_ulong(end - begin), ctypes.c_int(policy),
+            mask, ctypes.c_ulong(16 * bits), ctypes.c_uint(0),
+        ) == 0
+    )  # fmt: skip

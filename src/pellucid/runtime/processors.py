@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pellucid.kernels.program.loop import MAX_THREADS
+
 SYSTEM = Path("/")
 
 
@@ -41,7 +43,7 @@ class Processors:
         Hyper-threads share the resources that limit the kernels. More threads than the quota would all be stopped for
         the rest of each period of the scheduler.
         """
-        return self._within_quota(len(self.cores))
+        return min(self._within_quota(len(self.cores)), MAX_THREADS)
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -80,39 +82,39 @@ def _quota(system: Path) -> float | None:
     """
     quotas = []
     for line in _text(system / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            root, read = system / "sys/fs/cgroup", _quota_2
-        elif "cpu" in controllers.split(","):
-            root, read = system / "sys/fs/cgroup/cpu", _quota_1
-        else:
+        _, controllers, path = [*line.replace("\0", "").split(":", 2), "", ""][:3]
+        roots, read = [system / "sys/fs/cgroup"], _quota_2
+        if "cpu" in controllers.split(","):
+            roots, read = [roots[0] / name for name in {"cpu", controllers}], _quota_1
+        elif controllers:
             continue
-        # Seen from inside of a container, the group may be one that is not below the root: its own is the root then.
-        group = root / path.lstrip("/")
-        quotas += [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
+        for root in roots:
+            # Inside of a container the path may be that of the host; the root is the container's group then.
+            group = root / path.lstrip("/")
+            quotas += [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return min((quota for quota in quotas if quota), default=None)
 
 
 def _quota_2(group: Path) -> float | None:
     limit, period = [*_text(group / "cpu.max").split(), "", ""][:2]
-    return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
+    return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _quota_1(group: Path) -> float | None:
     limit, period = (_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) else None
+    return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _listed(path: Path) -> Iterable[int]:
     """The numbers of a list such as "0-3,8"; none if there is no such file."""
     for part in _text(path).strip().split(","):
         first, _, last = part.partition("-")
-        if first.isdigit():
-            yield from range(int(first), int(last if last.isdigit() else first) + 1)
+        if first.isdecimal():
+            yield from range(int(first), int(last if last.isdecimal() else first) + 1)
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return ""

@@ -11,7 +11,7 @@ next, because the bits of the results do not depend on it.
 from __future__ import annotations
 
 WAITS = 3  # how often threads must give up their cores in a step to count as waiting: fewer are chance
-PROOF = 2  # steps with fewer threads that show whether these are better
+PROOF = 2  # steps with another number of threads that show whether it is much better or worse
 FIRST, LONGEST = 8, 256  # steps between attempts with another number of threads; an attempt has FIRST steps
 MUCH = 1.1  # an attempt that takes so many times as long ends at once
 MANY = 8  # teams of more threads try fewer, although no thread had to wait for a core
@@ -19,12 +19,14 @@ FORGOTTEN = 1024  # steps after which the times of other numbers of threads are 
 
 
 class ThreadTuner:
-    """Chooses ``threads``, the number of threads for the next small step, at most ``most``.
+    """Chooses ``threads``, the number of threads for the next small step of one kind, at most ``most``.
 
     Two steps in a row whose threads had to wait for cores halve the team, unless that is known to be slower; a single
     one may have waited for pages of memory, or for threads to wake up. If the next steps are slower, all are back.
-    After some steps one more thread is tried, or half of a large team, in turns if both are possible. If that is
-    slower, twice as many steps pass before the next attempt.
+
+    After some steps another number is tried: one more thread; for large teams half of them, twice as many and one more,
+    in turns. If that is slower, twice as many steps pass before the next attempt. The first step with another number is
+    not counted, because its threads may have to wake up.
     """
 
     def __init__(self, most: int) -> None:
@@ -33,19 +35,21 @@ class ThreadTuner:
         self._steps = self._steps_since_switch = 0  # in total, and with this number of threads
         self._attempt_interval = FIRST
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
-        self._fewer_next = True  # whether the next attempt is one with fewer threads
+        self._attempts = 0  # how many attempts have failed, which says what is tried next
         self._halved_from = 0  # the number of threads before the team was halved; 0: that has proved better
         self._has_waited = False
 
     def tell(self, waits: int, seconds: float) -> None:
         """Record how often threads gave up their cores in the last step, and how long the step took."""
         self._steps, self._steps_since_switch = self._steps + 1, self._steps_since_switch + 1
-        mean = self._seconds.get(self.threads, seconds)
-        self._seconds[self.threads] = mean = mean + (seconds - mean) / FIRST
-        if self._steps % FORGOTTEN == 0:
-            self._seconds = {self.threads: mean}
         waits_now, fewer = waits >= WAITS, self.threads // 2
         waited, self._has_waited = waits_now and self._has_waited, waits_now
+        if self._steps_since_switch == 1:
+            return
+        mean = self._seconds.get(self.threads, seconds)
+        self._seconds[self.threads] = mean = mean + (seconds - mean) / FIRST
+        if self._steps >= FORGOTTEN and not self._attempt_from and not self._halved_from:
+            self._seconds, self._steps = {self.threads: mean}, 0
         if self._halved_from and self._steps_since_switch >= PROOF:
             before, self._halved_from = self._halved_from, 0
             if mean > self._seconds.get(before, mean):
@@ -56,27 +60,28 @@ class ThreadTuner:
         elif waited and fewer and self._seconds.get(fewer, 0.0) < mean:
             self._halved_from = self.threads
             self._switch_to(fewer)
-        elif self._steps_since_switch >= self._attempt_interval:
-            self._attempt()
-
-    def _attempt(self) -> None:
-        """Begin an attempt, if another number of threads is possible."""
-        more, fewer = self.threads < self._most, self.threads > MANY
-        if more or fewer:
+        elif self._steps_since_switch > self._attempt_interval and (other := self._other_number()):
             self._attempt_from = self.threads
-            self._switch_to(
-                self.threads // 2 if fewer and (self._fewer_next or not more) else self.threads + 1
-            )
+            self._switch_to(other)
+
+    def _other_number(self) -> int:
+        """The number of threads for the next attempt; 0: there is no other one."""
+        more = {min(self.threads + 1, self._most): None}
+        if self._most > MANY:
+            more = dict.fromkeys((self.threads // 2, min(2 * self.threads, self._most), *more))
+        numbers = [number for number in more if number and number != self.threads]
+        if self.threads <= MANY:
+            numbers = [number for number in numbers if number > self.threads]
+        return numbers[self._attempts % len(numbers)] if numbers else 0
 
     def _judge_attempt(self, waited: bool, mean: float) -> None:
         """Decide whether an attempt succeeds."""
-        before, steps = self._seconds.get(self._attempt_from, mean), self._steps_since_switch
+        before, steps = self._seconds.get(self._attempt_from, mean), self._steps_since_switch - 1
         if mean > before and (waited or steps >= FIRST or (steps >= PROOF and mean > MUCH * before)):
-            self._fewer_next = self.threads > self._attempt_from
             self.threads, self._attempt_from, self._steps_since_switch = self._attempt_from, 0, 0
             self._attempt_interval = min(2 * self._attempt_interval, LONGEST)
+            self._attempts += 1
         elif steps >= FIRST:
-            self._fewer_next = self.threads < self._attempt_from
             self._attempt_from, self._attempt_interval = 0, FIRST
 
     def _switch_to(self, threads: int) -> None:

@@ -119,7 +119,8 @@ def test_all_operations_divide_in_the_same_way(
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "threads"), [(512, 576, 16), (512, 192, 64), (512, 1536, 64), (64, 96, 6)]
+    ("rows", "columns", "threads"),
+    [(512, 576, 16), (512, 192, 64), (512, 1536, 64), (64, 96, 6), (256, 576, 13)],
 )
 def test_many_threads_have_equal_parts_of_a_prompt(rows: int, columns: int, threads: int) -> None:
     sizes = []

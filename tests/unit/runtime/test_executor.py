@@ -16,6 +16,7 @@ import pytest
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.record import RECORD_WORDS
+from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.processors import processors
 
@@ -101,14 +102,21 @@ def test_small_steps_run_on_as_many_threads_as_the_pace_says_and_others_on_all()
     random = np.random.default_rng(5)
     with team(4) as executor:
         for _ in range(300):
-            executor._pace.threads = int(random.integers(1, 5))
+            tuner = executor.tuner(program_, 1)
+            tuner.threads = int(random.integers(1, 5))
             small = bool(random.integers(2))
-            of = executor._pace.threads if small else 4
+            of = tuner.threads if small else 4
             calls.clear()
             executor.run(program_, NO_STEP, small=small)
             assert sorted(calls) == [(thread, of) for thread in range(of)]
             if random.integers(20) == 0:
                 assert parked(executor)
+
+
+@pytest.mark.parametrize("threads", [0, MAX_THREADS + 1])
+def test_a_team_has_a_number_of_threads_that_its_memory_has_room_for(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"{threads} threads: from 1 to {MAX_THREADS} are possible"):
+        Executor(threads)
 
 
 def test_two_teams_at_once() -> None:

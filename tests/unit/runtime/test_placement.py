@@ -12,9 +12,9 @@ import pytest
 
 from pellucid.errors import InvalidRequest
 from pellucid.runtime import placement as module
-from pellucid.runtime.executor import Executor
+from pellucid.runtime.executor import Executor, Program, table
 from pellucid.runtime.memory import address, aligned
-from pellucid.runtime.placement import Placement
+from pellucid.runtime.placement import HUGE, Placement
 from pellucid.runtime.processors import Core, Processors, processors
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -39,6 +39,28 @@ def placed(monkeypatch: pytest.MonkeyPatch, made: Placement) -> list[tuple[int, 
     return asked
 
 
+@pytest.fixture(autouse=True)
+def _lets_memory_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As most systems do outside of containers."""
+    monkeypatch.setattr(module, "may_place", lambda: True)
+
+
+def test_a_system_that_places_no_memory_has_no_threads_bound_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "may_place", lambda: False)
+    assert Placement(4, None, TWO_SOCKETS).pin == "none"
+    assert Placement(4, "nodes", TWO_SOCKETS).nodes == (0, 0, 1, 1)
+
+
+def test_a_thread_is_seated_for_a_while() -> None:
+    before = os.sched_getaffinity(0)
+    made = Placement(1, "cores")
+    with made.seated():
+        assert os.sched_getaffinity(0) == made.seat(0)
+    assert os.sched_getaffinity(0) == before
+
+
 def test_threads_are_spread_over_the_nodes() -> None:
     assert Placement(4, None, TWO_SOCKETS).nodes == (0, 0, 1, 1)
     assert Placement(5, None, TWO_SOCKETS).nodes == (0, 0, 0, 1, 1)
@@ -61,16 +83,23 @@ def test_one_socket_binds_and_places_nothing_unless_it_is_asked_to(monkeypatch: 
 
 
 def test_a_matrix_is_divided_like_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, memory = Placement(4, None, TWO_SOCKETS), aligned(20 * PAGE)
+    made, memory = Placement(4, "nodes", TWO_SOCKETS), aligned(10 * HUGE)
     asked = placed(monkeypatch, made)
-    made.divide(memory, [PAGE, 2 * PAGE, 5 * PAGE, 20 * PAGE])
+    made.divide(memory, [HUGE, 3 * HUGE + 999, 5 * HUGE, 10 * HUGE])
     (first, middle, one, near), (second, last, policy, far) = asked
     assert (near, far, one, policy) == ([0], [1], 1, 1)
     assert middle == second, "a page between two parts belongs to one of them"
     assert 0 <= first - address(memory) < PAGE
-    assert 0 <= middle - address(memory) - 2 * PAGE < PAGE
-    assert 0 <= last - address(memory) - 20 * PAGE < PAGE
-    assert all(at % PAGE == 0 for at in (first, middle, last))
+    assert 0 <= middle - address(memory) - 3 * HUGE - 999 < HUGE
+    assert middle % HUGE == 0, "huge pages are whole"
+    assert 0 <= last - address(memory) - 10 * HUGE < PAGE
+
+
+def test_small_matrices_keep_their_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Placement(4, "nodes", TWO_SOCKETS)
+    asked = placed(monkeypatch, made)
+    made.divide(aligned(3 * HUGE), [HUGE, 2 * HUGE, 2 * HUGE, 3 * HUGE])
+    assert [(policy, nodes) for _, _, policy, nodes in asked] == [(3, [0, 1])]
 
 
 def test_what_all_threads_read_is_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +121,7 @@ def test_parts_smaller_than_a_page_are_left_alone(monkeypatch: pytest.MonkeyPatc
     ("pin", "threads", "message"),
     [
         ("sockets", 2, "pin='sockets': must be one of none, nodes, cores"),
-        ("cores", 17, "pin='cores': 17 threads, 16 cores; use as many threads at most"),
+        ("cores", 17, "pin='cores': 17 threads, 16 cores; use at most 16 threads"),
     ],
 )
 def test_impossible_wishes(pin: str, threads: int, message: str) -> None:
@@ -106,6 +135,7 @@ def test_workers_are_bound_and_the_caller_is_not() -> None:
     threads, mine = len(here.cores), os.sched_getaffinity(0)
     executor = Executor(threads, Placement(threads, "cores"))
     try:
+        executor.run(Program(table([]), ()), np.zeros(16, np.int64))  # every worker has sat down then
         workers = {t.name: t.native_id for t in threading.enumerate() if t.name.startswith("pellucid-")}
         for thread in range(1, threads):
             number = workers[f"pellucid-{thread}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.runtime import processors as module
 from pellucid.runtime.processors import Core, Processors, processors
 
@@ -79,11 +80,24 @@ def test_a_system_that_describes_nothing_has_a_core_for_each_processor(tmp_path:
             },
             3.0,
         ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            2.0,
+        ),
         ({"proc/self/cgroup": "0::/../../etc\nnonsense\n", "sys/fs/cgroup/cpu.max": "what 0\n"}, None),
+        ({"proc/self/cgroup": "0::/a\0b\n", "sys/fs/cgroup/cpu.max": "² 1\n"}, None),
     ],
 )  # fmt: skip
 def test_quotas(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     assert module._quota(described(tmp_path, files)) == quota
+
+
+def test_no_more_threads_than_a_team_can_have() -> None:
+    assert Processors(tuple(Core(0, frozenset({cpu})) for cpu in range(384))).threads == MAX_THREADS
 
 
 @pytest.mark.parametrize(("quota", "threads"), [(None, 4), (2.9, 2), (0.5, 1), (64.0, 4)])

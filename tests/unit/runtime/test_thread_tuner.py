@@ -56,6 +56,44 @@ def test_a_large_team_finds_how_many_are_fastest(most: int) -> None:
     assert taken <= 1.03 * min(meeting(size)[1] for size in range(1, most + 1))
 
 
+def waking(step: Step, seconds: float) -> Step:
+    """The first step with more threads than before takes longer: they wake up."""
+    before = [0]
+
+    def slow(threads: int) -> tuple[int, float]:
+        waits, taken = step(threads)
+        taken, before[0] = taken + seconds * (threads > before[0]), threads
+        return waits, taken
+
+    return slow
+
+
+@pytest.mark.parametrize("wake", [0.05, 0.2])
+@pytest.mark.parametrize("most", [2, 8, 16, 64, 128])
+def test_threads_that_wake_up_slowly_are_back_too(most: int, wake: float) -> None:
+    """Their first step takes up to 13 times as long as the others."""
+    pace = ThreadTuner(most)
+    run(pace, 300, busy(1))
+    step = waking(quiet, wake)
+    run(pace, LONGEST + 2 * FIRST * most, step)
+    assert Counter(run(pace, 500, step))[most] >= 0.9 * 500
+
+
+def test_a_number_that_helps_only_when_it_is_large_enough_is_found() -> None:
+    """A matrix of 18 parts: 9 threads have two of them each, 17 too, 18 have one."""
+    pace = ThreadTuner(64)
+    pace.threads = 9
+    run(pace, 2000, lambda threads: (0, float(-(-18 // threads))))
+    sizes = run(pace, 2000, lambda threads: (0, float(-(-18 // threads))))
+    assert sum(size >= 18 for size in sizes) > 0.95 * len(sizes)
+
+
+def test_a_large_team_is_steady_for_a_long_time() -> None:
+    sizes = run(ThreadTuner(64), 300_000, quiet)
+    assert set(sizes) == {32, 64}
+    assert sizes.count(32) < 0.015 * len(sizes)
+
+
 def test_a_longer_step_has_all_threads_again() -> None:
     """After a long context a step has more to compute, and more threads for it."""
     pace = ThreadTuner(64)

@@ -41,6 +41,7 @@ def command(
     ] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     json: common.Json = False,
@@ -65,7 +66,7 @@ def command(
     BeamOptions(**beams)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
     found = llm.beam_search(given, **beams, **options)
     if json:
         common.print_json(found.as_dict())

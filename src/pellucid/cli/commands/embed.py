@@ -15,6 +15,7 @@ def command(
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     json: common.Json = False,
 ) -> None:
@@ -25,6 +26,7 @@ def command(
         model,
         threads,
         precise=precise,
+        pin=pin,
         before=lambda inputs: inputs.sentences(texts, truncate),
     )
     vectors = llm.embed(texts, truncate=truncate)

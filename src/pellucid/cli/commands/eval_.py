@@ -25,6 +25,7 @@ def perplexity(
     window: Window = None,
     stride: Stride = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
     json: common.Json = False,
@@ -36,7 +37,9 @@ def perplexity(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
+    llm = common.load(
+        model, threads, None, precise, kv_cache, pin=pin, before=lambda inputs: inputs.corpus(text)
+    )
     with common.progress() as bars:
         found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
     numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
@@ -55,6 +58,7 @@ def kl(
     window: Window = None,
     stride: Stride = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
     json: common.Json = False,
@@ -66,8 +70,10 @@ def kl(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = common.load(model, threads, None, precise, kv_cache, before=lambda inputs: inputs.corpus(text))
-    other = common.load(against, threads, None, True, before=lambda inputs: inputs.corpus(text))
+    llm = common.load(
+        model, threads, None, precise, kv_cache, pin=pin, before=lambda inputs: inputs.corpus(text)
+    )
+    other = common.load(against, threads, None, True, pin=pin, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:

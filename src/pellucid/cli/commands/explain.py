@@ -30,6 +30,7 @@ def command(
         ),
     ] = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     json: common.Json = False,
@@ -45,7 +46,7 @@ def command(
 
     options = checked(sampling, max_new_tokens=1, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
     found = explain(llm, given, top=top, heads=heads, **options)
     if html is not None:
         _write(html, found.html())

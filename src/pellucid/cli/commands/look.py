@@ -26,6 +26,7 @@ def command(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     context: common.Context = None,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     precise: common.Precise = False,
     kv_cache: common.KVCache = None,
 ) -> None:
@@ -43,7 +44,7 @@ def command(
 
     def load(name: str) -> Any:
         return common.load(
-            name, threads, context, precise, kv_cache, cap_context=True, before=lambda inputs: None
+            name, threads, context, precise, kv_cache, pin=pin, cap_context=True, before=lambda inputs: None
         )
 
     def ready(url: str) -> None:

@@ -22,6 +22,7 @@ def command(
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
     threads: common.Threads = None,
+    pin: common.Pin = None,
     context: common.Context = None,
     precise: common.Precise = False,
     json: common.Json = False,
@@ -37,7 +38,7 @@ def command(
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, before=lambda inputs: inputs.prompt(given))
+    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     documents = []
     for index, piece in enumerate(run):

@@ -37,11 +37,10 @@ def division(simd: Any) -> Any:
         parts, units = 1, (rows + UNIT - 1) // UNIT
         least = (blocks + threads - 1) // threads * (units * UNIT + READING)
         for tried in range(2, min(threads, rows // FEWEST) + 1):
-            if threads % tried == 0:
-                across = threads // tried
-                time = (blocks + across - 1) // across * ((units + tried - 1) // tried * UNIT + READING)
-                if time * WORTH < least * (WORTH - 1):
-                    parts, least = tried, time
+            across = threads // tried  # of 13 threads, two parts of the rows keep 12
+            time = (blocks + across - 1) // across * ((units + tried - 1) // tried * UNIT + READING)
+            if time * WORTH < least * (WORTH - 1):
+                parts, least = tried, time
         return parts
 
     @simd.jit
@@ -49,6 +48,8 @@ def division(simd: Any) -> Any:
         blocks, units = (columns + BLOCK - 1) // BLOCK, (rows + UNIT - 1) // UNIT
         parts = row_parts(blocks, rows, threads)
         across, column, row = threads // parts, thread // parts, thread % parts
+        if column >= across:
+            return 0, 0, 0, 0
         return (
             BLOCK * (blocks * column // across),
             min(columns, BLOCK * (blocks * (column + 1) // across)),
