@@ -29,7 +29,7 @@ Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
 
 HUGE = 2 << 20  # bytes of a huge page, which must lie in memory of one policy
-SMALLEST = 2 * HUGE  # of a thread group's part of a matrix: smaller ones are not worth their borders
+SMALLEST = 2 * HUGE  # of a node's part of a matrix: smaller ones are not worth their borders
 
 _MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
 _PREFERRED, _INTERLEAVE = 1, 3
