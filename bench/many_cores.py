@@ -18,8 +18,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,8 @@ import numpy as np
 import pellucid
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.library import shared
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.division import part_of_thread
 from pellucid.kernels.program.loop import RADIX
-from pellucid.measure.cost import Cost
 from pellucid.measure.machine import cpu_name
 from pellucid.measure.profile import Profile, profile_step
 from pellucid.measure.roofs import Roofs
@@ -43,9 +42,6 @@ PROMPT = 256
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup": False}
 BARRIERS = 10_000
 TILED = ("matmul_int8", "matmul_float", "activation", "combine")
-Part = Callable[[int, int, int, int], tuple[int, int, int, int]]
-# The kernels' own code, as Python.
-PART: Part = division(SimpleNamespace(jit=lambda function: function))
 
 
 def meeting_seconds() -> float:
@@ -72,11 +68,8 @@ def meeting_seconds() -> float:
 
 def read_rate(threads: int, rounds: int) -> float:
     """Bytes that one or two threads read from memory in a second."""
-    roofs = Roofs(threads, 1 << 29)
-    try:
+    with closing(Roofs(threads, 1 << 29)) as roofs:
         return statistics.median(roofs.read(1 << 29) for _ in range(rounds))
-    finally:
-        roofs.close()
 
 
 def barrier_seconds(threads: int, meeting: float) -> float:
@@ -96,7 +89,7 @@ def largest_part(op: Operation, rows: int, threads: int) -> float:
     if op.kernel.name.startswith(TILED):
         fields: Mapping[str, Any] = op.fields
         wide = 16 * fields["groups"] if "groups" in fields else fields["width"]
-        sizes = [PART(wide, rows, thread, threads) for thread in range(threads)]
+        sizes = [part_of_thread(wide, rows, thread, threads) for thread in range(threads)]
         largest = max((last - first) * (high - low) for first, last, low, high in sizes)
         return largest / float(wide * rows)
     if op.kernel.name in ("attention", "quantize", "heads", "cache_write"):
@@ -126,8 +119,8 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
     for threads in (1, 2):
         llm = pellucid.load(model, threads=threads, context=1024)
         for what, rows, depth in (("text", 1, 16), ("prompt", PROMPT, 0)):
-            profile = profile_step(llm.runner, rows, depth, rounds)
-            profiles[what, threads] = profile
+            if threads == 1:
+                profiles[what] = profile_step(llm.runner, rows, depth, rounds)
             ids = list(range(100, 100 + max(rows, 16)))
             times = []
             for _ in range(rounds):
@@ -139,12 +132,11 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
         llm.close()
     read = {threads: read_rate(threads, rounds) for threads in (1, 2)}
     for what, rows in (("text", 1), ("prompt", PROMPT)):
-        profile = profiles[what, 1]
+        profile = profiles[what]
         out[what] = {n: rows / step_seconds(profile, rows, n, read, limit, meeting) for n in CORES}
-        nothing = sum(timed.cost.nbytes for timed in profile.timed if timed.cost != Cost())
         print(
-            f"{model}, {what}: {nothing / 1e6:,.0f} MB a step; measured as a whole with 1 and 2 threads: "
-            f"{measured[what, 1]:,.0f} and {measured[what, 2]:,.0f} tokens/s"
+            f"{model}, {what}: {profile.total.cost.nbytes / 1e6:,.0f} MB a step; measured as a whole with 1 and 2 "
+            f"threads: {measured[what, 1]:,.0f} and {measured[what, 2]:,.0f} tokens/s"
         )
         print("  threads   " + "".join(f"{n:>9}" for n in CORES))
         print("  tokens/s  " + "".join(f"{out[what][n]:>9,.0f}" for n in CORES))

@@ -92,8 +92,8 @@ class LlamaCpp(Peer):
         return all((self.binaries / tool).exists() for tool in self.tools)
 
     def setup(self) -> None:
-        if "LLAMA_CPP" in os.environ:
-            raise PeerError(f"the folder that LLAMA_CPP names lacks one of {', '.join(self.tools)}")
+        if self.variable in os.environ:
+            raise PeerError(f"the folder that {self.variable} names lacks one of {', '.join(self.tools)}")
         tree = self._source()
         options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF"]
         options += ["LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_UI=OFF"]

@@ -93,9 +93,11 @@ def load(
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
+    if threads is not None:
+        threads = whole("threads", threads, 1, MAX_THREADS)
     if pin is not None:
-        wanted = processors().threads if threads is None else whole("threads", threads, 1, MAX_THREADS)
-        Placement(wanted, pin)  # refuses what is impossible before anything is fetched
+        # Refuses what is impossible before anything is fetched.
+        Placement(threads or processors().threads, pin)
         make = partial(make, pin=pin)
     made = _loaded(
         source,
@@ -138,8 +140,6 @@ def _loaded(
 
     ``make`` makes its runner.
     """
-    if threads is not None:
-        threads = whole("threads", threads, 1, MAX_THREADS)
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     opened = open_model(source, context=context, cap_context=cap_context, pulls=pulls, progress=progress)
     checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context

@@ -13,7 +13,7 @@ from pellucid import __version__
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.library import cache_folder
 from pellucid.runtime.placement import may_place
-from pellucid.runtime.processors import Processors, processors
+from pellucid.runtime.processors import Processors, core_count, processors
 
 VECTORS = ("sse4", "avx", "f16c", "fma", "amx", "neon", "dotprod", "i8mm", "bf16", "fp16", "sve")
 
@@ -29,7 +29,7 @@ def facts() -> dict[str, Any]:
     features = sorted(name for name in isa.host_features() if name.startswith(VECTORS))
     return {
         "cpu": cpu_name(),
-        "cores": _cores(),
+        "cores": core_count() or usable.threads,
         "processors": os.cpu_count() or 1,
         "usable processors": usable.usable,
         "memory nodes": _nodes(usable),
@@ -65,15 +65,6 @@ def _nodes(usable: Processors) -> int | str:
     """How many there are, and whether weights can lie near the threads that read them."""
     count = len(usable.nodes)
     return f"{count}, where this process may place no memory" if count > 1 and not may_place() else count
-
-
-def _cores() -> int:
-    """The number of physical cores, including those that this process may not use."""
-    topology = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    try:
-        return len({siblings.read_text() for siblings in topology}) or processors().threads
-    except OSError:
-        return processors().threads
 
 
 def _memory() -> str:

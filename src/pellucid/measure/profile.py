@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,20 +111,17 @@ def _profile(
     nbytes = roof_bytes or step_cost(runner, chunks).nbytes
     rates: list[Rates] = []
     seconds = []
-    roofs = Roofs(runner.threads, nbytes, placement=runner.executor.placement)
-    try:
-        with runner.executor.placement.seated():
-            for number in range(rounds):
-                if progress:
-                    progress(number, rounds, what)
-                rates.append(machine_rates(roofs, nbytes))
-                time.sleep(REST)
-                end = time.perf_counter() + ENOUGH
+    placement = runner.executor.placement
+    with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.seated():
+        for number in range(rounds):
+            if progress:
+                progress(number, rounds, what)
+            rates.append(machine_rates(roofs, nbytes))
+            time.sleep(REST)
+            end = time.perf_counter() + ENOUGH
+            seconds.append(_seconds(runner, chunks))
+            while time.perf_counter() < end:
                 seconds.append(_seconds(runner, chunks))
-                while time.perf_counter() < end:
-                    seconds.append(_seconds(runner, chunks))
-    finally:
-        roofs.close()
     operations = runner.plan.operations
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = [Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs)]

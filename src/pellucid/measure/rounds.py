@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from pellucid.engine.model_runner import ModelRunner
@@ -69,18 +70,15 @@ def measure(
     sizes = [cost.nbytes // len(each) for cost, each in zip(costs, steps)]
     speeds: list[list[float]] = [[] for _ in workloads]
     rates: list[list[Rates]] = [[] for _ in workloads]
-    roofs = Roofs(runner.threads, max(sizes), placement=runner.executor.placement)
-    try:
-        with runner.executor.placement.seated():
-            for number in range(rounds):
-                for i, workload in enumerate(workloads):
-                    if progress:
-                        progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
-                    rates[i].append(machine_rates(roofs, sizes[i]))
-                    wake(runner)
-                    speeds[i].append(workload.count / workload.seconds(runner))
-    finally:
-        roofs.close()
+    placement = runner.executor.placement
+    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.seated():
+        for number in range(rounds):
+            for i, workload in enumerate(workloads):
+                if progress:
+                    progress(number * len(workloads) + i, rounds * len(workloads), workload.what)
+                rates[i].append(machine_rates(roofs, sizes[i]))
+                wake(runner)
+                speeds[i].append(workload.count / workload.seconds(runner))
     return [
         Figure(workload, cost, tuple(speed), tuple(rate))
         for workload, cost, speed, rate in zip(workloads, costs, speeds, rates)

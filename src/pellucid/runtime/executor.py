@@ -12,8 +12,10 @@ import os
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class Executor:
             raise ValueError(f"{threads} threads: from 1 to {loop.MAX_THREADS} are possible")
         self.threads, self._process = threads, os.getpid()
         self.placement = placement or Placement(threads, "none")
-        self._tuners: dict[tuple[int, int], ThreadTuner] = {}
+        self._tuners: defaultdict[tuple[int, int], ThreadTuner] = defaultdict(partial(ThreadTuner, threads))
         self._steps, self._lock = 0, threading.Lock()
         self._control: NDArray[np.int64] = aligned(loop.CONTROL_BYTES).view(np.int64)
         self._control[:] = 0
@@ -84,7 +86,7 @@ class Executor:
 
     def tuner(self, program: Program, small: int) -> ThreadTuner:
         """What chooses the number of threads for small steps of this size and length of the program."""
-        return self._tuners.setdefault((small, len(program.records)), ThreadTuner(self.threads))
+        return self._tuners[small, len(program.records)]
 
     def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
         tuner = self.tuner(program, small) if small else None

@@ -130,10 +130,7 @@ class Placement:
 @functools.cache
 def may_place() -> bool:
     """Whether the system places memory for this process. In many containers it does not."""
-    nodes = processors().nodes
-    return (
-        _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, nodes[:1]) if nodes else False
-    )
+    return _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, processors().nodes[:1])
 
 
 def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
@@ -149,7 +146,7 @@ def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool
         mask[node // bits] |= 1 << node % bits
     if end <= begin:
         return True
-    call = ctypes.CDLL(None, use_errno=True).syscall
+    call = ctypes.CDLL(None).syscall
     return bool(
         call(
             ctypes.c_long(number), ctypes.c_void_p(begin), ctypes.c_ulong(end - begin), ctypes.c_int(policy),

@@ -60,6 +60,11 @@ def processors() -> Processors:
     return Processors(_cores(SYSTEM, frozenset(allowed)), _quota(SYSTEM))
 
 
+def core_count() -> int:
+    """Number of physical cores of the machine, with those that this process may not use; 0: the system does not say."""
+    return len(_cores(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
+
+
 @functools.lru_cache(8)
 def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
     """The cores of ``allowed`` logical processors; one that the system does not describe is a core of node 0."""
@@ -96,12 +101,15 @@ def _quota(system: Path) -> float | None:
 
 
 def _quota_2(group: Path) -> float | None:
-    limit, period = [*_text(group / "cpu.max").split(), "", ""][:2]
-    return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
+    return _processors_of(*[*_text(group / "cpu.max").split(), "", ""][:2])
 
 
 def _quota_1(group: Path) -> float | None:
-    limit, period = (_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+    return _processors_of(*(_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")))
+
+
+def _processors_of(limit: str, period: str) -> float | None:
+    """How many processors' time a limit in each period is; None: it is no limit."""
     return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 

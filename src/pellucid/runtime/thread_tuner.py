@@ -66,13 +66,10 @@ class ThreadTuner:
 
     def _other_number(self) -> int:
         """The number of threads for the next attempt; 0: there is no other one."""
-        more = {min(self.threads + 1, self._most): None}
-        if self._most > MANY:
-            more = dict.fromkeys((self.threads // 2, min(2 * self.threads, self._most), *more))
-        numbers = [number for number in more if number and number != self.threads]
-        if self.threads <= MANY:
-            numbers = [number for number in numbers if number > self.threads]
-        return numbers[self._attempts % len(numbers)] if numbers else 0
+        team, more = self.threads, min(self.threads + 1, self._most)
+        numbers = (team // 2, min(2 * team, self._most), more) if self._most > MANY else (more,)
+        possible = [n for n in dict.fromkeys(numbers) if n > team or n < team > MANY]
+        return possible[self._attempts % len(possible)] if possible else 0
 
     def _judge_attempt(self, waited: bool, mean: float) -> None:
         """Decide whether an attempt succeeds."""

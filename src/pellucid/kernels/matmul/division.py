@@ -10,6 +10,8 @@ another one has computed, and no barrier is needed between the two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 BLOCK = 32  # columns that are not divided: a block of activations
@@ -17,12 +19,6 @@ UNIT = 16  # rows that are not divided: a tile of the widest kernel
 FEWEST = 32  # rows of a thread, if rows are divided at all
 READING = 16  # a block of weights that comes into a core's cache takes about as long as the products of this many rows
 WORTH = 20  # rows are divided more finely if that takes at least one part in this many off the time
-
-
-def column_ends(columns: int, threads: int) -> list[int]:
-    """The ends of the threads' columns if rows are not divided, as they never are when a token is generated."""
-    blocks = -(-columns // BLOCK)
-    return [min(columns, BLOCK * (blocks * (thread + 1) // threads)) for thread in range(threads)]
 
 
 def division(simd: Any) -> Any:
@@ -58,3 +54,13 @@ def division(simd: Any) -> Any:
         )
 
     return part
+
+
+Part = Callable[[int, int, int, int], tuple[int, int, int, int]]
+part_of_thread: Part = division(SimpleNamespace(jit=lambda function: function))
+"""The helper as a Python function."""
+
+
+def column_ends(columns: int, threads: int) -> list[int]:
+    """The ends of the threads' columns if rows are not divided, as they never are when a token is generated."""
+    return [part_of_thread(columns, 1, thread, threads)[1] for thread in range(threads)]

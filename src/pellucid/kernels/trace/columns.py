@@ -18,6 +18,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import WORD, Address, Count, Record
 from pellucid.kernels.matmul.division import division
 
+ALL = 1 << 62  # more rows than there are
 ENTRY_WORDS = 3  # of an edit's entry: the row, the factor as a float64, the address of the values or 0
 
 
@@ -48,12 +49,17 @@ class TraceEditRecord(Record):
 
 
 def _own(simd: Any) -> Any:
-    """Make the helper for a thread's part of the columns first <= j < first + count, and of the rows."""
+    """Make the helper for a thread's part of the columns first <= j < first + count, and of the rows.
+
+    If rows have ``places``, that is some columns of all of them.
+    """
     part = division(simd)
 
     @simd.jit
-    def own(width, first, count, rows, thread, threads):
-        low, high, first_row, last_row = part(width, rows, thread, threads)
+    def own(width, first, count, rows, places, thread, threads):
+        low, high, first_row, last_row = part(width, rows if places == 0 else 1, thread, threads)
+        if places != 0:
+            first_row, last_row = 0, ALL
         return max(first, low), min(first + count, high), first_row, last_row
 
     return own
@@ -80,11 +86,11 @@ def build_copy(simd: Any) -> Any:
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
         places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
-        height = load(step + load(record + at.of)) if places == 0 else 1
-        begin, end, low, high = own(width, first, load(record + at.count), height, thread, threads)
+        count, height = load(record + at.count), load(step + load(record + at.of))
+        begin, end, low, high = own(width, first, count, height, places, thread, threads)
         for i in range(load(rows)):
             number = load(rows + WORD * (i + 1))
-            if places == 0 and not low <= number < high:
+            if not low <= number < high:
                 continue
             source = x + place(places, apart, part, number) * width * 4
             to = out + i * stride - first * 4
@@ -106,13 +112,13 @@ def build_edit(simd: Any) -> Any:
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
-        height = load(step + load(record + at.of)) if places == 0 else 1
-        begin, end, low, high = own(width, first, load(record + at.count), height, thread, threads)
+        count, height = load(record + at.count), load(step + load(record + at.of))
+        begin, end, low, high = own(width, first, count, height, places, thread, threads)
         entries = load(record + at.entries)
         for i in range(load(entries)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
             number, values = load(entry), load(entry + 2 * WORD)
-            if places == 0 and not low <= number < high:
+            if not low <= number < high:
                 continue
             row = x + place(places, apart, part, number) * width * 4
             factor = np.float32(simd.load_f64(entry + WORD))
