@@ -35,6 +35,8 @@ class Isa:
 
     terms: int = 1
     """Dot products of 4-bit weights that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
+    unpacks: bool = False
+    """Whether products of many tokens unpack weights once for all of them (``matmul/many_tokens.py``)."""
     tiles: bool = False
     """Whether products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""
@@ -77,7 +79,16 @@ KNOWN = (
         sums=4,
         lanes=8,
     ),
-    Isa("avx2", "256-bit vpmaddubsw", (_AVX2,), without=(*_WIDE, "avxvnni"), sums=4, lanes=8, terms=8),
+    Isa(
+        "avx2",
+        "256-bit vpmaddubsw",
+        (_AVX2,),
+        without=(*_WIDE, "avxvnni"),
+        sums=4,
+        lanes=8,
+        terms=8,
+        unpacks=True,
+    ),
     Isa("neon", "128-bit sdot, and usdot where it is", (frozenset({"neon", "dotprod"}),), sums=4, lanes=4),
     Isa("portable", "plain LLVM vectors, whatever the host makes of them", (frozenset(),), sums=4),
 )

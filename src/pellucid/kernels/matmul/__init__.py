@@ -8,8 +8,11 @@ quantize.py        activations → activation blocks
 division.py        which thread computes what of an output
 product.py         what all products have in common
 int8.py            quantised weights times activation blocks
-int8_tiles.py      the same for many tokens, on tile registers
-int8_scaled.py     their float side: exact integer sums, scaled
+int8_exact.py      its integer side: exact sums
+int8_scaled.py     its float side: exact sums, scaled
+many_tokens.py     the same for many tokens, for which weights are unpacked once
+int8_vectors.py    how their products are added on vector registers
+int8_tiles.py      how they are added on tile registers
 floats.py          floating-point weights times floats
 experts.py         products of experts, each with the rows that chose it
 by_head.py         products of heads, each with a matrix of its own

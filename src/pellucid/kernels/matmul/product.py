@@ -13,7 +13,6 @@ from typing import Any
 
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.division import division
-from pellucid.kernels.matmul.int8_tiles import FEWEST, GROUPS
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
@@ -25,15 +24,28 @@ to one vector of 16 sums for each token."""
 
 
 @dataclass(frozen=True)
+class ManyTokens:
+    """A helper of ``rectangle`` that is faster from ``fewest`` rows of x on.
+
+    It multiplies a multiple of ``groups`` groups of weight rows with a multiple of ``tokens`` rows of x.
+    """
+
+    run: Any
+    fewest: int
+    groups: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TileSums:
     """How a tile's sums are computed: what emits them, and how many vectors of them a token needs at a time.
 
-    ``tiled`` makes the helper of ``rectangle`` that computes the same on tile registers, if there is one.
+    ``many(simd, gathered)`` makes what computes the same for many tokens, if anything is faster there.
     """
 
     emit: SumsEmitter
     vectors: int = 1
-    tiled: Callable[[Any, bool], Any] | None = None
+    many: Callable[[Any, bool], ManyTokens | None] | None = None
 
 
 class MatmulRecord(Record):
@@ -130,34 +142,48 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     The rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``. Rows of out and
     of the addend follow each other in both cases.
     """
-    by_vectors = _by_vectors(simd, sums, gathered)
-    if sums.tiled is None or not simd.ISA.tiles:
-        return by_vectors
-    by_tiles = sums.tiled(simd, gathered)
+    few = _by_tiles(simd, sums, gathered)
+    many = sums.many(simd, gathered) if sums.many else None
+    if many is None:
+        return few
+    run_many, fewest, groups, tile = many.run, many.fewest, many.groups, many.tokens
 
     @simd.jit
     def run(
         weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
         addend, addend_group, addend_row,
     ):  # fmt: skip
-        if rows >= FEWEST and end - begin >= GROUPS:
-            even = begin + (end - begin) // GROUPS * GROUPS
-            by_tiles(
-                weights, group_bytes, begin, even, rows, columns, x, x_stride, sources, out, out_stride,
+        even, whole = begin, 0
+        if rows >= fewest:
+            even, whole = begin + (end - begin) // groups * groups, rows // tile * tile
+        if even > begin:
+            run_many(
+                weights, group_bytes, begin, even, whole, columns, x, x_stride, sources, out, out_stride,
                 addend, addend_group, addend_row,
             )  # fmt: skip
-            begin = even
-        by_vectors(
-            weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
-            addend, addend_group, addend_row,
-        )  # fmt: skip
+            if whole < rows:
+                few(
+                    weights, group_bytes, begin, even, rows - whole, columns,
+                    x if gathered else x + whole * x_stride, x_stride, sources + 4 * whole,
+                    out + whole * out_stride, out_stride, addend + whole * addend_row, addend_group, addend_row,
+                )  # fmt: skip
+        if even < end:
+            few(
+                weights, group_bytes, even, end, rows, columns, x, x_stride, sources, out, out_stride,
+                addend, addend_group, addend_row,
+            )  # fmt: skip
 
     return run
 
 
-def _by_vectors(simd: Any, sums: TileSums, gathered: bool) -> Any:
-    """Make the helper of ``rectangle`` for vector registers."""
-    most = max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // sums.vectors))
+def tile_of(simd: Any, vectors: int) -> int:
+    """How many tokens a tile has at most if each has ``vectors`` vectors of sums."""
+    return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // vectors))
+
+
+def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
+    """Make the helper of ``rectangle`` that unpacks weights for each tile of tokens."""
+    most = tile_of(simd, sums.vectors)
     tile, size = _tiles(simd, sums, most, gathered), _tile_size(simd, most)
 
     @simd.jit

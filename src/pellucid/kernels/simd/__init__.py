@@ -82,10 +82,11 @@ from pellucid.kernels.simd.memory import (
     vstore_f16,
     vstore_i8,
 )
-from pellucid.kernels.simd.types import ISA, STORED, f16, f32, i8, i32, vec
+from pellucid.kernels.simd.types import ISA, LANES, STORED, f16, f32, i8, i32, vec
 
 __all__ = [
     "ISA",
+    "LANES",
     "STORED",
     "Emitter",
     "atomic_add",

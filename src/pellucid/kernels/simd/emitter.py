@@ -107,10 +107,11 @@ class Emitter:
         kinds = [piece.type for piece in flat]
         places = ["=" + _REGISTER[ISA.vector_set]] * len(flat) + [str(i) for i in range(len(flat))]
         few = ISA.lanes == 8  # these sets have 16 registers
-        kind = ir.FunctionType(ir.LiteralStructType(kinds), kinds)
+        one = len(flat) == 1  # a single output is no structure
+        kind = ir.FunctionType(kinds[0] if one else ir.LiteralStructType(kinds), kinds)
         nothing = ir.InlineAsm(kind, "", ",".join(places + ["~{memory}"] * few), side_effect=few)
         result = self.b.call(nothing, flat)
-        same = iter([self.b.extract_value(result, i) for i in range(len(flat))])
+        same = iter([result] if one else [self.b.extract_value(result, i) for i in range(len(flat))])
         return [self.joined([next(same) for _ in some]) for some in pieces]
 
     def lookup(self, table, index):

@@ -1,0 +1,92 @@
+"""Emits exact int32 sums of integer products: a block of 16 weight rows times some tokens (see ``int8.py``)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS
+from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
+
+CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
+
+
+@functools.cache
+def _simd() -> Any:
+    from pellucid.kernels import simd
+
+    return simd
+
+
+def as_signed(packed: PackedLayout) -> bool:
+    """Whether weights are used as signed bytes, which have no zero point."""
+    from pellucid.kernels.simd import int8_dot
+
+    return packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
+
+
+def exact(
+    e: Any, packed: PackedLayout, planes: int, column: Callable[[int], Any], part: int, xs: list[Any]
+) -> list[list[Any]]:
+    """Emit a part's exact int32 sum for each token, one lane for each of 16 rows: as one number, or of 24 bits as two.
+
+    ``column(i)`` is vector i of the block's eight: lane r has columns 4i to 4i+3 of row r as bytes, which are signed
+    if ``as_signed`` says so. ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at
+    every vector of weights to hide latency; integer sums do not depend on the order.
+    """
+    from pellucid.kernels.simd import int8_dot
+
+    simd = _simd()
+    per_part = 8 * packed.sub // BLOCK
+    each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
+    signed = as_signed(packed)
+
+    def zero_point(plane: int, x: Any) -> Any:
+        # It applies to the top plane, and to the last plane, whose unit is 1.
+        if not packed.zero_point or signed or plane not in (planes - 1, planes - 3):
+            return e.fill(simd.i32, 0)
+        return _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
+
+    # The zero point is where a sum starts. Where sums of 16 bits fill the registers, it is added when they are done.
+    late = simd.ISA.terms > 1
+
+    def begin(plane: int, x: Any) -> Any:
+        start = e.fill(simd.i32, 0) if late else zero_point(plane, x)
+        return int8_dot.Sum(e, start, packed.most, signed, each)
+
+    sums = [[begin(plane, x) for plane in range(planes)] for x in xs]
+    for i in range(part * per_part, (part + 1) * per_part):
+        weights = column(i)
+        for token, x in zip(sums, xs):
+            for plane, one in enumerate(token):
+                one.add(weights, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
+        # Products that are summed in 16 bits would wait for their pair, with too few registers.
+        if len(xs) > 1 and (i % 2 or simd.ISA.terms > 1):
+            int8_dot.take_turns(e, [one for token in sums for one in token])
+    totals = []
+    for token, x in zip(sums, xs):
+        whole = [one.total() for one in token]
+        if late:
+            whole = [e.b.add(one, zero_point(plane, x)) for plane, one in enumerate(whole)]
+        *tops, total = whole
+        if tops:
+            total = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), total)
+        totals.append([*tops, total])
+    return totals
+
+
+def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any, offset: int) -> Any:
+    """Emit the initial value of an exact sum: minus the zero point times the sum of the part's activations."""
+    simd = _simd()
+    sums, lanes = e.at(x, BLOCK * planes + offset), simd.ISA.lanes
+
+    def in_all_lanes(at: int) -> Any:
+        # Kept together, it is a vector: LLVM would compute with the number and move the result to a vector afterwards.
+        return e.together([e.splat(e.load(e.at(sums, at), simd.i32), lanes)])[0]
+
+    minus = in_all_lanes(4 * part)
+    if part == 0 and packed.sub < BLOCK:  # stored are the sums of the whole block and of its second half
+        minus = e.b.sub(minus, in_all_lanes(4))
+    shift = packed.zero_point.bit_length() - 1
+    return e.joined([e.b.shl(minus, e.fill(simd.i32, shift, lanes))] * (simd.LANES // lanes))

@@ -1,0 +1,262 @@
+"""Integer matrix products of many tokens: weights are unpacked once for all of them.
+
+The sums are those of ``int8.py``, bit for bit. Some groups of 16 weight rows are multiplied with up to BATCH tokens at
+a time:
+
+    for each CHUNK of blocks
+        unpack    weights → bytes, and scales → float32, once for all tokens
+        for some tokens at a time
+            add   the products with the chunk's blocks to the tokens' totals, in ascending order of the blocks
+    finish        out = totals + addend
+
+How products are added depends on the instruction set: with tile registers (``int8_tiles.py``) or with vectors
+(``int8_vectors.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.kernels.matmul import operands
+from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
+from pellucid.kernels.matmul.product import prefetch_ahead
+from pellucid.kernels.matmul.quantize import block_bytes
+
+CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of those in a unit
+BATCH = 256  # tokens whose totals are kept at a time
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Weights, scales and totals in a thread's memory for one call, at offsets in bytes.
+
+    ``groups`` is the number of groups of weight rows. Rows that are ``gathered`` are copied, ``tokens`` at a time. With
+    ``signed``, weights are signed bytes without their zero point.
+    """
+
+    packed: PackedLayout
+    planes: int
+    gathered: bool
+    groups: int
+    tokens: int
+    signed: bool
+
+    @property
+    def more(self) -> int:
+        """Bytes that are free for the addition."""
+        return 0
+
+    @property
+    def parts(self) -> int:
+        """Sums of a block, each with a scale of its own."""
+        return BLOCK // self.packed.sub
+
+    @property
+    def factors(self) -> int:
+        """Vectors of scales and minima of a block."""
+        return self.parts * (2 if self.packed.minimum else 1)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of activations."""
+        return block_bytes(8 * self.planes)
+
+    @property
+    def group_places(self) -> dict[str, int]:
+        """Where each part of a group begins; ``end`` is the size of all."""
+        scales = CHUNK * self.factors * VECTOR
+        return _placed({"weights": CHUNK * ROWS * BLOCK, "scales": scales, "totals": BATCH * VECTOR})
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Where each part of the memory begins; ``end`` is the size of all."""
+        copies = self.tokens * CHUNK * self.block_bytes if self.gathered else 0
+        groups = self.groups * self.group_places["end"]
+        return _placed({"groups": groups, "copies": copies, "more": self.more})
+
+    def group(self, number: int) -> int:
+        """Offset of a group: offsets of its parts are those of group 0 behind it."""
+        return number * self.group_places["end"]
+
+    def weights(self, e: Any, block: Any) -> Any:
+        """Offset of a block's weights in a group; ``block`` counts from the chunk's first one (i64)."""
+        return e.at(e.times(block, ROWS * BLOCK), self.group_places["weights"])
+
+    def scales(self, e: Any, block: Any) -> Any:
+        """Offset of a block's scales and minima in a group."""
+        return e.at(e.times(block, self.factors * VECTOR), self.group_places["scales"])
+
+    def total(self, e: Any, token: Any) -> Any:
+        """Offset of the totals of a token of the batch (i64) in a group."""
+        return e.at(e.times(token, VECTOR), self.group_places["totals"])
+
+    def load_scales(self, e: Any, group: Any, block: Any) -> list[Any]:
+        """Emit: (scale, minimum or None) of each part of a block; ``group`` is the address of the group."""
+        from pellucid.kernels.simd.types import f32, vec
+
+        at, each = e.at(group, self.scales(e, block)), self.factors // self.parts
+        vectors = [e.load(e.at(at, VECTOR * i), vec(f32), VECTOR) for i in range(self.factors)]
+        return [(vectors[i], vectors[i + 1] if each == 2 else None) for i in range(0, len(vectors), each)]
+
+    def operation(self, emit: Callable[..., None], operands_count: int) -> Any:
+        """An intrinsic of ``operands_count`` addresses and numbers (int64): ``emit(self, emitter, operands)``."""
+        from numba.core import types as t
+
+        from pellucid.kernels.simd.emitter import vector_op
+
+        return vector_op(t.void, (t.int64,) * operands_count, lambda e, *args: emit(self, e, args))
+
+
+def _placed(sizes: dict[str, int]) -> dict[str, int]:
+    """Where parts of these sizes begin, one after the other; ``end`` is the size of all."""
+    places, at = {}, 0
+    for name, size in sizes.items():
+        places[name], at = at, at + size
+    return {**places, "end": at}
+
+
+def _unpack(place: Unpacked, e: Any, args: Any) -> None:
+    """Emit: unpack weights and scales of ``count`` blocks from number ``first`` on, of a matrix of ``blocks``."""
+    from numba.core import cgutils
+
+    memory, weights, group_bytes, blocks, first, count, first_time = args
+    first_time = e.b.icmp_signed("!=", first_time, e.const(0))
+    packed, per_unit = place.packed, place.packed.unit // BLOCK
+    for group in range(place.groups):
+        planes, unpacked = e.at(weights, e.times(group_bytes, group)), e.at(memory, place.group(group))
+        scales = e.at(planes, e.times(blocks, packed.plane_bytes))
+        with cgutils.for_range(e.b, e.b.sdiv(count, e.const(per_unit))) as units:
+            number = e.b.add(units.index, e.b.sdiv(first, e.const(per_unit)))
+            unit = e.at(scales, e.times(number, packed.scale_bytes))
+            prefetch_ahead(e, first_time, unit, packed.scale_bytes)
+            factors = operands.unit_scales(e, packed, unit)
+            with cgutils.for_range(e.b, e.const(per_unit)) as inner:
+                block = e.b.add(e.times(units.index, per_unit), inner.index)
+                here = e.at(planes, e.times(e.b.add(first, block), packed.plane_bytes))
+                prefetch_ahead(e, first_time, here, packed.plane_bytes)
+                _unpack_block(place, e, here, e.at(unpacked, place.weights(e, block)))
+                to = e.at(unpacked, place.scales(e, block))
+                for scale in operands.block_scales(e, packed, unit, factors, inner.index):
+                    for number_of in scale if packed.minimum else scale[:1]:
+                        e.store(number_of, to, VECTOR)
+                        to = e.at(to, VECTOR)
+
+
+def _unpack_block(place: Unpacked, e: Any, here: Any, to: Any) -> None:
+    """Emit: unpack a block to bytes."""
+    from pellucid.kernels.simd.types import i8, i32, vec
+
+    zero = place.packed.zero_point if place.signed else 0
+    for i, value in enumerate(operands.planes(e, place.packed, here)):
+        if zero:
+            four = e.b.bitcast(value, vec(i8, VECTOR))
+            value = e.b.bitcast(e.b.sub(four, e.fill(i8, zero - 256 * (zero > 127), VECTOR)), vec(i32))
+        e.store(value, e.at(to, VECTOR * i), VECTOR)
+
+
+def _clear(place: Unpacked, e: Any, args: Any) -> None:
+    """Emit: set the totals of ``tokens`` tokens to zero."""
+    from numba.core import cgutils
+
+    from pellucid.kernels.simd.types import f32
+
+    memory, tokens = args
+    with cgutils.for_range(e.b, tokens) as loop:
+        for group in range(place.groups):
+            e.store(
+                e.fill(f32, 0.0), e.at(e.at(memory, place.group(group)), place.total(e, loop.index)), VECTOR
+            )
+
+
+def _finish(place: Unpacked, e: Any, args: Any) -> None:
+    """Emit: out = totals + addend, for ``tokens`` tokens."""
+    from numba.core import cgutils
+
+    from pellucid.kernels.simd.types import f32, vec
+
+    memory, tokens, out, out_stride, addend, addend_group, addend_row = args
+    with cgutils.for_range(e.b, tokens) as loop:
+        to, more = (
+            e.b.add(at, e.b.mul(by, loop.index)) for at, by in ((out, out_stride), (addend, addend_row))
+        )
+        for group in range(place.groups):
+            total = e.load(
+                e.at(e.at(memory, place.group(group)), place.total(e, loop.index)), vec(f32), VECTOR
+            )
+            value = e.load(e.b.add(more, e.times(addend_group, group)), vec(f32))
+            e.store(e.b.fadd(total, value), e.at(to, VECTOR * group))
+
+
+def _copy(place: Unpacked, e: Any, args: Any) -> None:
+    """Emit: copy ``count`` blocks of gathered tokens, so that they are the same distance apart."""
+    from numba.core import cgutils
+
+    from pellucid.kernels.simd.types import i8, i32, vec
+
+    memory, x, x_stride, sources, tokens, count = args
+    to = e.at(memory, place.places["copies"])
+    with cgutils.for_range(e.b, tokens) as loop:
+        number = e.b.sext(e.load(e.at(sources, e.times(loop.index, 4)), i32), x.type)
+        row = e.b.add(x, e.b.mul(x_stride, number))
+        to_row = e.at(to, e.times(loop.index, CHUNK * place.block_bytes))
+        with cgutils.for_range(e.b, e.times(count, place.block_bytes // 16)) as inner:
+            at = e.times(inner.index, 16)
+            e.store(e.load(e.at(row, at), vec(i8), 1), e.at(to_row, at), 1)
+
+
+def rectangle(simd: Any, place: Unpacked, begin: Any, add: Any, release: Any) -> Any:
+    """Make the helper of ``product.rectangle`` for a multiple of ``groups``.
+
+    The helper ``add(memory, x, x_stride, count, token, tokens)`` adds the products of the chunk's ``count`` blocks with
+    at most ``tokens`` tokens, from number ``token`` of the batch on, to their totals; x is where the first of them has
+    these blocks. ``begin(memory)`` is called before each chunk, ``release(memory)`` at the end.
+    """
+    most, block_size, groups, copies = place.tokens, place.block_bytes, place.groups, place.places["copies"]
+    memory_of, gathered = simd.stack_memory(place.places["end"]), place.gathered
+    unpack, clear = place.operation(_unpack, 7), place.operation(_clear, 2)
+    finish, copy = place.operation(_finish, 7), place.operation(_copy, 6)
+
+    @simd.jit
+    def add_chunk(memory, x, x_stride, sources, first, count, tokens):
+        """Add the products of a chunk that begins with block ``first`` with all tokens of a batch."""
+        begin(memory)
+        for token in range(0, tokens, most):
+            some = min(tokens - token, most)
+            if gathered:
+                copy(memory, x + first * block_size, x_stride, sources + 4 * token, some, count)
+                add(memory, memory + copies, CHUNK * block_size, count, token, some)
+            else:
+                add(memory, x + token * x_stride + first * block_size, x_stride, count, token, some)
+
+    @simd.jit
+    def run(
+        weights, group_bytes, first_group, last_group, rows, columns, x, x_stride, sources, out, out_stride,
+        addend, addend_group, addend_row,
+    ):  # fmt: skip
+        memory, blocks = memory_of(), columns // BLOCK
+        for group in range(first_group, last_group, groups):
+            here, first_row = weights + group * group_bytes, 0
+            while first_row < rows:
+                tokens, first = min(BATCH, rows - first_row), 0
+                clear(memory, tokens)
+                while first < blocks:
+                    count = min(CHUNK, blocks - first)
+                    unpack(memory, here, group_bytes, blocks, first, count, first_row == 0)
+                    from_x = x if gathered else x + first_row * x_stride
+                    add_chunk(memory, from_x, x_stride, sources + 4 * first_row, first, count, tokens)
+                    first += count
+                finish(
+                    memory,
+                    tokens,
+                    out + first_row * out_stride + group * VECTOR,
+                    out_stride,
+                    addend + first_row * addend_row + group * addend_group,
+                    addend_group,
+                    addend_row,
+                )
+                first_row += tokens
+        release(memory)
+
+    return run
