@@ -50,11 +50,11 @@ def meeting_seconds() -> float:
     record, address = definition(key.name).record, shared().load([key])[key]
     assert record is not None
     out = np.zeros((2, 16), np.int32)
-    words = record.pack({"rounds": 0, "factor": 1, "out": out.ctypes.data})
+    fields = {"rounds": 0, "factor": 1, "out": out.ctypes.data}
     executor, seconds = Executor(2), []
     try:
         for meets in (1, 0):
-            program = Program(table([[address, meets, *words]] * BARRIERS), (out,))
+            program = Program(table([record.pack(fields, address, meets)] * BARRIERS), (out,))
             times = []
             for _ in range(9):
                 start = time.perf_counter()

@@ -30,6 +30,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
+from pellucid.util import paths
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
@@ -89,10 +90,12 @@ def load(
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
         UnsupportedModel: the file needs something that is not implemented; the message names it.
-        InvalidRequest: ``context``, ``threads``, ``pin``, ``precise`` or ``kv_cache`` is out of range.
+        InvalidRequest: ``context``, ``threads``, ``pin``, ``precise`` or ``kv_cache`` is out of range, or
+            ``PELLUCID_HOME`` cannot be a folder.
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
+    paths.home()  # a folder that cannot be is refused also if everything is loaded already
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     if pin is not None:

@@ -149,7 +149,7 @@ def call(key: KernelKey, batch: Batch, threads: int = 1, only: int | None = None
     record = definition(key.name).record
     assert record is not None
     words = record.pack({name: _word(value) for name, value in fields.items()})
-    native, row = shared().function(key), np.array([0, 0, *words], np.int64)
+    native, row = shared().function(key), np.array(words, np.int64)
     order = np.random.default_rng(batch.seed).permutation(threads).tolist() if only is None else [only]
     for thread in order:
         assert native(row.ctypes.data, batch.record.ctypes.data, thread, threads) == 0

@@ -60,8 +60,8 @@ class Roofs:
     def _seconds(self, key: KernelKey, **fields: int) -> float:
         record = definition(key.name).record
         assert record is not None
-        words = record.pack({**fields, "out": self._out.ctypes.data})
-        program, step = Program(table([[self._addresses[key], 0, *words]]), ()), np.zeros(1, np.int64)
+        words = record.pack({**fields, "out": self._out.ctypes.data}, self._addresses[key], 0)
+        program, step = Program(table([words]), ()), np.zeros(1, np.int64)
         with self._placement.seated():
             for _ in range(WARM):
                 self._executor.run(program, step)

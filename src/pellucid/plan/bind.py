@@ -113,8 +113,8 @@ def bind(
     for op in plan.operations:
         record = definition(op.kernel.name).record
         assert record is not None
-        words = record.pack({name: word(value) for name, value in op.fields.items()})
-        rows.append([addresses[op.kernel], _barrier(op), *words])
+        fields = {name: word(value) for name, value in op.fields.items()}
+        rows.append(record.pack(fields, addresses[op.kernel], _barrier(op)))
     return Program(table(rows), (arrays, matrices, vectors, constants, fills, tables, cache))
 
 

@@ -23,7 +23,7 @@ class Call:
         self._arrays = [value for value in known.values() if isinstance(value, np.ndarray)]
         values = {name: address(v) if isinstance(v, np.ndarray) else v for name, v in known.items()}
         fields = dict.fromkeys(record.fields, 0) | values
-        self._words = np.array([0] * record.header + record.pack(fields), np.int64)
+        self._words = np.array(record.pack(fields), np.int64)
         self._word_index = {field: offset // 8 for field, offset in record.at._asdict().items()}
 
     def __call__(self, **fields: int | float) -> None:

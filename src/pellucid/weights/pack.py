@@ -176,7 +176,7 @@ def prepare(
             stored = np.pad(by_row, ((0, 0), (0, (padded - blocks) * block_bytes)))
         to = matrix.address + first * packed.group_bytes(columns)
         where = {"stored": stored.ctypes.data, "columns": columns, "groups": count, "out": to}
-        words = np.array([0, 0, *PackRecord.pack(where)], np.int64)
+        words = np.array(PackRecord.pack(where), np.int64)
         native(words.ctypes.data, 0, 0, 1)
 
     return Packing(

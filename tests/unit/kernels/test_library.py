@@ -43,7 +43,7 @@ def adds(shelf: Library) -> bool:
     words = AddRecord.pack(
         {"a": x.ctypes.data, "b": x.ctypes.data, "factor": 1.0, "width": 16, "out": x.ctypes.data, "rows": 0}
     )
-    record, batch = np.array([0, 0, *words], np.int64), Batch([1])
+    record, batch = np.array(words, np.int64), Batch([1])
     shelf.function(ADD)(record.ctypes.data, batch.record.ctypes.data, 0, 1)
     return bool((x == 2 * np.arange(16)).all())
 

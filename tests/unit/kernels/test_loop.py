@@ -31,8 +31,8 @@ def permuting(rows: int, width: int, operations: int) -> tuple[Program, np.ndarr
     records = []
     for i in range(operations):
         source, out = (x, y) if i % 2 == 0 else (y, x)
-        words = PickRecord.pack({"x": source.ctypes.data, "width": width, "out": out.ctypes.data})
-        records.append([address, 1, *words])
+        fields = {"x": source.ctypes.data, "width": width, "out": out.ctypes.data}
+        records.append(PickRecord.pack(fields, address, 1))
     return Program(table(records), (x, y)), x, y
 
 

@@ -42,7 +42,7 @@ def compiled(
         "inverted": int(inverted), "most_steps": 1 << 40,
         "behavior": text_split.BEHAVIORS.index(behavior), "out": address(out), "made": address(made),
     }  # fmt: skip
-    record = np.array([0, 0, *text_split.SplitRecord.pack(fields)], np.int64)
+    record = np.array(text_split.SplitRecord.pack(fields), np.int64)
     shared().function(KernelKey("text.split"))(address(record), 0, 0, 0)
     assert (out[made[0] :] == -1).all()
     return [data[begin:end].tobytes().decode() for begin, end in out[: made[0]]]

@@ -10,7 +10,7 @@ layout.
         factor: float
 
     Scale.at.width          # the byte offset of the field, a constant in compiled kernels
-    Scale.pack({"x": 4096, "width": 576, "factor": 0.5})    # the words that plan/bind.py writes
+    Scale.pack({"x": 4096, "width": 576, "factor": 0.5})    # the words, as plan/bind.py writes them
 
 Dimensions in comments: B sequences, T tokens, D model width, H heads, G key/value heads, K head width, F feed-forward
 width, V vocabulary (in attention: width of a value head), L layers, P pages, S page size.
@@ -55,12 +55,16 @@ class Record:
         cls.at = at(*offsets)
 
     @classmethod
-    def pack(cls, values: Mapping[str, int | float]) -> list[int]:
-        """Return the fields as int64 words, in order, without the header. Every field must be given."""
+    def pack(cls, values: Mapping[str, int | float], *header: int) -> list[int]:
+        """Return the record as int64 words: the header, zeros by default, and the fields in order.
+
+        Every field must be given. Only the loop over a program reads the header (kernels/program/loop.py).
+        """
         if values.keys() != cls.fields.keys():
             wrong = sorted(values.keys() ^ cls.fields.keys())
             raise TypeError(f"{cls.__name__}: fields missing or unknown: {', '.join(wrong)}")
-        return [_word(values[name], kind) for name, kind in cls.fields.items()]
+        fields = [_word(values[name], kind) for name, kind in cls.fields.items()]
+        return [*(header or [0] * cls.header), *fields]
 
 
 def _word(value: int | float, kind: type) -> int:

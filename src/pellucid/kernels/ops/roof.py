@@ -60,8 +60,12 @@ class MultiplyRecord(Record):
 
 
 def chain_count() -> int:
-    """The number of independent sums; they fit into the registers together with the unsigned factor."""
-    return 3 * choose().sums // 2
+    """The number of independent sums; they fit into the registers together with the unsigned factor.
+
+    Sums of 16 bits need registers of their own.
+    """
+    count = 3 * choose().sums // 2
+    return count // 2 if choose().terms > 1 else count
 
 
 def multiply_key() -> KernelKey:
@@ -82,10 +86,11 @@ def reference(rounds: int) -> NDArray[np.int32]:
     unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
     chains = np.array([_first(chain) for chain in range(count)], np.int32)
     for _ in range(rounds):
+        before = chains.copy()
         for chain in range(count):
-            total = chains[chain].astype(np.int64)
+            total = before[chain].astype(np.int64)
             for term in range(choose().terms):
-                signed = chains[(chain + 1 + term) % count].view(np.int8).reshape(16, 4)
+                signed = before[(chain + 1 + term) % count].view(np.int8).reshape(16, 4)
                 total += signed.astype(np.int64) @ (unsigned ^ term)
             chains[chain] = total.astype(np.int32)
     return np.asarray(chains.sum(0), np.int32)
@@ -93,7 +98,7 @@ def reference(rounds: int) -> NDArray[np.int32]:
 
 def _first(chain: int) -> list[int]:
     """The initial sums of a chain: 16 numbers that differ from those of other chains in every byte."""
-    return [(1 + 16 * chain + lane) * 0x01030507 % 2**31 for lane in range(16)]
+    return [(1 + 16 * chain + lane) * 0x01030509 % 2**31 for lane in range(16)]
 
 
 @kernel("roof.multiply", MultiplyRecord)
@@ -119,11 +124,14 @@ def build_multiply(simd: Any) -> Any:
             for chain in range(count)
         ]
         with cgutils.for_range(builder, rounds):
-            for chain, place in enumerate(chains):
-                total = int8_dot.Sum(e, builder.load(place), MOST)
-                for term, each in enumerate(factors):
-                    total.add(each, builder.load(chains[(chain + 1 + term) % count]))
-                builder.store(total.total(), place)
+            before = [builder.load(place) for place in chains]
+            sums = [int8_dot.Sum(e, value, MOST) for value in before]
+            for term, each in enumerate(factors):
+                for chain, one in enumerate(sums):
+                    one.add(each, before[(chain + 1 + term) % count])
+                int8_dot.take_turns(e, sums)
+            for one, place in zip(sums, chains):
+                builder.store(one.total(), place)
         total = e.fill(simd.i32, 0)
         for place in chains:
             total = builder.add(total, builder.load(place))
