@@ -90,16 +90,15 @@ def load(
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
         UnsupportedModel: the file needs something that is not implemented; the message names it.
-        InvalidRequest: ``context``, ``threads``, ``pin``, ``precise`` or ``kv_cache`` is out of range, or
-            ``PELLUCID_HOME`` cannot be a folder.
+        InvalidRequest: an option is out of range, or there is no home (``pellucid.util.paths.home``).
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
-    paths.home()  # a folder that cannot be is refused also if everything is loaded already
+    # What is impossible is refused before anything is fetched, also a home from which nothing would be read.
+    paths.home()
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     if pin is not None:
-        # Refuses what is impossible before anything is fetched.
         Placement(threads or processors().threads, pin)
         make = partial(make, pin=pin)
     made = _loaded(

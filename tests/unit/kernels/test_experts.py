@@ -11,31 +11,44 @@ from support.kernels import Batch, call, guarded, numbers, seeds, threads
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
+from pellucid.kernels.matmul.many_tokens import BATCH, CHUNK
+from pellucid.kernels.matmul.packed_layout import BLOCK, round_up
 from pellucid.weights.quant.registry import formats
 
 FORMATS = {name: formats()[name] for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "F32", "BF16")}
-choices = st.lists(st.integers(0, 4), min_size=1, max_size=40) | st.lists(
-    st.integers(0, 1), min_size=70, max_size=90
+choices = (
+    st.lists(st.integers(0, 4), min_size=1, max_size=40)
+    | st.lists(st.integers(0, 1), min_size=70, max_size=90)
+    | st.just([1, 0] * 15 + [1] * (BATCH + 30))
 )
-"""The expert of each row, of five; or of two, which have many rows each."""
+"""The expert of each row, of five; of two, which have many rows each; or one has more than are computed at a time."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("gathered", [False, True])
 @settings(max_examples=15)
-@given(seeds, choices, st.integers(1, 40), st.booleans(), st.sampled_from([8, 16, 24]), threads)
+@given(
+    seeds,
+    choices,
+    st.integers(1, 40),
+    st.sampled_from([1, CHUNK + 1]),
+    st.booleans(),
+    st.sampled_from([8, 16, 24]),
+    threads,
+)
 def test_every_row_meets_its_own_expert(
     name: str,
     gathered: bool,
     seed: int,
     experts: list[int],
     rows: int,
+    blocks: int,
     biased: bool,
     activation_bits: int,
     threads: int,
 ) -> None:
     form, rng = FORMATS[name], np.random.default_rng(seed)
-    columns = max(32, form.packed.unit)
+    columns = round_up(blocks * BLOCK, max(BLOCK, form.packed.unit))
     raw = [random_blocks(form, seed + i, rows, columns // form.block) for i in range(5)]
     matrices = [packed_matrix(form, one) for one in raw]
     packed, groups, width = form.packed, matrices[0].groups, 16 * matrices[0].groups

@@ -176,7 +176,17 @@ def test_the_hash_of_sources_is_the_same_wherever_they_are(copied: Path) -> None
             "text",
         ),
         ("text.merge", ["text/merge.py", "text/words.py", "text/pieces.py"], "attention"),
-        ("matmul_int8", ["matmul/int8.py", "matmul/operands.py", "simd/int8_dot.py"], "logits"),
+        (
+            "matmul_int8",
+            [
+                "matmul/int8.py",
+                "matmul/int8_exact.py",
+                "matmul/many_tokens.py",
+                "matmul/operands.py",
+                "simd/int8_dot.py",
+            ],
+            "logits",
+        ),
     ],
 )
 def test_the_hash_of_sources_covers_what_a_kernel_imports_and_nothing_else(

@@ -216,8 +216,8 @@ def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed:
 
 
 @matrices
-@pytest.mark.parametrize("activation_bits", [8, 24])
-@settings(max_examples=6)
+@each_activation_bits
+@settings(max_examples=4)
 @given(seeds, st.sampled_from([16, 23, 32, 33, 48, 61, 79]), st.integers(1, 70), st.integers(1, 20), threads)
 def test_many_tokens_have_the_bits_of_few(
     form: Format, activation_bits: int, seed: int, T: int, N: int, blocks: int, threads: int

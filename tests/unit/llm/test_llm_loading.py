@@ -45,6 +45,15 @@ def test_forms_of_the_cache_that_are_not_there(folder: Path, form: Any) -> None:
         pellucid.load(folder, kv_cache=form)
 
 
+def test_an_impossible_home_is_refused_even_if_nothing_is_read_from_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pellucid.load(folder).close()  # the process has all kernels now
+    monkeypatch.setenv("PELLUCID_HOME", os.devnull)
+    with pytest.raises(InvalidRequest, match="PELLUCID_HOME"):
+        pellucid.load(folder)
+
+
 def test_a_head_narrower_than_a_scale_of_the_cache_is_padded(folder: Path) -> None:
     with pellucid.load(folder, kv_cache="q8_0") as llm, pellucid.load(folder, precise=True) as exact:
         assert {layer.head_dim for layer in llm.plan.layers} == {32}

@@ -36,7 +36,7 @@ class Isa:
     terms: int = 1
     """Dot products of 4-bit weights that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
     unpacks: bool = False
-    """Whether products of many tokens unpack weights once for all of them (``matmul/many_tokens.py``)."""
+    """Whether products of many tokens on vectors unpack weights once for all of them (``matmul/int8_vectors.py``)."""
     tiles: bool = False
     """Whether products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""

@@ -58,8 +58,11 @@ class Record:
     def pack(cls, values: Mapping[str, int | float], *header: int) -> list[int]:
         """Return the record as int64 words: the header, zeros by default, and the fields in order.
 
-        Every field must be given. Only the loop over a program reads the header (kernels/program/loop.py).
+        Every field must be given, and either none or all words of the header, which only the loop over a program reads
+        (kernels/program/loop.py).
         """
+        if header and len(header) != cls.header:
+            raise TypeError(f"{cls.__name__}: {len(header)} words of a header; it has {cls.header}")
         if values.keys() != cls.fields.keys():
             wrong = sorted(values.keys() ^ cls.fields.keys())
             raise TypeError(f"{cls.__name__}: fields missing or unknown: {', '.join(wrong)}")

@@ -43,22 +43,15 @@ def reference(
     return np.asarray(values(x) @ weights.T + addend, np.float64)
 
 
-@functools.cache
-def _simd() -> Any:
-    from pellucid.kernels import simd
-
-    return simd
-
-
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
     """A function that emits vector i of the block whose planes are at ``weights``, as ``exact`` wants it."""
-    from pellucid.kernels.simd import int8_dot
+    from pellucid.kernels.simd import i32, int8_dot
 
     signed = as_signed(packed)
 
     def column(i: int) -> Any:
         value = operands.vector(e, packed, weights, i)
-        return e.b.xor(value, e.fill(_simd().i32, int8_dot.SIGNED)) if signed else value
+        return e.b.xor(value, e.fill(i32, int8_dot.SIGNED)) if signed else value
 
     return column
 
@@ -76,7 +69,8 @@ def _emit_sums(
     """Emit the dot products of a group of 16 weight rows with each token over all columns."""
     from numba.core import cgutils
 
-    simd = _simd()
+    from pellucid.kernels import simd
+
     per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
     blocks = e.b.sdiv(width, e.const(BLOCK))
     totals = [cgutils.alloca_once_value(e.b, zero) for _ in range(tokens)]
@@ -115,9 +109,9 @@ def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
 
 
 def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> ManyTokens | None:
-    """What multiplies many tokens faster than tiles of a few do on this instruction set."""
+    """The helper for many tokens; None if this instruction set multiplies them as fast in small tiles."""
     if simd.ISA.tiles and int8_tiles.fits(packed):
         return int8_tiles.many_tokens(simd, packed, planes, gathered)
-    if getattr(simd.ISA, "unpacks", False):
+    if simd.ISA.unpacks and int8_vectors.pays(packed):
         return int8_vectors.many_tokens(simd, packed, planes, gathered)
     return None

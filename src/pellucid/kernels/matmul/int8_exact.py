@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,6 @@ from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 
 CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
-
-
-@functools.cache
-def _simd() -> Any:
-    from pellucid.kernels import simd
-
-    return simd
 
 
 def as_signed(packed: PackedLayout) -> bool:
@@ -35,9 +27,9 @@ def exact(
     if ``as_signed`` says so. ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at
     every vector of weights to hide latency; integer sums do not depend on the order.
     """
+    from pellucid.kernels import simd
     from pellucid.kernels.simd import int8_dot
 
-    simd = _simd()
     per_part = 8 * packed.sub // BLOCK
     each = max(1, CHAINS * packed.sub // (BLOCK * len(xs) * planes))
     signed = as_signed(packed)
@@ -78,12 +70,14 @@ def exact(
 
 def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any, offset: int) -> Any:
     """Emit the initial value of an exact sum: minus the zero point times the sum of the part's activations."""
-    simd = _simd()
+    from pellucid.kernels import simd
+
     sums, lanes = e.at(x, BLOCK * planes + offset), simd.ISA.lanes
 
     def in_all_lanes(at: int) -> Any:
-        # Kept together, it is a vector: LLVM would compute with the number and move the result to a vector afterwards.
-        return e.together([e.splat(e.load(e.at(sums, at), simd.i32), lanes)])[0]
+        value = e.splat(e.load(e.at(sums, at), simd.i32), lanes)
+        # LLVM would compute with the number and then move the result to a vector; a value of ``together`` is a vector.
+        return e.together([value])[0] if simd.ISA.terms > 1 else value
 
     minus = in_all_lanes(4 * part)
     if part == 0 and packed.sub < BLOCK:  # stored are the sums of the whole block and of its second half

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernels.matmul.int8_scaled import add_scaled
-from pellucid.kernels.matmul.many_tokens import Unpacked, rectangle
+from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens
 
@@ -33,8 +33,8 @@ def fits(packed: PackedLayout) -> bool:
 
 
 @dataclass(frozen=True)
-class Tiled(Unpacked):
-    """Unpacked weights, sums of tiles, and the state of emulated tiles."""
+class TiledLayout(UnpackedLayout):
+    """UnpackedLayout weights, sums of tiles, and the state of emulated tiles."""
 
     @property
     def blocks(self) -> int:
@@ -62,11 +62,11 @@ class Tiled(Unpacked):
 
 def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) -> ManyTokens:
     """Make the product of many tokens."""
-    place = Tiled(packed, planes, gathered, GROUPS, TILES * TOKENS, signed=True)
-    many, block_size = place.blocks, place.block_bytes
-    configure, release = place.operation(_configure, 2), place.operation(_release, 1)
+    layout = TiledLayout(packed, planes, gathered, GROUPS, TILES * TOKENS, signed=True)
+    many, block_size = layout.blocks, layout.block_bytes
+    configure, release = layout.operation(_configure, 2), layout.operation(_release, 1)
     add_blocks = {
-        (tiles, blocks): place.operation(
+        (tiles, blocks): layout.operation(
             lambda p, e, args, tiles=tiles, blocks=blocks: _add_blocks(p, tiles, blocks, e, args), 6
         )
         for tiles in (1, TILES)
@@ -109,7 +109,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
             configure(memory, tokens - done)
             add_blocks_of(memory, x + done * x_stride, x_stride, count, token + done, tokens - done)
 
-    return ManyTokens(rectangle(simd, place, begin, add, release), FEWEST, GROUPS, 1)
+    return ManyTokens(rectangle(simd, layout, begin, add, release), FEWEST, GROUPS, 1)
 
 
 @functools.cache
@@ -119,75 +119,83 @@ def _tiles() -> Any:
     return tiles
 
 
-def _configure(place: Tiled, e: Any, args: Any) -> None:
+def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
     """Emit: shape the tiles for ``tokens`` tokens in each tile of activations."""
     memory, tokens = args
-    sub = place.packed.sub
+    sub = layout.packed.sub
     shapes = [(tokens, sub)] * TILES + [(sub // 4, VECTOR)] * GROUPS + [(tokens, VECTOR)] * 4
-    _tiles().Tiles(e, e.at(memory, place.state)).configure(shapes)
+    _tiles().Tiles(e, e.at(memory, layout.state)).configure(shapes)
 
 
-def _release(place: Tiled, e: Any, args: Any) -> None:
+def _release(layout: TiledLayout, e: Any, args: Any) -> None:
     """Emit: give the tiles up."""
-    _tiles().Tiles(e, e.at(args[0], place.state)).release()
+    _tiles().Tiles(e, e.at(args[0], layout.state)).release()
 
 
-def _add_blocks(place: Tiled, tiles: int, blocks: int, e: Any, args: Any) -> None:
+def _add_blocks(layout: TiledLayout, tiles: int, blocks: int, e: Any, args: Any) -> None:
     """Emit: add the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to their totals.
 
-    ``x`` is the address of the first token's chunk, of which ``block`` is the first of these blocks, ``token`` the
+    ``x`` is the address of the first token's first block of these, ``block`` its number in the chunk, ``token`` the
     first token's number in the batch and ``tokens`` how many there are.
     """
     memory, x, x_stride, block, token, tokens = args
-    _multiply(place, tiles, blocks, e, memory, x, x_stride, block)
-    _add_sums(place, blocks, e, memory, x, x_stride, block, token, tokens)
+    _multiply(layout, tiles, blocks, e, memory, x, x_stride, block)
+    _add_sums(layout, blocks, e, memory, x, x_stride, block, token, tokens)
 
 
 def _multiply(
-    place: Tiled, tiles: int, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any
+    layout: TiledLayout, tiles: int, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any
 ) -> None:
-    unit, sub = _tiles().Tiles(e, e.at(memory, place.state)), place.packed.sub
+    unit, sub = _tiles().Tiles(e, e.at(memory, layout.state)), layout.packed.sub
     row, turn = e.const(VECTOR), 0
     for number in range(blocks):
-        for part in range(place.parts):
+        for part in range(layout.parts):
             for group in range(GROUPS):
-                weights = e.at(e.at(memory, place.group(group)), place.weights(e, e.at(block, number)))
+                weights = e.at(e.at(memory, layout.group(group)), layout.weights(e, e.at(block, number)))
                 unit.load(TILES + group, e.at(weights, part * sub * ROWS), row)
-            for plane in range(place.planes):
+            for plane in range(layout.planes):
                 for tile in range(tiles):
                     tokens = e.at(x, e.times(x_stride, TOKENS * tile))
-                    offset = number * place.block_bytes + BLOCK * plane + part * sub
+                    offset = number * layout.block_bytes + BLOCK * plane + part * sub
                     unit.load(tile, e.at(tokens, offset), x_stride)
                     for group in range(GROUPS):
                         c, turn = TILES + GROUPS + turn % 4, turn + 1
                         unit.zero(c)
                         unit.multiply(c, tile, TILES + group)
-                        to = place.sums(number, part, plane, group) + tile * TILE
+                        to = layout.sums(number, part, plane, group) + tile * TILE
                         unit.store(c, e.at(memory, to), row)
 
 
 def _add_sums(
-    place: Tiled, blocks: int, e: Any, memory: Any, x: Any, x_stride: Any, block: Any, token: Any, tokens: Any
+    layout: TiledLayout,
+    blocks: int,
+    e: Any,
+    memory: Any,
+    x: Any,
+    x_stride: Any,
+    block: Any,
+    token: Any,
+    tokens: Any,
 ) -> None:
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import f32, i32, vec
 
     for group in range(GROUPS):
-        unpacked = e.at(memory, place.group(group))
-        scales = [place.load_scales(e, unpacked, e.at(block, number)) for number in range(blocks)]
+        unpacked = e.at(memory, layout.group(group))
+        scales = [layout.load_scales(e, unpacked, e.at(block, number)) for number in range(blocks)]
         with cgutils.for_range(e.b, tokens) as loop:
-            to = e.at(unpacked, place.total(e, e.b.add(token, loop.index)))
+            to = e.at(unpacked, layout.total(e, e.b.add(token, loop.index)))
             row, lane = e.at(x, e.b.mul(x_stride, loop.index)), e.times(loop.index, VECTOR)
             total = e.load(to, vec(f32), VECTOR)
             for number, of_block in enumerate(scales):
                 sums = []
-                for part in range(place.parts):
-                    at = [place.sums(number, part, plane, group) for plane in range(place.planes)]
+                for part in range(layout.parts):
+                    at = [layout.sums(number, part, plane, group) for plane in range(layout.planes)]
                     *tops, last = [e.load(e.at(e.at(memory, sum), lane), vec(i32), VECTOR) for sum in at]
                     if tops:
                         last = e.b.add(e.b.shl(tops.pop(), e.fill(i32, 7)), last)
                     sums.append([*tops, last])
-                here = e.at(row, number * place.block_bytes)
-                total = add_scaled(e, place.planes, total, sums, of_block, here)
+                here = e.at(row, number * layout.block_bytes)
+                total = add_scaled(e, layout.planes, total, sums, of_block, here)
             e.store(total, to, VECTOR)

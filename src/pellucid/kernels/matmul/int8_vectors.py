@@ -6,20 +6,25 @@ from typing import Any
 
 from pellucid.kernels.matmul.int8_exact import as_signed, exact
 from pellucid.kernels.matmul.int8_scaled import add_scaled
-from pellucid.kernels.matmul.many_tokens import Unpacked, rectangle
+from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens, tile_of
 
 GROUPS = 2  # groups of 16 weight rows that each tile of tokens is multiplied with while it is in the L1 cache
 TOKENS = 32  # that are copied at a time if they are gathered
-FEWEST = 16  # tokens from which on it is faster
+FEWEST = 16, 32  # tokens from which on this is faster: with two planes to unpack, with one
+
+
+def pays(packed: PackedLayout) -> bool:
+    """Whether weights take long enough to unpack."""
+    return packed.bits < 8
 
 
 def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) -> ManyTokens:
     """Make the product of many tokens."""
-    place = Unpacked(packed, planes, gathered, GROUPS, TOKENS, as_signed(packed))
-    tile, group_bytes = tile_of(simd, planes), place.group(1)
-    add_tile = place.operation(lambda place, e, args: _add_tile(place, tile, e, args), 5)
+    layout = UnpackedLayout(packed, planes, gathered, GROUPS, TOKENS, as_signed(packed))
+    tile, group_bytes = tile_of(simd, planes), layout.group(1)
+    add_tile = layout.operation(lambda layout, e, args: _add_tile(layout, tile, e, args), 5)
 
     @simd.jit
     def add(memory, x, x_stride, count, token, tokens):
@@ -31,10 +36,11 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
     def nothing(memory):
         pass
 
-    return ManyTokens(rectangle(simd, place, nothing, add, nothing), FEWEST, GROUPS, tile)
+    fewest = FEWEST[len(packed.planes) == 1]
+    return ManyTokens(rectangle(simd, layout, nothing, add, nothing), fewest, GROUPS, tile)
 
 
-def _add_tile(place: Unpacked, tokens: int, e: Any, args: Any) -> None:
+def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
     """Emit: add the products of a group's ``count`` blocks with a tile of tokens to their totals.
 
     Totals stay in memory: where registers are few, the sums of a block need all of them.
@@ -44,19 +50,19 @@ def _add_tile(place: Unpacked, tokens: int, e: Any, args: Any) -> None:
     from pellucid.kernels.simd.types import f32, i32, vec
 
     group, x, x_stride, count, token = args
-    packed, planes = place.packed, place.planes
+    packed, planes = layout.packed, layout.planes
     rows = [e.at(x, e.times(x_stride, number)) for number in range(tokens)]
-    totals = [e.at(group, place.total(e, e.at(token, number))) for number in range(tokens)]
+    totals = [e.at(group, layout.total(e, e.at(token, number))) for number in range(tokens)]
     with cgutils.for_range(e.b, count) as loop:
-        weights = e.at(group, place.weights(e, loop.index))
-        offset = e.times(loop.index, place.block_bytes)
+        weights = e.at(group, layout.weights(e, loop.index))
+        offset = e.times(loop.index, layout.block_bytes)
         xs = [e.at(row, offset) for row in rows]
 
         def column(i: int) -> Any:
             return e.load(e.at(weights, VECTOR * i), vec(i32), VECTOR)
 
         parts = [exact(e, packed, planes, column, part, xs) for part in range(BLOCK // packed.sub)]
-        scales = place.load_scales(e, group, loop.index)
-        for at, sums, row in zip(totals, zip(*parts), xs):
-            total = add_scaled(e, planes, e.load(at, vec(f32), VECTOR), sums, scales, row)
+        scales = layout.load_scales(e, group, loop.index)
+        for at, sums, x in zip(totals, zip(*parts), xs):
+            total = add_scaled(e, planes, e.load(at, vec(f32), VECTOR), sums, scales, x)
             e.store(total, at, VECTOR)

@@ -29,7 +29,7 @@ BATCH = 256  # tokens whose totals are kept at a time
 
 
 @dataclass(frozen=True)
-class Unpacked:
+class UnpackedLayout:
     """Weights, scales and totals in a thread's memory for one call, at offsets in bytes.
 
     ``groups`` is the number of groups of weight rows. Rows that are ``gathered`` are copied, ``tokens`` at a time. With
@@ -45,7 +45,7 @@ class Unpacked:
 
     @property
     def more(self) -> int:
-        """Bytes that are free for the addition."""
+        """Bytes that the addition needs for itself."""
         return 0
 
     @property
@@ -77,7 +77,7 @@ class Unpacked:
         return _placed({"groups": groups, "copies": copies, "more": self.more})
 
     def group(self, number: int) -> int:
-        """Offset of a group: offsets of its parts are those of group 0 behind it."""
+        """Offset of a group's memory, from which ``weights``, ``scales`` and ``total`` count."""
         return number * self.group_places["end"]
 
     def weights(self, e: Any, block: Any) -> Any:
@@ -117,15 +117,15 @@ def _placed(sizes: dict[str, int]) -> dict[str, int]:
     return {**places, "end": at}
 
 
-def _unpack(place: Unpacked, e: Any, args: Any) -> None:
+def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit: unpack weights and scales of ``count`` blocks from number ``first`` on, of a matrix of ``blocks``."""
     from numba.core import cgutils
 
     memory, weights, group_bytes, blocks, first, count, first_time = args
     first_time = e.b.icmp_signed("!=", first_time, e.const(0))
-    packed, per_unit = place.packed, place.packed.unit // BLOCK
-    for group in range(place.groups):
-        planes, unpacked = e.at(weights, e.times(group_bytes, group)), e.at(memory, place.group(group))
+    packed, per_unit = layout.packed, layout.packed.unit // BLOCK
+    for group in range(layout.groups):
+        planes, unpacked = e.at(weights, e.times(group_bytes, group)), e.at(memory, layout.group(group))
         scales = e.at(planes, e.times(blocks, packed.plane_bytes))
         with cgutils.for_range(e.b, e.b.sdiv(count, e.const(per_unit))) as units:
             number = e.b.add(units.index, e.b.sdiv(first, e.const(per_unit)))
@@ -136,27 +136,27 @@ def _unpack(place: Unpacked, e: Any, args: Any) -> None:
                 block = e.b.add(e.times(units.index, per_unit), inner.index)
                 here = e.at(planes, e.times(e.b.add(first, block), packed.plane_bytes))
                 prefetch_ahead(e, first_time, here, packed.plane_bytes)
-                _unpack_block(place, e, here, e.at(unpacked, place.weights(e, block)))
-                to = e.at(unpacked, place.scales(e, block))
+                _unpack_block(layout, e, here, e.at(unpacked, layout.weights(e, block)))
+                to = e.at(unpacked, layout.scales(e, block))
                 for scale in operands.block_scales(e, packed, unit, factors, inner.index):
-                    for number_of in scale if packed.minimum else scale[:1]:
-                        e.store(number_of, to, VECTOR)
+                    for factor in scale if packed.minimum else scale[:1]:
+                        e.store(factor, to, VECTOR)
                         to = e.at(to, VECTOR)
 
 
-def _unpack_block(place: Unpacked, e: Any, here: Any, to: Any) -> None:
+def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
     """Emit: unpack a block to bytes."""
     from pellucid.kernels.simd.types import i8, i32, vec
 
-    zero = place.packed.zero_point if place.signed else 0
-    for i, value in enumerate(operands.planes(e, place.packed, here)):
+    zero = layout.packed.zero_point if layout.signed else 0
+    for i, value in enumerate(operands.planes(e, layout.packed, here)):
         if zero:
             four = e.b.bitcast(value, vec(i8, VECTOR))
             value = e.b.bitcast(e.b.sub(four, e.fill(i8, zero - 256 * (zero > 127), VECTOR)), vec(i32))
         e.store(value, e.at(to, VECTOR * i), VECTOR)
 
 
-def _clear(place: Unpacked, e: Any, args: Any) -> None:
+def _clear(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit: set the totals of ``tokens`` tokens to zero."""
     from numba.core import cgutils
 
@@ -164,13 +164,13 @@ def _clear(place: Unpacked, e: Any, args: Any) -> None:
 
     memory, tokens = args
     with cgutils.for_range(e.b, tokens) as loop:
-        for group in range(place.groups):
+        for group in range(layout.groups):
             e.store(
-                e.fill(f32, 0.0), e.at(e.at(memory, place.group(group)), place.total(e, loop.index)), VECTOR
+                e.fill(f32, 0.0), e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index)), VECTOR
             )
 
 
-def _finish(place: Unpacked, e: Any, args: Any) -> None:
+def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit: out = totals + addend, for ``tokens`` tokens."""
     from numba.core import cgutils
 
@@ -181,42 +181,47 @@ def _finish(place: Unpacked, e: Any, args: Any) -> None:
         to, more = (
             e.b.add(at, e.b.mul(by, loop.index)) for at, by in ((out, out_stride), (addend, addend_row))
         )
-        for group in range(place.groups):
+        for group in range(layout.groups):
             total = e.load(
-                e.at(e.at(memory, place.group(group)), place.total(e, loop.index)), vec(f32), VECTOR
+                e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index)), vec(f32), VECTOR
             )
             value = e.load(e.b.add(more, e.times(addend_group, group)), vec(f32))
             e.store(e.b.fadd(total, value), e.at(to, VECTOR * group))
 
 
-def _copy(place: Unpacked, e: Any, args: Any) -> None:
+def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit: copy ``count`` blocks of gathered tokens, so that they are the same distance apart."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import i8, i32, vec
 
     memory, x, x_stride, sources, tokens, count = args
-    to = e.at(memory, place.places["copies"])
+    to = e.at(memory, layout.places["copies"])
     with cgutils.for_range(e.b, tokens) as loop:
         number = e.b.sext(e.load(e.at(sources, e.times(loop.index, 4)), i32), x.type)
         row = e.b.add(x, e.b.mul(x_stride, number))
-        to_row = e.at(to, e.times(loop.index, CHUNK * place.block_bytes))
-        with cgutils.for_range(e.b, e.times(count, place.block_bytes // 16)) as inner:
+        to_row = e.at(to, e.times(loop.index, CHUNK * layout.block_bytes))
+        with cgutils.for_range(e.b, e.times(count, layout.block_bytes // 16)) as inner:
             at = e.times(inner.index, 16)
             e.store(e.load(e.at(row, at), vec(i8), 1), e.at(to_row, at), 1)
 
 
-def rectangle(simd: Any, place: Unpacked, begin: Any, add: Any, release: Any) -> Any:
-    """Make the helper of ``product.rectangle`` for a multiple of ``groups``.
+def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: Any) -> Any:
+    """Make the helper of ``product.rectangle`` for a multiple of ``layout.groups`` groups.
 
     The helper ``add(memory, x, x_stride, count, token, tokens)`` adds the products of the chunk's ``count`` blocks with
-    at most ``tokens`` tokens, from number ``token`` of the batch on, to their totals; x is where the first of them has
-    these blocks. ``begin(memory)`` is called before each chunk, ``release(memory)`` at the end.
+    ``tokens`` tokens (at most ``layout.tokens``), from number ``token`` of the batch on, to their totals; x is where
+    the first of them has these blocks. ``begin(memory)`` is called before each chunk, ``release(memory)`` at the end.
     """
-    most, block_size, groups, copies = place.tokens, place.block_bytes, place.groups, place.places["copies"]
-    memory_of, gathered = simd.stack_memory(place.places["end"]), place.gathered
-    unpack, clear = place.operation(_unpack, 7), place.operation(_clear, 2)
-    finish, copy = place.operation(_finish, 7), place.operation(_copy, 6)
+    most, block_size, groups, copies = (
+        layout.tokens,
+        layout.block_bytes,
+        layout.groups,
+        layout.places["copies"],
+    )
+    memory_of, gathered = simd.stack_memory(layout.places["end"]), layout.gathered
+    unpack, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
+    finish, copy = layout.operation(_finish, 7), layout.operation(_copy, 6)
 
     @simd.jit
     def add_chunk(memory, x, x_stride, sources, first, count, tokens):

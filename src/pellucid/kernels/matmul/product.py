@@ -153,17 +153,20 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
         weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
         addend, addend_group, addend_row,
     ):  # fmt: skip
-        even, whole = begin, 0
+        even, whole = begin, rows // tile * tile
         if rows >= fewest:
-            even, whole = begin + (end - begin) // groups * groups, rows // tile * tile
-        if even > begin:
+            even += (end - begin) // groups * groups
+        # Rows that are left over take each weight from the cache, where the others have brought it.
+        each = groups if whole < rows else max(1, end - begin)
+        for first in range(begin, even, each):
+            last = min(first + each, even)
             run_many(
-                weights, group_bytes, begin, even, whole, columns, x, x_stride, sources, out, out_stride,
+                weights, group_bytes, first, last, whole, columns, x, x_stride, sources, out, out_stride,
                 addend, addend_group, addend_row,
             )  # fmt: skip
             if whole < rows:
                 few(
-                    weights, group_bytes, begin, even, rows - whole, columns,
+                    weights, group_bytes, first, last, rows - whole, columns,
                     x if gathered else x + whole * x_stride, x_stride, sources + 4 * whole,
                     out + whole * out_stride, out_stride, addend + whole * addend_row, addend_group, addend_row,
                 )  # fmt: skip

@@ -103,7 +103,7 @@ def _first(chain: int) -> list[int]:
 
 @kernel("roof.multiply", MultiplyRecord)
 def build_multiply(simd: Any) -> Any:
-    """8-bit multiply-adds; a chain's signed factors are other chains' sums, so they are neither loaded nor constant."""
+    """8-bit multiply-adds. Signed factors are the chains' sums when a round starts: neither loaded nor constant."""
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
