@@ -30,8 +30,8 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util import paths
 from pellucid.util.checks import whole
+from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
@@ -94,11 +94,10 @@ def load(
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
-    # What is impossible is refused before anything is fetched, also a home from which nothing would be read.
-    paths.home()
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
     if pin is not None:
+        # Refuses what is impossible before anything is fetched.
         Placement(threads or processors().threads, pin)
         make = partial(make, pin=pin)
     made = _loaded(
@@ -143,6 +142,7 @@ def _loaded(
     ``make`` makes its runner.
     """
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
+    home()  # an impossible one is refused even if nothing is read from it
     opened = open_model(source, context=context, cap_context=cap_context, pulls=pulls, progress=progress)
     checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context
     try:
