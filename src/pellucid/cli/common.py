@@ -1,17 +1,15 @@
-"""What several commands share: their options, progress bars, loading."""
+"""What several commands share: their options, progress bars, opening of files, tables."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from pellucid.engine.inputs import Inputs
-    from pellucid.llm import LLM
     from pellucid.plan.plan import Plan
     from pellucid.weights.checkpoint import Checkpoint
 
@@ -208,39 +206,6 @@ def _bar(still: bool) -> Any:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
-
-
-def load(
-    model: str,
-    threads: int | None = None,
-    context: int | None = None,
-    precise: bool = False,
-    kv_cache: str | None = None,
-    *,
-    pin: str | None = None,
-    draft: str | None = None,
-    cap_context: bool = False,
-    pulls: bool = True,
-    before: Callable[[Inputs], object],
-) -> LLM:
-    """Load a model with progress bars. ``before`` rejects what the model cannot do, before kernels are compiled."""
-    from pellucid.loading import load
-
-    with progress() as bars:
-        return load(
-            model,
-            threads=threads,
-            pin=pin,
-            context=context,
-            precise=precise,
-            kv_cache=kv_cache,
-            draft=draft,
-            cap_context=cap_context,
-            pulls=pulls,
-            progress=bars,
-            compiling=bars.compiling,
-            before=before,
-        )
 
 
 def opened(model: str) -> Checkpoint:

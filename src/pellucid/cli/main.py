@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandGroup, known_commands
+from pellucid.cli.option_groups import expanded
 from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
@@ -39,15 +40,15 @@ def application(wanted: str | None = None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for command in known_commands().values():
         if isinstance(command, Command):
-            run = command.run if command.name == wanted else _without_options(command.run)
+            run = expanded(command.run) if command.name == wanted else _without_options(command.run)
             if command.name == wanted and command.sampling:
-                run = with_options(command.run)
+                run = with_options(run)
             app.command(command.name)(run)
         elif isinstance(command, CommandGroup):
             kind = _with_default(command.default) if command.default else TyperGroup
             group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
-                group.command(part)(inner)
+                group.command(part)(expanded(inner))
             app.add_typer(group, name=command.name)
     return app
 

@@ -13,22 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.option_groups import with_parameters
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command's function with a parameter for each option of a generation, as Typer needs it."""
-    signature = inspect.signature(command, eval_str=True)
-    kept = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    declared = inspect.signature(command, eval_str=True).parameters
+    kept = [one for one in declared.values() if one.kind is not one.VAR_KEYWORD]
     given = {one.name for one in kept}
     parameters = [*kept, *(one for one in _parameters() if one.name not in given)]
 
     def call(**values: Any) -> None:
         command(**values)
 
-    call.__doc__ = command.__doc__
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {one.name: one.annotation for one in parameters}
-    return call
+    return with_parameters(call, command, parameters)
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:

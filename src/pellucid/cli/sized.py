@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
@@ -104,7 +105,8 @@ def measured_costs(
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured
 
-    llm = common.load(model, here.cores, context, precise, kv_cache, before=lambda inputs: None)
+    options = LoadOptions(here.cores, None, context, precise, kv_cache)
+    llm = options.load(model, before=lambda inputs: None)
     with llm, common.progress(still=True) as bars:
         costs = measured(llm, bars.measuring)
         if not served:

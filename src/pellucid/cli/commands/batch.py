@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.replicas import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 
@@ -29,11 +30,8 @@ def command(
         typer.Option(help="The model for all requests; by default the one that they name.", metavar="MODEL"),
     ] = None,
     together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
-    context: common.Context = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
     replica_cpus: ReplicaCpus = None,
@@ -45,14 +43,11 @@ def command(
 
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
-    options: dict[str, Any] = {
-        "context": context, "threads": threads, "pin": pin, "precise": precise, "kv_cache": kv_cache
-    }  # fmt: skip
     if batch.lines and asked is not None:
-        with asked.model(model or batch.model, options) as llm, common.progress() as bars:
+        with asked.model(model or batch.model, loading.arguments()) as llm, common.progress() as bars:
             batch.run(llm, bars.answering)
     elif batch.lines:
-        own = common.load(model or batch.model, **options, before=lambda inputs: None)
+        own = loading.load(model or batch.model, before=lambda inputs: None)
         with common.progress() as bars:
             batch.run(own, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""

@@ -8,6 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -40,10 +41,8 @@ def command(
         ),
     ] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -66,7 +65,7 @@ def command(
     BeamOptions(**beams)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
+    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
     found = llm.beam_search(given, **beams, **options)
     if json:
         common.print_json(found.as_dict())

@@ -11,6 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.server_load import server_load
 from pellucid.errors.messages import one_line
 
@@ -44,11 +45,8 @@ def model_speed(
     profile: Annotated[
         bool, typer.Option("--profile", help="Show also the time of each kind of operation.")
     ] = False,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Measure the speed of a model, and compare it with what the machine allows.
@@ -63,27 +61,19 @@ def model_speed(
 
     wishes = Wishes(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)
-    llm = common.load(
-        model,
-        threads,
-        context,
-        precise,
-        kv_cache,
-        pin=pin,
-        before=lambda inputs: suite(inputs.spec, inputs.context, wishes),
-    )
+    llm = loading.load(model, before=lambda inputs: suite(inputs.spec, inputs.context, wishes))
     workloads, notes = suite(llm.spec, llm.context, wishes)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
         profiles = _profiles(llm, rounds, bars) if profile else []
-    if precise and any(figure.bound == "int8" for figure in figures):
+    if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
         notes.append(FLOAT_WEIGHTS)
     if json:
-        common.print_json(_document(llm, precise, figures, profiles, notes))
+        common.print_json(_document(llm, loading.precise, figures, profiles, notes))
         return
-    _show(llm, precise, figures)
+    _show(llm, loading.precise, figures)
     for note in notes:
         print(note)
     for each in profiles:

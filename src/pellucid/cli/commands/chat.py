@@ -11,6 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 from pellucid.errors.messages import one_line
 
@@ -26,11 +27,8 @@ Ctrl-C   stop the answer"""
 def command(
     model: common.Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     draft: common.Draft = None,
     **sampling: Any,
 ) -> None:
@@ -41,16 +39,7 @@ def command(
     start_ahead()  # the template process starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
-    llm = common.load(
-        model,
-        threads,
-        context,
-        precise,
-        kv_cache,
-        pin=pin,
-        draft=draft,
-        before=lambda inputs: inputs.prompt(first),
-    )
+    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input lines get editing and a history

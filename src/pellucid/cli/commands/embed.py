@@ -8,27 +8,21 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 
 
 def command(
     model: common.Model,
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Compute sentence vectors and their cosine similarities."""
     import numpy as np
 
-    llm = common.load(
-        model,
-        threads,
-        precise=precise,
-        pin=pin,
-        before=lambda inputs: inputs.sentences(texts, truncate),
-    )
+    llm = loading.load(model, before=lambda inputs: inputs.sentences(texts, truncate))
     vectors = llm.embed(texts, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)

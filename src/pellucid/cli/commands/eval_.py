@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
+from pellucid.cli.load_options import LoadOptions
 
 File = Annotated[
     str,
@@ -24,10 +25,8 @@ def perplexity(
     file: File,
     window: Window = None,
     stride: Stride = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Measure the perplexity of a text.
@@ -37,9 +36,7 @@ def perplexity(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = common.load(
-        model, threads, None, precise, kv_cache, pin=pin, before=lambda inputs: inputs.corpus(text)
-    )
+    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
     numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
@@ -57,10 +54,8 @@ def kl(
     against: Annotated[str, typer.Option(help="The reference model.", metavar="MODEL")],
     window: Window = None,
     stride: Stride = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
@@ -70,10 +65,9 @@ def kl(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = common.load(
-        model, threads, None, precise, kv_cache, pin=pin, before=lambda inputs: inputs.corpus(text)
-    )
-    other = common.load(against, threads, None, True, pin=pin, before=lambda inputs: inputs.corpus(text))
+    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
+    exact = replace(loading, precise=True, kv_cache=None)
+    other = exact.load(against, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:

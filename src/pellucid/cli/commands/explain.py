@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ def command(
             help="Write a report that needs nothing else: one HTML page.", metavar="FILE", show_default=False
         ),
     ] = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -46,7 +45,7 @@ def command(
 
     options = checked(sampling, max_new_tokens=1, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
+    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
     found = explain(llm, given, top=top, heads=heads, **options)
     if html is not None:
         _write(html, found.html())

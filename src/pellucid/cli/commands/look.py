@@ -9,6 +9,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.commands.serve import access_rules, all_models, usual_memory
+from pellucid.cli.load_options import LoadOptions
 
 HOST, GRACE = "127.0.0.1", 1.0
 
@@ -24,11 +25,8 @@ def command(
     ] = None,
     port: Annotated[Any, common.count("The port to listen at; 0 for a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
-    context: common.Context = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Open a page that looks into a running model: tokens, attention, neurons, layers, sampling.
 
@@ -43,9 +41,7 @@ def command(
     names = list(dict.fromkeys(models or all_models(pull=False)))
 
     def load(name: str) -> Any:
-        return common.load(
-            name, threads, context, precise, kv_cache, pin=pin, cap_context=True, before=lambda inputs: None
-        )
+        return loading.load(name, cap_context=True, before=lambda inputs: None)
 
     def ready(url: str) -> None:
         if browser and not webbrowser.open(url):

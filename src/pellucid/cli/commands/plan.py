@@ -9,6 +9,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.layouts import show_layouts
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.shorten import Line, shortened
 from pellucid.cli.sized import MachinesFile, on_paper
 
@@ -152,7 +153,7 @@ def _measure(
             longest = min(inputs.context, StepLimits.tokens) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = common.load(model, threads, context, precise, kv_cache, before=check)
+    llm = LoadOptions(threads, None, context, precise, kv_cache).load(model, before=check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTH, llm.context - 1)
     else:

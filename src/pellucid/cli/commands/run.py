@@ -9,6 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 from pellucid.errors.messages import shown
 
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     draft: common.Draft = None,
     logprobs: Annotated[
         int | None,
@@ -41,16 +39,7 @@ def command(
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(
-        model,
-        threads,
-        context,
-        precise,
-        kv_cache,
-        pin=pin,
-        draft=draft,
-        before=lambda inputs: inputs.prompt(given),
-    )
+    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     for piece in run:
         if not json:

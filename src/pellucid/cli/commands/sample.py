@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -21,10 +22,8 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -38,7 +37,7 @@ def command(
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = common.load(model, threads, context, precise, pin=pin, before=lambda inputs: inputs.prompt(given))
+    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     documents = []
     for index, piece in enumerate(run):

@@ -8,6 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 if TYPE_CHECKING:
@@ -53,11 +54,8 @@ def command(
     ] = False,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
-    context: common.Context = None,
-    threads: common.Threads = None,
-    pin: common.Pin = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     draft: Draft = None,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
@@ -80,28 +78,19 @@ def command(
     )
 
     names = list(dict.fromkeys(models or all_models(pull)))
-    options: dict[str, dict[str, Any]] = {
-        name: {
-            "context": context,
-            "threads": threads,
-            "pin": pin,
-            "precise": precise,
-            "kv_cache": kv_cache,
-            "draft": draft if name == names[0] else None,
-            "cap_context": True,
-            "pulls": pull,
-        }
+    own = {
+        name: {"draft": draft if name == names[0] else None, "cap_context": True, "pulls": pull}
         for name in names
     }
 
     def load(name: str) -> Any:
-        llm = common.load(name, **options[name], before=lambda inputs: None)
+        llm = loading.load(name, **own[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         return llm
 
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        asked.serve(options, waiting, rules, settings)
+        asked.serve({name: {**loading.arguments(), **own[name]} for name in names}, waiting, rules, settings)
     else:
         serve(names, load, int(limit), rules, settings)
 

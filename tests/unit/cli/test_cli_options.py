@@ -1,0 +1,68 @@
+"""Groups of options: a command has one option for each field of a group, and all that load a model have the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import pytest
+import typer
+from support.command import Command
+from typer.testing import CliRunner
+
+from pellucid.cli.command import Command as CommandDeclared
+from pellucid.cli.command import CommandGroup, known_commands
+from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.option_groups import expanded
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Annotated[int, typer.Option(help="How wide.")] = 2
+    height: Annotated[int, typer.Option(help="How high.")] = 3
+
+
+def area(name: str, *, size: Size, unit: Annotated[str, typer.Option(help="Of a side.")] = "m") -> None:
+    """Print an area."""
+    print(name, size, unit)
+
+
+def plain(name: str) -> None: ...
+
+
+def loading() -> dict[str, Callable[..., Any]]:
+    """The commands that load a model, by the words that name them."""
+    found = {}
+    for name, one in known_commands().items():
+        if isinstance(one, CommandDeclared):
+            found[name] = one.run
+        elif isinstance(one, CommandGroup):
+            found |= {f"{name} {part}": run for part, run in one.parts.items()}
+    return {name: run for name, run in found.items() if "loading" in inspect.signature(run).parameters}
+
+
+def test_a_group_stands_for_its_fields() -> None:
+    made = expanded(area)
+    assert list(inspect.signature(made).parameters) == ["name", "width", "height", "unit"]
+    assert made.__doc__ == area.__doc__
+    assert expanded(plain) is plain
+    app = typer.Typer()
+    app.command()(made)
+    run = CliRunner().invoke(app, ["hall", "--height", "7", "--unit", "ft"])
+    assert run.output == "hall Size(width=2, height=7) ft\n"
+
+
+def test_commands_that_load_a_model_have_the_same_options(command: Command) -> None:
+    names = loading()
+    assert {"run", "chat", "embed", "serve", "bench model", "eval perplexity"} <= names.keys()
+    for name in names:
+        page = command(*name.split(), "--help").answer
+        for field in fields(LoadOptions):
+            assert f"--{field.name.replace('_', '-')}" in page, name
+
+
+@pytest.mark.parametrize("name", ["sample", "explain", "beams", "embed", "eval perplexity"])
+def test_their_values_reach_the_loader(command: Command, tiny: str, name: str) -> None:
+    assert "kv_cache='q4'" in command(*name.split(), tiny, __file__, "--kv-cache", "q4").refusal
