@@ -23,10 +23,6 @@ class LoadOptions:
     precise: common.Precise = False
     kv_cache: common.KVCache = None
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of ``pellucid.load``."""
-        return asdict(self)
-
     def load(self, model: str, *, before: Callable[[Inputs], object], **more: Any) -> LLM:
         """Load a model with progress bars. ``more`` are further arguments of ``pellucid.load``.
 
@@ -35,6 +31,4 @@ class LoadOptions:
         from pellucid.loading import load
 
         with common.progress() as bars:
-            return load(
-                model, **self.arguments(), **more, progress=bars, compiling=bars.compiling, before=before
-            )
+            return load(model, **asdict(self), **more, progress=bars, compiling=bars.compiling, before=before)

@@ -39,8 +39,9 @@ def application(wanted: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for command in known_commands().values():
+        declared = expanded if command.name == wanted else _without_options
         if isinstance(command, Command):
-            run = expanded(command.run) if command.name == wanted else _without_options(command.run)
+            run = declared(command.run)
             if command.name == wanted and command.sampling:
                 run = with_options(run)
             app.command(command.name)(run)
@@ -48,7 +49,7 @@ def application(wanted: str | None = None) -> typer.Typer:
             kind = _with_default(command.default) if command.default else TyperGroup
             group = typer.Typer(help=command.help, cls=kind)
             for part, inner in command.parts.items():
-                group.command(part)(expanded(inner))
+                group.command(part)(declared(inner))
             app.add_typer(group, name=command.name)
     return app
 

@@ -105,8 +105,8 @@ def measured_costs(
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured
 
-    options = LoadOptions(here.cores, None, context, precise, kv_cache)
-    llm = options.load(model, before=lambda inputs: None)
+    loading = LoadOptions(threads=here.cores, context=context, precise=precise, kv_cache=kv_cache)
+    llm = loading.load(model, before=lambda inputs: None)
     with llm, common.progress(still=True) as bars:
         costs = measured(llm, bars.measuring)
         if not served:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ def command(
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
     if batch.lines and asked is not None:
-        with asked.model(model or batch.model, loading.arguments()) as llm, common.progress() as bars:
+        with asked.model(model or batch.model, asdict(loading)) as llm, common.progress() as bars:
             batch.run(llm, bars.answering)
     elif batch.lines:
         own = loading.load(model or batch.model, before=lambda inputs: None)

@@ -153,7 +153,8 @@ def _measure(
             longest = min(inputs.context, StepLimits.tokens) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = LoadOptions(threads, None, context, precise, kv_cache).load(model, before=check)
+    loading = LoadOptions(threads=threads, context=context, precise=precise, kv_cache=kv_cache)
+    llm = loading.load(model, before=check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTH, llm.context - 1)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -90,7 +91,7 @@ def command(
 
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        asked.serve({name: {**loading.arguments(), **own[name]} for name in names}, waiting, rules, settings)
+        asked.serve({name: {**asdict(loading), **own[name]} for name in names}, waiting, rules, settings)
     else:
         serve(names, load, int(limit), rules, settings)
 

@@ -45,13 +45,11 @@ def reference(
 
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
     """A function that emits vector i of the block whose planes are at ``weights``, as ``exact`` wants it."""
-    from pellucid.kernels.simd import i32, int8_dot
-
     signed = as_signed(packed)
 
     def column(i: int) -> Any:
         value = operands.vector(e, packed, weights, i)
-        return e.b.xor(value, e.fill(i32, int8_dot.SIGNED)) if signed else value
+        return operands.without_zero_point(e, packed, value) if signed else value
 
     return column
 

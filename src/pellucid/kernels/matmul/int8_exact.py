@@ -21,7 +21,7 @@ def as_signed(packed: PackedLayout) -> bool:
 def exact(
     e: Any, packed: PackedLayout, planes: int, column: Callable[[int], Any], part: int, xs: list[Any]
 ) -> list[list[Any]]:
-    """Emit a part's exact int32 sum for each token, one lane for each of 16 rows: as one number, or of 24 bits as two.
+    """Emit a part's exact int32 sums for each token: one for each plane, one lane for each of 16 rows.
 
     ``column(i)`` is vector i of the block's eight: lane r has columns 4i to 4i+3 of row r as bytes, which are signed
     if ``as_signed`` says so. ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at
@@ -54,17 +54,14 @@ def exact(
             for plane, one in enumerate(token):
                 one.add(weights, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
         # Products that are summed in 16 bits would wait for their pair, with too few registers.
-        if len(xs) > 1 and (i % 2 or simd.ISA.terms > 1):
+        if len(xs) > 1 and (i % 2 or late):
             int8_dot.take_turns(e, [one for token in sums for one in token])
     totals = []
     for token, x in zip(sums, xs):
         whole = [one.total() for one in token]
         if late:
             whole = [e.b.add(one, zero_point(plane, x)) for plane, one in enumerate(whole)]
-        *tops, total = whole
-        if tops:
-            total = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), total)
-        totals.append([*tops, total])
+        totals.append(whole)
     return totals
 
 

@@ -12,8 +12,15 @@ SUMS, TOPS = 8, 16  # where a block's sums are behind its planes
 
 
 def add_scaled(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
-    """Emit the sum of a token's total and a block's exact sums, one for each part, scaled."""
+    """Emit the sum of a token's total and a block's exact sums, scaled. A part has a sum for each plane."""
     from pellucid.kernels import simd
+
+    def joined(of_planes: list[Any]) -> list[Any]:
+        """The sum of all planes, but that of the top plane of 24 bits by itself."""
+        *tops, last = of_planes
+        if tops:
+            last = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), last)
+        return [*tops, last]
 
     def single(integers: list[Any]) -> Any:
         *tops, total = [e.b.sitofp(one, simd.vec(simd.f32)) for one in integers]
@@ -26,11 +33,12 @@ def add_scaled(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: lis
         return [of_block(offset + 4, simd.i32) for offset in ((TOPS, SUMS) if planes == 3 else (SUMS,))]
 
     (scale, minimum), second = scales[0], scales[1:]
+    first, *rest = [single(joined(of_part)) for of_part in sums]
     if second:
-        scaled = e.fma(single(sums[1]), second[0][0], e.b.fmul(single(sums[0]), scale))
+        scaled = e.fma(rest[0], second[0][0], e.b.fmul(first, scale))
         if minimum is not None:
             scaled = e.fma(e.b.fsub(minimum, second[0][1]), single(second_half()), scaled)
         total = e.fma(scaled, of_block(0, simd.f32), total)
     else:
-        total = e.fma(single(sums[0]), e.b.fmul(scale, of_block(0, simd.f32)), total)
+        total = e.fma(first, e.b.fmul(scale, of_block(0, simd.f32)), total)
     return total if minimum is None else e.fma(minimum, of_block(4, simd.f32), total)

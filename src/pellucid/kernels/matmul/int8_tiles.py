@@ -34,7 +34,7 @@ def fits(packed: PackedLayout) -> bool:
 
 @dataclass(frozen=True)
 class TiledLayout(UnpackedLayout):
-    """UnpackedLayout weights, sums of tiles, and the state of emulated tiles."""
+    """Unpacked weights, sums of tiles, and the state of emulated tiles."""
 
     @property
     def blocks(self) -> int:
@@ -192,10 +192,7 @@ def _add_sums(
                 sums = []
                 for part in range(layout.parts):
                     at = [layout.sums(number, part, plane, group) for plane in range(layout.planes)]
-                    *tops, last = [e.load(e.at(e.at(memory, sum), lane), vec(i32), VECTOR) for sum in at]
-                    if tops:
-                        last = e.b.add(e.b.shl(tops.pop(), e.fill(i32, 7)), last)
-                    sums.append([*tops, last])
+                    sums.append([e.load(e.at(e.at(memory, sum), lane), vec(i32), VECTOR) for sum in at])
                 here = e.at(row, number * layout.block_bytes)
                 total = add_scaled(e, layout.planes, total, sums, of_block, here)
             e.store(total, to, VECTOR)

@@ -146,13 +146,9 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
     """Emit: unpack a block to bytes."""
-    from pellucid.kernels.simd.types import i8, i32, vec
-
-    zero = layout.packed.zero_point if layout.signed else 0
     for i, value in enumerate(operands.planes(e, layout.packed, here)):
-        if zero:
-            four = e.b.bitcast(value, vec(i8, VECTOR))
-            value = e.b.bitcast(e.b.sub(four, e.fill(i8, zero - 256 * (zero > 127), VECTOR)), vec(i32))
+        if layout.signed:
+            value = operands.without_zero_point(e, layout.packed, value)
         e.store(value, e.at(to, VECTOR * i), VECTOR)
 
 
@@ -165,9 +161,8 @@ def _clear(layout: UnpackedLayout, e: Any, args: Any) -> None:
     memory, tokens = args
     with cgutils.for_range(e.b, tokens) as loop:
         for group in range(layout.groups):
-            e.store(
-                e.fill(f32, 0.0), e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index)), VECTOR
-            )
+            total = e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index))
+            e.store(e.fill(f32, 0.0), total, VECTOR)
 
 
 def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
@@ -182,11 +177,9 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
             e.b.add(at, e.b.mul(by, loop.index)) for at, by in ((out, out_stride), (addend, addend_row))
         )
         for group in range(layout.groups):
-            total = e.load(
-                e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index)), vec(f32), VECTOR
-            )
+            total = e.at(e.at(memory, layout.group(group)), layout.total(e, loop.index))
             value = e.load(e.b.add(more, e.times(addend_group, group)), vec(f32))
-            e.store(e.b.fadd(total, value), e.at(to, VECTOR * group))
+            e.store(e.b.fadd(e.load(total, vec(f32), VECTOR), value), e.at(to, VECTOR * group))
 
 
 def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:

@@ -43,6 +43,15 @@ def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
     return [vector(e, packed, address, i) for i in range(8)]
 
 
+def without_zero_point(e: Any, packed: PackedLayout, value: Any) -> Any:
+    """Subtract the zero point from a vector's unsigned bytes, which gives signed bytes."""
+    zero, bytes_ = packed.zero_point, ir.VectorType(i8, VECTOR)
+    if not zero:
+        return value
+    signed = ir.Constant(bytes_, [zero - 256 * (zero > 127)] * VECTOR)
+    return e.b.bitcast(e.b.sub(e.b.bitcast(value, bytes_), signed), vec(i32))
+
+
 def unit_scales(e: Any, packed: PackedLayout, address: Any) -> tuple[Any, Any]:
     """Load a unit's own scale and minimum (or None) as float32 lanes, without any 8-bit scales."""
     factors = e.at(address, packed.factors_at)

@@ -24,7 +24,6 @@ from llvmlite import ir
 
 from pellucid.kernels.simd.types import ISA, LANES, TARGET, i8, i16, i32, vec
 
-SIGNED = 0x80808080  # XOR with it flips the highest bit of four bytes: subtracts 128 and gives signed bytes
 LARGEST_WORD = 32767
 
 
