@@ -38,6 +38,9 @@ T = TypeVar("T")
 CHUNK = 1 << 16
 """Characters that go through the stages in one batch: the intermediate results stay in a core's cache."""
 
+FEW = 8
+"""Texts that Python normalizes faster than compiled code finds those among them that it need not."""
+
 
 def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
     """Whether the kernels of a model's compiled form are compiled. If it ``compiles``, that begins now if they are not.
@@ -71,23 +74,26 @@ class CompiledEncoder:
 
     def encode(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
         """The ids of each text."""
-        if self._unmoved is not None and any(text and text[0] not in self._unmoved for text in texts):
-            return [self._encode_one(text, parse_special) for text in texts]
-        return self._encode_all(texts, parse_special)
-
-    def _encode_one(self, text: str, parse_special: bool) -> NDArray[np.int32]:
-        """The ids of one text; Python encodes it if the normalizer may move its first character."""
-        if text and text[0] not in (self._unmoved or ()):
-            return np.array(self._encoder.aligned_ids(text, parse_special), np.int32)
-        return self._encode_all([text], parse_special)[0]
+        if self._unmoved is None:
+            return self._encode_all(texts, parse_special)
+        stay = [not text or text[0] in self._unmoved for text in texts]
+        together = iter(self._encode_all([text for text, stays in zip(texts, stay) if stays], parse_special))
+        return [
+            next(together) if stays else np.array(self._encoder.aligned_ids(text, parse_special), np.int32)
+            for text, stays in zip(texts, stay)
+        ]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
+        """The ids of each text; compiled code normalizes all that it can, Python the others."""
+        if not self._pipeline.normalizes(parse_special):
+            return self._normalized(texts, parse_special)
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
             return found
-        if len(texts) > 1:  # Python must normalize one of them
-            return [self._encode_all([text], parse_special)[0] for text in texts]
-        return [self._normalized(text, parse_special) for text in texts]
+        if len(texts) <= FEW:
+            return self._normalized(texts, parse_special)
+        half = len(texts) // 2  # only one of them may need Python
+        return [ids for some in (texts[:half], texts[half:]) for ids in self._encode_all(some, parse_special)]
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
         """``encode`` with lists instead of arrays."""
@@ -111,11 +117,16 @@ class CompiledEncoder:
         with ThreadPoolExecutor(min(threads, len(batches))) as pool:
             return list(chain.from_iterable(pool.map(lambda some: encode(some, parse_special), batches)))
 
-    def _normalized(self, text: str, parse_special: bool) -> NDArray[np.int32]:
-        """The ids of one text, normalized in Python."""
-        segments = self._encoder.segments(without_surrogates(text), parse_special)
-        data, pieces = _joined((part, index) for part, index, _ in segments)
-        return self._pipeline.ids_of_pieces([data], pieces)[0]
+    def _normalized(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
+        """The ids of texts that Python normalizes."""
+        data, pieces, done = list[bytes](), list[tuple[int, int]](), 0
+        for text in texts:
+            segments = self._encoder.segments(without_surrogates(text), parse_special)
+            joined, found = _joined(((part, index) for part, index, _ in segments), done)
+            data.append(joined)
+            pieces += found
+            done += len(joined)
+        return self._pipeline.ids_of_pieces(data, pieces)
 
     def spans(self, text: str, parse_special: bool) -> Columns | None:
         """The ids of a text, and of each the first character that it covers and the one after its last.
@@ -187,9 +198,12 @@ def _unmoved(encoder: Encoder) -> frozenset[str]:
     return frozenset(sign for sign in map(chr, range(0x21, 0x7F)) if encoder.normalizer(sign) == sign)
 
 
-def _joined(parts: Iterable[tuple[str, int | None]]) -> tuple[bytes, list[tuple[int, int]]]:
-    """The concatenated texts in UTF-8, and the span of bytes of each part as ``kernels/text/pieces.py`` encodes it."""
-    data, pieces, done = [], [], 0
+def _joined(parts: Iterable[tuple[str, int | None]], done: int = 0) -> tuple[bytes, list[tuple[int, int]]]:
+    """The concatenated texts in UTF-8, and the span of bytes of each part as ``kernels/text/pieces.py`` encodes it.
+
+    ``done`` bytes are before them.
+    """
+    data, pieces = [], []
     for part, index in parts:
         # An id takes one byte, so that it has a position; a space, which is never a lost byte.
         encoded = b" " if index is not None else part.encode()

@@ -19,7 +19,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.tokenize import tokenizer as base
 from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled_encoder import compiled_encoder
+from pellucid.tokenize.compiled_encoder import CHUNK, compiled_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -78,15 +78,38 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
+def test_arrays_and_threads_have_the_same_ids(
+    name: str, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "CHARACTERS_BEFORE_COMPILING", 3 * CHUNK)
     ours = dataclasses.replace(tokenizer(name))
-    many = texts * (base.CHARACTERS_BEFORE_COMPILING // sum(map(len, texts)) + 1)
+    many = texts * (3 * CHUNK // sum(map(len, texts)) + 1)
     assert ours._compiled is not None or ours.model.kernel is None
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
     assert (
         [ids.tolist() for ids in arrays] == lists == list(map(ours.encode, texts)) * (len(many) // len(texts))
     )
     assert {ids.dtype for ids in arrays} == {np.dtype(np.int32)}
+
+
+def test_a_text_that_python_normalizes_does_not_slow_the_others(
+    texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tokenizer("minilm")
+    run = compiled_encoder(ours)
+    assert run is not None
+    (odd,) = (text for text in texts if run._pipeline.ids([text.encode(errors="replace")], False) is None)
+    calls: list[int] = []
+    for name in ("ids", "ids_of_pieces"):
+        method = getattr(run._pipeline, name)
+        monkeypatch.setattr(
+            run._pipeline, name, lambda data, *rest, _m=method: calls.append(len(data)) or _m(data, *rest)
+        )
+    many = [f"sentence {number}" for number in range(1000)]
+    many[700] = odd
+    found = [ours.post_processor.ids(ids) for ids in run.lists(many, False)]
+    assert found == list(map(ours.encode, many))
+    assert len(calls) < 20, "halves of halves, not each text alone"
 
 
 @pytest.mark.parametrize("name", BOTH)

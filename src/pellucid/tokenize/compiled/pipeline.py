@@ -56,6 +56,10 @@ class Pipeline:
         self._model = Call(model.kernel, model.record, **known)
         self._rooms: deque[Room] = deque()
 
+    def normalizes(self, parse_special: bool) -> bool:
+        """Whether there are compiled stages before the pre-tokenizer."""
+        return self._early[parse_special] is not None
+
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
         """The ids of each text, or None if Python must normalize one of them."""
         early = self._early[parse_special]
@@ -75,7 +79,7 @@ class Pipeline:
             return [np.zeros(0, np.int32) for _ in texts]
         found = self._run_stages(texts, pieces, self._late, self._encode)
         if found is None:  # the pre-tokenizer's prefix or replaced spaces made the text too long
-            size = sum(map(len, texts))
+            size = max(map(len, texts))
             raise InvalidRequest(
                 f"a text of {size:,} bytes, which the pre-tokenizer makes too long: encode it in parts"
             )
