@@ -2,7 +2,7 @@
 # make test    everything that CI runs: make check, then all tests
 # make test-fast   make check and the quick tests, for use while working
 # make test-python   all tests, without make check; test-quick: the quick ones. PYTHON=python3.13 VENV=.venv-3.13 runs
-#                    them on another Python
+#                    them on another Python. WORKERS processes share the files of tests: 2, or 0 for none
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
@@ -27,7 +27,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 QUICK := -m "not slow" --hypothesis-profile=quick
 
 .PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
@@ -38,10 +40,10 @@ run: $(VENV)/installed
 test: check test-python
 
 test-python: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: $(VENV)/dev
-	$(BIN)/python -m pytest $(QUICK)
+	$(PYTEST) $(QUICK)
 
 test-fast: check test-quick
 

@@ -1,5 +1,6 @@
 """Shared fixtures. The file's location puts tests/ on the import path, so that tests can import ``support``."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ from pellucid.llm import LLM
 settings.register_profile("pellucid", derandomize=True, deadline=None)
 settings.register_profile("quick", settings.get_profile("pellucid"), max_examples=5)
 settings.load_profile("pellucid")
+
+# A shell that starts a command in the background may let it ignore Ctrl-C, and what the tests start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 

@@ -81,6 +81,12 @@ def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
     return made
 
 
+def some(values: list[Any], name: str) -> list[Any]:
+    """Three of a key's values, other ones for each model: all models together try every value."""
+    turn = list(ALL).index(name)
+    return [values[(3 * turn + i) % len(values)] for i in range(min(3, len(values)))]
+
+
 def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:
     """Whether one of the values changes the spec or is refused."""
     before = outcome(checkpoint)
@@ -108,7 +114,7 @@ def test_a_key_that_changes_results_is_read_or_refused(name: str) -> None:
         if full in read:
             assert noticed(checkpoint, (full,), values), f"{key} is read and makes no difference"
             continue
-        for value in values:
+        for value in some(values, name):
             after = outcome(at(checkpoint, (full,), value))
             assert isinstance(after, str), f"{key} = {value!r} is ignored"
             assert key in after
@@ -124,7 +130,7 @@ def test_a_key_that_is_switched_off_does_no_harm(name: str) -> None:
     for key, neutral in table.items():
         if start + key in read:
             continue
-        for value in (None, *(v for v in (*VALUES, 0, 1, "", [], {}) if neutral(v, whole))):
+        for value in some([None, *(v for v in (*VALUES, 0, 1, "", [], {}) if neutral(v, whole))], name):
             assert outcome(at(checkpoint, (start + key,), value)) == before, f"{key} = {value!r}"
 
 
