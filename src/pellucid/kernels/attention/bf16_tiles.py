@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.tiles import ROWS, SPAN, register_blocks, store_scores
+from pellucid.kernels.attention.tiles import ROWS, SPAN, register_blocks, store_scores, turns
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
@@ -35,11 +35,12 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                 places = [e.at(key, 64 * part) for part in tokens]
                 for place in places if some.start == 0 else ():
                     e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
-                parts = [e.load(place, simd.vec(simd.i32)) for place in places]
-                for row, start in zip(totals, starts):
-                    q = bf16_dot.spread(e, start, loop.index)
-                    for total, part in zip(row, parts):
-                        builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
+                for turn in turns(e, simd, totals):
+                    parts = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
+                    for row, start in zip(totals, starts):
+                        q = bf16_dot.spread(e, start, loop.index)
+                        for total, part in zip(row[turn], parts):
+                            builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
             store_scores(e, totals, some, tokens, out, stride)
         return context.get_dummy_value()
 
@@ -83,13 +84,14 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 places = [e.at(value, 64 * part) for part in parts]
                 for place in places if some.start == 0 else ():
                     e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
-                loaded = [e.load(place, simd.vec(simd.i32)) for place in places]
-                if last:
-                    loaded = [bf16_dot.first_only(e, both) for both in loaded]
-                for row, start in zip(totals, starts):
-                    weight = bf16_dot.spread(e, start, pair)
-                    for total, both in zip(row, loaded):
-                        builder.store(bf16_dot.add(e, builder.load(total), weight, both), total)
+                for turn in turns(e, simd, totals):
+                    loaded = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
+                    if last:
+                        loaded = [bf16_dot.first_only(e, both) for both in loaded]
+                    for row, start in zip(totals, starts):
+                        weight = bf16_dot.spread(e, start, pair)
+                        for total, both in zip(row[turn], loaded):
+                            builder.store(bf16_dot.add(e, builder.load(total), weight, both), total)
 
             with cgutils.for_range(builder, whole) as loop:
                 add(loop.index, last=False)

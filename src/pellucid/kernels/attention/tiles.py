@@ -8,6 +8,7 @@ the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,15 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     if prefetches and kv_dtype != "f32":
                         for line in range(0, span * size, 64):
                             e.prefetch_scattered(e.at(key, line), ahead, further, twice=rows < ROWS)
-                    parts = [
-                        kv_layout.load16(e, simd, kv_dtype, e.at(key, 16 * size * part), scales[part])
-                        for part in tokens
-                    ]
-                    for row, start in zip(totals, starts):
-                        q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
-                        for total, part in zip(row, parts):
-                            builder.store(e.fma(q, part, builder.load(total)), total)
+                    for turn in turns(e, simd, totals):
+                        parts = [
+                            kv_layout.load16(e, simd, kv_dtype, e.at(key, 16 * size * part), scales[part])
+                            for part in tokens[turn]
+                        ]
+                        for row, start in zip(totals, starts):
+                            q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
+                            for total, part in zip(row[turn], parts):
+                                builder.store(e.fma(q, part, builder.load(total)), total)
             store_scores(e, totals, some, tokens, out, stride)
 
         for some, tokens in register_blocks(simd, rows, span // 16):
@@ -77,14 +79,36 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
 
 
 def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
-    """Split ``rows`` rows of ``vectors`` vectors of sums into blocks that fit into registers: rows and vectors."""
+    """Split ``rows`` rows of ``vectors`` vectors of sums into blocks that fit into registers: rows and vectors.
+
+    Of 16 registers three rows of one vector use six for sums, too few to hide the time that a multiply-add takes; they
+    get two vectors, which take turns.
+    """
     few = max(1, min(rows, simd.ISA.sums))
     each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
+    if few == 3 and simd.ISA.sums == 4 and simd.ISA.lanes == 8:
+        each = min(vectors, 2)
     return [
         (range(r, min(r + few, rows)), range(v, min(v + each, vectors)))
         for r in range(0, rows, few)
         for v in range(0, vectors, each)
     ]
+
+
+def turns(e: Any, simd: Any, totals: list[list[Any]]) -> Iterator[slice]:
+    """Yield the vectors of a block whose operands are loaded together: all, or one after the other.
+
+    One after the other, if the sums leave no registers for the operands of all. Between two turns a fence keeps the
+    compiler from loading early, which would push sums out of the registers.
+    """
+    vectors = len(totals[0])
+    together = vectors if len(totals) * vectors <= simd.ISA.sums else 1
+    for first in range(0, vectors, together):
+        if first:
+            done = [row[first - 1] for row in totals]
+            for total, value in zip(done, e.together([e.b.load(total) for total in done])):
+                e.b.store(value, total)
+        yield slice(first, first + together)
 
 
 def store_scores(e: Any, totals: list[list[Any]], rows: range, tokens: range, out: Any, stride: Any) -> None:
@@ -123,11 +147,13 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                     for place in stored16[:: 64 // (16 * size)]:  # one for each 64-byte line
                         e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
-                loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in zip(stored16, scales)]
-                for row, start in zip(totals, starts):
-                    weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
-                    for total, v in zip(row, loaded):
-                        builder.store(e.fma(weight, v, builder.load(total)), total)
+                for turn in turns(e, simd, totals):
+                    places16 = zip(stored16[turn], scales[turn])
+                    loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in places16]
+                    for row, start in zip(totals, starts):
+                        weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
+                        for total, v in zip(row[turn], loaded):
+                            builder.store(e.fma(weight, v, builder.load(total)), total)
             for row, where in zip(totals, places):
                 for total, place in zip(row, where):
                     e.store(builder.load(total), place)

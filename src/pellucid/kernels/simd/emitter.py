@@ -80,8 +80,8 @@ class Emitter:
         return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
     def pieces(self, value):
-        """Split a vector of integers into vectors of one register each."""
-        lanes = 32 * ISA.lanes // value.type.element.width
+        """Split a vector of integers or float32 into vectors of one register each."""
+        lanes = 32 * ISA.lanes // getattr(value.type.element, "width", 32)
         if value.type.count <= lanes:
             return [value]
         return [self.lanes(value, range(at, at + lanes)) for at in range(0, value.type.count, lanes)]
