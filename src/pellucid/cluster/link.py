@@ -90,6 +90,7 @@ class ReplicaLink:
             await asyncio.gather(*parts, return_exceptions=True)
             self._socket = None
             socket.disable_monitor()
+            monitor.close(linger=0)
             socket.close(linger=0)
 
     def _lost(self) -> None:
