@@ -86,7 +86,7 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
     """
     few = max(1, min(rows, simd.ISA.sums))
     each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
-    if few == 3 and simd.ISA.sums == 4 and simd.ISA.lanes == 8:
+    if few == 3 and simd.ISA.lanes == 8:
         each = min(vectors, 2)
     return [
         (range(r, min(r + few, rows)), range(v, min(v + each, vectors)))
