@@ -81,8 +81,8 @@ def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
     return made
 
 
-def some(values: list[Any], name: str) -> list[Any]:
-    """Three of a key's values, other ones for each model: all models together try every value."""
+def some(values: tuple[Any, ...], name: str) -> list[Any]:
+    """Three of the values, other ones for each model: all models together try every one."""
     turn = list(ALL).index(name)
     return [values[(3 * turn + i) % len(values)] for i in range(min(3, len(values)))]
 
@@ -114,7 +114,7 @@ def test_a_key_that_changes_results_is_read_or_refused(name: str) -> None:
         if full in read:
             assert noticed(checkpoint, (full,), values), f"{key} is read and makes no difference"
             continue
-        for value in some(values, name):
+        for value in (v for v in some(VALUES, name) if v in values):
             after = outcome(at(checkpoint, (full,), value))
             assert isinstance(after, str), f"{key} = {value!r} is ignored"
             assert key in after
@@ -130,7 +130,9 @@ def test_a_key_that_is_switched_off_does_no_harm(name: str) -> None:
     for key, neutral in table.items():
         if start + key in read:
             continue
-        for value in some([None, *(v for v in (*VALUES, 0, 1, "", [], {}) if neutral(v, whole))], name):
+        for value in some((*VALUES, None, 0, 1, "", [], {}), name):
+            if value is not None and not neutral(value, whole):
+                continue
             assert outcome(at(checkpoint, (start + key,), value)) == before, f"{key} = {value!r}"
 
 

@@ -7,22 +7,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.sized import costs_on, machine_at_hand, machines_of, measured_costs, on_paper, sized
+from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.sized import (
+    costs_on,
+    machine_at_hand,
+    machines_of,
+    measured_costs,
+    on_paper,
+    refuse_pin,
+    sized,
+)
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
 
 
-def show_layouts(
-    model: str,
-    file: str,
-    measured: bool,
-    threads: int | None,
-    context: int | None,
-    precise: bool,
-    kv_cache: str | None,
-    json: bool,
-) -> None:
+def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
     """Print the layouts of a model on the machines of a file, and which one to take."""
     from pellucid.capacity.layouts import layouts, recommended
     from pellucid.errors import InvalidRequest
@@ -30,10 +30,12 @@ def show_layouts(
 
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
-    size = sized(model, context, precise, kv_cache)
-    here = machine_at_hand(threads)
+    if not measured:
+        refuse_pin(loading)
+    size = sized(model, loading)
+    here = machine_at_hand(loading.threads)
     machines = machines_of(file, here)
-    own = measured_costs(model, here(), context, precise, kv_cache, served=False) if measured else None
+    own = measured_costs(model, here(), loading, served=False) if measured else None
     found = layouts(size, machines, costs_on(machines, size, own, here))
     best = recommended(found)
     if json:
@@ -62,8 +64,7 @@ def show_layouts(
     layout, why = best
     print(f"\ntake {_what(layout)} of {one_line(layout.machine.name)}: {why}")
     if not on_paper(model):
-        options = _options(context, precise, kv_cache)
-        print(f"  {_command(model, layout)}{options}")
+        print(f"  {_command(model, layout)}{_options(loading)}")
 
 
 def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
@@ -126,11 +127,12 @@ def _command(model: str, layout: Layout) -> str:
     )
 
 
-def _options(context: int | None, precise: bool, kv_cache: str | None) -> str:
+def _options(loading: LoadOptions) -> str:
     """The options of the model that were planned with."""
-    given = [f"--context {context}"] if context is not None else []
-    given += ["--precise"] if precise else []
-    given += [f"--kv-cache {kv_cache}"] if kv_cache is not None else []
+    given = [f"--context {loading.context}"] if loading.context is not None else []
+    given += [f"--pin {loading.pin}"] if loading.pin is not None else []
+    given += ["--precise"] if loading.precise else []
+    given += [f"--kv-cache {loading.kv_cache}"] if loading.kv_cache is not None else []
     return "".join(f" {one}" for one in given)
 
 

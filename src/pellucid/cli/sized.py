@@ -38,7 +38,7 @@ def on_paper(model: str) -> bool:
     return model in known_papers() and find(model) is None and not Path(model).exists()
 
 
-def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) -> SizedModel:
+def sized(model: str, loading: LoadOptions) -> SizedModel:
     """The sizes of a model. No weights are loaded.
 
     Raises:
@@ -54,7 +54,8 @@ def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) 
     from pellucid.util.checks import whole
     from pellucid.weights.checkpoint import stored_bytes
 
-    bits, dtype = activation_bits_of(precise), checked_kv_dtype(kv_cache)
+    bits, dtype = activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache)
+    context = loading.context
     if on_paper(model):
         made = paper(model, bits, dtype)
         tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.context)
@@ -72,6 +73,14 @@ def sized(model: str, context: int | None, precise: bool, kv_cache: str | None) 
         return SizedModel(spec.name, spec, plan, limits, stored_bytes(opened.checkpoint))
     finally:
         opened.checkpoint.close()
+
+
+def refuse_pin(loading: LoadOptions) -> None:
+    """Refuse ``--pin`` where no step is measured: it would change nothing."""
+    from pellucid.errors import InvalidRequest
+
+    if loading.pin is not None:
+        raise InvalidRequest("--pin is for what is measured on this machine: leave it out")
 
 
 def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
@@ -97,16 +106,13 @@ def costs_on(
     return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
 
 
-def measured_costs(
-    model: str, here: Machine, context: int | None, precise: bool, kv_cache: str | None, *, served: bool
-) -> StepCosts:
+def measured_costs(model: str, here: Machine, loading: LoadOptions, *, served: bool) -> StepCosts:
     """The time of the steps of a model on this machine; with what a server adds, if ``served``."""
     from pellucid.capacity.layouts import SizedModel
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured
 
-    loading = LoadOptions(threads=here.cores, context=context, precise=precise, kv_cache=kv_cache)
-    llm = loading.load(model, before=lambda inputs: None)
+    llm = replace(loading, threads=here.cores).load(model, before=lambda inputs: None)
     with llm, common.progress(still=True) as bars:
         costs = measured(llm, bars.measuring)
         if not served:

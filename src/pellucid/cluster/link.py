@@ -71,27 +71,28 @@ class ReplicaLink:
     async def _connected(self) -> None:
         """One connection, until it is lost."""
         socket = self._socket = self._context.socket(zmq.DEALER)
-        self._secret.secure(socket, listens=False)
-        socket.linger = 0
-        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        socket.connect(self.address)
-        self.send("hello", wire.VERSION, self._session)
-        parts = [
-            asyncio.ensure_future(one)
-            for one in (self._receive(socket), monitor.recv_multipart(), self._ping())
-        ]
+        sockets, parts = [socket], list[asyncio.Future[Any]]()
         try:
+            self._secret.secure(socket, listens=False)
+            socket.linger = 0
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            sockets.append(monitor)
+            socket.connect(self.address)
+            self.send("hello", wire.VERSION, self._session)
+            parts += map(
+                asyncio.ensure_future, (self._receive(socket), monitor.recv_multipart(), self._ping())
+            )
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            for part in done:
+                part.result()
         finally:
-            for one in parts:
-                one.cancel()
+            for part in parts:
+                part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             self._socket = None
             socket.disable_monitor()
-            monitor.close(linger=0)
-            socket.close(linger=0)
+            for opened in sockets:
+                opened.close(linger=0)
 
     def _lost(self) -> None:
         if self.up:

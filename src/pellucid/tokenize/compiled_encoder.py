@@ -38,8 +38,8 @@ T = TypeVar("T")
 CHUNK = 1 << 16
 """Characters that go through the stages in one batch: the intermediate results stay in a core's cache."""
 
-FEW = 8
-"""Texts that Python normalizes faster than compiled code finds those among them that it need not."""
+FEW = 256
+"""Characters that Python normalizes in the time of a call of compiled code."""
 
 
 def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
@@ -84,16 +84,25 @@ class CompiledEncoder:
         ]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of each text; compiled code normalizes all that it can, Python the others."""
-        if not self._pipeline.normalizes(parse_special):
+        """The ids of each text. Python normalizes those that compiled code cannot, and short ones next to them."""
+        if not self._pipeline.has_early(parse_special):
             return self._normalized(texts, parse_special)
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
         if found is not None:
             return found
-        if len(texts) <= FEW:
+        if len(texts) == 1 or sum(map(len, texts)) <= FEW:
             return self._normalized(texts, parse_special)
-        half = len(texts) // 2  # only one of them may need Python
-        return [ids for some in (texts[:half], texts[half:]) for ids in self._encode_all(some, parse_special)]
+        return self._in_halves(self._encode_all, texts, parse_special)
+
+    @staticmethod
+    def _in_halves(
+        encode: Callable[[Sequence[str], bool], list[NDArray[np.int32]]],
+        texts: Sequence[str],
+        parse_special: bool,
+    ) -> list[NDArray[np.int32]]:
+        """What ``encode`` makes of texts, half of them at a time: all but one may do without Python."""
+        half = len(texts) // 2
+        return encode(texts[:half], parse_special) + encode(texts[half:], parse_special)
 
     def lists(self, texts: Sequence[str], parse_special: bool) -> list[list[int]]:
         """``encode`` with lists instead of arrays."""
@@ -126,7 +135,12 @@ class CompiledEncoder:
             data.append(joined)
             pieces += found
             done += len(joined)
-        return self._pipeline.ids_of_pieces(data, pieces)
+        ids = self._pipeline.ids_of_pieces(data, pieces)
+        if ids is not None:
+            return ids
+        if len(texts) == 1:  # the pre-tokenizer's prefix or replaced spaces make it much longer
+            return [np.array(self._encoder.ids(texts[0], parse_special), np.int32)]
+        return self._in_halves(self._normalized, texts, parse_special)
 
     def spans(self, text: str, parse_special: bool) -> Columns | None:
         """The ids of a text, and of each the first character that it covers and the one after its last.

@@ -32,15 +32,20 @@ def area(name: str, *, size: Size, unit: Annotated[str, typer.Option(help="Of a 
 def plain(name: str) -> None: ...
 
 
-def loading() -> dict[str, Callable[..., Any]]:
-    """The commands that load a model, by the words that name them."""
+def commands() -> dict[str, Callable[..., Any]]:
+    """All commands, by the words that name them."""
     found = {}
     for name, one in known_commands().items():
         if isinstance(one, CommandDeclared):
             found[name] = one.run
         elif isinstance(one, CommandGroup):
             found |= {f"{name} {part}": run for part, run in one.parts.items()}
-    return {name: run for name, run in found.items() if "loading" in inspect.signature(run).parameters}
+    return found
+
+
+def loading() -> dict[str, Callable[..., Any]]:
+    """The commands that have the group of options."""
+    return {name: run for name, run in commands().items() if "loading" in inspect.signature(run).parameters}
 
 
 def test_a_group_stands_for_its_fields() -> None:
@@ -55,14 +60,26 @@ def test_a_group_stands_for_its_fields() -> None:
 
 
 def test_commands_that_load_a_model_have_the_same_options(command: Command) -> None:
-    names = loading()
-    assert {"run", "chat", "embed", "serve", "bench model", "eval perplexity"} <= names.keys()
-    for name in names:
+    """All that have one of the group's options have all of them, but for those that read what a plan needs alone."""
+    names = set(loading())
+    assert {"run", "chat", "embed", "serve", "plan", "capacity", "bench model", "eval perplexity"} <= names
+    group = {f"--{field.name.replace('_', '-')}" for field in fields(LoadOptions)}
+    for name in commands():
         page = command(*name.split(), "--help").answer
-        for field in fields(LoadOptions):
-            assert f"--{field.name.replace('_', '-')}" in page, name
+        shown = {option for option in group if f"{option} " in page}
+        assert shown == (group if name in names else shown & {"--precise"}), name
 
 
+BAD = {
+    "kv_cache": (["--kv-cache", "q4"], "kv_cache='q4'"),
+    "threads": (["--threads", "0"], "threads=0"),
+    "pin": (["--pin", "here"], "pin='here'"),
+    "context": (["--context", "0"], "context=0"),
+}
+
+
+@pytest.mark.parametrize("field", BAD)
 @pytest.mark.parametrize("name", ["sample", "explain", "beams", "embed", "eval perplexity"])
-def test_their_values_reach_the_loader(command: Command, tiny: str, name: str) -> None:
-    assert "kv_cache='q4'" in command(*name.split(), tiny, __file__, "--kv-cache", "q4").refusal
+def test_their_values_reach_the_loader(command: Command, tiny: str, name: str, field: str) -> None:
+    options, said = BAD[field]
+    assert said in command(*name.split(), tiny, __file__, *options).refusal

@@ -78,10 +78,7 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_arrays_and_threads_have_the_same_ids(
-    name: str, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(base, "CHARACTERS_BEFORE_COMPILING", 3 * CHUNK)
+def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
     many = texts * (3 * CHUNK // sum(map(len, texts)) + 1)
     assert ours._compiled is not None or ours.model.kernel is None
@@ -95,21 +92,24 @@ def test_arrays_and_threads_have_the_same_ids(
 def test_a_text_that_python_normalizes_does_not_slow_the_others(
     texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = tokenizer("minilm")
+    ours = tokenizer("tiny_wordpiece")
     run = compiled_encoder(ours)
     assert run is not None
     (odd,) = (text for text in texts if run._pipeline.ids([text.encode(errors="replace")], False) is None)
-    calls: list[int] = []
-    for name in ("ids", "ids_of_pieces"):
+    calls: dict[str, list[int]] = {"ids": [], "ids_of_pieces": []}
+    for name, sizes in calls.items():
         method = getattr(run._pipeline, name)
         monkeypatch.setattr(
-            run._pipeline, name, lambda data, *rest, _m=method: calls.append(len(data)) or _m(data, *rest)
+            run._pipeline,
+            name,
+            lambda data, *rest, _m=method, _s=sizes: _s.append(sum(map(len, data))) or _m(data, *rest),
         )
     many = [f"sentence {number}" for number in range(1000)]
-    many[700] = odd
+    many[700:701] = ["a long sentence " * 1000, odd]
     found = [ours.post_processor.ids(ids) for ids in run.lists(many, False)]
     assert found == list(map(ours.encode, many))
-    assert len(calls) < 20, "halves of halves, not each text alone"
+    assert len(calls["ids"]) < 30, "halves of halves, not each text alone"
+    assert sum(calls["ids_of_pieces"]) < 1000, "bytes that Python has normalized"
 
 
 @pytest.mark.parametrize("name", BOTH)

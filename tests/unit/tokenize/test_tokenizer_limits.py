@@ -190,3 +190,14 @@ def test_what_stands_where_the_text_begins_is_prefixed(tmp_path: Path) -> None:
     for encode in (*ways, lambda text: made._compiled.lists([text], False)[0]):  # type: ignore[union-attr]
         assert made.token_text(encode("axb")[0]).startswith("▁")
         assert not made.token_text(encode("xab")[0]).startswith("▁")
+    texts = ["axb", "xab", "", "é", "!a", "axb"]
+    assert made._compiled.lists(texts, False) == [made.ids(text, False) for text in texts]
+
+
+def test_a_text_that_the_pre_tokenizer_makes_much_longer_is_encoded_by_python(tmp_path: Path) -> None:
+    """The compiled stages give up on it, and on no text beside it."""
+    longer = {"type": "Metaspace", "replacement": "▁" * 8, "prepend_scheme": "never", "split": True}
+    made = damaged(tmp_path, "tiny_unigram_bytes", pre_tokenizer=longer)
+    assert made._compiled is not None
+    texts = ["a " * 400, "a" * 5000, "b"]
+    assert made._compiled.lists(texts, False) == [made.ids(text, False) for text in texts]

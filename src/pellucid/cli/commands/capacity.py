@@ -12,6 +12,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sized import (
     MachinesFile,
     costs_on,
@@ -19,6 +20,7 @@ from pellucid.cli.sized import (
     machines_of,
     measured_costs,
     on_paper,
+    refuse_pin,
     sized,
 )
 
@@ -57,10 +59,8 @@ def command(
     ] = "office",
     machines: MachinesFile = None,
     seed: Annotated[Any, common.count("The same seed makes the same requests.")] = 0,
-    threads: common.Threads = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Say how many machines a load needs, and what breaks first when there is more of it.
@@ -90,14 +90,14 @@ def command(
     goals = Goals(_seconds("ttft", ttft), _seconds("tpot", tpot))
     if day not in DAYS:
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
-    size = sized(model, context, precise, kv_cache)
+    if on_paper(model):
+        refuse_pin(loading)
+    size = sized(model, loading)
     _refuse_long(traffic, size.limits.context)
-    here = machine_at_hand(threads)
+    here = machine_at_hand(loading.threads)
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
-    own = None
-    if not on_paper(model):
-        own = measured_costs(model, here(), context, precise, kv_cache, served=True)
+    own = None if on_paper(model) else measured_costs(model, here(), loading, served=True)
     costs = costs_on(kinds, size, own, here)
     found = [
         _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])

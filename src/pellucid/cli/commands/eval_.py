@@ -16,7 +16,9 @@ File = Annotated[
     str,
     typer.Argument(help="A text file, UTF-8; - reads standard input.", metavar="FILE", show_default=False),
 ]
-Window = Annotated[int | None, common.count("Tokens of a window; 512 by default.")]
+Window = Annotated[
+    int | None, common.count("Tokens of a window; by default 512, or the context if that is less.")
+]
 Stride = Annotated[int | None, common.count("Tokens between two windows; half a window by default.")]
 
 
@@ -60,14 +62,14 @@ def kl(
 ) -> None:
     """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
 
-    The other model runs with --precise, exactly as its file defines it.
+    The other model runs with --precise, exactly as its file defines it; --kv-cache is for MODEL alone.
     """
     from pellucid import evaluate
 
     text = _read(file)
     llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
     exact = replace(loading, precise=True, kv_cache=None)
-    other = exact.load(against, before=lambda inputs: inputs.corpus(text))
+    other = exact.load(against, cap_context=True, before=lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:

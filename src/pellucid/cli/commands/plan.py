@@ -32,11 +32,9 @@ def command(
     prompt: Annotated[
         int | None, common.count("Measure a prefill step of N tokens; by default a decode step.")
     ] = None,
-    threads: common.Threads = None,
-    context: common.Context = None,
-    precise: common.Precise = False,
-    kv_cache: common.KVCache = None,
     machines: MachinesFile = None,
+    *,
+    loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
@@ -57,20 +55,21 @@ def command(
     if machines is not None:
         if whole or prompt is not None:
             raise InvalidRequest("--all and --prompt are for the operations: leave them or --machines out")
-        show_layouts(model, machines, measured, threads, context, precise, kv_cache, json)
+        show_layouts(model, machines, measured, loading, json)
         return
     if on_paper(model):
-        given = {"measured": measured or None, "prompt": prompt, "context": context}
+        given = {
+            "measured": measured or None, "prompt": prompt, "context": loading.context, "pin": loading.pin,
+        }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise InvalidRequest(f"--{name}: {model} is a shape on paper, without weights: leave it out")
-        _show_paper(model, whole, threads, precise, kv_cache, json)
+        _show_paper(model, whole, loading, json)
         return
     if measured:
-        plan, profile = _measure(model, prompt, threads, context, precise, kv_cache)
+        plan, profile = _measure(model, prompt, loading)
     else:
-        only_measured = {"prompt": prompt, "threads": threads, "context": context}
-        plan = _plan(model, precise, kv_cache, only_measured)
+        plan = _plan(model, loading, prompt)
     if json and profile:
         common.print_json(_document(profile))
     elif json:
@@ -79,17 +78,15 @@ def command(
         _show(plan, shortened(plan.operations, whole), profile)
 
 
-def _show_paper(
-    name: str, whole: bool, threads: int | None, precise: bool, kv_cache: str | None, json: bool
-) -> None:
+def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> None:
     from rich.filesize import decimal
 
     from pellucid.capacity.machines import this_machine
     from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.measure.paper import paper
 
-    made = paper(name, activation_bits_of(precise), checked_kv_dtype(kv_cache))
-    rates = this_machine(threads).rates
+    made = paper(name, activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache))
+    rates = this_machine(loading.threads).rates
     facts = {
         "name": made.name,
         "source": made.source,
@@ -124,24 +121,20 @@ def _show_paper(
     )
 
 
-def _plan(model: str, precise: bool, kv_cache: str | None, only_measured: dict[str, int | None]) -> Plan:
+def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     """The plan, without what is only for a measured one."""
     from pellucid.errors import InvalidRequest
 
+    only_measured = {
+        "prompt": prompt, "threads": loading.threads, "context": loading.context, "pin": loading.pin,
+    }  # fmt: skip
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    return common.plan(model, precise, kv_cache)
+    return common.plan(model, loading.precise, loading.kv_cache)
 
 
-def _measure(
-    model: str,
-    prompt: int | None,
-    threads: int | None,
-    context: int | None,
-    precise: bool,
-    kv_cache: str | None,
-) -> tuple[Plan, Profile]:
+def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
     from pellucid.measure.profile import profile_step
@@ -153,7 +146,6 @@ def _measure(
             longest = min(inputs.context, StepLimits.tokens) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    loading = LoadOptions(threads=threads, context=context, precise=precise, kv_cache=kv_cache)
     llm = loading.load(model, before=check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTH, llm.context - 1)

@@ -17,13 +17,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 from pellucid.tokenize.compiled.model import CompiledModel
 from pellucid.tokenize.compiled.stages import CompiledStage
-from pellucid.tokenize.compiled.texts import ENTRIES, LONG_ENTRIES, ROOM_BYTES, Room, Texts
+from pellucid.tokenize.compiled.texts import ENTRIES, LONG_ENTRIES, MAX_BYTES, ROOM_BYTES, Room, Texts
 
 T = TypeVar("T")
 
@@ -56,8 +55,8 @@ class Pipeline:
         self._model = Call(model.kernel, model.record, **known)
         self._rooms: deque[Room] = deque()
 
-    def normalizes(self, parse_special: bool) -> bool:
-        """Whether there are compiled stages before the pre-tokenizer."""
+    def has_early(self, parse_special: bool) -> bool:
+        """Whether compiled code can run what precedes the pre-tokenizer: added tokens and the normalizer."""
         return self._early[parse_special] is not None
 
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
@@ -69,21 +68,14 @@ class Pipeline:
 
     def ids_of_pieces(
         self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
-    ) -> list[NDArray[np.int32]]:
-        """The ids of texts that are already normalized and cut at added tokens.
+    ) -> list[NDArray[np.int32]] | None:
+        """The ids of texts that are already normalized and cut at added tokens, or None if a stage gave up on one.
 
-        ``pieces`` are spans of bytes; the end of an added token is -1 - id. Raises :class:`InvalidRequest` if the
-        pre-tokenizer makes a text too long.
+        ``pieces`` are spans of bytes; the end of an added token is -1 - id.
         """
         if not pieces:
             return [np.zeros(0, np.int32) for _ in texts]
-        found = self._run_stages(texts, pieces, self._late, self._encode)
-        if found is None:  # the pre-tokenizer's prefix or replaced spaces made the text too long
-            size = max(map(len, texts))
-            raise InvalidRequest(
-                f"a text of {size:,} bytes, which the pre-tokenizer makes too long: encode it in parts"
-            )
-        return found
+        return self._run_stages(texts, pieces, self._late, self._encode)
 
     def placed(
         self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[CompiledStage]
@@ -98,7 +90,9 @@ class Pipeline:
         stages: Iterable[CompiledStage],
         finish: Callable[[Texts], T],
     ) -> T | None:
-        """The result of ``finish`` for texts after the stages; None if a stage gave up."""
+        """The result of ``finish`` for texts after the stages; None if a stage gave up or several are too long."""
+        if len(data) > 1 and sum(map(len, data)) > MAX_BYTES:
+            return None
         try:
             room = self._rooms.pop()
         except IndexError:  # all are in use
