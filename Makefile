@@ -29,8 +29,13 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 QUICK := -m "not slow" --hypothesis-profile=quick
+
+# Tests of several machines measure how long these wait for each other, so nothing runs beside them.
+define pytest
+$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/unit/cluster $(1)
+$(BIN)/python -m pytest tests/unit/cluster $(1)
+endef
 
 .PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
 
@@ -40,10 +45,10 @@ run: $(VENV)/installed
 test: check test-python
 
 test-python: $(VENV)/dev
-	$(PYTEST)
+	$(call pytest,)
 
 test-quick: $(VENV)/dev
-	$(PYTEST) $(QUICK)
+	$(call pytest,$(QUICK))
 
 test-fast: check test-quick
 

@@ -210,7 +210,10 @@ options = dict(name="orphan", namespace="pellucid", lifetime="detached", num_cpu
 actor = ray.remote(ReplicaActor).options(**options).remote(
     ReplicaSettings(model), ClusterSecret.drawn().text, "orphan", 3.0
 )
-_, _, where = ray.get(actor.listen.remote())
+loading = actor.listen.remote()
+while not ray.wait([loading], timeout=0.5)[0]:
+    actor.waited_for.remote()  # as a server does
+_, _, where = ray.get(loading)
 os.kill(int(re.search(r"process (\\d+)", where)[1]), signal.SIGKILL)  # Ray starts it again; nobody asks for it
 ray.kill(ray.get_actor(ended))  # one of a server, which has to make another one
 end, there = time.monotonic() + 60, True
