@@ -31,10 +31,12 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-# Tests of several machines measure how long these wait for each other, so nothing runs beside them.
+# These measure time: how long machines wait for each other, or how long a step takes. Nothing runs beside them.
+ALONE := tests/unit/cluster tests/unit/capacity tests/unit/test_measure.py
+
 define pytest
-$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/unit/cluster $(1)
-$(BIN)/python -m pytest tests/unit/cluster $(1)
+$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE)) $(1)
+$(BIN)/python -m pytest $(ALONE) $(1)
 endef
 
 .PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
