@@ -22,9 +22,9 @@ FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fast tests first and, within a folder, tests without a real model first. Several processes share files as
-    pytest-xdist orders them.
+    """Run fast tests first and, within a folder, tests without a real model first.
 
+    If several processes share the files, pytest-xdist orders these.
     Only tests in ``unit/`` without a real model are quick, unless they are marked as slow.
     """
     for item in items:

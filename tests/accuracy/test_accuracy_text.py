@@ -17,9 +17,8 @@ LEAD = 0.05  # the most likely token must agree where its probability leads by t
 Record = Callable[[str, object], None]
 
 
-def divergence(golden: dict[str, np.ndarray], window: int, at: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """KL(float32 ‖ rows) in nats at some of the committed positions, over 64 tokens and the rest as one."""
-    log_q = np.take_along_axis(rows, golden["top_ids"][window, at], -1) - log_sum_exp(rows)[:, None]
+def divergence(golden: dict[str, np.ndarray], window: int, at: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """KL(float32 ‖ q) in nats at some of the committed positions, over 64 tokens (log q) and the rest as one."""
     log_q_rest = np.log1p(-np.exp(log_q).sum(-1))
     log_p, log_p_rest = golden["top_logprobs"][window, at], golden["rest_logprob"][window, at]
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + np.exp(log_p_rest) * (log_p_rest - log_q_rest)
@@ -43,9 +42,9 @@ def over_windows(runner: ModelRunner, golden: dict[str, np.ndarray]) -> Compared
             top1[w, where.start - first : where.stop - first] = rows.argmax(-1)
             at = np.flatnonzero((committed >= where.start) & (committed < where.stop))
             part = rows[committed[at] - where.start]
-            kl[w, at] = divergence(golden, w, at, part)
-            found = np.take_along_axis(part, golden["top_ids"][w, at], -1) - log_sum_exp(part)[:, None]
-            off[w, at] = np.abs(found - golden["top_logprobs"][w, at])
+            log_q = np.take_along_axis(part, golden["top_ids"][w, at], -1) - log_sum_exp(part)[:, None]
+            kl[w, at] = divergence(golden, w, at, log_q)
+            off[w, at] = np.abs(log_q - golden["top_logprobs"][w, at])
     return Compared(top1, kl, off)
 
 

@@ -84,7 +84,7 @@ def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
 def some(values: tuple[Any, ...], name: str) -> list[Any]:
     """Three of the values, other ones for each model: all models together try every one."""
     turn = list(ALL).index(name)
-    return [values[(3 * turn + i) % len(values)] for i in range(min(3, len(values)))]
+    return [values[(3 * turn + i) % len(values)] for i in range(3)]
 
 
 def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:

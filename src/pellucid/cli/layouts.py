@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
 from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sized import (
-    costs_on,
-    machine_at_hand,
-    machines_of,
-    measured_costs,
-    on_paper,
-    refuse_pin,
-    sized,
-)
+from pellucid.cli.sized import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
@@ -35,8 +27,8 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     size = sized(model, loading)
     here = machine_at_hand(loading.threads)
     machines = machines_of(file, here)
-    own = measured_costs(model, here(), loading, served=False) if measured else None
-    found = layouts(size, machines, costs_on(machines, size, own, here))
+    costs = step_costs(model, size, machines, here, loading, measured=measured, served=False)
+    found = layouts(size, machines, costs)
     best = recommended(found)
     if json:
         chosen = None if best is None else {**_row(best[0]), "why": best[1]}

@@ -97,16 +97,27 @@ def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
     return cache(lambda: this_machine(threads))
 
 
-def costs_on(
-    machines: Machines, size: SizedModel, own: StepCosts | None, here: Callable[[], Machine]
+def step_costs(
+    model: str,
+    size: SizedModel,
+    machines: Machines,
+    here: Callable[[], Machine],
+    loading: LoadOptions,
+    *,
+    measured: bool,
+    served: bool,
 ) -> list[StepCosts]:
-    """The time of steps on each kind of machine: ``own``, measured ``here``, carried over; None: estimated."""
-    if own is None:
+    """The time of steps on each kind of machine: ``measured`` here and carried over, or estimated.
+
+    With what a server adds, if ``served``; estimates are without it.
+    """
+    if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]
+    own = _measured(model, here(), loading, served)
     return [own.on(kind.rates, here().rates, size.work) for kind in machines.kinds]
 
 
-def measured_costs(model: str, here: Machine, loading: LoadOptions, *, served: bool) -> StepCosts:
+def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
     """The time of the steps of a model on this machine; with what a server adds, if ``served``."""
     from pellucid.capacity.layouts import SizedModel
     from pellucid.capacity.serving import with_server

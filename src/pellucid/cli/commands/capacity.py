@@ -15,13 +15,12 @@ from pellucid.cli.command import Command
 from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sized import (
     MachinesFile,
-    costs_on,
     machine_at_hand,
     machines_of,
-    measured_costs,
     on_paper,
     refuse_pin,
     sized,
+    step_costs,
 )
 
 if TYPE_CHECKING:
@@ -90,15 +89,15 @@ def command(
     goals = Goals(_seconds("ttft", ttft), _seconds("tpot", tpot))
     if day not in DAYS:
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
-    if on_paper(model):
+    measured = not on_paper(model)
+    if not measured:
         refuse_pin(loading)
     size = sized(model, loading)
     _refuse_long(traffic, size.limits.context)
     here = machine_at_hand(loading.threads)
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
-    own = None if on_paper(model) else measured_costs(model, here(), loading, served=True)
-    costs = costs_on(kinds, size, own, here)
+    costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
     found = [
         _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
