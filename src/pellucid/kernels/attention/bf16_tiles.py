@@ -26,21 +26,24 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
-        zero = e.fill(simd.f32, 0.0)
+        zero, stream = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, 2 * width))
         for some, tokens in register_blocks(simd, rows, span // 16):
             totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
             starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in some]
             with cgutils.for_range(builder, e.const(width // 2)) as loop:
                 key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
                 places = [e.at(key, 64 * part) for part in tokens]
-                for place in places if some.start == 0 else ():
-                    e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
-                for turn in turns(e, simd, totals):
-                    parts = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
+                if some.start == 0:
+                    share = 64 * len(tokens)
+                    line = e.at(e.times(loop.index, share), 32 * width * tokens.start)
+                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
+                for turn, part in turns(e, simd, totals, bf16_dot.PARTS):
+                    pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
+                    loaded = [bf16_dot.part_of(e, both, part) for both in pairs]
                     for row, start in zip(totals, starts):
-                        q = bf16_dot.spread(e, start, loop.index)
-                        for total, part in zip(row[turn], parts):
-                            builder.store(bf16_dot.add(e, builder.load(total), q, part), total)
+                        q = bf16_dot.spread(e, start, loop.index, part)
+                        for total, numbers in zip(row[turn], loaded):
+                            builder.store(bf16_dot.add(e, builder.load(total), q, numbers), total)
             store_scores(e, totals, some, tokens, out, stride)
         return context.get_dummy_value()
 
@@ -69,6 +72,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, token, ahead, further, count, out = args
         first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
+        stream = e.at(values, e.times(token, 2 * width))
         odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
         for some, parts in register_blocks(simd, rows, vectors):
             starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
@@ -82,16 +86,19 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
             ) -> None:  # fmt: skip
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
                 places = [e.at(value, 64 * part) for part in parts]
-                for place in places if some.start == 0 else ():
-                    e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
-                for turn in turns(e, simd, totals):
-                    loaded = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
+                if some.start == 0:
+                    share = 64 * len(parts)
+                    line = e.at(e.times(whole, 64 * parts.start), e.times(pair, share))
+                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
+                for turn, part in turns(e, simd, totals, bf16_dot.PARTS):
+                    pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
                     if last:
-                        loaded = [bf16_dot.first_only(e, both) for both in loaded]
+                        pairs = [bf16_dot.first_only(e, both) for both in pairs]
+                    loaded = [bf16_dot.part_of(e, both, part) for both in pairs]
                     for row, start in zip(totals, starts):
-                        weight = bf16_dot.spread(e, start, pair)
-                        for total, both in zip(row[turn], loaded):
-                            builder.store(bf16_dot.add(e, builder.load(total), weight, both), total)
+                        weight = bf16_dot.spread(e, start, pair, part)
+                        for total, numbers in zip(row[turn], loaded):
+                            builder.store(bf16_dot.add(e, builder.load(total), weight, numbers), total)
 
             with cgutils.for_range(builder, whole) as loop:
                 add(loop.index, last=False)

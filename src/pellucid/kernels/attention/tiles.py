@@ -1,9 +1,9 @@
 """The inner loops of attention: scores of a few rows, softmax of one row, weighted values of a few rows.
 
 They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
-bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops therefore prefetch the
-lines ``ahead`` and ``further`` bytes after each line that they read as stored; float32 is a widened copy, which is in
-the cache.
+bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read pages as
+stored therefore prefetch what is ``ahead`` and ``further`` bytes after a page. Where a page is read in several passes,
+each pass reads in strides, but it prefetches a share of the page in the order of memory, which is faster.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     from numba.extending import intrinsic
 
     blocks, columns = kv_layout.blocks(kv_dtype, width)
-    size = kv_layout.SIZE[kv_dtype]
+    size, each = kv_layout.SIZE[kv_dtype], kv_layout.head_bytes(kv_dtype, width) // kv_layout.PAGE
+    share = span * each // width  # bytes that a turn of the loop prefetches
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
-        zero = e.fill(simd.f32, 0.0)
+        zero, stream = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, each))
 
         def compute(some: range, tokens: range, prefetches: bool) -> None:
             totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
@@ -54,9 +55,9 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     column = e.at(first, loop.index)
                     key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
                     if prefetches and kv_dtype != "f32":
-                        for line in range(0, span * size, 64):
-                            e.prefetch_scattered(e.at(key, line), ahead, further, twice=rows < ROWS)
-                    for turn in turns(e, simd, totals):
+                        line = e.at(stream, e.times(column, share))
+                        e.prefetch_scattered(line, share, ahead, further, twice=rows < ROWS)
+                    for turn, _ in turns(e, simd, totals):
                         parts = [
                             kv_layout.load16(e, simd, kv_dtype, e.at(key, 16 * size * part), scales[part])
                             for part in tokens[turn]
@@ -95,20 +96,24 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
     ]
 
 
-def turns(e: Any, simd: Any, totals: list[list[Any]]) -> Iterator[slice]:
-    """Yield the vectors of a block whose operands are loaded together: all, or one after the other.
+def turns(
+    e: Any, simd: Any, totals: list[list[Any]], parts: tuple[Any, ...] = (None,)
+) -> Iterator[tuple[slice, Any]]:
+    """Yield the vectors of a block whose operands are loaded together, with each part of their numbers.
 
-    One after the other, if the sums leave no registers for the operands of all. Between two turns a fence keeps the
-    compiler from loading early, which would push sums out of the registers.
+    These are all vectors and parts, or one after the other, if the sums leave no registers for the operands of all.
+    Between two turns a fence keeps the compiler from loading early, which would push sums out of the registers.
     """
     vectors = len(totals[0])
-    together = vectors if len(totals) * vectors <= simd.ISA.sums else 1
+    few = len(totals) * vectors > simd.ISA.sums
+    together = 1 if few else vectors
     for first in range(0, vectors, together):
-        if first:
-            done = [row[first - 1] for row in totals]
-            for total, value in zip(done, e.together([e.b.load(total) for total in done])):
-                e.b.store(value, total)
-        yield slice(first, first + together)
+        for part in parts:
+            yield slice(first, first + together), part
+            if few:
+                done = [row[first] for row in totals]
+                for total, value in zip(done, e.together([e.b.load(total) for total in done])):
+                    e.b.store(value, total)
 
 
 def store_scores(e: Any, totals: list[list[Any]], rows: range, tokens: range, out: Any, stride: Any) -> None:
@@ -129,10 +134,12 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     from numba.extending import intrinsic
 
     vectors, size = width // 16, kv_layout.SIZE[kv_dtype]
+    each = kv_layout.head_bytes(kv_dtype, width) // kv_layout.PAGE
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, first_token, ahead, further, count, out = args
+        stream = e.at(values, e.times(first_token, each))
         for some, parts in register_blocks(simd, rows, vectors):
             starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
             places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
@@ -144,10 +151,11 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
                 if some.start == 0 and kv_dtype != "f32":
-                    for place in stored16[:: 64 // (16 * size)]:  # one for each 64-byte line
-                        e.prefetch_scattered(place, ahead, further, twice=rows < ROWS)
+                    share = each * len(parts) // vectors
+                    line = e.at(e.times(count, each * parts.start // vectors), e.times(loop.index, share))
+                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
-                for turn in turns(e, simd, totals):
+                for turn, _ in turns(e, simd, totals):
                     places16 = zip(stored16[turn], scales[turn])
                     loaded = [kv_layout.load16(e, simd, kv_dtype, *each) for each in places16]
                     for row, start in zip(totals, starts):

@@ -24,22 +24,32 @@ NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand
 
 
-def spread(e: Any, row: Any, pair: Any) -> Any:
-    """Broadcast pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
+# The parts of a step, in order: both numbers of a pair at a time, or the second, then the first.
+PARTS = (None,) if NATIVE else (1, 0)
+
+
+def spread(e: Any, row: Any, pair: Any, part: int | None) -> Any:
+    """Broadcast a part of pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
     place = e.at(row, e.times(pair, 2 * ROW_BYTES))
-    if NATIVE:
+    if part is None:
         return e.splat(e.load(place, i32))
-    return tuple(e.splat(e.load(e.at(place, 4 * i), f32)) for i in range(2))
+    return e.splat(e.load(e.at(place, 4 * part), f32))
 
 
-def add(e: Any, total: Any, row: Any, pairs: Any) -> Any:
-    """Add the products of a pair from ``spread`` with 16 lanes of pairs (16 x i32) to ``total``."""
+def part_of(e: Any, pairs: Any, part: int | None) -> Any:
+    """Return a part of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
+    if part is None:
+        return pairs
+    bits = e.b.and_(pairs, e.fill(i32, -65536)) if part else e.b.shl(pairs, e.fill(i32, 16))
+    return e.b.bitcast(bits, vec(f32))
+
+
+def add(e: Any, total: Any, row: Any, numbers: Any) -> Any:
+    """Add the products of a part from ``spread`` with 16 lanes from ``part_of`` to ``total``."""
     if NATIVE:
-        kind = ir.FunctionType(total.type, [total.type, pairs.type, pairs.type])
-        return e.b.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, pairs, row])
-    first = e.b.bitcast(e.b.shl(pairs, e.fill(i32, 16)), total.type)
-    second = e.b.bitcast(e.b.and_(pairs, e.fill(i32, -65536)), total.type)
-    return e.fma(row[0], first, e.fma(row[1], second, total))
+        kind = ir.FunctionType(total.type, [total.type, numbers.type, numbers.type])
+        return e.b.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, numbers, row])
+    return e.fma(row, numbers, total)
 
 
 def first_only(e: Any, pairs: Any) -> Any:

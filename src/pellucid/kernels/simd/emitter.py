@@ -142,14 +142,16 @@ class Emitter:
             function, [pointer, ir.Constant(i32, 0), ir.Constant(i32, 4 - nearest), ir.Constant(i32, 1)]
         )
 
-    def prefetch_scattered(self, address, ahead, further, *, twice: bool) -> None:
-        """Prefetch a line of a stream whose parts are scattered, that comes soon, and ``twice``: one that comes later.
+    def prefetch_scattered(self, address, size, ahead, further, *, twice: bool) -> None:
+        """Prefetch ``size`` bytes that come soon in a stream whose parts are scattered, and ``twice``: that come later.
 
         ``ahead`` and ``further`` are their distances from ``address``. Where one prefetch is best, it is the first.
         """
-        if twice and len(TARGET.stream) > 1:
-            self.prefetch(self.b.add(address, further), TARGET.stream[0][1])
-        self.prefetch(self.b.add(address, ahead), TARGET.stream[-1][1])
+        for line in range(0, size, 64):
+            place = self.at(address, line)
+            if twice and len(TARGET.stream) > 1:
+                self.prefetch(self.b.add(place, further), TARGET.stream[0][1])
+            self.prefetch(self.b.add(place, ahead), TARGET.stream[-1][1])
 
     def prefetch_further(self, address) -> None:
         """Prefetch the lines of a stream at the target's distances after ``address``."""
