@@ -57,8 +57,8 @@ def test_bench_as_json(command: Command, tiny: str) -> None:
         assert min(figure["per_second"], figure["roof_per_second"], figure["share"]) > 0
     operations = len(command("plan", tiny, "--json").document)
     assert [profile["what"] for profile in document["profiles"]] == [
-        "a step of 128 tokens",
-        "a step of 1 token after 16",
+        "a step of 8 tokens",
+        "a step of 1 token after 8",
     ]
     for profile in document["profiles"]:
         assert sum(kind["count"] for kind in profile["operations"]) == operations
@@ -69,8 +69,8 @@ def test_bench_as_json(command: Command, tiny: str) -> None:
 def test_bench_profile(command: Command, tiny: str) -> None:
     answer = command("bench", tiny, *QUICK, "--profile").answer
     _, prefill, decode = answer.split("\n\na step of ")[:1] + answer.split("\na step of ")[1:]
-    assert prefill.startswith("128 tokens\n")
-    assert decode.startswith("1 token after 16\n")
+    assert prefill.startswith("8 tokens\n")
+    assert decode.startswith("1 token after 8\n")
     for part in (prefill, decode):
         assert part.splitlines()[1].split() == [
             "stage",
@@ -83,6 +83,23 @@ def test_bench_profile(command: Command, tiny: str) -> None:
         ]
         assert "feedforward.down" in part
         assert "100.0%" in part
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"),
+    [
+        ((), ["128 tokens", "1 token after 16"]),
+        (("--prompt", "0", "--depth", "100"), ["1 token after 100"]),
+        (("--prompt", "3", "--prompt", "128", "--depth", "0"), ["3 tokens", "128 tokens"]),
+        (("--prompt", "0", "--depth", "0", "--batch", "2"), ["128 tokens", "1 token after 16"]),
+    ],
+)
+def test_profiles_are_of_the_lengths_that_are_asked_for(
+    command: Command, tiny: str, lengths: tuple[str, ...], steps: list[str]
+) -> None:
+    options = ("--rounds", "1", "--tokens", "4", "--profile", "--json", *lengths)
+    profiles = command("bench", tiny, *options).document["profiles"]
+    assert [profile["what"] for profile in profiles] == [f"a step of {step}" for step in steps]
 
 
 def test_bench_says_what_it_cuts(command: Command, tiny: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
     from pellucid.measure.rounds import Figure
+    from pellucid.measure.suite import Wishes
 
 FLOAT_WEIGHTS = (
     "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
@@ -43,7 +44,11 @@ def model_speed(
     tokens: Annotated[int | None, common.count("Tokens that a decode generates; 64 by default.")] = None,
     rounds: Annotated[int, common.count("How often each is measured.")] = 5,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show also the time of each kind of operation.")
+        bool,
+        typer.Option(
+            "--profile",
+            help="Show also the time of each kind of operation, in a step of each --prompt and --depth.",
+        ),
     ] = False,
     *,
     loading: LoadOptions,
@@ -65,7 +70,7 @@ def model_speed(
     workloads, notes = suite(llm.spec, llm.context, wishes)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
-        profiles = _profiles(llm, rounds, bars) if profile else []
+        profiles = _profiles(llm, wishes, rounds, bars) if profile else []
     if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
@@ -80,14 +85,20 @@ def model_speed(
         _show_profile(each)
 
 
-def _profiles(llm: LLM, rounds: int, bars: common.Bars) -> list[Profile]:
-    """The profiles of a prefill step and a decode step; for an encoder, of a short and of the longest sentence."""
+def _profiles(llm: LLM, wishes: Wishes, rounds: int, bars: common.Bars) -> list[Profile]:
+    """The profiles of the last step of each prompt and of a token after each depth that is asked for.
+
+    If none is: of a prefill step and of a decode step; for an encoder of a short and of the longest sentence.
+    """
     from pellucid.measure.profile import profile_step
 
-    if llm.spec.causal:
-        steps = ((min(llm.runner.limits.tokens, llm.context), 0), (1, min(16, llm.context - 1)))
-    else:
-        steps = ((min(32, llm.context), 0), (llm.context, 0))
+    longest = min(llm.runner.limits.tokens, llm.context)
+    prompts = [(min(n, longest), n - min(n, longest)) for n in wishes.prompts or () if n]
+    steps = prompts + [(1, depth) for depth in wishes.depths or () if depth]
+    if not steps and llm.spec.causal:
+        steps = [(longest, 0), (1, min(16, llm.context - 1))]
+    elif not steps:
+        steps = [(min(32, llm.context), 0), (llm.context, 0)]
     return [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
 
 
