@@ -37,11 +37,11 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     share = 64 * len(tokens)
                     line = e.at(e.times(loop.index, share), 32 * width * tokens.start)
                     e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
-                for turn, part in turns(e, simd, totals, bf16_dot.PARTS):
+                for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
-                    loaded = [bf16_dot.part_of(e, both, part) for both in pairs]
+                    loaded = [bf16_dot.half_of(e, both, half) for both in pairs]
                     for row, start in zip(totals, starts):
-                        q = bf16_dot.spread(e, start, loop.index, part)
+                        q = bf16_dot.spread(e, start, loop.index, half)
                         for total, numbers in zip(row[turn], loaded):
                             builder.store(bf16_dot.add(e, builder.load(total), q, numbers), total)
             store_scores(e, totals, some, tokens, out, stride)
@@ -90,13 +90,13 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                     share = 64 * len(parts)
                     line = e.at(e.times(whole, 64 * parts.start), e.times(pair, share))
                     e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
-                for turn, part in turns(e, simd, totals, bf16_dot.PARTS):
+                for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
                     if last:
                         pairs = [bf16_dot.first_only(e, both) for both in pairs]
-                    loaded = [bf16_dot.part_of(e, both, part) for both in pairs]
+                    loaded = [bf16_dot.half_of(e, both, half) for both in pairs]
                     for row, start in zip(totals, starts):
-                        weight = bf16_dot.spread(e, start, pair, part)
+                        weight = bf16_dot.spread(e, start, pair, half)
                         for total, numbers in zip(row[turn], loaded):
                             builder.store(bf16_dot.add(e, builder.load(total), weight, numbers), total)
 

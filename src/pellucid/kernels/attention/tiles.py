@@ -97,20 +97,20 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
 
 
 def turns(
-    e: Any, simd: Any, totals: list[list[Any]], parts: tuple[Any, ...] = (None,)
+    e: Any, simd: Any, totals: list[list[Any]], halves: tuple[Any, ...] = (None,)
 ) -> Iterator[tuple[slice, Any]]:
-    """Yield the vectors of a block whose operands are loaded together, with each part of their numbers.
+    """Yield the vectors of a block whose operands are loaded together, with each of ``halves``: one turn for each.
 
-    These are all vectors and parts, or one after the other, if the sums leave no registers for the operands of all.
-    Between two turns a fence keeps the compiler from loading early, which would push sums out of the registers.
+    These are all vectors, or one at a time, if the sums leave no registers for the operands of all. A fence between
+    such turns keeps the compiler from loading early, which would push sums out of the registers.
     """
     vectors = len(totals[0])
-    few = len(totals) * vectors > simd.ISA.sums
-    together = 1 if few else vectors
+    crowded = len(totals) * vectors > simd.ISA.sums
+    together = 1 if crowded else vectors
     for first in range(0, vectors, together):
-        for part in parts:
-            yield slice(first, first + together), part
-            if few:
+        for half in halves:
+            yield slice(first, first + together), half
+            if crowded:
                 done = [row[first] for row in totals]
                 for total, value in zip(done, e.together([e.b.load(total) for total in done])):
                     e.b.store(value, total)

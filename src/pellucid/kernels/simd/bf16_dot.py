@@ -24,28 +24,28 @@ NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand
 
 
-# The parts of a step, in order: both numbers of a pair at a time, or the second, then the first.
-PARTS = (None,) if NATIVE else (1, 0)
+# The halves of a pair in the order of their products: both at a time (None), or the second, then the first.
+HALVES = (None,) if NATIVE else (1, 0)
 
 
-def spread(e: Any, row: Any, pair: Any, part: int | None) -> Any:
-    """Broadcast a part of pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
+def spread(e: Any, row: Any, pair: Any, half: int | None) -> Any:
+    """Broadcast a half of pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
     place = e.at(row, e.times(pair, 2 * ROW_BYTES))
-    if part is None:
+    if half is None:
         return e.splat(e.load(place, i32))
-    return e.splat(e.load(e.at(place, 4 * part), f32))
+    return e.splat(e.load(e.at(place, 4 * half), f32))
 
 
-def part_of(e: Any, pairs: Any, part: int | None) -> Any:
-    """Return a part of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
-    if part is None:
+def half_of(e: Any, pairs: Any, half: int | None) -> Any:
+    """Return a half of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
+    if half is None:
         return pairs
-    bits = e.b.and_(pairs, e.fill(i32, -65536)) if part else e.b.shl(pairs, e.fill(i32, 16))
+    bits = e.b.and_(pairs, e.fill(i32, -65536)) if half else e.b.shl(pairs, e.fill(i32, 16))
     return e.b.bitcast(bits, vec(f32))
 
 
 def add(e: Any, total: Any, row: Any, numbers: Any) -> Any:
-    """Add the products of a part from ``spread`` with 16 lanes from ``part_of`` to ``total``."""
+    """Add the products of a half from ``spread`` with 16 lanes from ``half_of`` to ``total``."""
     if NATIVE:
         kind = ir.FunctionType(total.type, [total.type, numbers.type, numbers.type])
         return e.b.call(ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v"), [total, numbers, row])
