@@ -32,8 +32,8 @@ BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
 # These measure time: how long machines wait for each other, or how long a step takes. Nothing runs beside them.
-ALONE := tests/unit/cluster tests/unit/capacity/test_step_costs.py tests/unit/capacity/test_serving_costs.py \
-  tests/unit/test_measure.py
+ALONE := tests/unit/cluster tests/unit/test_measure.py \
+  $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
 
 define pytest
 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE)) $(1)

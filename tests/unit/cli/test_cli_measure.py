@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.command import PROGRAM, Command, pellucid
 from support.schedule import write_quantised_llama
 
+from pellucid.cli.commands.bench import steps_to_profile
 from pellucid.cli.shorten import shortened
 from pellucid.measure.machine import facts
+from pellucid.measure.suite import PrefillWorkload, Wishes
+from pellucid.runtime.batch import StepLimits
 
 pytestmark = pytest.mark.slow
 
@@ -89,17 +94,27 @@ def test_bench_profile(command: Command, tiny: str) -> None:
     ("lengths", "steps"),
     [
         ((), ["128 tokens", "1 token after 16"]),
-        (("--prompt", "0", "--depth", "100"), ["1 token after 100"]),
+        (("--prompt", "0"), ["1 token after 16"]),
+        (("--prompt", "0", "--depth", "100", "--depth", "100"), ["1 token after 100"]),
         (("--prompt", "3", "--prompt", "128", "--depth", "0"), ["3 tokens", "128 tokens"]),
-        (("--prompt", "0", "--depth", "0", "--batch", "2"), ["128 tokens", "1 token after 16"]),
+        (("--prompt", "0", "--depth", "0", "--batch", "2"), []),
+        (("--context", "1", "--depth", "100"), ["1 token"]),
     ],
 )
 def test_profiles_are_of_the_lengths_that_are_asked_for(
     command: Command, tiny: str, lengths: tuple[str, ...], steps: list[str]
 ) -> None:
     options = ("--rounds", "1", "--tokens", "4", "--profile", "--json", *lengths)
-    profiles = command("bench", tiny, *options).document["profiles"]
-    assert [profile["what"] for profile in profiles] == [f"a step of {step}" for step in steps]
+    document = command("bench", tiny, *options).document
+    assert [profile["what"] for profile in document["profiles"]] == [f"a step of {step}" for step in steps]
+    assert any("neither is measured" in note for note in document["notes"]) == (not steps)
+
+
+def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
+    runner = SimpleNamespace(limits=StepLimits(512, tokens=48))
+    llm: Any = SimpleNamespace(spec=SimpleNamespace(causal=True), runner=runner, context=512)
+    wishes, workloads = Wishes((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
+    assert steps_to_profile(llm, wishes, workloads) == [(4, 96), (48, 48)]
 
 
 def test_bench_says_what_it_cuts(command: Command, tiny: str) -> None:

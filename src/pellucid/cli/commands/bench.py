@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
     from pellucid.measure.rounds import Figure
-    from pellucid.measure.suite import Wishes
+    from pellucid.measure.suite import Wishes, Workload
 
 FLOAT_WEIGHTS = (
     "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
@@ -47,7 +47,8 @@ def model_speed(
         bool,
         typer.Option(
             "--profile",
-            help="Show also the time of each kind of operation, in a step of each --prompt and --depth.",
+            help="Show also the time of each kind of operation: in the last step of each --prompt, or a full one, and "
+            "in the step of a token after each --depth, or after 16.",
         ),
     ] = False,
     *,
@@ -60,6 +61,7 @@ def model_speed(
     weights, keys and values that a step needs ("memory"), or to do its multiply-adds with weights ("int8"), whichever
     is longer. Both are measured in the same round, with kernels that do nothing else.
     """
+    from pellucid.measure.profile import profile_step
     from pellucid.measure.rounds import measure
     from pellucid.measure.suite import Wishes, suite
     from pellucid.util.checks import whole
@@ -70,7 +72,10 @@ def model_speed(
     workloads, notes = suite(llm.spec, llm.context, wishes)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
-        profiles = _profiles(llm, wishes, rounds, bars) if profile else []
+        steps = steps_to_profile(llm, wishes, workloads) if profile else []
+        profiles = [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
+    if profile and not steps:
+        notes.append("a profile is of prompts and depths, and neither is measured: left out")
     if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):
@@ -85,21 +90,25 @@ def model_speed(
         _show_profile(each)
 
 
-def _profiles(llm: LLM, wishes: Wishes, rounds: int, bars: common.Bars) -> list[Profile]:
-    """The profiles of the last step of each prompt and of a token after each depth that is asked for.
+def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
+    """The steps to profile: tokens, and tokens before them.
 
-    If none is: of a prefill step and of a decode step; for an encoder of a short and of the longest sentence.
+    Of each prompt that is asked for the last step, and of each depth the step of a token after it. Where no length is
+    asked for, a full step and a token after the shortest default; for an encoder each length that is measured.
     """
-    from pellucid.measure.profile import profile_step
+    from pellucid.measure.suite import DEPTHS, DecodeWorkload, PrefillWorkload
 
+    if not llm.spec.causal:
+        return list(dict.fromkeys((load.tokens, 0) for load in workloads))
     longest = min(llm.runner.limits.tokens, llm.context)
-    prompts = [(min(n, longest), n - min(n, longest)) for n in wishes.prompts or () if n]
-    steps = prompts + [(1, depth) for depth in wishes.depths or () if depth]
-    if not steps and llm.spec.causal:
-        steps = [(longest, 0), (1, min(16, llm.context - 1))]
-    elif not steps:
-        steps = [(min(32, llm.context), 0), (llm.context, 0)]
-    return [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
+    prompts = [load.tokens for load in workloads if isinstance(load, PrefillWorkload)]
+    depths = [load.depth for load in workloads if isinstance(load, DecodeWorkload) and load.sequences == 1]
+    if wishes.prompts is None:
+        prompts = [longest]
+    if wishes.depths is None:
+        depths = [min(DEPTHS[0], llm.context - 1)]
+    before = [(n - 1) // longest * longest for n in prompts]
+    return [(n - first, first) for n, first in zip(prompts, before)] + [(1, depth) for depth in depths]
 
 
 def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:

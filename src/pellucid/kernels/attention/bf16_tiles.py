@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.kernels.attention.tiles import ROWS, SPAN, register_blocks, store_scores, turns
+from pellucid.kernels.attention.kv_layout import PAGE, token_bytes
+from pellucid.kernels.attention.tiles import ROWS, SPAN, Prefetch, register_blocks, store_scores, turns
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
@@ -26,7 +26,8 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
-        zero, stream = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, 2 * width))
+        zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes("bf16", width)))
+        prefetch = Prefetch(start_of_span, e.const(width // 2), ahead, further, rows < ROWS)
         for some, tokens in register_blocks(simd, rows, span // 16):
             totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
             starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in some]
@@ -34,9 +35,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                 key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
                 places = [e.at(key, 64 * part) for part in tokens]
                 if some.start == 0:
-                    share = 64 * len(tokens)
-                    line = e.at(e.times(loop.index, share), 32 * width * tokens.start)
-                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
+                    prefetch.share(e, loop.index, 64 * tokens.start, 64 * len(tokens))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
                     loaded = [bf16_dot.half_of(e, both, half) for both in pairs]
@@ -72,7 +71,9 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, token, ahead, further, count, out = args
         first_pair, whole = builder.ashr(token, e.const(1)), builder.ashr(count, e.const(1))
-        stream = e.at(values, e.times(token, 2 * width))
+        start_of_tokens = e.at(values, e.times(token, token_bytes("bf16", width)))
+        pairs_in_all = builder.ashr(e.at(count, 1), e.const(1))
+        prefetch = Prefetch(start_of_tokens, pairs_in_all, ahead, further, rows < ROWS)
         odd = builder.icmp_signed("!=", builder.and_(count, e.const(1)), e.const(0))
         for some, parts in register_blocks(simd, rows, vectors):
             starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
@@ -87,9 +88,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
                 places = [e.at(value, 64 * part) for part in parts]
                 if some.start == 0:
-                    share = 64 * len(parts)
-                    line = e.at(e.times(whole, 64 * parts.start), e.times(pair, share))
-                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
+                    prefetch.share(e, pair, 64 * parts.start, 64 * len(parts))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
                     if last:

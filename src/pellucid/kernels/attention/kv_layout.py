@@ -35,10 +35,14 @@ def unit(kv_dtype: str) -> int:
     return SCALED if kv_dtype == "q8_0" else 16
 
 
+def token_bytes(kv_dtype: str, width: int) -> int:
+    """Bytes of ``width`` numbers of a token's key or value, with their scales."""
+    return width * SIZE[kv_dtype] + (width // SCALED * 2 if kv_dtype == "q8_0" else 0)
+
+
 def head_bytes(kv_dtype: str, width: int) -> int:
     """Bytes of one head's keys or values in a page, with ``width`` numbers for each token."""
-    scales = width // SCALED * 2 if kv_dtype == "q8_0" else 0
-    return PAGE * (width * SIZE[kv_dtype] + scales)
+    return PAGE * token_bytes(kv_dtype, width)
 
 
 def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:

@@ -1,15 +1,15 @@
 """The inner loops of attention: scores of a few rows, softmax of one row, weighted values of a few rows.
 
 They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
-bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read pages as
-stored therefore prefetch what is ``ahead`` and ``further`` bytes after a page. Where a page is read in several passes,
-each pass reads in strides, but it prefetches a share of the page in the order of memory, which is faster.
+bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read the shorter
+types as stored therefore prefetch what is ``ahead`` and ``further`` bytes after the page. A page that is read in some
+passes is read in strides; it is prefetched in the order of memory nevertheless, which is faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,24 @@ from pellucid.kernels.ops.elementwise import tanh_vector
 ROWS = 8  # most rows of a loop
 SPAN = 32  # tokens whose scores a loop computes
 WIDEST = 4  # most vectors of a row in a block of registers
+
+
+class Prefetch(NamedTuple):
+    """The prefetches of a loop over a page: what is ``ahead`` and, with ``twice``, ``further`` bytes after ``start``.
+
+    The loop may go over the page in several passes of ``iterations`` iterations; each prefetches a share.
+    """
+
+    start: Any
+    iterations: Any
+    ahead: Any
+    further: Any
+    twice: bool
+
+    def share(self, e: Any, iteration: Any, before: int, size: int) -> None:
+        """Prefetch the ``size`` bytes of an iteration. ``before``: those of an iteration of all passes before this."""
+        place = e.at(e.times(self.iterations, before), e.times(iteration, size))
+        e.prefetch_scattered(e.at(self.start, place), size, self.ahead, self.further, twice=self.twice)
 
 
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
@@ -31,13 +49,13 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     from numba.extending import intrinsic
 
     blocks, columns = kv_layout.blocks(kv_dtype, width)
-    size, each = kv_layout.SIZE[kv_dtype], kv_layout.head_bytes(kv_dtype, width) // kv_layout.PAGE
-    share = span * each // width  # bytes that a turn of the loop prefetches
+    size, token_bytes = kv_layout.SIZE[kv_dtype], kv_layout.token_bytes(kv_dtype, width)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         queries, keys, token, ahead, further, out, stride = args
-        zero, stream = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, each))
+        zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes))
+        prefetch = Prefetch(start_of_span, e.const(width), ahead, further, rows < ROWS)
 
         def compute(some: range, tokens: range, prefetches: bool) -> None:
             totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
@@ -55,8 +73,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     column = e.at(first, loop.index)
                     key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
                     if prefetches and kv_dtype != "f32":
-                        line = e.at(stream, e.times(column, share))
-                        e.prefetch_scattered(line, share, ahead, further, twice=rows < ROWS)
+                        prefetch.share(e, column, 0, span * token_bytes // width)
                     for turn, _ in turns(e, simd, totals):
                         parts = [
                             kv_layout.load16(e, simd, kv_dtype, e.at(key, 16 * size * part), scales[part])
@@ -99,10 +116,10 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
 def turns(
     e: Any, simd: Any, totals: list[list[Any]], halves: tuple[Any, ...] = (None,)
 ) -> Iterator[tuple[slice, Any]]:
-    """Yield the vectors of a block whose operands are loaded together, with each of ``halves``: one turn for each.
+    """Yield (vectors, half): the vectors of a block whose operands are loaded together, and one of ``halves``.
 
-    These are all vectors, or one at a time, if the sums leave no registers for the operands of all. A fence between
-    such turns keeps the compiler from loading early, which would push sums out of the registers.
+    The vectors are all, or one at a time, if the sums leave no registers for the operands of all. Then a fence after
+    every turn keeps the compiler from loading early, which would push sums out of the registers.
     """
     vectors = len(totals[0])
     crowded = len(totals) * vectors > simd.ISA.sums
@@ -134,12 +151,13 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     from numba.extending import intrinsic
 
     vectors, size = width // 16, kv_layout.SIZE[kv_dtype]
-    each = kv_layout.head_bytes(kv_dtype, width) // kv_layout.PAGE
+    token_bytes = kv_layout.token_bytes(kv_dtype, width)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         e = simd.Emitter(builder)
         weights, stride, values, first_token, ahead, further, count, out = args
-        stream = e.at(values, e.times(first_token, each))
+        start_of_tokens = e.at(values, e.times(first_token, token_bytes))
+        prefetch = Prefetch(start_of_tokens, count, ahead, further, rows < ROWS)
         for some, parts in register_blocks(simd, rows, vectors):
             starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
             places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
@@ -151,9 +169,8 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
                 if some.start == 0 and kv_dtype != "f32":
-                    share = each * len(parts) // vectors
-                    line = e.at(e.times(count, each * parts.start // vectors), e.times(loop.index, share))
-                    e.prefetch_scattered(e.at(stream, line), share, ahead, further, twice=rows < ROWS)
+                    vector_bytes = token_bytes // vectors
+                    prefetch.share(e, loop.index, vector_bytes * parts.start, vector_bytes * len(parts))
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]
                 for turn, _ in turns(e, simd, totals):
                     places16 = zip(stored16[turn], scales[turn])

@@ -22,14 +22,12 @@ from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, ve
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand
-
-
 # The halves of a pair in the order of their products: both at a time (None), or the second, then the first.
 HALVES = (None,) if NATIVE else (1, 0)
 
 
 def spread(e: Any, row: Any, pair: Any, half: int | None) -> Any:
-    """Broadcast a half of pair number ``pair`` of the rows' operand, whose numbers are at address ``row``."""
+    """Broadcast a half (one of HALVES) of pair ``pair`` of the rows' operand, whose numbers are at address ``row``."""
     place = e.at(row, e.times(pair, 2 * ROW_BYTES))
     if half is None:
         return e.splat(e.load(place, i32))
@@ -37,7 +35,7 @@ def spread(e: Any, row: Any, pair: Any, half: int | None) -> Any:
 
 
 def half_of(e: Any, pairs: Any, half: int | None) -> Any:
-    """Return a half of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
+    """Return a half (one of HALVES) of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
     if half is None:
         return pairs
     bits = e.b.and_(pairs, e.fill(i32, -65536)) if half else e.b.shl(pairs, e.fill(i32, 16))

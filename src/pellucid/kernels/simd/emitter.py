@@ -143,9 +143,9 @@ class Emitter:
         )
 
     def prefetch_scattered(self, address, size, ahead, further, *, twice: bool) -> None:
-        """Prefetch ``size`` bytes that come soon in a stream whose parts are scattered, and ``twice``: that come later.
+        """Prefetch ``size`` bytes ``ahead`` of ``address``, which come soon in a stream whose parts are scattered.
 
-        ``ahead`` and ``further`` are their distances from ``address``. Where one prefetch is best, it is the first.
+        With ``twice``, also those that are ``further``, which come later, if that is better on the target.
         """
         for line in range(0, size, 64):
             place = self.at(address, line)
