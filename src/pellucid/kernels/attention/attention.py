@@ -121,19 +121,21 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
         sequences = load(step + step_at.sequences)
         rows_in_all = load(step + step_at.tokens) * group * kv_heads
         together = max(ROWS, min(TOGETHER, rows_in_all // (8 * threads) // ROWS * ROWS))
-        total = 0
+        total, total_pieces = 0, 0
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for first in range(0, rows, together):
-                _, _, _, cost = extent(Tile(record, step, s, 0, group, first, min(together, rows - first)))
-                total += kv_heads * cost
+                tile = Tile(record, step, s, 0, group, first, min(together, rows - first))
+                _, pieces, _, cost = extent(tile, True)
+                total, total_pieces = total + kv_heads * cost, total_pieces + kv_heads * pieces
+        by_pieces = total_pieces >= 2 * threads
         work = 0
         for s in range(sequences):
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for kv_head in range(kv_heads):
                 for first in range(0, rows, together):
                     tile = Tile(record, step, s, kv_head, group, first, min(together, rows - first))
-                    first_piece, pieces, units, cost = extent(tile)
+                    first_piece, pieces, units, cost = extent(tile, by_pieces)
                     low, high = part(thread, threads, total, work, cost, units)
                     if low < high and (units == 1 or high - low == units):
                         whole(tile, first_piece, pieces, scratch)

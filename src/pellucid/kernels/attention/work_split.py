@@ -50,18 +50,20 @@ def _extent(simd: Any, rows: RowHelpers) -> Any:
     seen_by = rows.seen_by
 
     @simd.jit
-    def extent(tile):
+    def extent(tile, by_pieces):
         """Return a tile's first piece, its number of pieces, its number of units, and its cost.
 
-        Units can go to different threads. A tile of at most ROWS rows has its pieces or its rows as units, whichever
-        are more; a larger tile is one unit.
+        Units can go to different threads. A tile of at most ROWS rows has its pieces as units, or its rows if these are
+        more and not ``by_pieces``: threads with some of the rows read all keys and values. A larger tile is one unit.
         """
         start, stop = seen_by(tile)
         first_piece = start // PIECE * PIECE
         pieces = (max(stop, start + 1) - first_piece + PIECE - 1) // PIECE
         units = 1
         if tile.rows <= ROWS:
-            units = max(tile.rows, pieces)
+            units = pieces
+            if not by_pieces:
+                units = max(tile.rows, pieces)
         # Loading keys and values costs as much as the arithmetic of ROWS rows.
         return first_piece, pieces, units, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
 
