@@ -100,15 +100,14 @@ def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) ->
 
     if not llm.spec.causal:
         return list(dict.fromkeys((load.tokens, 0) for load in workloads))
-    longest = min(llm.runner.limits.tokens, llm.context)
-    prompts = [load.tokens for load in workloads if isinstance(load, PrefillWorkload)]
+    prompts = [load for load in workloads if isinstance(load, PrefillWorkload)]
     depths = [load.depth for load in workloads if isinstance(load, DecodeWorkload) and load.sequences == 1]
     if wishes.prompts is None:
-        prompts = [longest]
+        prompts = [PrefillWorkload(min(llm.runner.limits.tokens, llm.context))]
     if wishes.depths is None:
         depths = [min(DEPTHS[0], llm.context - 1)]
-    before = [(n - 1) // longest * longest for n in prompts]
-    return [(n - first, first) for n, first in zip(prompts, before)] + [(1, depth) for depth in depths]
+    last = [[*load.steps(llm.runner)][-1][0] for load in prompts]
+    return [(len(chunk.tokens), chunk.table.length) for chunk in last] + [(1, depth) for depth in depths]
 
 
 def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:

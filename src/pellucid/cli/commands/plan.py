@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pellucid.measure.profile import Profile
     from pellucid.plan.plan import Operation, Plan
 
-DEPTH, SENTENCE = 16, 32  # measured by default: a token after this many, a sentence of this many
 ROOMY = 120  # columns of a terminal with room for both times and shapes
 
 
@@ -138,6 +137,7 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
     """The plan of a loaded model, and the profile of a step."""
     from pellucid.engine.inputs import Inputs
     from pellucid.measure.profile import profile_step
+    from pellucid.measure.suite import DEPTHS, SENTENCE
     from pellucid.runtime.batch import StepLimits
     from pellucid.util.checks import whole
 
@@ -148,7 +148,7 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
 
     llm = loading.load(model, before=check)
     if prompt is None and llm.spec.causal:
-        tokens, depth = 1, min(DEPTH, llm.context - 1)
+        tokens, depth = 1, min(DEPTHS[0], llm.context - 1)
     else:
         tokens, depth = prompt or min(SENTENCE, llm.context), 0
     with common.progress(still=True) as bars:

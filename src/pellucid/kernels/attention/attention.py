@@ -111,7 +111,7 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
     rows_of_step = rows_of(simd, at)
     walk_of_tile = walk(simd, at, rows_of_step, head_dim, value_dim, kv_dtype, activation_bits)
     space = ScratchLayout(head_dim, value_dim)
-    scratch_of, extent, part, whole, some = share(simd, rows_of_step, walk_of_tile, space)
+    scratch_of, extent, units_of, part, whole, some = share(simd, rows_of_step, walk_of_tile, space)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -126,7 +126,7 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
             rows = load_i32(load(step + step_at.row_count) + 4 * s) * group
             for first in range(0, rows, together):
                 tile = Tile(record, step, s, 0, group, first, min(together, rows - first))
-                _, pieces, _, cost = extent(tile, True)
+                _, pieces, cost = extent(tile)
                 total, total_pieces = total + kv_heads * cost, total_pieces + kv_heads * pieces
         by_pieces = total_pieces >= 2 * threads
         work = 0
@@ -135,7 +135,8 @@ def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bi
             for kv_head in range(kv_heads):
                 for first in range(0, rows, together):
                     tile = Tile(record, step, s, kv_head, group, first, min(together, rows - first))
-                    first_piece, pieces, units, cost = extent(tile, by_pieces)
+                    first_piece, pieces, cost = extent(tile)
+                    units = units_of(tile, pieces, by_pieces)
                     low, high = part(thread, threads, total, work, cost, units)
                     if low < high and (units == 1 or high - low == units):
                         whole(tile, first_piece, pieces, scratch)

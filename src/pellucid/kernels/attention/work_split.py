@@ -19,6 +19,7 @@ class Share(NamedTuple):
 
     scratch_of: Any
     extent: Any
+    units: Any
     part: Any
     whole: Any
     some: Any
@@ -30,6 +31,7 @@ def share(simd: Any, rows: RowHelpers, walk: Walk, space: ScratchLayout) -> Shar
     return Share(
         scratch_of,
         _extent(simd, rows),
+        _units(simd),
         part,
         _whole(simd, rows, walk, space),
         _some(simd, rows, walk, space, part, scratch_of),
@@ -50,24 +52,32 @@ def _extent(simd: Any, rows: RowHelpers) -> Any:
     seen_by = rows.seen_by
 
     @simd.jit
-    def extent(tile, by_pieces):
-        """Return a tile's first piece, its number of pieces, its number of units, and its cost.
-
-        Units can go to different threads. A tile of at most ROWS rows has its pieces as units, or its rows if these are
-        more and not ``by_pieces``: threads with some of the rows read all keys and values. A larger tile is one unit.
-        """
+    def extent(tile):
+        """Return a tile's first piece, its number of pieces, and its cost."""
         start, stop = seen_by(tile)
         first_piece = start // PIECE * PIECE
         pieces = (max(stop, start + 1) - first_piece + PIECE - 1) // PIECE
-        units = 1
-        if tile.rows <= ROWS:
-            units = pieces
-            if not by_pieces:
-                units = max(tile.rows, pieces)
         # Loading keys and values costs as much as the arithmetic of ROWS rows.
-        return first_piece, pieces, units, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
+        return first_piece, pieces, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
 
     return extent
+
+
+def _units(simd: Any) -> Any:
+    @simd.jit
+    def units(tile, pieces, by_pieces):
+        """Return the number of a tile's units, which can go to different threads.
+
+        A tile of at most ROWS rows has its pieces as units, or its rows if these are more and not ``by_pieces``:
+        threads with some of the rows read all keys and values. A larger tile is one unit.
+        """
+        if tile.rows > ROWS:
+            return 1
+        if by_pieces:
+            return pieces
+        return max(tile.rows, pieces)
+
+    return units
 
 
 def _part(simd: Any) -> Any:
