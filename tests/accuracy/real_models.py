@@ -57,7 +57,7 @@ def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
 
 
 def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """Teacher forcing in steps: yield the positions, counted from ``first``, and the logits after their ids."""
+    """Teacher forcing in steps: yield the positions from ``first`` on, and the logits after their ids."""
     sequence = BlockTable()
     try:
         for start in range(0, len(ids), STEP):

@@ -18,7 +18,8 @@ from pellucid.model.read import read_model
 from pellucid.plan.weights import layouts
 from pellucid.testing import random_model
 from pellucid.weights.checkpoint import Tensor
-from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, opened
+from pellucid.weights.open import open_checkpoint
+from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY
 
 
 class Metadata:
@@ -29,11 +30,8 @@ class Metadata:
 
     @classmethod
     def of(cls, path: Path) -> Metadata:
-        """The metadata and tensor table of a file or folder."""
-        with opened(path) as (checkpoint, _):
-            metadata: dict[str, Any] = copy.deepcopy(dict(checkpoint.metadata))
-            tensors: dict[str, Tensor] = dict(checkpoint.tensors)
-            return cls(checkpoint.path, checkpoint.kind, metadata, tensors)
+        """The metadata and tensor table of a file or folder. Tiny models, which no test changes, are read once."""
+        return (_read_once if path in NEVER_CHANGED else _read)(path).changed()
 
     def changed(self, **changes: Any) -> Metadata:
         """A copy with changed metadata; ``a__b`` is the key b of the table a."""
@@ -58,6 +56,20 @@ class Metadata:
         """Run all of loading that precedes the allocation of memory."""
         model = self.read()
         pipeline.build_plan(model.spec, layouts(self, model))
+
+
+NEVER_CHANGED = frozenset(TINY.values())
+
+
+def _read(path: Path) -> Metadata:
+    checkpoint = open_checkpoint(path)
+    try:
+        return Metadata(checkpoint.path, checkpoint.kind, dict(checkpoint.metadata), dict(checkpoint.tensors))
+    finally:
+        checkpoint.close()
+
+
+_read_once = functools.cache(_read)
 
 
 GEMMA3_GGUF: dict[str, Any] = {

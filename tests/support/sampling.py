@@ -69,7 +69,7 @@ def entropy(p: Floats) -> float:
 
 def ranked(values: Floats) -> NDArray[np.int64]:
     """Indices from the highest value to the lowest; ties in order of the index."""
-    return np.asarray(sorted(range(len(values)), key=lambda i: (-values[i], i)), np.int64)
+    return np.asarray(sorted(range(len(values)), key=(-values).tolist().__getitem__), np.int64)
 
 
 def only(logits: Floats, places: Any) -> Floats:

@@ -12,14 +12,14 @@ from pellucid.kernels.core import isa
 
 pytestmark = pytest.mark.slow
 
-KERNELS = """
+PRODUCT = """
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
 from pellucid.weights.quant.registry import formats
 
-for name in ("Q4_0", "Q8_0"):
-    print(assembly(KernelKey("matmul_int8", packed=formats()[name].packed, activation_bits=8)))
+print(assembly(KernelKey("matmul_int8", packed=formats()["{}"].packed, activation_bits=8)))
 """
+PRODUCTS = PRODUCT.format("Q4_0") + PRODUCT.format("Q8_0")
 OTHER_MACHINE = """
 import sys
 from pellucid.kernels.core import isa
@@ -54,7 +54,7 @@ LACKS = {"avxvnni": ("zmm", "%k1"), "avx2": ("zmm", "%k1", "vpdpbusd")}
 def assembly() -> dict[str, str]:
     """Assembly of some kernels for each set that this machine can run."""
     names = [known.name for known in isa.possible()]
-    return dict(zip(names, run([(python(KERNELS), environment(PELLUCID_ISA=name)) for name in names])))
+    return dict(zip(names, run([(python(PRODUCTS), environment(PELLUCID_ISA=name)) for name in names])))
 
 
 @pytest.mark.parametrize("name", [known.name for known in isa.KNOWN])
@@ -77,9 +77,15 @@ def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: d
 
 
 @pytest.mark.parametrize(
-    ("features", "word"), [("neon,dotprod,fullfp16", "sdot"), ("neon,dotprod,fullfp16,i8mm", "usdot")]
+    ("kernel", "features", "word"),
+    [
+        (PRODUCT.format("Q8_0"), "neon,dotprod,fullfp16", "sdot"),
+        (PRODUCT.format("Q8_0"), "neon,dotprod,fullfp16,i8mm", "usdot"),
+        (ATTENTION, "neon,dotprod,fullfp16", "fmla"),
+    ],
+    ids=["dotprod", "i8mm", "attention"],
 )
-def test_arm_machines_get_its_products(features: str, word: str) -> None:
+def test_arm_machines_get_its_products(kernel: str, features: str, word: str) -> None:
     """Only compiles for Arm, as this machine cannot run the code."""
     from llvmlite import binding
 
@@ -88,7 +94,7 @@ def test_arm_machines_get_its_products(features: str, word: str) -> None:
         binding.Target.from_triple("aarch64-unknown-linux-gnu")
     except RuntimeError:
         pytest.skip("this LLVM compiles for no Arm")
-    (text,) = run([(python(OTHER_MACHINE + ATTENTION + KERNELS, *ARM, features), environment())])
+    (text,) = run([(python(OTHER_MACHINE + kernel, *ARM, features), environment())])
     assert f"\t{word}\t" in text
     assert "fmla" in text
 
@@ -96,7 +102,7 @@ def test_arm_machines_get_its_products(features: str, word: str) -> None:
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
-    (text,) = run([(python(OTHER_MACHINE + KERNELS, name, *XEON, WIDE), environment())])
+    (text,) = run([(python(OTHER_MACHINE + PRODUCT.format("Q4_0"), name, *XEON, WIDE), environment())])
     words = [
         f"\t{word}" in text for word in ("ldtilecfg", "tileloadd", "tdpbssd", "tilestored", "tilerelease")
     ]

@@ -106,7 +106,7 @@ def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("counts", [[1], [5], [1, 1, 3]])
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [2, 1, 0]])
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])  # each thread before and after each other one
 def test_threads_that_wait_at_barriers_only_give_the_same(
     name: str, counts: list[int], order: list[int], tmp_path: Path
 ) -> None:

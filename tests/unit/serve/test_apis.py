@@ -527,7 +527,7 @@ def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", caller.url + "/openapi.json", "-n", "15"),
-            *("--max-time", "40", "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
+            *("--max-time", "25", "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
