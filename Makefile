@@ -32,8 +32,7 @@ BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
 # These measure time: how long machines wait for each other, or how long a step takes. Nothing runs beside them.
-ALONE := tests/unit/cluster 
-  $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+ALONE := tests/unit/cluster $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
 
 define pytest
 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE)) $(1)
