@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def scales_and_minima(
     scale_fields = [side.astype(np.float32) for side in scale_fields]
     scale, minimum = (scale_fields[-2], scale_fields[-1]) if packed.minimum else (scale_fields[-1], None)
     if packed.super_scales:
-        small = scale_fields[:2]
+        small: list[Any] = scale_fields[:2]
         if packed.joined_scales:
             small = [np.float32(fields.scale_fields[0] % 16), np.float32(fields.scale_fields[0] // 16)]
         per_unit = packed.unit // packed.sub
@@ -99,6 +100,7 @@ def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: in
     lanes = data[:, : blocks * plane_bytes].reshape(groups, blocks, -1, ROWS, 4)
     by_row = values.reshape(groups, ROWS, blocks, 8, 4)  # the block's columns as 8 vectors of 4
     for i in range(8):
+        value: NDArray[Any]
         if packed.bits == 8:
             value = lanes[:, :, i]
         elif packed.bits >= 4:

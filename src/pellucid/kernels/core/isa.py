@@ -68,7 +68,7 @@ AMX = Isa(
 # Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run and test ``avxvnni``.
 # ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature, so the
 # compiler uses whatever the CPU has.
-KNOWN = (
+KNOWN: tuple[Isa, ...] = (
     AMX,
     Isa("avx512vnni", "512-bit vpdpbusd", (_VNNI,), without=("amx",)),
     Isa(

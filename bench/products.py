@@ -1,0 +1,273 @@
+"""Integer matrix products alone, on one core: by instruction set, beside the roof of its units; bits are compared.
+
+    python bench/products.py [--sets SET...] [--formats Q4_0 Q4_K...] [--shapes 1024x1536] [--tokens 256] [--bits 8]
+
+A SET is a name of `pellucid info --machine`, with changes to try: `avx512vnni:unpacks=1` unpacks weights once for many
+tokens (docs/decisions/0038), `amx:fewest=16` takes the path of many tokens from 16 on. Without --sets, all that this
+machine has are measured. Each is a process of its own on the same core; every round runs each set once, in turn.
+Weights (N x D of the shape) are in a cache.
+
+Output: GMAC/s, medians; the part of the roof, which is what a kernel that reads no memory makes of the same units; the
+speed relative to the first set, the median of the rounds' ratios. The last line is JSON. Exit code 1: bits differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid.kernels.core import isa
+from pellucid.weights.quant.registry import formats
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+CHANGES = ("unpacks", "fewest")
+CALL = 0.02  # seconds that a set runs in a round, and more for large products
+FORMATS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An instruction set, and what is changed of it."""
+
+    text: str
+    isa: str
+    changes: Mapping[str, int]
+
+    @classmethod
+    def read(cls, text: str) -> Variant:
+        name, *changed = text.split(":")
+        here = [one.name for one in (*isa.possible(), *isa.emulated())]
+        pairs = [one.partition("=") for one in changed]
+        if name not in here:
+            raise argparse.ArgumentTypeError(f"{name}: this machine has {', '.join(here)}")
+        for key, _, value in pairs:
+            if key not in CHANGES or not value.isdigit():
+                raise argparse.ArgumentTypeError(f"{key}: a change is {'=N or '.join(CHANGES)}=N")
+        return cls(text, name, {key: int(value) for key, _, value in pairs})
+
+    def apply(self) -> None:
+        """Change this process, before it compiles a kernel."""
+        if "unpacks" in self.changes:
+            unpacks = bool(self.changes["unpacks"])
+            isa.KNOWN = tuple(
+                replace(one, unpacks=unpacks) if one.name == self.isa else one for one in isa.KNOWN
+            )
+        if "fewest" in self.changes:
+            from pellucid.kernels.matmul import int8_tiles, int8_vectors
+
+            fewest = self.changes["fewest"]
+            int8_tiles.FEWEST, int8_vectors.FEWEST = fewest, (fewest, fewest)
+
+
+@dataclass(frozen=True)
+class Product:
+    """(T, D) activations of some bits, times (N, D) weights."""
+
+    format: str
+    bits: int
+    rows: int
+    columns: int
+    tokens: int
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.tokens * self.rows * self.columns
+
+    @classmethod
+    def read(cls, form: str, bits: int, shape: str, tokens: int) -> Product:
+        """Raises ValueError if there is no such product."""
+        known = {name: one for name, one in formats().items() if not one.packed.is_float}
+        if form not in known:
+            raise ValueError(f"--formats {form}: there are {', '.join(known)}")
+        rows, _, columns = shape.partition("x")
+        unit = known[form].packed.unit
+        if (
+            not (rows.isdigit() and columns.isdigit() and int(rows))
+            or int(columns) % unit
+            or not int(columns)
+        ):
+            raise ValueError(
+                f"--shapes {shape}: must be NxD, with a D that is a multiple of {unit} for {form}"
+            )
+        if tokens < 1:
+            raise ValueError(f"--tokens {tokens}: must be 1 or more")
+        return cls(form, bits, int(rows), int(columns), tokens)
+
+    def __str__(self) -> str:
+        return f"{self.format} {self.bits} bits, {self.rows}x{self.columns}, {self.tokens} tokens"
+
+
+def prepared(product: Product) -> tuple[str, Callable[[int], float]]:
+    """The hash of a product's result, and what runs it so often and returns the seconds of one."""
+    from support.blocks import packed_matrix, random_blocks
+
+    from pellucid.kernels.core.definitions import KernelKey, definition
+    from pellucid.kernels.core.library import shared
+    from pellucid.kernels.matmul import quantize
+    from pellucid.runtime.executor import Executor, Program, table
+
+    form = formats()[product.format]
+    matrix = packed_matrix(form, random_blocks(form, 0, product.rows, product.columns // form.block))
+    drawn = np.random.default_rng(0).standard_normal((product.tokens, product.columns))
+    x = quantize.reference(drawn.astype(np.float32), product.bits)
+    out, zeros = np.zeros((product.tokens, product.rows), np.float32), np.zeros(16, np.float32)
+    key = KernelKey("matmul_int8", packed=matrix.packed, activation_bits=product.bits)
+    record = definition(key.name).record
+    assert record is not None
+    fields = {
+        "weights": matrix.address,
+        "groups": matrix.groups,
+        "group_bytes": matrix.packed.group_bytes(product.columns),
+        "columns": product.columns,
+        "x": x.ctypes.data,
+        "x_stride": x[0].nbytes,
+        "out": out.ctypes.data,
+        "out_stride": out[0].nbytes,
+        "addend": zeros.ctypes.data,
+        "addend_group": 0,
+        "addend_row": 0,
+        "replicated": 0,
+        "rows": 0,
+    }
+    words = record.pack(fields, shared().load([key])[key], 0)
+    executor, program = Executor(1), Program(table([words]), (matrix, x, out, zeros))
+    step = np.array([product.tokens], np.int64)
+    executor.run(program, step)
+
+    def run(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            executor.run(program, step)
+        return (time.perf_counter() - start) / times
+
+    return hashlib.sha256(out.tobytes()).hexdigest()[:16], run
+
+
+def serve(variant: Variant, core: int) -> None:
+    """Answer the questions that come line by line: prepare a product, or run it, and the roof."""
+    variant.apply()
+    from pellucid.measure.roofs import Roofs
+
+    os.sched_setaffinity(0, {core})
+    roofs, run = Roofs(1, 1 << 20), None
+    for line in sys.stdin:
+        asked: dict[str, Any] = json.loads(line)
+        if "product" in asked:
+            bits, run = prepared(Product(**asked["product"]))
+            print(json.dumps({"bits": bits, "seconds": run(3)}), flush=True)
+        elif run:
+            print(json.dumps({"seconds": run(asked["times"]), "roof": roofs.multiply()}), flush=True)
+
+
+class Server:
+    """A process that runs products on one core with one set."""
+
+    def __init__(self, variant: Variant, core: int, keep: ExitStack) -> None:
+        self.variant = variant
+        environment = {**os.environ, "PELLUCID_ISA": variant.isa}
+        if variant.changes:  # its kernels are not those that the cache keeps under their names
+            environment["PELLUCID_HOME"] = keep.enter_context(tempfile.TemporaryDirectory())
+        command = [sys.executable, __file__, "--serve", variant.text, "--core", str(core)]
+        self._process = keep.enter_context(
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        )
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise SystemExit(f"{self.variant.text}: ended without an answer")
+        made: dict[str, Any] = json.loads(answer)
+        return made
+
+
+def measured(product: Product, servers: Sequence[Server], rounds: int) -> list[dict[str, Any]]:
+    """What each set makes of a product."""
+    first = [server.ask(product=vars(product)) for server in servers]
+    times = [max(1, round(CALL / one["seconds"])) for one in first]
+    speeds, roofs = [[] for _ in servers], [[] for _ in servers]  # type: tuple[list[list[float]], list[list[float]]]
+    for _ in range(rounds):
+        for server, n, speed, roof in zip(servers, times, speeds, roofs):
+            made = server.ask(times=n)
+            speed.append(product.multiply_adds / made["seconds"])
+            roof.append(made["roof"])
+    return [
+        {
+            "product": str(product),
+            "set": server.variant.text,
+            "gmacs": statistics.median(speed) / 1e9,
+            "of_roof": statistics.median(s / r for s, r in zip(speed, roof)),
+            "of_first": statistics.median(s / f for s, f in zip(speed, speeds[0])),
+            "bits": one["bits"],
+        }
+        for server, speed, roof, one in zip(servers, speeds, roofs, first)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    native = [one.name for one in isa.possible() if one.name != "portable"]
+    parser.add_argument(
+        "--sets", type=Variant.read, nargs="+", default=[Variant.read(name) for name in native]
+    )
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--shapes", nargs="+", default=["1024x1536"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256])
+    parser.add_argument("--bits", type=int, nargs="+", choices=(8, 16, 24), default=[8])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--serve", type=Variant.read, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(asked.serve, asked.core)
+        return 0
+    asked_for = itertools.product(asked.formats, asked.bits, asked.shapes, asked.tokens)
+    try:
+        products = [Product.read(*one) for one in asked_for]
+    except ValueError as error:
+        parser.error(str(error))
+    found: list[dict[str, Any]] = []
+    with ExitStack() as keep:
+        servers = [Server(variant, asked.core, keep) for variant in asked.sets]
+        for product in products:
+            made = measured(product, servers, asked.rounds)
+            for one in made:
+                print(
+                    f"{one['product']:42} {one['set']:24} {one['gmacs']:6.0f} GMAC/s {one['of_roof']:5.0%} of the roof"
+                    f"{one['of_first']:6.2f}",
+                    flush=True,
+                )
+            found += made
+    print(json.dumps(found))
+    differ = {
+        one["product"]
+        for one in found
+        if len({o["bits"] for o in found if o["product"] == one["product"]}) > 1
+    }
+    for name in sorted(differ):
+        print(f"{name}: bits differ between the sets", file=sys.stderr)
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
