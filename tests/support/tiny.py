@@ -68,6 +68,20 @@ for _name in TINY:
             DECODERS.append(_name)
 
 
+def some_with_all_kernels() -> list[str]:
+    """Some of FAMILIES whose plans together have every kernel that any of them has."""
+    kernels = {}
+    for name in FAMILIES:
+        with opened(TINY[name]) as (checkpoint, model):
+            plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
+        kernels[name] = {operation.kernel.name for operation in plan.operations}
+    missing, found = set().union(*kernels.values()), []
+    while missing:
+        found.append(max(kernels, key=lambda name: len(kernels[name] & missing)))
+        missing -= kernels[found[-1]]
+    return found
+
+
 @contextmanager
 def model_runner(
     path: Path,

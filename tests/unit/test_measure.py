@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.schedule import write_quantised_llama
-from support.tiny import FAMILIES, TINY, model_runner, opened
+from support.tiny import FAMILIES, TINY, model_runner, opened, some_with_all_kernels
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
@@ -27,7 +27,7 @@ from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.cache_layout import StateShape
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=some_with_all_kernels())
 def net(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     with model_runner(TINY[request.param], context=128, threads=2, sequences=4) as made:
         yield made
