@@ -18,19 +18,21 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
+from pellucid.kernels.core.together import compile_together
 from pellucid.model.filled import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
-from pellucid.plan.weights import load_weights
+from pellucid.plan.weights import load_weights, packers
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.runtime.executor import Executor, Program
+from pellucid.runtime.executor import LOOP_KERNELS, Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
 from pellucid.runtime.processors import processors
+from pellucid.sample.candidates import SAMPLING_KERNELS
 from pellucid.weights.checkpoint import Checkpoint
 
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
@@ -81,6 +83,9 @@ class ModelRunner:
         # In a step with one row each thread may have its own copy of that row.
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
+        kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan))
+        sampling = SAMPLING_KERNELS if model.spec.head else ()
+        compile_together((*kernels, *sampling), processors().usable, progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:

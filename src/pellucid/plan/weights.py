@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
 from pellucid.model.filled import Model, Slot
@@ -16,7 +17,7 @@ from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.runtime.placement import Placement
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, Packing, filled, pack, prepare
+from pellucid.weights.pack import Matrix, Packing, filled, pack, packer, prepare
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
@@ -31,6 +32,15 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
         if source.tensor in checkpoint.tensors:
             found[slot] = format_of(checkpoint.tensors[source.tensor], source).packed
     return found
+
+
+def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
+    """The kernels that pack the matrices that a plan refers to."""
+    values = (value for op in plan.operations for value in op.fields.values())
+    sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
+    found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
+    forms = (format_of(tensor, source) for tensor, source in found if tensor)
+    return set(map(packer, {form.name: form for form in forms}.values()))
 
 
 def load_weights(

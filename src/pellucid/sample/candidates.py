@@ -34,6 +34,9 @@ FEW = 512  # up to this k the compiled top-k search is faster than a partition
 SHORTEST = 16  # the kernels take at least this many logits
 LEAST_TEMPERATURE = 1e-30  # a lower one has the same effect
 LARGEST = float(np.finfo(np.float32).max)
+TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")
+SAMPLING_KERNELS = (TOP, SUMS)
+"""The kernels that most chains use."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ def _inverse_cdf(ends: Any, number: float) -> int:
 
 @cache
 def _top() -> Call:
-    return Call(KernelKey("logits.top"), TopRecord)
+    return Call(TOP, TopRecord)
 
 
 @cache
@@ -367,7 +370,7 @@ def _spread() -> Call:
 
 @cache
 def _sums() -> Call:
-    return Call(KernelKey("logits.softmax"), SoftmaxRecord)
+    return Call(SUMS, SoftmaxRecord)
 
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:

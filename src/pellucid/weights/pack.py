@@ -135,6 +135,13 @@ def filled(packed: PackedLayout, blocks: int) -> int:
     return round_up(blocks, ROWS) if packed.is_float else blocks
 
 
+def packer(form: Format) -> KernelKey:
+    """The kernel that packs matrices of a format."""
+    if form.packed.is_float:
+        return KernelKey("pack_float", size=form.packed.bits // 8)
+    return KernelKey("pack_int", packed=form.packed, stored=form.stored)
+
+
 def prepare(
     form: Format,
     shape: tuple[int, int, int],
@@ -158,10 +165,7 @@ def prepare(
         )
     data = aligned(packed.matrix_bytes(rows, columns)) if memory is None else memory
     matrix = Matrix(packed, rows, columns, data)
-    key = KernelKey("pack_int", packed=packed, stored=form.stored)
-    if packed.is_float:
-        key = KernelKey("pack_float", size=packed.bits // 8)
-    native = shared().function(key)
+    native = shared().function(packer(form))
     groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
     row_bytes = blocks * block_bytes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +18,8 @@ from support.processes import environment, python
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core import beside as beside_module
+from pellucid.kernels.core import compile_process, elf, fingerprint, isa, library, together
 from pellucid.kernels.core import definitions as definitions_module
-from pellucid.kernels.core import elf, fingerprint, isa, library
 from pellucid.kernels.core.beside import Beside
 from pellucid.kernels.core.definitions import Definition, KernelKey, definition, definitions
 from pellucid.kernels.core.definitions import kernel as declare
@@ -315,3 +316,77 @@ def test_what_does_not_compile_beside_is_absent(empty_home: Path, monkeypatch: p
     next(iter(beside.threads.values())).join(60)
     assert not beside.ready([ADD], compiles=True)
     assert len(beside.threads) == 1
+
+
+KEYS = [ADD, KernelKey("pick"), KernelKey("roof.read")]
+
+
+@pytest.fixture
+def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that compile together, which begin with the fewest kernels; this process compiles none."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
+        made.append(compile_process.started(nice, answers=answers))
+        return made[-1]
+
+    def fails(key: KernelKey) -> bytes:
+        raise KernelError(f"{key} does not compile")
+
+    monkeypatch.setattr(together, "WORTH", 0)
+    monkeypatch.setattr(together, "started", started)
+    monkeypatch.setattr(together, "shared", Library)
+    monkeypatch.setattr(library, "compile_kernel", fails)
+    return made
+
+
+def test_kernels_are_compiled_together(team: list[subprocess.Popen[bytes]]) -> None:
+    told: list[tuple[int, int, str]] = []
+    together.compile_together([*KEYS, ADD], 2, lambda *what: told.append(what))
+    assert Library().is_cached(KEYS)
+    assert adds(Library())
+    assert [one.returncode for one in team] == [0, 0]
+    assert told[0] == (0, 3, "roof.read"), "the one with most sources is the first"
+    assert told[-1] == (3, 3, "")
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    together.compile_together(KEYS, 2)
+    assert len(team) == 2, "all are cached"
+
+
+def test_what_is_not_worth_a_process(
+    team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together.compile_together(KEYS, 1)
+    together.compile_together([ADD], 2)
+    monkeypatch.setattr(together, "WORTH", 60_000)
+    together.compile_together(KEYS, 2)
+    monkeypatch.setattr(together, "WORTH", 0)
+    monkeypatch.setattr(together, "can_cache", lambda: False)
+    together.compile_together(KEYS, 2)
+    monkeypatch.setattr(together, "can_cache", lambda: True)
+    monkeypatch.setattr(sys, "executable", "")
+    together.compile_together(KEYS, 2)
+    assert not any(team)
+    assert not Library().is_cached(KEYS[:1])
+
+
+def test_a_process_that_ends_leaves_the_rest_to_the_others(
+    team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process gets a kernel that only this process knows, which ends it."""
+    monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
+    unknown = KernelKey("unknown")
+    together.compile_together([unknown, *KEYS], 2)
+    shelf = Library()
+    assert shelf.is_cached(KEYS)
+    assert not shelf.is_cached([unknown])
+    assert sorted(one.returncode for one in team) == [0, 1]
+
+
+def test_an_interrupt_ends_the_processes(team: list[subprocess.Popen[bytes]]) -> None:
+    def interrupt(done: int, total: int, label: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together.compile_together(KEYS, 2, interrupt)
+    assert [one.returncode for one in team] == [-signal.SIGKILL] * 2

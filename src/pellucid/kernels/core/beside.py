@@ -1,31 +1,25 @@
 """Compiles kernels beside what runs, so that no call has to wait for the compiler.
 
-The compiler is written in Python: in a thread it would take the interpreter from the others. So it runs in a process of
-low priority, which writes to the cache folder. It goes on when this process ends, so that the next one finds the
-kernels. A thread waits for it. Where nothing can be kept in the folder, or no process started, the thread compiles
-itself.
-
-The process gets the keys as JSON on its standard input: [["text.split", {}], ...].
+The compiler runs in a process of low priority (``compile_process.py``). It goes on when this process ends, so that the next
+one finds the kernels. A thread waits for it. Where nothing can be kept in the cache folder, or no process started, the
+thread compiles itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Collection, Iterable
 
 from pellucid.errors import KernelError
+from pellucid.kernels.core.compile_process import started, tell
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, can_cache, shared
 
 NICE = 10  # how much lower its priority is
 LOOKS = 0.2  # seconds between looks whether this process ends
-BOOT = "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.beside import main; main()"
 
 
 class Beside:
@@ -76,27 +70,13 @@ def beside() -> Beside:
 
 
 def _started(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
-    """A process that compiles kernels; None if there is no Python that can be started."""
-    if not sys.executable or getattr(sys, "frozen", False):
+    """A process that compiles kernels and ends; None if none can be started."""
+    process = started(NICE, answers=False)
+    if process is None:
         return None
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-c", BOOT, *map(os.path.abspath, sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the process that started it
-        )
-    except OSError:
-        return None
+    for key in keys:
+        tell(process, key)
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as given:  # it may have ended already
-        given.write(json.dumps([[key.name, dict(key.parameters)] for key in keys]).encode())
+    with contextlib.suppress(OSError):
+        process.stdin.close()
     return process
-
-
-def main() -> None:
-    """Compile what standard input names."""
-    if hasattr(os, "nice"):
-        os.nice(NICE)
-    shared().load(KernelKey(name, **parameters) for name, parameters in json.load(sys.stdin))

@@ -65,6 +65,11 @@ def sources(module: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def source_bytes(module: str) -> int:
+    """The size of the source files that the kernels of a module depend on, beside those that all depend on."""
+    return sum(_source(name).size for name in _closure((module,)) - _closure(COMPILER))
+
+
 def _closure(modules: tuple[str, ...]) -> set[str]:
     """The given modules and all modules of this package that they import, directly or indirectly."""
     found: set[str] = set()
@@ -79,10 +84,11 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A module's source file: its hash, and the modules of this package that it names in import statements."""
+    """A module's source file: its hash, the modules of this package that it names in import statements, its size."""
 
     digest: bytes
     imports: tuple[str, ...]
+    size: int = 0
 
 
 @functools.cache
@@ -93,7 +99,7 @@ def _source(module: str) -> _Source:
         content = file.read_bytes()
     except FileNotFoundError:  # a name that is no module
         return _Source(b"", ())
-    return _Source(hashlib.sha256(content).digest(), tuple(_imports(content.decode())))
+    return _Source(hashlib.sha256(content).digest(), tuple(_imports(content.decode())), len(content))
 
 
 def _imports(text: str) -> Iterator[str]:
