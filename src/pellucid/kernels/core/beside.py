@@ -1,8 +1,8 @@
 """Compiles kernels beside what runs, so that no call has to wait for the compiler.
 
-The compiler runs in a process of low priority (``compile_process.py``). It goes on when this process ends, so that the next
-one finds the kernels. A thread waits for it. Where nothing can be kept in the cache folder, or no process started, the
-thread compiles itself.
+The compiler runs in a process of low priority (``compile_process.py``). It goes on when this process ends, so that the
+next one finds the kernels. A thread waits for it. Where nothing can be kept in the cache folder, or no process started,
+the thread compiles itself.
 """
 
 from __future__ import annotations

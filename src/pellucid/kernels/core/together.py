@@ -1,4 +1,4 @@
-"""Compiles many kernels in several processes at a time (``compile_process.py``), before a model that needs them is ready.
+"""Compiles what a new model needs in several processes at a time (``compile_process.py``).
 
 The kernels of a new model take one process 10 to 20 seconds, of which the longest takes half.
 """
