@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.kernels.core import isa
+from pellucid.kernels.matmul.packed_layout import ROWS
 from pellucid.weights.quant.registry import formats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -57,7 +58,7 @@ class Variant:
         if name not in here:
             raise argparse.ArgumentTypeError(f"{name}: this machine has {', '.join(here)}")
         for key, _, value in pairs:
-            if key not in CHANGES or not value.isdigit():
+            if key not in CHANGES or not value.isdecimal():
                 raise argparse.ArgumentTypeError(f"{key}: a change is {'=N or '.join(CHANGES)}=N")
         return cls(text, name, {key: int(value) for key, _, value in pairs})
 
@@ -65,9 +66,8 @@ class Variant:
         """Change this process, before it compiles a kernel."""
         if "unpacks" in self.changes:
             unpacks = bool(self.changes["unpacks"])
-            isa.KNOWN = tuple(
-                replace(one, unpacks=unpacks) if one.name == self.isa else one for one in isa.KNOWN
-            )
+            # All sets, since emulated tiles take their vectors from another one.
+            isa.KNOWN = tuple(replace(one, unpacks=unpacks) for one in isa.KNOWN)
         if "fewest" in self.changes:
             from pellucid.kernels.matmul import int8_tiles, int8_vectors
 
@@ -97,16 +97,9 @@ class Product:
             raise ValueError(f"--formats {form}: there are {', '.join(known)}")
         rows, _, columns = shape.partition("x")
         unit = known[form].packed.unit
-        if (
-            not (rows.isdigit() and columns.isdigit() and int(rows))
-            or int(columns) % unit
-            or not int(columns)
-        ):
-            raise ValueError(
-                f"--shapes {shape}: must be NxD, with a D that is a multiple of {unit} for {form}"
-            )
-        if tokens < 1:
-            raise ValueError(f"--tokens {tokens}: must be 1 or more")
+        numbers = (int(one) if one.isdecimal() else 0 for one in (rows, columns))
+        if not all(number and number % each == 0 for number, each in zip(numbers, (ROWS, unit))):
+            raise ValueError(f"--shapes {shape}: must be NxD, multiples of {ROWS} and, for {form}, of {unit}")
         return cls(form, bits, int(rows), int(columns), tokens)
 
     def __str__(self) -> str:
@@ -164,7 +157,8 @@ def serve(variant: Variant, core: int) -> None:
     variant.apply()
     from pellucid.measure.roofs import Roofs
 
-    os.sched_setaffinity(0, {core})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
     roofs, run = Roofs(1, 1 << 20), None
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)
@@ -193,10 +187,13 @@ class Server:
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
-            raise SystemExit(f"{self.variant.text}: ended without an answer")
+        answer = ""
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.variant.text}: its process has ended")
         made: dict[str, Any] = json.loads(answer)
         return made
 
@@ -224,6 +221,12 @@ def measured(product: Product, servers: Sequence[Server], rounds: int) -> list[d
     ]
 
 
+def positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 on")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     native = [one.name for one in isa.possible() if one.name != "portable"]
@@ -232,10 +235,11 @@ def main() -> int:
     )
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--shapes", nargs="+", default=["1024x1536"])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256])
+    parser.add_argument("--tokens", type=positive, nargs="+", default=[256])
     parser.add_argument("--bits", type=int, nargs="+", choices=(8, 16, 24), default=[8])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=positive, default=15)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    parser.add_argument("--core", type=int, choices=cores, default=cores[-1])
     parser.add_argument("--serve", type=Variant.read, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:

@@ -69,12 +69,13 @@ for _name in TINY:
 
 
 def some_with_all_kernels() -> list[str]:
-    """Some of FAMILIES whose plans together have every kernel that any of them has."""
+    """Some of FAMILIES whose plans together have kernels of every name and kind that any of them has."""
     kernels = {}
     for name in FAMILIES:
         with opened(TINY[name]) as (checkpoint, model):
             plan = pipeline.build_plan(model.spec, layouts(checkpoint, model))
-        kernels[name] = {operation.kernel.name for operation in plan.operations}
+        used = {operation.kernel for operation in plan.operations}
+        kernels[name] = {(kernel.name, dict(kernel.parameters).get("kind")) for kernel in used}
     missing, found = set().union(*kernels.values()), []
     while missing:
         found.append(max(kernels, key=lambda name: len(kernels[name] & missing)))

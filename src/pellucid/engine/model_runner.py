@@ -31,7 +31,7 @@ from pellucid.runtime.executor import LOOP_KERNELS, Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
-from pellucid.runtime.processors import processors
+from pellucid.runtime.processors import free_bytes, processors
 from pellucid.sample.candidates import SAMPLING_KERNELS
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -84,8 +84,8 @@ class ModelRunner:
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
         kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan))
-        sampling = SAMPLING_KERNELS if model.spec.head else ()
-        compile_together((*kernels, *sampling), processors().usable, progress)
+        sampling = SAMPLING_KERNELS if model.spec.head and not stage else ()
+        compile_together((*kernels, *sampling), processors().usable, free_bytes(), progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:

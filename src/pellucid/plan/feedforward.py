@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
 from pellucid.plan.builder import COUNT, Builder, tiles
@@ -34,6 +32,8 @@ def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: st
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
     """x = max(0, x - cut): ``cut`` is a row's quantile ``part``, if its values are normally distributed."""
+    from statistics import NormalDist  # slow to import, and few models need it
+
     deviations = NormalDist().inv_cdf(part)
     builder.in_place(stage, "sparsify", x, count=builder.count_of(x), deviations=deviations)
 

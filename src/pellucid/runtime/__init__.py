@@ -1,7 +1,7 @@
 """Threads, memory, the key/value cache and the arrays of a step.
 
 executor.py       threads that run programs
-processors.py     the cores, nodes and share of the machine that this process may use
+processors.py     the cores, nodes, memory and share of the machine that this process may use
 placement.py      on which cores threads run, in which memory weights and pages lie
 thread_tuner.py   how many of the threads run a small step
 batch.py          the arrays of a step: which tokens of which sequences run

@@ -1,10 +1,10 @@
-"""The processors that this process may use: which cores, how much of them, and near which memory they are."""
+"""What this process may use: which cores, how much of them, near which memory they are; how much memory is free."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,23 @@ def core_count() -> int:
     return len(_cores(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
 
 
+def free_bytes() -> int | None:
+    """The bytes of memory that this process can still get, by the machine and its container; None: not known."""
+    return _free_bytes(SYSTEM)
+
+
+def _free_bytes(system: Path) -> int | None:
+    """Source: the Linux kernel's documentation, filesystems/proc.rst and admin-guide/cgroup-v2.rst (memory.max)."""
+    said = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
+    free = [1024 * int(kib) for name, kib, *_ in said if name == "MemAvailable:" and kib.isdecimal()]
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+    for group, version in _groups(system, "memory"):
+        most, used = (_text(group / name).strip() for name in names[version])
+        if most.isdecimal() and used.isdecimal():
+            free.append(max(0, int(most) - int(used)))
+    return min(free, default=None)
+
+
 @functools.lru_cache(8)
 def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
     """The cores of ``allowed`` logical processors; one that the system does not describe is a core of node 0."""
@@ -85,19 +102,25 @@ def _quota(system: Path) -> float | None:
 
     Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
     """
-    quotas = []
+    quotas = (
+        _quota_1(group) if version == 1 else _quota_2(group) for group, version in _groups(system, "cpu")
+    )
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of the process's control groups that may limit something, and their version, 1 or 2."""
     for line in _text(system / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.replace("\0", "").split(":", 2), "", ""][:3]
-        roots, read = [system / "sys/fs/cgroup"], _quota_2
-        if "cpu" in controllers.split(","):
-            roots, read = [roots[0] / name for name in {"cpu", controllers}], _quota_1
+        roots, version = [system / "sys/fs/cgroup"], 2
+        if controller in controllers.split(","):
+            roots, version = [roots[0] / name for name in {controller, controllers}], 1
         elif controllers:
             continue
         for root in roots:
             # Inside of a container the path may be that of the host; the root is the container's group then.
             group = root / path.lstrip("/")
-            quotas += [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    return min((quota for quota in quotas if quota), default=None)
+            yield from ((one, version) for one in (group, *group.parents) if one.is_relative_to(root))
 
 
 def _quota_2(group: Path) -> float | None:

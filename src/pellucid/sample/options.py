@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -102,7 +101,9 @@ class Options:
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
             if name not in _own_names():
-                near = difflib.get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
+                from difflib import get_close_matches  # slow to import, and only this error needs it
+
+                near = get_close_matches(str(name), [*owners(), *_own_names(), *also], 3, 0.5)
                 hint = f"did you mean {' or '.join(near)}?" if near else "see docs/sampling.md"
                 raise InvalidRequest(f"unknown option {brief(name)}: {hint}")
         return cls(**options, sampling=sampling)

@@ -7,6 +7,10 @@ with llm.trace("blocks.*.residual") as t:
 logit_lens(llm, t.sequences[0])
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from pellucid.trace.edits import (
     ablate,
     add,
@@ -18,13 +22,15 @@ from pellucid.trace.edits import (
     replace,
     scale,
 )
-from pellucid.trace.lenses.attribution import attribute
-from pellucid.trace.lenses.difference import difference
-from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
-from pellucid.trace.lenses.logit_lens import logit_lens
-from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
-from pellucid.trace.lenses.patching import patch_sweep
-from pellucid.trace.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    from pellucid.trace.lenses.attribution import attribute
+    from pellucid.trace.lenses.difference import difference
+    from pellucid.trace.lenses.heads import head_scores, heads_between, position_of, rollout
+    from pellucid.trace.lenses.logit_lens import logit_lens
+    from pellucid.trace.lenses.neighbours import neighbours, similarity, vector_of, word_map
+    from pellucid.trace.lenses.patching import patch_sweep
+    from pellucid.trace.recorded import RecordedRun
 
 __all__ = [
     "RecordedRun",
@@ -50,3 +56,27 @@ __all__ = [
     "vector_of",
     "word_map",
 ]
+
+_LENSES = {
+    "recorded": ("RecordedRun",),
+    "lenses.attribution": ("attribute",),
+    "lenses.difference": ("difference",),
+    "lenses.heads": ("head_scores", "heads_between", "position_of", "rollout"),
+    "lenses.logit_lens": ("logit_lens",),
+    "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
+    "lenses.patching": ("patch_sweep",),
+}
+"""Names by module. A module is imported when somebody asks for a name of it: models load sooner without lenses."""
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    for module, names in _LENSES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from support.pages import in_use, lose_pages
 
 import pellucid
+from pellucid.engine import model_runner
 from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.run import Admission
@@ -23,8 +25,11 @@ from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.scoring import ScoringTask
 from pellucid.engine.speculation import MOST, Gain
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import Library
 from pellucid.llm import LLM
 from pellucid.runtime.sequence import CachedSequence
+from pellucid.sample import candidates
 from pellucid.sample.beams import BeamOptions, BeamSearch
 from pellucid.sample.options import Options
 from pellucid.sample.steps.temperature import Temperature
@@ -611,3 +616,24 @@ def test_a_result_keeps_its_own_logits_only(llm: LLM) -> None:
         raw = output.draw.logits.raw
         base = raw if raw.base is None else raw.base
         assert base.nbytes <= 2 * raw.nbytes
+
+
+def test_what_a_first_answer_needs_is_compiled_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, used, load = list[KernelKey](), set[KernelKey](), Library.load
+
+    def loaded(self: Library, keys: Iterable[KernelKey], progress: Any = None) -> dict[KernelKey, int]:
+        used.update(keys := list(keys))
+        return load(self, keys, progress)
+
+    monkeypatch.setattr(model_runner, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(Library, "load", loaded)
+    for kept in (candidates._top, candidates._sums):
+        kept.cache_clear()
+    path = random_model("llama", tmp_path / "llama.gguf", vocabulary=320, form="Q8_0")
+    with pellucid.load(path) as llm:
+        llm.generate([1, 2, 3], max_new_tokens=2, seed=1)
+    assert {key for key in used if not key.name.startswith("text.")} <= set(asked)
+    assert set(candidates.SAMPLING_KERNELS) <= used
+    assert pickle.loads(pickle.dumps(asked)) == asked, "they go to other processes"

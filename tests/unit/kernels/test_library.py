@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,30 +342,35 @@ def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.P
 
 def test_kernels_are_compiled_together(team: list[subprocess.Popen[bytes]]) -> None:
     told: list[tuple[int, int, str]] = []
-    together.compile_together([*KEYS, ADD], 2, lambda *what: told.append(what))
+    together.compile_together([*KEYS, ADD], 2, None, lambda *what: told.append(what))
     assert Library().is_cached(KEYS)
     assert adds(Library())
-    assert [one.returncode for one in team] == [0, 0]
-    assert told[0] == (0, 3, "roof.read"), "the one with most sources is the first"
+    assert None not in [one.returncode for one in team]
+    assert [done for done, _, _ in told] == [0, 1, 2, 3]
+    longest = max(KEYS, key=lambda key: fingerprint.source_bytes(definition(key.name).module))
+    assert told[0] == (0, 3, str(longest))
     assert told[-1] == (3, 3, "")
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    together.compile_together(KEYS, 2)
+    together.compile_together(KEYS, 2, None)
     assert len(team) == 2, "all are cached"
 
 
-def test_what_is_not_worth_a_process(
-    team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change", ["one process", "one kernel", "little memory", "short kernels", "no folder", "no Python"]
+)
+def test_what_is_compiled_alone(
+    change: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together.compile_together(KEYS, 1)
-    together.compile_together([ADD], 2)
-    monkeypatch.setattr(together, "WORTH", 60_000)
-    together.compile_together(KEYS, 2)
-    monkeypatch.setattr(together, "WORTH", 0)
-    monkeypatch.setattr(together, "can_cache", lambda: False)
-    together.compile_together(KEYS, 2)
-    monkeypatch.setattr(together, "can_cache", lambda: True)
-    monkeypatch.setattr(sys, "executable", "")
-    together.compile_together(KEYS, 2)
+    if change == "short kernels":
+        monkeypatch.setattr(together, "WORTH", 1 << 30)
+    elif change == "no folder":
+        monkeypatch.setattr(together, "can_cache", lambda: False)
+    elif change == "no Python":
+        monkeypatch.setattr(sys, "executable", "")
+    together.compile_together(
+        KEYS[:1] if change == "one kernel" else KEYS,
+        1 if change == "one process" else 2,
+        3 * together.MEMORY if change == "little memory" else None,
+    )
     assert not any(team)
     assert not Library().is_cached(KEYS[:1])
 
@@ -373,20 +378,46 @@ def test_what_is_not_worth_a_process(
 def test_a_process_that_ends_leaves_the_rest_to_the_others(
     team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first process gets a kernel that only this process knows, which ends it."""
+    """One process gets a kernel that only this process knows, which ends it."""
     monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
     unknown = KernelKey("unknown")
-    together.compile_together([unknown, *KEYS], 2)
+    together.compile_together([unknown, *KEYS], 2, None)
     shelf = Library()
     assert shelf.is_cached(KEYS)
     assert not shelf.is_cached([unknown])
-    assert sorted(one.returncode for one in team) == [0, 1]
+    assert 1 in [one.returncode for one in team]
 
 
-def test_an_interrupt_ends_the_processes(team: list[subprocess.Popen[bytes]]) -> None:
+PROCESSES = {
+    "another program": "import time; time.sleep(60)",
+    "a program that ends": "print('hello')",
+    "nothing is kept": "print('hello\\nready', flush=True)\nfor line in open(0): print('lost', flush=True)",
+}
+
+
+@pytest.mark.parametrize("program", PROCESSES)
+def test_processes_that_compile_nothing_are_soon_given_up(
+    program: str, team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_process, "BOOT", PROCESSES[program])
+    monkeypatch.setattr(together, "STARTUP_SECONDS", 2.0)
+    told: list[tuple[int, int, str]] = []
+    together.compile_together(KEYS, 2, None, lambda *what: told.append(what))
+    assert len(told) == 1
+    assert None not in [one.returncode for one in team]
+    assert not Library().is_cached(KEYS[:1])
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_interrupt_ends_the_processes(at: int, team: list[subprocess.Popen[bytes]]) -> None:
     def interrupt(done: int, total: int, label: str) -> None:
-        raise KeyboardInterrupt
+        if done == at:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        together.compile_together(KEYS, 2, interrupt)
-    assert [one.returncode for one in team] == [-signal.SIGKILL] * 2
+        together.compile_together(KEYS, 2, None, interrupt)
+    assert None not in [one.returncode for one in team]
+    for thread in threading.enumerate():
+        if "_feed" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive()

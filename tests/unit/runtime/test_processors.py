@@ -96,6 +96,40 @@ def test_quotas(tmp_path: Path, files: dict[str, str], quota: float | None) -> N
     assert module._quota(described(tmp_path, files)) == quota
 
 
+MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    4000 kB\nnonsense\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        (MEMINFO, 4096000),
+        (
+            {
+                **MEMINFO,
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": "5000\n",
+                "sys/fs/cgroup/a/memory.current": "3000\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "100\n",
+            },
+            2000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n3:cpu:/y\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "700\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "900\n",
+            },
+            0,
+        ),
+        ({"proc/meminfo": "MemAvailable:\nMemAvailable: ² kB\n"}, None),
+    ],
+)  # fmt: skip
+def test_free_memory(tmp_path: Path, files: dict[str, str], free: int | None) -> None:
+    assert module._free_bytes(described(tmp_path, files)) == free
+
+
 def test_no_more_threads_than_a_team_can_have() -> None:
     assert Processors(tuple(Core(0, frozenset({cpu})) for cpu in range(384))).threads == MAX_THREADS
 

@@ -1,9 +1,9 @@
-"""Processes that compile kernels and write them to the cache folder.
+"""A process that compiles kernels and writes them to the cache folder.
 
-The compiler is written in Python: in a thread it would take the interpreter from the others. A process gets its keys
-on its standard input, a line for each, after a line with the number by which its priority is lower. A key is pickled,
-since it may hold a packed layout; only the process that started this one can write there. It writes a line whenever it
-is done with a key, whether that did compile or not.
+The compiler is written in Python: in a thread it would take the interpreter from the others. The first line of the
+process's standard input is its nice value, each further line a key. A key is pickled, since it may hold a packed
+layout; only the process that started this one can write there. The process writes a line when it is ready for the
+first key, and one when it is done with a key, which says whether the folder has it now.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import sys
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import shared
+from pellucid.kernels.core.library import is_kept, shared
 
 BOOT = (
     "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
 )
+READY, KEPT, LOST = b"ready\n", b"kept\n", b"lost\n"
 
 
 def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
@@ -31,9 +32,11 @@ def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
     """
     if not sys.executable or getattr(sys, "frozen", False):
         return None
+    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-c", BOOT, *map(os.path.abspath, sys.path)],
+            [sys.executable, "-X", "utf8", "-c", BOOT, *paths],
+            bufsize=0,  # a thread that waits for a line holds no lock when this process ends
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -54,7 +57,6 @@ def _write(process: subprocess.Popen[bytes], line: str) -> bool:
     assert process.stdin is not None
     try:
         process.stdin.write(line.encode() + b"\n")
-        process.stdin.flush()
     except OSError:
         return False
     return True
@@ -62,12 +64,17 @@ def _write(process: subprocess.Popen[bytes], line: str) -> bool:
 
 def main() -> None:
     """Compile what standard input names."""
-    gc.disable()  # nearly all objects stay in use: 250 MB instead of 200, and 5 % of the time
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else prints is no answer
+    gc.disable()  # the process takes 250 MB instead of 200, and 5 % less time
     nice = int(sys.stdin.readline())
     if hasattr(os, "nice"):
         os.nice(nice)
+    answers.buffer.write(READY)
+    answers.flush()
     for line in sys.stdin:
+        key = pickle.loads(bytes.fromhex(line))
         with contextlib.suppress(KernelError):
-            shared().load([pickle.loads(bytes.fromhex(line))])
-        print(flush=True)
-    os._exit(0)  # it has nothing to tidy up, which would take a tenth of a second
+            shared().load([key])
+        answers.buffer.write(KEPT if is_kept(key) else LOST)
+        answers.flush()
+    os._exit(0)  # there is nothing to tidy up, which would take a tenth of a second
