@@ -1,5 +1,6 @@
 """Shared fixtures. The file's location puts tests/ on the import path, so that tests can import ``support``."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from support.command import Command, Outcome
 
 import pellucid
 from pellucid.cli.main import main
+from pellucid.kernels.core import together
 from pellucid.llm import LLM
 
 settings.register_profile("pellucid", derandomize=True, deadline=None)
@@ -17,6 +19,9 @@ settings.load_profile("pellucid")
 
 # A shell that starts a command in the background may let it ignore Ctrl-C, and what the tests start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # all cores have work already
+    together.WORTH = 1 << 40
 
 FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 

@@ -6,6 +6,7 @@ run.py              a task on its way: when it runs, its results, and who reads 
 scheduler.py        which tokens of which sequences run in a step
 pace.py             how many tokens of prompts a step may read
 speculation.py      tokens that may follow are read together with the last one
+compiled.py         compiles what a model needs until its first answer
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
 sequence.py         one text: logits → token → text, and whether it ends
 generation.py       the task that reads a prompt and continues it with several sequences

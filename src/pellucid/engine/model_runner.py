@@ -12,27 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.compiled import compile_kernels
 from pellucid.engine.head import HeadProgram
 from pellucid.engine.watching import BoundProgram, WatchedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
-from pellucid.kernels.core.together import compile_together
 from pellucid.model.filled import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
-from pellucid.plan.weights import load_weights, packers
+from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import BlockTable, KVCache, page_counts
 from pellucid.runtime.cache_layout import LayerShape
-from pellucid.runtime.executor import LOOP_KERNELS, Executor, Program
+from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
-from pellucid.runtime.processors import free_bytes, processors
-from pellucid.sample.candidates import SAMPLING_KERNELS
+from pellucid.runtime.processors import processors
 from pellucid.weights.checkpoint import Checkpoint
 
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
@@ -69,23 +68,16 @@ class ModelRunner:
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts, placement)
         self._prefixes = PrefixCache(self.cache, kept_bytes(machine_bytes()))
-        scratch = max(
-            (
-                ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context)
-                for layer in plan.layers
-                if isinstance(layer, LayerShape)
-            ),
-            default=CACHE_LINE,
-        )
+        layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
+        sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in layers)
+        scratch = max(sizes, default=CACHE_LINE)
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(self.cache.groups)
         )
         # In a step with one row each thread may have its own copy of that row.
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
-        kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan))
-        sampling = SAMPLING_KERNELS if model.spec.head and not stage else ()
-        compile_together((*kernels, *sampling), processors().usable, free_bytes(), progress)
+        compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:

@@ -34,9 +34,7 @@ FEW = 512  # up to this k the compiled top-k search is faster than a partition
 SHORTEST = 16  # the kernels take at least this many logits
 LEAST_TEMPERATURE = 1e-30  # a lower one has the same effect
 LARGEST = float(np.finfo(np.float32).max)
-TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")
-SAMPLING_KERNELS = (TOP, SUMS)
-"""The kernels that most chains use."""
+TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
 
 @dataclass(frozen=True)

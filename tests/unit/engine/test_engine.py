@@ -17,7 +17,7 @@ import pytest
 from support.pages import in_use, lose_pages
 
 import pellucid
-from pellucid.engine import model_runner
+from pellucid.engine import compiled
 from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.run import Admission
@@ -627,7 +627,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         used.update(keys := list(keys))
         return load(self, keys, progress)
 
-    monkeypatch.setattr(model_runner, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(compiled, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     for kept in (candidates._top, candidates._sums):
         kept.cache_clear()
@@ -635,5 +635,5 @@ def test_what_a_first_answer_needs_is_compiled_together(
     with pellucid.load(path) as llm:
         llm.generate([1, 2, 3], max_new_tokens=2, seed=1)
     assert {key for key in used if not key.name.startswith("text.")} <= set(asked)
-    assert set(candidates.SAMPLING_KERNELS) <= used
+    assert {candidates.TOP, candidates.SUMS} <= used
     assert pickle.loads(pickle.dumps(asked)) == asked, "they go to other processes"

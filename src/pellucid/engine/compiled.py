@@ -1,0 +1,22 @@
+"""Compiles the kernels that a model needs until its first answer, all together, before it is loaded."""
+
+from __future__ import annotations
+
+from pellucid.kernels.core.library import CompileProgress
+from pellucid.kernels.core.together import compile_together
+from pellucid.model.filled import Model
+from pellucid.plan.plan import Plan
+from pellucid.plan.weights import packers
+from pellucid.runtime.executor import LOOP_KERNELS
+from pellucid.runtime.processors import free_bytes, processors
+from pellucid.sample.candidates import SUMS, TOP
+from pellucid.weights.checkpoint import Checkpoint
+
+
+def compile_kernels(
+    checkpoint: Checkpoint, model: Model, plan: Plan, *, samples: bool, progress: CompileProgress | None
+) -> None:
+    """Compile what is not cached; ``samples`` is whether this process draws tokens from logits that the plan makes."""
+    kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan))
+    sampling = (TOP, SUMS) if samples and model.spec.head else ()
+    compile_together((*kernels, *sampling), processors().usable, free_bytes(), progress)
