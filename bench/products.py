@@ -119,7 +119,7 @@ def prepared(product: Product) -> tuple[str, Callable[[int], float]]:
     matrix = packed_matrix(form, random_blocks(form, 0, product.rows, product.columns // form.block))
     drawn = np.random.default_rng(0).standard_normal((product.tokens, product.columns))
     x = quantize.reference(drawn.astype(np.float32), product.bits)
-    out, zeros = np.zeros((product.tokens, product.rows), np.float32), np.zeros(16, np.float32)
+    out, zeros = np.zeros((product.tokens, product.rows), np.float32), np.zeros(ROWS, np.float32)
     key = KernelKey("matmul_int8", packed=matrix.packed, activation_bits=product.bits)
     record = definition(key.name).record
     assert record is not None

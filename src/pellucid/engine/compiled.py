@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.kernels.core.library import CompileProgress
+from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.core.together import compile_together
 from pellucid.model.filled import Model
 from pellucid.plan.plan import Plan
@@ -17,6 +17,7 @@ def compile_kernels(
     checkpoint: Checkpoint, model: Model, plan: Plan, *, samples: bool, progress: CompileProgress | None
 ) -> None:
     """Compile what is not cached; ``samples`` is whether this process draws tokens from logits that the plan makes."""
-    kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan))
     sampling = (TOP, SUMS) if samples and model.spec.head else ()
-    compile_together((*kernels, *sampling), processors().usable, free_bytes(), progress)
+    kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
+    if not shared().is_cached(kernels):
+        compile_together(kernels, processors().usable, free_bytes(), progress)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -627,6 +628,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         used.update(keys := list(keys))
         return load(self, keys, progress)
 
+    monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
     monkeypatch.setattr(compiled, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     for kept in (candidates._top, candidates._sums):

@@ -323,7 +323,7 @@ KEYS = [ADD, KernelKey("pick"), KernelKey("roof.read")]
 
 @pytest.fixture
 def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that compile together, which begin with the fewest kernels; this process compiles none."""
+    """The processes that compile together, however short the kernels are; this process compiles none."""
     made: list[subprocess.Popen[bytes]] = []
 
     def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:

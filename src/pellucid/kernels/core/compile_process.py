@@ -17,7 +17,7 @@ import sys
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import is_kept, shared
+from pellucid.kernels.core.library import Library, shared
 
 BOOT = (
     "import sys; sys.path[:] = sys.argv[1:]; from pellucid.kernels.core.compile_process import main; main()"
@@ -75,6 +75,7 @@ def main() -> None:
         key = pickle.loads(bytes.fromhex(line))
         with contextlib.suppress(KernelError):
             shared().load([key])
-        answers.buffer.write(KEPT if is_kept(key) else LOST)
+        kept = Library().is_cached([key])  # a library that has loaded nothing knows the folder alone
+        answers.buffer.write(KEPT if kept else LOST)
         answers.flush()
     os._exit(0)  # there is nothing to tidy up, which would take a tenth of a second

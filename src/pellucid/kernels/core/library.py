@@ -65,11 +65,6 @@ def can_cache() -> bool:
     return _folder_at_first_use(home()).keeps
 
 
-def is_kept(key: KernelKey) -> bool:
-    """Whether a kernel is in the cache folder."""
-    return _folder().has(file_name(key))
-
-
 class Library:
     """The kernels that this process has loaded. Use the instance that ``shared()`` returns."""
 

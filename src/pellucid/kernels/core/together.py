@@ -68,7 +68,7 @@ def _run(
 ) -> None:
     """Give each process the next key as soon as it is done with one."""
     waiting, events, left = deque(keys), Events(), dict.fromkeys(keys)
-    working, wait = 0, float(STARTUP_SECONDS)
+    working, wait = 0, STARTUP_SECONDS
     for one in team:
         with contextlib.suppress(RuntimeError):  # no more threads can be started
             threading.Thread(target=_feed, args=(one, waiting, events), daemon=True).start()
