@@ -33,11 +33,15 @@ SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
 """Types of tokens that have no text of their own; by default they are left out of decoded text."""
 
 
+_KNOWN = frozenset(map(int, TokenType))
+_NOT_NORMAL = re.compile(b"[^%c]+" % TokenType.NORMAL)
+
+
 class Vocabulary:
     """An immutable table of pieces.
 
     Args: ``tokens`` one piece per id; ``types`` a :class:`TokenType` number per id, or None if all are normal;
-    ``path`` and ``field`` locate the vocabulary in error messages.
+    ``path`` and ``field`` locate the vocabulary in error messages. The attribute ``types`` has a byte per id.
 
     Raises :class:`FileFormatError` if the table is empty, two ids share a piece, or the types are invalid.
     """
@@ -47,15 +51,9 @@ class Vocabulary:
         self.size = len(self.tokens)
         if not self.tokens:
             raise FileFormatError(path, field, "the vocabulary is empty")
-        self.types: list[int] = [int(TokenType.NORMAL)] * self.size if types is None else list(types)
+        self.types = bytes([TokenType.NORMAL]) * self.size if types is None else _as_bytes(types, path, field)
         if len(self.types) != self.size:
             raise FileFormatError(path, field, f"{self.size:,} pieces but {len(self.types):,} token types")
-        known = set(map(int, TokenType))
-        if not set(map(type, self.types)) <= {int} or not set(self.types) <= known:
-            bad = next(i for i, kind in enumerate(self.types) if type(kind) is not int or kind not in known)
-            raise FileFormatError(
-                path, field, f"token {bad} has unknown type {brief(self.types[bad])}; known: 1 to 6"
-            )
         self.ids: dict[str, int] = dict(zip(self.tokens, range(self.size)))
         if len(self.ids) != self.size:
             second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
@@ -65,7 +63,7 @@ class Vocabulary:
             )
 
     @classmethod
-    def checked(cls, tokens: list[str], types: list[int]) -> Vocabulary:
+    def checked(cls, tokens: list[str], types: bytes) -> Vocabulary:
         """A vocabulary from values that have already passed the checks of the constructor."""
         made = cls.__new__(cls)
         made.tokens, made.types, made.size = tokens, types, len(tokens)
@@ -86,9 +84,9 @@ class Vocabulary:
     def _by_type(self) -> dict[int, list[int]]:
         """The ids of the few tokens that are not normal, by type."""
         found: dict[int, list[int]] = {}
-        for index, kind in enumerate(self.types):
-            if kind != 1:  # TokenType.NORMAL; 262,144 lookups of the name are slow
-                found.setdefault(kind, []).append(index)
+        for run in _NOT_NORMAL.finditer(self.types):
+            for index in range(*run.span()):
+                found.setdefault(self.types[index], []).append(index)
         return found
 
     def of_type(self, *kinds: int) -> list[int]:
@@ -117,6 +115,14 @@ class Vocabulary:
     def check(self, token_id: int) -> int:
         """The id itself. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
         return checked_id(token_id, self.size)
+
+
+def _as_bytes(types: Sequence[int], path: Path, field: str) -> bytes:
+    """A byte per type. Raises :class:`FileFormatError` if one is not a :class:`TokenType`."""
+    if set(map(type, types)) <= {int} and _KNOWN.issuperset(types):
+        return bytes(types)
+    bad = next(i for i, kind in enumerate(types) if type(kind) is not int or kind not in _KNOWN)
+    raise FileFormatError(path, field, f"token {bad} has unknown type {brief(types[bad])}; known: 1 to 6")
 
 
 def checked_id(token_id: int, size: int) -> int:

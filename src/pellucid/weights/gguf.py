@@ -31,6 +31,7 @@ from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
+from pellucid.weights.gguf_strings import WINDOW, split_strings
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
 
 MAGIC = b"GGUF"
@@ -41,6 +42,7 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
+FEW = 1 << 12  # strings that take longer to read one by one than a window takes to split
 FIRST_READ = 1 << 18  # bytes; each further read doubles what is loaded
 MAX_NAME = 65535  # bytes of a key, from the specification
 
@@ -197,8 +199,18 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, field: str, count: int) -> list[str]:
-        # A vocabulary has 10^5 strings, which dominate the time to open a file, so this loop avoids function calls.
         out: list[str] = []
+        while len(out) < count:
+            self.load(min(self.position + WINDOW, self.limit))
+            found, self.position = split_strings(self.data, self.position, count - len(out))
+            out += found
+            # The one that ended the run. More, if the run was short, or a hostile array costs a split for each string.
+            few = 1 if len(found) >= FEW else FEW
+            self._one_by_one(out, min(count, len(out) + few), field)
+        return out
+
+    def _one_by_one(self, out: list[str], count: int, field: str) -> None:
+        """Append strings to ``out`` until it has ``count``."""
         while len(out) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
             have = len(data)
@@ -215,7 +227,6 @@ class _Cursor:
             self.position = position
             if len(out) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
                 out.append(self.string(f"{field}[{len(out)}]"))
-        return out
 
 
 def _unknown_type(code: int) -> str:

@@ -102,6 +102,39 @@ def test_nested_arrays(save: Any) -> None:
     assert model.metadata["empty"] == []
 
 
+STRINGS = st.one_of(
+    st.text(max_size=4),
+    st.text("aé▁𝄞\0", max_size=8),
+    st.integers(0, 600).map("x".__mul__),
+    st.sampled_from(["", "\0", "\0" * 9, "\x01" + "\0" * 7, "ÿ", "a" * 255, "a" * 256]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.tuples(st.lists(STRINGS, max_size=6), st.integers(1, 900)), max_size=4))
+def test_string_arrays_are_what_was_written(
+    parts: list[tuple[list[str], int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    strings = [one for few, times in parts for one in few * times]
+    path = tmp_path_factory.getbasetemp() / "strings.gguf"
+    path.write_bytes(gguf({"x": "odd", "before": strings, "after": ["a", *strings]}, {}))
+    with open_gguf(path) as model:
+        assert model.metadata["before"] == strings
+        assert model.metadata["after"] == ["a", *strings]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"a\xffb", b"\xc3", b"\xed\xa0\x80"])
+@pytest.mark.parametrize("at", [0, 1, 4999, 9999])
+def test_invalid_string_in_a_long_array_is_named(save: Any, bad: bytes, at: int) -> None:
+    strings = ["ab"] * 10_000
+    data = gguf({"k": [*strings[:at], "?" * len(bad), *strings[at + 1 :]]}, {})
+    place = data.index(b"?" * len(bad))
+    error = refused(save(data[:place] + bad + data[place + len(bad) :]))
+    assert f"k[{at}]" in str(error)
+    assert "UTF-8" in str(error)
+    assert place <= error.offset < place + len(bad)
+
+
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
 def test_alignment_is_the_files_own(save: Any, alignment: int) -> None:
     tensors = {"a": ((3,), F32, bytes(12)), "b": ((1,), F32, b"1234")}

@@ -51,6 +51,10 @@ def _values(e: Any, stored: FileLayout, block: Any, first: int) -> list[Any]:
             if plane.run % 4 == 0:  # the four values are in consecutive bytes
                 byte, shift = plane.place(start)
                 four = _bits(e, e.at(block, byte), i32, shift, mask * 0x01010101)
+            elif plane.run == plane.bits == 1:  # four bits of one byte: each goes to a byte of its own
+                byte, shift = plane.place(start)
+                together = e.b.zext(_bits(e, e.at(block, byte), i8, shift, 15), i32)
+                four = e.b.and_(e.b.mul(together, _number(0x00204081)), _number(0x01010101))
             else:
                 four = _number(0)
                 for i in range(4):
@@ -148,8 +152,8 @@ def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
 
 @kernel("pack_float", PackRecord)
 def pack_float(simd: Any, size: int) -> Any:
-    at, load, load_u8, store_u8 = PackRecord.at, simd.load_i64, simd.load_u8, simd.store_u8
-    load_u32, store_u32 = simd.load_u32, simd.store_u32
+    at, load, load_u32, store_u32 = PackRecord.at, simd.load_i64, simd.load_u32, simd.store_u32
+    each = 4 // size  # numbers in a word; a row has a multiple of 16
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
@@ -159,15 +163,18 @@ def pack_float(simd: Any, size: int) -> Any:
             load(record + at.groups),
         )
         out = load(record + at.out)
+        row_bytes = columns * size
         for group in range(groups):
-            row, to = values + group * ROWS * columns * size, out + group * ROWS * columns * size
-            for column in range(columns):
-                for r in range(ROWS):
-                    here, there = row + (r * columns + column) * size, to + (column * ROWS + r) * size
+            rows, to = values + group * ROWS * row_bytes, out + group * ROWS * row_bytes
+            for column in range(0, columns, each):
+                for r in range(0, ROWS, each):
+                    here, there = rows + r * row_bytes + column * size, to + (column * ROWS + r) * size
+                    first = load_u32(here)
                     if size == 4:
-                        store_u32(there, load_u32(here))
-                    else:
-                        store_u8(there, load_u8(here))
-                        store_u8(there + 1, load_u8(here + 1))
+                        store_u32(there, first)
+                    else:  # two columns of two rows
+                        second = load_u32(here + row_bytes)
+                        store_u32(there, (first & 0xFFFF) | (second & 0xFFFF) << 16)
+                        store_u32(there + ROWS * size, first >> 16 | second >> 16 << 16)
 
     return body

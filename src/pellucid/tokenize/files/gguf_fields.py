@@ -87,8 +87,10 @@ class GGUFFields:
             raise FileFormatError(self.path, "tokenizer.ggml.tokens", "missing")
         types = self.array("token_type", len(tokens))
         if types is not None and self.get("ggml.model", str) == "llama":
-            for index, kind in enumerate(types):
-                if kind == TokenType.USER_DEFINED and tokens[index].strip(" ") == "":
+            index = -1
+            for _ in range(types.count(TokenType.USER_DEFINED)):
+                index = types.index(TokenType.USER_DEFINED, index + 1)
+                if tokens[index].strip(" ") == "":
                     tokens[index] = tokens[index].replace(" ", "▁")
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 

@@ -64,7 +64,7 @@ class TokenizerJson:
         cached: dict[str, memoryview] = {
             "spec": parsed_cache.array_of(json.dumps(self._without_large_parts())),
             "tokens": parsed_cache.array_of(SEPARATOR.join(tokens)),
-            "types": memoryview(array("b", self.vocabulary.types)),
+            "types": memoryview(self.vocabulary.types),
             "outside": memoryview(array("i", [ids[token] for token in ids.keys() - self.vocab.keys()])),
             "scores": memoryview(array("d", self.scores)),
         }
@@ -85,7 +85,7 @@ class TokenizerJson:
             self.pairs = PairRanks.from_cache(cached, len(tokens))
         if "by_rank" in cached:
             self.model = {**self.model, "merges": BY_RANK}
-        return Vocabulary.checked(tokens, cached["types"].tolist())
+        return Vocabulary.checked(tokens, cached["types"].tobytes())
 
     def _model_vocab(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
         """Piece → id of the model's own pieces, without the added tokens outside it."""

@@ -233,7 +233,11 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         5: 1,
     }
     spec = SentencePieceFile(
-        vocabulary.tokens, [*check_scores(fields.path, scores)], vocabulary.types, {3: UNIGRAM}, normalizer
+        vocabulary.tokens,
+        [*check_scores(fields.path, scores)],
+        [*vocabulary.types],
+        {3: UNIGRAM},
+        normalizer,
     )
     shared = fields.shared(
         vocabulary, add_bos=False, handled=("remove_extra_whitespaces", "precompiled_charsmap")
