@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pellucid.kernels.core.definitions import definitions
+from pellucid.errors import KernelError
+from pellucid.kernels.core import definitions as definitions_module
+from pellucid.kernels.core.definitions import PACKAGE, definitions
+from pellucid.util.registry import modules
 
 
 @pytest.mark.parametrize("name", sorted(definitions()))
@@ -16,3 +20,21 @@ def test_kernel_is_tested_in_the_module_of_its_name(name: str) -> None:
     tests = next((one for one in expected if one.exists()), None)
     assert tests, f"kernels/{folder}/{module}.py has no tests/unit/kernels/{expected[-1].name}"
     assert f'"{name}"' in tests.read_text(), f"{tests.name} does not name the kernel {name}"
+
+
+def test_the_sources_say_what_the_modules_declare() -> None:
+    modules(PACKAGE, skip=("core", "simd"))
+    declared = definitions_module._definitions
+    assert {name: one.module for name, one in declared.items() if one.module.startswith(PACKAGE)} == (
+        definitions_module._modules()
+    )
+
+
+def test_two_modules_that_declare_one_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "ops").mkdir(exist_ok=True)
+        (tmp_path / "ops" / f"{name}.py").write_text('@kernel("add", AddRecord)\ndef build(simd): ...\n')
+    monkeypatch.setattr(definitions_module, "ROOT", tmp_path)
+    first, second = (f"{PACKAGE}.ops.{name}" for name in ("one", "two"))
+    with pytest.raises(KernelError, match=re.escape(f"two kernels are called add: in {first} and {second}")):
+        definitions_module._modules.__wrapped__()

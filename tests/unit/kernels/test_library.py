@@ -21,7 +21,7 @@ from pellucid.kernels.core import beside as beside_module
 from pellucid.kernels.core import compile_process, elf, fingerprint, isa, library, together
 from pellucid.kernels.core import definitions as definitions_module
 from pellucid.kernels.core.beside import Beside
-from pellucid.kernels.core.definitions import Definition, KernelKey, definition, definitions
+from pellucid.kernels.core.definitions import Definition, KernelKey, definition
 from pellucid.kernels.core.definitions import kernel as declare
 from pellucid.kernels.core.fingerprint import environment as environment_hash
 from pellucid.kernels.core.library import Library
@@ -247,6 +247,7 @@ def test_file_names_tell_parameters_apart() -> None:
 
 
 def test_two_kernels_of_one_name_are_an_error() -> None:
+    definition("add")
     with pytest.raises(
         KernelError,
         match=r"two kernels are called add: in pellucid/kernels/ops/elementwise.py and .*test_library.py",
@@ -263,7 +264,6 @@ def test_a_kernel_that_does_not_compile_says_which(monkeypatch: pytest.MonkeyPat
         return body
 
     known = definitions_module._definitions
-    definitions()
     monkeypatch.setitem(known, "broken", Definition("broken", None, build))
     with pytest.raises(KernelError, match="broken 7 did not compile"):
         Library().load([KernelKey("broken", nonsense=7)])

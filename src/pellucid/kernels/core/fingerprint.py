@@ -18,9 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pellucid.kernels.core import isa
+from pellucid.kernels.core.definitions import PACKAGE, ROOT
 
-PACKAGE = "pellucid.kernels"
-ROOT = Path(__file__).parents[1]
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """The modules that every kernel is compiled with, whether or not its own module imports them."""
 _IMPORT = re.compile(
