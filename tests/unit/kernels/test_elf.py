@@ -1,17 +1,19 @@
-"""Object files that would make LLVM end the process are refused before LLVM reads them."""
+"""Object files that cannot be linked are refused; those that are accepted can be linked, by LLVM and without it."""
 
 from __future__ import annotations
 
+import ctypes
 import random
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from llvmlite import binding
 from support.processes import environment, python
 
-from pellucid.kernels.core import elf, library
+from pellucid.kernels.core import elf, library, linker
 from pellucid.kernels.core.definitions import KernelKey
 
 if sys.platform != "linux":
@@ -31,8 +33,10 @@ def here(name: str) -> bool:
 
 def refused(code: bytes, function: str) -> bool:
     try:
-        elf.check(code, function, here)
+        elf.ObjectFile(code, function, here)
     except elf.BadObject:
+        with pytest.raises(elf.BadObject):
+            linker.check(code, function)
         return True
     return False
 
@@ -111,8 +115,9 @@ def test_a_name_that_is_not_in_this_process(made: tuple[str, bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
-    """LLVM in a subprocess links those of 3,000 damaged files that are accepted, and the subprocess does not crash."""
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes], by_itself: bool) -> None:
+    """A subprocess links those of 3,000 damaged files that are accepted, and does not crash."""
     function, code = made
     numbers, damaged = random.Random(0), []
     while len(damaged) < 3000:
@@ -125,19 +130,68 @@ def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes]) -> None:
     assert 100 < len(passed) < 2900
     program = """
 import sys
-from llvmlite import binding
-from pellucid.kernels.core import library
-data = sys.stdin.buffer.read()
+from pellucid.kernels.core import elf, linker
+data, function = sys.stdin.buffer.read(), sys.argv[1]
+linked, link = 0, linker.link if sys.argv[2] == "True" else linker.link_with_llvm
 while data:
     size = int.from_bytes(data[:8], "little")
     code, data = data[8 : 8 + size], data[8 + size :]
-    engine = library._execution_engine()
     try:
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-    except RuntimeError:
+        link(code, function)
+        linked += 1
+    except elf.BadObject:
         pass
+print(linked)
 """
     given = b"".join(len(one).to_bytes(8, "little") + one for one in passed)
-    done = subprocess.run(python(program), input=given, env=environment(), capture_output=True, check=False)
+    command = python(program, function, str(by_itself))
+    done = subprocess.run(command, input=given, env=environment(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+    assert int(done.stdout) > 100
+
+
+@pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
+def test_code_and_constants_are_placed_as_llvm_does() -> None:
+    """The instructions are the same bytes, except for addresses; nobody can write to them."""
+    symbol, _, code = library.compile_kernel(KernelKey("softcap")).partition(b"\0")
+    address = linker.link(code, symbol.decode())
+    found = elf.ObjectFile(code, symbol.decode(), here)
+    entry = next(one for one in found.symbols if one.name == symbol.decode() and one.section)
+    section = found.sections[entry.section]
+    placed = bytearray(ctypes.string_at(address - entry.value, section.size))
+    stored = bytearray(found.content(section))
+    filled = [one for one in found.relocations if one.section == entry.section]
+    assert filled
+    for one in filled:
+        width = 8 if one.kind == 1 else 4
+        (target,) = struct.unpack_from("<q" if width == 8 else "<i", placed, one.place)
+        symbols = found.symbols[one.symbol]
+        if one.kind == 1 and symbols.section and not found.sections[symbols.section].is_code:
+            constants = found.content(found.sections[symbols.section])
+            at = symbols.value + one.addend
+            assert ctypes.string_at(target, 4) == constants[at : at + 4]
+        for memory in (placed, stored):
+            memory[one.place : one.place + width] = bytes(width)
+    assert placed == stored
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    modes = [line.split()[1] for line in lines if _holds(line, address)]
+    assert modes == ["r-xp"]
+
+
+def _holds(line: str, address: int) -> bool:
+    first, last = (int(one, 16) for one in line.split()[0].split("-"))
+    return first <= address < last
+
+
+@pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
+def test_what_is_linked_without_llvm_imports_none_of_it() -> None:
+    program = """
+import sys
+from pellucid.kernels.core.definitions import KernelKey
+from pellucid.kernels.core.library import shared
+shared().load([KernelKey("softcap")])
+print([name for name in sys.modules if name.startswith(("llvmlite", "numba"))])
+"""
+    library.shared().load([KernelKey("softcap")])
+    done = subprocess.run(python(program), env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,8 +1,9 @@
-"""Checks that LLVM can link an object file. LLVM aborts the process on a damaged file instead of rejecting it.
+"""Reads object files and checks that they can be linked. LLVM aborts the process on a damaged file.
 
-In: the bytes of an object file. Out: nothing, or `BadObject`. The checks cover what LLVM's linker (RuntimeDyld) relies
-on: the file is a little-endian 64-bit ELF object for this machine; sections, names, symbols and relocations are within
-it; undefined symbols are defined in this process. The instructions themselves cannot be checked.
+In: the bytes of an object file. Out: its sections, symbols and relocations, or `BadObject`. The checks cover what a
+linker (``linker.py``, LLVM's RuntimeDyld) relies on: the file is a little-endian 64-bit ELF object for this machine;
+sections, names, symbols and relocations are within it; undefined symbols are defined in this process. The instructions
+themselves cannot be checked.
 
 Source: System V ABI, gABI chapter 4 (https://gabi.xinuos.com/elf/); relocations: the psABI of x86-64 and of AArch64.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -30,9 +32,10 @@ _STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and ot
 _MOST_ZEROS = 1 << 24  # most bytes of a section or symbol without contents
 _MOST_ALIGNMENT = 1 << 12
 
-# For each machine: its number in the header, and the relocations that LLVM emits and its linker supports.
+# For each machine: its number in the header, and the relocations that LLVM emits and a linker supports. Those of x86-64
+# are R_X86_64_64, _PC32, _PLT32 and _PC64.
 _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
-    "x86_64": (62, frozenset([1, 2, 4, 9, 10, 11, 24, 25, 27, 29, 41, 42])),
+    "x86_64": (62, frozenset([1, 2, 4, 24])),
     "aarch64": (
         183,
         frozenset(
@@ -41,22 +44,59 @@ _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     ),
 }
 
-_WIDE = {1, 24, 25, 27, 29, 257, 260}  # the relocations that fill in 8 bytes
+_WIDE = {1, 24, 257, 260}  # the relocations that fill in 8 bytes
 
 
 class BadObject(ValueError):
-    """LLVM cannot link this object file."""
+    """This object file cannot be linked."""
 
 
-def check(code: bytes, function: str, outside: Callable[[str], bool]) -> None:
-    """Raise `BadObject` unless ``code`` is an object file that can be linked and defines ``function``.
+class Section(NamedTuple):
+    """A section as its header states it: ``name`` is a place in the table of names, ``info`` its target if any."""
 
-    ``outside`` tells whether this process defines a name that the file does not.
-    """
-    try:
-        _Object(code).check(function, outside)
-    except (struct.error, IndexError) as error:
-        raise BadObject(str(error)) from error
+    name: int
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    each: int
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is part of the program."""
+        return bool(self.flags & _ALLOCATED)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it holds instructions."""
+        return bool(self.flags & _EXECINSTR)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether its contents are in the file and never change."""
+        return self.kind != _NOBITS and not self.flags & _WRITE
+
+
+class Symbol(NamedTuple):
+    """A symbol: ``value`` is its place in the section of this number. ``section`` is 0 if it is not in the file."""
+
+    name: str
+    section: int
+    value: int
+
+
+class Relocation(NamedTuple):
+    """A place in a section that is filled in when the address of a symbol, by its number, is known."""
+
+    section: int
+    place: int
+    kind: int
+    symbol: int
+    addend: int
 
 
 def _require(condition: bool, what: str) -> None:
@@ -93,92 +133,103 @@ def _check_frames(table: bytes) -> set[int]:
     return addresses
 
 
-class _Object:
-    def __init__(self, code: bytes) -> None:
-        self._relocations: frozenset[int] | None
-        number, self._relocations = _MACHINES.get(os.uname().machine, (None, None))
+class ObjectFile:
+    """An object file that can be linked and defines ``function``.
+
+    ``outside`` tells whether this process defines a name that the file does not.
+
+    Raises:
+        BadObject: it is damaged, or no object file for this machine.
+    """
+
+    def __init__(self, code: bytes, function: str, outside: Callable[[str], bool]) -> None:
+        self.sections: list[Section] = []
+        self.symbols: list[Symbol] = []
+        self.relocations: list[Relocation] = []
+        try:
+            self._read(code, outside)
+        except (struct.error, IndexError) as error:
+            raise BadObject(str(error)) from error
+        _require(any(one.name == function and one.section for one in self.symbols), f"no function {function}")
+
+    def content(self, section: Section) -> bytes:
+        """The bytes of a section."""
+        return self._code[section.offset : section.offset + section.size]
+
+    def unwinds(self, section: Section) -> bool:
+        """Whether a linker treats a section as unwind tables."""
+        return section.kind == _UNWIND or self._names[section.name :].startswith(b".eh_frame\0")
+
+    def _read(self, code: bytes, outside: Callable[[str], bool]) -> None:
+        self._known: frozenset[int] | None
+        number, self._known = _MACHINES.get(os.uname().machine, (None, None))
         found = _HEADER.unpack_from(code)
         identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = found
         _require(identity[:7] == b"\x7fELF\x02\x01\x01", "not a little-endian 64-bit ELF file")
         _require(kind == _RELOCATABLE and machine == (number or machine), "not an object for this machine")
         _require(size == _SECTION.size and start + count * size <= len(code), "sections past the end")
         self._code = code
-        self._sections = [_SECTION.unpack_from(code, start + i * size) for i in range(count)]
+        self.sections = [Section(*_SECTION.unpack_from(code, start + i * size)) for i in range(count)]
         self._names = self._strings(names)
-
-    def check(self, function: str, outside: Callable[[str], bool]) -> None:
-        defined: set[str] = set()
-        for index, section in enumerate(self._sections):
+        for section in self.sections:
             self._check_section(section)
-            if section[1] == _SYMTAB:
-                defined |= self._check_symbols(index, outside)
-        for section in self._sections:
-            if section[1] == _RELA:
-                self._check_relocations(section)
-        _require(function in defined, f"no function {function}")
+        tables = [section for section in self.sections if section.kind == _SYMTAB]
+        _require(len(tables) == 1, f"{len(tables)} tables of symbols")
+        self._kinds: list[int] = []
+        self.symbols = list(self._read_symbols(tables[0], outside))
+        for section in self.sections:
+            if section.kind == _RELA:
+                self.relocations += self._read_relocations(section)
 
-    def _check_section(self, section: tuple[int, ...]) -> None:
-        name, kind, flags, _, offset, size, _, _, alignment, _ = section
+    def _check_section(self, section: Section) -> None:
+        kind, flags = section.kind, section.flags
         _require(kind in _TYPES and not flags & ~_FLAGS, f"sections of type {kind:#x}, flags {flags:#x}")
-        _require(name < len(self._names), "the name of a section past the end")
-        within = size <= _MOST_ZEROS if kind == _NOBITS else offset + size <= len(self._code)
-        _require(within, "a section past the end")
-        _require(_aligns(alignment), f"an alignment of {alignment}")
-        if self._unwinds(section):
-            _require(bool(flags & _ALLOCATED), "unwind tables that are not loaded")
-
-    def _unwinds(self, section: tuple[int, ...]) -> bool:
-        """Whether the linker treats a section as unwind tables."""
-        return section[1] == _UNWIND or self._names[section[0] :].startswith(b".eh_frame\0")
+        _require(section.name < len(self._names), "the name of a section past the end")
+        within = section.offset + section.size <= len(self._code)
+        _require(section.size <= _MOST_ZEROS if kind == _NOBITS else within, "a section past the end")
+        _require(_aligns(section.alignment), f"an alignment of {section.alignment}")
+        if self.unwinds(section):
+            _require(section.is_loaded, "unwind tables that are not loaded")
 
     def _strings(self, index: int) -> bytes:
-        """Return the contents of a string table."""
-        _, kind, _, _, offset, size, *_ = self._sections[index]
-        found = self._code[offset : offset + size]
-        _require(
-            kind == _STRTAB and len(found) == size and found[-1:] == b"\0", "a table of names is cut off"
-        )
+        """The contents of a string table."""
+        section = self.sections[index]
+        found = self.content(section)
+        whole = len(found) == section.size and found[-1:] == b"\0"
+        _require(section.kind == _STRTAB and whole, "a table of names is cut off")
         return found
 
-    def _check_symbols(self, index: int, outside: Callable[[str], bool]) -> set[str]:
-        """Check a symbol table. Returns the names that it defines."""
-        _, _, _, _, offset, size, link, _, _, each = self._sections[index]
-        _require(each == _SYMBOL.size and size % each == 0, "a table of symbols is cut off")
-        names, defined = self._strings(link), set[str]()
-        for at, symbol in enumerate(_SYMBOL.iter_unpack(self._code[offset : offset + size])):
-            name, _, _, place, value, length = symbol
+    def _read_symbols(self, table: Section, outside: Callable[[str], bool]) -> Iterator[Symbol]:
+        _require(table.each == _SYMBOL.size and table.size % table.each == 0, "a table of symbols is cut off")
+        names = self._strings(table.link)
+        for at, symbol in enumerate(_SYMBOL.iter_unpack(self.content(table))):
+            name, info, _, place, value, length = symbol
             _require(name < len(names), "the name of a symbol past the end")
             text = names[name : names.index(b"\0", name)].decode("utf-8", "replace")
             if place == _UNDEFINED:
                 _require(at == 0 or outside(text), f"{text} is not in this process")
             elif place == _COMMON:
-                _require(
-                    value > 0 and _aligns(value) and length <= _MOST_ZEROS, f"{text} needs {length} bytes"
-                )
+                within = value > 0 and _aligns(value) and length <= _MOST_ZEROS
+                _require(within, f"{text} needs {length} bytes")
             elif place != _ABSOLUTE:
-                _require(value + length <= self._sections[place][5], f"{text} past the end of its section")
-                defined.add(text)
-        return defined
+                _require(value + length <= self.sections[place].size, f"{text} past the end of its section")
+            self._kinds.append(info & 15)
+            yield Symbol(text, place, value)
 
-    def _check_relocations(self, section: tuple[int, ...]) -> None:
-        _, _, _, _, offset, size, link, target, _, each = section
-        _require(each == _RELOCATION.size and size % each == 0, "a table of relocations is cut off")
-        symbols, room = self._sections[link], self._sections[target][5]
-        _require(symbols[1] == _SYMTAB, "relocations without symbols")
-        kinds = [one[1] & 15 for one in _SYMBOL.iter_unpack(self._code[symbols[4] : symbols[4] + symbols[5]])]
-        _, kind, flags, _, begins, length, *_ = self._sections[target]
-        found = list(_RELOCATION.iter_unpack(self._code[offset : offset + size]))
-        _require(
-            kind in (_PROGBITS, _UNWIND) and bool(flags & _ALLOCATED), "relocations of what is not loaded"
-        )
-        known = self._relocations
-        if self._unwinds(self._sections[target]):
-            addresses = _check_frames(self._code[begins : begins + length])
-            _require(
-                sorted(place for place, *_ in found) == sorted(addresses), "unwind records of no function"
-            )
-        for place, what, _ in found:
-            width = 8 if what & 0xFFFFFFFF in _WIDE else 4
-            _require(place + width <= room, "a relocation past the end")
-            _require(kinds[what >> 32] <= _STT_SECTION, "a relocation to what has no place")
-            _require(known is None or what & 0xFFFFFFFF in known, f"relocations of type {what & 0xFFFFFFFF}")
+    def _read_relocations(self, table: Section) -> Iterator[Relocation]:
+        _require(table.each == _RELOCATION.size and table.size % table.each == 0, "relocations are cut off")
+        _require(self.sections[table.link].kind == _SYMTAB, "relocations without symbols")
+        target = self.sections[table.info]
+        loaded = target.kind in (_PROGBITS, _UNWIND) and target.is_loaded
+        _require(loaded, "relocations of what is not loaded")
+        found = list(_RELOCATION.iter_unpack(self.content(table)))
+        if self.unwinds(target):
+            addresses = _check_frames(self.content(target))
+            whole = sorted(place for place, *_ in found) == sorted(addresses)
+            _require(whole, "unwind records of no function")
+        for place, what, addend in found:
+            kind, symbol = what & 0xFFFFFFFF, what >> 32
+            _require(self._known is None or kind in self._known, f"relocations of type {kind}")
+            _require(place + (8 if kind in _WIDE else 4) <= target.size, "a relocation past the end")
+            _require(self._kinds[symbol] <= _STT_SECTION, "a relocation to what has no place")
+            yield Relocation(table.info, place, kind, symbol, addend)

@@ -14,11 +14,10 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import PACKAGE, ROOT
+from pellucid.kernels.core.host import package_version
 
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """The modules that every kernel is compiled with, whether or not its own module imports them."""
@@ -34,25 +33,11 @@ def environment() -> str:
     """The hash of what all kernels depend on, except their sources."""
     target = isa.target()
     facts = (
-        sys.version, sys.platform, _version("numba"), _version("llvmlite"),
+        sys.version, sys.platform, package_version("numba"), package_version("llvmlite"),
         target.isa.name, target.triple, target.cpu, target.feature_text,
         sorted((name, value) for name, value in os.environ.items() if name.startswith("NUMBA_")),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
-
-
-def _version(package: str) -> str:
-    """What tells the installed versions of a package apart: its ``_version.py``.
-
-    Packages made with versioneer have this file. ``importlib.metadata`` takes longer to import than all this module
-    does.
-    """
-    try:
-        return Path(find_spec(package).origin).with_name("_version.py").read_text()  # type: ignore[union-attr, arg-type]
-    except (OSError, AttributeError, TypeError):
-        from importlib.metadata import version
-
-        return version(package)
 
 
 @functools.cache

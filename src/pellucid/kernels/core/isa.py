@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from pellucid.errors import InvalidRequest
+from pellucid.kernels.core.host import Host, host
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,13 @@ class Target:
 
 
 @functools.cache
-def _host() -> tuple[str, str, frozenset[str], frozenset[str]]:
-    """The host's triple, its CPU's name, the features that it has, and those that it lacks."""
-    from llvmlite import binding
-
-    known = binding.get_host_cpu_features()
-    has = frozenset(name for name, present in known.items() if present)
-    if has >= _TILES and not _may_use_tiles():
-        has = frozenset(name for name in has if not name.startswith("amx"))
-    return binding.get_process_triple(), binding.get_host_cpu_name(), has, frozenset(known) - has
+def _host() -> Host:
+    """The host, without tiles that Linux does not give."""
+    found = host()
+    if not found.features >= _TILES or _may_use_tiles():
+        return found
+    tiles = frozenset(name for name in found.features if name.startswith("amx"))
+    return found._replace(features=found.features - tiles, lacks=found.lacks | tiles)
 
 
 def _may_use_tiles() -> bool:
@@ -154,7 +153,7 @@ def _may_use_tiles() -> bool:
 
 def host_features() -> frozenset[str]:
     """LLVM's names of the host CPU's features."""
-    return _host()[2]
+    return _host().features
 
 
 def possible() -> tuple[Isa, ...]:
@@ -193,5 +192,5 @@ def target() -> Target:
     Raises:
         InvalidRequest: as for ``choose``.
     """
-    triple, cpu, features, lacks = _host()
-    return Target(choose(), triple, cpu, features, lacks)
+    here = _host()
+    return Target(choose(), here.triple, here.cpu, here.features, here.lacks)

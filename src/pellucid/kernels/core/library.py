@@ -2,12 +2,12 @@
 
 A kernel is compiled once for a machine: Numba compiles the Python function to an object file, which is kept in a cache
 folder. The names of the folder and of the file contain hashes of everything that the code depends on
-(``fingerprint.py``), so an object is never stale. Later processes load the object with LLVM alone, in about a
-millisecond, and do not import Numba.
+(``fingerprint.py``), so an object is never stale. Later processes link the object (``linker.py``) and do not import
+Numba.
 
 The folder holds only object code, no pickles. A file is loaded if only this user can have written it, if its content is
-what was written under its name (``pellucid/util/private.py``), and if LLVM can link it (``elf.py``): LLVM aborts the
-process on a damaged object. Otherwise the kernel is compiled again.
+what was written under its name (``pellucid/util/private.py``), and if it can be linked (``elf.py``). Otherwise the
+kernel is compiled again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import contextlib
 import ctypes
 import functools
 import importlib
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core import elf, interrupts
+from pellucid.errors.messages import reason
+from pellucid.kernels.core import interrupts, linker
 from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.kernels.core.elf import BadObject
 from pellucid.kernels.core.fingerprint import environment, sources
 from pellucid.util.paths import home
 from pellucid.util.private import Folder
@@ -71,7 +72,6 @@ class Library:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._addresses: dict[KernelKey, int] = {}
-        self._engines: list[Any] = []
 
     def load(
         self, keys: Iterable[KernelKey], progress: CompileProgress | None = None
@@ -96,10 +96,11 @@ class Library:
             if progress:
                 progress(done, len(absent), str(key))
             with interrupts.held_back():
-                made = compile_kernel(key)  # made by this process, so it is linked without a check
-                self._addresses[key] = self._link(made, key)
-                with contextlib.suppress(elf.BadObject):  # a later process would reject the object
-                    _check(made)
+                made = compile_kernel(key)
+                symbol, code = _parts(made)
+                self._addresses[key] = _link_made(symbol, code, key)
+                with contextlib.suppress(BadObject):  # a later process would reject the object
+                    linker.check(code, symbol)
                     folder.write(file_name(key), made)
         if absent and progress:
             progress(len(absent), len(absent), "")
@@ -110,9 +111,12 @@ class Library:
         if content is None:
             return None
         try:
-            return self._link(content, key, checked=True)
-        except (KernelError, elf.BadObject, RuntimeError):  # RuntimeError: LLVM rejects it
+            symbol, code = _parts(content)
+            return linker.link(code, symbol)
+        except BadObject:
             return None
+        except OSError as error:
+            raise KernelError(f"{key}: no memory for its code: {reason(error)}") from error
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:
         """Whether all these kernels are loaded or cached, so that none has to be compiled."""
@@ -121,10 +125,10 @@ class Library:
 
     def compile_one(self, key: KernelKey) -> None:
         """Compile and load a kernel. Other threads can load and compile meanwhile. Raises as ``load``."""
-        made = compile_kernel(key)
+        symbol, code = _parts(compile_kernel(key))
         with self._lock:
             if key not in self._addresses:
-                self._addresses[key] = self._link(made, key)
+                self._addresses[key] = _link_made(symbol, code, key)
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
@@ -140,23 +144,6 @@ class Library:
 
         return call
 
-    def _link(self, content: bytes, key: KernelKey, *, checked: bool = False) -> int:
-        from llvmlite import binding
-
-        # Each kernel has its own engine. Numba's names of helpers are unique in one process, not among object files:
-        # with a shared engine, a kernel could be linked to another kernel's helper of the same name.
-        engine = _execution_engine()
-        if checked:
-            _check(content)
-        symbol, _, code = content.partition(b"\0")
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        address: int = engine.get_function_address(symbol.decode())
-        if not address:
-            raise KernelError(f"{key}: the compiled object lacks its function")
-        self._engines.append(engine)
-        return address
-
 
 @functools.cache
 def shared() -> Library:
@@ -164,28 +151,21 @@ def shared() -> Library:
     return Library()
 
 
-def _check(content: bytes) -> None:
-    """Raise `elf.BadObject` if LLVM cannot link the result of `compile_kernel`. An execution engine must exist."""
-    from llvmlite import binding
-
+def _parts(content: bytes) -> tuple[str, bytes]:
+    """The name of the function and the object file that a cached file holds. Raises BadObject."""
     symbol, _, code = content.partition(b"\0")
     try:
-        name = symbol.decode()
+        return symbol.decode(), code
     except UnicodeDecodeError as error:
-        raise elf.BadObject("the name of the function is not UTF-8") from error
-    if sys.platform == "linux":  # other systems have other object formats
-        elf.check(code, name, lambda name: binding.address_of_symbol(name) is not None)
+        raise BadObject("the name of the function is not UTF-8") from error
 
 
-def _execution_engine() -> Any:
-    from llvmlite import binding
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_triple(binding.get_process_triple())
-    module = binding.parse_assembly("")
-    module.triple = binding.get_process_triple()
-    return binding.create_mcjit_compiler(module, target.create_target_machine(jit=True))
+def _link_made(symbol: str, code: bytes, key: KernelKey) -> int:
+    """Link what this process has compiled. Raises KernelError."""
+    try:
+        return linker.link_with_llvm(code, symbol)
+    except BadObject as error:
+        raise KernelError(f"{key}: the compiled object cannot be linked: {error}") from error
 
 
 def compile_kernel(key: KernelKey) -> bytes:

@@ -1,7 +1,8 @@
 """Matrix products: packed weights, activation blocks, and the products of both.
 
 file_layout.py     where the bits of a block are in a file, as data
-pack.py            unpacks the bits of a file's blocks and packs them into the packed layout
+pack.py            packs weights from their stored formats into the packed layout
+pack_blocks.py     how one block is packed
 packed_layout.py   the packed layout: 16 rows, interleaved
 operands.py        packed weights → the operands of products
 quantize.py        activations → activation blocks

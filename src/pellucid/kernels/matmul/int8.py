@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.matmul import int8_tiles, int8_vectors, operands
+from pellucid.kernels.matmul import int8_tiles, int8_vectors
 from pellucid.kernels.matmul.int8_exact import as_signed, exact
 from pellucid.kernels.matmul.int8_scaled import add_scaled
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
@@ -45,6 +45,8 @@ def reference(
 
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
     """A function that emits vector i of the block whose planes are at ``weights``, as ``exact`` wants it."""
+    from pellucid.kernels.matmul import operands
+
     signed = as_signed(packed)
 
     def column(i: int) -> Any:
@@ -68,6 +70,7 @@ def _emit_sums(
     from numba.core import cgutils
 
     from pellucid.kernels import simd
+    from pellucid.kernels.matmul import operands
 
     per_unit, zero = packed.unit // BLOCK, e.fill(simd.f32, 0.0)
     blocks = e.b.sdiv(width, e.const(BLOCK))

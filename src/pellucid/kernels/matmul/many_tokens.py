@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.kernels.matmul import operands
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
@@ -121,6 +120,8 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
     """Emit: unpack weights and scales of ``count`` blocks from number ``first`` on, of a matrix of ``blocks``."""
     from numba.core import cgutils
 
+    from pellucid.kernels.matmul import operands
+
     memory, weights, group_bytes, blocks, first, count, first_time = args
     first_time = e.b.icmp_signed("!=", first_time, e.const(0))
     packed, per_unit = layout.packed, layout.packed.unit // BLOCK
@@ -146,6 +147,8 @@ def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 def _unpack_block(layout: UnpackedLayout, e: Any, here: Any, to: Any) -> None:
     """Emit: unpack a block to bytes."""
+    from pellucid.kernels.matmul import operands
+
     for i, value in enumerate(operands.planes(e, layout.packed, here)):
         if layout.signed:
             value = operands.without_zero_point(e, layout.packed, value)

@@ -1,0 +1,86 @@
+"""The machine in LLVM's terms: its triple, its CPU's name and features.
+
+LLVM takes 40 ms to load, so on Linux with x86-64, where kernels are linked without it (``linker.py``), its answer is
+kept beside the compiled kernels. Its name is a hash of what Linux says about the processor and of LLVM's version.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from pellucid.kernels.core.linker import BY_ITSELF
+from pellucid.util.private import Folder
+
+FOLDER = "machines"
+MAX_FILES = 16  # a home may be shared by machines of several kinds
+_CPUINFO = Path("/proc/cpuinfo")
+_FIELDS = re.compile(
+    rb"^(?:vendor_id|cpu family|model|model name|stepping|microcode|flags)[ \t]*:.*$", re.MULTILINE
+)
+
+
+class Host(NamedTuple):
+    """A machine: LLVM's triple, the CPU's name, the features that it has, and those known to LLVM that it lacks."""
+
+    triple: str
+    cpu: str
+    features: frozenset[str]
+    lacks: frozenset[str]
+
+
+@functools.cache
+def host() -> Host:
+    """This machine."""
+    place = _place() if BY_ITSELF else None
+    if place is None:
+        return _asked()
+    folder = Folder(FOLDER)
+    if (kept := folder.read(place, used=True)) is not None:
+        triple, cpu, features, lacks = json.loads(kept)
+        return Host(triple, cpu, frozenset(features), frozenset(lacks))
+    found = _asked()
+    kept = json.dumps([found.triple, found.cpu, sorted(found.features), sorted(found.lacks)]).encode()
+    folder.write(place, kept, most=MAX_FILES)
+    return found
+
+
+def _asked() -> Host:
+    from llvmlite import binding
+
+    known = binding.get_host_cpu_features()
+    features = frozenset(name for name, present in known.items() if present)
+    lacks = frozenset(known) - features
+    return Host(binding.get_process_triple(), binding.get_host_cpu_name(), features, lacks)
+
+
+def _place() -> str | None:
+    """The name of the kept answer; None if Linux does not say what the processor is."""
+    try:
+        with _CPUINFO.open("rb") as file:
+            first = file.read(1 << 14).partition(b"\n\n")[0]
+    except OSError:
+        return None
+    stated = _FIELDS.findall(first)
+    if not any(line.startswith(b"flags") for line in stated):
+        return None
+    return hashlib.sha256(b"\n".join([*stated, package_version("llvmlite").encode()])).hexdigest()[:20]
+
+
+def package_version(package: str) -> str:
+    """What tells the installed versions of a package apart: its ``_version.py``.
+
+    Packages made with versioneer have this file. ``importlib.metadata`` takes longer to import than all this module
+    does.
+    """
+    try:
+        return Path(find_spec(package).origin).with_name("_version.py").read_text()  # type: ignore[union-attr, arg-type]
+    except (OSError, AttributeError, TypeError):
+        from importlib.metadata import version
+
+        return version(package)
