@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.matmul.packed_layout import PackedLayout
@@ -116,8 +116,7 @@ class Task(Protocol[T_co]):
         ...
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(Struct, frozen=True):
     """The next tokens of a task's text."""
 
     task: Task[Any]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 from support.metadata import GGUF, Metadata
 from support.tiny import TINY, opened
 
@@ -486,11 +487,11 @@ def idle(part: Any, name: str) -> bool:
 
 
 def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield every dataclass inside a spec, with its path."""
-    if is_dataclass(value):
+    """Yield every structure inside a spec, with its path."""
+    if isinstance(value, Struct):
         yield path, value
-        for one in fields(value):
-            yield from parts(getattr(value, one.name), (*path, one.name))
+        for name in value.__struct_fields__:
+            yield from parts(getattr(value, name), (*path, name))
     elif isinstance(value, tuple):
         for index, one in enumerate(value):
             yield from parts(one, (*path, index))
@@ -513,8 +514,8 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
         packed |= {slot.replace(".weight", ".bias"): packed[slot] for slot in vectors}
         before, seen = pipeline.build_plan(model.spec, packed), 0
         for path, part in parts(model.spec):
-            for one in fields(part):
-                key = (type(part), one.name)
+            for field in part.__struct_fields__:
+                key = (type(part), field)
                 if key not in OTHER:
                     assert key in ELSEWHERE or type(part).__name__ in (
                         "ModelSpec",
@@ -523,16 +524,16 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
                         "Pooling",
                     ), key
                     continue
-                if getattr(part, one.name) == OTHER[key]:
+                if getattr(part, field) == OTHER[key]:
                     continue
-                if idle(part, one.name):
+                if idle(part, field):
                     continue
                 try:
-                    after = pipeline.build_plan(put(model.spec, (*path, one.name), OTHER[key]), packed)
+                    after = pipeline.build_plan(put(model.spec, (*path, field), OTHER[key]), packed)
                 except PellucidError:
                     seen += 1
                     continue
-                assert after != before, (path, one.name)
+                assert after != before, (path, field)
                 seen += 1
     assert seen > 10
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from msgspec import structs
 
 import pellucid
 from pellucid.llm import LLM
@@ -75,7 +76,7 @@ class Served:
             llm = pellucid.load(folder / name, threads=2)
             if tools:
                 llm.tokenizer = replace(llm.tokenizer, chat_template=CALLS)
-                llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
+                llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
             return llm
 
         self.models = ModelPool(NAMES, load or load_here, limit)

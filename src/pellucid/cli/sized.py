@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import structs
 
 from pellucid.cli import common
 from pellucid.cli.load_options import LoadOptions
@@ -65,7 +66,7 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
     with common.progress() as bars:
         opened = open_model(model, context=context, progress=bars)
     try:
-        spec = replace(opened.model.spec, context=opened.inputs.context)
+        spec = structs.replace(opened.model.spec, context=opened.inputs.context)
         if not spec.head:
             raise InvalidRequest(f"{shown(spec.name)} makes no text: plan for a language model")
         plan = pipeline.build_plan(spec, layouts(opened.checkpoint, opened.model), bits, dtype)

@@ -6,11 +6,12 @@ A frame has a list of messages, each a list that begins with its kind.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import Any
 
 import msgpack
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
@@ -31,8 +32,7 @@ TRIED = 2  # tokens of a call that shows whether it would pay now
 AT_ONCE = 128  # tokens of a text that are read in a step of the larger model: others wait for it
 
 
-@dataclass
-class Usual:
+class Usual(Struct):
     """What usually comes of a call, as averages: the tokens that the draft makes, and those that are kept."""
 
     asked: float = 4.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from msgspec import Struct
 
 from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.errors.messages import brief, shown
@@ -31,8 +31,7 @@ PROBED = 8
 SLACK = 1024
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """Reads prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together."""
 
     spec: ModelSpec

@@ -6,9 +6,11 @@ import math
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from pellucid.engine.scheduler import Job
 from pellucid.pipeline import Task
@@ -21,8 +23,7 @@ T = TypeVar("T")
 MOST_PRIORITY, LONGEST = 100, 1e9
 
 
-@dataclass(frozen=True)
-class Admission:
+class Admission(Struct, frozen=True):
     """When a task runs: those of higher ``priority`` come first, among equals those that came first.
 
     A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
@@ -35,9 +36,9 @@ class Admission:
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
+        force_setattr(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
         if self.deadline is not None:
-            object.__setattr__(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
+            force_setattr(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Admission:

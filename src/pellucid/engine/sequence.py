@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.engine.draft import DraftGain, DraftModel, DraftText
@@ -23,8 +23,7 @@ MAX_FORCED_TOKENS = MOST_AHEAD
 """How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(Struct, frozen=True, dict=True):
     """One sampled token: how it was sampled, and the text that it completes; ``held`` is the text that is held back.
 
     ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a

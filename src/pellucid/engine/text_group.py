@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.engine.output import Generation, Timings, Usage
 from pellucid.engine.sequence import TokenOutput
@@ -25,8 +27,7 @@ class TokenText(Protocol):
     def finish_reason(self) -> str | None: ...
 
 
-@dataclass(frozen=True)
-class MadeToken:
+class MadeToken(Struct, frozen=True):
     """What is kept of a token output. ``logprobs`` and ``trace`` are None unless the options request them.
 
     ``probability`` is the token's after the chain, where a step of the chain goes on from it (else 1).
@@ -65,8 +66,7 @@ class MadeToken:
         )
 
 
-@dataclass(frozen=True)
-class PromptFacts:
+class PromptFacts(Struct, frozen=True):
     """What is known of a prompt that was read: how many of its tokens were cached, how many seconds it waited, its
     log-probabilities if they were requested.
     """

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.attention.tiles import SPAN
@@ -69,8 +69,7 @@ class _ProbeRows(NamedTuple):
         return found, row + found.start - all_of.start
 
 
-@dataclass(frozen=True)
-class _TapGroup:
+class _TapGroup(Struct, frozen=True):
     """The taps of a watch whose values have the same rows: their sites, their columns in a block, and its width."""
 
     rows: RowKind

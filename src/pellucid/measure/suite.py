@@ -21,7 +21,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.model.spec import ModelSpec
 from pellucid.runtime import cache
-from pellucid.runtime.batch import Chunk, StepLimits
+from pellucid.runtime.batch import STEP_SEQUENCES, Chunk
 from pellucid.util.checks import whole
 
 PROMPTS, DEPTHS, BATCHES, TOKENS = (128, 512, 2048), (16, 1024), (4, 16), 64
@@ -220,7 +220,7 @@ def _text_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[Work
     for batch in BATCHES if wishes.batches is None else wishes.batches:
         needed = batch * -(-(depth + tokens) // PAGE)
         if wishes.batches is not None:
-            whole("batch", batch, 0, StepLimits.sequences)
+            whole("batch", batch, 0, STEP_SEQUENCES)
         if needed <= -(-context // PAGE):
             chosen += [DecodeWorkload(depth, tokens, batch)] if batch else []
             continue
@@ -238,7 +238,7 @@ def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[
     lengths = _lengths("prompt", wishes.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if wishes.batches is None else wishes.batches
     short = min(SENTENCE, context)
-    together = [EmbedWorkload(short, whole("batch", n, 0, StepLimits.sequences)) for n in batches if n]
+    together = [EmbedWorkload(short, whole("batch", n, 0, STEP_SEQUENCES)) for n in batches if n]
     return [*(EmbedWorkload(n) for n in lengths[:1]), *together, *(EmbedWorkload(n) for n in lengths[1:])]
 
 

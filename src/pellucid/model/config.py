@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
@@ -18,8 +20,7 @@ INFINITY = {"__float__": "Infinity"}  # as transformers 5 writes it, because JSO
 MOST = 1e12  # the largest other number; rotary bases reach 1e9
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Struct, frozen=True):
     """A table of values, with the path for error messages. ``prefix`` is put before every key.
 
     ``read`` collects the full names of the keys that were read, so that ``model/unread_keys.py`` can find those that a
@@ -31,7 +32,7 @@ class Config:
     path: Path
     prefix: str = ""
     parent: str = ""
-    read: set[str] = field(default_factory=set, compare=False)
+    read: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, prefix: str) -> Config:

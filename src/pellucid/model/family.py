@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
@@ -15,8 +16,7 @@ from pellucid.weights.checkpoint import Checkpoint
 Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Struct, frozen=True):
     """A family of models: its name, and its readers by the name of the architecture in the file.
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.

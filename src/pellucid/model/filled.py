@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from pellucid.model.spec import ModelSpec
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """The source of a slot's values: a tensor of the file, or a part of one.
 
     ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
@@ -30,8 +30,7 @@ class Slot:
     negative_exp: bool = False
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(Struct, frozen=True):
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key that states the
@@ -40,10 +39,13 @@ class Model:
     """
 
     spec: ModelSpec
-    slots: Mapping[str, Slot | tuple[Slot, ...]] = field(repr=False)
+    slots: Mapping[str, Slot | tuple[Slot, ...]]
     layer_count: str
     ignored: tuple[Slot, ...] = ()
     further_layers: int = 0
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec!r}, {len(self.slots)} slots)"
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
         """The sources of a slot; empty if nothing fills it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import Mamba, ModelSpec, Norm, Recurrent

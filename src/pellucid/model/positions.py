@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Pairing = Literal["interleaved", "half"]
 
 
-@dataclass(frozen=True)
-class RotaryScaling:
+class RotaryScaling(Struct, frozen=True):
     """The scaling of rotary frequencies for contexts longer than the trained one.
 
     ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
@@ -34,8 +34,7 @@ class RotaryScaling:
     long: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rotary:
+class Rotary(Struct, frozen=True):
     """Rotary positions: the base of the frequencies, how many of a head's values are rotated, and how they pair."""
 
     base: float
@@ -46,15 +45,13 @@ class Rotary:
     """A divisor for each of the dims/2 frequencies, if the file has its own."""
 
 
-@dataclass(frozen=True)
-class Learned:
+class Learned(Struct, frozen=True):
     """A learned vector for each of ``count`` positions, added to the embedding."""
 
     count: int
 
 
-@dataclass(frozen=True)
-class Sinusoidal:
+class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
     As in tensor2tensor: pair j of D/2 has the frequency base^(-j / (D/2 - 1)); the first half of the vector holds the
@@ -65,8 +62,7 @@ class Sinusoidal:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class QueryScale:
+class QueryScale(Struct, frozen=True):
     """A factor of queries that grows with the position: 1 + beta log(1 + floor((position + offset) / length))
     (Meta 2025, Llama 4).
     """

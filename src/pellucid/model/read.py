@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
+
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -91,8 +92,7 @@ def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> 
     return [tuple(sources[i * each : (i + 1) * each]) for i in range(experts)]
 
 
-@dataclass(frozen=True)
-class _SlotPart:
+class _SlotPart(Struct, frozen=True, dict=True):
     """The part of a slot that one tensor fills."""
 
     checkpoint: Checkpoint

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.positions import Learned, QueryScale, Rotary, Sinusoidal
@@ -20,8 +22,7 @@ Placement = Literal["pre", "post", "sandwich", "output", "parallel", "shared"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu"]
 
 
-@dataclass(frozen=True)
-class Embedding:
+class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``.
 
     If ``narrow`` is not 0, embeddings are (V, ``narrow``); a matrix widens them to D, and another one narrows the final
@@ -36,8 +37,7 @@ class Embedding:
     narrow: int = 0
 
 
-@dataclass(frozen=True)
-class Norm:
+class Norm(Struct, frozen=True):
     """``rms`` or ``layer`` normalisation. ``layer`` has a bias, unless ``bias`` is False; ``weight`` is whether it has
     weights.
     """
@@ -53,8 +53,7 @@ class Norm:
         return self.kind == "layer" and self.bias
 
 
-@dataclass(frozen=True)
-class Latent:
+class Latent(Struct, frozen=True):
     """Latent attention (DeepSeek-AI 2024, DeepSeek-V2): keys and values of all heads are made of one vector.
 
     ``rank`` is the width of that vector, ``query_rank`` that of the one that queries are made of (0: of the token
@@ -68,8 +67,7 @@ class Latent:
     norm: Norm
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(Struct, frozen=True):
     """One block's attention: H heads of width K, G key/value heads."""
 
     heads: int
@@ -118,11 +116,10 @@ class Attention:
 
     def __post_init__(self) -> None:
         if not self.value_dim:
-            object.__setattr__(self, "value_dim", self.head_dim)
+            force_setattr(self, "value_dim", self.head_dim)
 
 
-@dataclass(frozen=True)
-class FeedForward:
+class FeedForward(Struct, frozen=True):
     """``gated``: down(f(gate x) * up x); else down(f(up x)).
 
     ``limit`` and ``sharpness`` are those of ``clamped_silu``. ``gate_scale`` is a factor of f's argument,
@@ -144,8 +141,7 @@ class FeedForward:
     """
 
 
-@dataclass(frozen=True)
-class Router:
+class Router(Struct, frozen=True):
     """The choice of a token's experts: the ``chosen`` with the highest scores of E ``experts``.
 
     A score is the softmax of the router's outputs over all experts, or the sigmoid of the expert's own. It is also the
@@ -171,8 +167,7 @@ class Router:
     """Whether each expert has a number that multiplies its weight, after the weights are normalised."""
 
 
-@dataclass(frozen=True)
-class Mixture:
+class Mixture(Struct, frozen=True):
     """A mixture of experts: the weighted sum of the feed-forwards that a token's router chooses (Shazeer et al. 2017).
 
     ``expert`` is the feed-forward of each expert. ``shared``, if there is one, is that of an expert that all tokens
@@ -193,8 +188,7 @@ class Mixture:
     """
 
 
-@dataclass(frozen=True)
-class DeltaNet:
+class DeltaNet(Struct, frozen=True):
     """Gated DeltaNet (Yang et al. 2024): a recurrent layer whose state is a matrix (K, V) for each of H heads.
 
     G heads of queries and keys have width ``key_dim`` K, the H ``heads`` of values width ``value_dim`` V. Queries, keys
@@ -212,8 +206,7 @@ class DeltaNet:
     tiled: bool = False
 
 
-@dataclass(frozen=True)
-class Mamba:
+class Mamba(Struct, frozen=True):
     """Mamba-2 (Dao and Gu 2024): a recurrent layer whose state is a matrix (N, P) for each of H heads.
 
     The values x of the H ``heads`` have width ``head_dim`` P; N is ``state``. B and C are those of ``groups`` groups of
@@ -238,8 +231,7 @@ class Mamba:
     norm_first: bool = False
 
 
-@dataclass(frozen=True)
-class ShortConvolution:
+class ShortConvolution(Struct, frozen=True):
     """A gated short convolution (Liquid AI 2025, LFM2): c * conv(b * x), over the last ``taps`` tokens."""
 
     taps: int
@@ -249,8 +241,7 @@ class ShortConvolution:
 Recurrent: TypeAlias = "DeltaNet | Mamba | ShortConvolution"
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(Struct, frozen=True):
     """A transformer block: attention or a recurrent layer, or both of the same input; then a feed-forward.
 
     Each of the three may be missing.
@@ -273,8 +264,7 @@ class Block:
     """The rank of a learned residual beside attention's (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
 
 
-@dataclass(frozen=True)
-class PerLayer:
+class PerLayer(Struct, frozen=True):
     """Embeddings for each layer (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P in every block.
 
     They are the rows of a table (V, L P), times ``scale``, and a projection of the embedding, which is multiplied by
@@ -292,8 +282,7 @@ class PerLayer:
     """The table's rows, if it has fewer than the vocabulary: tokens from there on take row 0. 0: as many rows."""
 
 
-@dataclass(frozen=True)
-class AltUp:
+class AltUp(Struct, frozen=True):
     """Alternating updates (Baykal et al. 2023): S ``streams`` of the residual, of which blocks read and change one.
 
     A block predicts all streams from all of them, works on the ``active`` one, and adds what it has changed to all.
@@ -306,8 +295,7 @@ class AltUp:
     """Whether the active stream has a weight for each of its values before it meets embeddings of the layer."""
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(Struct, frozen=True):
     """Projection to the vocabulary. ``tied`` uses the embedding's matrix; ``softcap`` 0 means none.
 
     Logits are multiplied by ``scale`` before they are capped.
@@ -319,16 +307,14 @@ class Head:
     scale: float = 1.0
 
 
-@dataclass(frozen=True)
-class Pooling:
+class Pooling(Struct, frozen=True):
     """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``."""
 
     kind: Literal["mean"] = "mean"
     normalize: bool = True
 
 
-@dataclass(frozen=True, repr=False)
-class ModelSpec:
+class ModelSpec(Struct, frozen=True):
     """A whole model. Language models have a ``head``, sentence encoders ``pooling``."""
 
     family: str

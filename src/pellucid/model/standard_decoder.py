@@ -11,8 +11,10 @@ its own readers, made of the parts in ``common_metadata.py`` (Gemma 3, BERT).
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
     ACTIVATIONS,
@@ -87,8 +89,7 @@ GPT_ALIASES: Mapping[str, str] = {
 """Their newer names."""
 
 
-@dataclass(frozen=True)
-class StandardDecoder:
+class StandardDecoder(Struct, frozen=True):
     """The data of a family of decoders.
 
     ``name`` is the family's; ``model_type`` is the name in config.json if that differs, ``architecture`` the one in

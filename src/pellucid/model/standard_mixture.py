@@ -8,8 +8,10 @@ In GGUF the keys are llama.cpp's. What they leave open, such as whether weights 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import FeedForward, Mixture, Router
@@ -44,8 +46,7 @@ GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
 SOFTMAX_OF_CHOSEN = 3
 
 
-@dataclass(frozen=True)
-class StandardMixture:
+class StandardMixture(Struct, frozen=True):
     """The data of a family's mixtures.
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` as in ``spec.Router``, if the file does not

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.filled import Slot
@@ -12,8 +14,7 @@ from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
 
 
-@dataclass(frozen=True)
-class TensorNames:
+class TensorNames(Struct, frozen=True):
     """The names of a format's tensors, without ".weight" and ".bias".
 
     ``model`` and ``block`` map places, such as "attention.q", to names; those of blocks follow ``prefix`` and the

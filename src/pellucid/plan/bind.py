@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import definition
@@ -37,8 +37,7 @@ from pellucid.runtime.memory import aligned
 from pellucid.weights.pack import Matrix
 
 
-@dataclass(frozen=True)
-class Arrays:
+class Arrays(Struct, frozen=True):
     """The memory of a plan: each buffer by name, (rows, width) or the bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]

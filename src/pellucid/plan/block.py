@@ -5,8 +5,9 @@ residual stream.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
 from pellucid.model.spec import Block, FeedForward, Mixture
@@ -23,8 +24,7 @@ Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
 
-@dataclass(frozen=True)
-class Sublayer:
+class Sublayer(Struct, frozen=True):
     """Attention, a recurrent layer or a feed-forward: its stage, what computes it, and the factor of its output."""
 
     stage: str

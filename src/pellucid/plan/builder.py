@@ -7,7 +7,8 @@ fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey

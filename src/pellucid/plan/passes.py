@@ -10,7 +10,8 @@ place_barriers  threads meet only where an operation reads what another thread h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
 from pellucid.plan.builder import NO_BIAS

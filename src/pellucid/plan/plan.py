@@ -7,10 +7,11 @@ records that the executor runs. Building a plan reads no weights and compiles no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
@@ -25,8 +26,7 @@ Barrier = Literal["none", "rows", "always"]
 REPLICATED = "replicated"
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(Struct, frozen=True):
     """A named array of a step: ``rows`` x ``width``.
 
     Its type is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8, 16 or 24.
@@ -39,8 +39,7 @@ class Buffer:
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class View:
+class View(Struct, frozen=True):
     """What a row of a buffer holds: ``parts`` (heads, say) of ``count`` values, each ``apart`` columns from the last.
 
     A row has ``width`` columns in all; those between the parts are padding. With ``places`` each part has a row of its
@@ -59,69 +58,60 @@ class View:
         return round_up(self.parts, ROWS)
 
 
-@dataclass(frozen=True)
-class At:
+class At(Struct, frozen=True):
     """The address of a buffer, or of what is ``offset`` bytes behind."""
 
     buffer: str
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(Struct, frozen=True):
     """The address of a slot's packed matrix, or of those of ``experts``, each in whole groups of 16 rows."""
 
     slot: str
     experts: int = 1
 
 
-@dataclass(frozen=True)
-class Vector:
+class Vector(Struct, frozen=True):
     """The address of a slot's values as float32; of a matrix (N, J) as (J, N) if ``by_column``."""
 
     slot: str
     by_column: bool = False
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(Struct, frozen=True):
     """The address of a small float64 array that the plan contains (rotary frequencies)."""
 
     name: str
 
 
-@dataclass(frozen=True)
-class Fill:
+class Fill(Struct, frozen=True):
     """The address of ``count`` float32 numbers, all equal to ``number``: what a missing bias or weight amounts to."""
 
     number: float
     count: int
 
 
-@dataclass(frozen=True)
-class Cache:
+class Cache(Struct, frozen=True):
     """The address of a part of a cached layer in page 0 of its group: "keys", "values", or of a state."""
 
     layer: int
     part: str
 
 
-@dataclass(frozen=True)
-class DistanceBias:
+class DistanceBias(Struct, frozen=True):
     """The address of a distance table's value for head 0 at distance 0."""
 
     table: str
 
 
-@dataclass(frozen=True)
-class PageBytes:
+class PageBytes(Struct, frozen=True):
     """Bytes from one page of a cached layer's group to the next."""
 
     layer: int
 
 
-@dataclass(frozen=True)
-class CacheGroup:
+class CacheGroup(Struct, frozen=True):
     """The number of a cached layer's group, which has its own block tables."""
 
     layer: int
@@ -132,8 +122,7 @@ Value: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
-class DistanceTable:
+class DistanceTable(Struct, frozen=True):
     """Values that are added to attention scores by the distance of a key: -slope * |distance|, for each head.
 
     It covers ``past`` distances from 0 backwards and ``future`` ones from 1 forwards.
@@ -155,8 +144,7 @@ class DistanceTable:
         return values
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One operation: the stage of the model that it computes, its kernel and its record.
 
     ``stage`` names the value that it writes, whatever has been fused: "blocks.0.attention.residual" is the residual
@@ -198,8 +186,7 @@ class Operation:
         return replace(self, fields={**self.fields, **fields})
 
 
-@dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Struct, frozen=True):
     """Operations in order, the buffers they use, and the constants they need.
 
     ``output`` is the buffer with a step's result: logits (R, V), or sentence vectors (B, D). ``layers`` is the shape of

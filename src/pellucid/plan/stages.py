@@ -7,8 +7,10 @@ read no buffer and come before the blocks, such as the angles of positions, are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
 from pellucid.plan.passes import optimize
@@ -20,16 +22,14 @@ PART = 128
 """Tokens of a part of a long step: one stage works on a part while the next works on the one before."""
 
 
-@dataclass(frozen=True)
-class Border:
+class Border(Struct, frozen=True):
     """A buffer whose rows, one for each token, go from a stage to the next: its ``name`` and its ``width`` there."""
 
     name: str
     width: int
 
 
-@dataclass(frozen=True, repr=False)
-class Stage:
+class Stage(Struct, frozen=True):
     """A part of a plan, with its ``number`` from 0: its ``blocks``, what it receives and what it sends."""
 
     plan: Plan

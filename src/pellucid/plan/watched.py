@@ -14,8 +14,10 @@ and no bit of its results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.plan.builder import COUNT, tiles
@@ -57,8 +59,7 @@ ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "patter
 """What follows an operation, in order: what changes its value comes before what records it."""
 
 
-@dataclass(frozen=True)
-class Tap:
+class Tap(Struct, frozen=True):
     """Columns ``first`` to ``first + count - 1`` of what an operation writes to its buffer ``write``, copied out.
 
     They are those of the rows of ``part``, if the parts have rows of their own.
@@ -71,8 +72,7 @@ class Tap:
     part: int = 0
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(Struct, frozen=True):
     """Columns of what an operation writes, as in ``Tap``, that are changed.
 
     ``paused``: the step stops before it, so that a function can say what becomes of the value.
@@ -86,8 +86,7 @@ class Edit:
     paused: bool = False
 
 
-@dataclass(frozen=True)
-class PatternTap:
+class PatternTap(Struct, frozen=True):
     """The patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention operation."""
 
     operation: int
@@ -96,8 +95,7 @@ class PatternTap:
     raw: bool = False
 
 
-@dataclass(frozen=True)
-class PatternEdit:
+class PatternEdit(Struct, frozen=True):
     """The patterns of heads ``first`` to ``first + count - 1`` of an attention operation, changed."""
 
     operation: int
@@ -105,8 +103,7 @@ class PatternEdit:
     count: int
 
 
-@dataclass(frozen=True)
-class StateTap:
+class StateTap(Struct, frozen=True):
     """A part of the recurrent state of a cached layer, after the last token of a step: ``size`` values."""
 
     layer: int
@@ -114,8 +111,7 @@ class StateTap:
     size: int
 
 
-@dataclass(frozen=True)
-class Watch:
+class Watch(Struct, frozen=True):
     """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and edits in order.
 
     ``states`` are read from the cache after the step, without an operation.
@@ -128,8 +124,7 @@ class Watch:
     states: tuple[StateTap, ...] = ()
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(Struct, frozen=True):
     """Where an operation of a watch is in a plan: ``record`` is its number among the plan's operations."""
 
     watch: int

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
@@ -87,8 +87,7 @@ class Probe(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """The next tokens of one sequence. The logits of its last ``outputs`` rows are wanted.
 
     ``encoder`` holds the keys and values for cross attention; ``probe`` watches and changes values.
@@ -101,14 +100,16 @@ class Chunk:
     probe: Probe | None = None
 
 
-@dataclass(frozen=True)
-class StepLimits:
+STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
+
+
+class StepLimits(Struct, frozen=True):
     """Limits of a step: T tokens, R rows of logits, B sequences; and the context in tokens."""
 
     context: int
-    tokens: int = 256
-    outputs: int = 64
-    sequences: int = 64
+    tokens: int = STEP_TOKENS
+    outputs: int = STEP_OUTPUTS
+    sequences: int = STEP_SEQUENCES
 
 
 def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:

@@ -15,9 +15,9 @@ the windows at that length, and is truncated to one of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull, InvalidRequest
@@ -34,8 +34,7 @@ STATES_KEPT = 4
 """Snapshots that a sequence keeps if it has a state; with windows alone it keeps one."""
 
 
-@dataclass
-class Blocks:
+class Blocks(Struct):
     """A sequence's pages in one group, in order, from page ``first`` on: those before it were given back."""
 
     first: int = 0
@@ -47,8 +46,7 @@ class Blocks:
         return self.first + len(self.pages)
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """What brings a sequence back to ``length`` tokens: by group the pages of its window, and the state's page."""
 
     length: int
@@ -56,8 +54,7 @@ class Snapshot:
     state: int
 
 
-@dataclass
-class BlockTable:
+class BlockTable(Struct):
     """What the cache holds for a sequence: its ``length`` in tokens, and its pages in each attention group.
 
     ``state`` is the page of its state, ``next_state`` the one that the running step writes; NONE: no page.

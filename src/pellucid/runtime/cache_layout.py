@@ -11,15 +11,15 @@ the states of all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+from msgspec import Struct
 
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.runtime.memory import CACHE_LINE
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class LayerShape(Struct, frozen=True):
     """The heads of one layer: G key/value heads, keys of width K and values of width V.
 
     ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``. ``window`` is how many tokens a token sees, itself among them; 0:
@@ -53,8 +53,7 @@ class LayerShape:
         return {"keys": 0, "values": self.key_bytes}[part]
 
 
-@dataclass(frozen=True)
-class StateShape:
+class StateShape(Struct, frozen=True):
     """The state of one recurrent layer: its parts by name, each a number of float32 values."""
 
     parts: tuple[tuple[str, int], ...]
@@ -81,8 +80,7 @@ def _lines(values: int) -> int:
 CachedLayer: TypeAlias = LayerShape | StateShape
 
 
-@dataclass(frozen=True)
-class LayerGroup:
+class LayerGroup(Struct, frozen=True):
     """Layers that share pages. ``offsets`` is where each of them begins in a page, by its number."""
 
     window: int

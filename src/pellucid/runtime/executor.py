@@ -14,11 +14,11 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, KernelError
@@ -35,8 +35,7 @@ FORKED = "this model was loaded before a fork, which leaves its threads behind: 
 LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Struct, frozen=True):
     """A table of records ready to run; ``keep`` holds the arrays that its addresses point into."""
 
     records: NDArray[np.int64]

@@ -14,9 +14,10 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain, count
+
+from msgspec import Struct, field
 
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
@@ -27,8 +28,7 @@ LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
 SPARE = 64  # one page in so many is freed beyond those that are needed, so that the tree is seldom searched
 
 
-@dataclass(eq=False)
-class _Node:
+class _Node(Struct, eq=False):
     """``pages`` by attention group, NONE if the page is gone; ``used`` grows with each use.
 
     ``name`` stands for its tokens and all before them, if it has a whole page.

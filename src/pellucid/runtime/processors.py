@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from pellucid.kernels.program.loop import MAX_THREADS
 
 SYSTEM = Path("/")
 
 
-@dataclass(frozen=True)
-class Core:
+class Core(Struct, frozen=True):
     """A physical core: the logical processors of it that may be used, and its NUMA node."""
 
     node: int
     cpus: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Processors:
+class Processors(Struct, frozen=True):
     """What a process may use; ``cores`` are in the order of their nodes.
 
     ``quota`` is how many processors' time it may take (a container's limit); None: any.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.model.shapes import Shape
@@ -25,8 +25,7 @@ SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 """The formats of safetensors, by their names in GGUF."""
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(Struct, frozen=True):
     """A tensor to be written; ``data`` makes its bytes, (n,) uint8."""
 
     shape: Shape

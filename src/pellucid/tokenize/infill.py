@@ -7,14 +7,14 @@ suffix, middle ("PSM"), each after its control token; Codestral has the suffix f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.tokenize.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class InfillTokens:
+class InfillTokens(Struct, frozen=True):
     """The control tokens of a vocabulary, by text. No ``middle``: the suffix comes first.
 
     ``ends`` end the text that fills the gap; ``repository`` and ``file`` come before the names of a repository and of a

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.sentencepiece import ModelBuilder
@@ -18,8 +19,7 @@ from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.util.registry import discover
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """A kind of vocabulary: its builders, by the names that files use.
 
     ``gguf``: by ``tokenizer.ggml.model``; ``json``: the reader of a ``tokenizer.json`` model; ``sentencepiece``: by

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+
+from msgspec import Struct
 
 from pellucid.errors import ModelNotFound
 from pellucid.errors.messages import brief
 
 
-@dataclass(frozen=True)
-class CatalogueFile:
+class CatalogueFile(Struct, frozen=True):
     """One file of a model. ``sources`` are alternatives; each is a tuple of parts that are concatenated."""
 
     name: str
@@ -28,8 +28,7 @@ class CatalogueFile:
     sources: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True)
-class CatalogueModel:
+class CatalogueModel(Struct, frozen=True):
     """One entry of the catalogue."""
 
     name: str

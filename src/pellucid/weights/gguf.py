@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
@@ -88,8 +89,7 @@ def split_path(path: Path, stem: str, number: int, count: int) -> Path:
     return path.with_name(f"{stem}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(Struct, frozen=True):
     """The contents of one file: its key/value table and its tensors."""
 
     path: Path

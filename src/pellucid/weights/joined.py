@@ -10,9 +10,10 @@ format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks; they are made a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError
 from pellucid.weights.checkpoint import Checkpoint, Tensor

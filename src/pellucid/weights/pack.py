@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedModel
@@ -24,13 +25,13 @@ from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
 
+T = TypeVar("T")
 PIECE_VALUES = (
     1 << 20
 )  # of a piece of work: small enough to distribute, large enough to hide Python's overhead
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(Struct, frozen=True):
     """A packed matrix of (rows, columns); ``data`` is uint8, aligned to a cache line."""
 
     packed: PackedLayout
@@ -103,8 +104,7 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     return decode_blocks(form, checkpoint.data(name).reshape(shape)).reshape(tensor.shape)
 
 
-@dataclass(frozen=True)
-class Packing:
+class Packing(Struct, frozen=True):
     """A matrix to be packed, and the pieces of work that pack it, in any order and on any thread."""
 
     matrix: Matrix
@@ -189,7 +189,35 @@ def prepare(
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:
-    """Run the pieces of all ``packings`` on ``threads`` threads."""
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(piece) for packing in packings for piece in packing.pieces]:
-            done.result()
+    """Run the pieces of all ``packings`` on ``threads`` threads. Raises what one of them raises."""
+    waiting = deque(piece for packing in packings for piece in packing.pieces)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for piece in _taken(waiting):
+                piece()
+        except BaseException as error:
+            failures.append(error)
+            waiting.clear()
+
+    team = [threading.Thread(target=work, name="pellucid-pack", daemon=True) for _ in range(threads)]
+    try:
+        for one in team:
+            one.start()
+        for one in team:
+            one.join()
+    finally:
+        waiting.clear()  # Ctrl-C ends the others too
+    if failures:
+        raise failures[0]
+
+
+def _taken(waiting: deque[T]) -> Iterator[T]:
+    """What is in a queue that several threads share, each once."""
+    while True:
+        try:
+            one = waiting.popleft()
+        except IndexError:
+            return
+        yield one

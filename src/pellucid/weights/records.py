@@ -14,8 +14,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from pellucid.errors.messages import reason
 from pellucid.util.paths import staged
@@ -29,8 +31,7 @@ _TICK = 20_000_000  # nanoseconds
 _COARSE_TICK = 2_000_000_000  # of file systems with a resolution of one or two seconds
 
 
-@dataclass(frozen=True)
-class FileRecord:
+class FileRecord(Struct, frozen=True):
     """The state of a file when it was hashed: SHA-256, modification time, inode, and the time of hashing."""
 
     sha256: str
@@ -45,8 +46,7 @@ class FileRecord:
         return settled and (self.mtime_ns, self.inode) == (status.st_mtime_ns, status.st_ino)
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """The source of a model, its files with their sizes in bytes, and their records."""
 
     source: str
@@ -54,8 +54,7 @@ class Manifest:
     records: Mapping[str, FileRecord] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(Struct, frozen=True):
     """The result of checking a file: ``sha256`` is None if it was not hashed, ``problem`` is None if there is none."""
 
     name: str
@@ -86,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest atomically. Raises OSError."""
-    with staged(folder, json.dumps(asdict(manifest), indent=1).encode()) as staging:
+    with staged(folder, json.dumps(to_builtins(manifest), indent=1).encode()) as staging:
         os.chmod(staging, 0o644)
         os.replace(staging, folder / MANIFEST)
 

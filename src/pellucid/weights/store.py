@@ -17,9 +17,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+
+from msgspec import Struct
 
 from pellucid.errors import FileFormatError, ModelNotFound, SourceError
 from pellucid.errors.messages import brief, reason, shown
@@ -36,8 +37,7 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # two letters at least: C:\ is a drive
 
 
-@dataclass(frozen=True)
-class Installed:
+class Installed(Struct, frozen=True):
     """A model in the store. ``path`` is what to open, ``source`` is where it came from."""
 
     name: str
@@ -47,8 +47,7 @@ class Installed:
     complete: bool
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """A stored model whose files were hashed. ``mend`` says how to repair a damaged file."""
 
     name: str

@@ -38,7 +38,7 @@ def test_tokens_stay_what_they_are(alone: LLM) -> None:
     for token in made:
         (message,) = wire.unpack(wire.pack([["token", *wire.token_fields(token)]]))
         back = wire.token_of(message[1:])
-        plain = [name for name in vars(token) if name != "logprobs"]
+        plain = [name for name in token.__struct_fields__ if name != "logprobs"]
         assert [getattr(back, name) for name in plain] == [getattr(token, name) for name in plain]
         assert isinstance(back.logprobs, TokenLogprobs)
         for name, value in vars(token.logprobs).items():

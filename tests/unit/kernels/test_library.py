@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from support.kernels import Batch
 from support.processes import environment, python
 

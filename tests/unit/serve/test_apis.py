@@ -18,6 +18,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from support.served import Served, models_folder, serving
 
 import pellucid
@@ -402,7 +403,7 @@ def test_a_template_that_refuses_is_the_clients_mistake(folder: Path) -> None:
         httpx.post(made.url + "/v1/completions", json={"model": "one", "prompt": "a", "max_tokens": 1})
         llm = made.llm()
         llm.tokenizer = replace(llm.tokenizer, chat_template="{{ raise_exception('No such role') }}")
-        llm.inputs = replace(llm.inputs, tokenizer=llm.tokenizer)
+        llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
         answer = httpx.post(
             made.url + "/v1/chat/completions", json={"model": "one", "messages": USER, "max_tokens": 1}
         )

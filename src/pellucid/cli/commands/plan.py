@@ -138,12 +138,12 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
     from pellucid.engine.inputs import Inputs
     from pellucid.measure.profile import profile_step
     from pellucid.measure.suite import DEPTHS, SENTENCE
-    from pellucid.runtime.batch import StepLimits
+    from pellucid.runtime.batch import STEP_TOKENS
     from pellucid.util.checks import whole
 
     def check(inputs: Inputs) -> None:
         if prompt is not None:
-            longest = min(inputs.context, StepLimits.tokens) if inputs.spec.causal else inputs.context
+            longest = min(inputs.context, STEP_TOKENS) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
     llm = loading.load(model, before=check)

@@ -7,10 +7,10 @@ there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import PageLoops, page_loops
@@ -26,8 +26,7 @@ STATE = 8  # bytes of a row's state: the largest score and the sum of the weight
 SCORES = PIECE * 4 + 64
 
 
-@dataclass(frozen=True)
-class ScratchLayout:
+class ScratchLayout(Struct, frozen=True):
     """Byte offsets in a thread's scratch memory, for heads of widths K and V."""
 
     head_dim: int

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from pellucid.errors import KernelError
 from pellucid.kernels.core.record import Record
 from pellucid.util.registry import file_of
@@ -77,8 +79,7 @@ class KernelKey:
         return f"{self.name}-{exact}"
 
 
-@dataclass(frozen=True)
-class Definition:
+class Definition(Struct, frozen=True):
     """A declared kernel: its name, its record, and the function that builds its body."""
 
     name: str

@@ -13,7 +13,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pellucid.kernels.core import isa
 from pellucid.kernels.core.definitions import PACKAGE, ROOT
@@ -66,8 +67,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Source:
+class _Source(Struct, frozen=True):
     """A module's source file: its hash, the modules of this package that it names in import statements, its size."""
 
     digest: bytes

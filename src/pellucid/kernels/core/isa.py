@@ -11,14 +11,15 @@ import ctypes
 import functools
 import os
 import sys
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.host import Host, host
 
 
-@dataclass(frozen=True)
-class Isa:
+class Isa(Struct, frozen=True):
     """An instruction set: its name, a description, the CPU features it needs, and those that are disabled for it.
 
     Features have LLVM's names. A CPU needs all features of one group of ``needs``. Every feature whose name starts with
@@ -95,8 +96,7 @@ KNOWN: tuple[Isa, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """What kernels are compiled for: an instruction set, and the machine in LLVM's terms."""
 
     isa: Isa

@@ -6,11 +6,10 @@ The kernel that packs weights is generated from a ``FileLayout`` (``pack.py``), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True)
-class BitPlane:
+class BitPlane(Struct, frozen=True):
     """Some of the bits of every value of a block.
 
     Runs of ``run`` bytes start at byte ``offset``. The lowest ``bits`` of a run's bytes belong to the first ``run``
@@ -28,8 +27,7 @@ class BitPlane:
         return self.offset + run * self.run + inside % self.run, inside // self.run * self.bits
 
 
-@dataclass(frozen=True)
-class BitField:
+class BitField(Struct, frozen=True):
     """``bits`` bits of a byte of the block, starting at bit ``shift``."""
 
     byte: int
@@ -37,16 +35,14 @@ class BitField:
     bits: int
 
 
-@dataclass(frozen=True)
-class ScaleField:
+class ScaleField(Struct, frozen=True):
     """Scales or minima of a block. Each is concatenated from bit fields, lowest bits first, minus ``minus``."""
 
     numbers: tuple[tuple[BitField, ...], ...]
     minus: int = 0
 
 
-@dataclass(frozen=True)
-class FileLayout:
+class FileLayout(Struct, frozen=True):
     """A block: ``values`` numbers in ``nbytes`` bytes.
 
     ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``scale_fields`` are in

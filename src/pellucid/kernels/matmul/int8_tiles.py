@@ -12,7 +12,6 @@ operation less for each sum counts.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 from pellucid.kernels.matmul.int8_scaled import add_scaled
@@ -32,8 +31,7 @@ def fits(packed: PackedLayout) -> bool:
     return packed.most - packed.zero_point <= 127
 
 
-@dataclass(frozen=True)
-class TiledLayout(UnpackedLayout):
+class TiledLayout(UnpackedLayout, frozen=True):
     """Unpacked weights, sums of tiles, and the state of emulated tiles."""
 
     @property

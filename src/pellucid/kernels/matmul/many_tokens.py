@@ -16,8 +16,9 @@ How products are added depends on the instruction set: with tile registers (``in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import prefetch_ahead
@@ -27,8 +28,7 @@ CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of those i
 BATCH = 256  # tokens whose totals are kept at a time
 
 
-@dataclass(frozen=True)
-class UnpackedLayout:
+class UnpackedLayout(Struct, frozen=True):
     """Weights, scales and totals in a thread's memory for one call, at offsets in bytes.
 
     ``groups`` is the number of groups of weight rows. Rows that are ``gathered`` are copied, ``tokens`` at a time. With

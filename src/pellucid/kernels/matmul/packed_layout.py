@@ -29,7 +29,7 @@ The zero point is free: it is folded into the integer sum through the sum of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 ROWS = 16
 BLOCK = 32
@@ -42,8 +42,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-@dataclass(frozen=True)
-class PackedLayout:
+class PackedLayout(Struct, frozen=True):
     """A packed layout, described as data. Kernels are generated from it.
 
     ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose

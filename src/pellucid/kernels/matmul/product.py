@@ -8,8 +8,9 @@ same order, so a token's result never depends on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.division import division
@@ -23,8 +24,7 @@ SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 to one vector of 16 sums for each token."""
 
 
-@dataclass(frozen=True)
-class ManyTokens:
+class ManyTokens(Struct, frozen=True):
     """A helper of ``rectangle`` that is faster from ``fewest`` rows of x on.
 
     It multiplies a multiple of ``groups`` groups of weight rows with a multiple of ``tokens`` rows of x.
@@ -36,8 +36,7 @@ class ManyTokens:
     tokens: int
 
 
-@dataclass(frozen=True)
-class TileSums:
+class TileSums(Struct, frozen=True):
     """How a tile's sums are computed: what emits them, and how many vectors of them a token needs at a time.
 
     ``many(simd, gathered)`` makes what computes the same for many tokens, if anything is faster there.

@@ -5,7 +5,7 @@ Layers with a sliding window rotate, those that see everything have no positions
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import even, yarn_magnitude
 from pellucid.model.config import Config

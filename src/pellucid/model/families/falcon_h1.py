@@ -6,7 +6,8 @@ llama.cpp's converter multiplies the weights by these factors.
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import SHAPE_KEYS, beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba

@@ -6,7 +6,7 @@ store the norms' weights with 1 added, safetensors without.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
     ROTARY_TENSORS,

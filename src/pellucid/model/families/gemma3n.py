@@ -5,8 +5,9 @@ layer, keys and values that later layers share, sparse gates.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from statistics import NormalDist
+
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
     ROTARY_TENSORS,

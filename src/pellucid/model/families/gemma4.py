@@ -6,7 +6,8 @@ feed-forward, with norms of their own.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
     ROTARY_TENSORS,

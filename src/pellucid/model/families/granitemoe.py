@@ -5,7 +5,7 @@ Gates and projections up are one tensor of all experts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.families.granite import scaled_config, scaled_gguf

@@ -4,7 +4,7 @@ experts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config

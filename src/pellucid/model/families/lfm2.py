@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import MOST_TAPS, gguf_recurrent, layer_types, mixed

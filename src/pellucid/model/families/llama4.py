@@ -5,7 +5,7 @@ Without experts it is MobileLLM-Pro.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.errors.messages import brief
 from pellucid.model.common_metadata import except_every, slide

@@ -5,7 +5,7 @@ In Ministral 3 (Mistral AI 2025) queries grow with the position.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import yarn_magnitude
 from pellucid.model.config import Config

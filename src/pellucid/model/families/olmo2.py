@@ -5,7 +5,7 @@ GGUF files of OLMo 3 say "olmo2" too: they have a sliding window, whose layers h
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.families.gpt2 import DECODER, NAMES
 from pellucid.model.standard_decoder import GPT_KEYS

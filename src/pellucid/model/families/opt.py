@@ -5,7 +5,7 @@ The model of 350M has norms after the sums, none at the end, and a narrower embe
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.filled import Model

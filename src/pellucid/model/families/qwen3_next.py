@@ -4,7 +4,7 @@ with an output gate; dense or with experts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pellucid.model.common_metadata import except_every
 from pellucid.model.config import Config

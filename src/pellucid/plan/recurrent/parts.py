@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
@@ -11,8 +11,7 @@ from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
 from pellucid.runtime.cache_layout import StateShape
 
 
-@dataclass(frozen=True)
-class State:
+class State(Struct, frozen=True):
     """A layer's state in the cache: its number there, by which the parts are addressed."""
 
     layer: int
@@ -98,8 +97,7 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
     return x, out
 
 
-@dataclass(frozen=True)
-class ScanShape:
+class ScanShape(Struct, frozen=True):
     """H heads of values of ``value_dim`` V (whole vectors) and G groups of keys; ``key_dim`` K, with zeros behind it.
 
     ``neighbours`` consecutive heads use the same group.

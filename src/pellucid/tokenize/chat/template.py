@@ -7,8 +7,10 @@ an untrusted program: it runs in a separate process (``template_process.py``) wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from pellucid.errors import InvalidRequest, TemplateError
 from pellucid.tokenize.chat.template_process import ask, encoded
@@ -18,8 +20,7 @@ REQUEST_BYTES = 40_000_000  # the source and all variables as JSON, in UTF-8
 LONGEST_MESSAGE = 400  # characters
 
 
-@dataclass(frozen=True)
-class RenderLimits:
+class RenderLimits(Struct, frozen=True):
     """Limits of one rendering: seconds, megabytes of address space (enforced on Linux), characters of the text."""
 
     seconds: float = 5.0

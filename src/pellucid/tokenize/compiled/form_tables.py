@@ -7,10 +7,10 @@ limited to the characters of Unicode 9 (``normalize.Normalize``).
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.text.normalize import CHANGES, JOINS
@@ -19,8 +19,7 @@ from pellucid.tokenize.stages.normalize import Form
 from pellucid.tokenize.unicode import CODES, letters, members
 
 
-@dataclass(frozen=True, eq=False)
-class FormTable:
+class FormTable(Struct, frozen=True, eq=False):
     """The fields of ``text_normalize.NormalizeRecord``; ``growth``: the most bytes that one byte may become."""
 
     properties: NDArray[np.uint16]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
@@ -16,8 +16,7 @@ from pellucid.tokenize.compiled import tables
 from pellucid.tokenize.compiled.stages import CompiledStage, Separating
 
 
-@dataclass(frozen=True)
-class CompiledModel:
+class CompiledModel(Struct, frozen=True):
     """A kernel that turns pre-tokens into ids.
 
     ``scratch`` gives the bytes of scratch memory for a longest pre-token of n bytes; ``lengths`` (V,) the bytes of text

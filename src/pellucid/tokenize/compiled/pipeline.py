@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.text import pieces as text_pieces
@@ -27,8 +27,7 @@ from pellucid.tokenize.compiled.texts import ENTRIES, LONG_ENTRIES, MAX_BYTES, R
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(Struct, frozen=True):
     """Ids (T,) and their spans of bytes ``pieces`` (n, 2); the ids of span i begin at ``firsts[i]``, (n + 1,)."""
 
     ids: NDArray[np.int32]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.kernels.text import pieces as text_pieces
@@ -37,8 +38,7 @@ BETWEEN = "|"  # a character that no stage changes, and that does not affect its
 LONGEST = 255  # bytes of a target; its length is stored in one byte
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """Rules that replace several characters.
 
     ``which`` rule applies: the "longest", or the one for grapheme "clusters"; ``replaced`` the characters of each rule;
@@ -51,8 +51,7 @@ class Rules:
     flags: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class RewriteTable:
+class RewriteTable(Struct, frozen=True):
     """The fields of ``text_rewrite.RewriteRecord``; ``growth``: the most bytes that one byte may become."""
 
     targets: NDArray[np.int32]
@@ -67,8 +66,7 @@ class RewriteTable:
     plain: bool = False
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(Struct, frozen=True):
     """A map before it becomes a table: characters → replacements, None for STRANGE; and the settings."""
 
     changes: dict[int, str | None] = field(default_factory=dict)

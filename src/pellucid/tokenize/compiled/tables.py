@@ -7,9 +7,9 @@ Compiled code also fills them, because a vocabulary has up to a quarter of a mil
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
@@ -31,8 +31,7 @@ def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
     return table, size - 1
 
 
-@dataclass(frozen=True)
-class SpelledPieces:
+class SpelledPieces(Struct, frozen=True):
     """The bytes of V pieces: ``text`` has all bytes, ``places`` (V + 1,) the start of each piece.
 
     A piece of no bytes occurs in no text.
@@ -204,8 +203,7 @@ class PairTable:
         return table
 
 
-@dataclass(frozen=True)
-class NeighbourTable:
+class NeighbourTable(Struct, frozen=True):
     """The characters that are adjacent in pieces of a vocabulary.
 
     ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,

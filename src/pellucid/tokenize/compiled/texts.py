@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
@@ -51,8 +51,7 @@ def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
     return array, address(array)
 
 
-@dataclass
-class Texts:
+class Texts(Struct):
     """Texts in UTF-8 in a room, cut into spans (``pieces``). Each array comes with its address."""
 
     room: Room

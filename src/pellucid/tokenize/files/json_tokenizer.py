@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
 from pellucid.errors.messages import brief

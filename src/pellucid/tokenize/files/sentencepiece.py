@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
@@ -31,8 +32,7 @@ TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
 """The names of the values of ``model_type`` in the trainer's spec."""
 
 
-@dataclass
-class SentencePieceFile:
+class SentencePieceFile(Struct):
     """The fields of a model file that encoding and decoding need; the others describe the training."""
 
     pieces: list[str] = field(default_factory=list)
@@ -106,8 +106,7 @@ def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
         spec.types.append(int(TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED))
 
 
-@dataclass(frozen=True)
-class SentencePieceParts:
+class SentencePieceParts(Struct, frozen=True):
     """The input from which a kind builds its model stage: the file, its vocabulary, the id of the unknown piece.
 
     ``byte_ids`` maps byte to id for the pieces that stand for bytes.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, reason
@@ -25,8 +26,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
-@dataclass(frozen=True)
-class Sidecar:
+class Sidecar(Struct, frozen=True):
     """The contents of the sidecar files.
 
     ``config`` is ``tokenizer_config.json``; ``named`` maps names (``bos_token`` …) to tokens; ``added`` has the added

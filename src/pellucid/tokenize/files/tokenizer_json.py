@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from sys import float_info
 from typing import Any, TypeVar
+
+from msgspec import Struct
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
@@ -274,8 +275,7 @@ def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> lis
     return found
 
 
-@dataclass(frozen=True)
-class JsonModelReader:
+class JsonModelReader(Struct, frozen=True):
     """The reader of models of one ``type``; if kinds share a type, ``claims`` tells which kind a file belongs to."""
 
     type: str

@@ -13,10 +13,10 @@ counts as a character too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.text.split import START
@@ -45,8 +45,7 @@ class NotATable(Exception):
     """The pattern has a construct that a table cannot express, or its table would be too large."""
 
 
-@dataclass(frozen=True)
-class Automaton:
+class Automaton(Struct, frozen=True, dict=True):
     """The transition table of a pattern.
 
     ``classes`` (0x110000,) is the class of each code point. ``table`` (states, classes + 1) has an entry for each state
@@ -102,23 +101,20 @@ def automaton(pattern: str) -> Automaton | None:
 # ---------------------------------------------------------------- from the pattern to the table
 
 
-@dataclass(frozen=True)
-class _Test:
+class _Test(Struct, frozen=True):
     """A place before a node that consumes a character or looks at it."""
 
     node: Set | _Lookahead
     then: int
 
 
-@dataclass(frozen=True)
-class _Fork:
+class _Fork(Struct, frozen=True):
     """A place that leads to several places, the preferred one first."""
 
     ways: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Lookahead:
+class _Lookahead(Struct, frozen=True):
     """An assertion: the next character is in a set, or the text ends here and ``at_end`` is set."""
 
     members: Ranges

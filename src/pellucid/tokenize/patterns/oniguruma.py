@@ -9,9 +9,10 @@ In: the pattern. Out: a tree (``patterns/tree.py``). Constructs have the meaning
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode

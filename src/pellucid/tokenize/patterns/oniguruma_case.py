@@ -7,8 +7,9 @@ until their neighbours are known; then they become sets, and the tree no longer 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode

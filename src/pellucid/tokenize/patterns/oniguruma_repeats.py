@@ -5,8 +5,9 @@ The rules are those of ``regparse.c``, ``onig_reduce_nested_quantifier`` and ``a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from pellucid.tokenize.patterns.oniguruma_sets import PatternError
 from pellucid.tokenize.patterns.tree import Repeat

@@ -5,10 +5,11 @@ See ``oniguruma.py``. The functions follow ``regparse.c`` of Oniguruma 6.9.10 an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from string import hexdigits, octdigits
 from typing import ClassVar
+
+from msgspec import Struct
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
@@ -28,8 +29,7 @@ class PatternError(Exception):
     """The pattern is invalid, or has a construct that is not implemented. The message names it, in one line."""
 
 
-@dataclass(frozen=True)
-class PatternOptions:
+class PatternOptions(Struct, frozen=True):
     """The options of ``(?...)``: ``i``, ``m``, ``x``; and ``W``, ``D``, ``S``, ``P`` as names in ``ascii``."""
 
     any_case: bool = False

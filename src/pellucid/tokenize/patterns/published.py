@@ -8,7 +8,8 @@ GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-voc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
@@ -81,8 +82,7 @@ LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3,
 """Patterns that a backtracking engine runs in linear time, whatever the text."""
 
 
-@dataclass(frozen=True)
-class Splitting:
+class Splitting(Struct, frozen=True):
     """How files with a given ``tokenizer.ggml.pre`` split text.
 
     ``ignore_merges``: a pre-token that is a piece becomes that piece, whatever the merges give. ``add_bos``: a text
@@ -131,8 +131,7 @@ GGUF_PRE: dict[str, Splitting] = {
 }
 
 
-@dataclass(frozen=True)
-class TiktokenRanks:
+class TiktokenRanks(Struct, frozen=True):
     """The data that a tiktoken file lacks: its pattern, and its special tokens with their ids.
 
     ``reserved`` lists the tokens whose ids follow the vocabulary, in order.

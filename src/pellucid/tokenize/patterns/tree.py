@@ -7,35 +7,32 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from pellucid.tokenize.unicode import CODES, Ranges
 
 
-@dataclass(frozen=True)
-class Set:
+class Set(Struct, frozen=True):
     """Matches one character of a set."""
 
     members: Ranges
 
 
-@dataclass(frozen=True)
-class Concat:
+class Concat(Struct, frozen=True):
     """Matches its parts one after the other."""
 
     parts: tuple[Node, ...]
 
 
-@dataclass(frozen=True)
-class Either:
+class Either(Struct, frozen=True):
     """Matches the first branch that leads to a match."""
 
     branches: tuple[Node, ...]
 
 
-@dataclass(frozen=True)
-class Repeat:
+class Repeat(Struct, frozen=True):
     """Matches ``part`` from ``least`` to ``most`` times (None: no limit); ``greedy`` tries more repeats first."""
 
     part: Node
@@ -44,15 +41,13 @@ class Repeat:
     greedy: bool = True
 
 
-@dataclass(frozen=True)
-class Atomic:
+class Atomic(Struct, frozen=True):
     """Matches ``part`` in the first possible way; later nodes cannot backtrack into it."""
 
     part: Node
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(Struct, frozen=True):
     """Asserts that ``part`` matches after this position, or before it if not ``ahead``; ``negative`` negates it.
 
     It consumes no character.
@@ -63,8 +58,7 @@ class Look:
     negative: bool
 
 
-@dataclass(frozen=True)
-class Edge:
+class Edge(Struct, frozen=True):
     """Asserts a kind of position in the text. It consumes no character.
 
     ``last line end``: the end of the text, or before a newline there. ``search start``: where the search began.
@@ -84,23 +78,20 @@ class Edge:
     members: Ranges = ()
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Struct, frozen=True):
     """A capturing group, for :class:`Back`."""
 
     part: Node
     number: int
 
 
-@dataclass(frozen=True)
-class Back:
+class Back(Struct, frozen=True):
     """A back reference: matches the text of a group again."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """A case-insensitive letter. It exists only during parsing: it becomes sets once its neighbours are known."""
 
     code: int

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pellucid.tokenize.stages.normalize import compiled
 from pellucid.tokenize.unicode import white_space
@@ -22,8 +23,7 @@ Part = tuple[int, int, int | None]
 """The first character of a part of a text, the one after its last, and its id if it is an added token, else None."""
 
 
-@dataclass(frozen=True)
-class AddedToken:
+class AddedToken(Struct, frozen=True):
     """A token that is matched as a whole."""
 
     id: int

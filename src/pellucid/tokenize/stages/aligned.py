@@ -9,7 +9,8 @@ This is the slow path through a tokenizer, for offsets and explanations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 
@@ -32,8 +33,7 @@ def check_growth(before: int, after: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Aligned:
+class Aligned(Struct, frozen=True):
     """A text whose character i stands for the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
 
     ``origin`` is where the text began in the original when it was cut out: the position of text inserted before it.

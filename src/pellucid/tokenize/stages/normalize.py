@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
 
-@dataclass(frozen=True)
-class Rewrite:
+class Rewrite(Struct, frozen=True):
     """Replaces the matches that ``find`` yields with the results of ``change``, from left to right."""
 
     find: Callable[[str], Iterable[tuple[int, int]]]
@@ -53,12 +52,12 @@ class Rewrite:
 Step = Rewrite | CharacterMap
 
 
-class Normalizer(ABC):
+class Normalizer(Struct, frozen=True, dict=True):
     """A sequence of rewrites. Subclasses with a faster implementation for plain text override ``__call__``."""
 
-    @abstractmethod
     def steps(self) -> Sequence[Step | Normalizer]:
         """The rewrites, in order."""
+        raise NotImplementedError
 
     @cached_property
     def _steps(self) -> Sequence[Step | Normalizer]:
@@ -85,8 +84,7 @@ class Normalizer(ABC):
         return text
 
 
-@dataclass(frozen=True)
-class Replace(Normalizer):
+class Replace(Normalizer, frozen=True):
     """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax if ``is_pattern``."""
 
     old: str
@@ -106,8 +104,7 @@ class Replace(Normalizer):
         return text.replace(self.old, self.new)
 
 
-@dataclass(frozen=True)
-class Prepend(Normalizer):
+class Prepend(Normalizer, frozen=True):
     """Prepends ``prefix`` to a text unless it is empty or, with ``unless_there``, already begins with the prefix."""
 
     prefix: str
@@ -128,8 +125,7 @@ class Prepend(Normalizer):
         return self.prefix + text
 
 
-@dataclass(frozen=True)
-class Normalize(Normalizer):
+class Normalize(Normalizer, frozen=True):
     """A Unicode normalization form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
     The normalization of an assigned character never changes between versions. A character that Unicode 9 had not
@@ -263,8 +259,7 @@ def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return out
 
 
-@dataclass(frozen=True)
-class Strip(Normalizer):
+class Strip(Normalizer, frozen=True):
     """Removes white space at the start (``left``) and the end (``right``)."""
 
     left: bool
@@ -275,8 +270,7 @@ class Strip(Normalizer):
         return [dropping(end) for end in ends]
 
 
-@dataclass(frozen=True)
-class Lowercase(Normalizer):
+class Lowercase(Normalizer, frozen=True):
     """Lower case, character by character: unlike ``str.lower``, it does not treat a final sigma differently."""
 
     def steps(self) -> list[Step]:
@@ -286,16 +280,14 @@ class Lowercase(Normalizer):
         return text.lower() if text.isascii() else text.translate(small_letters())
 
 
-@dataclass(frozen=True)
-class StripAccents(Normalizer):
+class StripAccents(Normalizer, frozen=True):
     """Removes combining marks. Accented characters must be decomposed (NFD) before it."""
 
     def steps(self) -> list[Step]:
         return [replacing(members("text.marks"), "")]
 
 
-@dataclass(frozen=True)
-class Nmt(Normalizer):
+class Nmt(Normalizer, frozen=True):
     """SentencePiece's clean-up for machine translation: drops control characters, turns all white space into spaces."""
 
     def steps(self) -> list[Step]:
@@ -307,8 +299,7 @@ _NMT_SPACE = ranges("9-A C-D 1680 200B-200F 2028-2029 2581 FEFF FFFD")
 NMT = union((_NMT_DROPPED, _NMT_SPACE))
 
 
-@dataclass(frozen=True)
-class Bert(Normalizer):
+class Bert(Normalizer, frozen=True):
     """BERT's clean-up.
 
     ``clean`` drops control characters and turns all white space into spaces; ``cjk`` puts spaces around ideographs;
@@ -345,8 +336,7 @@ IDEOGRAPHS = ranges(
 _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
-@dataclass(frozen=True)
-class Sequential(Normalizer):
+class Sequential(Normalizer, frozen=True):
     """Normalizers in sequence."""
 
     stages: tuple[Normalizer, ...]

