@@ -56,7 +56,7 @@ def main() -> None:
     asked.add_argument("--against", help="another tree of sources, such as a checkout's src")
     asked.add_argument("--llama-cpp", help="a program of llama.cpp")
     options = asked.parse_args()
-    results = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for model in options.models:
         found = commands(model, options)
         for command in found.values():
