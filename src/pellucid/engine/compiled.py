@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pellucid.kernels.core.library import CompileProgress, shared
-from pellucid.kernels.core.together import compile_together
 from pellucid.model.filled import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import packers
@@ -20,4 +19,8 @@ def compile_kernels(
     sampling = (TOP, SUMS) if samples and model.spec.head else ()
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
+        from pellucid.kernels.core.together import (
+            compile_together,  # imports subprocess, which most starts need not
+        )
+
         compile_together(kernels, processors().usable, free_bytes(), progress)

@@ -7,7 +7,6 @@ from the last one. ``heads``, ``dims`` (of each head, or of a vector) and ``toke
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +122,9 @@ def _fits_part(wanted: str, part: str) -> bool:
 
 
 def _nearest(points: Mapping[str, Point], name: str) -> str:
-    near = difflib.get_close_matches(name, points, 3, 0.5)
+    from difflib import get_close_matches  # slow to import, and only this error needs it
+
+    near = get_close_matches(name, points, 3, 0.5)
     return f"; the nearest are {', '.join(near)}" if near else "; pellucid points lists all"
 
 

@@ -5,7 +5,6 @@ layer, keys and values that later layers share, sparse gates.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 from msgspec.structs import replace
 
@@ -246,6 +245,8 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _gguf_sparsities(config: Config, layers: int) -> list[float]:
     """The parts that belong to the standard deviations in the file, which are minus infinity without sparsity."""
+    from statistics import NormalDist  # slow to import, and only this family needs it
+
     usual = SPARSE_LAYERS if layers > SPARSE_LAYERS else 0
     most = NormalDist().inv_cdf(SPARSITY)
     found = config.deviations("activation_sparsity_scale", layers) or [most] * usual + [-math.inf] * (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,8 @@ from pellucid.sample.grammars.schema import refused
 from pellucid.sample.step import RequestContext, TokenizerProtocol
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from llguidance import LLMatcher, LLTokenizer
 
 PLAINLY = {
@@ -100,6 +101,8 @@ def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
 
 @functools.cache
 def _mask_pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and only grammars need it
+
     return ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
 
 
@@ -187,6 +190,8 @@ class Matching:
 
 def _done() -> Future[None]:
     """A future that is already done."""
+    from concurrent.futures import Future
+
     done: Future[None] = Future()
     done.set_result(None)
     return done
