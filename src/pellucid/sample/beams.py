@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest, NothingLeft
@@ -115,8 +116,7 @@ class Node:
     finish_reason: str | None = None
 
 
-@dataclass
-class Beam:
+class Beam(Struct):
     """A running text. ``parent`` is its position among the beams of the previous step."""
 
     node: Node
@@ -124,8 +124,7 @@ class Beam:
     parent: int
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """A finished text: its ``ids``, including an end token, and its score, including the length penalty."""
 
     ids: list[int]
@@ -134,8 +133,7 @@ class Found:
     node: int
 
 
-@dataclass
-class _Group:
+class _Group(Struct):
     """Beams that compete with each other, and their finished texts, best first."""
 
     number: int

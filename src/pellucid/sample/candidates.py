@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import KernelError
@@ -37,8 +37,7 @@ LARGEST = float(np.finfo(np.float32).max)
 TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """Sums over weights exp(z), z = logit - highest logit.
 
     ``total`` is the sum of exp(z), ``moment`` that of exp(z) * z, ``blocks`` are the sums of exp(z) of each ``BLOCK``.
@@ -54,8 +53,7 @@ class Sums:
         return max(math.log(self.total) - self.moment / self.total, 0.0)
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(Struct, frozen=True, dict=True):
     """Tokens ``ids`` (n,), None for the whole vocabulary, whose logits are ``raw`` (n,) float32 / ``temperature``.
 
     They are in ascending order of ids or, if ``ranked``, in descending order of logits with the lowest id first on

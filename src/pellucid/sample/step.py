@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
@@ -55,8 +56,7 @@ class TokenizerProtocol(Protocol):
     def is_special(self, token_id: int) -> bool: ...
 
 
-@dataclass(frozen=True)
-class RequestContext:
+class RequestContext(Struct, frozen=True):
     """What a step knows of its request.
 
     ``ends`` are the tokens that end the text. ``seed`` is the chain's, in which the sequence's number is above the bits

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from pellucid.errors import InvalidRequest
@@ -197,8 +198,7 @@ def shape_of(selected: Selected) -> tuple[int, ...]:
     return (len(selected.heads), dims) if selected.point.heads else (dims,)
 
 
-@dataclass(frozen=True)
-class ColumnRun:
+class ColumnRun(Struct, frozen=True):
     """Columns of a buffer that follow each other, in the rows of ``part`` if parts have rows of their own."""
 
     part: int

@@ -6,10 +6,10 @@ They are not values of the plan but of the request, and are read from its output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.plan.plan import Plan, View
@@ -34,8 +34,7 @@ class Outputs(Protocol):
     def cached(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class OutputPoint:
+class OutputPoint(Struct, frozen=True):
     """A point that ``of`` makes of a sequence's outputs; ``sampled`` ones need the chain to be watched."""
 
     name: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
@@ -22,16 +22,14 @@ MOST_RUNS = 4096
 """Runs of columns of one edit: each is an operation of the step."""
 
 
-@dataclass(frozen=True)
-class PlacedPart:
+class PlacedPart(Struct, frozen=True):
     """Where a selected part is in the blocks: of each run of heads, the column of its values or its pattern."""
 
     selected: Selected
     places: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class BoundEdit:
+class BoundEdit(Struct, frozen=True):
     """A run of an edit's columns: which selected part and edit it is of, and the columns that it changes."""
 
     selected: Selected
@@ -41,8 +39,7 @@ class BoundEdit:
     columns: ColumnRun
 
 
-@dataclass(frozen=True)
-class BoundPatternEdit:
+class BoundPatternEdit(Struct, frozen=True):
     """A run of heads of a pattern's edit: ``values`` (heads, rows, keys) for the positions of ``tokens`` in order.
 
     One row is for all positions alike, None for nothing that is added. ``first`` is the run's first head.

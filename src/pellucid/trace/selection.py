@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -20,8 +21,7 @@ NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
 KEYS = ("heads", "dims", "tokens")
 
 
-@dataclass(frozen=True)
-class Selected:
+class Selected(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``."""
 
     point: Point
