@@ -6,6 +6,7 @@ The keys are those of the GGUF specification (ggml-org/ggml, ``docs/gguf.md``, "
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ class GGUFFields:
             at = next(i for i, value in enumerate(values) if type(value) is not str)
             raise FileFormatError(self.path, f"tokenizer.ggml.{key}", f"entry {at} is not a string")
         return values
+
+    def scores(self, size: int) -> list[float]:
+        """The score of each piece. Raises :class:`FileFormatError` if one is missing, or no finite number."""
+        name, scores = "tokenizer.ggml.scores", self.array("scores", size)
+        if scores is None:
+            raise FileFormatError(self.path, name, "missing")
+        # Summing them is faster than looking at each; a sum that is infinite proves nothing.
+        numbers = set(map(type, scores)) <= {float, int}
+        if not numbers or not (isfinite(sum(scores)) or all(map(isfinite, scores))):
+            at = next(i for i, s in enumerate(scores) if type(s) not in (float, int) or not isfinite(s))
+            raise FileFormatError(self.path, name, f"entry {at} is {brief(scores[at])}, not a finite number")
+        return scores
 
     def token_id(self, name: str, size: int) -> int | None:
         """The id ``tokenizer.ggml.<name>_token_id``, checked against the vocabulary size."""
@@ -158,15 +171,3 @@ def end_ids(vocabulary: Vocabulary, named: Iterable[int | None]) -> frozenset[in
     known = (vocabulary.ids.get(token) for token in END_OF_GENERATION)
     special = (index for index in known if index in vocabulary.special_ids)
     return frozenset(index for index in (*named, *special) if index is not None)
-
-
-def check_scores(path: Path, scores: Sequence[Any]) -> Sequence[float]:
-    """The scores themselves. Raises :class:`FileFormatError` if one is not a finite number."""
-    from math import isfinite
-
-    if not set(map(type, scores)) <= {float, int} or not all(map(isfinite, scores)):
-        at = next(i for i, s in enumerate(scores) if type(s) not in (float, int) or not isfinite(s))
-        raise FileFormatError(
-            path, "tokenizer.ggml.scores", f"entry {at} is {brief(scores[at])}, not a finite number"
-        )
-    return scores

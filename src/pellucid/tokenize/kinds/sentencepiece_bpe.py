@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
+from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
@@ -132,14 +132,10 @@ class CharBPE(Chars):
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
-    scores = fields.array("scores", vocabulary.size)
-    if scores is None:
-        raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
+    scores, pieces = fields.scores(vocabulary.size), _text_pieces(vocabulary)
     user = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
-    pairs = ScoreRanks(
-        vocabulary.tokens, _text_pieces(vocabulary), check_scores(fields.path, scores), first=user
-    )
-    return _gguf_tokenizer(fields, vocabulary, pairs, fields.get("ggml.add_space_prefix", bool, True))
+    pairs = ScoreRanks(vocabulary.tokens, pieces, scores, first=user)
+    return _gguf_tokenizer(fields, vocabulary, pieces, pairs, fields.get("ggml.add_space_prefix", bool, True))
 
 
 def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
@@ -153,9 +149,8 @@ def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
         fields = fields.with_value("ggml.add_bos_token", True)
     pairs = byte_bpe.gguf_pairs(fields, vocabulary)
     waiting = vocabulary.ids.get(TOOL_RESPONSE)
-    return _gguf_tokenizer(
-        fields, vocabulary, pairs, prefix=False, ends=frozenset() if waiting is None else frozenset({waiting})
-    )
+    ends = frozenset[int]() if waiting is None else frozenset({waiting})
+    return _gguf_tokenizer(fields, vocabulary, _text_pieces(vocabulary), pairs, prefix=False, ends=ends)
 
 
 TOOL_RESPONSE = "<|tool_response>"
@@ -166,10 +161,14 @@ def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _gguf_tokenizer(
-    fields: GGUFFields, vocabulary: Vocabulary, pairs: Ranks, prefix: bool, ends: frozenset[int] = frozenset()
+    fields: GGUFFields,
+    vocabulary: Vocabulary,
+    pieces: dict[str, int],
+    pairs: Ranks,
+    prefix: bool,
+    ends: frozenset[int] = frozenset(),
 ) -> Tokenizer:
     """``prefix``: whether a space is put before the text; ``ends``: further tokens that end a text."""
-    pieces = _text_pieces(vocabulary)
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     shared["eos_ids"] |= ends

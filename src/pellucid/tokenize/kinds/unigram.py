@@ -17,7 +17,7 @@ from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.files.gguf_fields import GGUFFields, check_scores
+from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
@@ -220,9 +220,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
-    scores = fields.array("scores", vocabulary.size)
-    if scores is None:
-        raise FileFormatError(fields.path, "tokenizer.ggml.scores", "missing")
+    scores = fields.scores(vocabulary.size)
     charsmap = fields.array("precompiled_charsmap") or []
     if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
         raise FileFormatError(fields.path, "tokenizer.ggml.precompiled_charsmap", "not an array of bytes")
@@ -234,7 +232,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     }
     spec = SentencePieceFile(
         vocabulary.tokens,
-        [*check_scores(fields.path, scores)],
+        scores,
         [*vocabulary.types],
         {3: UNIGRAM},
         normalizer,
