@@ -2,7 +2,8 @@
 
     python bench/first_token.py [--models smollm2 gemma3] [--rounds 15] [--against OTHER/src] [--llama-cpp COMMAND]
 
-Each round starts every process once, in turns, after one that is not counted; files and kernels are cached then.
+Every command runs once without being counted, so that its files and kernels are cached; then each round runs all of
+them, in turns.
 ``--against`` is another tree of sources to compare with, ``--llama-cpp`` llama.cpp's `llama-simple` or `llama-cli`.
 Prints the best and the median time, the median processor time, and the median ratio of the rounds. The last line is
 JSON.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,14 +28,13 @@ SOURCES = Path(__file__).parents[1] / "src"
 
 def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
     """The time that a command takes, and that of its processors."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr
-    said = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed: {said.decode(errors='replace').strip()[-500:]}")
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-500:]
+        raise SystemExit(f"{' '.join(command)} failed: {said}")
+    return took, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def commands(model: str, asked: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:

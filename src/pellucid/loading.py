@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
 from pellucid.util.checks import whole
+from pellucid.util.collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint
@@ -125,19 +124,6 @@ def load(
         raise
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Put off Python's garbage collection: a load makes 10^5 objects that stay. Looking through them takes 50 ms."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_no_collection()
 def _loaded(
     source: str | Path,
     context: int | None,
@@ -165,7 +151,8 @@ def _loaded(
         if before is not None:
             before(opened.inputs)
         spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
-        plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
+        with no_collection():
+            plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
         runner = make(checkpoint, model, plan, limits, threads or processors().threads, compiling, executor)
         checkpoint.check_unchanged()
@@ -195,18 +182,20 @@ def open_model(
     """Open a model's file, after downloading it if necessary. Arguments and errors are those of ``load``."""
     from pellucid.weights.store import resolve
 
-    checkpoint = open_checkpoint(resolve(source, progress=progress, pulls=pulls))
-    try:
-        model = read_model(checkpoint)
-        tokens = model.spec.context
-        if context is not None:
-            tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
-            tokens = min(tokens, model.spec.context)
-        inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
-        return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
-    except BaseException:
-        checkpoint.close()
-        raise
+    path = resolve(source, progress=progress, pulls=pulls)
+    with no_collection():
+        checkpoint = open_checkpoint(path)
+        try:
+            model = read_model(checkpoint)
+            tokens = model.spec.context
+            if context is not None:
+                tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
+                tokens = min(tokens, model.spec.context)
+            inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
+            return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
+        except BaseException:
+            checkpoint.close()
+            raise
 
 
 def _with_draft(

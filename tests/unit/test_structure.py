@@ -50,7 +50,7 @@ def test_functions_outside_of_kernels_fit_a_screen() -> None:
 
 def test_what_every_start_makes_are_structs() -> None:
     """Decision 40: a dataclass costs each start 0.5 ms. ``KernelKey`` has an ``__init__`` of its own."""
-    folders = ("model", "plan", "kernels", "weights", "runtime", "tokenize/stages", "tokenize/patterns")
+    folders = ("model", "plan", "kernels", "weights", "runtime", "tokenize/patterns")
     found = [
         node.name
         for folder in folders

@@ -19,8 +19,7 @@ def compile_kernels(
     sampling = (TOP, SUMS) if samples and model.spec.head else ()
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
-        from pellucid.kernels.core.together import (
-            compile_together,  # imports subprocess, which most starts need not
-        )
+        # It imports subprocess, which most starts do not need.
+        from pellucid.kernels.core.together import compile_together
 
         compile_together(kernels, processors().usable, free_bytes(), progress)

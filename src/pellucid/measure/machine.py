@@ -11,6 +11,7 @@ from typing import Any
 
 from pellucid import __version__
 from pellucid.kernels.core import isa
+from pellucid.kernels.core.host import host
 from pellucid.kernels.core.library import cache_folder
 from pellucid.runtime.placement import may_place
 from pellucid.runtime.processors import Processors, core_count, processors
@@ -49,9 +50,7 @@ def facts() -> dict[str, Any]:
 
 def cpu_name() -> str:
     """The vendor's name of the processor, if the system reports it, and LLVM's name."""
-    from llvmlite import binding
-
-    known = binding.get_host_cpu_name()
+    known = host().cpu
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

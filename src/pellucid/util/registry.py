@@ -12,14 +12,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def modules(package: str, skip: Sequence[str] = ()) -> list[ModuleType]:
-    """Import and return the modules of a package and its subpackages, except the members that ``skip`` names."""
+def modules(package: str) -> list[ModuleType]:
+    """Import and return the modules of a package and its subpackages."""
     root = importlib.import_module(package)
     found: list[ModuleType] = []
     for one in sorted(pkgutil.iter_modules(root.__path__), key=lambda one: one.name):
         name = f"{package}.{one.name}"
-        if one.name in skip:
-            continue
         if one.ispkg:
             found += modules(name)
         else:

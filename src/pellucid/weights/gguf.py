@@ -200,13 +200,14 @@ class _Cursor:
 
     def strings(self, field: str, count: int) -> list[str]:
         out: list[str] = []
-        while len(out) < count:
+        while count - len(out) >= FEW:
             self.load(min(self.position + WINDOW, self.limit))
             found, self.position = split_strings(self.data, self.position, count - len(out))
             out += found
             # The one that ended the run. More, if the run was short, or a hostile array costs a split for each string.
             few = 1 if len(found) >= FEW else FEW
             self._one_by_one(out, min(count, len(out) + few), field)
+        self._one_by_one(out, count, field)
         return out
 
     def _one_by_one(self, out: list[str], count: int, field: str) -> None:

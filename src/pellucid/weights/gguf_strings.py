@@ -4,8 +4,8 @@ In: the bytes of a file and where an array's strings begin. Out: the strings, an
 
 A vocabulary has 10^5 strings, and a loop in Python over them is most of the time to open a file. Nearly all of them
 have 1 to 255 bytes, none of which is zero, so a length is one byte that is not zero followed by seven that are, and
-nothing else looks like this. All such places of a window are found at once; those that follow each other as the
-lengths say are strings. The first that does not (an empty or long string, one with a NUL, one that is cut off) ends
+hardly anything else looks like this. All such places of a window are found at once; those that follow each other as
+the lengths say are strings. The first that does not (an empty or long string, one with a NUL, one that is cut off) ends
 the run, and the caller reads it by itself.
 """
 

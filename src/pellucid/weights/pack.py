@@ -201,14 +201,19 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
             failures.append(error)
             waiting.clear()
 
-    team = [threading.Thread(target=work, name="pellucid-pack", daemon=True) for _ in range(threads)]
+    team = [threading.Thread(target=work, name="pellucid-pack", daemon=True) for _ in range(max(threads, 1))]
+    started: list[threading.Thread] = []
     try:
         for one in team:
             one.start()
+            started.append(one)
         for one in team:
             one.join()
-    finally:
-        waiting.clear()  # Ctrl-C ends the others too
+    except BaseException:  # Ctrl-C; the threads end with the piece at hand, because the file is closed next
+        waiting.clear()
+        for one in started:
+            one.join()
+        raise
     if failures:
         raise failures[0]
 

@@ -28,7 +28,7 @@ def made() -> tuple[str, bytes]:
 
 
 def here(name: str) -> bool:
-    return binding.address_of_symbol(name) is not None
+    return linker._outside(name) is not None
 
 
 def refused(code: bytes, function: str) -> bool:
@@ -151,31 +151,37 @@ print(linked)
 
 
 @pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
-def test_code_and_constants_are_placed_as_llvm_does() -> None:
-    """The instructions are the same bytes, except for addresses; nobody can write to them."""
-    symbol, _, code = library.compile_kernel(KernelKey("softcap")).partition(b"\0")
+@pytest.mark.parametrize("name", ["softcap", "loop.lead", "logits.softmax"])
+def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> None:
+    """The bytes in memory are those of the file but for what is filled in, which is S + A, or S + A - P."""
+    key = KernelKey(name)
+    symbol, _, code = library.compile_kernel(key).partition(b"\0")
+    image = linker._Image(code, symbol.decode())
     address = linker.link(code, symbol.decode())
-    found = elf.ObjectFile(code, symbol.decode(), here)
-    entry = next(one for one in found.symbols if one.name == symbol.decode() and one.section)
-    section = found.sections[entry.section]
-    placed = bytearray(ctypes.string_at(address - entry.value, section.size))
-    stored = bytearray(found.content(section))
-    filled = [one for one in found.relocations if one.section == entry.section]
+    base, found = address - image.entry, image._object
+    placed = {
+        index: bytearray(ctypes.string_at(base + at, found.sections[index].size))
+        for index, at in image._places.items()
+    }
+    stored = {index: bytearray(found.content(found.sections[index])) for index in placed}
+    filled = [one for one in found.relocations if one.section in placed]
     assert filled
     for one in filled:
-        width = 8 if one.kind == 1 else 4
-        (target,) = struct.unpack_from("<q" if width == 8 else "<i", placed, one.place)
-        symbols = found.symbols[one.symbol]
-        if one.kind == 1 and symbols.section and not found.sections[symbols.section].is_code:
-            constants = found.content(found.sections[symbols.section])
-            at = symbols.value + one.addend
-            assert ctypes.string_at(target, 4) == constants[at : at + 4]
+        target = found.symbols[one.symbol]
+        inside = base + image._places[target.section] + target.value if target.section else None
+        value = (binding.address_of_symbol(target.name) if inside is None else inside) + one.addend
+        if one.kind != 1:
+            value -= base + image._places[one.section] + one.place
+        form = "<Q" if one.kind == 1 else "<q" if one.kind == 24 else "<i"
+        (written,) = struct.unpack_from(form, placed[one.section], one.place)
+        assert written == value
         for memory in (placed, stored):
-            memory[one.place : one.place + width] = bytes(width)
+            memory[one.section][one.place : one.place + struct.calcsize(form)] = bytes(struct.calcsize(form))
     assert placed == stored
     lines = Path("/proc/self/maps").read_text().splitlines()
-    modes = [line.split()[1] for line in lines if _holds(line, address)]
-    assert modes == ["r-xp"]
+    for at, mode in ((address, "r-xp"), (base + image.code_size, "r--p")):
+        if at < base + image.size:
+            assert [line.split()[1] for line in lines if _holds(line, at)] == [mode]
 
 
 def _holds(line: str, address: int) -> bool:
@@ -195,3 +201,29 @@ print([name for name in sys.modules if name.startswith(("llvmlite", "numba"))])
     library.shared().load([KernelKey("softcap")])
     done = subprocess.run(python(program), env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [b"_FuncPtr", b"_handle", b"_name", b"no_such_name"])
+def test_only_symbols_of_the_process_are_found(made: tuple[str, bytes], name: bytes) -> None:
+    function, code = made
+    replaced = code.replace(b"sched_yield\0", (name + b"\0" * 12)[:12])
+    assert replaced != code
+    with pytest.raises(elf.BadObject, match="is not in this process"):
+        linker.link(replaced, function)
+
+
+def test_llvm_links_a_cached_kernel_where_pellucid_does_not() -> None:
+    """As on AArch64: in a new process, whose LLVM has not been started yet."""
+    program = """
+from pellucid.kernels.core import linker
+linker.BY_ITSELF = False
+from pellucid.kernels.core import library
+from pellucid.kernels.core.definitions import KernelKey
+def refused(key): raise SystemExit(f"{key} is compiled again")
+library.compile_kernel = refused
+print(library.shared().load([KernelKey("loop.lead"), KernelKey("loop.work")]))
+"""
+    keys = [KernelKey("loop.lead"), KernelKey("loop.work")]
+    library.shared().load(keys)
+    done = subprocess.run(python(program), env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

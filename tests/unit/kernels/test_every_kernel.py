@@ -9,7 +9,7 @@ import pytest
 
 from pellucid.errors import KernelError
 from pellucid.kernels.core import definitions as definitions_module
-from pellucid.kernels.core.definitions import PACKAGE, definitions
+from pellucid.kernels.core.definitions import PACKAGE, definition, definitions
 from pellucid.util.registry import modules
 
 
@@ -23,11 +23,18 @@ def test_kernel_is_tested_in_the_module_of_its_name(name: str) -> None:
 
 
 def test_the_sources_say_what_the_modules_declare() -> None:
-    modules(PACKAGE, skip=("core", "simd"))
+    for folder in (one.name for one in definitions_module.ROOT.iterdir() if one.is_dir()):
+        if folder not in (*definitions_module._WITHOUT, "__pycache__"):
+            modules(f"{PACKAGE}.{folder}")
     declared = definitions_module._definitions
     assert {name: one.module for name, one in declared.items() if one.module.startswith(PACKAGE)} == (
         definitions_module._modules()
     )
+
+
+def test_an_unknown_kernel() -> None:
+    with pytest.raises(KernelError, match=r'no kernel is called nonsense: no line .* @kernel\("nonsense"'):
+        definition("nonsense")
 
 
 def test_two_modules_that_declare_one_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,8 @@ def test_an_object_that_cannot_be_checked_is_used_but_not_kept(
     number, _ = elf._MACHINES[os.uname().machine]
     monkeypatch.setitem(elf._MACHINES, os.uname().machine, (number, frozenset()))
     key = KernelKey("pick")  # has relocations
-    assert Library().load([key])
+    with pytest.warns(RuntimeWarning, match="pick is compiled again by each process: relocations of type 1"):
+        assert Library().load([key])
     assert not list(empty_home.rglob("*.o"))
 
 
@@ -238,6 +239,12 @@ def test_the_environment_counts_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
     before, here = environment_now(), isa.target()
     monkeypatch.setattr(isa, "target", lambda: replace(here, cpu="another"))
     assert environment_now() != before
+
+
+def test_what_links_and_what_asks_the_machine_is_no_source_of_a_kernel() -> None:
+    read = fingerprint._closure(fingerprint.COMPILER)
+    assert f"{fingerprint.PACKAGE}.core.isa" in read
+    assert not read & {f"{fingerprint.PACKAGE}.core.{name}" for name in ("host", "linker", "elf", "library")}
 
 
 def test_file_names_tell_parameters_apart() -> None:

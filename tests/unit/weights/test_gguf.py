@@ -123,6 +123,18 @@ def test_string_arrays_are_what_was_written(
         assert model.metadata["after"] == ["a", *strings]
 
 
+def test_short_arrays_cost_no_window(save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have 10^5 of them."""
+    looked_at = []
+    split = reader.split_strings
+    monkeypatch.setattr(reader, "split_strings", lambda *given: looked_at.append(1) or split(*given))
+    values = {f"k{i}": ["a"] for i in range(50)} | {"nested": [["a", "b"]] * 50, "some": ["b"] * 1000}
+    assert dict(open_gguf(save(gguf(values, {}))).metadata) == values
+    assert not looked_at
+    open_gguf(save(gguf({"k": ["abc"] * 100_000}, {})))
+    assert 0 < len(looked_at) < 10
+
+
 @pytest.mark.parametrize("bad", [b"\xff", b"a\xffb", b"\xc3", b"\xed\xa0\x80"])
 @pytest.mark.parametrize("at", [0, 1, 4999, 9999])
 def test_invalid_string_in_a_long_array_is_named(save: Any, bad: bytes, at: int) -> None:

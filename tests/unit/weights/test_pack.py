@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -37,4 +39,24 @@ def test_an_error_is_raised_and_ends_the_others(error: BaseException) -> None:
     with pytest.raises(type(error)):
         pack(packings([partial(piece, number) for number in range(500)]), 2)
     assert len(done) < 400
-    assert not [one for one in threading.enumerate() if one.name == "pellucid-pack"]
+    assert not running()
+
+
+def running() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == "pellucid-pack"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal cannot be sent to a thread")
+def test_no_piece_runs_after_ctrl_c() -> None:
+    done: list[int] = []
+
+    def piece(number: int) -> None:
+        if number == 3:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.05)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(packings([partial(piece, number) for number in range(50)]), 2)
+    assert not running()
+    assert len(done) < 20

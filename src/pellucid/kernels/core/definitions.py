@@ -138,6 +138,8 @@ def definitions() -> dict[str, Definition]:
 
 def definition(name: str) -> Definition:
     """The kernel with this name."""
-    if name not in _definitions:
-        importlib.import_module(_modules()[name])
+    if (module := _modules().get(name)) is not None:
+        importlib.import_module(module)  # also waits for a thread that imports it
+    elif name not in _definitions:
+        raise KernelError(f'no kernel is called {name}: no line of kernels/ begins with @kernel("{name}"')
     return _definitions[name]

@@ -22,6 +22,8 @@ from pellucid.kernels.core.host import package_version
 
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 """The modules that every kernel is compiled with, whether or not its own module imports them."""
+HOST = f"{PACKAGE}.core.host"
+"""Does not count, with what it imports: what it finds out about the machine is in ``environment``."""
 _IMPORT = re.compile(
     rf"^[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))",
@@ -61,7 +63,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
+        if module not in found and module != HOST:
             found.add(module)
             waiting += _source(module).imports
     return found

@@ -1,7 +1,9 @@
 """The machine in LLVM's terms: its triple, its CPU's name and features.
 
 LLVM takes 40 ms to load, so on Linux with x86-64, where kernels are linked without it (``linker.py``), its answer is
-kept beside the compiled kernels. Its name is a hash of what Linux says about the processor and of LLVM's version.
+kept beside the compiled kernels. Its name is a hash of what Linux says about the processor and of LLVM's version. A
+program that emulates another processor while Linux still names the real one (Intel's SDE, Valgrind) needs a home of
+its own (``PELLUCID_HOME``).
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.linker import BY_ITSELF
 from pellucid.util.private import Folder
 
 FOLDER = "machines"
+FORM = b"1"  # of the kept answer
 MAX_FILES = 16  # a home may be shared by machines of several kinds
 _CPUINFO = Path("/proc/cpuinfo")
 _FIELDS = re.compile(
@@ -40,7 +44,10 @@ def host() -> Host:
     place = _place() if BY_ITSELF else None
     if place is None:
         return _asked()
-    folder = Folder(FOLDER)
+    try:
+        folder = Folder(FOLDER)
+    except InvalidRequest:  # there is no home; whoever needs it says so
+        return _asked()
     if (kept := folder.read(place, used=True)) is not None:
         triple, cpu, features, lacks = json.loads(kept)
         return Host(triple, cpu, frozenset(features), frozenset(lacks))
@@ -69,7 +76,7 @@ def _place() -> str | None:
     stated = _FIELDS.findall(first)
     if not any(line.startswith(b"flags") for line in stated):
         return None
-    return hashlib.sha256(b"\n".join([*stated, package_version("llvmlite").encode()])).hexdigest()[:20]
+    return hashlib.sha256(b"\n".join([FORM, *stated, package_version("llvmlite").encode()])).hexdigest()[:20]
 
 
 def package_version(package: str) -> str:

@@ -12,11 +12,11 @@ kernel is compiled again.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,9 +99,13 @@ class Library:
                 made = compile_kernel(key)
                 symbol, code = _parts(made)
                 self._addresses[key] = _link_made(symbol, code, key)
-                with contextlib.suppress(BadObject):  # a later process would reject the object
+                try:
                     linker.check(code, symbol)
                     folder.write(file_name(key), made)
+                except BadObject as error:  # a later process would reject the object
+                    warnings.warn(
+                        f"{key} is compiled again by each process: {error}", RuntimeWarning, stacklevel=2
+                    )
         if absent and progress:
             progress(len(absent), len(absent), "")
 
@@ -116,7 +120,7 @@ class Library:
         except BadObject:
             return None
         except OSError as error:
-            raise KernelError(f"{key}: no memory for its code: {reason(error)}") from error
+            raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:
         """Whether all these kernels are loaded or cached, so that none has to be compiled."""

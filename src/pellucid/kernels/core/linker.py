@@ -32,23 +32,28 @@ def link(code: bytes, function: str) -> int:
 
     Raises:
         BadObject: it is damaged, or needs what this process does not have.
-        OSError: the system does not provide the memory.
+        OSError: the system does not provide memory for code.
     """
     if not BY_ITSELF:
         check(code, function)
         return link_with_llvm(code, function)
     image = _Image(code, function)
     base = _mapped(image.size)
-    ctypes.memmove(base, image.at(base), image.size)
-    _protect(base, image.code_size, mmap.PROT_READ | mmap.PROT_EXEC)
-    _protect(base + image.code_size, image.size - image.code_size, mmap.PROT_READ)
+    try:
+        ctypes.memmove(base, image.at(base), image.size)
+        _protect(base, image.code_size, mmap.PROT_READ | mmap.PROT_EXEC)
+        _protect(base + image.code_size, image.size - image.code_size, mmap.PROT_READ)
+    except BaseException:
+        _process().munmap(base, image.size)
+        raise
     return base + image.entry
 
 
 def check(code: bytes, function: str) -> None:
-    """Raise `BadObject` unless ``link`` can link an object file."""
+    """Raise `BadObject` unless ``link`` can link an object file, wherever the system places it."""
     if BY_ITSELF:
-        _Image(code, function).at(0)
+        image = _Image(code, function)
+        image.at(_outside("mmap") or 0)  # new memory is near the libraries
     elif sys.platform == "linux":  # other systems have other object formats
         _read(code, function)
 
@@ -96,7 +101,7 @@ class _Image:
     """An object file's part in memory: its code, and from the next page on its constants.
 
     Raises:
-        BadObject: the file is damaged, or has something else.
+        BadObject: the file is damaged, or has variables.
     """
 
     def __init__(self, code: bytes, function: str) -> None:
@@ -138,27 +143,24 @@ class _Image:
 
     def _fill_in(self, memory: bytearray, base: int, one: Relocation) -> None:
         symbol, place = self._object.symbols[one.symbol], self._places[one.section] + one.place
-        inside = symbol.section and base + self._place_of(symbol.section) + symbol.value
-        address = inside or _outside(symbol.name) or 0
+        if symbol.section:
+            value = base + self._place_of(symbol.section) + symbol.value + one.addend
+        else:
+            value = (_outside(symbol.name) or 0) + one.addend
         try:
             if one.kind == _ADDRESS:
-                struct.pack_into("<Q", memory, place, address + one.addend)
+                struct.pack_into("<Q", memory, place, value)
             else:
-                _DISTANCES[one.kind].pack_into(memory, place, address + one.addend - base - place)
+                _DISTANCES[one.kind].pack_into(memory, place, value - base - place)
         except struct.error as error:
             raise BadObject(f"{symbol.name or 'a symbol'} is too far") from error
 
 
-@functools.cache
 def _outside(name: str) -> int | None:
     """The address of a name that this process defines, or None."""
-    if not BY_ITSELF:
-        from llvmlite import binding
-
-        return binding.address_of_symbol(name)  # type: ignore[no-any-return]
     try:
-        return ctypes.cast(getattr(_process(), name), ctypes.c_void_p).value
-    except (AttributeError, ValueError):  # ValueError: a NUL in the name
+        return ctypes.addressof(ctypes.c_char.in_dll(_process(), name))
+    except ValueError:
         return None
 
 
@@ -169,6 +171,7 @@ def _process() -> Any:
     process.mmap.restype = ctypes.c_void_p
     process.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     process.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    process.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return process
 
 

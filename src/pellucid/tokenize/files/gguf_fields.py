@@ -67,7 +67,7 @@ class GGUFFields:
         return values
 
     def scores(self, size: int) -> list[float]:
-        """The score of each piece. Raises :class:`FileFormatError` if one is missing, or no finite number."""
+        """The score of each piece. Raises :class:`FileFormatError` if there are none, or one is not a finite number."""
         name, scores = "tokenizer.ggml.scores", self.array("scores", size)
         if scores is None:
             raise FileFormatError(self.path, name, "missing")

@@ -65,7 +65,7 @@ class CharBPE(Chars):
         """
         if self._ignore_merges or SPACE not in self._pieces:
             return None
-        spaced = "\0".join([piece for piece in self._pieces if piece.find(SPACE, 1) > 0])  # a few of 10^5
+        spaced = "\0".join([piece for piece in self._pieces if piece.find(SPACE, 1) > 0])  # few have one
         inner = re.findall(f"[^{SPACE}\0](?={SPACE})", spaced)
         joined = quoted("".join(sorted(set(inner))))
         word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}])" if joined else f"[^{SPACE}]"

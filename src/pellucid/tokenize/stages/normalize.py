@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -52,12 +54,12 @@ class Rewrite(Struct, frozen=True):
 Step = Rewrite | CharacterMap
 
 
-class Normalizer(Struct, frozen=True, dict=True):
+class Normalizer(ABC):
     """A sequence of rewrites. Subclasses with a faster implementation for plain text override ``__call__``."""
 
+    @abstractmethod
     def steps(self) -> Sequence[Step | Normalizer]:
         """The rewrites, in order."""
-        raise NotImplementedError
 
     @cached_property
     def _steps(self) -> Sequence[Step | Normalizer]:
@@ -84,7 +86,8 @@ class Normalizer(Struct, frozen=True, dict=True):
         return text
 
 
-class Replace(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Replace(Normalizer):
     """Every ``old`` becomes ``new``; ``old`` is plain text, or a pattern in Oniguruma's syntax if ``is_pattern``."""
 
     old: str
@@ -104,7 +107,8 @@ class Replace(Normalizer, frozen=True):
         return text.replace(self.old, self.new)
 
 
-class Prepend(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Prepend(Normalizer):
     """Prepends ``prefix`` to a text unless it is empty or, with ``unless_there``, already begins with the prefix."""
 
     prefix: str
@@ -125,7 +129,8 @@ class Prepend(Normalizer, frozen=True):
         return self.prefix + text
 
 
-class Normalize(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Normalize(Normalizer):
     """A Unicode normalization form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
     The normalization of an assigned character never changes between versions. A character that Unicode 9 had not
@@ -259,7 +264,8 @@ def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return out
 
 
-class Strip(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Strip(Normalizer):
     """Removes white space at the start (``left``) and the end (``right``)."""
 
     left: bool
@@ -270,7 +276,8 @@ class Strip(Normalizer, frozen=True):
         return [dropping(end) for end in ends]
 
 
-class Lowercase(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Lowercase(Normalizer):
     """Lower case, character by character: unlike ``str.lower``, it does not treat a final sigma differently."""
 
     def steps(self) -> list[Step]:
@@ -280,14 +287,16 @@ class Lowercase(Normalizer, frozen=True):
         return text.lower() if text.isascii() else text.translate(small_letters())
 
 
-class StripAccents(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class StripAccents(Normalizer):
     """Removes combining marks. Accented characters must be decomposed (NFD) before it."""
 
     def steps(self) -> list[Step]:
         return [replacing(members("text.marks"), "")]
 
 
-class Nmt(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Nmt(Normalizer):
     """SentencePiece's clean-up for machine translation: drops control characters, turns all white space into spaces."""
 
     def steps(self) -> list[Step]:
@@ -299,7 +308,8 @@ _NMT_SPACE = ranges("9-A C-D 1680 200B-200F 2028-2029 2581 FEFF FFFD")
 NMT = union((_NMT_DROPPED, _NMT_SPACE))
 
 
-class Bert(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Bert(Normalizer):
     """BERT's clean-up.
 
     ``clean`` drops control characters and turns all white space into spaces; ``cjk`` puts spaces around ideographs;
@@ -336,7 +346,8 @@ IDEOGRAPHS = ranges(
 _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
-class Sequential(Normalizer, frozen=True):
+@dataclass(frozen=True)
+class Sequential(Normalizer):
     """Normalizers in sequence."""
 
     stages: tuple[Normalizer, ...]

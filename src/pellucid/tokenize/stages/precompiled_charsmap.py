@@ -12,6 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +145,8 @@ class CharsMap:
         return None
 
 
-class Precompiled(Normalizer, frozen=True, eq=False):
+@dataclass(frozen=True, eq=False)
+class Precompiled(Normalizer):
     """The map as ``tokenizers`` applies it.
 
     The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster; in other
@@ -217,7 +219,8 @@ def clusters() -> Pattern[str]:
     return compiled(rf"\r\n|[\r\n{control}]|{prepend}*(?:{core})[{joins}]*|(?s:.)")
 
 
-class SentencePiece(Normalizer, frozen=True, eq=False):
+@dataclass(frozen=True, eq=False)
+class SentencePiece(Normalizer):
     """SentencePiece's normalizer.
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
