@@ -52,7 +52,8 @@ def asked_again() -> bool:
 def test_llvm_is_asked_once(cpuinfo: Path) -> None:
     assert module.host.__wrapped__() == FOUND
     assert not asked_again()
-    cpuinfo.write_text(CPUINFO.format(speed=2, flags=""))
+    # What microcode changes is among the flags.
+    cpuinfo.write_text(CPUINFO.format(speed=2, flags="").replace("0x21", "0x22"))
     assert not asked_again()
 
 
@@ -60,7 +61,6 @@ def test_another_processor_or_another_llvm_is_asked(cpuinfo: Path, monkeypatch: 
     assert module.host.__wrapped__() == FOUND
     before = cpuinfo.read_text()
     for old, new in (
-        ("0x21", "0x22"),
         ("avx2 ", "avx2 amx_int8 "),
         ("207", "208"),
         ("stepping	: 2", "stepping	: 3"),

@@ -24,9 +24,7 @@ FOLDER = "machines"
 FORM = b"1"  # of the kept answer
 MAX_FILES = 16  # a home may be shared by machines of several kinds
 _CPUINFO = Path("/proc/cpuinfo")
-_FIELDS = re.compile(
-    rb"^(?:vendor_id|cpu family|model|model name|stepping|microcode|flags)[ \t]*:.*$", re.MULTILINE
-)
+_FIELDS = re.compile(rb"^(?:vendor_id|cpu family|model|model name|stepping|flags)[ \t]*:.*$", re.MULTILINE)
 
 
 class Host(NamedTuple):

@@ -120,7 +120,7 @@ class _Image:
         for index, section in enumerate(self._object.sections):
             if section.is_loaded and section.is_code is code and not self._object.unwinds(section):
                 if not section.is_constant:
-                    raise BadObject("variables")
+                    raise BadObject("sections with variables")
                 alignment = max(section.alignment, 1)
                 self._places[index] = -(-self.size // alignment) * alignment
                 self.size = self._places[index] + section.size
