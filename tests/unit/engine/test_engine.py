@@ -26,6 +26,7 @@ from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.scoring import ScoringTask
 from pellucid.engine.speculation import MOST, Gain
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
+from pellucid.kernels.core import together
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library
 from pellucid.llm import LLM
@@ -629,7 +630,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         return load(self, keys, progress)
 
     monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
-    monkeypatch.setattr(compiled, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     for kept in (candidates._top, candidates._sums):
         kept.cache_clear()
