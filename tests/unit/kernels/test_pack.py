@@ -9,15 +9,23 @@ from hypothesis import strategies as st
 from support.blocks import packed_matrix, quantised, random_blocks, unpack
 from support.kernels import seeds
 
-from pellucid.kernels.matmul.packed_layout import ROWS
+from pellucid.kernels.matmul.file_layout import BitPlane, FileLayout, half
+from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import formats
 
 INTEGERS = quantised(dict(formats()))
+NEIGHBOURS = (
+    Format(  # in no file: values that follow each other are in one byte, and their bits beside each other
+        "neighbours",
+        PackedLayout("int", 5, zero_point=16),
+        FileLayout(32, 22, (BitPlane(6, 4, 1), BitPlane(2, 1, 1)), (half(0),)),
+    )
+)
 FLOATS = [form for form in formats().values() if form.packed.is_float]
 
 
-@pytest.mark.parametrize("form", INTEGERS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [*INTEGERS, NEIGHBOURS], ids=lambda form: form.name)
 @settings(max_examples=20)
 @given(seeds, st.integers(1, 70), st.integers(1, 4), st.integers(1, 3))
 def test_packed_integers_read_back_as_the_fields_of_the_blocks(
