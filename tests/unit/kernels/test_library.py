@@ -313,7 +313,7 @@ def test_kernels_are_compiled_beside(empty_home: Path, monkeypatch: pytest.Monke
 
 
 def test_what_does_not_compile_beside_is_absent(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(key: KernelKey) -> bytes:
+    def fails(key: KernelKey) -> tuple[str, bytes]:
         raise KernelError(f"{key} does not compile")
 
     monkeypatch.setattr(library, "compile_kernel", fails)
@@ -337,7 +337,7 @@ def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.P
         made.append(compile_process.started(nice, answers=answers))
         return made[-1]
 
-    def fails(key: KernelKey) -> bytes:
+    def fails(key: KernelKey) -> tuple[str, bytes]:
         raise KernelError(f"{key} does not compile")
 
     monkeypatch.setattr(together, "WORTH", 0)

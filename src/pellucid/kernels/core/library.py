@@ -96,12 +96,11 @@ class Library:
             if progress:
                 progress(done, len(absent), str(key))
             with interrupts.held_back():
-                made = compile_kernel(key)
-                symbol, code = _parts(made)
+                symbol, code = compile_kernel(key)
                 self._addresses[key] = _link_made(symbol, code, key)
                 try:
                     linker.check(code, symbol)
-                    folder.write(file_name(key), made)
+                    folder.write(file_name(key), symbol.encode() + b"\0" + code)
                 except BadObject as error:  # a later process would reject the object
                     warnings.warn(
                         f"{key} is compiled again by each process: {error}", RuntimeWarning, stacklevel=2
@@ -129,7 +128,7 @@ class Library:
 
     def compile_one(self, key: KernelKey) -> None:
         """Compile and load a kernel. Other threads can load and compile meanwhile. Raises as ``load``."""
-        symbol, code = _parts(compile_kernel(key))
+        symbol, code = compile_kernel(key)
         with self._lock:
             if key not in self._addresses:
                 self._addresses[key] = _link_made(symbol, code, key)
@@ -156,7 +155,7 @@ def shared() -> Library:
 
 
 def _parts(content: bytes) -> tuple[str, bytes]:
-    """The name of the function and the object file that a cached file holds. Raises BadObject."""
+    """What ``compile_kernel`` returned, of a cached file: the name, a NUL byte, the object file. Raises BadObject."""
     symbol, _, code = content.partition(b"\0")
     try:
         return symbol.decode(), code
@@ -172,14 +171,14 @@ def _link_made(symbol: str, code: bytes, key: KernelKey) -> int:
         raise KernelError(f"{key}: the compiled object cannot be linked: {error}") from error
 
 
-def compile_kernel(key: KernelKey) -> bytes:
-    """Compile one kernel. Returns its symbol, a NUL byte and the object file.
+def compile_kernel(key: KernelKey) -> tuple[str, bytes]:
+    """Compile one kernel. Returns the name of its function and the object file.
 
     Raises:
         KernelError: the kernel did not compile.
     """
     symbol, library = compiled(key)
-    return symbol.encode() + b"\0" + bytes(library.emit_native_object())
+    return symbol, bytes(library.emit_native_object())
 
 
 def assembly(key: KernelKey) -> str:
