@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.things import Base, Thing
 
-from pellucid.cli.command import known_commands
+from pellucid.cli.command import command_named, known_commands
 from pellucid.model.family import architectures, known_families
 from pellucid.sample.step import steps
 from pellucid.tokenize.kind import known_kinds
@@ -108,3 +109,19 @@ def test_a_second_of_a_name_in_each_folder_is_an_error(
     sys.modules.pop(f"{home}.zz_second")
     for cached in (architectures, known_families, known_kinds, formats, sources, steps):
         cached.cache_clear()
+
+
+def test_the_module_of_a_command_has_its_name() -> None:
+    for name, one in known_commands().items():
+        assert command_named(name) is one
+    for other in ("", "rum", "a.b", "__init__", "list_", "--help", "../run"):
+        assert command_named(other) is None
+
+
+def test_a_command_does_not_import_the_others() -> None:
+    code = (
+        "import sys; from pellucid.cli.main import application; application('run'); "
+        "print(*[m for m in sys.modules if m.startswith('pellucid.cli.commands.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["pellucid.cli.commands.run"]

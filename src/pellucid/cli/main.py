@@ -17,7 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from pellucid.cli.command import Command, CommandGroup, known_commands
+from pellucid.cli.command import Command, CommandGroup, command_named, known_commands
 from pellucid.cli.option_groups import expanded
 from pellucid.cli.sampling import with_options
 from pellucid.errors import PellucidError
@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 
 def application(wanted: str | None = None) -> typer.Typer:
-    """The Typer application with all commands. Only ``wanted`` has its options, because building them takes time."""
+    """The Typer application with the command ``wanted``, or with all of them, without their options."""
     app = typer.Typer(
         name="pellucid",
         add_completion=False,
@@ -38,11 +38,12 @@ def application(wanted: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for command in known_commands().values():
-        declared = expanded if command.name == wanted else _without_options
+    one = command_named(wanted) if wanted else None
+    declared = expanded if one else _without_options
+    for command in (one,) if one else known_commands().values():
         if isinstance(command, Command):
             run = declared(command.run)
-            if command.name == wanted and command.sampling:
+            if one and command.sampling:
                 run = with_options(run)
             app.command(command.name)(run)
         elif isinstance(command, CommandGroup):
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: Sequence[str]) -> int:
     try:
-        wanted = next((one for one in arguments if not one.startswith("-")), None)
+        wanted = next((one for one in arguments if one != "--"), None)
         code = application(wanted)(args=arguments, prog_name="pellucid", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

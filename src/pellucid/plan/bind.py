@@ -33,7 +33,7 @@ from pellucid.plan.plan import (
 )
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
-from pellucid.runtime.memory import aligned
+from pellucid.runtime.memory import address, aligned
 from pellucid.weights.pack import Matrix
 
 
@@ -75,7 +75,7 @@ def bind(
     Raises:
         KernelError: a kernel did not compile.
     """
-    addresses = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
+    kernels = shared().load([*plan.kernels(), *LOOP_KERNELS], progress)
     constants = {name: np.array(values, np.float64) for name, values in plan.constants.items()}
     tables = {name: table.values() for name, table in plan.tables.items()}
     fills = {
@@ -85,35 +85,37 @@ def bind(
         if isinstance(value, Fill)
     }
 
+    buffers = {name: address(arrays.by_name[name]) for name in plan.buffers}
+
     def word(value: Value) -> int | float:
+        if isinstance(value, (int, float)):
+            return value
         match value:
             case At(buffer, offset):
-                return int(arrays.by_name[buffer].ctypes.data) + offset
+                return buffers[buffer] + offset
             case Weights(slot, _):
                 return matrices[slot].address
             case Vector():
-                return int(vectors[value].ctypes.data)
+                return address(vectors[value])
             case Constant(name):
-                return int(constants[name].ctypes.data)
+                return address(constants[name])
             case Fill():
-                return int(fills[value].ctypes.data)
+                return address(fills[value])
             case DistanceBias(name):
-                return int(tables[name].ctypes.data) + 4 * (plan.tables[name].past - 1)
+                return address(tables[name]) + 4 * (plan.tables[name].past - 1)
             case Cache(layer, part):
                 return cache.address(layer, part)
             case CacheGroup(layer):
                 return cache.group(layer)
             case PageBytes(layer):
                 return cache.page_bytes(layer)
-            case _:
-                return value
 
     rows = []
     for op in plan.operations:
         record = definition(op.kernel.name).record
         assert record is not None
         fields = {name: word(value) for name, value in op.fields.items()}
-        rows.append(record.pack(fields, addresses[op.kernel], _barrier(op)))
+        rows.append(record.pack(fields, kernels[op.kernel], _barrier(op)))
     return Program(table(rows), (arrays, matrices, vectors, constants, fills, tables, cache))
 
 

@@ -120,6 +120,8 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
         if alive & set(operations[index].reads):
             yield index
         alive -= set(operations[index].writes)
+        if not alive:
+            return
 
 
 def place_barriers(operations: list[Operation]) -> list[Operation]:

@@ -82,11 +82,11 @@ def _packings(
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
     columns = filled(packed, blocks) * readers[0].form.block
-    each = packed.matrix_bytes(rows, columns)
+    each, group_bytes = packed.matrix_bytes(rows, columns), packed.group_bytes(columns)
     whole = arena.take(each * experts)
     if experts == 1:
         groups = column_ends(round_up(rows, ROWS), placement.threads)
-        placement.divide(whole, [packed.group_bytes(columns) * end // ROWS for end in groups])
+        placement.divide(whole, [group_bytes * end // ROWS for end in groups])
     else:
         placement.interleave(whole)
     return [

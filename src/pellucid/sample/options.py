@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -111,7 +111,8 @@ class Options:
     def chain(self) -> Chain:
         """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
-        made = Chain(chosen, seed=secrets.randbelow(SEEDS) if self.seed is None else self.seed)
+        drawn = int.from_bytes(os.urandom(8), "little") % SEEDS
+        made = Chain(chosen, seed=drawn if self.seed is None else self.seed)
         return (
             made.without_drawing()
             if any(isinstance(one, Temperature) and one.greedy for one in chosen)

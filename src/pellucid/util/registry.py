@@ -32,7 +32,7 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
         TypeError: two objects share a name. The message names both files.
     """
     return _registered(
-        ((one, module) for module in modules(package) for one in _declared(module, kind)), names
+        ((one, module) for module in modules(package) for one in declared(module, kind)), names
     )
 
 
@@ -63,7 +63,7 @@ def file_of(declared: Any) -> str:
     return "/".join(parts[parts.index(package) :]) if package in parts else str(path)
 
 
-def _declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
+def declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
     """The module-level objects of a type. An object with several variables is returned once."""
     yield from {id(one): one for one in vars(module).values() if isinstance(one, kind)}.values()
 

@@ -20,7 +20,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
 from pellucid.kernels.matmul.pack import PackRecord
 from pellucid.kernels.matmul.packed_layout import ROWS, PackedLayout, round_up
-from pellucid.runtime.memory import aligned
+from pellucid.runtime.memory import address, aligned
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.quant.format import BlockFields, Format
 from pellucid.weights.quant.registry import lookup
@@ -42,7 +42,7 @@ class Matrix(Struct, frozen=True):
     @property
     def address(self) -> int:
         """The address of the first group of 16 rows."""
-        return int(self.data.ctypes.data)
+        return address(self.data)
 
     @property
     def groups(self) -> int:
@@ -167,7 +167,7 @@ def prepare(
     matrix = Matrix(packed, rows, columns, data)
     native = shared().function(packer(form))
     groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
-    row_bytes = blocks * block_bytes
+    row_bytes, group_bytes, start = blocks * block_bytes, packed.group_bytes(columns), address(data)
 
     def piece(first: int) -> None:
         count = min(groups_per_piece, matrix.groups - first)
@@ -178,10 +178,10 @@ def prepare(
         if padded > blocks:
             by_row = stored.reshape(count * ROWS, row_bytes)
             stored = np.pad(by_row, ((0, 0), (0, (padded - blocks) * block_bytes)))
-        to = matrix.address + first * packed.group_bytes(columns)
-        where = {"stored": stored.ctypes.data, "columns": columns, "groups": count, "out": to}
+        to = start + first * group_bytes
+        where = {"stored": address(stored), "columns": columns, "groups": count, "out": to}
         words = np.array(PackRecord.pack(where), np.int64)
-        native(words.ctypes.data, 0, 0, 1)
+        native(address(words), 0, 0, 1)
 
     return Packing(
         matrix, [functools.partial(piece, first) for first in range(0, matrix.groups, groups_per_piece)]

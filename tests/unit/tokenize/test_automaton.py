@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 
 import pytest
+import regex  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
 
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.patterns.automaton import automaton
-from pellucid.tokenize.patterns.matcher import Matcher, matcher
+from pellucid.tokenize.patterns.matcher import Matcher, _is_small, _Writer, matcher
 from pellucid.tokenize.stages.pretokenize import Split
 from pellucid.tokenize.unicode import complement, letters, members
 
@@ -47,8 +50,10 @@ words = st.text("abc \n", max_size=12)
 
 
 def spans(pattern: str, text: str) -> list[tuple[int, int]]:
-    """The matches of the ``regex`` package."""
+    """The matches of ``re`` or of the ``regex`` package."""
     found = matcher(pattern)
+    if found._is_linear:
+        return found.spans(text)
     return list(found._searched(text.translate(found._copy), time.thread_time() + 100))
 
 
@@ -64,6 +69,17 @@ def walked(pattern: str, text: str) -> list[tuple[int, int]]:
 @given(texts)
 def test_published_patterns(pattern: str, text: str) -> None:
     assert walked(pattern, text) == spans(pattern, text)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="re has no atomic groups")
+@pytest.mark.parametrize("pattern", sorted(published.LINEAR))
+@settings(max_examples=50)
+@given(texts)
+def test_published_patterns_match_alike_in_re_and_in_the_regex_package(pattern: str, text: str) -> None:
+    found = matcher(pattern)
+    assert isinstance(found._compiled, re.Pattern)
+    theirs = regex.compile(_Writer(found._classes, _is_small(found.tree)).written(found.tree))
+    assert found.spans(text) == [one.span() for one in theirs.finditer(text.translate(found._copy))]
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,21 +41,19 @@ class KernelKey:
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
+    _identity: tuple[Any, ...]
 
     def __init__(self, name: str, **parameters: Any) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "parameters", tuple(parameters.items()))
+        # Whatever order the parameters were given in. Keys are looked up some thousand times at a start.
+        object.__setattr__(self, "_identity", (name, *sorted(self.parameters)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KernelKey) and self._identity == other._identity
 
     def __hash__(self) -> int:
         return hash(self._identity)
-
-    @property
-    def _identity(self) -> tuple[Any, ...]:
-        """Whatever order the parameters were given in."""
-        return self.name, *sorted(self.parameters)
 
     def __getitem__(self, parameter: str) -> Any:
         return dict(self.parameters)[parameter]
@@ -95,7 +92,7 @@ class Definition(Struct, frozen=True):
 PACKAGE = "pellucid.kernels"
 ROOT = Path(__file__).parents[1]
 _WITHOUT = ("core", "simd")  # folders that declare no kernels
-_DECLARED = re.compile(r'^@kernel\("([^"]+)"', re.MULTILINE)
+_DECLARATION = '\n@kernel("'
 _definitions: dict[str, Definition] = {}
 
 
@@ -124,7 +121,8 @@ def _modules() -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in sorted(one for one in ROOT.iterdir() if one.is_dir() and one.name not in _WITHOUT):
         for file in sorted(folder.rglob("*.py")):
-            for name in _DECLARED.findall(file.read_text("utf-8")):
+            for declared in f"\n{file.read_text('utf-8')}".split(_DECLARATION)[1:]:
+                name = declared.partition('"')[0]
                 module = ".".join((PACKAGE, *file.relative_to(ROOT).with_suffix("").parts))
                 if found.setdefault(name, module) != module:
                     raise KernelError(f"two kernels are called {name}: in {found[name]} and {module}")
@@ -136,8 +134,9 @@ def definitions() -> dict[str, Definition]:
     return {name: definition(name) for name in _modules()}
 
 
+@functools.cache
 def definition(name: str) -> Definition:
-    """The kernel with this name."""
+    """The kernel with this name, whose module is imported then."""
     if (module := _modules().get(name)) is not None:
         importlib.import_module(module)  # also waits for a thread that imports it
     elif name not in _definitions:

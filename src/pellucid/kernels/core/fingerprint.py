@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -25,10 +26,10 @@ COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
 HOST = f"{PACKAGE}.core.host"
 """Does not count, with what it imports: what it finds out about the machine is in ``environment``."""
 _IMPORT = re.compile(
-    rf"^[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
-    rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))",
-    re.MULTILINE,
+    rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
+    rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"
 )
+"""A statement at the start of a line."""
 
 
 @functools.cache
@@ -79,8 +80,8 @@ class _Source(Struct, frozen=True):
 
 @functools.cache
 def _source(module: str) -> _Source:
-    path = ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    path = _path(module)
+    file = path / "__init__.py" if _is_package(module) else path.with_suffix(".py")
     try:
         content = file.read_bytes()
     except FileNotFoundError:  # a name that is no module
@@ -88,11 +89,26 @@ def _source(module: str) -> _Source:
     return _Source(hashlib.sha256(content).digest(), tuple(_imports(content.decode())), len(content))
 
 
+def _path(module: str) -> Path:
+    """The path of a module, without a suffix."""
+    return ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
+
+
+@functools.cache
+def _is_package(module: str) -> bool:
+    return _path(module).is_dir()
+
+
 def _imports(text: str) -> Iterator[str]:
     """The modules that a source names in import statements, at its top or inside a function."""
-    for match in _IMPORT.finditer(text):
+    at = text.find(PACKAGE)  # faster than a search for the expression
+    while at >= 0:
+        match = _IMPORT.match(text, text.rfind("\n", 0, at) + 1)
+        at = text.find(PACKAGE, match.end() if match else at + 1)
+        if not match:
+            continue
         package = match[1] or match[3]
         yield package
-        if match[2] and ROOT.joinpath(*package.removeprefix(PACKAGE).strip(".").split(".")).is_dir():
+        if match[2] and _is_package(package):
             names = re.findall(r"\w+", re.sub(r"#.*|\bas[ \t]+\w+", "", match[2]))
             yield from (f"{package}.{name}" for name in names)

@@ -72,6 +72,7 @@ class Library:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._addresses: dict[KernelKey, int] = {}
+        self._functions: dict[KernelKey, Callable[[int, int, int, int], int]] = {}
 
     def load(
         self, keys: Iterable[KernelKey], progress: CompileProgress | None = None
@@ -135,6 +136,8 @@ class Library:
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
+        if (made := self._functions.get(key)) is not None:
+            return made
         address = self.load([key])[key]
         kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         native = kind(address)
@@ -145,7 +148,7 @@ class Library:
             nonlocal result  # keeps it alive
             return int(native(where, where, first, second, third, fourth))
 
-        return call
+        return self._functions.setdefault(key, call)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-class PackedLayout(Struct, frozen=True):
+class PackedLayout(Struct, frozen=True, cache_hash=True):
     """A packed layout, described as data. Kernels are generated from it.
 
     ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose
