@@ -17,7 +17,7 @@ from pathlib import Path
 from pellucid.util.private import Folder
 
 FOLDER = "tokenizers"
-MAX_FILES = 16
+MAX_FILES = 32
 WORTH_CACHING = 1 << 17  # bytes to parse
 Arrays = Mapping[str, memoryview]
 """Arrays by name. They are not NumPy arrays, because importing NumPy takes as long as reading an entry."""

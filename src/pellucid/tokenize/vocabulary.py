@@ -8,13 +8,14 @@ under ``tokenizer.ggml.token_type``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, shown
+from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.util.checks import is_whole
 
 
@@ -34,6 +35,7 @@ SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
 
 
 _KNOWN = frozenset(map(int, TokenType))
+_KNOWN_BYTES = bytes(_KNOWN)
 _NOT_NORMAL = re.compile(b"[^%c]+" % TokenType.NORMAL)
 
 
@@ -47,14 +49,14 @@ class Vocabulary:
     """
 
     def __init__(self, tokens: Sequence[str], types: Sequence[int] | None, path: Path, field: str) -> None:
-        self.tokens: list[str] = list(tokens)
+        self.tokens: Sequence[str] = list(tokens)
         self.size = len(self.tokens)
         if not self.tokens:
             raise FileFormatError(path, field, "the vocabulary is empty")
         self.types = bytes([TokenType.NORMAL]) * self.size if types is None else _as_bytes(types, path, field)
         if len(self.types) != self.size:
             raise FileFormatError(path, field, f"{self.size:,} pieces but {len(self.types):,} token types")
-        self.ids: dict[str, int] = dict(zip(self.tokens, range(self.size)))
+        self.ids: Mapping[str, int] = dict(zip(self.tokens, range(self.size)))
         if len(self.ids) != self.size:
             second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
             token = self.tokens[second]
@@ -63,11 +65,11 @@ class Vocabulary:
             )
 
     @classmethod
-    def checked(cls, tokens: list[str], types: bytes) -> Vocabulary:
+    def checked(cls, tokens: Sequence[str], types: bytes, ids: Mapping[str, int] | None = None) -> Vocabulary:
         """A vocabulary from values that have already passed the checks of the constructor."""
         made = cls.__new__(cls)
         made.tokens, made.types, made.size = tokens, types, len(tokens)
-        made.ids = dict(zip(tokens, range(made.size)))
+        made.ids = dict(zip(tokens, range(made.size))) if ids is None else ids
         return made
 
     @cached_property
@@ -93,8 +95,10 @@ class Vocabulary:
         """The ids of the tokens of these types, ascending; NORMAL is not supported."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
-    def ids_but(self, *kinds: int) -> dict[str, int]:
+    def ids_but(self, *kinds: int) -> Mapping[str, int]:
         """Piece → id without the tokens of these types: the pieces that text may become."""
+        if isinstance(self.ids, PieceIds):
+            return self.ids.but(frozenset(self.of_type(*kinds)))
         pieces = dict(self.ids)
         for index in self.of_type(*kinds):
             del pieces[self.tokens[index]]
@@ -119,6 +123,8 @@ class Vocabulary:
 
 def _as_bytes(types: Sequence[int], path: Path, field: str) -> bytes:
     """A byte per type. Raises :class:`FileFormatError` if one is not a :class:`TokenType`."""
+    if isinstance(types, bytes) and not types.strip(_KNOWN_BYTES):
+        return types
     if set(map(type, types)) <= {int} and _KNOWN.issuperset(types):
         return bytes(types)
     bad = next(i for i, kind in enumerate(types) if type(kind) is not int or kind not in _KNOWN)

@@ -32,7 +32,7 @@ from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Tensor
 from pellucid.weights.files import FileCheckpoint, ModelFile
-from pellucid.weights.gguf_strings import WINDOW, split_strings
+from pellucid.weights.gguf_strings import WINDOW, Numbers, StringArray, string_ends
 from pellucid.weights.gguf_types import ARRAY, BOOL, NUMBER_TYPES, REMOVED_TENSOR_TYPES, STRING, TENSOR_TYPES
 
 MAGIC = b"GGUF"
@@ -43,7 +43,7 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-FEW = 1 << 12  # strings that take longer to read one by one than a window takes to split
+FEW = 1 << 12  # strings that take longer to read one by one than a window takes to look at
 FIRST_READ = 1 << 18  # bytes; each further read doubles what is loaded
 MAX_NAME = 65535  # bytes of a key, from the specification
 
@@ -56,7 +56,10 @@ SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 
 
 class GGUFCheckpoint(FileCheckpoint):
-    """A `Checkpoint` of kind "gguf". In ``metadata``, number arrays are NumPy arrays and string arrays are lists."""
+    """A `Checkpoint` of kind "gguf".
+
+    In ``metadata``, arrays of numbers are NumPy arrays; those of strings are lists, if long a ``StringArray``.
+    """
 
 
 def open_gguf(path: str | Path) -> GGUFCheckpoint:
@@ -112,7 +115,7 @@ class _Cursor:
     """
 
     def __init__(self, file: ModelFile) -> None:
-        self.file, self.data, self.size, self.position = file, b"", file.size, 0
+        self.file, self.data, self.size, self.position = file, bytearray(), file.size, 0
         self.limit = min(file.size, MAX_METADATA)  # keys and tensor table must end before this byte
         self.entries = MAX_ENTRIES  # entries of string arrays that are still allowed
 
@@ -121,7 +124,10 @@ class _Cursor:
         have = len(self.data)
         if end > have:
             wanted = min(max(end, 2 * have, FIRST_READ), self.limit)
-            self.data += self.file.read(have, wanted - have)
+            longer = bytearray(wanted)
+            longer[:have] = self.data
+            self.file.read_into(have, memoryview(longer)[have:])
+            self.data = longer
 
     def fail(self, field: str, problem: str, offset: int | None = None) -> NoReturn:
         raise FileFormatError(self.file.path, field, problem, self.position if offset is None else offset)
@@ -134,6 +140,10 @@ class _Cursor:
             where = "" if self.limit == self.size else f" before the limit of {self.limit:,} for metadata"
             self.fail(field, f"needs {what} but {remain:,} remain{where}; the file is truncated or damaged")
         self.load(self.position + count * each)
+
+    def bytes_from(self, start: int) -> bytes:
+        """What has been read since the byte ``start``."""
+        return bytes(memoryview(self.data)[start : self.position])
 
     def u32(self, field: str) -> int:
         self.need(4, 1, field)
@@ -169,7 +179,7 @@ class _Cursor:
         return self.numbers(field, code, np.dtype(dtype), 1).item()
 
     def array(self, field: str, depth: int) -> Any:
-        """Numbers and bools: a read-only NumPy array. Strings: list[str]. Arrays: a list of those."""
+        """Numbers and bools: a read-only NumPy array. Strings: ``strings``. Arrays: a list of those."""
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
@@ -191,43 +201,51 @@ class _Cursor:
         self.need(count, dtype.itemsize, field)
         start, self.position = self.position, self.position + count * dtype.itemsize
         # The slice is a copy, because the file does not align arrays.
-        values = np.frombuffer(self.data[start : self.position], dtype)
+        values = np.frombuffer(self.bytes_from(start), dtype)
         if code != BOOL:
             return values.astype(dtype.newbyteorder("="), copy=False)
         if count and values.max() > 1:
             self.fail(field, "a bool must be 0 or 1", start + int(values.argmax()))
         return values.view(np.bool_)
 
-    def strings(self, field: str, count: int) -> list[str]:
-        out: list[str] = []
-        while count - len(out) >= FEW:
+    def strings(self, field: str, count: int) -> StringArray | list[str]:
+        begin, parts, done = self.position, list[Numbers](), 0
+        while count - done >= FEW:
             self.load(min(self.position + WINDOW, self.limit))
-            found, self.position = split_strings(self.data, self.position, count - len(out))
-            out += found
-            # The one that ended the run. More, if the run was short, or a hostile array costs a split for each string.
-            few = 1 if len(found) >= FEW else FEW
-            self._one_by_one(out, min(count, len(out) + few), field)
-        self._one_by_one(out, count, field)
-        return out
+            found = string_ends(self.data, self.position, count - done)
+            if len(found):
+                parts.append(found + (self.position - begin))
+                self.position += int(found[-1])
+            # The one that ended the run. More, if the run was short, or a hostile array costs a look for each string.
+            few = min(1 if len(found) >= FEW else FEW, count - done - len(found))
+            parts.append(self._one_by_one(few, field, done + len(found)) - begin)
+            done += len(found) + few
+        parts.append(self._one_by_one(count - done, field, done) - begin)
+        array = StringArray(self.bytes_from(begin), np.concatenate(parts))
+        return array if count >= FEW else array.tolist()
 
-    def _one_by_one(self, out: list[str], count: int, field: str) -> None:
-        """Append strings to ``out`` until it has ``count``."""
-        while len(out) < count:
+    def _one_by_one(self, count: int, field: str, first: int) -> Numbers:
+        """Check ``count`` strings, of which the first has the index ``first``. Returns where each ends in the file."""
+        ends = list[int]()
+        while len(ends) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
             have = len(data)
             try:
-                for _ in range(count - len(out)):
+                for _ in range(count - len(ends)):
                     start = position + 8
                     end = start + length_at(data, position)[0]
                     if end > have:
                         break
-                    out.append(data[start:end].decode())
+                    data[start:end].decode()
+                    ends.append(end)
                     position = end
             except (UnicodeDecodeError, struct.error):
                 pass
             self.position = position
-            if len(out) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
-                out.append(self.string(f"{field}[{len(out)}]"))
+            if len(ends) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
+                self.string(f"{field}[{first + len(ends)}]")
+                ends.append(self.position)
+        return np.array(ends, np.int64)
 
 
 def _unknown_type(code: int) -> str:
@@ -236,7 +254,7 @@ def _unknown_type(code: int) -> str:
 
 def _header(cursor: _Cursor) -> tuple[int, int]:
     cursor.need(4, 1, "magic")
-    magic = cursor.data[:4]
+    magic = bytes(cursor.data[:4])
     if magic != MAGIC:
         cursor.fail("magic", f"is {magic!r}, not {MAGIC!r}: this is not a GGUF file")
     cursor.position = 4

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
+from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.tokenize.stages.added import AddedToken, AddedTokens
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.weights.gguf_strings import StringArray
 
 END_OF_GENERATION = frozenset(
     [
@@ -48,6 +53,11 @@ class GGUFFields:
 
     def array(self, key: str, length: int | None = None) -> list[Any] | None:
         """The array ``tokenizer.ggml.<key>``, or None if it is missing; it must have ``length`` entries, if given."""
+        value = self._sized(key, length)
+        return value.tolist() if hasattr(value, "tolist") else None if value is None else list(value)
+
+    def _sized(self, key: str, length: int | None = None) -> Any:
+        """The array ``tokenizer.ggml.<key>`` as the file's reader has it, checked like ``array``."""
         name = f"tokenizer.ggml.{key}"
         value = self._metadata.get(name)
         if value is None:
@@ -56,27 +66,44 @@ class GGUFFields:
             raise FileFormatError(self.path, name, f"expected an array, found {type(value).__name__}")
         if length is not None and len(value) != length:
             raise FileFormatError(self.path, name, f"{len(value):,} entries for {length:,} tokens")
-        return value.tolist() if hasattr(value, "tolist") else list(value)
+        return value
 
-    def strings(self, key: str) -> list[str] | None:
+    def strings(self, key: str) -> Sequence[str] | None:
         """The array of strings ``tokenizer.ggml.<key>``."""
+        from pellucid.weights.gguf_strings import StringArray
+
+        if isinstance(values := self._sized(key), StringArray):
+            return values
         values = self.array(key)
         if values is not None and not set(map(type, values)) <= {str}:
             at = next(i for i, value in enumerate(values) if type(value) is not str)
             raise FileFormatError(self.path, f"tokenizer.ggml.{key}", f"entry {at} is not a string")
         return values
 
-    def scores(self, size: int) -> list[float]:
+    def scores(self, size: int) -> Sequence[float]:
         """The score of each piece. Raises :class:`FileFormatError` if there are none, or one is not a finite number."""
-        name, scores = "tokenizer.ggml.scores", self.array("scores", size)
-        if scores is None:
+        import numpy as np
+
+        name, stored = "tokenizer.ggml.scores", self._sized("scores", size)
+        if stored is None:
             raise FileFormatError(self.path, name, "missing")
-        # Summing them is faster than looking at each; a sum that is infinite proves nothing.
-        numbers = set(map(type, scores)) <= {float, int}
-        if not numbers or not (isfinite(sum(scores)) or all(map(isfinite, scores))):
-            at = next(i for i, s in enumerate(scores) if type(s) not in (float, int) or not isfinite(s))
-            raise FileFormatError(self.path, name, f"entry {at} is {brief(scores[at])}, not a finite number")
+        if isinstance(stored, np.ndarray) and stored.dtype.kind in "iuf" and np.isfinite(stored).all():
+            return stored.astype(np.float64).data  # its elements are Python's floats
+        for at, score in enumerate(scores := self.array("scores") or ()):
+            if type(score) not in (float, int) or not isfinite(score):
+                raise FileFormatError(self.path, name, f"entry {at} is {brief(score)}, not a finite number")
         return scores
+
+    def _types(self, size: int) -> Sequence[int] | None:
+        """The type of each token, bytes if they are whole numbers that fit; None if the file has none."""
+        import numpy as np
+
+        types = self._sized("token_type", size)
+        whole = isinstance(types, np.ndarray) and types.dtype.kind in "iu" and size
+        if whole and 0 <= types.min() <= types.max() < 256:
+            found: bytes = types.astype(np.uint8).tobytes()
+            return found
+        return self.array("token_type", size)
 
     def token_id(self, name: str, size: int) -> int | None:
         """The id ``tokenizer.ggml.<name>_token_id``, checked against the vocabulary size."""
@@ -98,14 +125,30 @@ class GGUFFields:
         tokens = self.strings("tokens")
         if tokens is None:
             raise FileFormatError(self.path, "tokenizer.ggml.tokens", "missing")
-        types = self.array("token_type", len(tokens))
-        if types is not None and self.get("ggml.model", str) == "llama":
+        from pellucid.weights.gguf_strings import StringArray
+
+        types, model, spaces = self._types(len(tokens)), self.get("ggml.model", str), dict[int, str]()
+        if types is not None and model == "llama":
             index = -1
             for _ in range(types.count(TokenType.USER_DEFINED)):
                 index = types.index(TokenType.USER_DEFINED, index + 1)
-                if tokens[index].strip(" ") == "":
-                    tokens[index] = tokens[index].replace(" ", "▁")
+                if (token := tokens[index]).strip(" ") == "":
+                    spaces[index] = "▁" * len(token)
+        if isinstance(tokens, StringArray) and (types is None or isinstance(types, bytes)):
+            return self._large(tokens.with_changes(spaces), types, f"pieces {model!r} {sorted(spaces)}")
+        tokens = [spaces.get(index, token) for index, token in enumerate(tokens)] if spaces else tokens
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
+
+    def _large(self, tokens: StringArray, types: bytes | None, what: str) -> Vocabulary:
+        """A vocabulary whose checks and search table are cached, because they take longer than the rest."""
+        key = f"{what} {0 if types is None else len(types)}\n".encode()
+        place = parsed_cache.cache_name(key + (types or b"") + tokens.encoded)
+        if (cached := parsed_cache.read(place)) is not None:
+            every = bytes([TokenType.NORMAL]) * len(tokens) if types is None else types
+            return Vocabulary.checked(tokens, every, PieceIds(tokens, cached))
+        made = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
+        parsed_cache.write(place, PieceIds.to_cache(made.tokens))
+        return Vocabulary.checked(tokens, made.types, made.ids)
 
     def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
         """Control and user-defined tokens, matched in the raw text."""

@@ -119,7 +119,7 @@ class SentencePieceParts(Struct, frozen=True):
     path: Path
 
     @property
-    def pieces(self) -> dict[str, int]:
+    def pieces(self) -> Mapping[str, int]:
         """Piece → id of every piece that text may become, except bytes."""
         return self.vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
 

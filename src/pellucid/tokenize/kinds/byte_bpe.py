@@ -233,13 +233,24 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
 
     if len(merges) < WORTH_CACHING:
         return made()
-    key_parts = (*vocabulary.tokens, *merges, *map(str, sorted(vocabulary.special_ids)))
-    place = parsed_cache.cache_name("\n".join(key_parts).encode())
+    parts = [
+        _key(vocabulary.tokens),
+        _key(merges),
+        vocabulary.types,
+        fields.get("ggml.model", str, "").encode(),
+    ]
+    place = parsed_cache.cache_name(b"".join([b"%d " % len(part) + part for part in parts]))
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
     pairs = made()
     parsed_cache.write(place, pairs.to_cache())
     return pairs
+
+
+def _key(strings: Sequence[str]) -> bytes:
+    """Bytes that differ for different lists of strings."""
+    encoded: bytes | None = getattr(strings, "encoded", None)  # a ``StringArray`` need not make its strings
+    return "".join([f"{len(one)} {one}" for one in strings]).encode() if encoded is None else encoded
 
 
 def claims(parts: TokenizerJson) -> bool:

@@ -65,11 +65,9 @@ class CharBPE(Chars):
         """
         if self._ignore_merges or SPACE not in self._pieces:
             return None
-        spaced = "\0".join([piece for piece in self._pieces if piece.find(SPACE, 1) > 0])  # few have one
-        inner = re.findall(f"[^{SPACE}\0](?={SPACE})", spaced)
-        joined = quoted("".join(sorted(set(inner))))
+        joined = quoted("".join(sorted(_before_spaces(self._names, self._pieces))))
         word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}])" if joined else f"[^{SPACE}]"
-        return Split(f"{SPACE}*{word}+|{SPACE}+")
+        return Split(f"{SPACE}*{word}+|{SPACE}+", is_linear=True)
 
     def __call__(self, piece: str) -> list[int]:
         if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
@@ -129,6 +127,19 @@ class CharBPE(Chars):
         )
 
 
+def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
+    """The characters that a piece has before a ``▁``; of a file's strings, those of control tokens too."""
+    encoded: bytes | None = getattr(names, "encoded", None)
+    if encoded is None:
+        spaced = "\0".join([piece for piece in pieces if piece.find(SPACE, 1) > 0])  # few have one
+        return set(re.findall(f"[^{SPACE}\0](?={SPACE})", spaced))
+    # Strings that need not be made: each follows its length, whose last byte is 0.
+    mark = SPACE.encode()
+    *before, _ = encoded.replace(b"\0" + mark, b"\0").split(mark)
+    ends = {part[-4:] for part in before if part and not part.endswith(b"\0")}
+    return {end.decode(errors="ignore")[-1] for end in ends}
+
+
 def from_gguf(fields: GGUFFields) -> Tokenizer:
     """A tokenizer from the fields of a GGUF file. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
@@ -156,14 +167,14 @@ def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
 TOOL_RESPONSE = "<|tool_response>"
 
 
-def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
+def _text_pieces(vocabulary: Vocabulary) -> Mapping[str, int]:
     return vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
 
 
 def _gguf_tokenizer(
     fields: GGUFFields,
     vocabulary: Vocabulary,
-    pieces: dict[str, int],
+    pieces: Mapping[str, int],
     pairs: Ranks,
     prefix: bool,
     ends: frozenset[int] = frozenset(),

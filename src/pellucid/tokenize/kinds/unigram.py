@@ -231,8 +231,8 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         5: 1,
     }
     spec = SentencePieceFile(
-        vocabulary.tokens,
-        scores,
+        list(vocabulary.tokens),
+        list(scores),
         [*vocabulary.types],
         {3: UNIGRAM},
         normalizer,

@@ -5,7 +5,7 @@ In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to ri
 - Python's ``re`` runs a pattern that is generated from the tree (``patterns/tree.py``), on a copy of the text in which
   each character is replaced by its class, so that neither its syntax nor its Unicode version matters. This is the
   fastest method. It is used for patterns that a backtracking engine runs in linear time: those of
-  ``patterns/published.py``, and those that rarely read a character twice.
+  ``patterns/published.py``, those whose maker says so, and those that rarely read a character twice.
 - Other patterns come from files and may take exponential time. Their table (``automaton.py``) is walked; a walk from
   each start position reads a character at most once.
 - Patterns without a table are run by the ``regex`` package with a timeout, which makes it ten times slower.
@@ -60,13 +60,13 @@ MAX_CLASSES = 0xD000
 
 
 @cache
-def matcher(pattern: str) -> Matcher:
-    """The matcher of a pattern, cached.
+def matcher(pattern: str, is_linear: bool = False) -> Matcher:
+    """The matcher of a pattern, cached. ``is_linear``: it is known that it takes linear time.
 
     Raises:
         PatternError: the pattern is invalid, or has a construct that is not implemented.
     """
-    return Matcher(pattern)
+    return Matcher(pattern, is_linear)
 
 
 class Budget:
@@ -79,10 +79,10 @@ class Budget:
 class Matcher:
     """Finds the matches of one pattern. Thread-safe."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, is_linear: bool = False) -> None:
         self.pattern, self.tree = pattern, parse(pattern)
         self.may_be_empty = may_be_empty(self.tree)
-        self._is_linear = pattern in LINEAR or (not self.may_be_empty and _reads_once(self.tree))
+        self._is_linear = is_linear or pattern in LINEAR or (not self.may_be_empty and _reads_once(self.tree))
         self._classes = None if _compares(self.tree) else _classes(self.tree)
         self._copy = None if self._classes is None else _ClassLetters(self._classes)
         engine = _engine(self.tree, self._is_linear)

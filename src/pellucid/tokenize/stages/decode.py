@@ -52,7 +52,7 @@ class _Decoder:
 class ByteLevelDecoder(_Decoder):
     """Pieces in the byte alphabet; the pieces of the ids in ``verbatim`` (added tokens) are plain text."""
 
-    def __init__(self, tokens: list[str], verbatim: Collection[int]) -> None:
+    def __init__(self, tokens: Sequence[str], verbatim: Collection[int]) -> None:
         self._tokens, self._verbatim = tokens, verbatim
         self._cache: dict[int, bytes] = {}
 
@@ -75,7 +75,7 @@ class ByteFallbackDecoder(_Decoder):
     """
 
     def __init__(
-        self, tokens: list[str], byte_values: dict[int, int], verbatim: Collection[int], strip: bool
+        self, tokens: Sequence[str], byte_values: dict[int, int], verbatim: Collection[int], strip: bool
     ) -> None:
         self._tokens, self._bytes, self._verbatim, self._strip = tokens, byte_values, verbatim, strip
 
@@ -99,7 +99,7 @@ class SentencePieceDecoder(ByteFallbackDecoder):
 
     def __init__(
         self,
-        tokens: list[str],
+        tokens: Sequence[str],
         byte_values: dict[int, int],
         strip: bool,
         strip_all: bool,
@@ -134,7 +134,7 @@ class WordPieceDecoder(_Decoder):
         (" 're", "'re"),
     )
 
-    def __init__(self, tokens: list[str], prefix: str, cleanup: bool) -> None:
+    def __init__(self, tokens: Sequence[str], prefix: str, cleanup: bool) -> None:
         self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
         self._cache: dict[tuple[int, bool], bytes] = {}
 
@@ -156,7 +156,7 @@ class WordPieceDecoder(_Decoder):
 class MetaspaceDecoder(_Decoder):
     """Pieces with ``space`` for the space; ``prefixed``: it is dropped from the first piece, where it was inserted."""
 
-    def __init__(self, tokens: list[str], space: str, prefixed: bool) -> None:
+    def __init__(self, tokens: Sequence[str], space: str, prefixed: bool) -> None:
         self._tokens, self._space, self._prefixed = tokens, space, prefixed
 
     def piece(self, token_id: int, first: bool) -> bytes:
@@ -167,7 +167,7 @@ class MetaspaceDecoder(_Decoder):
 class JoinDecoder(_Decoder):
     """Pieces joined by ``between``: for vocabularies of words, which do not record the text between them."""
 
-    def __init__(self, tokens: list[str], between: str) -> None:
+    def __init__(self, tokens: Sequence[str], between: str) -> None:
         self._tokens, self._between = tokens, between
 
     def piece(self, token_id: int, first: bool) -> bytes:
@@ -177,7 +177,7 @@ class JoinDecoder(_Decoder):
 class BytesDecoder(_Decoder):
     """Ids that are bytes plus ``shift``; the pieces of ids below and above that range are plain text."""
 
-    def __init__(self, tokens: list[str], shift: int) -> None:
+    def __init__(self, tokens: Sequence[str], shift: int) -> None:
         self._tokens, self._shift = tokens, shift
 
     def piece(self, token_id: int, first: bool) -> bytes:

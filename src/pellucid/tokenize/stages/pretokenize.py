@@ -23,16 +23,18 @@ class Split(Struct, frozen=True, dict=True):
     """Splits at the matches of a pattern in Oniguruma's syntax.
 
     ``behavior`` says what happens to a match: it becomes a part of its own, is removed, or joins the part before or
-    after it; ``Contiguous`` joins adjacent matches. ``invert`` swaps matches and gaps.
+    after it; ``Contiguous`` joins adjacent matches. ``invert`` swaps matches and gaps. ``is_linear`` says that the
+    pattern, which is not from a file, takes linear time.
     """
 
     pattern: str
     behavior: str = "Isolated"
     invert: bool = False
+    is_linear: bool = False
 
     @cached_property
     def _matcher(self) -> Matcher:
-        return matcher(self.pattern)
+        return matcher(self.pattern, self.is_linear)
 
     def __call__(self, text: str) -> list[str]:
         """The parts of a text."""

@@ -1,0 +1,180 @@
+"""``PieceIds`` is a dictionary of pieces; what a large vocabulary of a GGUF file leaves cached changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.model_files import gguf
+
+from pellucid.errors import FileFormatError
+from pellucid.tokenize import Tokenizer, load_tokenizer, piece_ids
+from pellucid.tokenize.kinds.sentencepiece_bpe import _before_spaces
+from pellucid.tokenize.piece_ids import PieceIds
+from pellucid.tokenize.stages.decode import byte_alphabet
+from pellucid.tokenize.vocabulary import Vocabulary
+
+COLLIDING = ["plumless", "buckeroo"]
+PIECES = st.lists(st.text(max_size=3) | st.sampled_from(COLLIDING), unique=True, min_size=1, max_size=40)
+
+
+def ids_of(tokens: list[str]) -> PieceIds:
+    return PieceIds(tokens, PieceIds.to_cache(tokens))
+
+
+def test_pieces_with_one_hash() -> None:
+    assert crc32(COLLIDING[0].encode()) == crc32(COLLIDING[1].encode())
+    assert [ids_of(COLLIDING)[one] for one in COLLIDING] == [0, 1]
+    assert ids_of(COLLIDING[1:]).get(COLLIDING[0]) is None
+
+
+@given(PIECES, st.data())
+def test_it_is_the_dictionary(tokens: list[str], data: st.DataObject) -> None:
+    without = frozenset(data.draw(st.lists(st.integers(0, len(tokens) - 1), max_size=3)))
+    wanted = {token: index for index, token in enumerate(tokens) if index not in without}
+    for asked_for_all in (False, True):
+        found = ids_of(tokens).but(frozenset()).but(without)
+        if asked_for_all:
+            assert dict(found) == wanted == found
+            assert [*found.items()] == [*wanted.items()]
+        assert len(found) == len(wanted)
+        for piece in [*tokens, *COLLIDING, data.draw(st.text(max_size=3)), "\ud800", 7, None]:
+            assert found.get(piece) == wanted.get(piece)  # type: ignore[arg-type]
+            assert found.get(piece, -1) == wanted.get(piece, -1)  # type: ignore[arg-type]
+            assert (piece in found) == (piece in wanted)
+        with pytest.raises(KeyError):
+            found["not there"]
+
+
+def test_many_lookups_make_the_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piece_ids, "FEW", 10)
+    found = ids_of([f"p{i}" for i in range(100)])
+    assert [found.get(f"p{i % 10}") for i in range(30)] == [*range(10)] * 3
+    assert found._all is None
+    assert found["p99"] == 99
+    assert found._all is not None
+
+
+# ---------------------------------------------------------------- large vocabularies of GGUF files
+
+WORDS = [f"w{i:x}" for i in range(6000)]
+TEXTS = ["w1 w2w3  wfff", "<|end|> w10\n\n▁▁ w", "  > ▁a>▁b é日", ""]
+
+
+def byte_bpe() -> dict[str, Any]:
+    letters = [*byte_alphabet()]
+    firsts = [(a, b) for a in letters[:90] for b in letters[:90]]
+    pieces = ["<|end|>", *letters, *(a + b for a, b in firsts)]
+    types = np.array([3] + [1] * (len(pieces) - 1), np.int32)
+    merges = [f"{a} {b}" for a, b in firsts]
+    fields = {"model": "gpt2", "pre": "gpt-2", "tokens": pieces, "token_type": types, "merges": merges * 2}
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+
+
+def sentencepiece() -> dict[str, Any]:
+    letters = [*"▁w0123456789abcdef<|end>\n"]
+    user = ["  ", "   ", "\n\n"]
+    pieces = [
+        "<unk>",
+        "<|end|>",
+        *user,
+        *dict.fromkeys([*letters, ">▁", *WORDS, *("▁" + one for one in WORDS)]),
+    ]
+    types = np.array([2, 3, 4, 4, 4] + [1] * (len(pieces) - 5), np.int8)
+    scores = -np.arange(len(pieces), dtype=np.float32)
+    fields = {
+        "model": "llama",
+        "tokens": pieces,
+        "token_type": types,
+        "scores": scores,
+        "unknown_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Tokenizer]:
+    monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
+
+    def load(metadata: dict[str, Any]) -> Tokenizer:
+        (tmp_path / "m.gguf").write_bytes(gguf({"general.architecture": "llama", **metadata}, {}))
+        return load_tokenizer(tmp_path / "m.gguf")
+
+    return load
+
+
+@pytest.mark.parametrize("fields", [byte_bpe, sentencepiece])
+def test_a_large_vocabulary_from_the_cache_is_the_same(
+    load: Callable[[dict[str, Any]], Tokenizer], fields: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    metadata = fields()
+    first = load(metadata)
+    kept = sorted((tmp_path / "home" / "tokenizers").iterdir())
+    second = load(metadata)
+    assert kept == sorted((tmp_path / "home" / "tokenizers").iterdir())
+    assert isinstance(first.vocabulary.ids, dict)
+    assert isinstance(second.vocabulary.ids, PieceIds)
+    for text in [*TEXTS, " ".join(WORDS[:300])]:
+        for special in (False, True):
+            found = [one.encode_with_offsets(text, parse_special=special) for one in (first, second)]
+            assert found[0] == found[1]
+        ids = first.encode(text)
+        assert second.encode(text) == ids
+        assert second.decode(ids) == first.decode(ids)
+    assert second.vocabulary.types == first.vocabulary.types
+    assert second.eos_ids == first.eos_ids
+    assert second.vocabulary.tokens == first.vocabulary.tokens
+    assert second.vocabulary.ids == first.vocabulary.ids
+
+
+def test_what_is_cached_is_of_these_very_pieces_and_types(
+    load: Callable[[dict[str, Any]], Tokenizer],
+) -> None:
+    metadata = sentencepiece()
+    before = load(metadata)
+    types = metadata["tokenizer.ggml.token_type"].copy()
+    types[2:4] = 1  # spaces of the text are now ▁, and no token is spaces
+    without = {name: value for name, value in metadata.items() if not name.endswith("token_type")}
+    for changed in ({**metadata, "tokenizer.ggml.token_type": types}, without):
+        after = load(changed)
+        assert isinstance(after.vocabulary.ids, dict)
+        assert after.encode("a  b") != before.encode("a  b")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    swapped = [*tokens[:-2], tokens[-1], tokens[-2]]
+    assert load({**metadata, "tokenizer.ggml.tokens": swapped}).vocabulary.ids[tokens[-1]] == len(tokens) - 2
+    twice = [*tokens[:-1], tokens[-2]]
+    for _ in range(2):
+        with pytest.raises(FileFormatError, match="listed twice"):
+            load({**metadata, "tokenizer.ggml.tokens": twice})
+
+
+@pytest.mark.parametrize("bad", [0, 7, 300, -1])
+def test_unknown_types_are_refused(load: Callable[[dict[str, Any]], Tokenizer], bad: int) -> None:
+    metadata = sentencepiece()
+    types = metadata["tokenizer.ggml.token_type"].astype(np.int32)
+    types[5000] = bad
+    with pytest.raises(FileFormatError, match=f"token 5000 has unknown type {bad}"):
+        load({**metadata, "tokenizer.ggml.token_type": types})
+
+
+def test_scores_that_are_no_numbers_are_named(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
+    metadata = sentencepiece()
+    scores = metadata["tokenizer.ggml.scores"].copy()
+    scores[4321] = np.nan
+    with pytest.raises(FileFormatError, match="entry 4321 is nan, not a finite number"):
+        load({**metadata, "tokenizer.ggml.scores": scores})
+
+
+@given(st.lists(st.text("a>▁é", max_size=5), unique=True, max_size=20))
+def test_characters_before_spaces(tokens: list[str]) -> None:
+    class Encoded(list[str]):
+        encoded = b"".join(len(one.encode()).to_bytes(8, "little") + one.encode() for one in tokens)
+
+    pieces = Vocabulary(tokens, None, Path(), "").ids if tokens else {}
+    assert _before_spaces(Encoded(tokens), pieces) == _before_spaces(tokens, pieces)
