@@ -133,11 +133,14 @@ def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
     if encoded is None:
         spaced = "\0".join([piece for piece in pieces if piece.find(SPACE, 1) > 0])  # few have one
         return set(re.findall(f"[^{SPACE}\0](?={SPACE})", spaced))
-    # Strings that need not be made: each follows its length, whose last byte is 0.
-    mark = SPACE.encode()
-    *before, _ = encoded.replace(b"\0" + mark, b"\0").split(mark)
-    ends = {part[-4:] for part in before if part and not part.endswith(b"\0")}
-    return {end.decode(errors="ignore")[-1] for end in ends}
+    import numpy as np
+
+    # The strings need not be made. Each follows its length, whose last byte is 0.
+    data, mark = np.frombuffer(encoded, np.uint8), SPACE.encode()
+    at = np.flatnonzero(data == mark[0])
+    at = at[(data[at + 1] == mark[1]) & (data[at + 2] == mark[2]) & (data[at - 1] != 0)]
+    ends = {encoded[place - 4 : place] for place in at.tolist()}
+    return {end.decode(errors="ignore")[-1] for end in ends} - {SPACE}
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:

@@ -51,7 +51,7 @@ class AddedTokens:
         for text in self._by_text:
             lengths.setdefault(text[:2], set()).add(len(text))
         self._lengths = {start: sorted(sizes, reverse=True) for start, sizes in lengths.items()}
-        starts = "".join(sorted({re.escape(text[0]) for text in self._by_text}))
+        starts = "".join(sorted(map(re.escape, {text[0] for text in self._by_text})))
         self._start = re.compile(f"[{starts}]") if starts else None
 
     def __iter__(self) -> Iterator[AddedToken]:
