@@ -11,10 +11,10 @@ import pytest
 from support.things import Base, Thing
 
 from pellucid.cli.command import command_named, known_commands
-from pellucid.model.family import architectures, known_families
+from pellucid.model.family import architectures, family_of, known_families
 from pellucid.sample.step import steps
-from pellucid.tokenize.kind import known_kinds
-from pellucid.util.registry import discover, discover_classes, modules
+from pellucid.tokenize.kind import gguf_reader, known_kinds
+from pellucid.util.registry import discover, discover_classes, find, modules
 from pellucid.weights.quant.registry import formats
 from pellucid.weights.sources.registry import sources
 
@@ -125,3 +125,32 @@ def test_a_command_does_not_import_the_others() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["pellucid.cli.commands.run"]
+
+
+def test_find_imports_the_modules_that_mention_a_name(package: Path) -> None:
+    for name in ("one", "two", "three"):
+        write(package / "inner" / f"{name}.py", f'A = Thing("{name}")')
+    write(package / "joined.py", 'A = Thing("-".join(("fo", "ur")))', 'OTHER = "one"')
+    found = find("things", Thing, lambda one: (one.name,), "two")
+    assert found is not None
+    assert found.name == "two"
+    assert "things.inner.two" in sys.modules
+    assert not {"things.inner.one", "things.inner.three", "things.joined"} & sys.modules.keys()
+    for name in ("one", "fo-ur"):  # one that another module mentions, and one that no source mentions
+        found = find("things", Thing, lambda one: (one.name,), name)
+        assert found is not None
+        assert found.name == name
+    assert find("things", Thing, lambda one: (one.name,), "five") is None
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_each_architecture_is_found_alone(kind: str) -> None:
+    for name, family in architectures(kind).items():
+        assert family_of(name, kind) is family
+
+
+def test_each_kind_of_vocabulary_is_found_alone() -> None:
+    for kind in known_kinds().values():
+        for name, read in kind.gguf.items():
+            assert gguf_reader(name) is read
+    assert gguf_reader("none") is None

@@ -10,10 +10,11 @@ from msgspec import Struct, field
 
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
-from pellucid.util.registry import discover
+from pellucid.util.registry import discover, find
 from pellucid.weights.checkpoint import Checkpoint
 
 Reader: TypeAlias = Callable[[Checkpoint, Config], Model]
+FAMILIES = "pellucid.model.families"
 
 
 class Family(Struct, frozen=True):
@@ -51,7 +52,7 @@ def known_families() -> Mapping[str, Family]:
     Raises:
         TypeError: two files declare the same family.
     """
-    return discover("pellucid.model.families", Family, lambda family: (family.name,))
+    return discover(FAMILIES, Family, lambda family: (family.name,))
 
 
 @functools.cache
@@ -61,4 +62,9 @@ def architectures(kind: str) -> Mapping[str, Family]:
     Raises:
         TypeError: two families read the same architecture.
     """
-    return discover("pellucid.model.families", Family, lambda family: tuple(family.readers(kind)))
+    return discover(FAMILIES, Family, lambda family: tuple(family.readers(kind)))
+
+
+def family_of(architecture: str, kind: str) -> Family | None:
+    """The family of an architecture, for one kind of file, or None."""
+    return find(FAMILIES, Family, lambda family: tuple(family.readers(kind)), architecture)

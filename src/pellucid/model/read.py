@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
-from pellucid.model.family import Family, architectures
+from pellucid.model.family import Family, architectures, family_of
 from pellucid.model.filled import Model
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.slots import shape_of
@@ -50,8 +50,9 @@ def _check_quantization(config: Config) -> None:
 def _read(checkpoint: Checkpoint, config: Config) -> Model:
     gguf = checkpoint.kind == "gguf"
     architecture = config.text("general.architecture" if gguf else "model_type")
-    families = architectures(checkpoint.kind)
-    if architecture not in families:
+    family = family_of(architecture, checkpoint.kind)
+    if family is None:
+        families = architectures(checkpoint.kind)
         from difflib import get_close_matches
 
         nearest = get_close_matches(architecture[:100], families, n=1)
@@ -61,7 +62,6 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
             f"{f'; the nearest is {nearest[0]}' if nearest else ''}"
         )
     _check_quantization(config)
-    family = families[architecture]
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)

@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages.added import AddedTokens
 from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
 from pellucid.tokenize.stages.decode import Decoder
-from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import Template, Trim
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, PreTokenizer
 from pellucid.tokenize.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.stages.normalize import Normalizer
 
 
 class _Remembered(dict[str, list[int]]):

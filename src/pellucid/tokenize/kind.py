@@ -8,15 +8,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct, field
 
-from pellucid.tokenize.files.gguf_fields import GGUFFields
-from pellucid.tokenize.files.sentencepiece import ModelBuilder
-from pellucid.tokenize.files.sidecar import Sidecar
-from pellucid.tokenize.files.tokenizer_json import JsonModelReader
-from pellucid.tokenize.tokenizer import Tokenizer
-from pellucid.util.registry import discover
+from pellucid.util.registry import discover, find
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.files.gguf_fields import GGUFFields
+    from pellucid.tokenize.files.sentencepiece import ModelBuilder
+    from pellucid.tokenize.files.sidecar import Sidecar
+    from pellucid.tokenize.files.tokenizer_json import JsonModelReader
+    from pellucid.tokenize.tokenizer import Tokenizer
+
+    GGUFReader: TypeAlias = Callable[[GGUFFields], Tokenizer]
 
 
 class Kind(Struct, frozen=True):
@@ -28,7 +33,7 @@ class Kind(Struct, frozen=True):
     """
 
     name: str
-    gguf: Mapping[str, Callable[[GGUFFields], Tokenizer]] = field(default_factory=dict)
+    gguf: Mapping[str, GGUFReader] = field(default_factory=dict)
     json: JsonModelReader | None = None
     sentencepiece: Mapping[int, ModelBuilder] = field(default_factory=dict)
     classes: Mapping[str, Callable[[Path, Sidecar], Tokenizer]] = field(default_factory=dict)
@@ -46,6 +51,12 @@ def known_kinds() -> Mapping[str, Kind]:
     """
     discover(KINDS, Kind, lambda kind: (*kind.gguf, *map(str, kind.sentencepiece), *kind.classes))
     return discover(KINDS, Kind, lambda kind: (kind.name,))
+
+
+def gguf_reader(name: str) -> GGUFReader | None:
+    """The builder for a ``tokenizer.ggml.model``, or None."""
+    kind = find(KINDS, Kind, lambda kind: tuple(kind.gguf), name)
+    return None if kind is None else kind.gguf[name]
 
 
 def json_models() -> list[JsonModelReader]:

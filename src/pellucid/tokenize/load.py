@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, reason
 from pellucid.tokenize.files.gguf_fields import GGUFFields
-from pellucid.tokenize.folder import load_path, tokenizer_files
-from pellucid.tokenize.kind import known_kinds
+from pellucid.tokenize.kind import gguf_reader, known_kinds
 
 if TYPE_CHECKING:
     from pellucid.tokenize.tokenizer import Tokenizer
@@ -35,27 +34,35 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     if isinstance(source, Path):
         path = source.expanduser().absolute()
         if not _holds_gguf(path):
-            return load_path(path)
+            return _load_files(path)
         from pellucid.weights.open import open_checkpoint
 
         source = open_checkpoint(path)
     if source.kind != "gguf":
-        return load_path(source.path)
+        return _load_files(source.path)
     fields = GGUFFields(source.path, source.metadata)
     name = fields.get("ggml.model", str)
     if name is None:
         raise FileFormatError(source.path, "tokenizer.ggml.model", "missing: the file has no tokenizer")
-    readers = {name: read for kind in known_kinds().values() for name, read in kind.gguf.items()}
-    if name not in readers:
-        raise UnsupportedModel(
-            f"tokenizer.ggml.model {brief(name)} is not known; known are {', '.join(sorted(readers))}"
-        )
-    return readers[name](fields)
+    read = gguf_reader(name)
+    if read is None:
+        known = ", ".join(sorted(name for kind in known_kinds().values() for name in kind.gguf))
+        raise UnsupportedModel(f"tokenizer.ggml.model {brief(name)} is not known; known are {known}")
+    return read(fields)
+
+
+def _load_files(path: Path) -> Tokenizer:
+    """The tokenizer of files other than GGUF, whose readers take 5 ms to import."""
+    from pellucid.tokenize.folder import load_path
+
+    return load_path(path)
 
 
 def _holds_gguf(path: Path) -> bool:
     """Whether a path is a GGUF file, or a folder with a GGUF file and no tokenizer file."""
     if path.is_dir():
+        from pellucid.tokenize.folder import tokenizer_files
+
         return not tokenizer_files(path) and any(path.glob("*.gguf"))
     try:
         with path.open("rb") as file:

@@ -36,6 +36,23 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
     )
 
 
+def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], wanted: str) -> T | None:
+    """What ``discover`` finds by the name ``wanted``, or None. Imports the modules whose sources mention that name.
+
+    The others are imported only if those do not declare it. To import all families takes 7 ms, to read them 2.
+    """
+    mention = f'"{wanted}"'
+    for folder in map(Path, importlib.import_module(package).__path__):
+        for file in sorted(folder.rglob("*.py")):
+            if mention in file.read_text("utf-8"):
+                parts = file.relative_to(folder).with_suffix("").parts
+                module = importlib.import_module(".".join((package, *parts)))
+                for one in declared(module, kind):
+                    if wanted in names(one):
+                        return one
+    return discover(package, kind, names).get(wanted)
+
+
 def discover_classes(
     package: str, base: type[T], names: Callable[[type[T]], Sequence[str]]
 ) -> dict[str, type[T]]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import literal
 from pellucid.tokenize.stages.aligned import Aligned
-from pellucid.tokenize.stages.normalize import Normalizer
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.stages.normalize import Normalizer
 
 Spans = list[tuple[int, int]]
 
