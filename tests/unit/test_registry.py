@@ -82,6 +82,12 @@ def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Pat
             "A = Family('other', gguf={'llama': None})",
         ),
         (formats, "pellucid.weights.quant.formats", "A = Format('Q4_0', None, None)"),
+        (
+            lambda: family_of("llama", "gguf"),
+            "pellucid.model.families",
+            "A = Family('other', gguf={'llama': None})",
+        ),
+        (lambda: gguf_reader("gpt2"), "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),
         (known_kinds, "pellucid.tokenize.kinds", "A = Kind('wordpiece')"),
         (known_kinds, "pellucid.tokenize.kinds", "A = Kind('other', gguf={'gpt2': None})"),
         (steps, "pellucid.sample.steps", "class A(SamplerStep):\n    name, order, kind = 'top_k', 1, 'cut'"),

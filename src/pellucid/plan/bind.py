@@ -88,7 +88,7 @@ def bind(
     buffers = {name: address(arrays.by_name[name]) for name in plan.buffers}
 
     def word(value: Value) -> int | float:
-        if isinstance(value, (int, float)):
+        if isinstance(value, (int, float)):  # most are
             return value
         match value:
             case At(buffer, offset):
@@ -109,6 +109,8 @@ def bind(
                 return cache.group(layer)
             case PageBytes(layer):
                 return cache.page_bytes(layer)
+            case _:
+                return value
 
     rows = []
     for op in plan.operations:

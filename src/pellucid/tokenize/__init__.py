@@ -17,6 +17,7 @@ The modules:
     compiled_encoder.py  the stages run as compiled code
     encoding.py          an encoded text with offsets; truncation and padding
     vocabulary.py        id ↔ piece, and token types
+    piece_ids.py         piece → id of a large vocabulary, without a dictionary
     model.py             the base class of the model stage
     merges.py            the BPE merge loop
     unicode.py           properties of characters, at a fixed version of Unicode

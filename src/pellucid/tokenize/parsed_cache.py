@@ -1,9 +1,9 @@
 """An on-disk cache of parsed large vocabularies, next to the compiled kernels.
 
-In: a file's bytes. Out: the arrays parsed from them, if they are cached. The name of an entry is a hash of these bytes
-and of the code that parses them, so entries are never out of date. An entry that is damaged, or that another user may
-have written (``pellucid/util/private.py``), counts as missing; a failed write is only a warning. The cache keeps the
-MAX_FILES entries used last.
+In: a file's bytes, or the part of them that is parsed. Out: the arrays parsed from them, if they are cached. The name
+of an entry is a hash of these bytes and of the code that parses them, so entries are never out of date. An entry that
+is damaged, or that another user may have written (``pellucid/util/private.py``), counts as missing; a failed write is
+only a warning. The cache keeps the MAX_FILES entries used last.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
+MOST = 8  # pieces with one hash; more are no accident, and would be searched one by one
 FEW = 20_000  # different lookups, at 3 us each, that take less time than making the dictionary of 10^5 pieces
 _SHIFT = 16  # hashes are in groups with the same upper bits
 
@@ -30,15 +31,19 @@ class PieceIds(Mapping[str, int]):
         self._known: dict[str, int | None] = {}
 
     @staticmethod
-    def to_cache(tokens: Sequence[str]) -> dict[str, memoryview]:
-        """The arrays: ``hashes`` (n,) uint32 of the pieces, ascending; ``order`` (n,) int32, their ids; ``groups``
-        (65537,) int32, where the hashes with the same upper 16 bits begin.
+    def to_cache(tokens: Sequence[str]) -> dict[str, memoryview] | None:
+        """The arrays of a vocabulary, or None if a file has given many pieces one hash.
+
+        ``hashes`` (n,) uint32 of the pieces, ascending; ``order`` (n,) int32, their ids; ``groups`` (65537,) int32,
+        where the hashes with the same upper 16 bits begin.
         """
         import numpy as np
 
         hashes = np.array([crc32(piece.encode()) for piece in tokens], np.uint32)
         order = np.argsort(hashes, kind="stable").astype(np.int32)
         groups = np.searchsorted(hashes[order] >> _SHIFT, np.arange((1 << 32 - _SHIFT) + 1)).astype(np.int32)
+        if len(tokens) > MOST and (hashes[order][MOST:] == hashes[order][:-MOST]).any():
+            return None
         return {"hashes": hashes[order].data, "order": order.data, "groups": groups.data}
 
     def but(self, without: frozenset[int]) -> PieceIds:

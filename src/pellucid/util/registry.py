@@ -40,17 +40,19 @@ def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], wante
     """What ``discover`` finds by the name ``wanted``, or None. Imports the modules whose sources mention that name.
 
     The others are imported only if those do not declare it. To import all families takes 7 ms, to read them 2.
+
+    Raises:
+        TypeError: two objects have this name. The message names both files.
     """
-    mention = f'"{wanted}"'
+    mentioned: list[ModuleType] = []
     for folder in map(Path, importlib.import_module(package).__path__):
         for file in sorted(folder.rglob("*.py")):
-            if mention in file.read_text("utf-8"):
+            text = file.read_text("utf-8")
+            if file.name != "__init__.py" and (f'"{wanted}"' in text or f"'{wanted}'" in text):
                 parts = file.relative_to(folder).with_suffix("").parts
-                module = importlib.import_module(".".join((package, *parts)))
-                for one in declared(module, kind):
-                    if wanted in names(one):
-                        return one
-    return discover(package, kind, names).get(wanted)
+                mentioned.append(importlib.import_module(".".join((package, *parts))))
+    found = _registered(((one, module) for module in mentioned for one in declared(module, kind)), names)
+    return found[wanted] if wanted in found else discover(package, kind, names).get(wanted)
 
 
 def discover_classes(

@@ -209,24 +209,25 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, field: str, count: int) -> StringArray | list[str]:
+        if count < FEW:
+            return self._one_by_one(count, field, 0)[0]
         begin, parts, done = self.position, list[Numbers](), 0
-        while count - done >= FEW:
+        while done < count:
             self.load(min(self.position + WINDOW, self.limit))
             found = string_ends(self.data, self.position, count - done)
             if len(found):
                 parts.append(found + (self.position - begin))
                 self.position += int(found[-1])
+                done += len(found)
             # The one that ended the run. More, if the run was short, or a hostile array costs a look for each string.
-            few = min(1 if len(found) >= FEW else FEW, count - done - len(found))
-            parts.append(self._one_by_one(few, field, done + len(found)) - begin)
-            done += len(found) + few
-        parts.append(self._one_by_one(count - done, field, done) - begin)
-        array = StringArray(self.bytes_from(begin), np.concatenate(parts))
-        return array if count >= FEW else array.tolist()
+            few = min(1 if len(found) >= FEW else FEW, count - done)
+            parts.append(np.array(self._one_by_one(few, field, done)[1], np.int64) - begin)
+            done += few
+        return StringArray(self.bytes_from(begin), np.concatenate(parts))
 
-    def _one_by_one(self, count: int, field: str, first: int) -> Numbers:
-        """Check ``count`` strings, of which the first has the index ``first``. Returns where each ends in the file."""
-        ends = list[int]()
+    def _one_by_one(self, count: int, field: str, first: int) -> tuple[list[str], list[int]]:
+        """``count`` strings, of which the first has the index ``first``, and where each ends in the file."""
+        found, ends = list[str](), list[int]()
         while len(ends) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
             have = len(data)
@@ -236,16 +237,16 @@ class _Cursor:
                     end = start + length_at(data, position)[0]
                     if end > have:
                         break
-                    data[start:end].decode()
+                    found.append(data[start:end].decode())
                     ends.append(end)
                     position = end
             except (UnicodeDecodeError, struct.error):
                 pass
             self.position = position
             if len(ends) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
-                self.string(f"{field}[{first + len(ends)}]")
+                found.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
-        return np.array(ends, np.int64)
+        return found, ends
 
 
 def _unknown_type(code: int) -> str:

@@ -46,7 +46,7 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if self._strings is not None or isinstance(index, slice) or not self._left:
+        if self._strings is not None or isinstance(index, slice) or self._left <= 0:
             return self._all()[index]
         at = index + len(self) if index < 0 else index
         if not 0 <= at < len(self):
@@ -80,6 +80,23 @@ class StringArray(Sequence[str]):
         made._changed = {**self._changed, **changes}
         return made
 
+    def before(self, mark: str) -> set[str]:
+        """The characters that strings have before ``mark``, a character of three bytes, as they are in the file."""
+        data, ends, wanted = np.frombuffer(self.encoded, np.uint8), np.asarray(self._ends), mark.encode()
+        assert len(wanted) == 3
+        begins = np.zeros(len(data) + 1, bool)  # the last string may be empty
+        begins[self._starts() + LENGTH] = True
+        at = np.flatnonzero(data[:-2] == wanted[0])
+        at = at[(data[at + 1] == wanted[1]) & (data[at + 2] == wanted[2]) & ~begins[at]]
+        at = at[at > self._starts()[ends.searchsorted(at, "right")] + LENGTH]  # a length may have these bytes
+        tails = {self.encoded[place - 4 : place] for place in at.tolist()}
+        return {tail.decode(errors="ignore")[-1] for tail in tails}
+
+    def _starts(self) -> Numbers:
+        """Where the length of each string is."""
+        ends = np.asarray(self._ends)
+        return np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)]
+
     def _all(self) -> list[str]:
         if self._strings is None:
             strings = self._split()
@@ -90,8 +107,7 @@ class StringArray(Sequence[str]):
 
     def _split(self) -> list[str]:
         """All strings as in the file."""
-        ends = np.asarray(self._ends)
-        starts = np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)]
+        ends, starts = np.asarray(self._ends), self._starts()
         marked = np.frombuffer(self.encoded, np.uint8).copy()
         marked[starts] = _END
         long = starts[ends - starts >= LENGTH + 256]

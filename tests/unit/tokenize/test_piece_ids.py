@@ -18,20 +18,32 @@ from pellucid.tokenize import Tokenizer, load_tokenizer, piece_ids
 from pellucid.tokenize.kinds.sentencepiece_bpe import _before_spaces
 from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.tokenize.vocabulary import Vocabulary
+from pellucid.weights.gguf_strings import StringArray
 
 COLLIDING = ["plumless", "buckeroo"]
 PIECES = st.lists(st.text(max_size=3) | st.sampled_from(COLLIDING), unique=True, min_size=1, max_size=40)
 
 
 def ids_of(tokens: list[str]) -> PieceIds:
-    return PieceIds(tokens, PieceIds.to_cache(tokens))
+    table = PieceIds.to_cache(tokens)
+    assert table is not None
+    return PieceIds(tokens, table)
 
 
 def test_pieces_with_one_hash() -> None:
     assert crc32(COLLIDING[0].encode()) == crc32(COLLIDING[1].encode())
     assert [ids_of(COLLIDING)[one] for one in COLLIDING] == [0, 1]
     assert ids_of(COLLIDING[1:]).get(COLLIDING[0]) is None
+
+
+def test_many_pieces_with_one_hash_are_not_searched_one_by_one() -> None:
+    """A file can have any number of them: words of one hash may stand for each other in longer ones."""
+    pieces = [""]
+    for _ in range(4):
+        pieces = [piece + word for piece in pieces for word in COLLIDING]
+    assert len({crc32(piece.encode()) for piece in pieces}) == 1
+    assert PieceIds.to_cache(pieces[: piece_ids.MOST]) is not None
+    assert PieceIds.to_cache([*pieces, "a", "b"]) is None
 
 
 @given(PIECES, st.data())
@@ -171,10 +183,57 @@ def test_scores_that_are_no_numbers_are_named(load: Callable[[dict[str, Any]], T
         load({**metadata, "tokenizer.ggml.scores": scores})
 
 
-@given(st.lists(st.text("a>▁é", max_size=5), unique=True, max_size=20))
-def test_characters_before_spaces(tokens: list[str]) -> None:
-    class Encoded(list[str]):
-        encoded = b"".join(len(one.encode()).to_bytes(8, "little") + one.encode() for one in tokens)
+def test_what_is_cached_is_of_these_very_merges_and_kinds(
+    load: Callable[[dict[str, Any]], Tokenizer],
+) -> None:
+    metadata, text = byte_bpe(), "ABBA"
+    first = load(metadata)
+    merges = metadata["tokenizer.ggml.merges"]
+    assert load({**metadata, "tokenizer.ggml.merges": merges[::-1]}).encode(text) != first.encode(text)
+    types = metadata["tokenizer.ggml.token_type"].copy()
+    types[first.encode("AB")] = 3
+    assert load({**metadata, "tokenizer.ggml.token_type": types}).encode("AB") != first.encode("AB")
+    metadata = {**sentencepiece(), "tokenizer.ggml.merges": [f"w {one[1:]}" for one in WORDS[:16]]}
+    for _ in range(2):  # the pieces of two spaces are ▁▁ for the one, spaces for the other
+        assert load(metadata).vocabulary.tokens[2] == "▁▁"
+        gemma = load({**metadata, "tokenizer.ggml.model": "gemma4"})
+        assert gemma.vocabulary.tokens[2] == "  "
+        assert gemma.vocabulary.ids["  "] == 2
+        assert "▁▁" not in gemma.vocabulary.ids
 
-    pieces = Vocabulary(tokens, None, Path(), "").ids if tokens else {}
-    assert _before_spaces(Encoded(tokens), pieces) == _before_spaces(tokens, pieces)
+
+def test_a_short_text_makes_no_dictionary(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
+    for fields in (byte_bpe(), sentencepiece()):
+        load(fields)
+        tokenizer = load(fields)
+        assert tokenizer.decode(tokenizer.encode("w1 w2>w3"))
+        pieces = tokenizer.model._ids if "_ids" in vars(tokenizer.model) else tokenizer.model._pieces
+        for ids in (pieces, tokenizer.vocabulary.ids):
+            assert isinstance(ids, PieceIds)
+            assert ids._all is None
+
+
+def string_array(strings: list[str]) -> StringArray:
+    encoded = [one.encode() for one in strings]
+    ends = np.cumsum([8 + len(one) for one in encoded], dtype=np.int64)
+    return StringArray(b"".join(len(one).to_bytes(8, "little") + one for one in encoded), ends)
+
+
+@given(st.lists(st.text("a>▁é\0\n", max_size=5), unique=True, max_size=20))
+def test_characters_before_spaces(tokens: list[str]) -> None:
+    pieces = {token: index for index, token in enumerate(tokens)}
+    assert _before_spaces(string_array(tokens), pieces) == _before_spaces(tokens, pieces)
+
+
+def test_a_length_that_looks_like_a_space_is_none() -> None:
+    long = "a" * int.from_bytes("▁".encode(), "little")
+    assert _before_spaces(string_array([long, "b▁", long]), {}) == {"b"}
+    assert string_array(["", "▁", "c▁", ""]).before("▁") == {"c"}
+
+
+def test_scores_of_whole_numbers_stay_whole(load: Callable[[dict[str, Any]], Tokenizer]) -> None:
+    metadata = sentencepiece()
+    scores = -np.arange(len(metadata["tokenizer.ggml.scores"]), dtype=np.int32)
+    tokenizer = load({**metadata, "tokenizer.ggml.scores": scores})
+    assert tokenizer.encode("w12 wab") == load(metadata).encode("w12 wab")
+    assert all(type(one) is int for one in tokenizer.model.pairs._scores)

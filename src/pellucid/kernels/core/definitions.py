@@ -21,7 +21,7 @@ import functools
 import hashlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class KernelKey:
 
     name: str
     parameters: tuple[tuple[str, Any], ...]
-    _identity: tuple[Any, ...]
+    _identity: tuple[Any, ...] = field(repr=False, compare=False)
 
     def __init__(self, name: str, **parameters: Any) -> None:
         object.__setattr__(self, "name", name)

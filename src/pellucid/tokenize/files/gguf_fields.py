@@ -88,7 +88,8 @@ class GGUFFields:
         if stored is None:
             raise FileFormatError(self.path, name, "missing")
         if isinstance(stored, np.ndarray) and stored.dtype.kind in "iuf" and np.isfinite(stored).all():
-            return stored.astype(np.float64).data  # its elements are Python's floats
+            # The elements of a memory view are Python's numbers.
+            return (stored.astype(np.float64) if stored.dtype.kind == "f" else stored).data
         for at, score in enumerate(scores := self.array("scores") or ()):
             if type(score) not in (float, int) or not isfinite(score):
                 raise FileFormatError(self.path, name, f"entry {at} is {brief(score)}, not a finite number")
@@ -147,7 +148,8 @@ class GGUFFields:
             every = bytes([TokenType.NORMAL]) * len(tokens) if types is None else types
             return Vocabulary.checked(tokens, every, PieceIds(tokens, cached))
         made = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
-        parsed_cache.write(place, PieceIds.to_cache(made.tokens))
+        if (table := PieceIds.to_cache(made.tokens)) is not None:
+            parsed_cache.write(place, table)
         return Vocabulary.checked(tokens, made.types, made.ids)
 
     def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:

@@ -248,9 +248,12 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
 
 
 def _key(strings: Sequence[str]) -> bytes:
-    """Bytes that differ for different lists of strings."""
-    encoded: bytes | None = getattr(strings, "encoded", None)  # a ``StringArray`` need not make its strings
-    return "".join([f"{len(one)} {one}" for one in strings]).encode() if encoded is None else encoded
+    """Bytes that differ for different lists of strings of a file."""
+    from pellucid.weights.gguf_strings import StringArray
+
+    if isinstance(strings, StringArray):  # its strings need not be made
+        return strings.encoded
+    return "".join([f"{len(one)} {one}" for one in strings]).encode()
 
 
 def claims(parts: TokenizerJson) -> bool:

@@ -7,7 +7,6 @@ scores it is called ``gemma4``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -66,7 +65,7 @@ class CharBPE(Chars):
         if self._ignore_merges or SPACE not in self._pieces:
             return None
         joined = quoted("".join(sorted(_before_spaces(self._names, self._pieces))))
-        word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}])" if joined else f"[^{SPACE}]"
+        word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}]+)" if joined else f"[^{SPACE}]"
         return Split(f"{SPACE}*{word}+|{SPACE}+", is_linear=True)
 
     def __call__(self, piece: str) -> list[int]:
@@ -129,18 +128,12 @@ class CharBPE(Chars):
 
 def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
     """The characters that a piece has before a ``▁``; of a file's strings, those of control tokens too."""
-    encoded: bytes | None = getattr(names, "encoded", None)
-    if encoded is None:
-        spaced = "\0".join([piece for piece in pieces if piece.find(SPACE, 1) > 0])  # few have one
-        return set(re.findall(f"[^{SPACE}\0](?={SPACE})", spaced))
-    import numpy as np
+    from pellucid.weights.gguf_strings import StringArray
 
-    # The strings need not be made. Each follows its length, whose last byte is 0.
-    data, mark = np.frombuffer(encoded, np.uint8), SPACE.encode()
-    at = np.flatnonzero(data == mark[0])
-    at = at[(data[at + 1] == mark[1]) & (data[at + 2] == mark[2]) & (data[at - 1] != 0)]
-    ends = {encoded[place - 4 : place] for place in at.tolist()}
-    return {end.decode(errors="ignore")[-1] for end in ends} - {SPACE}
+    if isinstance(names, StringArray):  # its strings need not be made
+        return names.before(SPACE) - {SPACE}
+    spaced = [piece for piece in pieces if piece.find(SPACE, 1) > 0]  # few have one
+    return {piece[at] for piece in spaced for at in range(len(piece) - 1) if piece[at + 1] == SPACE} - {SPACE}
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:

@@ -71,7 +71,7 @@ class Unigram(TokenizerModel):
     def _reach(self) -> dict[str, int]:
         """Character → the length of the longest piece that begins with it."""
         found: dict[str, int] = {}
-        for piece in self._pieces:
+        for piece in filter(None, self._pieces):
             found[piece[0]] = max(found.get(piece[0], 0), len(piece))
         return found
 

@@ -59,13 +59,17 @@ FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
 MAX_CLASSES = 0xD000
 
 
-@cache
 def matcher(pattern: str, is_linear: bool = False) -> Matcher:
     """The matcher of a pattern, cached. ``is_linear``: it is known that it takes linear time.
 
     Raises:
         PatternError: the pattern is invalid, or has a construct that is not implemented.
     """
+    return _matcher(pattern, is_linear)
+
+
+@cache
+def _matcher(pattern: str, is_linear: bool) -> Matcher:
     return Matcher(pattern, is_linear)
 
 
