@@ -28,7 +28,7 @@ from pellucid.engine.speculation import MOST, Gain
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.kernels.core import together
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.core.library import Library
+from pellucid.kernels.core.library import Library, shared
 from pellucid.llm import LLM
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample import candidates
@@ -632,6 +632,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
     monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
     monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
+    monkeypatch.setattr(shared(), "_functions", {})  # those that earlier tests have used
     for kept in (candidates._top, candidates._sums):
         kept.cache_clear()
     path = random_model("llama", tmp_path / "llama.gguf", vocabulary=320, form="Q8_0")
