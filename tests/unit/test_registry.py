@@ -108,16 +108,17 @@ def test_a_second_of_a_name_in_each_folder_is_an_error(
     (tmp_path / "zz_second.py").write_text(f"{IMPORTS}\n{source}\n")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     fresh = getattr(look, "__wrapped__", look)
-    for cached in (architectures, known_families, known_kinds, formats, sources, steps):
+    found = (architectures, family_of, known_families, known_kinds, gguf_reader, formats, sources, steps)
+    for cached in found:
         cached.cache_clear()
     with pytest.raises(TypeError, match=r"declared twice: in pellucid/.*\.py and .*zz_second\.py"):
         fresh()
     sys.modules.pop(f"{home}.zz_second")
-    for cached in (architectures, known_families, known_kinds, formats, sources, steps):
+    for cached in found:
         cached.cache_clear()
 
 
-def test_the_module_of_a_command_has_its_name() -> None:
+def test_each_command_is_found_alone() -> None:
     for name, one in known_commands().items():
         assert command_named(name) is one
     for other in ("", "rum", "a.b", "__init__", "list_", "--help", "../run"):

@@ -65,6 +65,7 @@ def architectures(kind: str) -> Mapping[str, Family]:
     return discover(FAMILIES, Family, lambda family: tuple(family.readers(kind)))
 
 
+@functools.lru_cache(maxsize=64)
 def family_of(architecture: str, kind: str) -> Family | None:
     """The family of an architecture, for one kind of file, or None."""
     return find(FAMILIES, Family, lambda family: tuple(family.readers(kind)), architecture)

@@ -111,8 +111,8 @@ class Options:
     def chain(self) -> Chain:
         """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
-        drawn = int.from_bytes(os.urandom(8), "little") % SEEDS
-        made = Chain(chosen, seed=drawn if self.seed is None else self.seed)
+        seed = int.from_bytes(os.urandom(8), "little") % SEEDS if self.seed is None else self.seed
+        made = Chain(chosen, seed=seed)
         return (
             made.without_drawing()
             if any(isinstance(one, Temperature) and one.greedy for one in chosen)

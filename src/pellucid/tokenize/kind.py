@@ -53,6 +53,7 @@ def known_kinds() -> Mapping[str, Kind]:
     return discover(KINDS, Kind, lambda kind: (kind.name,))
 
 
+@functools.lru_cache(maxsize=64)
 def gguf_reader(name: str) -> GGUFReader | None:
     """The builder for a ``tokenizer.ggml.model``, or None."""
     kind = find(KINDS, Kind, lambda kind: tuple(kind.gguf), name)

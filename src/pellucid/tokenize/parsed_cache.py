@@ -32,9 +32,13 @@ def _code() -> bytes:
     return digest.digest()
 
 
-def cache_name(data: bytes) -> str:
-    """The name of the cache entry for these bytes, whether it exists or not."""
-    return hashlib.sha256(_code() + data).hexdigest()[:40]
+def cache_name(*parts: bytes) -> str:
+    """The name of the cache entry for these bytes, in these parts, whether it exists or not."""
+    digest = hashlib.sha256(_code())
+    for part in parts:
+        digest.update(b"%d " % len(part))
+        digest.update(part)
+    return digest.hexdigest()[:40]
 
 
 def read(place: str) -> Arrays | None:

@@ -41,10 +41,11 @@ class PieceIds(Mapping[str, int]):
 
         hashes = np.array([crc32(piece.encode()) for piece in tokens], np.uint32)
         order = np.argsort(hashes, kind="stable").astype(np.int32)
-        groups = np.searchsorted(hashes[order] >> _SHIFT, np.arange((1 << 32 - _SHIFT) + 1)).astype(np.int32)
-        if len(tokens) > MOST and (hashes[order][MOST:] == hashes[order][:-MOST]).any():
+        ascending = hashes[order]
+        if (ascending[MOST:] == ascending[:-MOST]).any():
             return None
-        return {"hashes": hashes[order].data, "order": order.data, "groups": groups.data}
+        groups = np.searchsorted(ascending >> _SHIFT, np.arange((1 << 32 - _SHIFT) + 1)).astype(np.int32)
+        return {"hashes": ascending.data, "order": order.data, "groups": groups.data}
 
     def but(self, without: frozenset[int]) -> PieceIds:
         """Without some ids."""

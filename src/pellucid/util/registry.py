@@ -32,7 +32,7 @@ def discover(package: str, kind: type[T], names: Callable[[T], Sequence[str]]) -
         TypeError: two objects share a name. The message names both files.
     """
     return _registered(
-        ((one, module) for module in modules(package) for one in declared(module, kind)), names
+        ((one, module) for module in modules(package) for one in _declared(module, kind)), names
     )
 
 
@@ -47,11 +47,13 @@ def find(package: str, kind: type[T], names: Callable[[T], Sequence[str]], wante
     mentioned: list[ModuleType] = []
     for folder in map(Path, importlib.import_module(package).__path__):
         for file in sorted(folder.rglob("*.py")):
+            if file.name == "__init__.py":
+                continue
             text = file.read_text("utf-8")
-            if file.name != "__init__.py" and (f'"{wanted}"' in text or f"'{wanted}'" in text):
+            if f'"{wanted}"' in text or f"'{wanted}'" in text:
                 parts = file.relative_to(folder).with_suffix("").parts
                 mentioned.append(importlib.import_module(".".join((package, *parts))))
-    found = _registered(((one, module) for module in mentioned for one in declared(module, kind)), names)
+    found = _registered(((one, module) for module in mentioned for one in _declared(module, kind)), names)
     return found[wanted] if wanted in found else discover(package, kind, names).get(wanted)
 
 
@@ -82,7 +84,7 @@ def file_of(declared: Any) -> str:
     return "/".join(parts[parts.index(package) :]) if package in parts else str(path)
 
 
-def declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
+def _declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
     """The module-level objects of a type. An object with several variables is returned once."""
     yield from {id(one): one for one in vars(module).values() if isinstance(one, kind)}.values()
 

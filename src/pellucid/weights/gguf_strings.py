@@ -82,13 +82,15 @@ class StringArray(Sequence[str]):
 
     def before(self, mark: str) -> set[str]:
         """The characters that strings have before ``mark``, a character of three bytes, as they are in the file."""
-        data, ends, wanted = np.frombuffer(self.encoded, np.uint8), np.asarray(self._ends), mark.encode()
+        data, begin_at, wanted = np.frombuffer(self.encoded, np.uint8), self._starts() + LENGTH, mark.encode()
         assert len(wanted) == 3
         begins = np.zeros(len(data) + 1, bool)  # the last string may be empty
-        begins[self._starts() + LENGTH] = True
+        begins[begin_at] = True
         at = np.flatnonzero(data[:-2] == wanted[0])
         at = at[(data[at + 1] == wanted[1]) & (data[at + 2] == wanted[2]) & ~begins[at]]
-        at = at[at > self._starts()[ends.searchsorted(at, "right")] + LENGTH]  # a length may have these bytes
+        at = at[
+            at > begin_at[np.asarray(self._ends).searchsorted(at, "right")]
+        ]  # a length may have these bytes
         tails = {self.encoded[place - 4 : place] for place in at.tolist()}
         return {tail.decode(errors="ignore")[-1] for tail in tails}
 

@@ -167,7 +167,7 @@ def prepare(
     matrix = Matrix(packed, rows, columns, data)
     native = shared().function(packer(form))
     groups_per_piece = max(1, PIECE_VALUES // (ROWS * columns))
-    row_bytes, group_bytes, start = blocks * block_bytes, packed.group_bytes(columns), address(data)
+    row_bytes, group_bytes, start = blocks * block_bytes, packed.group_bytes(columns), matrix.address
 
     def piece(first: int) -> None:
         count = min(groups_per_piece, matrix.groups - first)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.model_files import gguf
+from support.strings import string_array
 
 from pellucid.errors import FileFormatError
 from pellucid.tokenize import Tokenizer, load_tokenizer, piece_ids
 from pellucid.tokenize.kinds.sentencepiece_bpe import _before_spaces
 from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.tokenize.stages.decode import byte_alphabet
-from pellucid.weights.gguf_strings import StringArray
 
 COLLIDING = ["plumless", "buckeroo"]
 PIECES = st.lists(st.text(max_size=3) | st.sampled_from(COLLIDING), unique=True, min_size=1, max_size=40)
@@ -211,12 +211,6 @@ def test_a_short_text_makes_no_dictionary(load: Callable[[dict[str, Any]], Token
         for ids in (pieces, tokenizer.vocabulary.ids):
             assert isinstance(ids, PieceIds)
             assert ids._all is None
-
-
-def string_array(strings: list[str]) -> StringArray:
-    encoded = [one.encode() for one in strings]
-    ends = np.cumsum([8 + len(one) for one in encoded], dtype=np.int64)
-    return StringArray(b"".join(len(one).to_bytes(8, "little") + one for one in encoded), ends)
 
 
 @given(st.lists(st.text("a>▁é\0\n", max_size=5), unique=True, max_size=20))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pellucid.weights.gguf_strings import StringArray
+from support.strings import string_array
 
 STRINGS = st.lists(
     st.one_of(
@@ -21,33 +17,27 @@ STRINGS = st.lists(
 )
 
 
-def array(strings: list[str]) -> StringArray:
-    encoded = [one.encode() for one in strings]
-    ends = np.cumsum([8 + len(one) for one in encoded], dtype=np.int64)
-    return StringArray(b"".join(struct.pack("<Q", len(one)) + one for one in encoded), ends)
-
-
 @given(STRINGS)
 def test_it_is_the_list(strings: list[str]) -> None:
-    found = array(strings)
+    found = string_array(strings)
     assert len(found) == len(strings)
     assert [found[i] for i in range(len(strings))] == strings
-    assert [array(strings * 9)[i] for i in range(-9 * len(strings), 0)] == strings * 9
-    assert [*found] == found.tolist() == array(strings).tolist() == strings
+    assert [string_array(strings * 9)[i] for i in range(-9 * len(strings), 0)] == strings * 9
+    assert [*found] == found.tolist() == string_array(strings).tolist() == strings
     assert found == strings == found
-    assert found == array(strings)
+    assert found == string_array(strings)
     assert found != [*strings, "x"]
     assert found[1:-1] == strings[1:-1]
     for at in (len(strings), -len(strings) - 1):
         with pytest.raises(IndexError):
-            array(strings)[at]
+            string_array(strings)[at]
 
 
 @given(STRINGS, st.data())
 def test_changes(strings: list[str], data: st.DataObject) -> None:
     places = st.integers(0, max(len(strings) - 1, 0))
     changes = data.draw(st.dictionaries(places, st.text(max_size=3)) if strings else st.just({}))
-    before = array(strings)
+    before = string_array(strings)
     found = before.with_changes(changes)
     wanted = [changes.get(i, one) for i, one in enumerate(strings)]
     assert [found[i] for i in range(len(strings))] == wanted == found.tolist()
@@ -55,7 +45,7 @@ def test_changes(strings: list[str], data: st.DataObject) -> None:
 
 
 def test_many_strings_made_alone_make_all() -> None:
-    found = array([str(i) for i in range(1000)])
+    found = string_array([str(i) for i in range(1000)])
     assert [found[7] for _ in range(125)] == ["7"] * 125
     assert found._strings is None
     assert found[8] == "8"
@@ -63,7 +53,7 @@ def test_many_strings_made_alone_make_all() -> None:
 
 
 def test_a_list_that_is_changed_is_another_one() -> None:
-    found = array(["a", "b"])
+    found = string_array(["a", "b"])
     found.tolist()[0] = "c"
     assert found == ["a", "b"]
     assert repr(found) == "StringArray(2 strings)"

@@ -123,11 +123,11 @@ class GGUFFields:
         In a SentencePiece vocabulary, user-defined tokens that consist of spaces are changed back to ``▁``: the files
         have real spaces, for engines that match these tokens in the raw text.
         """
+        from pellucid.weights.gguf_strings import StringArray
+
         tokens = self.strings("tokens")
         if tokens is None:
             raise FileFormatError(self.path, "tokenizer.ggml.tokens", "missing")
-        from pellucid.weights.gguf_strings import StringArray
-
         types, model, spaces = self._types(len(tokens)), self.get("ggml.model", str), dict[int, str]()
         if types is not None and model == "llama":
             index = -1
@@ -136,21 +136,20 @@ class GGUFFields:
                 if (token := tokens[index]).strip(" ") == "":
                     spaces[index] = "▁" * len(token)
         if isinstance(tokens, StringArray) and (types is None or isinstance(types, bytes)):
-            return self._large(tokens.with_changes(spaces), types, f"pieces {model!r} {sorted(spaces)}")
+            every = bytes([TokenType.NORMAL]) * len(tokens) if types is None else types
+            return self._large(tokens.with_changes(spaces), every, f"pieces {model!r} {sorted(spaces)}")
         tokens = [spaces.get(index, token) for index, token in enumerate(tokens)] if spaces else tokens
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 
-    def _large(self, tokens: StringArray, types: bytes | None, what: str) -> Vocabulary:
+    def _large(self, tokens: StringArray, types: bytes, what: str) -> Vocabulary:
         """A vocabulary whose checks and search table are cached, because they take longer than the rest."""
-        key = f"{what} {0 if types is None else len(types)}\n".encode()
-        place = parsed_cache.cache_name(key + (types or b"") + tokens.encoded)
+        place = parsed_cache.cache_name(what.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
-            every = bytes([TokenType.NORMAL]) * len(tokens) if types is None else types
-            return Vocabulary.checked(tokens, every, PieceIds(tokens, cached))
+            return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))
         made = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
         if (table := PieceIds.to_cache(made.tokens)) is not None:
             parsed_cache.write(place, table)
-        return Vocabulary.checked(tokens, made.types, made.ids)
+        return Vocabulary.checked(tokens, types, made.ids)
 
     def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
         """Control and user-defined tokens, matched in the raw text."""

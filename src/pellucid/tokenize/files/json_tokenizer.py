@@ -39,7 +39,7 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     """
     data = path.read_bytes()
     also = b"" if read is None else json.dumps([path.name, sidecar.named, sidecar.added]).encode()
-    place = parsed_cache.cache_name(data + also) if len(data) >= parsed_cache.WORTH_CACHING else None
+    place = parsed_cache.cache_name(data, also) if len(data) >= parsed_cache.WORTH_CACHING else None
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
         return _build(
             TokenizerJson(path, json.loads(parsed_cache.text_of(arrays["spec"])), arrays), sidecar, models

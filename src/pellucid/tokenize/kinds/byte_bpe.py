@@ -233,13 +233,8 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
 
     if len(merges) < WORTH_CACHING:
         return made()
-    parts = [
-        _key(vocabulary.tokens),
-        _key(merges),
-        vocabulary.types,
-        fields.get("ggml.model", str, "").encode(),
-    ]
-    place = parsed_cache.cache_name(b"".join([b"%d " % len(part) + part for part in parts]))
+    model = fields.get("ggml.model", str, "").encode()
+    place = parsed_cache.cache_name(_key(vocabulary.tokens), _key(merges), vocabulary.types, model)
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
     pairs = made()

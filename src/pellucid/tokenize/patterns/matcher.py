@@ -49,6 +49,8 @@ from pellucid.tokenize.patterns.tree import (
 from pellucid.tokenize.unicode import CODES, Ranges
 
 if TYPE_CHECKING:
+    from regex import Pattern  # type: ignore[import-untyped]
+
     from pellucid.tokenize.patterns.automaton import Automaton
 
 RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
@@ -197,10 +199,18 @@ def _engine(tree: Node, is_linear: bool) -> ModuleType:
     """
     if is_linear and (sys.version_info >= (3, 11) or not any(isinstance(one, Atomic) for one in walk(tree))):
         return re
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     module: ModuleType = regex
     return module
+
+
+@cache
+def compiled(pattern: str) -> Pattern[str]:
+    """A compiled pattern of the ``regex`` package. Never pass a pattern from a file."""
+    import regex
+
+    return regex.compile(pattern)
 
 
 def too_slow(pattern: str, limit: str) -> InvalidRequest:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
+from pellucid.tokenize.patterns.matcher import compiled
 from pellucid.tokenize.unicode import white_space
 
 Part = tuple[int, int, int | None]
@@ -76,8 +77,6 @@ class AddedTokens:
             if token.lstrip:
                 start = done + len(text[done:start].rstrip(white_space()))
             if token.rstrip:
-                from pellucid.tokenize.stages.normalize import compiled
-
                 spaces = compiled(r"\p{White_Space}*").match(text, stop)
                 position = stop = spaces.end()
             if done < start:
@@ -98,8 +97,6 @@ class AddedTokens:
 
 def _is_word(text: str, start: int, stop: int) -> bool:
     """Whether no word character touches ``text[start:stop]``."""
-    from pellucid.tokenize.stages.normalize import compiled
-
     word = compiled(r"\w")
     before = start > 0 and word.match(text[start - 1])
     after = stop < len(text) and word.match(text[stop])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from pellucid.tokenize.patterns.matcher import matcher
+from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
 from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
@@ -375,11 +375,3 @@ def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
     """A function that finds the matches of a pattern of the ``regex`` package. Never pass a pattern from a file."""
     found = compiled(pattern)
     return lambda text: (match.span() for match in found.finditer(text))
-
-
-@cache
-def compiled(pattern: str) -> Pattern[str]:
-    """A compiled pattern of the ``regex`` package. Never pass a pattern from a file."""
-    import regex
-
-    return regex.compile(pattern)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
+from pellucid.tokenize.patterns.matcher import compiled
 from pellucid.tokenize.stages.aligned import Aligned, check_growth, placed
 from pellucid.tokenize.stages.decode import SPACE
-from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, compiled, matches
+from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, matches
 from pellucid.tokenize.unicode import bracket, letters, members, singles
 
 if TYPE_CHECKING:
