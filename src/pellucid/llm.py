@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -77,6 +78,15 @@ class LLM(TracingModel):
         self.engine = Engine(runner, draft=_draft_model(self.inputs, draft))
         super().__init__()
 
+    def for_client(self, client: str) -> LLM:
+        """The same loaded model for a client: the requests of each client share its part of the machine.
+
+        Closing it closes the model.
+        """
+        own = copy.copy(self)
+        own.admission = Admission(client=client)
+        return own
+
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
 
@@ -106,7 +116,7 @@ class LLM(TracingModel):
             engine.preemptions,
             runner.cache.pages,
             engine.pages_in_use,
-            runner.prefix_bytes,
+            runner.prefixes.nbytes,
             runner.threads,
             tuple(runner.stage_seconds),
         )
@@ -143,7 +153,11 @@ class LLM(TracingModel):
             CacheFull: the request does not fit into the cache by itself.
             DeadlinePassed: it did not end in time.
         """
-        how, watching, prompts = Admission.taken_from(options), self._watching(options), several(prompt)
+        how, watching, prompts = (
+            self.admission.with_options(options),
+            self._watching(options),
+            several(prompt),
+        )
         asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
         groups = [
             self._request_group(one, parsed, [parsed.chain()], how, watching)  # type: ignore[arg-type]
@@ -203,7 +217,7 @@ class LLM(TracingModel):
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        how, watching = Admission.taken_from(options), self._watching(options)
+        how, watching = self.admission.with_options(options), self._watching(options)
         parsed = self._options(options)
         if best_of is not None and parsed.logprobs is None:
             parsed = replace(parsed, logprobs=0)
@@ -229,7 +243,7 @@ class LLM(TracingModel):
         Raises: as ``generate``.
         """
         beams = BeamOptions.taken_from(options)
-        how, watching = Admission.taken_from(options), self._watching(options)
+        how, watching = self.admission.with_options(options), self._watching(options)
         self._refuse_frames("a search knows its texts when it has ended")
         parsed = Options.of(vars(beams), **options)
         return search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
@@ -239,7 +253,7 @@ class LLM(TracingModel):
 
         Takes the options of ``generate`` and raises the same errors.
         """
-        how, watching = Admission.taken_from(options), self._watching(options)
+        how, watching = self.admission.with_options(options), self._watching(options)
         parsed = self._options(options)
         n = whole("n", n, 1, self.runner.limits.sequences)
         return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how, watching)
@@ -275,7 +289,8 @@ class LLM(TracingModel):
         top = CHECKS["logprobs"]("top", top)
         ids, unscored = self.inputs.scored(text, given)
         watching = self._watching({"edits": edits})
-        return Score(ids, score(self.engine, ids, top, self.inputs.vocabulary, max(unscored, 1), watching))
+        first, size = max(unscored, 1), self.inputs.vocabulary
+        return Score(ids, score(self.engine, ids, top, size, first, watching, self.admission))
 
     def embed(
         self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[EditOf] | None = None
@@ -296,7 +311,7 @@ class LLM(TracingModel):
         """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
         watching = self._watching({"edits": edits})
-        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded, watching)):
+        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded, watching), self.admission):
             out[number] = vector
         return out
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 from pellucid.engine.engine import Engine
@@ -14,7 +14,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
 from pellucid.engine.request import RequestGroup
-from pellucid.engine.run import Admission
+from pellucid.engine.run import USUAL
 from pellucid.engine.text_group import TextGroup, run_together
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -47,6 +47,8 @@ class TracingModel:
     recommended: dict[str, Any]
 
     def __init__(self) -> None:
+        self.admission = USUAL
+        self._points = cache(partial(all_points, self.runner.plan))
         self._traced: ContextVar[Trace | None] = ContextVar("traced", default=None)
 
     @property
@@ -83,14 +85,16 @@ class TracingModel:
         begun: Sequence[tuple[int, float]] = (),
     ) -> RequestGroup:
         chains = [options.chain()]
-        return RequestGroup(self.engine, self.inputs, prompt, options, chains, Admission(), watching, begun)
+        return RequestGroup(
+            self.engine, self.inputs, prompt, options, chains, self.admission, watching, begun
+        )
 
     @property
     def unwatched(self) -> str:
         """Why values of its runs cannot be traced and edited; "" if they can."""
         return DIVIDED if self.runner.stage else ""
 
-    @cached_property
+    @property
     def points(self) -> dict[str, Point]:
         """The values of a run that can be traced and edited, by name, in the order of the pipeline.
 
@@ -99,7 +103,7 @@ class TracingModel:
         """
         if self.unwatched:
             raise InvalidRequest(self.unwatched)
-        return all_points(self.plan)
+        return self._points()
 
     def watch(
         self,

@@ -60,6 +60,10 @@ class SimulatedMemory:
         """What the prefix cache has."""
         return self.prefixes.find(ids, most)
 
+    def match_prefix(self, ids: Sequence[int], most: int) -> int:
+        """How many of the first ``most`` tokens the prefix cache has."""
+        return self.prefixes.match(ids, most)
+
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Give up block tables; with ``tokens``, to the prefix cache."""
         for table in tables:

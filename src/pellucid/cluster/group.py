@@ -181,6 +181,7 @@ class RemoteGroup(TextGroup):
                 for number in numbers
             },
             "priority": self._how.priority,
+            "client": self._how.client,
             "deadline": None if deadline is None else max(deadline - passed, 1e-3),
         }
 

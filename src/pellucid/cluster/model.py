@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
+from functools import cache
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -19,7 +20,7 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
-from pellucid.engine.run import Admission
+from pellucid.engine.run import USUAL, Admission
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
@@ -54,6 +55,14 @@ class RemoteModel:
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
         self._opened, self._stages = opened, stages
+        self._admission = USUAL
+        self._points = cache(self._all_points)
+
+    def for_client(self, client: str) -> RemoteModel:
+        """As ``LLM.for_client``."""
+        own = copy.copy(self)
+        own._admission = Admission(client=client)
+        return own
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -101,7 +110,7 @@ class RemoteModel:
         Raises: as ``LLM.request``, and InvalidRequest for what cannot be sent: functions.
         """
         edits = self._edits(options.pop("edits", None))
-        how = Admission.taken_from(options)
+        how = self._admission.with_options(options)
         asked = with_recommended(options, self.recommended)
         parsed = Options.of(**asked)
         n = whole("n", n, 1, MOST_SEQUENCES)
@@ -125,9 +134,12 @@ class RemoteModel:
             )
         return edits
 
-    @cached_property
+    @property
     def points(self) -> dict[str, Point]:
         """As ``LLM.points``."""
+        return self._points()
+
+    def _all_points(self) -> dict[str, Point]:
         if self._stages > 1:
             raise InvalidRequest(DIVIDED)
         checkpoint, model = self._opened.checkpoint, self._opened.model
@@ -147,7 +159,7 @@ class RemoteModel:
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
         # No replica has more of it than another: the question says which has the first turn.
-        body = {"name": name, "fields": asked}
+        body = {"name": name, "fields": asked, "client": self._admission.client}
         made: bytes = await called(self.fleet, f"look/{what}", [crc32(asked)], body)
         return made
 
@@ -157,12 +169,13 @@ class RemoteModel:
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
-        body = {"prompt": ids, "options": _plain({**sent, **vars(beams)})}
+        client = self._admission.client
+        body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
         """The vectors of sentences whose token ids are known, float32 (len(encoded), D)."""
-        body = {"encoded": [list(one) for one in encoded]}
+        body = {"encoded": [list(one) for one in encoded], "client": self._admission.client}
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:

@@ -61,7 +61,7 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
     make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(one) for one in body["edits"]]
     watching = Trace(llm.points, ()).watching(edits) if edits else None
-    how = Admission(body["priority"], body["deadline"])
+    how = Admission(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
         found.append((fresh, 0, make(options, [chains[number] for number in fresh], how, watching)))
     for number in numbers:
@@ -92,27 +92,32 @@ def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
 
 async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """Sentence vectors."""
-    tell("done", wire.array_fields(await asyncio.to_thread(llm.embed_tokens, body["encoded"])))
+    tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
 
 
 async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """A beam search."""
-    search = partial(llm.beam_search, body["prompt"], **body["options"])
+    search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 
 async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """Recorded values of a prompt, and of what follows it: it ends when it is cancelled, as every request."""
-    reading = await asyncio.to_thread(TraceReading.of, _fields(body), llm)
+    reading = await asyncio.to_thread(TraceReading.of, _fields(body), _own(llm, body))
     await finished(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
 async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """What is asked about the model."""
-    fields, read = _fields(body), LOOKS[what]
-    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, llm)))
+    fields, read, own = _fields(body), LOOKS[what], _own(llm, body)
+    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, own)))
     _tell_json(tell, await made)
+
+
+def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
+    """The model for the client that asks."""
+    return llm.for_client(str(body["client"]))
 
 
 def _fields(body: Mapping[str, Any]) -> Body:

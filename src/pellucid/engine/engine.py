@@ -24,12 +24,13 @@ from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
+from pellucid.engine.reading import ReadingTask
 from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, hand_over
-from pellucid.engine.scheduler import SHORT, JobTooLarge, Scheduler
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task
 from pellucid.runtime.executor import FORKED
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.sequence import MOST_AHEAD
 
 T = TypeVar("T")
 AHEAD = 16
@@ -260,15 +261,21 @@ class Engine:
             job.paused = job.is_ahead
 
     def _step(self) -> None:
-        """One step of the model, for all jobs that can run."""
+        """One step of the model, for all jobs that can run, after the turn of a reading."""
+        if (reading := self._scheduler.next_reading()) is not None:
+            self._read(self._jobs[reading.task])
+            return
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
             self._end(self._jobs[large.job.task], large.error)
             return
         if not scheduled:
-            stuck = next(job for job in self._jobs.values() if not job.paused)
-            self._end(stuck, KernelError("a task is not done, but has nothing to read: a bug of the task"))
+            stuck = next(job for job in self._scheduler if not job.paused)
+            self._end(
+                self._jobs[stuck.task],
+                KernelError("a task is not done, but has nothing to read: a bug of the task"),
+            )
             return
         for one in scheduled:
             self._no_longer_waits(self._jobs[one.task])
@@ -280,8 +287,10 @@ class Engine:
                     one.sequence.whole or one.sequence.private
                 ):
                     self.runner.keep_prefix(one.sequence.table, one.sequence.tokens)
-                if job := self._jobs.get(one.task):  # else another of its sequences has failed in this step
-                    self._deliver(job, one.sequence, results)
+                job = self._jobs.get(one.task)  # None: another of its sequences has failed in this step
+                if job and self._deliver(job, results):
+                    # Not again, should it lose its pages.
+                    one.sequence.wanted = max(one.sequence.wanted, one.sequence.table.length)
         except BaseException as error:
             for task in {one.task for one in scheduled}:
                 if job := self._jobs.get(task):
@@ -290,13 +299,25 @@ class Engine:
         seconds = time.perf_counter() - start - (self._draft_seconds - drafted)
         self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
         self.pace.tell(*_counts(scheduled), seconds)
+        self._scheduler.charge(scheduled, seconds)
         for task in dict.fromkeys(one.task for one in scheduled):
             job = self._jobs.get(task)
             if job is not None and task.done:
                 self._end(job)
 
-    def _deliver(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
-        """Compute the results of a task's sequence and hand them to the reader."""
+    def _read(self, job: RunningJob) -> None:
+        """A turn of a reading."""
+        assert isinstance(job.task, ReadingTask)
+        self._no_longer_waits(job)
+        self._hand_over()
+        start = time.perf_counter()
+        self._deliver(job, job.task.turn())
+        self._scheduler.charge_reading(job, time.perf_counter() - start)
+        if not job.ended and job.task.done:
+            self._end(job)
+
+    def _deliver(self, job: RunningJob, results: Iterator[Any]) -> bool:
+        """Compute results of a task and hand them to the reader. Returns False if the task has failed."""
         try:
             for result in results:
                 if job.deliver:
@@ -304,15 +325,14 @@ class Engine:
                     continue
                 job.sent += 1
                 self._results.append((job, result))
-            # Not again, should it lose its pages.
-            sequence.wanted = max(sequence.wanted, sequence.table.length)
         except BaseException as error:
             self._end(job, error)
-            return
+            return False
         if job.is_ahead:
             job.paused = True
             if not job.is_ahead:  # the reader has looked before
                 self._inbox.put(("read", job))
+        return True
 
     def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""
@@ -358,7 +378,7 @@ def _counts(scheduled: list[Scheduled]) -> tuple[int, int]:
     rows = prompts = 0
     for one in scheduled:
         tokens = len(one.chunk.tokens)
-        if tokens <= SHORT and tokens == one.chunk.outputs:
+        if tokens <= 1 + MOST_AHEAD and tokens == one.chunk.outputs:
             rows += tokens
         else:
             prompts += tokens

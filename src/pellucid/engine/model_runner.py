@@ -321,6 +321,12 @@ class ModelRunner:
             self.drain()
             return self._prefixes.find(ids, most)
 
+    def match_prefix(self, ids: Sequence[int], most: int) -> int:
+        """How many of the first ``most`` tokens of ``ids`` the prefix cache has."""
+        with self._lock:
+            self.drain()
+            return self._prefixes.match(ids, most)
+
     def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
         """Let other texts use the whole pages of a block table that grows; ``tokens`` begin with its own."""
         with self._lock:
@@ -338,11 +344,6 @@ class ModelRunner:
             self.drain()
             self._prefixes.clear()
             self._prefixes = PrefixCache(self.cache, limit)
-
-    @property
-    def prefix_bytes(self) -> int:
-        """Bytes of the pages of the prefix cache, whether or not a running sequence uses them too."""
-        return self._prefixes.nbytes
 
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import force_setattr
+from msgspec.structs import force_setattr, replace
 
 from pellucid.engine.scheduler import Job
 from pellucid.pipeline import Task
@@ -24,7 +24,7 @@ MOST_PRIORITY, LONGEST = 100, 1e9
 
 
 class Admission(Struct, frozen=True):
-    """When a task runs: those of higher ``priority`` come first, among equals those that came first.
+    """When a task runs: tasks of higher ``priority`` come first, and clients share the machine (``scheduler.py``).
 
     A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
 
@@ -34,16 +34,18 @@ class Admission(Struct, frozen=True):
 
     priority: int = 0
     deadline: float | None = None
+    client: str = ""
 
     def __post_init__(self) -> None:
         force_setattr(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
         if self.deadline is not None:
             force_setattr(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
 
-    @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Admission:
-        """Those of a request's options, which are taken out of them."""
-        return cls(**{name: options.pop(name) for name in ("priority", "deadline") if name in options})
+    def with_options(self, options: dict[str, Any]) -> Admission:
+        """With the ``priority`` and ``deadline`` of a request's options, which are taken out of them."""
+        return replace(
+            self, **{name: options.pop(name) for name in ("priority", "deadline") if name in options}
+        )
 
 
 USUAL = Admission()
@@ -66,7 +68,7 @@ class RunningJob(Job):
     def __init__(
         self, task: Task[Any], how: Admission, ahead: int, deliver: Callable[[Any], object] | None
     ) -> None:
-        super().__init__(task, how.priority)
+        super().__init__(task, how.priority, how.client)
         self.how, self.ahead, self.came = how, ahead, time.monotonic()
         self.waits = True
         self.results: SimpleQueue[Any] = SimpleQueue()

@@ -1,32 +1,42 @@
 """The scheduler: which tokens of which sequences run in the next step.
 
-A step has room for a number of tokens. First come the sequences that make text, a token each (and those that a
-constraint forces, or that are proposed); what is left reads prompts, in parts, as many tokens as the time of a step
-allows (``pace.py``), so that a long prompt does not stall the others. Jobs of higher priority come first, among equals
-those that came first.
+A step has room for a number of tokens. Decode rows come first: one token of each sequence that generates text, with the
+forced or proposed tokens after it. Prompts share the rest of the room, as many tokens as the time of a step allows
+(``pace.py``):
 
-When pages run out, a job loses its pages: one that waits for its reader, else the last one. It reads its tokens again
-when another one has ended; what it made does not change, because bits depend on nothing else.
+1. Jobs of higher priority come first.
+2. Then the client that has used the least of the machine (``fairness.py``).
+3. Among the prompts of a client, the prompt with the fewest unread tokens comes first: a short prompt does not wait for
+   a long one. A quarter of the room belongs to the oldest prompt, so that no stream of short prompts starves it.
+
+Readings (``reading.py``) run between steps: one after a step at most, when it is their client's turn.
+
+When pages run out, a job loses its pages: a job that waits for its reader, else the newest job of the client, else the
+newest job of a client that has more jobs in the cache. It reads its tokens again when another job has ended. Its output
+does not change, because bits depend on nothing else.
 
 Plain Python: memory is a protocol, and no model is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pellucid.engine.fairness import FairShares
 from pellucid.engine.pace import Pace
+from pellucid.engine.reading import ReadingTask
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled, Task
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
+from pellucid.runtime.sequence import CachedSequence
 
-SHORT = 1 + MOST_AHEAD
-"""A sequence with so few tokens left makes text: they are the last one, and those that are forced or proposed."""
+OLDEST = 4
+"""The oldest prompt of a client has one part in so many of the room for prompts."""
 
 
 class Memory(Protocol):
@@ -44,16 +54,24 @@ class Memory(Protocol):
         """What the prefix cache has of the first ``most`` tokens."""
         ...
 
+    def match_prefix(self, ids: Sequence[int], most: int) -> int:
+        """How many of the first ``most`` tokens the prefix cache has."""
+        ...
+
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Give up block tables; with ``tokens``, to the prefix cache."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: it waits for pages of others."""
+    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: it waits for pages of others.
+
+    Jobs of one ``client`` share its part of the machine.
+    """
 
     task: Task[Any]
     priority: int = 0
+    client: str = ""
     number: int = 0
     paused: bool = False
     parked: bool = False
@@ -80,7 +98,9 @@ class Scheduler:
     def __init__(self, memory: Memory, limits: StepLimits, pace: Pace) -> None:
         self._memory, self._limits, self._pace = memory, limits, pace
         self._jobs: list[Job] = []
+        self._shares = FairShares()
         self._count = 0
+        self._has_read = False
         self.preemptions = 0
         """How often a job has lost its pages to another."""
 
@@ -96,12 +116,41 @@ class Scheduler:
         job.number = self._count
         self._jobs.append(job)
         self._jobs.sort(key=lambda one: one.place)
+        self._shares.enter(job.client)
 
     def remove(self, job: Job) -> None:
         """A job leaves. Its task has given its pages back."""
         self._jobs.remove(job)
+        self._shares.leave(job.client)
         for other in self._jobs:
             other.parked = False
+
+    def charge(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
+        """A step took ``seconds``: its clients pay for it, each for its tokens."""
+        if not self._shares.contended:
+            return  # a client that comes later starts where the only one is
+        clients = {job.task: job.client for job in self._jobs}
+        tokens = Counter[str]()
+        for one in scheduled:
+            tokens[clients[one.task]] += len(one.chunk.tokens)
+        self._shares.charge(tokens, seconds)
+
+    def charge_reading(self, job: Job, seconds: float) -> None:
+        """A turn of a reading took ``seconds``."""
+        self._shares.charge({job.client: 1}, seconds)
+
+    def next_reading(self) -> Job | None:
+        """The reading whose turn it is before the next step, if there is one."""
+        ready = [job for job in self._jobs if not job.paused]
+        readings = [job for job in ready if isinstance(job.task, ReadingTask)]
+        if not readings:
+            return None
+        others = [self._shares.used(job.client) for job in ready if not isinstance(job.task, ReadingTask)]
+        first = min(readings, key=lambda job: (-job.priority, self._shares.used(job.client)))
+        if others and (self._has_read or self._shares.used(first.client) > min(others)):
+            return None
+        self._has_read = True
+        return first
 
     def schedule(self) -> list[Scheduled]:
         """The chunks of the next step, for which pages are allocated; none if every job waits.
@@ -109,19 +158,18 @@ class Scheduler:
         Raises:
             JobTooLarge: no job can run, because the first one does not fit into the cache by itself.
         """
+        self._has_read = False
         step = _Room(self._limits)
         ready = [job for job in self._jobs if not job.paused]
         short: dict[Job, CacheFull] = {}
-        prompts = list[tuple[Job, CachedSequence]]()
+        rows, prompts = list[tuple[Job, CachedSequence]](), list[tuple[Job, CachedSequence]]()
         for job in ready:
             if job.parked and any(other.has_pages for other in ready if other is not job):
                 continue
             job.parked = False
             for sequence in job.task.sequences():
-                if sequence.table.length and sequence.left <= SHORT:
-                    self._take(step, job, sequence, sequence.left, short)
-                else:
-                    prompts.append((job, sequence))
+                (rows if sequence.decodes else prompts).append((job, sequence))
+        self._decode(step, rows, {job for job, _ in prompts}, short)
         if prompts:
             self._read_prompts(step, prompts, short)
         if not step.chunks and short:
@@ -129,28 +177,93 @@ class Scheduler:
             raise JobTooLarge(job, short[job])
         return [one for _, one in step.chunks]
 
+    def _decode(
+        self,
+        step: _Room,
+        rows: list[tuple[Job, CachedSequence]],
+        waiting: Set[Job],
+        short: dict[Job, CacheFull],
+    ) -> None:
+        """Add the decode rows to a step.
+
+        A client that is ``waiting`` and has no row keeps a place in the step, and so does a job that waits where others
+        have several rows.
+        """
+        jobs = Counter(job for job, _ in rows)
+        clients = {job.client for job in waiting} - {job.client for job in jobs}
+        kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
+        places = step.sequences - min(kept, step.sequences // 2)
+        if len(rows) > places:
+            rows = sorted(rows, key=self._order_of_rows(rows))
+        for job, sequence in rows[:places]:
+            if not job.parked:  # it has lost its pages in this step
+                self._take(step, job, sequence, sequence.left, short)
+
+    def _order_of_rows(
+        self, rows: Sequence[tuple[Job, CachedSequence]]
+    ) -> Callable[[tuple[Job, CachedSequence]], tuple[int, float, int]]:
+        """The order in which rows get a place: by priority, client, and the first row of each job before its others."""
+        seen, place = Counter[Job](), dict[CachedSequence, int]()
+        for job, sequence in rows:
+            place[sequence] = seen[job]
+            seen[job] += 1
+        return lambda one: (-one[0].priority, self._shares.used(one[0].client), place[one[1]])
+
     def _read_prompts(
         self, step: _Room, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
     ) -> None:
         """Add the next tokens of prompts to a step, as many as its time allows."""
         room = self._pace.prompt_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
         reading = set[int]()
+        for own in self._by_client(prompts):
+            for job, sequence, most in self._by_length(own, room):
+                if room <= 0 or not step.sequences:
+                    return
+                if job.parked:  # it has lost its pages in this step
+                    continue
+                if not sequence.table.length:
+                    self._find(sequence)
+                page = _next_page(sequence)
+                if page in reading:  # another one reads it in this step; afterwards it is found
+                    self._give_back(sequence)
+                    continue
+                most = sequence.left if sequence.whole else min(room, most, sequence.left)
+                took = self._take(step, job, sequence, most, short)
+                room -= took
+                if took and page is not None:
+                    reading.add(page)
+
+    def _by_client(self, prompts: list[tuple[Job, CachedSequence]]) -> list[list[tuple[Job, CachedSequence]]]:
+        """The prompts of each priority and client; those of whom has used least of the machine first."""
+        found: dict[tuple[int, str], list[tuple[Job, CachedSequence]]] = {}
         for job, sequence in prompts:
-            if room <= 0 or not step.sequences:
-                break
-            if job.parked:  # it has lost its pages in this step
-                continue
-            if not sequence.table.length:
-                self._find(sequence)
-            page = _next_page(sequence)
-            if page in reading:  # another one reads it in this step; afterwards it is found
-                self._give_back(sequence)
-                continue
-            most = sequence.left if sequence.whole else min(room, sequence.left)
-            took = self._take(step, job, sequence, most, short)
-            room -= took
-            if took and page is not None:
-                reading.add(page)
+            found.setdefault((-job.priority, job.client), []).append((job, sequence))
+        return [found[key] for key in sorted(found, key=lambda key: (key[0], self._shares.used(key[1])))]
+
+    def _by_length(
+        self, prompts: list[tuple[Job, CachedSequence]], room: int
+    ) -> Iterator[tuple[Job, CachedSequence, int]]:
+        """The prompts of a client, which are in the order in which they came, and the most tokens of each in a step.
+
+        The oldest prompt has what the shorter prompts leave, and its part of the ``room`` at least.
+        """
+        if len(prompts) == 1:
+            yield *prompts[0], room
+            return
+        unread = {sequence: self._unread(sequence) for _, sequence in prompts}
+        oldest, *others = prompts
+        shorter = sum(unread[one] for _, one in others if unread[one] < unread[oldest[1]])
+        yield *oldest, max(room - shorter, -(-room // OLDEST))
+        for job, sequence in sorted(others, key=lambda one: unread[one[1]]):
+            yield job, sequence, room
+
+    def _unread(self, sequence: CachedSequence) -> int:
+        """How many tokens of a prompt have to be read, as far as the prefix cache is known."""
+        if sequence.table.length or sequence.findable <= 0:
+            return sequence.left
+        if sequence.matched is None:
+            sequence.matched = self._memory.match_prefix(sequence.tokens, sequence.findable)
+        return sequence.left - sequence.matched
 
     def _find(self, sequence: CachedSequence) -> None:
         """Give a sequence what the prefix cache has of it."""
@@ -188,10 +301,20 @@ class Scheduler:
         return len(chunk.tokens)
 
     def _victim(self, job: Job) -> Job | None:
-        """The job that loses its pages to ``job``: one that waits for its reader, else the last one after it."""
+        """The job that loses its pages to ``job``: a job that waits for its reader, else the last one that may."""
         others = [one for one in reversed(self._jobs) if one is not job and one.has_pages]
+        jobs = Counter(one.client for one in others)
+        own = jobs[job.client] + 1
+
+        def may_lose(one: Job) -> bool:
+            later = one.place > job.place
+            if one.client == job.client or one.priority != job.priority:
+                return later
+            # Clients come to have as many jobs in the cache, and do not take them from each other in turn.
+            return jobs[one.client] > own - later
+
         return next((one for one in others if one.paused), None) or next(
-            (one for one in others if one.place > job.place), None
+            (one for one in others if may_lose(one)), None
         )
 
     def _preempt(self, job: Job) -> None:

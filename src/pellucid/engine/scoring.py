@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pellucid.engine.engine import Engine
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.probe import Watching, raise_of
+from pellucid.engine.run import USUAL, Admission
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
@@ -62,10 +63,14 @@ class ScoringTask:
 
 
 def teacher_forced_logits(
-    engine: Engine, ids: list[int], first: int = 1, watching: Watching | None = None
+    engine: Engine,
+    ids: list[int],
+    first: int = 1,
+    watching: Watching | None = None,
+    how: Admission = USUAL,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return engine.run(ScoringTask(engine.runner, ids, first, watching))
+    return engine.run(ScoringTask(engine.runner, ids, first, watching), how)
 
 
 def token_logprobs(
@@ -82,6 +87,7 @@ def score(
     vocabulary: int,
     first: int = 1,
     watching: Watching | None = None,
+    how: Admission = USUAL,
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
@@ -89,6 +95,6 @@ def score(
     """
     rows = [
         token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-        for place, logits in teacher_forced_logits(engine, ids, first, watching)
+        for place, logits in teacher_forced_logits(engine, ids, first, watching, how)
     ]
     return joined(rows, alternatives)

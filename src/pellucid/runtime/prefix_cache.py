@@ -93,6 +93,10 @@ class PrefixCache:
                 return self._table(path, length, node.state)
         return BlockTable()
 
+    def match(self, ids: Sequence[int], most: int) -> int:
+        """How many of the first ``most`` tokens of ``ids`` are there, apart from windows and states."""
+        return sum(common for _, common in self._path(ids, most))
+
     def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
         """Keep what a block table holds, whose tokens ``tokens`` begin with. The table itself does not change.
 

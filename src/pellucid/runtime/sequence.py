@@ -15,8 +15,8 @@ class CachedSequence:
     """``tokens``, of which the block table ``table`` holds the first ones. The others are read in the next steps.
 
     The outputs of the tokens from ``wanted`` on are needed (by default the last token's), so that only tokens before it
-    may come from the prefix cache; ``cached`` is how many did (None: it has not been read). With ``whole`` all tokens
-    are read in one step.
+    may come from the prefix cache; ``cached`` is how many did (None: it has not been read), ``matched`` how many the
+    scheduler expects to (None: it has not looked). With ``whole`` all tokens are read in one step.
 
     ``probe`` watches and changes its values. What a prefix cache has were computed without it, so a sequence whose
     values are changed neither finds nor leaves anything there, and what is recorded is computed.
@@ -35,6 +35,7 @@ class CachedSequence:
     ) -> None:
         self.tokens, self.whole, self.probe = list(tokens), whole, probe
         self.cached: int | None = None
+        self.matched: int | None = None
         self.table = table or BlockTable()
         self.wanted = len(self.tokens) - 1 if wanted is None else wanted
 
@@ -42,6 +43,11 @@ class CachedSequence:
     def left(self) -> int:
         """How many tokens have not been read."""
         return len(self.tokens) - self.table.length
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next tokens are decode rows: its last token, and those that are forced or proposed after it."""
+        return 0 < self.table.length >= self.wanted and self.left <= 1 + MOST_AHEAD
 
     def chunk(self, most: int, rows: int) -> Chunk:
         """The next tokens: ``most`` of them, with ``rows`` outputs, or fewer."""

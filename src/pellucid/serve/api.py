@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,6 +28,7 @@ from pellucid.errors import (
 from pellucid.errors.messages import reason
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
+from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.schema import Schema
 from pellucid.util.registry import discover
@@ -128,6 +129,12 @@ class ClientCall:
         self.number = number_of(self.request)
         if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
             self.number, self.events = found[1], int(found[2])
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
+        """A model for the client that asks. Raises: as ``ModelPool.use``."""
+        async with self.models.use(name) as llm:
+            yield llm.for_client(self.viewer.client)
 
     async def json(self) -> Any:
         """The body.

@@ -53,7 +53,7 @@ async def generated(
 ) -> Response:
     """Answer what ``read`` makes of a body for the model ``name``, as a ``stream`` or whole (None)."""
     async with AsyncExitStack() as stack:
-        llm = await stack.enter_async_context(call.models.use(name))
+        llm = await stack.enter_async_context(call.use(name))
         asked = await run_in_threadpool(read, llm)
         for at, group in enumerate(asked.groups):
             group.named(f"{call.digest}:{at}", call.events > 0)

@@ -63,10 +63,11 @@ class LiveRequest:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Who looks: with a key, or with an admin key."""
+    """Who asks: with a ``key``, or with an admin key. Requests of one ``client`` share its part of the machine."""
 
     key: str
     admin: bool = False
+    client: str = ""
 
     def may_see(self, request: LiveRequest) -> bool:
         """Whether a request is theirs."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pellucid.capacity.replica import ReplicaRoom, SimulatedMemory
 from pellucid.engine.pace import LEAST, Pace
+from pellucid.engine.reading import ReadingTask
 from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
@@ -97,7 +98,13 @@ def run_all(scheduler: Scheduler, memory: FakeMemory) -> None:
 
 
 requests = st.lists(
-    st.tuples(st.integers(1, 400), st.integers(1, 90), st.integers(-1, 1), st.integers(0, 12)),
+    st.tuples(
+        st.integers(1, 400),
+        st.integers(1, 90),
+        st.integers(-1, 1),
+        st.integers(0, 12),
+        st.sampled_from(["", "a", "b"]),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -106,7 +113,7 @@ requests = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(requests, st.integers(8, 40), st.lists(st.integers(0, 11), max_size=20))
 def test_every_request_gets_what_it_would_alone(
-    asked: list[tuple[int, int, int, int]], pages: int, pauses: list[int]
+    asked: list[tuple[int, int, int, int, str]], pages: int, pauses: list[int]
 ) -> None:
     """They come at different steps, some begin alike, memory is short, readers are slow: the answers do not change."""
     memory = FakeMemory(pages)
@@ -116,10 +123,10 @@ def test_every_request_gets_what_it_would_alone(
         for number, (length, *_) in enumerate(asked)
     ]
     tasks = [Fake(memory, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
-    jobs = [Job(task, priority) for task, (_, _, priority, _) in zip(tasks, asked)]
+    jobs = [Job(task, priority, client) for task, (_, _, priority, _, client) in zip(tasks, asked)]
     steps = 0
     while any(not task.done for task in tasks):
-        for job, (*_, comes) in zip(jobs, asked):
+        for job, (*_, comes, _) in zip(jobs, asked):
             if comes == steps:
                 scheduler.add(job)
         if len(scheduler):
@@ -129,7 +136,9 @@ def test_every_request_gets_what_it_would_alone(
                 for job in jobs:
                     job.paused = False
             if any(not job.paused for job in scheduler):
-                assert run_step(scheduler, memory), "a step in which nothing runs"
+                step = run_step(scheduler, memory)
+                assert step, "a step in which nothing runs"
+                scheduler.charge([one for one in step if not one.task.done], 0.1)
         steps += 1
         assert steps < 5000
     assert [task.made for task in tasks] == [
@@ -142,6 +151,181 @@ def test_every_request_gets_what_it_would_alone(
 def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, FakeMemory]:
     memory = FakeMemory(pages)
     return Scheduler(memory, LIMITS, Pace(target)), memory
+
+
+def steps_until(scheduler: Scheduler, memory: FakeMemory, task: Fake) -> int:
+    """How many steps run until a task has its first token."""
+    for steps in range(1, 10_000):
+        before = len(task.made)
+        charged = run_step(scheduler, memory)
+        scheduler.charge([one for one in charged if not one.task.done], 0.1)
+        if len(task.made) > before:
+            return steps
+    raise AssertionError("it starves")
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    scheduler, memory = scheduler_of()
+    long, short = Fake(memory, [1] * 8000, 1), Fake(memory, [2] * 100, 1)
+    scheduler.add(Job(long))
+    run_step(scheduler, memory)
+    scheduler.add(Job(short))
+    assert steps_until(scheduler, memory, short) == 1
+    assert steps_until(scheduler, memory, long) == -(-(8000 + 100 - 2 * LIMITS.tokens) // LIMITS.tokens)
+
+
+def test_no_stream_of_short_prompts_starves_a_long_one() -> None:
+    """Short prompts that fill each step leave the oldest a quarter of it."""
+    scheduler, memory = scheduler_of(pages=1000)
+    long = Fake(memory, [1] * 4000, 1)
+    scheduler.add(Job(long))
+    steps = 0
+    while not long.done:
+        for number in range(3):
+            scheduler.add(Job(Fake(memory, [100 + 3 * steps + number] * 100, 1)))
+        run_step(scheduler, memory)
+        steps += 1
+    assert steps <= 4000 // (LIMITS.tokens // 4) + 1
+
+
+def test_many_long_prompts_and_a_trickle_of_short_ones() -> None:
+    scheduler, memory = scheduler_of(pages=3000)
+    longs = [Fake(memory, [number] * 2000, 1) for number in range(64)]
+    for task in longs:
+        scheduler.add(Job(task))
+    waits, first, steps = list[int](), 0, 0
+    while any(not task.done for task in longs):
+        short = Fake(memory, [1000 + steps] * 30, 1)
+        scheduler.add(Job(short))
+        waits.append(steps_until(scheduler, memory, short))
+        for _ in range(3):
+            if len(scheduler):
+                run_step(scheduler, memory)
+        steps += waits[-1] + 3
+        first = first or (steps if longs[0].done else 0)
+    assert max(waits) == 1
+    assert first <= 1.3 * 2000 / LIMITS.tokens + 4, "the oldest long one is hardly slower than alone"
+    assert steps <= 1.1 * 64 * 2000 / LIMITS.tokens
+
+
+def test_a_prompt_that_is_mostly_cached_counts_as_short() -> None:
+    scheduler, memory = scheduler_of()
+    first = Fake(memory, [7] * 2000, 1)
+    scheduler.add(Job(first))
+    run_all(scheduler, memory)
+    scheduler.add(Job(Fake(memory, [1] * 3000, 1)))
+    run_step(scheduler, memory)
+    again = Fake(memory, [7] * 2000 + [8] * 20, 1)
+    scheduler.add(Job(again))
+    assert steps_until(scheduler, memory, again) == 1
+
+
+def test_clients_share_the_machine_whatever_each_asks() -> None:
+    """One client has forty long prompts, another asks one after the other: it does not wait for the forty."""
+    scheduler, memory = scheduler_of(pages=4000)
+    for number in range(40):
+        scheduler.add(Job(Fake(memory, [number] * 2000, 1), client="many"))
+    for _ in range(5):
+        scheduler.charge(run_step(scheduler, memory), 0.1)
+    for number in range(5):
+        asked = Fake(memory, [100 + number] * 1000, 1)
+        scheduler.add(Job(asked, client="one"))
+        assert steps_until(scheduler, memory, asked) <= 2 * -(-1000 // LIMITS.tokens) + 1
+
+
+def test_a_client_with_all_rows_leaves_a_place_for_another() -> None:
+    scheduler, memory = scheduler_of()
+    for number in range(20):
+        scheduler.add(Job(Fake(memory, [number] * 3, 300), client="many"))
+    for _ in range(10):
+        run_step(scheduler, memory)
+    asked = Fake(memory, [50] * 3, 20)
+    scheduler.add(Job(asked, client="one"))
+    for _ in range(25):
+        scheduler.charge([one for one in run_step(scheduler, memory) if not one.task.done], 0.1)
+    assert asked.done
+
+
+def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> None:
+    scheduler, memory = scheduler_of()
+
+    class Many(Fake):
+        """Twelve texts, of which a step has room for eight."""
+
+        def __init__(self) -> None:
+            super().__init__(memory, [1], 10_000)
+            self.all = [CachedSequence([number, 1]) for number in range(12)]
+
+        def sequences(self) -> list[CachedSequence]:
+            return self.all
+
+        def texts(self) -> list[CachedSequence]:
+            return self.all
+
+    scheduler.add(Job(Many()))
+    for _ in range(10):
+        run_step(scheduler, memory)
+    asked = Fake(memory, [50] * 3, 20)
+    scheduler.add(Job(asked))
+    for _ in range(30):
+        run_step(scheduler, memory)
+    assert asked.done
+
+
+def test_clients_do_not_take_pages_from_each_other_in_turn() -> None:
+    scheduler, memory = scheduler_of(pages=24)
+    for client in ("a", "b"):
+        for number in range(4):
+            prompt = [ord(client) * 10 + number] * 200
+            scheduler.add(Job(Fake(memory, prompt, 400), client=client))
+    run_all(scheduler, memory)
+    assert scheduler.preemptions < 40
+
+
+def test_a_client_takes_pages_from_one_that_has_all() -> None:
+    scheduler, memory = scheduler_of(pages=16)
+    for number in range(4):
+        scheduler.add(Job(Fake(memory, [number] * 220, 700), client="many"))
+    for _ in range(20):
+        run_step(scheduler, memory)
+    asked = Fake(memory, [9] * 220, 20)
+    scheduler.add(Job(asked, client="one"))
+    assert steps_until(scheduler, memory, asked) <= 10
+
+
+def test_readings_have_their_clients_turns() -> None:
+    """One after a step at most, and fewer where their client has used more than the others."""
+    scheduler, memory = scheduler_of()
+
+    def turns() -> Iterator[int]:
+        yield from range(1000)
+
+    reading = ReadingTask(turns())
+    scheduler.add(Job(Fake(memory, [1] * 3, 500), client="text"))
+    scheduler.add(Job(reading, client="look"))
+    steps = read = 0
+    while steps < 100:
+        job = scheduler.next_reading()
+        if job is None:
+            scheduler.charge(run_step(scheduler, memory), 0.02)
+            steps += 1
+        else:
+            list(job.task.turn())  # type: ignore[attr-defined]
+            scheduler.charge_reading(job, 0.2)
+            read += 1
+    assert 8 <= read <= 12, "both have used as many seconds"
+
+
+def test_readings_alone_run_one_after_the_other() -> None:
+    scheduler, _ = scheduler_of()
+    reading = ReadingTask(number for number in range(3))
+    scheduler.add(Job(reading))
+    found = list[int]()
+    while not reading.done:
+        job = scheduler.next_reading()
+        assert job is not None
+        found += reading.turn()
+    assert found == [0, 1, 2]
 
 
 def test_a_long_prompt_does_not_stall_a_text() -> None:

@@ -39,7 +39,7 @@ async def _infill(call: ClientCall) -> Response:
 async def _rerank(call: ClientCall) -> Response:
     fields = Body(await call.json(), RERANK_BODY)
     name, asked = fields.model_or(call.models.names[0]), RankingRequest.of(fields)
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         return answer(await run_in_threadpool(asked.answer, llm, name))
 
 

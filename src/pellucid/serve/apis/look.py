@@ -70,7 +70,7 @@ def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
 
 async def _looked(call: ClientCall, what: str, name: str, fields: Body) -> Response:
     """The answer for a model, made where its engine is."""
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         if not isinstance(llm, LLM):
             made = await call.unless_gone(llm.look(what, name, fields.rest()))
             return Response(made, media_type="application/json", headers={HEADER: call.number})

@@ -59,7 +59,7 @@ def _generates(
         fields, name = await _body(call)
         streams = fields.flag("stream", True)
         if not fields.has(field):
-            async with call.models.use(name):
+            async with call.use(name):
                 pass
             message = {"role": "assistant", "content": ""}
             done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
@@ -74,7 +74,7 @@ async def _embed(call: ClientCall) -> Response:
     fields, name = await _body(call)
     texts, truncate = fields.texts("input"), fields.flag("truncate", True)
     fields.mapping("options")
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         dimensions = fields.count("dimensions", 1, 1 << 24)
         if dimensions not in (None, llm.width):
             raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.width}")
@@ -96,7 +96,7 @@ async def _embeddings(call: ClientCall) -> Response:
     """The older form: one prompt."""
     fields, name = await _body(call)
     prompt = fields.text("prompt") or ""
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
 
         def embedded() -> Any:
             return llm.embed_tokens(llm.inputs.sentences([prompt]))
@@ -106,7 +106,7 @@ async def _embeddings(call: ClientCall) -> Response:
 
 async def _show(call: ClientCall) -> Response:
     _, name = await _body(call)
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         return answer(await run_in_threadpool(models.shown, llm))
 
 

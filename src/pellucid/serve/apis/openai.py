@@ -91,7 +91,7 @@ def _generates(read: Callable[[Body, ServedModel], Streaming]) -> Callable[[Clie
 async def _embeddings(call: ClientCall) -> Response:
     fields = Body(await call.json(), OPENAI_BODY)
     name = fields.model()
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         return answer(
             await run_in_threadpool(lambda: EmbeddingRequest.of(fields, llm).answer(name, call.number))
         )

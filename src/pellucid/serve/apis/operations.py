@@ -36,7 +36,7 @@ async def _tokenize(call: ClientCall) -> Response:
     text = "" if messages is not None else fields.required("prompt") if content is None else content
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MOST_TEXT:,} characters")
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
 
         def run() -> list[int]:
             if messages is not None:
@@ -50,7 +50,7 @@ async def _tokenize(call: ClientCall) -> Response:
 async def _detokenize(call: ClientCall) -> Response:
     fields = Body(await call.json(), OPENAI_BODY)
     name, tokens = fields.model_or(call.models.names[0]), fields.required("tokens")
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         size = llm.inputs.vocabulary
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
             raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
@@ -65,7 +65,7 @@ async def _metrics(call: ClientCall) -> Response:
 async def _tokenizer_info(call: ClientCall) -> Response:
     """As vLLM has it. ``model`` may be in the query; else it is the first."""
     name = call.models.known(call.request.query_params.get("model", call.models.names[0]))
-    async with call.models.use(name) as llm:
+    async with call.use(name) as llm:
         tokenizer = llm.tokenizer
         named = {key: tokenizer.named_tokens.get(key) for key in ("bos_token", "eos_token", "pad_token")}
         return answer(
