@@ -35,7 +35,7 @@ from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
 from pellucid.measure.load import Lengths, Workload, arrivals, loaded
 from pellucid.measure.machine import cpu_name
-from pellucid.runtime.memory import machine_bytes
+from pellucid.runtime.processors import machine_bytes
 from pellucid.tokenize import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -50,8 +50,8 @@ from pellucid.loading import open_model
 from pellucid.measure.load import Lengths
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.memory import machine_bytes
 from pellucid.runtime.prefix_cache import page_names
+from pellucid.runtime.processors import machine_bytes
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool

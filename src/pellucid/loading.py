@@ -31,7 +31,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util.checks import whole
+from pellucid.util.checks import real, whole
 from pellucid.util.collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
@@ -50,6 +50,7 @@ def load(
     pin: str | None = None,
     precise: bool = False,
     kv_cache: str | None = None,
+    cache_memory: float | None = None,
     draft: str | Path | None = None,
     cap_context: bool = False,
     pulls: bool = True,
@@ -81,6 +82,8 @@ def load(
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
             floating-point weights and keys with biases, and "bf16" for the others.
+        cache_memory: gigabytes of the prefix cache: keys and values of ended requests. By default as much as the
+            weights, 0.5 GB at least, a sixteenth of the machine's memory at most.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
@@ -98,23 +101,11 @@ def load(
     """
     if threads is not None:
         threads = whole("threads", threads, 1, MAX_THREADS)
-    if pin is not None:
-        # Refuses what is impossible before anything is fetched.
-        Placement(threads or processors().threads, pin)
-        make = partial(make, pin=pin)
+    make = _with_options(make, threads, pin, cache_memory)
     made = _loaded(
-        source,
-        context,
-        threads,
-        precise,
-        kv_cache,
-        cap_context,
-        pulls,
-        progress,
-        compiling,
-        before=before,
-        make=make,
-    )
+        source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling,
+        before=before, make=make,
+    )  # fmt: skip
     if draft is None:
         return made
     try:
@@ -122,6 +113,19 @@ def load(
     except BaseException:
         made.close()
         raise
+
+
+def _with_options(
+    make: Callable[..., ModelRunner], threads: int | None, pin: str | None, cache_memory: float | None
+) -> Callable[..., ModelRunner]:
+    """``make`` with the options that are given. Refuses what is impossible before anything is fetched."""
+    options: dict[str, Any] = {}
+    if pin is not None:
+        Placement(threads or processors().threads, pin)
+        options["pin"] = pin
+    if cache_memory is not None:
+        options["cache_memory"] = int(1e9 * real("cache_memory", cache_memory, 0.0, 1e6))
+    return partial(make, **options)
 
 
 def _loaded(

@@ -16,9 +16,8 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import cut
 from pellucid.runtime.batch import StepLimits
-from pellucid.runtime.cache import page_counts
-from pellucid.runtime.cache_layout import groups_of
-from pellucid.runtime.prefix_cache import kept_bytes
+from pellucid.runtime.cache_layout import groups_of, page_counts
+from pellucid.runtime.prefix_cache import usual_bytes
 
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
@@ -60,7 +59,7 @@ class SizedModel:
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
-        return ReplicaRoom(self.plan.layers, counts, kept_bytes(memory), limits)
+        return ReplicaRoom(self.plan.layers, counts, usual_bytes(self.weight_bytes, memory), limits)
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def needed(model: SizedModel, stages: int) -> int | None:
             parts = cut(model.plan, stages)
         except PellucidError:
             return None
-        bytes_of = [sum(op.weight_bytes for op in part.plan.operations) for part in parts]
+        bytes_of = [part.plan.weight_bytes for part in parts]
         share = max(bytes_of) / sum(bytes_of)
     return int((model.weight_bytes + model.context_bytes) * share + BESIDE)
 

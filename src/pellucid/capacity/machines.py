@@ -13,8 +13,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.measure.cost import Rates
 from pellucid.measure.roofs import Roofs
 from pellucid.measure.rounds import machine_rates
-from pellucid.runtime.memory import machine_bytes
-from pellucid.runtime.processors import processors
+from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
 READ = 1 << 30  # bytes of the buffer whose reading is timed

@@ -116,12 +116,12 @@ class StagedRunner(ModelRunner):
         stages: Sequence[str],
         secret: ClusterSecret,
         host: str = "127.0.0.1",
-        pin: str | None = None,
+        **options: Any,
     ) -> None:
         count = len(stages) + 1
         limits, threads, progress, executor = more
         stage = stage_of(plan, count - 1, count)
-        super().__init__(checkpoint, model, plan, limits, threads, progress, executor, stage, pin)
+        super().__init__(checkpoint, model, plan, limits, threads, progress, executor, stage, **options)
         self._borders = stage.receives
         self._log: list[list[Any]] = []
         self._telling = True

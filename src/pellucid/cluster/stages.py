@@ -72,10 +72,10 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
 def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
     """Makes the runner of a stage before the last one: ``make`` of ``load``."""
 
-    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, pin: str | None = None) -> ModelRunner:
+    def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, **options: Any) -> ModelRunner:
         limits, threads, progress, executor = more
         stage = stage_of(plan, number, count)
-        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage, pin)
+        return ModelRunner(checkpoint, model, plan, limits, threads, progress, executor, stage, **options)
 
     return make
 
@@ -155,7 +155,7 @@ class StageServer:
         for table in self._tables.values():
             self.runner.cache.truncate(table, 0)
         self._tables.clear()
-        self.runner.begin_again(limit)
+        self.runner.empty_prefix_cache(limit)
         self._listener = Listener(self._host)
         counts = [pool.count for pool in self.runner.cache.pools]
         self._tell(sender, "ready", session, counts, self._listener.address)

@@ -202,6 +202,7 @@ class Engine:
                     event.set()
                 self._settled.clear()
             if not len(self._scheduler):
+                self.runner.trim()
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None

@@ -25,13 +25,13 @@ from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
-from pellucid.runtime.cache import BlockTable, KVCache, page_counts
-from pellucid.runtime.cache_layout import LayerShape
+from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache_layout import LayerShape, page_counts
 from pellucid.runtime.executor import Executor, Program
-from pellucid.runtime.memory import CACHE_LINE, address, machine_bytes
+from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.runtime.placement import Placement
-from pellucid.runtime.prefix_cache import PrefixCache, kept_bytes
-from pellucid.runtime.processors import processors
+from pellucid.runtime.prefix_cache import PrefixCache, usual_bytes
+from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
 SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
@@ -41,7 +41,8 @@ class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
     ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
-    plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``).
+    plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``). The prefix cache
+    may take ``cache_memory`` bytes (``usual_bytes``).
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -60,6 +61,7 @@ class ModelRunner:
         executor: Executor | None = None,
         stage: Stage | None = None,
         pin: str | None = None,
+        cache_memory: int | None = None,
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
@@ -67,7 +69,8 @@ class ModelRunner:
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
         self.cache = KVCache(plan.layers, counts, placement)
-        self._prefixes = PrefixCache(self.cache, kept_bytes(machine_bytes()))
+        usual = usual_bytes(plan.weight_bytes, machine_bytes())
+        self._prefixes = PrefixCache(self.cache, usual if cache_memory is None else cache_memory)
         layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
         sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in layers)
         scratch = max(sizes, default=CACHE_LINE)
@@ -338,13 +341,6 @@ class ModelRunner:
         """The prefix cache; whoever uses it sees to it that no step runs."""
         return self._prefixes
 
-    def begin_again(self, limit: int) -> None:
-        """Begin with an empty prefix cache, which may take ``limit`` bytes. No sequence has pages."""
-        with self._lock:
-            self.drain()
-            self._prefixes.clear()
-            self._prefixes = PrefixCache(self.cache, limit)
-
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
         """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).
 
@@ -354,11 +350,12 @@ class ModelRunner:
             self._prefixes.listener = listener
             return self._prefixes.names()
 
-    def empty_prefix_cache(self) -> None:
-        """Free all pages that no running sequence uses."""
+    def empty_prefix_cache(self, limit: int | None = None) -> None:
+        """Free all pages that no running sequence uses. From now on they may take ``limit`` bytes, if it is given."""
         with self._lock:
             self.drain()
             self._prefixes.clear()
+            self._prefixes.limit = self._prefixes.limit if limit is None else limit
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
         """Free all pages of block tables that are no longer used: now, or before the next step.
@@ -375,6 +372,12 @@ class ModelRunner:
                 self.drain()
             finally:
                 self._lock.release()
+
+    def trim(self) -> None:
+        """Give memory that no request needs back to the system."""
+        with self._lock:
+            self.drain()
+            self.cache.trim()
 
     def drain(self) -> None:
         """Free the pages of released block tables. The caller holds the lock."""

@@ -69,7 +69,7 @@ class Paper:
     @property
     def read_bytes(self) -> int:
         """The bytes of weights that a token reads."""
-        return sum(op.weight_bytes for op in self.plan.operations)
+        return self.plan.weight_bytes
 
     @property
     def multiply_adds(self) -> int:

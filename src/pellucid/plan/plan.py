@@ -202,6 +202,11 @@ class Plan(Struct, frozen=True):
     source: Plan | None = None
     """The plan before the passes; None for a plan that none has changed."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights that its operations read."""
+        return sum(op.weight_bytes for op in self.operations)
+
     def kernels(self) -> list[KernelKey]:
         """The kernels that the plan needs, each once."""
         return list(dict.fromkeys(op.kernel for op in self.operations))

@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.runtime.cache_layout import CachedLayer, LayerGroup, groups_of
-from pellucid.runtime.memory import machine_bytes
+from pellucid.runtime.cache_layout import SLACK, STATES_KEPT, CachedLayer, groups_of
 from pellucid.runtime.placement import Placement
 from pellucid.runtime.pool import Pool
 
 NONE = -1
-SLACK = PAGE
-"""Tokens that are kept beyond a window, so that a sequence can be truncated by a few."""
-STATES_KEPT = 4
-"""Snapshots that a sequence keeps if it has a state; with windows alone it keeps one."""
+SPARE_BYTES = 64 << 20
+"""Memory that free pages keep: pages that are used again need not be provided again."""
 
 
 class Blocks(Struct):
@@ -111,6 +108,12 @@ class KVCache:
     def free_pages(self) -> int:
         """Number of pages of all groups that nobody owns."""
         return sum(pool.free for pool in self.pools)
+
+    def trim(self) -> None:
+        """Give the memory of free pages back to the system, if they have more than ``SPARE_BYTES``."""
+        if sum(pool.idle_bytes for pool in self.pools) > SPARE_BYTES:
+            for pool in self.pools:
+                pool.trim()
 
     @property
     def has_states(self) -> bool:
@@ -369,25 +372,3 @@ def _least_useful(lengths: Sequence[int]) -> int:
     end, before = lengths[-1] + PAGE, [0, *lengths]
     costs = [(after - before[i]) / (end - lengths[i]) for i, after in enumerate(lengths[1:])]
     return costs.index(min(costs))
-
-
-def page_counts(
-    layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int, memory: int | None = None
-) -> list[int]:
-    """Pages of each group for ``sequences`` contexts of ``context`` tokens. Memory is only taken when it is touched.
-
-    The pages of a group take at most a quarter of the ``memory`` (None: this machine's), unless that is less than one
-    context and one page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
-    """
-    pages = -(-context // PAGE)
-    allowed = (machine_bytes() if memory is None else memory) // 4
-    return [_page_count(group, pages, step_tokens, sequences, allowed) for group in groups_of(layers)]
-
-
-def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
-    if group.recurrent:
-        pages = STATES_KEPT + 2  # its own, that of the next step, and the snapshots
-    elif group.window:
-        sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
-        pages = min(pages, sliding) + -(-group.window // PAGE) + 1
-    return max(pages + sequences, min(pages * sequences, allowed // max(group.page_bytes, 1)))

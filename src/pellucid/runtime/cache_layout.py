@@ -17,6 +17,12 @@ from msgspec import Struct
 
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.runtime.memory import CACHE_LINE
+from pellucid.runtime.processors import machine_bytes
+
+SLACK = PAGE
+"""Tokens that are kept beyond a window, so that a sequence can be truncated by a few."""
+STATES_KEPT = 4
+"""Snapshots that a sequence keeps if it has a state; with windows alone it keeps one."""
 
 
 class LayerShape(Struct, frozen=True):
@@ -114,3 +120,25 @@ def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
             size += layer.page_bytes
         found.append(LayerGroup(window, chunked, recurrent, offsets, size))
     return tuple(found)
+
+
+def page_counts(
+    layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int, memory: int | None = None
+) -> list[int]:
+    """Pages of each group for ``sequences`` contexts of ``context`` tokens. Memory is only taken when it is touched.
+
+    The pages of a group take at most a quarter of the ``memory`` (None: this machine's), unless that is less than one
+    context and one page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
+    """
+    pages = -(-context // PAGE)
+    allowed = (machine_bytes() if memory is None else memory) // 4
+    return [_page_count(group, pages, step_tokens, sequences, allowed) for group in groups_of(layers)]
+
+
+def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
+    if group.recurrent:
+        pages = STATES_KEPT + 2  # its own, that of the next step, and the snapshots
+    elif group.window:
+        sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
+        pages = min(pages, sliding) + -(-group.window // PAGE) + 1
+    return max(pages + sequences, min(pages * sequences, allowed // max(group.page_bytes, 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.runtime.memory import address, aligned
+from pellucid.runtime.memory import address, aligned, give_back
 
 
 class Pool:
@@ -23,6 +23,7 @@ class Pool:
         self._free = list(range(count - 1, -1, -1))
         self._users = [0] * count
         self._held = 0
+        self._touched = bytearray(count)
 
     @property
     def memory(self) -> NDArray[np.uint8]:
@@ -48,7 +49,7 @@ class Pool:
     def take(self) -> int:
         """A page for one user, uninitialised. There must be a free one."""
         page = self._free.pop()
-        self._users[page] = 1
+        self._users[page] = self._touched[page] = 1
         return page
 
     def share(self, page: int) -> int:
@@ -65,6 +66,17 @@ class Pool:
         self._users[page] -= 1
         if not self._users[page]:
             self._free.append(page)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of memory that free pages have, because they were in use before."""
+        return self.page_bytes * sum(self._touched[page] for page in self._free)
+
+    def trim(self) -> None:
+        """Give the memory of free pages back to the system."""
+        for page in sorted(page for page in self._free if self._touched[page]):
+            give_back(self.bytes_of(page))
+            self._touched[page] = 0
 
     def bytes_of(self, page: int) -> NDArray[np.uint8]:
         """A view of a page's memory, (page_bytes,) uint8."""

@@ -22,9 +22,7 @@ from msgspec import Struct, field
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
-KEPT = 16
-"""The part of the machine's memory, one in so many, that the prefix cache may take."""
-LEAST_KEPT = 256 << 20  # bytes, if the machine's memory is unknown
+USUAL_BYTES, PART = 512 << 20, 16
 SPARE = 64  # one page in so many is freed beyond those that are needed, so that the tree is seldom searched
 
 
@@ -132,7 +130,7 @@ class PrefixCache:
         for node in list(self._root.below()):
             self._release(node)
             self._tell(node, False)
-        self._root = _Node()
+        self._root, self._stuck = _Node(), 0
 
     def names(self) -> list[int]:
         """The names of all whole pages."""
@@ -298,9 +296,12 @@ class PrefixCache:
             self.nbytes -= self._cache.pools[-1].page_bytes
 
 
-def kept_bytes(memory: int) -> int:
-    """Bytes that the prefix cache may take of a machine's ``memory``; 0: it is unknown."""
-    return memory // KEPT or LEAST_KEPT
+def usual_bytes(weights: int, memory: int) -> int:
+    """Bytes that a prefix cache takes by default: as many as the model's ``weights``, and 512 MiB at least.
+
+    It takes a sixteenth of the machine's ``memory`` at most (0: unknown).
+    """
+    return min(max(weights, USUAL_BYTES), memory // PART or USUAL_BYTES)
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:

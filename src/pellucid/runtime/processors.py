@@ -64,6 +64,19 @@ def core_count() -> int:
     return len(_cores(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
 
 
+def machine_bytes() -> int:
+    """The bytes of memory that the process may use, by its machine and its container; 0: the system does not say."""
+    return _machine_bytes(SYSTEM)
+
+
+def _machine_bytes(system: Path) -> int:
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):
+        found = []
+    return min([*found, *(most for most, _ in _memory_limits(system))], default=0)
+
+
 def free_bytes() -> int | None:
     """The bytes of memory that this process can still get, by the machine and its container; None: not known."""
     return _free_bytes(SYSTEM)
@@ -73,12 +86,17 @@ def _free_bytes(system: Path) -> int | None:
     """Source: the Linux kernel's documentation, filesystems/proc.rst and admin-guide/cgroup-v2.rst (memory.max)."""
     said = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
     free = [1024 * int(kib) for name, kib, *_ in said if name == "MemAvailable:" and kib.isdecimal()]
+    free += [max(0, most - used) for most, used in _memory_limits(system)]
+    return min(free, default=None)
+
+
+def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
+    """The most bytes that the process's control groups may take, and those that they take."""
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
     for group, version in _groups(system, "memory"):
         most, used = (_text(group / name).strip() for name in names[version])
         if most.isdecimal() and used.isdecimal():
-            free.append(max(0, int(most) - int(used)))
-    return min(free, default=None)
+            yield int(most), int(used)
 
 
 @functools.lru_cache(8)

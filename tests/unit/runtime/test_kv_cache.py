@@ -14,8 +14,16 @@ from support import pages
 
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.runtime.cache import SLACK, STATES_KEPT, BlockTable, KVCache, _least_useful, page_counts
-from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
+from pellucid.runtime.cache import BlockTable, KVCache, _least_useful
+from pellucid.runtime.cache_layout import (
+    SLACK,
+    STATES_KEPT,
+    CachedLayer,
+    LayerShape,
+    StateShape,
+    groups_of,
+    page_counts,
+)
 
 SEQUENCES = 4
 FULL, STATE = LayerShape(2, 16, 16), StateShape((("conv", 3), ("memory", 40)))

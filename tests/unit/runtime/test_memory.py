@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.runtime.memory import CACHE_LINE, Arena, aligned
+from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, give_back
+from pellucid.runtime.pool import Pool
 
 
 @given(st.integers(1, 10_000))  # NumPy arrays without bytes have no address
@@ -34,3 +39,38 @@ def test_a_part_may_be_larger_than_a_block() -> None:
     arena.BLOCK = 128
     assert len(arena.take(1000)) == 1000
     assert len(arena.take(10)) == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the memory")
+@given(st.integers(0, 5000), st.integers(0, 20_000))
+def test_memory_is_given_back_in_whole_pages_and_no_others(start: int, nbytes: int) -> None:
+    memory = aligned(40_000)
+    memory[:] = 7
+    give_back(memory[start : start + nbytes])
+    assert (memory[:start] == 7).all()
+    assert (memory[start + nbytes :] == 7).all()
+    inside = memory[start : start + nbytes]
+    assert set(inside.tolist()) <= {0, 7}
+    assert (inside == 0).sum() >= nbytes - 2 * 4096
+    memory[:] = 3  # it can be used again
+    assert (memory == 3).all()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the memory")
+def test_a_pool_gives_back_the_memory_of_free_pages_alone() -> None:
+    pool = Pool(1 << 20, 64)
+    pages = [pool.take() for _ in range(48)]
+    for page in pages:
+        pool.bytes_of(page)[:] = page + 1
+    before = resident()
+    for page in pages[8:]:
+        pool.release(page)
+    assert pool.idle_bytes == 40 << 20
+    pool.trim()
+    assert pool.idle_bytes == 0
+    assert resident() < before - (30 << 20)
+    assert all((pool.bytes_of(page) == page + 1).all() for page in pages[:8])

@@ -12,7 +12,7 @@ from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape
-from pellucid.runtime.prefix_cache import PrefixCache
+from pellucid.runtime.prefix_cache import PrefixCache, usual_bytes
 
 FULL, STATE = LayerShape(2, 16, 16), StateShape((("conv", 3), ("memory", 40)))
 SEQUENCES = 3
@@ -233,6 +233,30 @@ def test_the_text_that_was_used_last_stays() -> None:
     assert lengths[0] == 5 * PAGE
     assert lengths[1] < 5 * PAGE
     assert lengths[3] >= lengths[2] >= lengths[1]
+
+
+def test_the_usual_size_is_that_of_the_weights_within_the_machines_memory() -> None:
+    GB = 1 << 30
+    assert usual_bytes(100 << 20, 16 * GB) == 512 << 20, "a small model on a laptop"
+    assert usual_bytes(3 * GB, 64 * GB) == 3 * GB
+    assert usual_bytes(8 * GB, 16 * GB) == GB
+    assert usual_bytes(100 << 20, 4 * GB) == 256 << 20
+    assert usual_bytes(3 * GB, 0) == 512 << 20, "the machine's memory is not known"
+
+
+def test_match_says_how_much_find_gives() -> None:
+    cache = KVCache((FULL,), (12,))
+    prefixes, table = PrefixCache(cache, 1 << 40), BlockTable()
+    ids = [1] * 40 + [2] * 60
+    cache.allocate(table, 100)
+    cache.begin(table)
+    cache.advance(table, 100)
+    prefixes.insert(table, ids)
+    for asked in (ids, ids[:30], ids[:70] + [3] * 9, [5]):
+        length = prefixes.match(asked, len(asked))
+        found = prefixes.find(asked, len(asked))
+        assert found.length == length
+        cache.truncate(found, 0)
 
 
 def test_texts_take_no_more_than_they_may() -> None:

@@ -130,6 +130,14 @@ def test_free_memory(tmp_path: Path, files: dict[str, str], free: int | None) ->
     assert module._free_bytes(described(tmp_path, files)) == free
 
 
+def test_the_memory_of_a_container_is_the_machines_memory(tmp_path: Path) -> None:
+    limits = {"sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.current": "400\n"}
+    described(tmp_path, {"proc/self/cgroup": "0::/\n", **limits})
+    assert module._machine_bytes(tmp_path) == 1000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert module._machine_bytes(tmp_path) > 1 << 28
+
+
 def test_no_more_threads_than_a_team_can_have() -> None:
     assert Processors(tuple(Core(0, frozenset({cpu})) for cpu in range(384))).threads == MAX_THREADS
 

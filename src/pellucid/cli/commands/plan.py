@@ -190,7 +190,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     shown.add_row(
         "total",
         *((count, waits) if shape else (f"{count}, {waits}",)),
-        decimal(sum(op.weight_bytes for op in plan.operations)),
+        decimal(plan.weight_bytes),
         _millions(sum(op.multiply_adds for op in plan.operations)),
         *_times(range(len(plan.operations)), profile),
         style="bold",

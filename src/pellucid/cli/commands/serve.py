@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -50,6 +51,13 @@ def command(
     allow_host: Annotated[Texts, _repeated("A name of this server, as in its address")] = None,
     allow_origin: Annotated[Texts, _repeated("A web page's origin that may ask")] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
+    cache_memory: Annotated[
+        Any,
+        common.number(
+            "Gigabytes of each model's prefix cache: keys and values of ended requests. By default as much as the "
+            "weights, 0.5 at least, and a sixteenth of the memory at most."
+        ),
+    ] = None,
     pull: Annotated[
         bool, typer.Option("--pull", help="Download models that are not on this machine.")
     ] = False,
@@ -80,13 +88,20 @@ def command(
 
     names = list(dict.fromkeys(models or all_models(pull)))
     own = {
-        name: {"draft": draft if name == names[0] else None, "cap_context": True, "pulls": pull}
+        name: {
+            "draft": draft if name == names[0] else None,
+            "cache_memory": cache_memory,
+            "cap_context": True,
+            "pulls": pull,
+        }
         for name in names
     }
 
     def load(name: str) -> Any:
         llm = loading.load(name, **own[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
+        kept = llm.runner.prefixes.limit / 1e9
+        print(f"{name}: prefix cache of up to {kept:.1f} GB (--cache-memory)", file=sys.stderr, flush=True)
         return llm
 
     settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
@@ -98,7 +113,7 @@ def command(
 
 def usual_memory() -> float:
     """Bytes that the models' files may take together."""
-    from pellucid.runtime.memory import machine_bytes
+    from pellucid.runtime.processors import machine_bytes
 
     return 0.75 * machine_bytes()
 

@@ -4,12 +4,11 @@ In: texts. Out: their ids, the same as those of the Python stages in ``stages/``
 a kernel with the fields of its record; it turns spans of texts (``pieces``) into other spans. Many texts are
 concatenated and go through a stage together.
 
-A call changes only the state of its thread: its buffers, and its caches of the ids of pre-tokens.
+A call changes only its room: its buffers, and its caches of the ids of pre-tokens.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from pellucid.runtime.call import Call
 from pellucid.runtime.memory import address
 from pellucid.tokenize.compiled.model import CompiledModel
 from pellucid.tokenize.compiled.stages import CompiledStage
-from pellucid.tokenize.compiled.texts import ENTRIES, LONG_ENTRIES, MAX_BYTES, ROOM_BYTES, Room, Texts
+from pellucid.tokenize.compiled.texts import MAX_BYTES, ROOM_BYTES, Rooms, Texts
 
 T = TypeVar("T")
 
@@ -50,9 +49,8 @@ class Pipeline:
     ) -> None:
         self._early, self._late, self._scratch = early, (*late, *model.stages), model.scratch
         self._model_stages, self.lengths = model.stages, model.lengths
-        known = {"memory_mask": ENTRIES - 1, "long_mask": LONG_ENTRIES - 1, **model.known}
-        self._model = Call(model.kernel, model.record, **known)
-        self._rooms: deque[Room] = deque()
+        self._model = Call(model.kernel, model.record, **model.known)
+        self._rooms = Rooms()
 
     def has_early(self, parse_special: bool) -> bool:
         """Whether compiled code can run what precedes the pre-tokenizer: added tokens and the normalizer."""
@@ -92,15 +90,13 @@ class Pipeline:
         """The result of ``finish`` for texts after the stages; None if a stage gave up or several are too long."""
         if len(data) > 1 and sum(map(len, data)) > MAX_BYTES:
             return None
-        try:
-            room = self._rooms.pop()
-        except IndexError:  # all are in use
-            room = Room()
+        room = self._rooms.take()
         texts = Texts.of(room, data, pieces)
+        room.grow(texts.length)
         found = finish(texts) if all(stage(texts) for stage in stages) else None
         if texts.length > ROOM_BYTES:
             room.trim()
-        self._rooms.append(room)
+        self._rooms.give_back(room)
         return found
 
     def _run(self, texts: Texts, firsts: int = 0) -> tuple[NDArray[np.int32], list[int]]:
@@ -117,7 +113,9 @@ class Pipeline:
             counts=counts[1],
             texts=texts.texts,
             memory=room.memory_place,
+            memory_mask=room.entries - 1,
             long_memory=room.long_place,
+            long_mask=room.long_entries - 1,
             scratch=room.array("scratch", 0, self._scratch(longest), np.uint8)[1],
             out=out[1],
             firsts=firsts,

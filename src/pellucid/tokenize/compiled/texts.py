@@ -1,8 +1,14 @@
-"""The texts that compiled stages work on, and the buffers of a thread."""
+"""The texts that compiled stages work on, and the rooms that they take: buffers, and caches of the ids of pre-tokens.
+
+A thread borrows a room for a call. A tokenizer keeps one for each core at most, and gives back those that nobody has
+used for a while. The caches of a room grow with the text that it encodes, so that short texts cost little memory.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -13,22 +19,42 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
-from pellucid.runtime.memory import Arena, address
+from pellucid.runtime.memory import address, aligned
 
-ENTRIES, LONG_ENTRIES = 1 << 19, 1 << 14  # of a thread's caches of ids: up to 32 MB and 4 MB of memory
+ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # of a room's cache of short pre-tokens, as it grows: up to 32 MB
+LONG_PART = 32  # short entries for each entry of the cache of longer pre-tokens: up to 4 MB
+BYTES_EACH = 16  # of text for each entry, before the cache grows
 MAX_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
-ROOM_BYTES = 1 << 22  # bytes of text for which a thread keeps its buffers
+ROOM_BYTES = 1 << 22  # bytes of text for which a room keeps its buffers
+UNUSED = 10.0  # seconds after which a room that nobody uses is given back, if the tokenizer has another
 
 
 class Room:
-    """The buffers of one thread: texts, their spans and their ends, each twice, as a stage reads one and writes one."""
+    """Texts, their spans and their ends, each twice, as a stage reads one and writes one; and two caches.
+
+    ``memory`` has the ids of short pre-tokens and ``long_memory`` those of longer ones (``kernels/text/pieces.py``).
+    """
 
     def __init__(self) -> None:
-        self.memory, self.memory_place = zeros(ENTRIES * text_pieces.ENTRY + text_pieces.PADDING)
-        self.long_memory, self.long_place = zeros(LONG_ENTRIES * text_pieces.LONG_ENTRY)
         self.made = np.zeros(1, np.int64)
         self.made_place = address(self.made)
+        self.used = 0.0
         self._arrays: dict[tuple[str, int], tuple[NDArray[Any], int]] = {}
+        self._size = self._seen = 0
+        self._empty_caches()
+
+    def _empty_caches(self) -> None:
+        self.entries = ENTRIES[self._size]
+        self.long_entries = self.entries // LONG_PART
+        self.memory, self.memory_place = zeros(self.entries * text_pieces.ENTRY + text_pieces.PADDING)
+        self.long_memory, self.long_place = zeros(self.long_entries * text_pieces.LONG_ENTRY)
+
+    def grow(self, nbytes: int) -> None:
+        """So many bytes of text come: the caches become larger if they are too small for the text so far."""
+        self._seen += nbytes
+        if self._seen > self.entries * BYTES_EACH and self._size < len(ENTRIES) - 1:
+            self._size += 1
+            self._empty_caches()
 
     def array(self, name: str, side: int, size: int, kind: Any) -> tuple[NDArray[Any], int]:
         """An array of at least ``size`` numbers, which keeps its contents between calls, and its address."""
@@ -44,9 +70,39 @@ class Room:
         self._arrays = small
 
 
+class Rooms:
+    """The rooms of a tokenizer. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._free: deque[Room] = deque()
+
+    def take(self) -> Room:
+        """The room that was used last, or a new one if all are in use."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Room()
+
+    def give_back(self, room: Room) -> None:
+        """A call has ended. Rooms beyond one for each core, and those that are no longer used, are dropped."""
+        room.used = now = time.monotonic()
+        self._free.append(room)
+        if len(self._free) == 1:
+            return
+        from pellucid.runtime.processors import processors  # takes a while, and most programs use one room
+
+        try:
+            while len(self._free) > 1 and (
+                len(self._free) > processors().usable or now - self._free[0].used > UNUSED
+            ):
+                self._free.popleft()
+        except IndexError:  # other threads have taken them
+            pass
+
+
 def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
-    """Zeroed memory, in large pages if the system has them, as lookups in it are scattered; and its address."""
-    array = Arena().take(nbytes)
+    """Zeroed memory and its address."""
+    array = aligned(nbytes)
     array[:] = 0
     return array, address(array)
 
