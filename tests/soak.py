@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-MORE_MEMORY = 128 << 20  # bytes: the allocator's own, after minutes of other requests
+MORE_MEMORY = 64 << 20  # bytes: the allocator's own, after an hour of other requests
 POOL = 40  # threads that anyio keeps for calls that may take a while
 TOPICS = ("the sea", "a river", "the moon", "bread", "a clock", "winter", "a song", "the road")
 WRONG: tuple[Any, ...] = (

@@ -30,11 +30,14 @@ from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task
 from pellucid.runtime.executor import FORKED
+from pellucid.runtime.memory import give_back_heap
 from pellucid.runtime.sequence import MOST_AHEAD
 
 T = TypeVar("T")
 AHEAD = 16
 """Results that a task may be ahead of its reader. They hold the logits of their tokens."""
+REST = 0.5
+"""Seconds without a task after which the thread ends and gives memory back."""
 TARGET = 0.15
 """Seconds that a step takes at most, if it can be helped, while it reads prompts beside sequences that make text."""
 
@@ -201,20 +204,27 @@ class Engine:
                 for event in self._settled:
                     event.set()
                 self._settled.clear()
-            if not len(self._scheduler):
+            resting = not len(self._scheduler)
+            if self._heard(idle, REST if resting else math.inf):
+                continue
+            if not idle:
+                self._step()
+            elif resting:
                 self.runner.trim()
+                give_back_heap()
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None
                         return
-            if not self._heard(idle) and not idle:
-                self._step()
 
-    def _heard(self, idle: bool) -> bool:
-        """Act on the next message, if there is one; if ``idle``, wait for it until the next deadline."""
+    def _heard(self, idle: bool, patience: float) -> bool:
+        """Act on the next message, if there is one; if ``idle``, wait for it until the next deadline.
+
+        Wait no longer than ``patience`` seconds.
+        """
         if not idle and self._inbox.empty():
             return False
-        left = min((job.seconds_left for job in self._timed), default=math.inf)
+        left = min((job.seconds_left for job in self._timed), default=patience)
         try:
             kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
         except Empty:

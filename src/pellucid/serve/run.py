@@ -16,6 +16,7 @@ from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
+from pellucid.util.collection import collect_requests
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def run_app(
     )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
+    collect_requests()
     ready(url)  # it listens already: who asks now waits for the loop
     _Server(config, begin).run(sockets=[listening])
 

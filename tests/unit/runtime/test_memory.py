@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, give_back
+from pellucid.runtime.memory import CACHE_LINE, Arena, aligned, give_back, give_back_heap
 from pellucid.runtime.pool import Pool
 
 
@@ -54,6 +54,17 @@ def test_memory_is_given_back_in_whole_pages_and_no_others(start: int, nbytes: i
     assert (inside == 0).sum() >= nbytes - 2 * 4096
     memory[:] = 3  # it can be used again
     assert (memory == 3).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the memory")
+def test_freed_memory_of_the_allocator_is_given_back() -> None:
+    kept = [np.ones(50_000, np.uint8) for _ in range(2000)]  # too small for mappings of their own
+    last = np.ones(50_000, np.uint8)  # above them: the allocator cannot shrink its memory from the end
+    del kept
+    before = resident()
+    give_back_heap()
+    assert resident() < before - (50 << 20)
+    assert last.all()
 
 
 def resident() -> int:

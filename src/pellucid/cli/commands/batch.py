@@ -41,7 +41,9 @@ def command(
     """Answer the requests of a file (chat and text completions, embeddings), several at a time."""
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
+    from pellucid.util.collection import collect_requests
 
+    collect_requests()
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
     if batch.lines and asked is not None:
