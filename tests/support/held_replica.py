@@ -54,7 +54,7 @@ class HeldLink:
 
 
 def held(llm: LLM, path: Any, size: int) -> Callable[[str], Coroutine[Any, Any, RemoteModel]]:
-    """What loads the model of a file for a server: it runs on ``llm``."""
+    """A server's function that loads a model: its requests run on ``llm``."""
 
     async def load(name: str) -> RemoteModel:
         fleet = Fleet(ClusterSecret.drawn())

@@ -34,21 +34,29 @@ def command(
     """
     import webbrowser
 
+    from pellucid.serve.names import served_names
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)
-    names = list(dict.fromkeys(models or all_models(pull=False)))
+    sources = served_names(models or all_models(pull=False))
 
     def load(name: str) -> Any:
-        return loading.load(name, cap_context=True, before=lambda inputs: None)
+        return loading.load(sources[name], cap_context=True, before=lambda inputs: None)
 
     def ready(url: str) -> None:
         if browser and not webbrowser.open(url):
             typer.echo(f"no browser can be opened here: open {url}", err=True)
 
     rules = access_rules(HOST, None, None, None, None)
-    serve(names, load, int(usual_memory()), rules, Settings(HOST, port, GRACE, first=bool(models)), ready)
+    serve(
+        list(sources),
+        load,
+        int(usual_memory()),
+        rules,
+        Settings(HOST, port, GRACE, first=bool(models)),
+        ready,
+    )
 
 
 COMMAND = Command("look", command)

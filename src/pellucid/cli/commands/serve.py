@@ -41,6 +41,10 @@ def command(
             show_default=False,
         ),
     ] = None,
+    alias: Annotated[
+        Texts,
+        _repeated("NAME=FILE: the name of a model in requests", "By default the file's, without its folder."),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[Any, common.count("The port to listen at.")] = 8000,
     key: Annotated[Texts, _repeated("A key that requests must have", "Also PELLUCID_KEY.")] = None,
@@ -55,6 +59,10 @@ def command(
     ] = False,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
+    connections: Annotated[Any, common.count("How many connections there may be at a time.")] = 1024,
+    receive: Annotated[
+        Any, common.number("Seconds in which a request's headers must come, and then its body.")
+    ] = 20.0,
     *,
     loading: LoadOptions,
     draft: Draft = None,
@@ -68,6 +76,7 @@ def command(
 
     The first named model is loaded now, others when they are asked for.
     """
+    from pellucid.serve.names import served_names
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import real, whole
 
@@ -78,20 +87,30 @@ def command(
         whole("queue", queue, 1, 1 << 20),
     )
 
-    names = list(dict.fromkeys(models or all_models(pull)))
+    named = bool(models or alias)
+    sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
+    names = list(sources)
     own = {
         name: {"draft": draft if name == names[0] else None, "cap_context": True, "pulls": pull}
         for name in names
     }
 
     def load(name: str) -> Any:
-        llm = loading.load(name, **own[name], before=lambda inputs: None)
+        llm = loading.load(sources[name], **own[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         return llm
 
-    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
+    settings = Settings(
+        host,
+        port,
+        real("grace", grace, 0.0, 3600.0),
+        first=named,
+        connections=whole("connections", connections, 1, 1 << 20),
+        receive=real("receive", receive, 0.0, 3600.0, above=True),
+    )
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        asked.serve({name: {**asdict(loading), **own[name]} for name in names}, waiting, rules, settings)
+        loads = {name: (sources[name], {**asdict(loading), **own[name]}) for name in names}
+        asked.serve(loads, waiting, rules, settings)
     else:
         serve(names, load, int(limit), rules, settings)
 

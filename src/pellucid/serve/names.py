@@ -1,0 +1,55 @@
+"""The names by which requests ask for models: short ones as they are, files and folders without where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.weights.catalogue import find
+from pellucid.weights.gguf import SPLIT_NAME
+
+ENDINGS = (".gguf", ".safetensors")
+
+
+def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
+    """What to load by the names of requests, in the order of ``models``, then of those that only ``aliases`` name.
+
+    An alias is "NAME=MODEL". Without one a file's name is its stem, and a folder's its own: no path is shown.
+
+    Raises:
+        InvalidRequest: an alias is none, or two models would have one name.
+    """
+    given = dict[str, str]()
+    for alias in aliases:
+        name, _, model = alias.partition("=")
+        if not name.strip() or not model:
+            raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
+        if given.setdefault(model, name) != name:
+            raise InvalidRequest(
+                f"--alias: {brief(model)} would be {given[model]} and {name}: a model has one name"
+            )
+    found = dict[str, str]()
+    for model in dict.fromkeys([*models, *given]):
+        name = given.get(model) or _usual_name(model)
+        if name in found:
+            raise InvalidRequest(
+                f"{brief(found[name])} and {brief(model)} would both be called {brief(name)}: "
+                f"name one of them, --alias NAME={brief(model)[1:-1]}"
+            )
+        found[name] = model
+    return found
+
+
+def _usual_name(model: str) -> str:
+    if find(model) is not None:
+        return model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name or model
+    if os.path.lexists(path) or (model.endswith(ENDINGS) and ":" not in model):
+        split = SPLIT_NAME.fullmatch(path.name)
+        return split["stem"] if split else path.stem
+    return model
