@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.commands.serve import access_rules, all_models, usual_memory
+from pellucid.cli.commands.serve import all_models, usual_memory
 from pellucid.cli.load_options import LoadOptions
 
 HOST, GRACE = "127.0.0.1", 1.0
@@ -34,6 +34,7 @@ def command(
     """
     import webbrowser
 
+    from pellucid.serve.guard import LOOPBACK, AccessRules
     from pellucid.serve.names import served_names
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import whole
@@ -48,7 +49,7 @@ def command(
         if browser and not webbrowser.open(url):
             typer.echo(f"no browser can be opened here: open {url}", err=True)
 
-    rules = access_rules(HOST, None, None, None, None)
+    rules = AccessRules(hosts=LOOPBACK)
     serve(
         list(sources),
         load,
