@@ -96,5 +96,5 @@ def status(answer: bytes) -> int:
 
 
 def body(answer: bytes) -> bytes:
-    """What comes after the headers of an answer."""
+    """The body of an answer."""
     return answer.partition(b"\r\n\r\n")[2]

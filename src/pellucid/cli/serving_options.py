@@ -26,7 +26,7 @@ def repeated(help: str, more: str = "") -> Any:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """What was asked of the edge; keys are in the environment too."""
+    """The options. Keys may be in the environment, too."""
 
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1"
     port: Annotated[Any, common.count("The port to listen at.")] = 8000
@@ -43,7 +43,7 @@ class ServingOptions:
     ] = 20.0
 
     def rules(self) -> AccessRules:
-        """Who may ask."""
+        """The rules of access: keys, hosts, origins."""
         from pellucid.serve.guard import LOOPBACK, AccessRules
 
         own = [*(self.key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]

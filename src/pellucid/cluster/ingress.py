@@ -47,6 +47,7 @@ def serve_cluster(
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED)
+    pool.needed = names[0]
     replacing = set[asyncio.Task[None]]()
 
     async def replace(names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """HTTP connections over uvicorn's: how many there may be, and how long each may take to say what it wants.
 
-A connection that asks for nothing yet costs a file descriptor. At the limit the oldest of these makes way for a new
-connection; if all are being answered, the new one gets status 503. So clients that connect and send nothing, or
-little, neither stop the server nor use up its descriptors.
+An idle connection, without a whole request, costs a file descriptor. At the limit a new connection replaces the oldest
+idle one; if none is idle, the new one gets status 503. So clients that connect and send little neither stop the server
+nor use up its descriptors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Connections:
         self._open: dict[Connection, None] = {}  # those that have waited longest first
 
     def come(self, connection: Connection) -> None:
-        """A connection has come. Another makes way for it, or it is refused, if there are too many."""
+        """A new connection. At the limit it replaces the oldest idle one, or is refused."""
         idle = next((one for one in self._open if one.is_idle), None)
         self._open[connection] = None
         if len(self._open) <= self.most:
@@ -85,7 +85,7 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has asked for nothing yet, or has been answered."""
+        """It has no request, or has answered the last one."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -164,14 +164,14 @@ class Connection(H11Protocol):
 
 
 def _backlog(most: int) -> int:
-    """Those that wait are all accepted before one of them is looked at: they need descriptors, too."""
+    """The length of the queue of new connections. All in it may be accepted at once, and need descriptors."""
     return max(1, min(TOGETHER, most // 2))
 
 
 def possible_connections(asked: int) -> int:
-    """How many connections there may be: as many as were ``asked`` for, or as the process may have descriptors for.
+    """The limit of connections: ``asked``, or less if the process may not open so many files.
 
-    The process's limit is raised as far as it may be.
+    The process's limit of files is raised as far as the system allows.
     """
     try:
         import resource
@@ -200,7 +200,7 @@ def possible_connections(asked: int) -> int:
 
 
 def _open_files() -> int:
-    """How many file descriptors the process has; a guess where the system does not tell."""
+    """The number of open file descriptors; a guess where the system does not tell."""
     try:
         return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
     except OSError:

@@ -74,7 +74,7 @@ def given_key(headers: Headers) -> bytes:
 
 
 def _is_same(given: bytes, key: str) -> bool:
-    """Whether a key was given, in UTF-8 or in Latin-1: clients write headers in either."""
+    """Compare a given key with a known one in UTF-8 and in Latin-1: clients write headers in either."""
     forms = [key.encode(errors="surrogateescape")]
     with suppress(UnicodeEncodeError):
         forms.append(key.encode("latin-1"))

@@ -1,4 +1,4 @@
-"""The names by which requests ask for models: short ones as they are, files and folders without where they are."""
+"""The names of models in requests: short names as they are, files and folders without their path."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ENDINGS = (".gguf", ".safetensors")
 
 
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
-    """What to load by the names of requests, in the order of ``models``, then of those that only ``aliases`` name.
+    """Models by their names in requests: first ``models`` in their order, then further ones of ``aliases``.
 
-    An alias is "NAME=MODEL". Without one a file's name is its stem, and a folder's its own: no path is shown.
+    An alias is "NAME=MODEL". Otherwise a file is called by its stem and a folder by its name: no path is shown.
 
     Raises:
         InvalidRequest: an alias is none, or two models would have one name.

@@ -75,7 +75,7 @@ def run_app(
 ) -> None:
     """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C.
 
-    ``begin`` is awaited first, in the event loop; what it raises is raised here.
+    ``begin`` is awaited in the event loop meanwhile. What it raises ends the server, and is raised here.
     """
     host, port = listening.getsockname()[:2]
     connections = Connections(possible_connections(settings.connections), settings.receive)
@@ -98,7 +98,7 @@ def run_app(
 
 
 class _Server(uvicorn.Server):
-    """A server that begins with something else, and lets requests run for the seconds of ``grace`` at its end."""
+    """A server that awaits ``begin`` while it answers. At its end requests may run for ``grace`` seconds."""
 
     def __init__(
         self,
@@ -109,13 +109,26 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._ending, self._grace, self._begin = ending, grace, begin
+        self._beginning: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         if self._begin:
-            await self._begin()
+            self._beginning = asyncio.ensure_future(self._begun(self._begin))
         await super().serve(sockets)
+        if self._failure:
+            raise self._failure
+
+    async def _begun(self, begin: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await begin()
+        except Exception as error:
+            self._failure, self.should_exit = error, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beginning:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
         timer = asyncio.get_running_loop().call_later(self._grace, self._ending.end)
         await super().shutdown(sockets)
         timer.cancel()

@@ -133,7 +133,7 @@ def test_no_bytes_break_the_edge(
 
 @given(st.text("abc019.:[]@/%\\ é_-", max_size=12))
 def test_a_host_is_a_name_or_an_address_with_a_port(host: str) -> None:
-    """What the expression takes has the name that a client of this host connects to (httpx)."""
+    """Hosts of the expression are hosts for a client, too (httpx)."""
     if HOST.fullmatch(host) and "[" not in host:
         name, _, port = host.partition(":")
         assert not set("@/%\\[] é") & set(host)
