@@ -20,7 +20,7 @@ def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
     An alias is "NAME=MODEL". Otherwise a file is called by its stem and a folder by its name: no path is shown.
 
     Raises:
-        InvalidRequest: an alias is none, or two models would have one name.
+        InvalidRequest: an alias is none, two models would have one name, or there is no such file.
     """
     given = dict[str, str]()
     for alias in aliases:
@@ -33,7 +33,8 @@ def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
             )
     found = dict[str, str]()
     for model in dict.fromkeys([*models, *given]):
-        name = given.get(model) or _usual_name(model)
+        usual = _usual_name(model)
+        name = given.get(model, usual)
         if name in found:
             raise InvalidRequest(
                 f"{brief(found[name])} and {brief(model)} would both be called {brief(name)}: "
@@ -49,7 +50,10 @@ def _usual_name(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         return path.resolve().name or model
-    if os.path.lexists(path) or (model.endswith(ENDINGS) and ":" not in model):
+    if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
+        # Now, and not when a client asks for it, who need not know where the server's files are.
+        raise InvalidRequest(f"there is no file {brief(model)}: give the path of one, or a name")
+    if os.path.lexists(path):
         split = SPLIT_NAME.fullmatch(path.name)
         return split["stem"] if split else path.stem
     return model

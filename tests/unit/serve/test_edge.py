@@ -273,6 +273,11 @@ def test_requests_that_outlive_the_grace_get_an_error_of_their_api(tmp_path: Pat
         assert "the server ends" in said, (path, text[-300:])
 
 
+def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:
+    page = httpx.get(server.url, headers={"Accept": "text/html"})
+    assert page.headers["cross-origin-opener-policy"] == "same-origin"
+
+
 KEYS = st.text(st.characters(min_codepoint=33, exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=9)
 
 

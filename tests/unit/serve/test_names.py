@@ -29,8 +29,8 @@ def test_files_and_folders_have_their_own_names(folder: Path, monkeypatch: pytes
     ]
     assert served_names(models) == dict(zip(("some-1.5B-q4", "big", "Qwen2.5-0.5B"), models))
     monkeypatch.chdir(folder / "d" / "Qwen2.5-0.5B")
-    assert served_names([".", "../../a/some-1.5B-q4.gguf", "no/such.gguf"]) == {
-        "Qwen2.5-0.5B": ".", "some-1.5B-q4": "../../a/some-1.5B-q4.gguf", "such": "no/such.gguf"
+    assert served_names([".", "../../a/some-1.5B-q4.gguf"]) == {
+        "Qwen2.5-0.5B": ".", "some-1.5B-q4": "../../a/some-1.5B-q4.gguf"
     }  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def test_what_is_refused(folder: Path) -> None:
         ([], ["smollm2"], "must be NAME=FILE"),
         ([], ["=smollm2"], "must be NAME=FILE"),
         ([], ["gpt="], "must be NAME=FILE"),
+        (["smollm2", "no/such.gguf"], [], "there is no file 'no/such.gguf'"),
+        ([], ["gpt=such.safetensors"], "there is no file 'such.safetensors'"),
         ([one], [f"a={one}", f"b={one}"], "a model has one name"),
     ):
         with pytest.raises(InvalidRequest, match=said):
