@@ -70,7 +70,7 @@ class ClusterServer:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         self.client = openai.OpenAI(base_url=self.url + "/v1", api_key="none", timeout=SECONDS, max_retries=0)
-        self.model = str(model)
+        self.path, self.model = model, model.stem
 
     def _read(self) -> None:
         assert self.process.stderr is not None

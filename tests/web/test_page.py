@@ -99,7 +99,11 @@ class Visit:
         )
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.goto(url)
-        self.page.locator(wait).first.wait_for(timeout=SECONDS)
+        load = self.page.get_by_role("button", name="Load it")
+        self.page.locator(wait).or_(load).first.wait_for(timeout=SECONDS)
+        if load.count():
+            load.click()
+            self.page.locator(wait).first.wait_for(timeout=SECONDS)
 
     def choose(self, model: str) -> None:
         self.page.locator("header select").select_option(model)
@@ -108,6 +112,10 @@ class Visit:
     def write(self, text: str, tokens: int = 12, **options: Any) -> None:
         fill(self.page, text, tokens=tokens, **options)
         run_form(self.page, SECONDS)
+
+    def make_again(self) -> None:
+        """Click on what makes the text of the page's address."""
+        self.page.get_by_role("button", name="Make it again").click()
 
     def open(self, stage: str) -> Any:
         section = self.page.locator(f"#stage-{stage}")
@@ -293,6 +301,7 @@ def test_branches_and_alternatives(browser: Any, server: PageServer) -> None:
     assert len(branches) == 3
     visit.close()
     again = Visit(browser, address)
+    again.make_again()
     again.page.locator(".branches li").nth(2).wait_for(timeout=SECONDS)
     ended(again.page, SECONDS)
     assert again.page.locator(".branches li").all_inner_texts() == branches
@@ -320,6 +329,7 @@ def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) ->
         "leaf": 99,
     }
     visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
+    visit.make_again()
     visit.page.get_by_text("The address is of another text").wait_for(timeout=SECONDS)
     assert visit.page.locator(".text .token").count() == 3
     visit.open("attention")
@@ -329,6 +339,38 @@ def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) ->
         other = Visit(browser, f"{server.url}/{hash}")
         assert other.page.locator("#prompt").input_value() != ""
         other.close()
+
+
+def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageServer) -> None:
+    """Any site can open the page: it asks for nothing but names, and the site has no hold on its window."""
+    made = [{"from": 0, "token": None, "count": 3}]
+    at = {"form": {"text": "some words"}, "stage": "beams", "made": made, "leaf": 1}
+    Visit(browser, server.url).close()  # the first model is in memory
+    for model, is_loaded in (("smollm2", True), ("learned", False)):
+        server.models._loaded.pop(model if not is_loaded else "", None)
+        context = browser.new_context()
+        site, asked = context.new_page(), list[tuple[str, str]]()
+        context.on(
+            "request", lambda one, asked=asked: asked.append((one.method, one.url.removeprefix(server.url)))
+        )
+        with context.expect_page() as opened:
+            site.evaluate(
+                "(url) => { window.opened = open(url); }",
+                f"{server.url}/#{quote(json.dumps({'model': model, **at}))}",
+            )
+        page = opened.value
+        page.get_by_role("button", name="Make it again" if is_loaded else "Load it").wait_for(timeout=SECONDS)
+        page.wait_for_timeout(1000)
+        assert {method for method, _ in asked} == {"GET"}
+        assert (f"/look/models/{model}" in [path for _, path in asked]) == is_loaded
+        assert page.evaluate("window.opener") is None
+        assert site.evaluate("window.opened.closed")
+        if not is_loaded:
+            page.get_by_role("button", name="Load it").click()
+        page.get_by_role("button", name="Make it again").click()
+        page.locator(".text .token").first.wait_for(timeout=SECONDS)
+        assert ("POST", "/look/generate") in asked
+        context.close()
 
 
 def test_the_keyboard_reaches_everything(browser: Any, server: PageServer) -> None:
@@ -662,6 +704,7 @@ def test_a_place_that_is_none_is_the_usual_one(browser: Any, server: PageServer,
     stage = "beams" if isinstance(at, dict) and "beams" in at else "attention"
     address = {"model": "mixture", "form": {"text": "some words"}, "stage": stage, "at": at, "made": made}
     visit = Visit(browser, f"{server.url}/#{quote(json.dumps(address))}")
+    visit.make_again()
     section = visit.page.locator(f"#stage-{stage}")
     section.locator("ol li").first.wait_for(timeout=SECONDS)
     assert visit.page.locator(".error").count() == 0

@@ -82,16 +82,20 @@ class Replicas:
         )
 
     def serve(
-        self, models: Mapping[str, Mapping[str, Any]], queue: int, rules: AccessRules, settings: Settings
+        self,
+        models: Mapping[str, tuple[str, Mapping[str, Any]]],
+        queue: int,
+        rules: AccessRules,
+        settings: Settings,
     ) -> None:
-        """Serve models on the cluster: by their names, the options of ``load``.
+        """Serve models on the cluster: by their names, what to load and the options of ``load``.
 
         Raises:
             InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
         """
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
-        replicas = {name: self._settings(name, options) for name, options in models.items()}
+        replicas = {name: self._settings(*what) for name, what in models.items()}
         serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
 
     @contextmanager
@@ -105,13 +109,13 @@ class Replicas:
         with model_on_cluster(self._settings(name, options), self.address, _secret()) as model:
             yield model
 
-    def _settings(self, name: str, options: Mapping[str, Any]) -> ReplicaSettings:
+    def _settings(self, source: str, options: Mapping[str, Any]) -> ReplicaSettings:
         from pellucid.cluster.actors import ReplicaSettings
 
         given = {option: value for option, value in options.items() if value is not None}
         if "draft" in given and self.stages > 1:
             raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
-        return ReplicaSettings(name, given, self.cpus, self.least, self.most, self.stages)
+        return ReplicaSettings(source, given, self.cpus, self.least, self.most, self.stages)
 
 
 @contextmanager

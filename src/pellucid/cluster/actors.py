@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import ray
 
+from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
@@ -108,11 +108,8 @@ class ReplicaActor:
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
         replica.drain()
-        print(
-            f"{self._name}: a stage is gone; what ran is read again when it is back",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self._name}: a stage is gone; what ran is read again when it is back")
+        failures = RefusalLog(self._name)
         while True:
             await asyncio.sleep(AGAIN)
             if replica.busy:
@@ -122,7 +119,7 @@ class ReplicaActor:
                 await asyncio.to_thread(runner.begin_all, addresses)
                 break
             except Exception as error:  # whatever it is, without its stages the replica is of no use
-                print(f"{self._name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failures.add(f"{type(error).__name__}: {error}")
         replica.resume()
 
     async def listen(self) -> tuple[str, str, str]:
@@ -166,7 +163,7 @@ class ReplicaActor:
         try:
             await replica.serve()
         except Exception as error:
-            print(f"{self._name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            say(f"{self._name}: {type(error).__name__}: {error}")
         self._end()
 
     def _end(self) -> None:

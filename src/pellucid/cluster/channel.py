@@ -17,7 +17,6 @@ import select
 import selectors
 import socket
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pellucid.cluster.lost import StageLost
+from pellucid.cluster.refusals import RefusalLog
 
 HEAD, TAG = 4, 16  # bytes of the length, and those that AES-GCM adds
 GREETING = HEAD + TAG
@@ -176,6 +176,7 @@ class Listener:
     """Listens at a port of ``host`` until those who have one of the keys are connected."""
 
     def __init__(self, host: str) -> None:
+        self._refusals = RefusalLog("a stage")
         self._socket = socket.create_server((host, 0), backlog=STRANGERS)
         self.address = f"{host}:{self._socket.getsockname()[1]}"
 
@@ -196,6 +197,7 @@ class Listener:
                 while len(found) < len(keys):
                     if is_over() or time.monotonic() > end:
                         raise StageLost(f"{len(keys) - len(found)} of the stages before do not connect")
+                    self._refusals.tell()
                     late = time.monotonic() - GREETS
                     for connection in [one for one, (_, came) in waiting.items() if came < late]:
                         self._refuse(connection, selector, waiting)
@@ -259,11 +261,7 @@ class Listener:
                 del waiting[ready]
                 found[key] = Receiver(ready, cipher, nonce)
                 return
-        print(
-            "a stage: a connection was refused: it is of none of the other stages",
-            file=sys.stderr,
-            flush=True,
-        )
+        self._refusals.add("a connection was refused: it is of none of the other stages")
         self._refuse(ready, selector, waiting)
 
     @staticmethod

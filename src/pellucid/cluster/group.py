@@ -189,6 +189,8 @@ class RemoteGroup(TextGroup):
         """Take a message of a replica. Returns whether it has ended."""
         if kind == "token":
             number, index, *values = fields
+            if not 0 <= number < len(self.builders):
+                raise wire.WireError(f"a token of text {number} of {len(self.builders)}")
             builder = self.builders[number]
             if index != len(builder.ids) or builder.ended:
                 raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")

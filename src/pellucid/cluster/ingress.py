@@ -47,6 +47,7 @@ def serve_cluster(
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED)
+    pool.needed = names[0]
     replacing = set[asyncio.Task[None]]()
 
     async def replace(names: Sequence[str]) -> None:
@@ -66,4 +67,4 @@ def serve_cluster(
         async with pool.use(names[0]):
             pass
 
-    run_app(create_app(pool, rules), names, listening, settings, begin=begin)
+    run_app(create_app(pool, rules, settings.receive), names, listening, settings, begin=begin)

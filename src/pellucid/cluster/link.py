@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ import zmq
 import zmq.asyncio
 
 from pellucid.cluster import wire
+from pellucid.cluster.refusals import RefusalLog
 from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
@@ -42,6 +42,7 @@ class ReplicaLink:
         self._context, self._secret, self._session = context, secret, session
         self._hear, self._changed = hear, changed
         self._socket: zmq.asyncio.Socket | None = None
+        self._failures = RefusalLog(f"the replica at {address}")
         self._tasks = [asyncio.ensure_future(self._live())]
 
     def send(self, *message: Any) -> None:
@@ -62,8 +63,7 @@ class ReplicaLink:
             try:
                 await self._connected()
             except Exception as error:  # whatever it has sent, it may do better on another connection
-                said = f"{type(error).__name__}: {error}"
-                print(f"the replica at {self.address} was left: {said}", file=sys.stderr, flush=True)
+                self._failures.add(f"its connection was left: {type(error).__name__}: {error}")
             finally:
                 self._lost()
             await asyncio.sleep(AGAIN)

@@ -42,7 +42,6 @@ from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
 T = TypeVar("T")
-MOST_SEQUENCES = 256
 NAMES = [one.name for one in fields(EngineState) if one.name != "stage_seconds"]
 
 
@@ -113,7 +112,7 @@ class RemoteModel:
         how = self._admission.with_options(options)
         asked = with_recommended(options, self.recommended)
         parsed = Options.of(**asked)
-        n = whole("n", n, 1, MOST_SEQUENCES)
+        n = whole("n", n, 1, wire.MOST_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
         # What a replica would refuse is refused here, before an answer begins.

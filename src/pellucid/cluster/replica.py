@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,6 +18,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from pellucid.cluster import wire
 from pellucid.cluster.known import AskedPart, KnownParts
 from pellucid.cluster.lost import StageLost
+from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.cluster.watching import PartWatch
 from pellucid.cluster.work import WORKS
@@ -31,6 +31,7 @@ FORGETS = (
 )
 LATELY = 5.0  # seconds within which an ingress that is there is heard
 DOMAIN = b"pellucid"
+MOST_NAME = 256  # characters
 
 
 class Replica:
@@ -45,6 +46,8 @@ class Replica:
     ) -> None:
         self.llm, self.secret, self.name = llm, secret, name
         self._lost, self._recovering = lost, False
+        # Strangers that connect do not hide what is said of ingresses.
+        self._strangers, self._refusals = RefusalLog(f"replica {name}"), RefusalLog(f"replica {name}")
         self._parts: dict[tuple[bytes, int], AskedPart] = {}
         self._known = KnownParts()
         self._outbox: list[tuple[bytes, list[Any]]] = []
@@ -128,7 +131,7 @@ class Replica:
                 for message in wire.unpack(frames[0]):
                     self._act(sender, message)
             except Exception as error:
-                _log(f"replica {self.name}: a message was refused: {type(error).__name__}: {error}")
+                self._refusals.add(f"a message was refused: {type(error).__name__}: {error}")
 
     async def _refused(self) -> None:
         """Say who was refused before they were heard."""
@@ -140,7 +143,7 @@ class Replica:
                 if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
                 else ("it is no ingress of this cluster, or its secret is another one")
             )
-            _log(f"replica {self.name}: a connection was refused: {why}")
+            self._strangers.add(f"a connection was refused: {why}")
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
         kind, *fields = message
@@ -174,6 +177,8 @@ class Replica:
             run = WORKS.get(what) if isinstance(what, str) else None
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
+            if len(name) > MOST_NAME:
+                raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MOST_NAME}")
             made = AskedPart(sender, int(number), name)
             made.whole = not any(body.get("begun", {}).values())
             self._remember(made)
@@ -211,7 +216,7 @@ class Replica:
     def _recovered(self, task: asyncio.Future[None]) -> None:
         self._recovering = False
         if not task.cancelled() and (error := task.exception()):
-            _log(f"replica {self.name}: {type(error).__name__}: {error}")
+            say(f"replica {self.name}: {type(error).__name__}: {error}")
 
     def _remember(self, part: AskedPart) -> None:
         """A part begins: it is known by its number, and by its name for some time."""
@@ -253,7 +258,7 @@ class Replica:
             self._tell(part, "lost")
         except BaseException as error:
             if not isinstance(error, PellucidError):
-                _log(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
+                say(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
             self._tell(part, "error", *wire.error_fields(error))
 
     def _over(self, part: AskedPart, work: Any, task: asyncio.Task[None]) -> None:
@@ -323,6 +328,8 @@ class Replica:
         before = (0, 0.0)
         while True:
             await asyncio.sleep(TELLS)
+            self._strangers.tell()
+            self._refusals.tell()
             changes, self._pages = self._pages, []
             now = engine.steps, engine.step_seconds
             steps, seconds = now[0] - before[0], now[1] - before[1]
@@ -339,7 +346,3 @@ class Replica:
                     self._forget(sender)
                 else:
                     self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -60,8 +60,8 @@ async def supervised(
         PellucidError: what the replica has failed with.
     """
     supervisor = Supervisor(Fleet(secret, queue), settings, secret)
-    supervisor.start()
     try:
+        await supervisor.start()
         await supervisor.ready(seconds)
     except BaseException:
         await supervisor.close()

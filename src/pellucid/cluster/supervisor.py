@@ -1,4 +1,8 @@
-"""Replicas as actors of Ray: it places them, starts them again when they end, and says where they are."""
+"""Replicas as actors of Ray: it places them, starts them again when they end, and says where they are.
+
+Ray's head may be away, and does not answer until it is back. Questions to it are asked in threads: requests do not pass
+through Ray, and go on.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,23 @@ import contextlib
 import hashlib
 import math
 import socket
-import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
 from pellucid.cluster.actors import ReplicaActor, ReplicaSettings, answer
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, PellucidError, QueueFull
 
+T = TypeVar("T")
 NAMESPACE = "pellucid"
 SCALES = 2.0  # seconds between two looks at how many replicas are needed
 BUSY, IDLE = 0.75, 0.25
@@ -28,9 +35,9 @@ BUSY, IDLE = 0.75, 0.25
 QUIET = 60.0  # seconds that a replica must have been too many
 DRAINS = 30.0  # seconds that requests have to end before they are handed over
 MOST_FAILURES = 60  # times that a replica cannot be started before another takes its place
-SAYS = 10.0  # seconds after which it is said that there is no room
+SAYS = 5.0  # seconds after which it is said that there is no room, and between two looks at that
 LEAVES = 0.3  # seconds that replicas have to hear that a server leaves
-REACHES = 5.0  # seconds to reach a cluster's address
+REACHES = 5.0  # seconds to reach a cluster's address, or its head at the end
 TURN = 0.05  # seconds between two looks at what is waited for
 RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
 WAITS = 60.0  # seconds after which a replica that loads hears again that it is waited for
@@ -47,20 +54,21 @@ class Supervisor:
         self._names = set[str]()
         """All that there have been: a name is free again only some time after its actor has ended."""
         self._quiet = 0.0
-        self._scaling: asyncio.Task[None] | None = None
+        self._tasks = list[asyncio.Task[None]]()
         self._closed = self._replacing = False
         self.failure: PellucidError | None = None
         """Why no replica can be started."""
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start as many replicas as there are at least; those of an ingress that has ended are found again."""
-        known = [one for one in ray.util.list_named_actors() if one.startswith(self._prefix)]
+        known = [one for one in await asked(ray.util.list_named_actors) if one.startswith(self._prefix)]
         for name in sorted(known)[: self.settings.most]:
             self._add(name)
         for _ in range(self.settings.least - len(self._kept)):
             self._add()
+        self._tasks.append(asyncio.ensure_future(self._tell_placed()))
         if self.settings.most > self.settings.least:
-            self._scaling = asyncio.ensure_future(self._scale())
+            self._tasks.append(asyncio.ensure_future(self._scale()))
 
     async def ready(self, seconds: float = math.inf) -> None:
         """Wait until a replica is up.
@@ -69,12 +77,7 @@ class Supervisor:
             QueueFull: none is after so many ``seconds``.
             PellucidError: what the first one has failed with.
         """
-        up, began, needed = (
-            asyncio.ensure_future(self.fleet.ready(math.inf)),
-            time.monotonic(),
-            self.settings.cpus,
-        )
-        end = began + seconds
+        up, end = asyncio.ensure_future(self.fleet.ready(math.inf)), time.monotonic() + seconds
         try:
             while not up.done():
                 await asyncio.wait([up], timeout=0.2)
@@ -82,19 +85,24 @@ class Supervisor:
                     raise self.failure
                 if time.monotonic() > end:
                     raise QueueFull("no machine of the cluster has room for this model: ask again later")
-                free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-                if time.monotonic() - began > SAYS and free < needed and not any(self._kept_addresses()):
-                    began = math.inf
-                    print(
-                        f"no machine of the cluster has {needed} free cores: waiting",
-                        file=sys.stderr,
-                        flush=True,
-                    )
         finally:
             up.cancel()
 
-    def _kept_addresses(self) -> list[str]:
-        return [one.address for one in self._kept.values()]
+    async def _tell_placed(self) -> None:
+        """Say how many replicas have a machine, while others wait for one."""
+        told = 0, 0
+        while True:
+            await asyncio.sleep(SAYS)
+            now = sum(one.placed for one in self._kept.values()), len(self._kept)
+            if now != told and (now[0] < now[1] or told[0] < told[1]):
+                placed = f"{self._prefix[:-1]}: {now[0]} of {now[1]} placed"
+                cores = f"{self.settings.cpus} free core{'s' if self.settings.cpus > 1 else ''}"
+                say(
+                    placed
+                    if now[0] == now[1]
+                    else f"{placed}: each of the others needs a machine with {cores}"
+                )
+            told = now
 
     async def replace(self) -> None:
         """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing.
@@ -114,7 +122,7 @@ class Supervisor:
             if self._closed:
                 return
             before = {link.address for link in self.fleet.links if link.up}
-            free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+            free = (await asked(ray.available_resources)).get("CPU", 0)
             has_room = free >= self.settings.cpus * self.settings.stages
             if not has_room:
                 await self._remove(name, DRAINS)
@@ -127,8 +135,8 @@ class Supervisor:
     async def close(self) -> None:
         """Leave all replicas, which end if no other server uses them; those that have not begun are ended."""
         self._closed = True
-        if self._scaling:
-            self._scaling.cancel()
+        for task in self._tasks:
+            task.cancel()
         up = {link.address: link for link in self.fleet.links if link.up}
         for link in up.values():
             link.send("leave")
@@ -137,7 +145,7 @@ class Supervisor:
             if one.task:
                 one.task.cancel()
             if one.address not in up:
-                _kill(one.actor)
+                await _kill(one.actor)
         await asyncio.gather(*(one.task for one in self._kept.values() if one.task), return_exceptions=True)
         self._kept.clear()
 
@@ -146,32 +154,36 @@ class Supervisor:
         if name is None:
             name = next(one for n in count(1) if (one := f"{self._prefix}{n}") not in self._names)
         self._names.add(name)
-        actor = (
-            ray.remote(ReplicaActor)
-            .options(
-                name=name,
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                lifetime="detached",
-                num_cpus=self.settings.cpus,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=64,
-                scheduling_strategy="SPREAD",
-            )
-            .remote(self.settings, self._secret.text, name)
-        )
-        self._kept[name] = _Kept(name, actor)
+        self._kept[name] = _Kept(name)
         self._kept[name].task = asyncio.ensure_future(self._keep(self._kept[name]))
+
+    def _made(self, name: str) -> Any:
+        """The actor of a name, which is started unless it is there."""
+        made = ray.remote(ReplicaActor).options(
+            name=name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=self.settings.cpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=64,
+            scheduling_strategy="SPREAD",
+        )
+        return made.remote(self.settings, self._secret.text, name)
 
     async def _keep(self, one: _Kept) -> None:
         """Know where a replica is, also after it was started again."""
         failures = 0
         while True:
             try:
+                if one.actor is None:
+                    one.actor = await asked(lambda: self._made(one.name))
+                await answer(one.actor.waited_for.remote())
+                one.placed = True
                 one.address, secret, where = await _listens(one.actor)
                 self.fleet.add(one.address, ClusterSecret(secret))
-                print(f"{one.name} is at {one.address} on {where}", file=sys.stderr, flush=True)
+                say(f"{one.name} is at {one.address} on {where}")
                 await answer(one.actor.served.remote())
                 failures = 0
             except RayError as error:
@@ -180,16 +192,18 @@ class Supervisor:
                 if isinstance(cause, PellucidError):  # what a new start would not change
                     self.failure = cause
                     self._kept.pop(one.name, None)
-                    _kill(one.actor)
+                    await _kill(one.actor)
                     if any(link.up for link in self.fleet.links):  # else whoever waits for the first is told
-                        print(f"{one.name} cannot be started: {cause}", file=sys.stderr, flush=True)
+                        say(f"{one.name} cannot be started: {cause}")
                     return
-                if (failures >= MOST_FAILURES or _has_ended(one.name)) and one.name in self._kept:
+                has_ended = one.actor is not None and await asked(lambda: _has_ended(one.name))
+                if (failures >= MOST_FAILURES or has_ended) and one.name in self._kept:
                     del self._kept[one.name]
-                    _kill(one.actor)
+                    await _kill(one.actor)
                     self._add()
                     return
             finally:
+                one.placed = False
                 if one.address:
                     await self.fleet.remove(one.address)
                     one.address = ""
@@ -210,7 +224,7 @@ class Supervisor:
         if one.task:
             one.task.cancel()
             await asyncio.gather(one.task, return_exceptions=True)
-        _kill(one.actor)
+        await _kill(one.actor)
 
     async def _scale(self) -> None:
         """One replica more while there is too much to do, one less after a quiet time."""
@@ -220,7 +234,7 @@ class Supervisor:
             busy = (self.fleet.running + self.fleet.waiting) / max(slots, 1)
             now = len(self._kept)
             self._quiet = self._quiet + SCALES if busy < IDLE else 0.0
-            if busy > BUSY and now < self.settings.most and all(self._kept_addresses()):
+            if busy > BUSY and now < self.settings.most and all(one.address for one in self._kept.values()):
                 self._add()
             elif self._quiet >= QUIET and now > self.settings.least:
                 self._quiet = 0.0
@@ -250,9 +264,36 @@ def _has_ended(name: str) -> bool:
     return False
 
 
-def _kill(actor: Any) -> None:
-    with contextlib.suppress(RayError):
-        ray.kill(actor)
+async def _kill(actor: Any) -> None:
+    if actor is not None:
+        with contextlib.suppress(RayError, asyncio.TimeoutError):  # without Ray's head it ends as an orphan
+            await asyncio.wait_for(asked(lambda: ray.kill(actor)), REACHES)
+
+
+async def asked(question: Callable[[], T]) -> T:
+    """The answer of Ray's head to a question. Without the head the thread that asks waits, and nothing else.
+
+    Each question has a thread of its own: a pool would fill with waiting threads, and delay the server's end.
+
+    Raises: what the question raises.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[T] = loop.create_future()
+
+    def tell(set_what: Callable[[Any], None], value: Any) -> None:
+        if not found.done():
+            set_what(value)
+
+    def run() -> None:
+        try:
+            what = found.set_result, question()
+        except Exception as error:
+            what = found.set_exception, error  # type: ignore[assignment]
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, *what)
+
+    threading.Thread(target=run, name="pellucid-ray", daemon=True).start()
+    return await found
 
 
 def _digest(settings: ReplicaSettings) -> str:
@@ -263,10 +304,13 @@ def _digest(settings: ReplicaSettings) -> str:
 
 @dataclass(eq=False)
 class _Kept:
-    """A replica that is kept running: where it listens (empty while it starts), and what looks after it."""
+    """A replica that is kept running: its ``actor`` (None until it is made), whether a machine was found for it, where
+    it listens (empty while it starts), and what looks after it.
+    """
 
     name: str
-    actor: Any
+    actor: Any = None
+    placed: bool = False
     address: str = ""
     task: asyncio.Task[None] | None = None
 

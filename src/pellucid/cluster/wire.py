@@ -30,6 +30,7 @@ VERSION = 3
 """Of this protocol. An ingress and a replica of different versions do not talk."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes: what is larger than a piece is sent in several, up to so much
+MOST_SEQUENCES = 256  # texts of one request
 HEARTBEAT, DEAD = 1000, 3000  # milliseconds between signs of life; without one until a connection is lost
 
 

@@ -15,6 +15,7 @@ from pellucid.engine.request import RequestGroup
 from pellucid.engine.run import Admission
 from pellucid.engine.text_group import MadeToken
 from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
@@ -54,9 +55,16 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWat
 
 
 def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
-    """The requests of a body: one for all chains that begin, one for each that goes on."""
-    begun = {int(number): pairs for number, pairs in body["begun"].items()}
-    options, numbers = Options.of(**body["options"]), [int(one) for one in body["numbers"]]
+    """The requests of a body: one for all chains that begin, one for each that goes on.
+
+    Raises:
+        WireError: ``numbers`` is no list of different numbers below the limit.
+    """
+    numbers, begun = (
+        _numbers(body["numbers"]),
+        {int(number): pairs for number, pairs in body["begun"].items()},
+    )
+    options = Options.of(**body["options"])
     chains, found = dict(zip(numbers, _chains(options, numbers))), list[Group]()
     make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(one) for one in body["edits"]]
@@ -73,6 +81,15 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
             first = watch.first_output(number, len(body["prompt"]))
             group = make(Options.of(**given), [chains[number]], how, watching, before, first_output=first)
             found.append(([number], len(pairs), group))
+    return found
+
+
+def _numbers(given: Any) -> list[int]:
+    """The numbers of chains, each once."""
+    listed = given if isinstance(given, list) else []
+    found = [one for one in listed if type(one) is int and 0 <= one < wire.MOST_SEQUENCES]
+    if not found or len(found) != len(listed) or len(set(found)) != len(found):
+        raise wire.WireError(f"numbers={brief(given)}: must be different numbers below {wire.MOST_SEQUENCES}")
     return found
 
 

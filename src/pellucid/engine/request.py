@@ -36,17 +36,17 @@ def _collect(
     start = time.perf_counter()
     for number, output in engine.run(task, how, ahead=_ahead(builders)):
         if not builders[number].ended:
-            yield number, _added(task, builders, number, output, start)
+            yield number, _added(task, builders, number, output, start)[0]
 
 
 def _added(
     task: GenerationTask, builders: list[OutputBuilder], number: int, output: TokenOutput, start: float
-) -> TokenOutput:
+) -> tuple[TokenOutput, MadeToken]:
     """The output of a sequence, added to its builder; the sequence stops if the user's function says so."""
-    output = builders[number].add(output, time.perf_counter() - start)
+    output, token = builders[number].add(output, time.perf_counter() - start)
     if output.finish_reason == "until":
         task.stop(number)
-    return output
+    return output, token
 
 
 def _begun(
@@ -221,19 +221,19 @@ class RequestGroup(TextGroup):
         if self._run:
             self._run.close()
 
-    def stream(self) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
         """As the iteration, for an event loop. It begins now: a full queue is reported by this call."""
         self._begin()
         return self._streamed(self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)))
 
     async def _streamed(
         self, run: Run[tuple[int, TokenOutput]]
-    ) -> AsyncGenerator[tuple[int, TokenOutput], None]:
+    ) -> AsyncGenerator[tuple[int, MadeToken], None]:
         task, builders, start = self._task, self.builders, time.perf_counter()
         async with aclosing(run.stream()) as outputs:
             async for number, output in outputs:
                 if not builders[number].ended:
-                    yield number, _added(task, builders, number, output, start)
+                    yield number, _added(task, builders, number, output, start)[1]
 
 
 class Request:

@@ -18,17 +18,10 @@ from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace
 
 
-class TokenText(Protocol):
-    """What every answer needs of a token: the text that it completes, and why it is the last one, if it is."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def finish_reason(self) -> str | None: ...
-
-
 class MadeToken(Struct, frozen=True):
-    """What is kept of a token output. ``logprobs`` and ``trace`` are None unless the options request them.
+    """A token with all that an answer says of it: builders keep these, streams yield them.
+
+    ``logprobs`` and ``trace`` are None unless the options request them.
 
     ``probability`` is the token's after the chain, where a step of the chain goes on from it (else 1).
     """
@@ -110,8 +103,11 @@ class OutputBuilder:
         """Whether the last token has come."""
         return self.finish_reason is not None
 
-    def add(self, output: TokenOutput, seconds: float) -> TokenOutput:
-        """Add a token output that came ``seconds`` after the start. The request's own function may make it the last."""
+    def add(self, output: TokenOutput, seconds: float) -> tuple[TokenOutput, MadeToken]:
+        """Add a token output that came ``seconds`` after the start. The request's own function may make it the last.
+
+        Returns the output, and what is kept of it.
+        """
         until = self.options.until
         if (
             until
@@ -119,8 +115,9 @@ class OutputBuilder:
             and until("".join(self.texts) + output.text + output.held)
         ):
             output = replace(output, text=output.text + output.held, finish_reason="until", held="")
-        self.keep(MadeToken.of(output, self.options), seconds)
-        return output
+        token = MadeToken.of(output, self.options)
+        self.keep(token, seconds)
+        return output, token
 
     def keep(self, token: MadeToken, seconds: float) -> None:
         """Keep a token that came ``seconds`` after the start."""
@@ -185,8 +182,11 @@ class TextGroup(ABC):
         """Wait in an event loop until it has ended; it must have been started. Cancelling this ends it."""
 
     @abstractmethod
-    def stream(self) -> AsyncGenerator[tuple[int, TokenText], None]:
-        """Start it, and yield (sequence number, token). A full queue is reported by this call."""
+    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
+        """Start it, and yield (sequence number, token). A full queue is reported by this call.
+
+        ``builders`` may be ahead of the token that is yielded: several may come at a time.
+        """
 
     @abstractmethod
     def close(self) -> None:

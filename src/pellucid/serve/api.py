@@ -91,9 +91,10 @@ def known_apis() -> Mapping[str, Api]:
 
 
 def error_form(path: str) -> ErrorForm:
-    """The form of an error for a path."""
+    """The form of an error for a path, which may be none ("*", "host:443")."""
+    known = path if path.startswith("/") else "/"
     found = (
-        (prefix, api) for api in known_apis().values() for prefix in api.prefixes if path.startswith(prefix)
+        (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)
     )
     return max(found, key=lambda one: len(one[0]))[1].error
 
@@ -149,7 +150,7 @@ class ClientCall:
                 raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
             parts.append(part)
         body = b"".join(parts)
-        whole = (self.viewer.key.encode(), self.number.encode(), self.request.url.path.encode(), body)
+        whole = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
         self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
         try:
             return json.loads(body, parse_constant=_no_constant)
@@ -206,11 +207,19 @@ SSE = "text/event-stream"
 
 @dataclass(frozen=True)
 class StreamForm:
-    """How events are written: each by ``encode``, and ``end`` after the last."""
+    """How events are written: each by ``encode``, and ``end`` after the last.
+
+    ``encode_error``: an error in their midst, where that is not an event like the others.
+    """
 
     media_type: str
     encode: Callable[[dict[str, Any]], bytes]
     end: bytes = b""
+    encode_error: Callable[[dict[str, Any]], bytes] | None = None
+
+    def error(self, event: dict[str, Any]) -> bytes:
+        """An error in the midst of events."""
+        return (self.encode_error or self.encode)(event)
 
 
 def _data(event: Mapping[str, Any]) -> bytes:
@@ -231,7 +240,10 @@ LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encod
 
 
 def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
-    """Server-sent events with ids, by which a client that has lost its connection gets the rest."""
+    """Server-sent events with ids, by which a client that has lost its connection gets the rest.
+
+    An error has none: a client that asks again has not had the event that should have come.
+    """
     count = call.events
 
     def encode(event: dict[str, Any]) -> bytes:
@@ -239,7 +251,7 @@ def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
         count += 1
         return f"id: {call.number}:{count}\n".encode() + form.encode(event)
 
-    return replace(form, encode=encode)
+    return replace(form, encode=encode, encode_error=form.encode)
 
 
 async def event_stream(
@@ -267,9 +279,10 @@ async def event_stream(
                 try:
                     event = await anext(events, None)
                 except Exception as failed:
-                    yield form.encode(call.error(status_of(failed), str(failed)))
+                    yield form.error(call.error(status_of(failed), str(failed)))
                     return
             yield form.end
 
+    call.request.state.stream = form
     headers = {"Cache-Control": "no-cache", **(headers or {})}
     return StreamingResponse(encoded(), media_type=form.media_type, headers=headers)

@@ -22,11 +22,11 @@ from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 
 GONE = 499  # nobody reads it
-RETRY = {"Retry-After": "1"}
+HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a body that is late may never end
 
 
-def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
-    """The application, for any ASGI server."""
+def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> Starlette:
+    """The application, for any ASGI server. A request's body has ``seconds`` to come (``Guard``)."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -43,7 +43,7 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
         for api in known_apis().values()
         for name, one in api.routes.items()
     ]
-    middleware = [Middleware(Guard, rules)]
+    middleware = [Middleware(Guard, rules, seconds)]
     if rules.origins:
         cors = Middleware(
             CORSMiddleware, allow_origins=list(rules.origins), allow_methods=["*"], allow_headers=["*"]
@@ -57,7 +57,7 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     """The answer to a path or a method that no API has."""
-    path = request.url.path
+    path = request.scope["path"]
     message = f"{request.method} {path[:200]}: {error.detail.lower()}"
     return answer(error_form(path)(error.status_code, message), error.status_code, error.headers)
 
@@ -65,7 +65,7 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     """The answer where a bug is; its traceback goes to the server's log."""
     message = f"a bug of the server: {type(error).__name__}; its log has more"
-    return answer(error_form(request.url.path)(500, message), 500)
+    return answer(error_form(request.scope["path"])(500, message), 500)
 
 
 def _served(
@@ -92,6 +92,6 @@ def _served(
             return Response(status_code=GONE)
         except PellucidError as error:
             status = status_of(error)
-            return answer(api.error(status, str(error)), status, RETRY if status == 503 else None)
+            return answer(api.error(status, str(error)), status, HEADERS.get(status))
 
     return endpoint

@@ -57,7 +57,7 @@ async def generated(
         asked = await run_in_threadpool(read, llm)
         for at, group in enumerate(asked.groups):
             group.named(f"{call.digest}:{at}", call.events > 0)
-        route = call.request.url.path
+        route = call.request.scope["path"]
         live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
         stack.enter_context(call.live.running(live))
         call.number = live.number

@@ -44,6 +44,8 @@ class ModelPool:
     ) -> None:
         self.names, self._load, self._limit = list(names), load, limit
         self.created = int(time.time())
+        self.needed: str | None = None
+        """A model without which the server is not ready, whether or not it is loaded yet."""
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
         self._limiter: CapacityLimiter | None = None  # which an event loop makes
@@ -62,6 +64,16 @@ class ModelPool:
         """A model if it is in memory."""
         served = self._loaded.get(name)
         return served.llm if served else None
+
+    @property
+    def missing(self) -> list[str]:
+        """The models without anything to run on: no replica is up. Requests for them wait."""
+        found = []
+        for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
+            states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
+            if served is None or (states is not None and not any(states.replicas.values())):
+                found.append(name)
+        return found
 
     def known(self, name: str) -> str:
         """The name. Raises ModelNotFound if the server has no such model."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -13,23 +17,32 @@ from starlette.applications import Starlette
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
 from pellucid.serve.app import create_app
+from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
+from pellucid.serve.ending import Ending
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
 from pellucid.util.collection import collect_requests
+
+RECEIVE = 20.0  # seconds for the headers of a request, and for its body
+LAST = 5  # seconds for the errors of requests that outlive the time of grace
 
 
 @dataclass(frozen=True)
 class Settings:
     """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM.
 
-    ``first``: the first model is loaded before anybody is answered.
+    ``first``: the first model is loaded before anybody is answered. ``connections`` is how many there may be at a time;
+    ``receive`` how many seconds the headers of a request may take, and then its body, beside a second for each
+    ``guard.SLOWEST`` bytes.
     """
 
     host: str
     port: int
     grace: float
     first: bool = True
+    connections: int = USUAL
+    receive: float = RECEIVE
 
 
 def serve(
@@ -50,7 +63,7 @@ def serve(
     models = ModelPool(names, load, limit)
     if settings.first:
         models.put(names[0], load(names[0]))
-    run_app(create_app(models, rules), names, listening, settings, ready)
+    run_app(create_app(models, rules, settings.receive), names, listening, settings, ready)
 
 
 def run_app(
@@ -63,34 +76,64 @@ def run_app(
 ) -> None:
     """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C.
 
-    ``begin`` is awaited first, in the event loop; what it raises is raised here.
+    ``begin`` is awaited in the event loop meanwhile. What it raises ends the server, and is raised here.
     """
     host, port = listening.getsockname()[:2]
+    connections = Connections(possible_connections(settings.connections), settings.receive)
+    ending = Ending(app)
+    http: Any = partial(Connection, connections)  # a class for each connection, or what is called like it
     config = uvicorn.Config(
-        app,
+        ending,
+        http=http,
+        ws="none",
+        backlog=connections.backlog,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        timeout_graceful_shutdown=math.ceil(settings.grace) + LAST,
         server_header=False,
     )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
     collect_requests()
     ready(url)  # it listens already: who asks now waits for the loop
-    _Server(config, begin).run(sockets=[listening])
+    _Server(config, ending, settings.grace, begin).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server that begins with something else."""
+    """A server that awaits ``begin`` while it answers. At its end requests may run for ``grace`` seconds."""
 
-    def __init__(self, config: uvicorn.Config, begin: Callable[[], Awaitable[object]] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ending: Ending,
+        grace: float,
+        begin: Callable[[], Awaitable[object]] | None,
+    ) -> None:
         super().__init__(config)
-        self._begin = begin
+        self._ending, self._grace, self._begin = ending, grace, begin
+        self._beginning: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         if self._begin:
-            await self._begin()
+            self._beginning = asyncio.ensure_future(self._begun(self._begin))
         await super().serve(sockets)
+        if self._failure:
+            raise self._failure
+
+    async def _begun(self, begin: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await begin()
+        except Exception as error:
+            self._failure, self.should_exit = error, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beginning:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
+        timer = asyncio.get_running_loop().call_later(self._grace, self._ending.end)
+        await super().shutdown(sockets)
+        timer.cancel()
 
 
 def listen(settings: Settings) -> socket.socket:

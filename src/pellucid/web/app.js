@@ -59,7 +59,7 @@ function Recorded({ recorded, onFile, fileError, onClose }) {
 /** The models of a server. */
 function Served({ said, isHidden, onFile, fileError }) {
   const [models, setModels] = useState(null), [model, setModel] = useState(null), [info, setInfo] = useState(null), [error, setError] = useState(null), [turn, setTurn] = useState(0);
-  const [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = useView(said);
+  const [agreed, setAgreed] = useState(false), [form, setForm] = useState({ ...FORM, ...said.form }), [edits, setEdits] = useState(said.edits ?? []), { stage, setStage, at, choose, main, width } = useView(said);
   // Without a key that counts nothing can be asked: the page asks for one.
   const onError = (one) => one.status === 401 && (setError(one), true);
   const writing = useWriting({ model, info, onError }), { run, running } = writing;
@@ -81,31 +81,30 @@ function Served({ said, isHidden, onFile, fileError }) {
     }, setError);
   }, [turn]);
 
+  // Any site can open this page at an address: what the address asks for begins with a click.
+  const asksToLoad = !agreed && said.model === model && models?.find((one) => one.name === model)?.loaded === false;
   useEffect(() => {
-    if (!model) return undefined;
+    if (!model || asksToLoad) return undefined;
     const stop = new AbortController();
     writing.clear();
     setInfo(null);
     get(`/look/models/${encodeURIComponent(model)}`, stop.signal).then(setInfo, (one) => one.name !== "AbortError" && setError(one));
     return () => stop.abort();
-  }, [model, turn]);
+  }, [model, turn, asksToLoad]);
 
-  // What the address says is made again, once.
-  useEffect(() => {
-    if (!info || said.model !== model || !said.made) return;
-    const { made, leaf } = said;
+  const offered = info && said.model === model && said.made?.[0]?.form.text ? said.made : null;
+  const again = () => {
     said.made = null;
-    if (!made.length || !made[0].form.text) return;
-    if (info.generates) writing.again(made, leaf);
-    else writing.write(made[0].form, edits);
-  }, [info]);
+    if (info.generates) writing.again(offered, said.leaf);
+    else writing.write(offered[0].form, edits);
+  };
 
   const address = () => toAddress({ model, form, stage, at, edits, made: run.made, leaf: run.leaf });
   useEffect(() => {
-    if (!model || running || said.made?.length) return undefined;
+    if (!info || running || offered) return undefined;
     const timer = setTimeout(() => history.replaceState(null, "", address()[0]), QUIET);
     return () => clearTimeout(timer);
-  }, [model, form, stage, at, edits, run.made, run.leaf, running]);
+  }, [model, info, form, stage, at, edits, run.made, run.leaf, running, offered]);
 
   const { tree, leaf } = run, path = tree.path(leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
   const text = useWhile(running, useMemo(() => ({ ids, pieces, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
@@ -120,6 +119,7 @@ function Served({ said, isHidden, onFile, fileError }) {
   if (isHidden) return null;
   if (error) return html`${header()}<main><p class="error" role="alert">${error.message}</p>
     ${error.status === 401 ? html`<${Key} onKey=${retry} />` : html`<button type="button" onClick=${retry}>Try again</button>`}</main>`;
+  if (asksToLoad) return html`${header()}<main><p role="status">This address is about ${model}, which is not in the server's memory. <button type="button" onClick=${() => setAgreed(true)}>Load it</button></p></main>`;
   if (!info) return html`${header()}<main><p class="empty" role="status">${model ? `Loading ${model} …` : "Asking the server for its models …"}</p></main>`;
   const look = { model, info, edits: edit ? edits : [], form, ...text };
   const last = Math.max(0, text.ids.length - 1), place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, info.blocks.length - 1) };
@@ -151,7 +151,7 @@ function Served({ said, isHidden, onFile, fileError }) {
     <main class="columns">
       <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
         promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
-        link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
+        offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
         <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
       <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />
     </main>`;

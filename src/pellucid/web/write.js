@@ -12,7 +12,7 @@ function surprise(p) {
 
 const ENDS = { stop: "The model has ended the text.", length: "As many tokens as were asked for, or as the context holds.", time: "The time is over." };
 
-export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, link }) {
+export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, link, offer }) {
   const set = (part) => setForm({ ...form, ...part });
   const submit = (event) => {
     event.preventDefault();
@@ -31,6 +31,7 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
       <div class="bar"><button type="submit" class="main" disabled=${running || !form.text}>${info.generates ? "Generate" : "Read"}</button>
         ${running && html`<button type="button" onClick=${stop}>Stop</button>`}${link && !running && html`<${CopyLink} link=${link} />`}</div>
     </form>
+    ${offer && !running && html`<p class="note" role="status">This address tells how a text was made. <button type="button" onClick=${offer}>Make it again</button></p>`}
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="note" role="status">${running ? "" : ENDS[finish] ?? ""}</p>
     ${promptPieces.length > 0 && html`<${Text} promptPieces=${promptPieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}

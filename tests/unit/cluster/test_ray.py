@@ -163,7 +163,7 @@ def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: Clust
 
     read(server.url, {}, 60)
     assert 0 < len(text) < len(wanted.text)
-    other = ClusterServer(Path(server.model), nodes.address, "--replicas", "2")
+    other = ClusterServer(server.path, nodes.address, "--replicas", "2")
     try:
         other.wait(2)
         assert set(other.pids()) == set(server.pids()[-2:]), "it finds the replicas that run"
@@ -230,7 +230,7 @@ print("there" if there else "gone")
 def test_replicas_that_have_ended_for_good(nodes: Any, server: ClusterServer) -> None:
     """One that nobody asks ends by itself; in place of one that is gone a server makes another at once."""
     name = next(line.split()[0] for line in reversed(server.said) if " is at " in line)
-    command = [sys.executable, "-c", ORPHAN, nodes.address, server.model, name]
+    command = [sys.executable, "-c", ORPHAN, nodes.address, str(server.path), name]
     made = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
     assert made.stdout.endswith("gone\n"), made.stderr
     end = time.monotonic() + SECONDS / 3

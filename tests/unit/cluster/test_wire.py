@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from support.replicas import SECRET, ReplicaProcess
 
 from pellucid import errors
-from pellucid.cluster import wire
+from pellucid.cluster import wire, work
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.refusals import MOST_LINES, SECONDS, RefusalLog
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.watching import PartWatch
 from pellucid.engine.text_group import MadeToken, PromptFacts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
@@ -120,6 +123,68 @@ def test_a_secret_is_long_and_never_printed() -> None:
     assert one.replica.secret != one.ingress.secret
     assert ClusterSecret(SECRET).replica == one.replica
     assert ClusterSecret.drawn().text != ClusterSecret.drawn().text
+
+
+def test_numbers_of_chains_are_few(alone: LLM) -> None:
+    """Whoever has the secret can name a number, and no memory is taken for it."""
+
+    async def asked(numbers: Any) -> None:
+        body = {
+            "prompt": [1, 2], "options": {"max_new_tokens": 2}, "edits": [], "watch": [], "numbers": numbers,
+            "begun": {}, "priority": 0, "deadline": None,
+        }  # fmt: skip
+        told = list[tuple[Any, ...]]()
+        await work.generate(alone, body, lambda *more: told.append(more), PartWatch(alone, lambda *_: None))
+        assert [one[0] for one in told].count("token") == 2 * len(numbers)
+
+    most = wire.MOST_SEQUENCES
+    for numbers in (
+        [10**9],
+        [most],
+        [-1],
+        [0, 0],
+        [0, 10**30],
+        [],
+        [True],
+        [0.0],
+        ["0"],
+        {0: 0},
+        "0",
+        5,
+        None,
+        [0] * 10**6,
+    ):
+        with pytest.raises(wire.WireError, match="must be different numbers below 256"):
+            asyncio.run(asked(numbers))
+    asyncio.run(asked([0, most - 1]))
+
+
+@given(st.lists(st.floats(0, 30), max_size=300))
+def test_refusals_are_counted(gaps: list[float]) -> None:
+    now, said = 0.0, list[str]()
+    log = RefusalLog("a replica", said.append, lambda: now)
+    for number, gap in enumerate(gaps):
+        now += gap / 10
+        log.add(str(number))
+    now += SECONDS
+    log.tell()
+    more = [int(line.split()[2].replace(",", "")) for line in said if "more were refused" in line]
+    assert len(said) - len(more) + sum(more) == log.count == len(gaps)
+    assert len(said) <= (MOST_LINES + 1) * (1 + now // SECONDS)
+
+
+def test_many_strangers_make_few_lines(llama_file: Path) -> None:
+    # ZMTP 3.0 (RFC 23 of ZeroMQ): signature, version, mechanism, whether it is a server, filler.
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+    with ReplicaProcess(llama_file, "one") as replica:
+        host, _, port = replica.address.removeprefix("tcp://").rpartition(":")
+        for _ in range(200):
+            with socket.create_connection((host, int(port)), 5) as one, suppress(ConnectionError):
+                one.sendall(greeting)
+                while one.recv(100):
+                    pass
+        said = replica.close().splitlines()
+    assert MOST_LINES <= len(said) <= 3 * (MOST_LINES + 1), said
 
 
 def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:

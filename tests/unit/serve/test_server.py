@@ -527,7 +527,7 @@ def test_the_command_ends_when_it_is_told_to(folder: Path) -> None:
     assert process.stderr is not None
     line = next(line for line in process.stderr if line.startswith("serving"))
     url = line.split()[-1].removesuffix("/v1")
-    body = {"model": str(folder / "one"), "prompt": "a", "max_tokens": 1000, "ignore_eos": True}
+    body = {"model": "one", "prompt": "a", "max_tokens": 1000, "ignore_eos": True}
     found: list[Any] = []
     running = threading.Thread(
         target=lambda: found.append(httpx.post(url + "/v1/completions", json=body, timeout=60).json())

@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.commands.serve import access_rules, all_models, usual_memory
+from pellucid.cli.commands.serve import all_models, usual_memory
 from pellucid.cli.load_options import LoadOptions
 
 HOST, GRACE = "127.0.0.1", 1.0
@@ -34,21 +34,30 @@ def command(
     """
     import webbrowser
 
+    from pellucid.serve.guard import LOOPBACK, AccessRules
+    from pellucid.serve.names import served_names
     from pellucid.serve.run import Settings, serve
     from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)
-    names = list(dict.fromkeys(models or all_models(pull=False)))
+    sources = served_names(models or all_models(pull=False))
 
     def load(name: str) -> Any:
-        return loading.load(name, cap_context=True, before=lambda inputs: None)
+        return loading.load(sources[name], cap_context=True, before=lambda inputs: None)
 
     def ready(url: str) -> None:
         if browser and not webbrowser.open(url):
             typer.echo(f"no browser can be opened here: open {url}", err=True)
 
-    rules = access_rules(HOST, None, None, None, None)
-    serve(names, load, int(usual_memory()), rules, Settings(HOST, port, GRACE, first=bool(models)), ready)
+    rules = AccessRules(hosts=LOOPBACK)
+    serve(
+        list(sources),
+        load,
+        int(usual_memory()),
+        rules,
+        Settings(HOST, port, GRACE, first=bool(models)),
+        ready,
+    )
 
 
 COMMAND = Command("look", command)

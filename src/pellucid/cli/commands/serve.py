@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 
@@ -12,18 +12,7 @@ from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
-
-if TYPE_CHECKING:
-    from pellucid.serve.guard import AccessRules
-
-
-Texts: TypeAlias = list[str] | None
-
-
-def _repeated(help: str, more: str = "") -> Any:
-    """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
-
+from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
 Draft = Annotated[
     str | None,
@@ -42,14 +31,10 @@ def command(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[Any, common.count("The port to listen at.")] = 8000,
-    key: Annotated[Texts, _repeated("A key that requests must have", "Also PELLUCID_KEY.")] = None,
-    admin_key: Annotated[
-        Texts, _repeated("A key that may look at all requests that run", "Also PELLUCID_ADMIN_KEY.")
+    alias: Annotated[
+        Texts,
+        repeated("NAME=FILE: the name of a model in requests", "By default the file's, without its folder."),
     ] = None,
-    allow_host: Annotated[Texts, _repeated("A name of this server, as in its address")] = None,
-    allow_origin: Annotated[Texts, _repeated("A web page's origin that may ask")] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
     cache_memory: Annotated[
         Any,
@@ -62,8 +47,8 @@ def command(
         bool, typer.Option("--pull", help="Download models that are not on this machine.")
     ] = False,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
-    grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
     *,
+    serving: ServingOptions,
     loading: LoadOptions,
     draft: Draft = None,
     cluster: Cluster = None,
@@ -76,17 +61,15 @@ def command(
 
     The first named model is loaded now, others when they are asked for.
     """
-    from pellucid.serve.run import Settings, serve
+    from pellucid.serve.names import served_names
+    from pellucid.serve.run import serve
     from pellucid.util.checks import real, whole
 
-    whole("port", port, 0, 65535)
+    settings, rules = serving.settings(first=bool(models or alias)), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
-    rules, waiting = (
-        access_rules(host, key, admin_key, allow_host, allow_origin),
-        whole("queue", queue, 1, 1 << 20),
-    )
-
-    names = list(dict.fromkeys(models or all_models(pull)))
+    waiting = whole("queue", queue, 1, 1 << 20)
+    sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
+    names = list(sources)
     own = {
         name: {
             "draft": draft if name == names[0] else None,
@@ -98,15 +81,16 @@ def command(
     }
 
     def load(name: str) -> Any:
-        llm = loading.load(name, **own[name], before=lambda inputs: None)
+        llm = loading.load(sources[name], **own[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         kept = llm.runner.prefixes.limit / 1e9
-        print(f"{name}: prefix cache of up to {kept:.1f} GB (--cache-memory)", file=sys.stderr, flush=True)
+        said = f"serving {name} with a prefix cache of up to {kept:.1f} GB (--cache-memory)"
+        print(said, file=sys.stderr, flush=True)
         return llm
 
-    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        asked.serve({name: {**asdict(loading), **own[name]} for name in names}, waiting, rules, settings)
+        loads = {name: (sources[name], {**asdict(loading), **own[name]}) for name in names}
+        asked.serve(loads, waiting, rules, settings)
     else:
         serve(names, load, int(limit), rules, settings)
 
@@ -116,24 +100,6 @@ def usual_memory() -> float:
     from pellucid.runtime.processors import machine_bytes
 
     return 0.75 * machine_bytes()
-
-
-def access_rules(
-    host: str,
-    keys: list[str] | None,
-    admins: list[str] | None,
-    hosts: list[str] | None,
-    origins: list[str] | None,
-) -> AccessRules:
-    """Who may ask; keys are in the environment too."""
-    import os
-
-    from pellucid.serve.guard import LOOPBACK, AccessRules
-
-    own = [*(keys or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
-    all_seeing = [*(admins or []), *filter(None, [os.environ.get("PELLUCID_ADMIN_KEY")])]
-    allowed = [*LOOPBACK, *(hosts or [])] if host in LOOPBACK else list(hosts or [])
-    return AccessRules(own, allowed, origins or [], all_seeing)
 
 
 def all_models(pull: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""What operators and tools ask: whether the server is well, and the tokens of a text."""
+"""For operators and tools: liveness, readiness, metrics, the tokens of a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ MOST_TEXT = 1 << 20  # characters
 
 
 async def _health(call: ClientCall) -> Response:
+    """Liveness: the process answers."""
     return answer({"status": "ok", "loaded": call.models.loaded})
+
+
+async def _ready(call: ClientCall) -> Response:
+    """Readiness: a request would run now, or load its model first."""
+    missing = call.models.missing
+    return answer({"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200)
 
 
 async def _tokenize(call: ClientCall) -> Response:
@@ -86,7 +93,8 @@ async def _openapi(call: ClientCall) -> Response:
 OPERATIONS = Api(
     "operations",
     {
-        "GET /health": Route(_health, "Whether the server is well."),
+        "GET /health": Route(_health, "Whether the server is alive."),
+        "GET /ready": Route(_ready, "Whether requests can run: status 503 if a model has no replica."),
         "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),
         "GET /tokenizer_info": Route(_tokenizer_info, "What clients must know of a model's tokenizer."),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup, TokenText
+from pellucid.engine.text_group import MadeToken, TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars.grammar import KINDS
 from pellucid.serve.body import add_ends
@@ -124,17 +124,17 @@ class ChatRun:
         """How many tokens a text of reasoning has."""
         return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
 
-    def stream(self) -> AsyncGenerator[tuple[int, TokenText, list[Part]], None]:
-        """Run it: (answer number, token output, the parts that it completes). A full queue is reported by this call."""
+    def stream(self) -> AsyncGenerator[tuple[int, MadeToken, list[Part]], None]:
+        """Run it: (answer number, token, the parts that it completes). A full queue is reported by this call."""
         return self._streamed(self.group.stream())
 
     async def _streamed(
-        self, running: AsyncGenerator[tuple[int, TokenText], None]
-    ) -> AsyncGenerator[tuple[int, TokenText, list[Part]], None]:
+        self, running: AsyncGenerator[tuple[int, MadeToken], None]
+    ) -> AsyncGenerator[tuple[int, MadeToken, list[Part]], None]:
         parsers = [self.parser() for _ in range(self.count)]
         async with aclosing(running) as outputs:
-            async for at, output in outputs:
-                yield at, output, parsers[at].push(output.text, last=output.finish_reason is not None)
+            async for at, token in outputs:
+                yield at, token, parsers[at].push(token.text, last=token.finish_reason is not None)
 
 
 @dataclass(frozen=True)

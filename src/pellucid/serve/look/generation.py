@@ -45,36 +45,35 @@ class LookGeneration:
         """The events as one list."""
         (group,) = self.groups
         (made,) = group.results()
-        tokens = [self._token(at) for at in range(len(made.ids))]
+        builder = group.builders[0]
+        tokens = [self._token(*one) for one in zip(builder.logprobs, builder.texts, builder.times)]
         return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The events as they come."""
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
-        at = 0
+        times = iter(group.builders[0].times)  # each is there when its token comes
         async with aclosing(group.stream()) as outputs:
-            async for _ in outputs:
-                yield self._token(at)
-                at += 1
+            async for _, token in outputs:
+                assert token.logprobs is not None
+                yield self._token(token.logprobs, token.text, next(times))
         yield self._end(group.results()[0])
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
         return {"type": "prompt", "ids": ids, "pieces": [self.llm.tokenizer.piece(token) for token in ids]}
 
-    def _token(self, at: int) -> dict[str, Any]:
-        builder = self.groups[0].builders[0]
-        found: TokenLogprobs = builder.logprobs[at]
+    def _token(self, found: TokenLogprobs, text: str, seconds: float) -> dict[str, Any]:
         others = zip(found.top_ids.tolist(), np.exp(found.top).tolist())
         return {
             "type": "token",
             "token": found.id,
             "piece": self.llm.tokenizer.piece(found.id),
-            "text": builder.texts[at],
+            "text": text,
             "probability": float(np.exp(found.chosen)),
             "rank": found.rank,
-            "seconds": builder.times[at],
+            "seconds": seconds,
             "alternatives": [
                 {"token": token, "piece": self.llm.tokenizer.piece(token), "probability": p}
                 for token, p in others

@@ -76,11 +76,10 @@ class ChatRequest(ChatRunRequest):
         async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-            async for at, output, parts in outputs:
+            async for at, token, parts in outputs:
                 logprobs = None
-                if self.logprobs is not None:
-                    one = joined(group.builders[at].logprobs[-1:], self.logprobs)
-                    logprobs = chat_logprobs(one, self.run.tokenizer)
+                if self.logprobs is not None and token.logprobs is not None:
+                    logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)
                 deltas = [_part_delta(part) for part in parts]
                 if logprobs and not deltas:
                     deltas = [{"content": ""}]
@@ -89,8 +88,8 @@ class ChatRequest(ChatRunRequest):
                     yield {**begin, "choices": [_delta(at, delta, shown)]}
                 reasoning[at] += "".join(part.text for part in parts if isinstance(part, AnswerReasoning))
                 called |= {at} if any(isinstance(part, CallStart) for part in parts) else set()
-                if output.finish_reason:
-                    reason = finish_reason(output.finish_reason, at in called)
+                if token.finish_reason:
+                    reason = finish_reason(token.finish_reason, at in called)
                     yield {**begin, "choices": [{**_delta(at, {}, None), "finish_reason": reason}]}
         if self.with_usage:
             used = usage(group.results(), sum(map(self.run.tokens, reasoning)))

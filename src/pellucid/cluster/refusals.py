@@ -1,0 +1,47 @@
+"""What is said of connections and messages that are refused: some lines, and how many more there were."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+MOST_LINES, SECONDS = 8, 10.0
+
+
+def say(line: str) -> None:
+    """Write a line to the server's log."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class RefusalLog:
+    """Says up to ``MOST_LINES`` lines in ``SECONDS``, each after ``who``; the others are counted.
+
+    Strangers can connect as often as they like: each of them costs no line. For one thread.
+    """
+
+    def __init__(
+        self, who: str, say: Callable[[str], object] = say, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._who, self._say, self._now = who, say, now
+        self._began, self._lines, self._more = now(), 0, 0
+        self.count = 0
+        """All that were refused."""
+
+    def add(self, why: str) -> None:
+        """Something was refused."""
+        self.tell()
+        self.count += 1
+        if self._lines < MOST_LINES:
+            self._lines += 1
+            self._say(f"{self._who}: {why}")
+        else:
+            self._more += 1
+
+    def tell(self) -> None:
+        """Say how many there were beside those that were said, if their time is over."""
+        if self._now() - self._began < SECONDS:
+            return
+        if self._more:
+            self._say(f"{self._who}: {self._more:,} more were refused ({self.count:,} in all)")
+        self._began, self._lines, self._more = self._now(), 0, 0

@@ -1,0 +1,207 @@
+"""HTTP connections over uvicorn's: how many there may be, and how long each may take to say what it wants.
+
+An idle connection, without a whole request, costs a file descriptor. At the limit a new connection replaces the oldest
+idle one; if none is idle, the new one gets status 503. So clients that connect and send little neither stop the server
+nor use up its descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pellucid.serve.api import answer, error_form
+
+USUAL = 1024  # connections
+SPARE = 64  # file descriptors for models, replicas and threads
+TOGETHER = 1024  # connections that may come before one is looked at
+LOG = logging.getLogger("pellucid.connections")
+LOG.setLevel(logging.ERROR)  # what strangers send is answered and not logged
+
+
+class Connections:
+    """The connections of a server: ``most`` at a time, and ``backlog`` that wait to be accepted.
+
+    ``seconds``: how long a request's headers may take to come.
+    """
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self.most, self.backlog, self.seconds = most, _backlog(most), seconds
+        self._open: dict[Connection, None] = {}  # those that have waited longest first
+
+    def come(self, connection: Connection) -> None:
+        """A new connection. At the limit it replaces the oldest idle one, or is refused."""
+        idle = next((one for one in self._open if one.is_idle), None)
+        self._open[connection] = None
+        if len(self._open) <= self.most:
+            return
+        if idle is not None:
+            del self._open[idle]
+            idle.refuse(503, self.full)
+        elif len(self._open) <= self.most + self.backlog:
+            connection.app = self._busy
+        else:
+            connection.transport.abort()
+
+    def waits(self, connection: Connection) -> None:
+        """A connection has had its answer, and waits for its next request."""
+        if self._open.pop(connection, connection) is None:
+            self._open[connection] = None
+
+    def gone(self, connection: Connection) -> None:
+        """A connection is lost."""
+        self._open.pop(connection, None)
+
+    @property
+    def full(self) -> str:
+        """Why a connection is refused."""
+        return f"the server has {self.most:,} connections, its limit: ask again later, or start it with --connections"
+
+    async def _busy(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application of a connection that is refused."""
+        if scope["type"] == "http":
+            body = error_form(scope["path"])(503, self.full)
+            await answer(body, 503, {"Retry-After": "1", "Connection": "close"})(scope, receive, send)
+
+
+class Connection(H11Protocol):
+    """One connection: a request's headers must come within ``Connections.seconds``, or status 408 ends it."""
+
+    def __init__(self, connections: Connections, **more: Any) -> None:
+        super().__init__(**more)
+        self.logger = LOG
+        self._connections = connections
+        self._late: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """It has no request, or has answered the last one."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As asyncio asks."""
+        super().connection_made(transport)
+        self._limit()
+        self._connections.come(self)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio asks."""
+        self._limit()
+        super().data_received(data)
+        if not self.is_idle:
+            self._unlimit()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn asks."""
+        self._connections.waits(self)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio asks."""
+        self._unlimit()
+        self._connections.gone(self)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn asks, which has read what is no HTTP."""
+        self.refuse(400, "the request is no valid HTTP/1.1, or its headers are too long: correct it")
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with an error, unless an answer has begun, and close."""
+        self._unlimit()
+        if self.transport.is_closing():
+            return
+        waiting = self.conn.our_state is h11.SEND_RESPONSE or (
+            self.conn.our_state is h11.IDLE and self.cycle is None
+        )
+        if waiting:
+            self._answer(status, message)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+    def _answer(self, status: int, message: str) -> None:
+        body = json.dumps(error_form("/")(status, message)).encode()
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            if data := self.conn.send(event):
+                self.transport.write(data)
+
+    def _limit(self) -> None:
+        """The time for its next request begins, unless it has begun."""
+        if self.is_idle and self._late is None:
+            self._late = self.loop.call_later(self._connections.seconds, self._is_late)
+
+    def _unlimit(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _is_late(self) -> None:
+        self._late = None
+        if self.is_idle:
+            seconds = self._connections.seconds
+            self.refuse(
+                408,
+                f"no request has come within {seconds:g} s: send it sooner, or start the server with --receive",
+            )
+
+
+def _backlog(most: int) -> int:
+    """The length of the queue of new connections. All in it may be accepted at once, and need descriptors."""
+    return max(1, min(TOGETHER, most // 2))
+
+
+def possible_connections(asked: int) -> int:
+    """The limit of connections: ``asked``, or less if the process may not open so many files.
+
+    The process's limit of files is raised as far as the system allows.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return asked
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = _open_files() + SPARE
+    needed = others + asked + _backlog(asked)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return asked
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        with suppress(ValueError, OSError):
+            more = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    if soft >= needed:
+        return asked
+    most = max(1, (soft - others) * 2 // 3)
+    print(
+        f"--connections {asked:,}: this process may open {soft:,} files, enough for {most:,} connections: "
+        "raise the limit (ulimit -n)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return most
+
+
+def _open_files() -> int:
+    """The number of open file descriptors; a guess where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
+    except OSError:
+        return SPARE

@@ -1,0 +1,59 @@
+"""The names of models in requests: short names as they are, files and folders without their path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.weights.catalogue import find
+from pellucid.weights.gguf import SPLIT_NAME
+
+ENDINGS = (".gguf", ".safetensors")
+
+
+def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
+    """Models by their names in requests: first ``models`` in their order, then further ones of ``aliases``.
+
+    An alias is "NAME=MODEL". Otherwise a file is called by its stem and a folder by its name: no path is shown.
+
+    Raises:
+        InvalidRequest: an alias is none, two models would have one name, or there is no such file.
+    """
+    given = dict[str, str]()
+    for alias in aliases:
+        name, _, model = alias.partition("=")
+        if not name.strip() or not model:
+            raise InvalidRequest(f"--alias {brief(alias)}: must be NAME=FILE, such as chat=models/some.gguf")
+        if given.setdefault(model, name) != name:
+            raise InvalidRequest(
+                f"--alias: {brief(model)} would be {given[model]} and {name}: a model has one name"
+            )
+    found = dict[str, str]()
+    for model in dict.fromkeys([*models, *given]):
+        usual = _usual_name(model)
+        name = given.get(model, usual)
+        if name in found:
+            raise InvalidRequest(
+                f"{brief(found[name])} and {brief(model)} would both be called {brief(name)}: "
+                f"name one of them, --alias NAME={brief(model)[1:-1]}"
+            )
+        found[name] = model
+    return found
+
+
+def _usual_name(model: str) -> str:
+    if find(model) is not None:
+        return model
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name or model
+    if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
+        # Now, and not when a client asks for it, who need not know where the server's files are.
+        raise InvalidRequest(f"there is no file {brief(model)}: give the path of one, or a name")
+    if os.path.lexists(path):
+        split = SPLIT_NAME.fullmatch(path.name)
+        return split["stem"] if split else path.stem
+    return model

@@ -1,0 +1,64 @@
+"""A replica in this process that sends its messages in frames of a chosen size, so that many tokens come at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pellucid.cluster import wire
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.routing import ReplicaLoad
+from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.watching import PartWatch
+from pellucid.cluster.work import WORKS
+from pellucid.engine.state import EngineState
+from pellucid.llm import LLM
+from pellucid.loading import open_model
+
+
+class HeldLink:
+    """In place of a ``ReplicaLink``: a part runs on ``llm`` to its end, then its messages come, ``size`` in a frame."""
+
+    def __init__(self, fleet: Fleet, llm: LLM, size: int) -> None:
+        self.address, self.load = "held", ReplicaLoad("held")
+        self.up, self.draining, self.slots = True, False, 64
+        self.state: EngineState | None = llm.state()
+        self._fleet, self._llm, self._size = fleet, llm, size
+        self._running: dict[int, asyncio.Task[None]] = {}
+
+    def send(self, kind: str, *fields: Any) -> None:
+        if kind == "run":
+            number, what, _, body = fields
+            (message,) = wire.unpack(wire.pack([[what, body]]))  # as it travels
+            self._running[number] = asyncio.ensure_future(self._run(number, *message))
+        elif kind == "cancel" and (task := self._running.get(fields[0])):
+            task.cancel()
+
+    async def _run(self, number: int, what: str, body: dict[str, Any]) -> None:
+        messages = list[list[Any]]()
+
+        def tell(kind: str, *more: Any) -> None:
+            messages.append([kind, number, *more])
+
+        await WORKS[what](self._llm, body, tell, PartWatch(self._llm, tell))
+        for first in range(0, len(messages), self._size):
+            for message in wire.unpack(wire.pack(messages[first : first + self._size])):
+                self._fleet._hear(self, message)  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
+
+def held(llm: LLM, path: Any, size: int) -> Callable[[str], Coroutine[Any, Any, RemoteModel]]:
+    """A server's function that loads a model: its requests run on ``llm``."""
+
+    async def load(name: str) -> RemoteModel:
+        fleet = Fleet(ClusterSecret.drawn())
+        fleet._links["held"] = HeldLink(fleet, llm, size)  # type: ignore[assignment]
+        return RemoteModel(open_model(path), fleet)
+
+    return load
