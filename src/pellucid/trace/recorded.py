@@ -225,7 +225,7 @@ def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
         part: dict[str, Any] = {}
         if one.tokens.start:
             part["first"] = one.tokens.start
-        if one.point.heads and len(one.heads) < one.point.view.parts:
+        if one.point.heads and not one.has_all_heads:
             part["heads"] = list(one.heads)
         if one.dims is not None:
             part["dims"] = list(one.dims)

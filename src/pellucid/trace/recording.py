@@ -23,7 +23,7 @@ MOST_RUNS = 4096
 
 
 class PlacedPart(Struct, frozen=True):
-    """Where a selected part is in the blocks: of each run of heads, the column of its values or its pattern."""
+    """Where a selected part is: the columns of each run of heads in a block of values, or its pattern block."""
 
     selected: Selected
     places: tuple[int, ...]
@@ -133,11 +133,12 @@ class Recording:
         if point.kind == "state":
             states.append(StateTap(point.write, point.part, point.view.count))
             return PlacedPart(selected, (len(states) - 1,))
+        if point.kind in ("pattern", "scores"):
+            block = patterns[-1].block + 1 if patterns else 0
+            raw = point.kind == "scores"
+            patterns += [PatternTap(point.operation, *run, raw, block) for run in selected.runs()]
+            return PlacedPart(selected, (block,))
         for head, count in selected.runs():
-            if point.kind in ("pattern", "scores"):
-                places.append(len(patterns))
-                patterns.append(PatternTap(point.operation, head, count, point.kind == "scores"))
-                continue
             column = self._columns.get(point.rows, 0)
             places.append(column)
             apart = point.view.apart
@@ -252,11 +253,11 @@ def values_of(
 
 
 def patterns_of(
-    recording: Recording, number: int, positions: range, rows: NDArray[np.float32]
+    recording: Recording, block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
-    """The patterns that a step has handed over for pattern tap ``number``, (n, heads, tokens)."""
+    """The patterns that a step has handed over for a ``block`` of pattern taps, (n, heads, tokens)."""
     for selected, placed in recording.placed.items():
-        if selected.point.kind not in ("pattern", "scores") or number not in placed.places:
+        if selected.point.kind not in ("pattern", "scores") or placed.places != (block,):
             continue
         low = max(positions.start, selected.tokens.start)
         high = min(positions.stop, selected.tokens.stop)

@@ -163,17 +163,18 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def one(self, name: str) -> Selected:
         """The part of a point that was selected. Raises InvalidRequest."""
-        if isinstance(name, str) and name not in self._by_name:
-            name = self._selected_as(name)
-        if name not in self._by_name:
+        found = self._by_name.get(name)
+        if found is None and isinstance(name, str):  # a bracket, or a negative number of a block
+            asked = select(self._points, [name])
+            found = self._by_name.get(asked[0].name) if len(asked) == 1 else None
+            if found is not None and "[" in name and found != asked[0]:
+                raise InvalidRequest(
+                    f"point={brief(name)}: this trace has another part of it: read {found.name} without a bracket"
+                )
+        if found is None:
             some = ", ".join(list(self._by_name)[:5])
             raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
-        return self._by_name[name]
-
-    def _selected_as(self, name: str) -> str:
-        """The point that a name with a bracket or a negative number stands for, if it stands for one."""
-        found = select(self._points, [name])
-        return found[0].name if len(found) == 1 else name
+        return found
 
     @property
     def budget(self) -> int:

@@ -102,7 +102,13 @@ async def _events(
     ended = asyncio.ensure_future(found.ended.wait())
     try:
         points = [
-            {"name": one.name, "shape": one.point.shape, "dtype": one.point.dtype, "heads": list(one.heads)}
+            {
+                "name": one.name,
+                "shape": one.point.shape,
+                "dtype": one.point.dtype,
+                "heads": list(one.heads),
+                "dims": None if one.dims is None else list(one.dims),
+            }
             for one in streams[0].selected
         ]
         yield _event(
