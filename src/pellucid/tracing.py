@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -69,6 +70,7 @@ class TracingModel:
         parsed = self._options({"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options})
         groups = [self._watched_group(prompt, parsed, self._watching({"edits": list(own)})) for own in edits]
         run_together(groups)
+        warn_unused(*groups)
         return [group.results()[0] for group in groups]
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
@@ -113,6 +115,7 @@ class TracingModel:
         Raises: as ``TraceStream``, whose arguments these are.
         """
         assert isinstance(group, RequestGroup)
+        refuse_watched(group)
         stream = TraceStream(self.points, names, limit, notify)
         group.attach(stream.probes(len(group.builders)))
         stream.ended = partial(group.attach, [])
@@ -186,6 +189,7 @@ class TracingModel:
         with self.trace(*points, edits=edits, budget=budget) as trace:
             group = self._watched_group(prompt, self._options(options), trace.watching())
             run_together([group])
+        warn_unused(group)
         made, ids = group.results()[0], self.inputs.prompt(prompt)
         return self._recorded(ids, made.ids, made.text, made, kept, trace)
 
@@ -232,6 +236,7 @@ class TracingModel:
             before = [(token, 1.0) for token in begun]
             group = self._watched_group(run.prompt, self._options(options), trace.watching(), before)
             run_together([group])
+        warn_unused(group)
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:
             options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
@@ -276,6 +281,25 @@ class TracingModel:
         if trace is None:
             return Trace(self.points, ()).watching(own) if own else None
         return trace.watching(own)
+
+
+def warn_unused(*groups: TextGroup) -> None:
+    """Warn of edits that the texts of requests, which have ended, did not use."""
+    warn_all([said for group in groups for said in group.unused()], 4)
+
+
+def warn_all(notices: Sequence[str], level: int = 3) -> None:
+    """Warn of what was not used of edits."""
+    for said in notices:
+        warnings.warn(said, stacklevel=level)
+
+
+def refuse_watched(group: TextGroup) -> None:
+    """Refuse to watch a request whose values are changed or recorded already. Raises InvalidRequest."""
+    if group.watching is not None:
+        raise InvalidRequest(
+            "the request has edits or a trace of its own, and its values cannot be watched: watch another one"
+        )
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pellucid.trace.outputs import array_of
 from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
 from pellucid.trace.selection import Selected
 
+SOME = 3  # edits that a message names
+
 
 class RecordedBlock(NamedTuple):
     """Values that a step has recorded at ``positions``, (n, ...), and the room that they take."""
@@ -57,6 +59,13 @@ class SequenceProbe:
     def private(self) -> bool:
         """As in ``Probe``."""
         return bool(self.recording.edits or self.recording.pattern_edits)
+
+    @property
+    def edited(self) -> str:
+        """As in ``SequenceWatch``."""
+        names = list(dict.fromkeys(one.where for one in self.recording.reaches))
+        more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
+        return ", ".join(names[:SOME]) + more
 
     @property
     def closed(self) -> bool:

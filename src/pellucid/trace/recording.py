@@ -16,6 +16,7 @@ from pellucid.plan.plan import RowKind
 from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edits import ColumnRun, EditOf, columns_of, pattern_rows, rows_of
+from pellucid.trace.reach import reach_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
@@ -79,7 +80,7 @@ class Recording:
     """What is recorded (``selected``) and changed (``edits``, each with the part that it changes).
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or scores are to be changed.
+        InvalidRequest: an edit's values do not fit its part, or stand where nothing is; or scores are to be changed.
     """
 
     def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
@@ -100,6 +101,7 @@ class Recording:
                 )
             if one.point.kind == "probabilities":
                 raise InvalidRequest(f"edit of {brief(edit.where)}: change the logits (project.logits)")
+        self.reaches = [reach_of(one, edit) for one, edit in edits if one.point.kind in ("value", "pattern")]
         self.edits = [
             bound for one, edit in edits if one.point.kind == "value" for bound in _bound(one, edit)
         ]

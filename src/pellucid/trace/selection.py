@@ -1,8 +1,8 @@
 """Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts; a negative number of a block counts
-from the last one. ``heads`` and ``dims`` (of each head, or of a vector) are numbers and ranges: "3,0", "2:9", "5:". Their
-order is that of the values, and no number comes twice. ``tokens`` (positions) are one number or one range.
+from the last one. ``heads`` and ``dims`` (of each head, or of a vector) are numbers and ranges: "3,0", "2:9", "5:".
+Their order is that of the values, and no number comes twice. ``tokens`` (positions) are one number or one range.
 """
 
 from __future__ import annotations

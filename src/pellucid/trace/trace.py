@@ -20,6 +20,7 @@ from pellucid.errors.messages import brief
 from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edits import EditOf
 from pellucid.trace.points import Point
+from pellucid.trace.reach import refuse_unreached, unused
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording
 from pellucid.trace.selection import Selected, select
@@ -218,13 +219,27 @@ class RequestTrace:
         """As in ``Watching``."""
         return self._recording.watches_chain
 
+    def unused(self, count: int) -> list[str]:
+        """What sequences that have read ``count`` tokens at most did not use of the edits, in sentences."""
+        return unused(self._recording.reaches, count)
+
     @property
     def first_output(self) -> int | None:
         """As in ``Watching``."""
         return self._recording.first_output
 
-    def begin(self, tokens: int, count: int = 1, parent: SequenceProbe | None = None) -> list[SequenceProbe]:
+    def begin(
+        self,
+        tokens: int,
+        count: int = 1,
+        parent: SequenceProbe | None = None,
+        *,
+        most: int | None = None,
+        first_output: int = 0,
+    ) -> list[SequenceProbe]:
         """As in ``Watching``."""
+        if parent is None:
+            refuse_unreached(self._recording.reaches, tokens, tokens if most is None else most, first_output)
         needed = self._recording.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):

@@ -150,7 +150,7 @@ function Served({ said, isHidden, onFile, fileError }) {
   return html`${header({ info })}
     <main class="columns">
       <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
-        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
+        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} notices=${run.notices} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
         link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
         <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
       <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />

@@ -12,7 +12,7 @@ function surprise(p) {
 
 const ENDS = { stop: "The model has ended the text.", length: "As many tokens as were asked for, or as the context holds.", time: "The time is over." };
 
-export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, link }) {
+export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, notices, link }) {
   const set = (part) => setForm({ ...form, ...part });
   const submit = (event) => {
     event.preventDefault();
@@ -33,6 +33,7 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
     </form>
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="note" role="status">${running ? "" : ENDS[finish] ?? ""}</p>
+    ${!running && notices.map((one) => html`<p class="note" role="status" key=${one}>${one}</p>`)}
     ${promptPieces.length > 0 && html`<${Text} promptPieces=${promptPieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}
     ${chosen !== null && path[chosen] && html`<${Alternatives} node=${path[chosen]} siblings=${siblings(path[chosen])} onBranch=${onBranch} onFollow=${onFollow} running=${running} />`}
     ${info.generates && path.length > 0 && html`<p class="legend-line" aria-hidden="true">${["sure", "likely", "open", "unlikely", "a surprise"].map((text, i) => html`<span key=${i} class=${`token s${i}`}>${text}</span>`)}</p>`}

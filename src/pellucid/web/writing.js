@@ -4,7 +4,7 @@ import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact
 import { events, post } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
-const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null };
+const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null, notices: [] };
 const ALTERNATIVES = 12;
 
 /** The body of a request for tokens. */
@@ -55,7 +55,7 @@ export function useWriting({ model, info, onError }) {
   /** Ask for one part's tokens after what is there, and add them as they come. Returns the text with them. */
   const add = async (begin, part, body, signal, isLast) => {
     const made = { ...part, count: 0 };
-    let state = { ...begin, made: [...begin.made, made], finish: null }, planned = 0, ended = false;
+    let state = { ...begin, made: [...begin.made, made], finish: null, notices: [] }, planned = 0, ended = false;
     const draw = () => {
       planned ||= requestAnimationFrame(() => {
         planned = 0;
@@ -71,7 +71,7 @@ export function useWriting({ model, info, onError }) {
         }
         if (event.type === "end") {
           ended = true;
-          state = { ...state, finish: event.finish_reason };
+          state = { ...state, finish: event.finish_reason, notices: event.notices };
         }
         if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
         draw();

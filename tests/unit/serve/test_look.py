@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support.served import Served, models_folder, serving
 
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
 from pellucid.trace import ablate, attribute, logit_lens
@@ -286,3 +287,37 @@ def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
     assert state["loaded"]
     assert state["steps"] > 0
     assert "tokens=" in refused(served, "profile", tokens=10_000)
+
+
+def test_edits_that_change_nothing_are_told(served: Served, llm: LLM) -> None:
+    count = len(llm.inputs.prompt(PROMPT))
+    beyond = [{"edit": "ablate", "point": "blocks.0.residual[tokens=99]"}]
+    for what, more in (("generate", {"stream": False}), ("trace", {"points": ["embed"]})):
+        said = refused(served, what, prompt=PROMPT, edits=beyond, **more, **HOW)
+        assert f"begins at position 99, and a prompt of {count} tokens, which is read up to" in said
+    made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True).ids
+    how = {"temperature": 0, "max_tokens": 6, "stop_token_ids": made[:1]}
+    late = [{"edit": "scale", "factor": 1.0, "point": f"blocks.0.residual[tokens={count}]"}]
+    for edits, notices in ((late, 1), ([], 0)):
+        body = {"model": "one", "prompt": PROMPT, "edits": edits, **how}
+        with httpx.stream("POST", f"{served.url}/look/generate", json=body) as answer:
+            end = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")][-1]
+        assert end["type"] == "end"
+        assert len(end["notices"]) == notices
+        traced = asked(served, "trace", prompt=PROMPT, points=["embed"], edits=edits, **how)
+        assert traced["notices"] == end["notices"]
+    values = np.full(llm.runner.width, 3e38).tolist()
+    big = [{"edit": "add", "point": "project.logits", "values": values}] * 2
+    assert "because of the request's edits (project.logits)" in refused(
+        served, "generate", prompt=PROMPT, edits=big, stream=False, **HOW
+    )
+    body = {"model": "one", "prompt": PROMPT, "edits": big, **HOW}
+    answer = httpx.post(f"{served.url}/look/generate", json=body)
+    assert answer.status_code == 200, "the prompt's event comes before the first token"
+    assert "because of the request's edits" in answer.text
+
+
+def test_an_edited_request_cannot_be_watched(served: Served, llm: LLM) -> None:
+    group = llm.request(PROMPT, edits=[ablate("blocks.0.residual")], temperature=0, max_new_tokens=2)
+    with pytest.raises(InvalidRequest, match="has edits or a trace of its own"):
+        llm.watch(group, ["embed"])

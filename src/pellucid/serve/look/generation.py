@@ -87,5 +87,6 @@ class LookGeneration:
             "finish_reason": made.finish_reason,
             "seed": None if made.seed is None else str(made.seed),  # which JavaScript's numbers may not hold
             "usage": usage([made]),
+            "notices": self.groups[0].unused(),
             "seconds": made.timings.total,
         }

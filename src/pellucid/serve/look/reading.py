@@ -104,6 +104,7 @@ class TraceReading:
             "pieces": [llm.tokenizer.piece(token) for token in [*self.prompt, *ids]],
             "text": made.text if made else "",
             "dropped": trace.dropped,
+            "notices": [said for group in self.groups for said in group.unused()],
             "arrays": arrays,
         }
 
