@@ -248,8 +248,7 @@ class ModelRunner:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
             )
-        out = np.empty((len(vectors), self.width), np.float32)
-        most = min(self.limits.tokens, self.limits.outputs)
+        found, most = list[NDArray[np.float32]](), min(self.limits.tokens, self.limits.outputs)
         for first in range(0, len(vectors), most):
             part = vectors[first : first + most]
             with self._lock:
@@ -259,8 +258,10 @@ class ModelRunner:
                 self._step.fill_outputs(len(part))
                 made = self._fresh_output(self._head.bound, len(part))
                 self.executor.run(self._head.bound.program, self._step.record)
-            out[first : first + len(part)] = made[: len(part), : self.width]
-        return out
+            found.append(made[: len(part), : self.width])
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate(found) if found else np.empty((0, self.width), np.float32)
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.

@@ -281,6 +281,13 @@ def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
     assert {one["stage"] for one in found["operations"]} >= {"embed", "attention.q", "project"}
     assert 0 < found["seconds"] < 10
     assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["operations"]))
+    for one in found["operations"]:
+        value, _, unit = one["rate"].partition(" ")
+        limit = found["read_bytes_per_second" if unit == "GB/s" else "multiply_adds_per_second"] / 1e9
+        if one["share"] is not None:
+            assert float(value.replace(",", "")) <= limit * 1.01 + 0.05, one
+        elif one["rate"]:
+            assert one["rate"].endswith("GB/s from caches"), one
     llm.engine.settle()
     assert asked(served, "profile", model="encoder")["operations"]
     state = httpx.get(f"{served.url}/look/state/one").json()
