@@ -20,6 +20,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web inst
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
 
 from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form  # noqa: E402
+from support.hostile_runs import PATTERN, SHAPES, run_bytes  # noqa: E402
 from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
@@ -616,6 +617,49 @@ def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, 
     assert visit.page.locator(".text").first.inner_text() == before
     assert visit.page.locator("header select").input_value() == "mixture"
     assert visit.said == []
+    visit.close()
+
+
+def test_runs_of_absurd_sizes_do_not_hold_the_page(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    many = [{"id": 5, "parent": 5, "token": 1, "piece": "x", "score": 0, "state": "running"}] * 40
+    tree = [{"id": 5, "parent": 0, "token": 1, "piece": "x", "score": 0, "state": "running"}, *many]
+    refused = {
+        **{name: run_bytes({point: ("F32", shape)}) for name, (point, shape) in SHAPES.items()},
+        "1,000,000 heads": run_bytes({PATTERN: ("F32", [1_000_000, 1, 1])}),
+        "a part of many heads": run_bytes(
+            {PATTERN: ("F32", [1, 3, 3])}, parts={PATTERN: {"heads": [900_000]}}
+        ),
+        "arrays of the same bytes": run_bytes(
+            {f"blocks.{n}.residual": ("F32", [3, 100_000]) for n in range(500)}, overlap=True
+        ),
+        "a long answer": run_bytes({}, answers=[["/look/lens", {}, {"layers": ["x"] * 100_000}]]),
+        "many long answers": run_bytes({}, answers=[["/look/lens", {}, [[0] * 8000] * 200]]),
+        "a long list of steps": run_bytes({}, chain=[{"name": "x"}] * 5000),
+        "many notes": run_bytes({}, notes=["x"] * 5000),
+        "many tokens": run_bytes({}, ids=[3] * 200_000, pieces=["a"] * 200_002),
+    }
+    fine = {
+        "a circle of beams": run_bytes({}, answers=[["/look/beams", {}, {"texts": [], "tree": tree}]]),
+        "many slopes": run_bytes({}, shape={"position": "alibi", "slopes": [0.5] * 7000, "width": 1e15}),
+        "empty arrays": run_bytes({PATTERN: ("F32", [4, 0, 0]), "embed": ("F32", [0, 64])}),
+        "many experts": run_bytes({
+            "blocks.0.feedforward.router": ("F32", [1, 8]), "blocks.0.feedforward.experts": ("I32", [1, 900_000]),
+            "blocks.0.feedforward.expert_weights": ("F32", [1, 900_000]),
+        }),
+    }  # fmt: skip
+    visit = Visit(browser, server.url)
+    for name, content in {**refused, **fine}.items():
+        path = tmp_path / f"{name}.run"
+        path.write_bytes(content)
+        visit.page.locator("input[type=file]").set_input_files(path)
+        if name in refused:
+            error = visit.page.get_by_text(f"{name}.run", exact=False).and_(visit.page.locator(".error"))
+            error.first.wait_for(timeout=10_000)
+            continue
+        visit.page.locator(".facts", has_text=f"{name}.run").wait_for(timeout=10_000)
+        for stage in visit.stages():
+            visit.open(stage)
+        assert visit.page.evaluate("1 + 1") == 2
     visit.close()
 
 

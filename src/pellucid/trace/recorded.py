@@ -12,7 +12,7 @@ types and shapes are checked, and it holds no code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from pellucid.weights.safetensors import parse_json, read_table
 KEY, VERSION = "pellucid.run", 1
 TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
-MOST_TOKENS = 1 << 24
+MOST_TOKENS = MOST_SIZE = 1 << 24
+MOST_RANK = 4  # of an array
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -154,6 +155,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
+                _check_shape(path, name, tensor.shape, len(facts["pieces"]))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
@@ -197,6 +199,21 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
     for name in ("pieces", "edits", "notes"):
         if not all(isinstance(one, str) for one in facts.get(name, [])):
             raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+
+
+def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
+    """Check the shape of an array of a run of so many tokens. Raises FileFormatError.
+
+    Sizes are bounded one by one: a size of 0 makes the product 0, whatever the others are.
+    """
+    ends = name.rpartition(".")[2]
+    rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
+    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or max(rows) > tokens:
+        raise FileFormatError(
+            path,
+            f"tensor {brief(name)} shape",
+            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: 1 to {MOST_RANK} sizes up to {MOST_SIZE:,}",
+        )
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:

@@ -28,7 +28,7 @@ function View({ look, at, choose }) {
 }
 
 function children(tree, id) {
-  return tree.filter((one) => one.parent === id && one.id !== 0);
+  return tree.filter((one) => one.parent === id && one.id > id); // a file may hold a circle
 }
 
 function Branch({ node, tree }) {
