@@ -24,6 +24,7 @@ from pellucid.plan.plan import Plan
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import EditOf, listed
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
@@ -257,6 +258,7 @@ class TracingModel:
             prompt=prompt,
             ids=ids,
             pieces=[self.tokenizer.piece(token) for token in [*prompt, *ids]],
+            characters=[list(one) for one in several(self.tokenizer.characters([*prompt, *ids]))],
             text=text,
             finish_reason=made.finish_reason,
             seed=made.seed,

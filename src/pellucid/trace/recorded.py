@@ -44,6 +44,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     ``edits`` describe what was changed.
     ``model`` says which model it was, ``shape`` more of it (``shape_of``). ``parts`` say of arrays that have not all of
     their point which part it is: the ``first`` token, the ``heads``, the ``dims``. ``question`` is the prompt as text,
+    ``characters`` say which tokens share one: [first, stop, text] (``tokenize/stages/characters.py``).
     ``answers`` are what the model was asked beside: [path, body, answer] of the server's interface for the page;
     ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their points: (T, ...), a row for
     each token that was read, or for those that were selected.
@@ -64,6 +65,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     question: str = ""
     answers: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    characters: list[list[Any]] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -176,7 +178,14 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "edits": list,
 }
 """The names and types of what the document has."""
-MORE: Mapping[str, type] = {"shape": dict, "parts": dict, "question": str, "answers": list, "notes": list}
+MORE: Mapping[str, type] = {
+    "shape": dict,
+    "parts": dict,
+    "question": str,
+    "answers": list,
+    "notes": list,
+    "characters": list,
+}
 """Those of what it may have."""
 
 
@@ -196,9 +205,19 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
             raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
     if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if not all(_is_character(one, len(facts["pieces"])) for one in facts.get("characters", [])):
+        raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
     for name in ("pieces", "edits", "notes"):
         if not all(isinstance(one, str) for one in facts.get(name, [])):
             raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+
+
+def _is_character(given: Any, tokens: int) -> bool:
+    """Whether something is the numbers of a character's tokens and its text."""
+    if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
+        return False
+    first, stop = int(given[0]), int(given[1])
+    return 0 <= first < stop <= tokens
 
 
 def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
@@ -212,7 +231,8 @@ def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> No
         raise FileFormatError(
             path,
             f"tensor {brief(name)} shape",
-            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: 1 to {MOST_RANK} sizes up to {MOST_SIZE:,}",
+            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: it has 1 to {MOST_RANK} sizes up to "
+            f"{MOST_SIZE:,}",
         )
 
 
@@ -223,7 +243,8 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
 
 def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     """What a page says of a model: how it knows positions ("rotary", "added", "alibi" or "none"), the ``slopes`` of
-    ALiBi of each head, its ``width``, and the number of its ``tokens``, which may be fewer than its logits.
+    ALiBi of each head, its ``width``, the number of its ``tokens``, which may be fewer than its logits, and the blocks
+    that rotate by each point of ``angles``.
     """
     tables = [one for one in plan.tables.values() if isinstance(one, DistanceTable)]
     position = "alibi" if tables else "none"
@@ -232,7 +253,27 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     if any(isinstance(one.rotary, Rotary) for one in spec.attentions):
         position = "rotary"
     slopes = list(tables[0].slopes) if tables else []
-    return {"position": position, "slopes": slopes, "width": spec.embedding.width, "tokens": tokens}
+    return {
+        "position": position,
+        "slopes": slopes,
+        "width": spec.embedding.width,
+        "tokens": tokens,
+        "angles": _angles(plan.source or plan),
+    }
+
+
+def _angles(plan: Plan) -> dict[str, list[int]]:
+    """The blocks whose operations read each table of angles, by the table's point."""
+    made: dict[str, str] = {}
+    blocks: dict[str, dict[int, None]] = {}
+    for op in plan.operations:
+        if op.stage.startswith("position.angles"):
+            made |= dict.fromkeys(op.writes, op.stage)
+        elif op.stage.startswith("blocks."):
+            for name in op.reads:
+                if name in made:
+                    blocks.setdefault(made[name], {})[int(op.stage.split(".")[1])] = None
+    return {point: list(layers) for point, layers in blocks.items()}
 
 
 def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:

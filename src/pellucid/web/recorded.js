@@ -54,9 +54,19 @@ function factsOf(bytes, name) {
   if (facts?.version !== VERSION) throw new Error(`${name} has version ${facts?.version}; this page reads ${VERSION}`);
   const all = (list, fits, most = MOST_LISTED) => Array.isArray(list) && list.length <= most && list.every(fits);
   const fits = all(facts.prompt, isCount, MOST_TOKENS) && all(facts.ids, isCount, MOST_TOKENS) && all(facts.pieces, isText, MOST_TOKENS) && facts.pieces.length === facts.prompt.length + facts.ids.length
-    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name));
+    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name)) && areCharacters(facts.characters ?? [], facts.pieces.length);
   if (!fits || !areSmall([facts.answers, facts.chain, facts.finish_reason])) throw new Error(`${name}: what it says of the run is damaged, or too much for the page`);
   return { facts, header, start: 8 + size };
+}
+
+/** Whether a list has characters one after the other: [first, stop, text] of some of the tokens. */
+function areCharacters(list, tokens) {
+  let end = 0;
+  return Array.isArray(list) && list.every((one) => {
+    const [first, stop, text] = Array.isArray(one) ? one : [], fits = isCount(first) && isCount(stop) && first >= end && stop > first && stop <= tokens && isText(text);
+    end = stop;
+    return fits;
+  });
 }
 
 /** What is asked, whatever the order of its fields and the name of the model. */
@@ -79,12 +89,12 @@ function textOf(facts, arrays) {
     const probability = arrays["sample.probability"]?.values[i] ?? NaN, piece = facts.pieces[count + i];
     leaf = tree.add(leaf, { token, piece, text: piece, probability, alternatives: [] }).id;
   });
-  return { prompt: facts.prompt, pieces: facts.pieces.slice(0, count), tree, leaf };
+  return { prompt: facts.prompt, tree, leaf, characters: (facts.characters ?? []).map(([first, stop, text]) => ({ first, stop, text })) };
 }
 
 /** What the page must know of the model, as far as the file tells. */
 function infoOf(facts, arrays) {
-  const names = Object.keys(arrays), blocks = [], { shape = {} } = facts, { position, slopes, width, tokens } = shape;
+  const names = Object.keys(arrays), blocks = [], { shape = {} } = facts, { position, slopes, width, tokens, angles } = shape;
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
@@ -97,6 +107,7 @@ function infoOf(facts, arrays) {
     model: facts.model.name, family: facts.model.family, vocabulary: isCount(tokens) ? tokens : facts.model.vocabulary, width: isCount(width) ? width : 0,
     generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, {}])),
     position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.slice(0, MOST_LISTED).filter(Number.isFinite) : [],
+    angles: Object.fromEntries(Object.entries(angles ?? {}).filter(([, of]) => Array.isArray(of) && of.length <= MOST_LAYERS && of.every(isCount))),
   };
 }
 

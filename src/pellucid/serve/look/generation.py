@@ -14,8 +14,10 @@ from pellucid.engine.text_group import TextGroup
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, prompt_of
+from pellucid.serve.look.tokens import described, token_fields
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import usage
+from pellucid.tokenize.stages.characters import CharacterGrouper
 
 USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
 MOST_ALTERNATIVES = 40
@@ -45,40 +47,47 @@ class LookGeneration:
         """The events as one list."""
         (group,) = self.groups
         (made,) = group.results()
-        tokens = [self._token(at) for at in range(len(made.ids))]
+        grouper = self._grouper()
+        tokens = [self._token(at, grouper) for at in range(len(made.ids))]
         return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The events as they come."""
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
-        at = 0
+        at, grouper = 0, self._grouper()
         async with aclosing(group.stream()) as outputs:
             async for _ in outputs:
-                yield self._token(at)
+                yield self._token(at, grouper)
                 at += 1
         yield self._end(group.results()[0])
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
-        return {"type": "prompt", "ids": ids, "pieces": [self.llm.tokenizer.piece(token) for token in ids]}
+        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids)}
 
-    def _token(self, at: int) -> dict[str, Any]:
-        builder = self.groups[0].builders[0]
+    def _grouper(self) -> CharacterGrouper:
+        """What groups the tokens that follow the prompt into characters."""
+        made = self.llm.tokenizer.grouper()
+        for token in self.groups[0].prompt:
+            made.push(token)
+        return made
+
+    def _token(self, at: int, grouper: CharacterGrouper) -> dict[str, Any]:
+        builder, tokenizer = self.groups[0].builders[0], self.llm.tokenizer
         found: TokenLogprobs = builder.logprobs[at]
-        others = zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+        others = [
+            {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
+            for token, p in zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+        ]
         return {
             "type": "token",
-            "token": found.id,
-            "piece": self.llm.tokenizer.piece(found.id),
+            **token_fields(tokenizer, found.id, grouper.push(found.id)),
             "text": builder.texts[at],
             "probability": float(np.exp(found.chosen)),
             "rank": found.rank,
             "seconds": builder.times[at],
-            "alternatives": [
-                {"token": token, "piece": self.llm.tokenizer.piece(token), "probability": p}
-                for token, p in others
-            ],
+            "alternatives": others,
         }
 
     def _end(self, made: Generation) -> dict[str, Any]:

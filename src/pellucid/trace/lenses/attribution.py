@@ -51,7 +51,8 @@ class Contribution:
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """The contributions to the logit of ``token`` after a position, minus that of ``against`` if there is one.
+    """The contributions to the logit of ``token`` after a position, minus that of ``against`` if there is one: texts
+    of tokens, whose numbers are ``token_id`` and ``against_id``.
 
     ``logit`` is the model's own, before a cap; the contributions sum to it.
     """
@@ -61,6 +62,8 @@ class Attribution:
     position: int
     logit: float
     contributions: Sequence[Contribution]
+    token_id: int
+    against_id: int | None = None
 
     def __repr__(self) -> str:
         first = max(self.contributions, key=lambda one: one.value)
@@ -90,8 +93,10 @@ class Attribution:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "token": self.token,
-            "against": self.against,
+            "token": self.token_id,
+            "piece": self.token,
+            "against": self.against_id,
+            "against_piece": self.against,
             "position": self.position,
             "logit": self.logit,
             "total": self.total,
@@ -163,7 +168,7 @@ def attribute(
     made.append(Contribution("project.rounding", "rounding", float(logit) - explained))
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)
-    return Attribution(text, versus, at, float(logit), made)
+    return Attribution(text, versus, at, float(logit), made, chosen, other)
 
 
 class _Looked:

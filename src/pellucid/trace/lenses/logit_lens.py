@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
+from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.model import TracedModel, read, residual_points, token_of
 from pellucid.trace.trace import SequenceTrace
 from pellucid.util.checks import whole
@@ -29,7 +30,8 @@ class LogitLens:
 
     ``ids`` (L, T, k) and their ``probabilities``; ``entropy`` (L, T) of each distribution in nats; ``agreement``
     (L, T), the probability of the token that the last layer says. ``wanted`` (L, T, n) are the probabilities of tokens
-    that were asked for. ``pieces`` are the texts of the T tokens read.
+    that were asked for. ``tokens`` are the T tokens that were read, ``pieces`` their texts; ``texts`` are those of
+    ``ids``. ``characters`` say which of the first T tokens are parts of one character.
     """
 
     layers: list[str]
@@ -40,6 +42,8 @@ class LogitLens:
     agreement: NDArray[np.float64]
     wanted: NDArray[np.float64]
     texts: dict[int, str] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    characters: Sequence[CharacterGroup] = ()
 
     def __repr__(self) -> str:
         said = self.texts.get(int(self.ids[-1, -1, 0]), "")
@@ -66,10 +70,12 @@ class LogitLens:
         """For JSON."""
         return {
             "layers": self.layers,
+            "tokens": self.tokens,
             "pieces": self.pieces,
-            "top": [
-                [self.top(layer, at) for at in range(len(self.pieces))] for layer in range(len(self.layers))
-            ],
+            "characters": [group._asdict() for group in self.characters],
+            "ids": self.ids.tolist(),
+            "probabilities": self.probabilities.tolist(),
+            "texts": self.texts,
             "entropy": self.entropy.tolist(),
             "agreement": self.agreement.tolist(),
             "wanted": self.wanted.tolist(),
@@ -109,7 +115,8 @@ def logit_lens(
     chosen = list(every) if positions is None else [_position(one, len(every)) for one in positions]
     if not chosen:
         raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
-    pieces = [sequence.pieces[at] for at in chosen]
+    read_ids, read_pieces = sequence.ids, sequence.pieces
+    pieces = [read_pieces[at] for at in chosen]
     # The last layer is first: the others are compared with what it says.
     rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
     T, said, found = len(chosen), list[int](), list[_Read]()
@@ -122,7 +129,10 @@ def logit_lens(
         np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*found)
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
-    return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts)
+    own = [read_ids[at] for at in chosen]
+    # Positions that leave gaps are no text.
+    together = several(model.tokenizer.characters(own)) if chosen == [*range(T)] else []
+    return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, own, together)
 
 
 class _Read(NamedTuple):
