@@ -29,7 +29,7 @@ from pellucid.plan.stages import Stage  # noqa: E402
 from pellucid.sample.options import Options  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
-from pellucid.trace import attribute, logit_lens  # noqa: E402
+from pellucid.trace import attribute, logit_lens, neighbours  # noqa: E402
 from pellucid.trace.explanation import explain  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -37,7 +37,7 @@ if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 MODELS = ("smollm2", "minilm", "mixture", "hybrid")
-OTHERS = ("learned", "alibi")  # positions of other kinds
+OTHERS = ("learned", "alibi", "windows")  # positions of other kinds
 SCREENS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202e\x07\x1b[31m & &amp; {{7*7}} `${1}`"
 SECONDS = 60_000
@@ -61,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_model("qwen3next", made / "hybrid.gguf", context=512)
     random_model("gpt2", made / "learned.gguf", context=512)
     random_model("bloom", made / "alibi.gguf", context=512)
+    random_model("gemma3", made / "windows.gguf", layers=6, context=512)
     return made
 
 
@@ -372,9 +373,46 @@ def test_other_positions_have_curves(browser: Any, server: PageServer, model: st
     visit.write("a text of some words", tokens=3)
     section = visit.open("positions")
     named = section.locator(".legend li").all_inner_texts()
-    said = {"learned": "component", "alibi": "per token"}[model]
+    said = {"learned": "component", "alibi": "per token", "windows": "cosine"}[model]
     assert len(named) >= 2
     assert all(said in one for one in named)
+    assert visit.said == []
+    visit.close()
+
+
+def test_every_table_of_angles_is_shown_with_its_blocks(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("windows")
+    visit.write("near and far", tokens=3, temperature=0)
+    section = visit.open("positions")
+    assert section.locator("canvas").count() == 2
+    titles = section.locator("h4").all_inner_texts()
+    blocks = [int(one) for title in titles for one in title.removeprefix("Blocks ").split(", ")]
+    assert len(titles) == 2
+    assert sorted(blocks) == list(range(6))
+    assert visit.said == []
+    visit.close()
+
+
+def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer) -> None:
+    text = "中国 🦙 ꙮ"
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write(text, tokens=3, temperature=0)
+    assert visit.page.locator(".text .prompt").inner_text() == text
+    labels = visit.open("embeddings").locator(".tokens .token").all_inner_texts()
+    assert labels[:6] == ["中", "国", "‥", "·🦙", "‥", "‥"]
+    visit.page.locator("#stage-embeddings .tokens .token").nth(2).click()
+    with pellucid.load("smollm2", threads=2) as llm:
+        part = llm.tokenizer.encode(text)[2]
+        expected = [f"{found} {cosine:.3f}" for found, _, cosine in neighbours(llm, part, 10)]
+    near = visit.page.locator("#stage-embeddings .near li")
+    near.first.filter(has_text=expected[0].split()[0]).wait_for(timeout=SECONDS)
+    assert [one.split()[-1] for one in near.all_inner_texts()] == [one.split()[-1] for one in expected]
+    for stage in ("lens", "tokens", "attention"):
+        section = visit.open(stage)
+        assert "�" not in section.inner_text()
+        assert "中" in section.inner_text()
     assert visit.said == []
     visit.close()
 

@@ -80,6 +80,11 @@ class SequenceTrace:
         return [self._trace.piece(token) for token in self.ids]
 
     @property
+    def edited(self) -> set[str]:
+        """The points whose values were changed."""
+        return {one.selected.name for one in self._probe.recording.reaches}
+
+    @property
     def dropped(self) -> int:
         """How many blocks of values did not fit into the budget."""
         return self._probe.dropped

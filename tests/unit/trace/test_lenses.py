@@ -17,6 +17,7 @@ from pellucid.model.spec import Mixture
 from pellucid.testing import random_model
 from pellucid.trace import (
     ablate,
+    add,
     attribute,
     difference,
     head_scores,
@@ -296,3 +297,17 @@ def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:
     assert trace.dropped
     with pytest.raises(InvalidRequest, match="were not recorded"):
         logit_lens(llama, trace.sequences[0])
+
+
+def test_what_an_edit_adds_is_no_rounding(llama: LLM) -> None:
+    from pellucid.trace.lenses.attribution import needed
+    from pellucid.trace.model import read
+
+    edit = add("blocks.1.attention.output", np.linspace(-1, 1, 64))
+    run = read(llama, PROMPT, needed(llama), [edit])
+    found = attribute(llama, run, 65)
+    assert found.total == pytest.approx(found.logit, abs=1e-9)
+    (edited,) = found.ranked("edit")
+    assert (edited.name, edited.layer) == ("blocks.1.attention.edit", 1)
+    assert abs(edited.value) > 10 * max(abs(one.value) for one in found.ranked("rounding"))
+    assert not attribute(llama, PROMPT, 65).ranked("edit")

@@ -45,7 +45,8 @@ class CharacterGrouper:
     def __init__(self, decoder: Decoder, size: int) -> None:
         self._decoder, self._size = decoder, size
         self._begin = self._count = 0
-        self._data, self._started = b"", False
+        self._data = self._open = b""  # of the last group; of its last character, if it is not whole
+        self._started = False
 
     def push(self, token: int) -> CharacterGroup:
         """The group of an id, as far as it is known.
@@ -54,9 +55,11 @@ class CharacterGrouper:
         """
         data = self._decoder.piece(checked_id(token, self._size), not self._started)
         self._started = self._started or self._decoder.begun(data)
-        if not _is_open(self._data) or (data and not _continues(data[0])):
+        if not _goes_on(self._open, data):
             self._begin, self._data = self._count, b""
+            self._open = b""
         self._count, self._data = self._count + 1, self._data + data
+        self._open = _open_end(self._open + data)
         return CharacterGroup(self._begin, self._count, self._data.decode("utf-8", SPELLED))
 
     def then(self, token: int) -> CharacterGroup:
@@ -80,12 +83,26 @@ def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
     return [group for group in found if group.stop - group.first > 1]
 
 
-def _continues(byte: int) -> bool:
-    return 0x80 <= byte < 0xC0
+def _goes_on(begun: bytes, data: bytes) -> bool:
+    """Whether bytes go on with the character that others have begun."""
+    try:
+        _utf8("strict").decode(begun + data)
+    except UnicodeDecodeError as error:
+        return bool(begun) and error.start > 0
+    return bool(begun) and not _is_surrogate(begun + data)
 
 
-def _is_open(data: bytes) -> bool:
-    """Whether bytes end within a character."""
-    reader = codecs.getincrementaldecoder("utf-8")("replace")
-    reader.decode(data[-3:])
-    return bool(reader.getstate()[0])
+def _open_end(data: bytes) -> bytes:
+    """The bytes at the end that may be the beginning of a character."""
+    reader = _utf8("replace")
+    reader.decode(data)
+    held, _ = reader.getstate()
+    return b"" if _is_surrogate(held) else held
+
+
+def _is_surrogate(data: bytes) -> bool:
+    """Whether a surrogate begins, for whose third byte Python's decoder waits; it is never valid UTF-8."""
+    return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
+
+
+_utf8 = codecs.getincrementaldecoder("utf-8")

@@ -38,7 +38,8 @@ class Contribution:
     """What a part adds to the logit: ``kind`` "embedding", "head", "attention" (its biases), "rounding", "recurrent",
     "feedforward", "expert", "per_layer" or "constant"; its ``layer``, ``head`` and ``expert`` if it has them.
 
-    In a mixture "feedforward" is what the experts that every token has add.
+    In a mixture "feedforward" is what the experts that every token has add. In a run whose ``output`` of a part was
+    edited, "edit" is what the edit adds, with the rounding.
     """
 
     name: str
@@ -239,7 +240,7 @@ class _Looked:
             constant += float(through @ self.weights.vector(f"{at}.output.bias", len(through), 0.0))
         if constant:
             yield Contribution(f"{at}.bias", "attention", constant, layer)
-        yield Contribution(f"{at}.rounding", "rounding", value - float(each.sum()) - constant, layer)
+        yield self._rest(at, value - float(each.sum()) - constant, layer)
 
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
         """The contributions of the token's experts, and of the shared one; without one, what rounding adds."""
@@ -257,7 +258,13 @@ class _Looked:
         else:
             if constant:
                 yield Contribution(f"{at}.bias", "feedforward", constant, layer)
-            yield Contribution(f"{at}.rounding", "rounding", rest - constant, layer)
+            yield self._rest(at, rest - constant, layer)
+
+    def _rest(self, at: str, value: float, layer: int) -> Contribution:
+        """What the sum of a part's contributions leaves of what the part adds."""
+        edited = any(f"{at}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
+        kind = "edit" if edited else "rounding"
+        return Contribution(f"{at}.{kind}", kind, value, layer)
 
     def _through(
         self, at: str, layer: int, direction: NDArray[np.float64]
