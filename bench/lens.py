@@ -3,7 +3,7 @@
     python bench/lens.py [--models smollm2 gemma3] [--tokens 24] [--rounds 5] [--threads N]
 
 A lens of L layers at T positions is L * T rows of logits. Every round runs, in turn, a trace of the residual stream
-after every block, the lens of the whole trace, that of its last position, and the products of the whole lens alone
+after every block, the lens of the whole trace, a lens of the last position, and the products of the whole lens alone
 (``ModelRunner.project``). Output: the medians, the median of the rounds' ratios to the trace, and the share of the lens
 that the products take: the rest is what the lens adds to the cost of its rows. The last line is JSON.
 """

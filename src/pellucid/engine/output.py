@@ -160,7 +160,7 @@ class Beams:
 
     @property
     def longest(self) -> int:
-        """How many tokens the longest candidate has."""
+        """The number of tokens of the longest candidate."""
         return max(node.step for node in self.tree) + 1
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class SequenceWatch(Probe, Protocol):
 
     @property
     def edited(self) -> str:
-        """What its edits change, in a few words; "" if there are none."""
+        """The points that the edits change, as a short text; "" without edits."""
         ...
 
     def follow(self, other: Any) -> None:
@@ -71,7 +71,7 @@ class Watching(Protocol):
         ...
 
     def unused(self, count: int) -> list[str]:
-        """What sequences that have read ``count`` tokens at most did not use of the edits, in sentences."""
+        """Sentences about edits, or rows of them, that begin after the ``count`` tokens that were read."""
         ...
 
     def keep(self, probe: Any, /) -> None:

@@ -149,7 +149,7 @@ class TextGroup(ABC):
     options: Options
     builders: list[OutputBuilder]
     watching: Watching | None = None
-    """What is watched and changed in it."""
+    """The traces and edits of the request."""
 
     resumable = False
     """Whether another server can take it over: ``named`` says by what name."""
@@ -196,7 +196,7 @@ class TextGroup(ABC):
         """End it."""
 
     def unused(self) -> list[str]:
-        """What its texts, which have ended, did not use of its edits, in sentences."""
+        """Sentences about edits that the texts, which have ended, did not reach."""
         if self.watching is None:
             return []
         made = max((len(one.ids) for one in self.builders), default=0)

@@ -39,7 +39,7 @@ class Timed:
     def rate(self, rates: Rates) -> str:
         """The rate reached in what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" if it has no roof.
 
-        What is read faster than memory can be comes from caches, and the rate says so.
+        A rate above the memory's is marked: the operation reads from caches.
         """
         if self.cost == Cost() or not self.seconds:
             return ""
@@ -60,8 +60,7 @@ class Timed:
 class Profile:
     """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
 
-    ``rates`` are the highest that were measured: no operation multiplies faster, and what is read faster than memory
-    can be comes from caches.
+    ``rates`` are the highest measured: no operation multiplies faster, and a faster read comes from caches.
     """
 
     what: str

@@ -86,7 +86,7 @@ def measure(
 
 
 def machine_rates(roofs: Roofs, nbytes: int, *, fastest: bool = False) -> Rates:
-    """The machine's current rates, when reading a buffer of ``nbytes``: means, or those of the ``fastest`` runs."""
+    """The machine's current rates, when reading a buffer of ``nbytes``: means, or maxima with ``fastest``."""
     time.sleep(REST)
     return Rates(roofs.read(nbytes, fastest=fastest), roofs.multiply(fastest=fastest))
 

@@ -46,7 +46,7 @@ class Ranks(dict[int, int]):
 
     size: int
     label = "rank"
-    """What ``rank`` returns, in the words of its kind of vocabulary."""
+    """The name of the number that ``rank`` returns."""
 
     def __missing__(self, pair: int) -> int:
         if len(self) >= self.LIMIT:

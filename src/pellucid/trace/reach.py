@@ -1,7 +1,7 @@
 """Which positions an edit reaches: an edit that changes nothing is refused before the run, or reported after it.
 
-Before a run it is known how many tokens its sequences read at most, and from which position on logits are computed. A
-text that ends sooner may leave an edit unused: ``unused`` says so.
+Before a run the engine knows the most tokens that a sequence reads, and the first position whose logits are computed.
+An answer that ends sooner may leave an edit unused: ``unused`` reports it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pellucid.trace.selection import Selected
 class EditReach(Struct, frozen=True):
     """The positions that an edit of a selected part changes.
 
-    ``rows`` values are for positions from the first selected one on (None: all selected positions are changed alike).
-    ``keys`` is one more than the last key of a pattern with a weight.
+    ``rows`` is the number of its rows of values, one for each position (None: one row for all positions). ``keys`` is
+    one more than the last key with a weight, of a pattern.
     """
 
     where: str
@@ -70,7 +70,7 @@ class EditReach(Struct, frozen=True):
             )
 
     def unused(self, count: int) -> str:
-        """What a sequence that has read ``count`` tokens did not use of the edit; "" if it used all of it."""
+        """A sentence about the part that begins after ``count`` read tokens; "" if all of the edit was used."""
         first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
         if first >= count:
             said = f"it changed nothing: it begins at position {first:,}, and {ended}"
@@ -82,7 +82,7 @@ class EditReach(Struct, frozen=True):
 
 
 def reach_of(selected: Selected, edit: EditOf) -> EditReach:
-    """What an edit reaches of a part.
+    """The reach of an edit of a part.
 
     Raises:
         InvalidRequest: values do not fit the part, or stand where nothing is selected or seen.
@@ -140,5 +140,5 @@ def refuse_unreached(reaches: Sequence[EditReach], tokens: int, most: int, first
 
 
 def unused(reaches: Sequence[EditReach], count: int) -> list[str]:
-    """What sequences that have read ``count`` tokens at most did not use of the edits."""
+    """Sentences about edits that begin after ``count`` read tokens: ``EditReach.unused``."""
     return [said for one in reaches if (said := one.unused(count))]

@@ -44,7 +44,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     ``edits`` describe what was changed.
     ``model`` says which model it was, ``shape`` more of it (``shape_of``). ``parts`` say of arrays that have not all of
     their point which part it is: the ``first`` token, the ``heads``, the ``dims``. ``question`` is the prompt as text,
-    ``characters`` say which tokens share one: [first, stop, text] (``tokenize/stages/characters.py``).
+    ``characters`` are those of several tokens: [first, stop, text] (``tokenize/stages/characters.py``).
     ``answers`` are what the model was asked beside: [path, body, answer] of the server's interface for the page;
     ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their points: (T, ...), a row for
     each token that was read, or for those that were selected.
@@ -213,7 +213,7 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _is_character(given: Any, tokens: int) -> bool:
-    """Whether something is the numbers of a character's tokens and its text."""
+    """Whether a value is [first, stop, text] of a character of so many tokens."""
     if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
         return False
     first, stop = int(given[0]), int(given[1])
@@ -221,7 +221,7 @@ def _is_character(given: Any, tokens: int) -> bool:
 
 
 def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
-    """Check the shape of an array of a run of so many tokens. Raises FileFormatError.
+    """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
 
     Sizes are bounded one by one: a size of 0 makes the product 0, whatever the others are.
     """

@@ -2,7 +2,7 @@
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts; a negative number of a block counts
 from the last one. ``heads`` and ``dims`` (of each head, or of a vector) are numbers and ranges: "3,0", "2:9", "5:".
-Their order is that of the values, and no number comes twice. ``tokens`` (positions) are one number or one range.
+Values follow their order, and no number comes twice. ``tokens`` (positions) are one number or one range.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEYS = ("heads", "dims", "tokens")
 class Selected(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``.
 
-    Heads and dims have the order in which they were written.
+    Heads and dims keep the written order.
     """
 
     point: Point

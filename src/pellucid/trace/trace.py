@@ -225,7 +225,7 @@ class RequestTrace:
         return self._recording.watches_chain
 
     def unused(self, count: int) -> list[str]:
-        """What sequences that have read ``count`` tokens at most did not use of the edits, in sentences."""
+        """As in ``Watching``."""
         return unused(self._recording.reaches, count)
 
     @property

@@ -116,7 +116,10 @@ async def _events(
         yield _event(
             "begin", {"version": VERSION, "request": found.number, "model": found.model, "points": points}
         )
-        told = [[_Told(found.llm.tokenizer, group.prompt) for _ in group.builders] for group in found.groups]
+        told = [
+            [_TokenFields(found.llm.tokenizer, group.prompt) for _ in group.builders]
+            for group in found.groups
+        ]
         dropped = 0
         while True:
             over = found.ended.is_set()
@@ -147,8 +150,8 @@ def _choice(found: LiveRequest, group: int, sequence: int) -> int:
     return sum(len(one.builders) for one in found.groups[:group]) + sequence
 
 
-class _Told:
-    """The tokens of a sequence that events have told of: how many after the prompt, grouped into characters."""
+class _TokenFields:
+    """Makes the fields of the token events of one sequence; ``count`` tokens have their event already."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer, self.count, self._grouper = tokenizer, 0, tokenizer.grouper()
@@ -162,7 +165,7 @@ class _Told:
         return {"id": fields.pop("token"), "text": fields.pop("piece"), **fields}
 
 
-def _tokens(found: LiveRequest, told: list[list[_Told]]) -> list[bytes]:
+def _tokens(found: LiveRequest, told: list[list[_TokenFields]]) -> list[bytes]:
     """Events of the tokens that have come since the last time."""
     events = []
     for number, group in enumerate(found.groups):

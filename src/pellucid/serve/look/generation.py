@@ -67,7 +67,7 @@ class LookGeneration:
         return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids)}
 
     def _grouper(self) -> CharacterGrouper:
-        """What groups the tokens that follow the prompt into characters."""
+        """A grouper that has read the prompt."""
         made = self.llm.tokenizer.grouper()
         for token in self.groups[0].prompt:
             made.push(token)

@@ -18,6 +18,6 @@ def described(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def token_fields(tokenizer: Tokenizer, token: int, group: CharacterGroup) -> dict[str, Any]:
-    """A token with its ``piece``, and the ``character`` that it goes on with, if it does not begin one."""
+    """A token with its ``piece``; a token that continues a character has the ``character`` too."""
     made = {"token": token, "piece": tokenizer.piece(token)}
     return {**made, "character": group._asdict()} if several([group]) else made

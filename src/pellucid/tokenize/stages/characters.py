@@ -37,7 +37,7 @@ class CharacterGroup(NamedTuple):
 
 
 class CharacterGrouper:
-    """Groups ids that come one at a time. ``size`` is that of the vocabulary.
+    """Groups ids that come one at a time, of a vocabulary of ``size`` ids.
 
     A group ends where a character ends, or where the next id cannot go on with it.
     """
@@ -63,7 +63,7 @@ class CharacterGrouper:
         return CharacterGroup(self._begin, self._count, self._data.decode("utf-8", SPELLED))
 
     def then(self, token: int) -> CharacterGroup:
-        """What ``push`` would return for an id, which is not pushed."""
+        """The group that ``push`` would return; the id is not pushed."""
         return copy.copy(self).push(token)
 
 
@@ -84,7 +84,7 @@ def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
 
 
 def _goes_on(begun: bytes, data: bytes) -> bool:
-    """Whether bytes go on with the character that others have begun."""
+    """Whether ``data`` continues the incomplete character ``begun``."""
     try:
         _utf8("strict").decode(begun + data)
     except UnicodeDecodeError as error:
@@ -101,7 +101,7 @@ def _open_end(data: bytes) -> bytes:
 
 
 def _is_surrogate(data: bytes) -> bool:
-    """Whether a surrogate begins, for whose third byte Python's decoder waits; it is never valid UTF-8."""
+    """Whether the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
     return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
 
 

@@ -52,8 +52,9 @@ class Contribution:
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """The contributions to the logit of ``token`` after a position, minus that of ``against`` if there is one: texts
-    of tokens, whose numbers are ``token_id`` and ``against_id``.
+    """The contributions to the logit of ``token`` after a position, less the logit of ``against`` if it is given.
+
+    ``token`` and ``against`` are texts; ``token_id`` and ``against_id`` are the ids.
 
     ``logit`` is the model's own, before a cap; the contributions sum to it.
     """
@@ -261,7 +262,7 @@ class _Looked:
             yield self._rest(at, rest - constant, layer)
 
     def _rest(self, at: str, value: float, layer: int) -> Contribution:
-        """What the sum of a part's contributions leaves of what the part adds."""
+        """The rest of a part's contribution: rounding, or an edit of the part's output."""
         edited = any(f"{at}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
         kind = "edit" if edited else "rounding"
         return Contribution(f"{at}.{kind}", kind, value, layer)

@@ -30,8 +30,8 @@ class LogitLens:
 
     ``ids`` (L, T, k) and their ``probabilities``; ``entropy`` (L, T) of each distribution in nats; ``agreement``
     (L, T), the probability of the token that the last layer says. ``wanted`` (L, T, n) are the probabilities of tokens
-    that were asked for. ``tokens`` are the T tokens that were read, ``pieces`` their texts; ``texts`` are those of
-    ``ids``. ``characters`` say which of the first T tokens are parts of one character.
+    that were asked for. ``tokens`` are the T tokens that were read, and ``pieces`` their texts. ``texts`` has the text
+    of each id in ``ids``. ``characters`` are the characters that several of the T tokens make.
     """
 
     layers: list[str]
@@ -136,8 +136,8 @@ def logit_lens(
 
 
 class _Read(NamedTuple):
-    """What is kept of a row of logits: the likeliest ids, their probabilities, the entropy, the probability of what is
-    said in the end, and those of the tokens that are wanted.
+    """The summary of a row of logits: the likeliest ids with their probabilities, the entropy, the probability of the
+    token that the last layer says, and the probabilities of wanted tokens.
     """
 
     ids: NDArray[np.int64]
