@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_model("qwen3next", made / "hybrid.gguf", context=512)
     random_model("gpt2", made / "learned.gguf", context=512)
     random_model("bloom", made / "alibi.gguf", context=512)
-    random_model("gemma3", made / "windows.gguf", layers=6, context=512)
+    random_model("gemma4", made / "windows.gguf", layers=6, context=512)
     return made
 
 

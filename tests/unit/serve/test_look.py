@@ -173,6 +173,7 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     shape = httpx.get(f"{served.url}/look/models/one").json()
     assert list(shape["points"]) == list(llm.points)
     assert len(shape["blocks"]) == len(llm.spec.blocks)
+    assert shape["angles"] == {"position.angles": [*range(len(llm.spec.blocks))]}
     assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
         served.models.names
     )
