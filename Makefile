@@ -116,6 +116,7 @@ bench-sampling: $(VENV)/dev
 
 bench-tracing: $(VENV)/dev
 	$(BIN)/python bench/tracing.py $(BENCH)
+	$(BIN)/python bench/lens.py
 
 bench-agreement: $(VENV)/dev
 	$(BIN)/python bench/agreement.py $(BENCH)

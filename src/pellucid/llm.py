@@ -39,7 +39,7 @@ from pellucid.sample.options import CHECKS, Options
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.trace.edits import EditOf
-from pellucid.tracing import TracingModel
+from pellucid.tracing import TracingModel, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
@@ -164,6 +164,7 @@ class LLM(TracingModel):
             for one in asked
         ]
         run_together(groups)
+        warn_unused(*groups)
         made = [group.results()[0] for group in groups]
         return made[0] if prompts is None else made
 
@@ -173,14 +174,17 @@ class LLM(TracingModel):
         async with aclosing(group.stream()) as outputs:
             async for _ in outputs:
                 pass
+        warn_unused(group)
         return group.results()[0]
 
     async def astream(self, prompt: PromptInput, **options: Any) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
-        async with aclosing(self.request(prompt, **options).stream()) as outputs:
+        group = self.request(prompt, **options)
+        async with aclosing(group.stream()) as outputs:
             async for _, output in outputs:
                 if output.text:
                     yield output.text
+        warn_unused(group)
 
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
@@ -202,7 +206,7 @@ class LLM(TracingModel):
 
         Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
         """
-        return Request(self.request(prompt, **options))
+        return Request(self.request(prompt, **options), warn_unused)
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
@@ -229,6 +233,7 @@ class LLM(TracingModel):
                 parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
             group = self._request_group(prompt, parsed, chains[first : first + most], how, watching)
             run_together([group])
+            warn_unused(group)
             generations += group.results()
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)
@@ -246,7 +251,10 @@ class LLM(TracingModel):
         how, watching = self.admission.with_options(options), self._watching(options)
         self._refuse_frames("a search knows its texts when it has ended")
         parsed = Options.of(vars(beams), **options)
-        return search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
+        found = search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
+        if watching is not None:
+            warn_all(watching.unused(found.usage.prompt_tokens + found.longest - 1))
+        return found
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
         """A request for ``n`` answers, checked but not started: for programs that run many of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from pellucid.plan.plan import Plan
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
+from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import EditOf, listed
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
@@ -71,6 +73,7 @@ class TracingModel:
         parsed = self._options({"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options})
         groups = [self._watched_group(prompt, parsed, self._watching({"edits": list(own)})) for own in edits]
         run_together(groups)
+        warn_unused(*groups)
         return [group.results()[0] for group in groups]
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
@@ -117,6 +120,7 @@ class TracingModel:
         Raises: as ``TraceStream``, whose arguments these are.
         """
         assert isinstance(group, RequestGroup)
+        refuse_watched(group)
         stream = TraceStream(self.points, names, limit, notify)
         group.attach(stream.probes(len(group.builders)))
         stream.ended = partial(group.attach, [])
@@ -190,6 +194,7 @@ class TracingModel:
         with self.trace(*points, edits=edits, budget=budget) as trace:
             group = self._watched_group(prompt, self._options(options), trace.watching())
             run_together([group])
+        warn_unused(group)
         made, ids = group.results()[0], self.inputs.prompt(prompt)
         return self._recorded(ids, made.ids, made.text, made, kept, trace)
 
@@ -236,6 +241,7 @@ class TracingModel:
             before = [(token, 1.0) for token in begun]
             group = self._watched_group(run.prompt, self._options(options), trace.watching(), before)
             run_together([group])
+        warn_unused(group)
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:
             options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
@@ -256,6 +262,7 @@ class TracingModel:
             prompt=prompt,
             ids=ids,
             pieces=[self.tokenizer.piece(token) for token in [*prompt, *ids]],
+            characters=[list(one) for one in several(self.tokenizer.characters([*prompt, *ids]))],
             text=text,
             finish_reason=made.finish_reason,
             seed=made.seed,
@@ -280,6 +287,25 @@ class TracingModel:
         if trace is None:
             return Trace(self.points, ()).watching(own) if own else None
         return trace.watching(own)
+
+
+def warn_unused(*groups: TextGroup) -> None:
+    """Warn of edits that the texts of requests, which have ended, did not use."""
+    warn_all([said for group in groups for said in group.unused()], 4)
+
+
+def warn_all(notices: Sequence[str], level: int = 3) -> None:
+    """Warn of what was not used of edits."""
+    for said in notices:
+        warnings.warn(said, stacklevel=level)
+
+
+def refuse_watched(group: TextGroup) -> None:
+    """Refuse to watch a request whose values are changed or recorded already. Raises InvalidRequest."""
+    if group.watching is not None:
+        raise InvalidRequest(
+            "the request has edits or a trace of its own, and its values cannot be watched: watch another one"
+        )
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:

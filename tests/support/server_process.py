@@ -30,7 +30,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         assert self._listens.wait(SECONDS), "".join(self.said)
-        line = next((one for one in self.said if one.startswith("serving ")), "")
+        line = next((one for one in self.said if " at http" in one), "")
         assert line, "".join(self.said)
         self.url = line.split()[-1]
         host, _, port = self.url.removeprefix("http://").rpartition(":")
@@ -40,7 +40,7 @@ class ServerProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.said.append(line)
-            if line.startswith("serving "):
+            if " at http" in line:
                 self._listens.set()
         self._listens.set()
 

@@ -112,6 +112,9 @@ def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int
     assert sum(timed.count for timed in profile.kinds().values()) == len(net.plan.operations)
     assert sum(timed.seconds for timed in profile.kinds().values()) == pytest.approx(profile.total.seconds)
     assert not any(stage.startswith("blocks.") for stage, _ in profile.kinds())
+    for timed in profile.kinds().values():
+        if timed.cost.multiply_adds and timed.seconds:
+            assert timed.cost.multiply_adds / timed.seconds <= profile.rates.multiply * (1 + 1e-9)
     assert net.cache.free_pages == net.cache.pages
 
 
@@ -207,8 +210,12 @@ def test_the_roof_is_the_longer_of_both_times() -> None:
     timed = Timed(4.0, Cost(200, 1000))
     assert timed.share(rates) == 0.5
     assert Timed(4.0, Cost()).share(rates) is None
-    assert Timed(2e-9, Cost(200, 1000)).rate(rates) == "100 GB/s"
-    assert Timed(2e-9, Cost(0, 100)).rate(rates) == "50.0 GMAC/s"
+    fast = Rates(200e9, 1000e9)
+    assert Timed(2e-9, Cost(200, 1000)).rate(fast) == "100 GB/s"
+    assert Timed(2e-9, Cost(0, 100)).rate(fast) == "50.0 GMAC/s"
+    cached = Timed(5e-10, Cost(200, 0))
+    assert cached.rate(fast) == "400 GB/s from caches"
+    assert cached.share(fast) is None
     assert Timed(1.0, Cost()).rate(rates) == Timed(0.0, Cost(1)).rate(rates) == ""
 
 

@@ -20,6 +20,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web inst
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-web installs axe")
 
 from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form  # noqa: E402
+from support.hostile_runs import PATTERN, SHAPES, run_bytes  # noqa: E402
 from support.sampling import Words  # noqa: E402
 from support.served import Served  # noqa: E402
 
@@ -28,7 +29,7 @@ from pellucid.plan.stages import Stage  # noqa: E402
 from pellucid.sample.options import Options  # noqa: E402
 from pellucid.serve.guard import AccessRules  # noqa: E402
 from pellucid.testing import random_model  # noqa: E402
-from pellucid.trace import attribute, logit_lens  # noqa: E402
+from pellucid.trace import attribute, logit_lens, neighbours  # noqa: E402
 from pellucid.trace.explanation import explain  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -36,7 +37,7 @@ if CHROMIUM is None:
     pytest.skip("no Chromium", allow_module_level=True)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 MODELS = ("smollm2", "minilm", "mixture", "hybrid")
-OTHERS = ("learned", "alibi")  # positions of other kinds
+OTHERS = ("learned", "alibi", "windows")  # positions of other kinds
 SCREENS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> \u202e\x07\x1b[31m & &amp; {{7*7}} `${1}`"
 SECONDS = 60_000
@@ -60,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random_model("qwen3next", made / "hybrid.gguf", context=512)
     random_model("gpt2", made / "learned.gguf", context=512)
     random_model("bloom", made / "alibi.gguf", context=512)
+    random_model("gemma4", made / "windows.gguf", layers=6, context=512)
     return made
 
 
@@ -413,9 +415,46 @@ def test_other_positions_have_curves(browser: Any, server: PageServer, model: st
     visit.write("a text of some words", tokens=3)
     section = visit.open("positions")
     named = section.locator(".legend li").all_inner_texts()
-    said = {"learned": "component", "alibi": "per token"}[model]
+    said = {"learned": "component", "alibi": "per token", "windows": "cosine"}[model]
     assert len(named) >= 2
     assert all(said in one for one in named)
+    assert visit.said == []
+    visit.close()
+
+
+def test_every_table_of_angles_is_shown_with_its_blocks(browser: Any, server: PageServer) -> None:
+    visit = Visit(browser, server.url)
+    visit.choose("windows")
+    visit.write("near and far", tokens=3, temperature=0)
+    section = visit.open("positions")
+    assert section.locator("canvas").count() == 2
+    titles = section.locator("h4").all_inner_texts()
+    blocks = [int(one) for title in titles for one in title.removeprefix("Blocks ").split(", ")]
+    assert len(titles) == 2
+    assert sorted(blocks) == list(range(6))
+    assert visit.said == []
+    visit.close()
+
+
+def test_characters_of_several_tokens_are_seen(browser: Any, server: PageServer) -> None:
+    text = "中国 🦙 ꙮ"
+    visit = Visit(browser, server.url)
+    visit.choose("smollm2")
+    visit.write(text, tokens=3, temperature=0)
+    assert visit.page.locator(".text .prompt").inner_text() == text
+    labels = visit.open("embeddings").locator(".tokens .token").all_inner_texts()
+    assert labels[:6] == ["中", "国", "‥", "·🦙", "‥", "‥"]
+    visit.page.locator("#stage-embeddings .tokens .token").nth(2).click()
+    with pellucid.load("smollm2", threads=2) as llm:
+        part = llm.tokenizer.encode(text)[2]
+        expected = [f"{found} {cosine:.3f}" for found, _, cosine in neighbours(llm, part, 10)]
+    near = visit.page.locator("#stage-embeddings .near li")
+    near.first.filter(has_text=expected[0].split()[0]).wait_for(timeout=SECONDS)
+    assert [one.split()[-1] for one in near.all_inner_texts()] == [one.split()[-1] for one in expected]
+    for stage in ("lens", "tokens", "attention"):
+        section = visit.open(stage)
+        assert "�" not in section.inner_text()
+        assert "中" in section.inner_text()
     assert visit.said == []
     visit.close()
 
@@ -658,6 +697,49 @@ def test_a_recorded_run_opens_without_a_model(browser: Any, server: PageServer, 
     assert visit.page.locator(".text").first.inner_text() == before
     assert visit.page.locator("header select").input_value() == "mixture"
     assert visit.said == []
+    visit.close()
+
+
+def test_runs_of_absurd_sizes_do_not_hold_the_page(browser: Any, server: PageServer, tmp_path: Path) -> None:
+    many = [{"id": 5, "parent": 5, "token": 1, "piece": "x", "score": 0, "state": "running"}] * 40
+    tree = [{"id": 5, "parent": 0, "token": 1, "piece": "x", "score": 0, "state": "running"}, *many]
+    refused = {
+        **{name: run_bytes({point: ("F32", shape)}) for name, (point, shape) in SHAPES.items()},
+        "1,000,000 heads": run_bytes({PATTERN: ("F32", [1_000_000, 1, 1])}),
+        "a part of many heads": run_bytes(
+            {PATTERN: ("F32", [1, 3, 3])}, parts={PATTERN: {"heads": [900_000]}}
+        ),
+        "arrays of the same bytes": run_bytes(
+            {f"blocks.{n}.residual": ("F32", [3, 100_000]) for n in range(500)}, overlap=True
+        ),
+        "a long answer": run_bytes({}, answers=[["/look/lens", {}, {"layers": ["x"] * 100_000}]]),
+        "many long answers": run_bytes({}, answers=[["/look/lens", {}, [[0] * 8000] * 200]]),
+        "a long list of steps": run_bytes({}, chain=[{"name": "x"}] * 5000),
+        "many notes": run_bytes({}, notes=["x"] * 5000),
+        "many tokens": run_bytes({}, ids=[3] * 200_000, pieces=["a"] * 200_002),
+    }
+    fine = {
+        "a circle of beams": run_bytes({}, answers=[["/look/beams", {}, {"texts": [], "tree": tree}]]),
+        "many slopes": run_bytes({}, shape={"position": "alibi", "slopes": [0.5] * 7000, "width": 1e15}),
+        "empty arrays": run_bytes({PATTERN: ("F32", [4, 0, 0]), "embed": ("F32", [0, 64])}),
+        "many experts": run_bytes({
+            "blocks.0.feedforward.router": ("F32", [1, 8]), "blocks.0.feedforward.experts": ("I32", [1, 900_000]),
+            "blocks.0.feedforward.expert_weights": ("F32", [1, 900_000]),
+        }),
+    }  # fmt: skip
+    visit = Visit(browser, server.url)
+    for name, content in {**refused, **fine}.items():
+        path = tmp_path / f"{name}.run"
+        path.write_bytes(content)
+        visit.page.locator("input[type=file]").set_input_files(path)
+        if name in refused:
+            error = visit.page.get_by_text(f"{name}.run", exact=False).and_(visit.page.locator(".error"))
+            error.first.wait_for(timeout=10_000)
+            continue
+        visit.page.locator(".facts", has_text=f"{name}.run").wait_for(timeout=10_000)
+        for stage in visit.stages():
+            visit.open(stage)
+        assert visit.page.evaluate("1 + 1") == 2
     visit.close()
 
 

@@ -20,6 +20,7 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.output import Beams
+from pellucid.engine.probe import Watching
 from pellucid.engine.run import USUAL, Admission
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.engine.text_group import TextGroup
@@ -37,7 +38,7 @@ from pellucid.trace.outputs import all_points
 from pellucid.trace.points import Point
 from pellucid.trace.stream import TraceStream
 from pellucid.trace.trace import Trace
-from pellucid.tracing import DIVIDED
+from pellucid.tracing import DIVIDED, refuse_watched
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -108,7 +109,7 @@ class RemoteModel:
 
         Raises: as ``LLM.request``, and InvalidRequest for what cannot be sent: functions.
         """
-        edits = self._edits(options.pop("edits", None))
+        edits, watching = self._edits(options.pop("edits", None))
         how = self._admission.with_options(options)
         asked = with_recommended(options, self.recommended)
         parsed = Options.of(**asked)
@@ -119,19 +120,24 @@ class RemoteModel:
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary)
         sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
-        return RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
+        if watching is not None:
+            most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
+            first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
+            watching.begin(len(ids), most=most, first_output=first_output)
+        group = RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
+        group.watching = watching
+        return group
 
-    def _edits(self, given: Any) -> list[EditOf]:
-        """The edits of a request, which a replica takes. Raises InvalidRequest."""
+    def _edits(self, given: Any) -> tuple[list[EditOf], Watching | None]:
+        """The edits of a request, which a replica takes, and what they reach. Raises InvalidRequest."""
         edits = [] if given is None else listed(given)
-        if edits:
-            Trace(self.points, ()).watching(edits)
+        watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(one.values) * 4 for one in edits if one.values is not None)
         if size > wire.MOST_FRAME // 2:
             raise InvalidRequest(
                 f"edits has {size >> 20:,} MiB of values; the limit is {wire.MOST_FRAME >> 21} MiB: change less"
             )
-        return edits
+        return edits, watching
 
     @property
     def points(self) -> dict[str, Point]:
@@ -149,6 +155,7 @@ class RemoteModel:
     ) -> TraceStream:
         """As ``LLM.watch``, on whatever replica the request is."""
         assert isinstance(group, RemoteGroup)
+        refuse_watched(group)
         return group.watch(self.points, names, limit, notify)
 
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:

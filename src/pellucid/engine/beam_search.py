@@ -9,9 +9,9 @@ from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.probe import SequenceWatch, Watching, raise_of
+from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
 from pellucid.engine.run import USUAL, Admission
-from pellucid.errors import InvalidRequest
+from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
@@ -44,11 +44,12 @@ class BeamSearchTask:
         self._probes: dict[int, SequenceWatch] = {}
         wanted = None
         if watching is not None:
-            (self._probes[0],) = watching.begin(len(ids))
             wanted = watching.first_output
-        self.prompt = CachedSequence(
-            ids, None if wanted is None else min(wanted, len(ids) - 1), probe=self._probes.get(0)
-        )
+        first = len(ids) - 1 if wanted is None else min(wanted, len(ids) - 1)
+        if watching is not None:
+            most = len(ids) + beams.limit - 1  # the last token is not read
+            (self._probes[0],) = watching.begin(len(ids), most=most, first_output=first)
+        self.prompt = CachedSequence(ids, first, probe=self._probes.get(0))
         self.queue, self._begun = 0.0, time.perf_counter()
         self._sequences: list[CachedSequence] = []
         self._rows: dict[CachedSequence, ChunkOutput] = {}
@@ -83,7 +84,11 @@ class BeamSearchTask:
         if len(self._rows) < len(self._sequences):
             return
         rows = [self._rows[one][-1] for one in self._sequences]
-        running, self._rows = self._beams.step(rows), {}
+        try:
+            running, self._rows = self._beams.step(rows), {}
+        except KernelError as error:
+            blame_edits(sequence.probe, error)
+            raise
         if self._max_time is not None and time.perf_counter() - self._begun >= self._max_time:
             self._beams.stop("time")
         yield running

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.probe import Watching, raise_of
+from pellucid.engine.probe import Watching, raise_of, refuse_changed
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 
@@ -50,6 +50,8 @@ class EmbeddingTask:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield a text's vector, and free its pages: nothing follows it."""
         raise_of(sequence.probe)
+        if not np.isfinite(outputs[0]).all():
+            refuse_changed(sequence.probe, f"text {self._left[sequence]}: its vector is not finite")
         self._runner.release(sequence.table)
         yield self._left.pop(sequence), outputs[0]
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace
-from pellucid.engine.probe import SequenceWatch, raise_of
+from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
 from pellucid.engine.scoring import token_logprobs
 from pellucid.engine.sequence import TextSequence, TokenOutput
+from pellucid.errors import KernelError
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
@@ -104,6 +105,15 @@ class GenerationTask:
     ) -> Iterator[tuple[int, TokenOutput]]:
         """Yield the tokens that follow: one after the prompt, one after each row of a sequence."""
         raise_of(sequence.probe)
+        try:
+            yield from self._take(sequence, outputs, seconds)
+        except KernelError as error:
+            blame_edits(sequence.probe, error)
+            raise
+
+    def _take(
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[tuple[int, TokenOutput]]:
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return

@@ -204,12 +204,10 @@ class ModelRunner:
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
-            if len(part) == 1:
-                found.append(rows)
-                continue
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
+            parts = np.split(rows, np.cumsum(counts)[:-1])
             # Copies, so that whoever keeps a row does not keep those of all others.
-            found += [part.copy() for part in np.split(rows, np.cumsum(counts)[:-1])]
+            found += [rows] if len(part) == 1 else [part.copy() for part in parts]
         return found
 
     @property
@@ -251,8 +249,7 @@ class ModelRunner:
             raise InvalidRequest(
                 f"vectors of shape {vectors.shape}; they must be (n, {spec.embedding.width:,})"
             )
-        out = np.empty((len(vectors), self.width), np.float32)
-        most = min(self.limits.tokens, self.limits.outputs)
+        found, most = list[NDArray[np.float32]](), min(self.limits.tokens, self.limits.outputs)
         for first in range(0, len(vectors), most):
             part = vectors[first : first + most]
             with self._lock:
@@ -262,8 +259,10 @@ class ModelRunner:
                 self._step.fill_outputs(len(part))
                 made = self._fresh_output(self._head.bound, len(part))
                 self.executor.run(self._head.bound.program, self._step.record)
-            out[first : first + len(part)] = made[: len(part), : self.width]
-        return out
+            found.append(made[: len(part), : self.width])
+        return (
+            found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *found])
+        )
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.

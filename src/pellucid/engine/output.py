@@ -158,6 +158,11 @@ class Beams:
         """The best text."""
         return self.texts[0].text
 
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest candidate."""
+        return max(node.step for node in self.tree) + 1
+
     def as_dict(self) -> dict[str, Any]:
         """The result for JSON."""
         return {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.batch import Probe
+from pellucid.sample.candidates import DAMAGED
 
 
 class SequenceWatch(Probe, Protocol):
@@ -23,6 +25,11 @@ class SequenceWatch(Probe, Protocol):
     outputs: Any
     tokens: Callable[[], Sequence[int]]
     error: BaseException | None
+
+    @property
+    def edited(self) -> str:
+        """The points that the edits change, as a short text; "" without edits."""
+        ...
 
     def follow(self, other: Any) -> None:
         """The sequence goes on after the tokens that ``other``, a probe of the same request, has recorded."""
@@ -42,13 +49,29 @@ class Watching(Protocol):
     @property
     def first_output(self) -> int | None: ...
 
-    def begin(self, tokens: int, count: int = 1, parent: Any = None) -> Sequence[SequenceWatch]:
+    def begin(
+        self,
+        tokens: int,
+        count: int = 1,
+        parent: Any = None,
+        *,
+        most: int | None = None,
+        first_output: int = 0,
+    ) -> Sequence[SequenceWatch]:
         """Probes for ``count`` sequences that go on after the same ``tokens`` tokens, or after what the probe
         ``parent`` has recorded. They are no part of the trace until they are kept.
 
+        A sequence reads ``most`` tokens at most (None: no more than these), and its logits are computed from position
+        ``first_output`` on.
+
         Raises:
-            InvalidRequest: what is recorded of them does not fit into the trace's budget.
+            InvalidRequest: what is recorded of them does not fit into the trace's budget, or an edit changes nothing
+                in them.
         """
+        ...
+
+    def unused(self, count: int) -> list[str]:
+        """Sentences about edits, or rows of them, that begin after the ``count`` tokens that were read."""
         ...
 
     def keep(self, probe: Any, /) -> None:
@@ -61,3 +84,16 @@ def raise_of(probe: Probe | None) -> None:
     error = getattr(probe, "error", None)
     if error is not None:
         raise error
+
+
+def blame_edits(probe: Probe | None, error: KernelError) -> None:
+    """Raise InvalidRequest if logits are not finite in a sequence whose values are changed: its edits made them so."""
+    found = str(error).removesuffix(f": {DAMAGED}")
+    if found != str(error):
+        refuse_changed(probe, found, error)
+
+
+def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
+    """Raise InvalidRequest if a sequence's values are changed: that is why ``found`` is so."""
+    if edited := getattr(probe, "edited", ""):
+        raise InvalidRequest(f"{found} because of the request's edits ({edited}): change less") from error

@@ -98,7 +98,7 @@ class RequestGroup(TextGroup):
         begun: Sequence[tuple[int, float]] = (),
         first_output: int | None = None,
     ) -> None:
-        self.options = options
+        self.options, self.watching = options, watching
         ids = inputs.prompt(prompt)  # text → tokenize → ids
         tokenizer = inputs.tokenizer
         size, spare_core = inputs.vocabulary, engine.runner.idle_core
@@ -116,7 +116,13 @@ class RequestGroup(TextGroup):
         if watching is not None and watching.watches_chain:
             options = replace(options, watch=True)
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        probes = [] if watching is None else watching.begin(len(ids), len(chains))
+        wanted = first_output if watching is None else watching.first_output
+        first = 0 if options.prompt_logprobs is not None else len(ids) - 1
+        first = first if wanted is None else min(wanted, first)
+        most = len(ids) + limit - 1  # the last token is not read
+        probes = (
+            [] if watching is None else watching.begin(len(ids), len(chains), most=most, first_output=first)
+        )
         for probe, builder in zip(probes, self.builders):
             probe.tokens, probe.outputs = partial(_read, ids, builder), builder
         # A state cannot be taken back by a few tokens.
@@ -141,7 +147,7 @@ class RequestGroup(TextGroup):
                 options.prompt_logprobs,
                 size,
                 probe=probes[0] if probes else None,
-                first_output=first_output if watching is None else watching.first_output,
+                first_output=wanted,
             ),
             partial(_begun, hooks, texts),
             probes,
@@ -236,12 +242,23 @@ class RequestGroup(TextGroup):
                     yield number, _added(task, builders, number, output, start)[1]
 
 
-class Request:
-    """A request group with one sequence. Iterate over its token outputs, then read the ``result``."""
+def _outputs_of(group: RequestGroup, ended: Callable[[RequestGroup], object]) -> Iterator[TokenOutput]:
+    for _, output in group:
+        yield output
+    ended(group)
 
-    def __init__(self, group: RequestGroup) -> None:
+
+class Request:
+    """A request group with one sequence. Iterate over its token outputs, then read the ``result``.
+
+    ``ended`` is called with the group after the last output.
+    """
+
+    def __init__(
+        self, group: RequestGroup, ended: Callable[[RequestGroup], object] = lambda group: None
+    ) -> None:
         self._group = group
-        self._outputs = (output for _, output in group)
+        self._outputs = _outputs_of(group, ended)
 
     def __iter__(self) -> Iterator[TokenOutput]:
         return self._outputs

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.probe import Watching, raise_of
+from pellucid.engine.probe import Watching, blame_edits, raise_of
 from pellucid.engine.run import USUAL, Admission
+from pellucid.errors import KernelError
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
@@ -28,11 +29,11 @@ class ScoringTask:
     ) -> None:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
-            (probe,) = watching.begin(len(read))
+            wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
+            (probe,) = watching.begin(len(read), first_output=wanted)
             probe.tokens = lambda: read
             watching.keep(probe)
-            wanted = wanted if watching.first_output is None else min(wanted, watching.first_output)
-        self._first = first
+        self._first, self.probe = first, probe
         self._runner, self._text = runner, CachedSequence(read, wanted, probe=probe)
         self.done = not self._text.tokens
 
@@ -63,14 +64,10 @@ class ScoringTask:
 
 
 def teacher_forced_logits(
-    engine: Engine,
-    ids: list[int],
-    first: int = 1,
-    watching: Watching | None = None,
-    how: Admission = USUAL,
+    engine: Engine, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return engine.run(ScoringTask(engine.runner, ids, first, watching), how)
+    return engine.run(ScoringTask(engine.runner, ids, first))
 
 
 def token_logprobs(
@@ -93,8 +90,13 @@ def score(
 
     Only the first ``vocabulary`` logits of a row stand for tokens.
     """
-    rows = [
-        token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-        for place, logits in teacher_forced_logits(engine, ids, first, watching, how)
-    ]
+    task = ScoringTask(engine.runner, ids, first, watching)
+    try:
+        rows = [
+            token_logprobs(logits, place, ids[place], alternatives, vocabulary)
+            for place, logits in engine.run(task, how)
+        ]
+    except KernelError as error:
+        blame_edits(task.probe, error)
+        raise
     return joined(rows, alternatives)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.engine.output import Generation, Timings, Usage
+from pellucid.engine.probe import Watching
 from pellucid.engine.sequence import TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
@@ -144,6 +145,8 @@ class TextGroup(ABC):
 
     options: Options
     builders: list[OutputBuilder]
+    watching: Watching | None = None
+    """The traces and edits of the request."""
 
     resumable = False
     """Whether another server can take it over: ``named`` says by what name."""
@@ -191,6 +194,13 @@ class TextGroup(ABC):
     @abstractmethod
     def close(self) -> None:
         """End it."""
+
+    def unused(self) -> list[str]:
+        """Sentences about edits that the texts, which have ended, did not reach."""
+        if self.watching is None:
+            return []
+        made = max((len(one.ids) for one in self.builders), default=0)
+        return self.watching.unused(len(self.prompt) + max(made - 1, 0))
 
     def results(self) -> list[Generation]:
         """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""

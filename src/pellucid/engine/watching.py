@@ -78,6 +78,15 @@ class _TapGroup(Struct, frozen=True):
     width: int
 
 
+class _PatternBlock(Struct, frozen=True):
+    """The pattern taps of a block: their sites, the first head of each in the block, and how many heads it has."""
+
+    number: int
+    sites: tuple[Site, ...]
+    firsts: tuple[int, ...]
+    heads: int
+
+
 class WatchedProgram:
     """The program of a set of watches. ``source`` is the plan without passes that the watches refer to."""
 
@@ -87,7 +96,7 @@ class WatchedProgram:
         self._source, self._watches = source, list(watches)
         of = [[site for site in sites if site.watch == number] for number in range(len(watches))]
         self._taps = [list(self._tap_groups(watch, own)) for watch, own in zip(watches, of)]
-        self._patterns = [[site for site in own if site.kind == "pattern"] for own in of]
+        self._patterns = [list(_pattern_blocks(watch, own)) for watch, own in zip(watches, of)]
         self._edits = [[site for site in own if site.kind == "edit"] for own in of]
         self._remade = [
             list(zip(*([site for site in own if site.kind == kind] for kind in ("remade", "mix"))))
@@ -178,10 +187,9 @@ class WatchedProgram:
 
     def _begin_patterns(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
-    ) -> list[tuple[Site, NDArray[np.float32]]]:
-        """Point the pattern taps of a watch to their rows and to new memory."""
-        sites = self._patterns[number]
-        if not sites:
+    ) -> list[tuple[int, NDArray[np.float32]]]:
+        """Point the pattern taps of a watch to their rows and to new memory. Returns the blocks by their numbers."""
+        if not self._patterns[number]:
             return []
         listed = list[int]()
         for part in parts:
@@ -189,11 +197,12 @@ class WatchedProgram:
             listed += [word for n in range(row, row + len(found)) for word in (n, part.number)]
         rows, made = _table(listed, 2), []
         keep.append(rows)
-        for site in sites:
-            heads = self._watches[number].patterns[site.number].count
-            block, stride, head = _rows_of_patterns(rows[0], heads, parts)
-            self._set(site, rows=address(rows), out=address(block), out_stride=stride, out_head=head)
-            made.append((site, block))
+        for one in self._patterns[number]:
+            block, stride, head = _rows_of_patterns(rows[0], one.heads, parts)
+            for site, first in zip(one.sites, one.firsts):
+                out = address(block) + first * head
+                self._set(site, rows=address(rows), out=out, out_stride=stride, out_head=head)
+            made.append((one.number, block))
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
@@ -263,6 +272,15 @@ class WatchedProgram:
         self._set_entries(site, entries, keep)
 
 
+def _pattern_blocks(watch: Watch, sites: Sequence[Site]) -> Iterator[_PatternBlock]:
+    """The blocks of a watch's pattern taps, whose ``sites`` are among others."""
+    of = {site.number: site for site in sites if site.kind == "pattern"}
+    for block in dict.fromkeys(tap.block for tap in watch.patterns):
+        own = [number for number, tap in enumerate(watch.patterns) if tap.block == block]
+        *firsts, heads = (int(n) for n in np.cumsum([0, *(watch.patterns[number].count for number in own)]))
+        yield _PatternBlock(block, tuple(of[number] for number in own), tuple(firsts), heads)
+
+
 def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
     """A buffer's rows as they are in a use of ``width`` columns, which may be fewer than the buffer has."""
     flat = buffer.reshape(-1)
@@ -298,16 +316,16 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
 
 
 def _hand_out_patterns(
-    parts: Sequence[_ProbeRows], patterns: Sequence[tuple[Site, NDArray[np.float32]]]
+    parts: Sequence[_ProbeRows], patterns: Sequence[tuple[int, NDArray[np.float32]]]
 ) -> None:
-    for site, block in patterns:
+    for number, block in patterns:
         first = 0
         for part in parts:
             found, _ = part.recorded("tokens")
             own = block[first : first + len(found), :, : part.stop]
             first += len(found)
             if len(found):
-                part.probe.take_pattern(site.number, found, own if len(own) == len(block) else own.copy())
+                part.probe.take_pattern(number, found, own if len(own) == len(block) else own.copy())
 
 
 class WatchedPrograms:

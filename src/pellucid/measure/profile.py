@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import statistics
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec.structs
 import numpy as np
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
@@ -38,23 +37,31 @@ class Timed:
         return Timed(self.seconds + other.seconds, self.cost + other.cost, self.count + other.count)
 
     def rate(self, rates: Rates) -> str:
-        """The rate reached in what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" if it has no roof."""
+        """The rate reached in what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" if it has no roof.
+
+        A rate above the memory's is marked: the operation reads from caches.
+        """
         if self.cost == Cost() or not self.seconds:
             return ""
         int8 = self.cost.bound(rates) == "int8"
         value = (self.cost.multiply_adds if int8 else self.cost.nbytes) / self.seconds / 1e9
-        return f"{value:,.{0 if value >= 100 else 1}f} {'GMAC/s' if int8 else 'GB/s'}"
+        cached = " from caches" if self.cost.seconds(rates) > self.seconds else ""
+        return f"{value:,.{0 if value >= 100 else 1}f} {'GMAC/s' if int8 else 'GB/s'}{cached}"
 
     def share(self, rates: Rates) -> float | None:
-        """The share of its roof that it reaches; None if it has none."""
+        """The share of its roof that it reaches; None if it has none, or reads from caches."""
         if self.cost == Cost() or not self.seconds:
             return None
-        return self.cost.seconds(rates) / self.seconds
+        reached = self.cost.seconds(rates) / self.seconds
+        return reached if reached <= 1 else None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The profile of a step: a description, each operation's time in plan order, and the machine's rates meanwhile."""
+    """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
+
+    ``rates`` are the highest measured: no operation multiplies faster, and a faster read comes from caches.
+    """
 
     what: str
     operations: tuple[Operation, ...]
@@ -117,7 +124,7 @@ def _profile(
         for number in range(rounds):
             if progress:
                 progress(number, rounds, what)
-            rates.append(machine_rates(roofs, nbytes))
+            rates.append(machine_rates(roofs, nbytes, fastest=True))
             time.sleep(REST)
             end = time.perf_counter() + ENOUGH
             seconds.append(_seconds(runner, chunks))
@@ -125,13 +132,11 @@ def _profile(
                 seconds.append(_seconds(runner, chunks))
     operations = runner.plan.operations
     costs = [operation_cost(runner, op, chunks) for op in operations]
-    timed = [Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs)]
-    return Profile(
-        what,
-        operations,
-        tuple(timed),
-        Rates(statistics.median(r.read for r in rates), statistics.median(r.multiply for r in rates)),
-    )
+    timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))
+    limits = Rates(max(r.read for r in rates), max(r.multiply for r in rates))
+    found = Profile(what, operations, timed, limits)
+    reached = (one.cost.multiply_adds / one.seconds for one in found.kinds().values() if one.seconds)
+    return replace(found, rates=Rates(limits.read, max(limits.multiply, *reached)))
 
 
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
@@ -141,7 +146,7 @@ def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     leaves them the time to do so.
     """
     for _ in range(WHOLE):
-        forks = [replace(chunk, table=runner.fork(chunk.table)) for chunk in chunks]
+        forks = [msgspec.structs.replace(chunk, table=runner.fork(chunk.table)) for chunk in chunks]
         try:
             runner.forward(forks)
         finally:

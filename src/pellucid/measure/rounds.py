@@ -85,10 +85,10 @@ def measure(
     ]
 
 
-def machine_rates(roofs: Roofs, nbytes: int) -> Rates:
-    """The machine's current rates, when reading a buffer of ``nbytes``."""
+def machine_rates(roofs: Roofs, nbytes: int, *, fastest: bool = False) -> Rates:
+    """The machine's current rates, when reading a buffer of ``nbytes``: means, or maxima with ``fastest``."""
     time.sleep(REST)
-    return Rates(roofs.read(nbytes), roofs.multiply())
+    return Rates(roofs.read(nbytes, fastest=fastest), roofs.multiply(fastest=fastest))
 
 
 def wake(runner: ModelRunner) -> None:

@@ -87,12 +87,16 @@ class Edit(Struct, frozen=True):
 
 
 class PatternTap(Struct, frozen=True):
-    """The patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention operation."""
+    """The patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention operation.
+
+    Taps of one ``block`` are recorded side by side, in their order.
+    """
 
     operation: int
     first: int
     count: int
     raw: bool = False
+    block: int = 0
 
 
 class PatternEdit(Struct, frozen=True):

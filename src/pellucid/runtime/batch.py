@@ -66,8 +66,8 @@ class Probe(Protocol):
         """Take the columns of all taps of values with such ``rows`` (a ``RowKind``), (n, columns), in order."""
         ...
 
-    def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """Take the rows of pattern tap ``number``, (n, heads, tokens)."""
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
+        """Take the rows of all pattern taps of a block, (n, heads, tokens), in order."""
         ...
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:

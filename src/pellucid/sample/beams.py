@@ -177,7 +177,7 @@ class BeamSearch:
         padding: int | None = None,
     ) -> None:
         self.options, self.nodes = options, [Node(0, -1, -1, 0.0, -1)]
-        self._ends, self._limit, self._steps, self._sampler = ends, limit, 0, sampler
+        self._ends, self.limit, self._steps, self._sampler = ends, limit, 0, sampler
         self._noise = noise or gumbel(sampler.history.seed)
         self._padding = min(ends, default=0) if padding is None else padding
         self._nothing_left: NothingLeft | None = None
@@ -207,7 +207,7 @@ class BeamSearch:
         for group in self._groups:
             if not group.done:
                 self._end_if_done(group)
-        if self._steps == self._limit:
+        if self._steps == self.limit:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
         return self.beams
@@ -346,7 +346,7 @@ class BeamSearch:
         options, penalty = self.options, self.options.length_penalty
         if len(group.finished) < self._size:
             return
-        length = self._limit if options.early_stopping == "never" and penalty > 0 else self._steps
+        length = self.limit if options.early_stopping == "never" and penalty > 0 else self._steps
         if options.early_stopping is True or group.best / length**penalty <= _final_score(group.finished[-1]):
             group.done = True
             for beam in group.beams:

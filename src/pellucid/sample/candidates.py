@@ -53,6 +53,10 @@ class Sums(Struct, frozen=True):
         return max(math.log(self.total) - self.moment / self.total, 0.0)
 
 
+DAMAGED = "the weights are damaged, or a kernel is wrong"
+"""Why logits are no distribution, as messages end, unless edits have made them so (``engine/probe.py``)."""
+
+
 class Candidates(Struct, frozen=True, dict=True):
     """Tokens ``ids`` (n,), None for the whole vocabulary, whose logits are ``raw`` (n,) float32 / ``temperature``.
 
@@ -79,9 +83,7 @@ class Candidates(Struct, frozen=True, dict=True):
         # Every token needs both: the lock of a cached property would be taken twice for each.
         made.__dict__.update(best=best, highest=float(raw[best]))
         if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
-            raise KernelError(
-                f"{where}: the logit of id {made.best} is {made.highest}: the weights are damaged, or a kernel is wrong"
-            )
+            raise KernelError(f"{where}: the logit of id {made.best} is {made.highest}: {DAMAGED}")
         return made
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import KernelError, NothingLeft
-from pellucid.sample.candidates import Candidates
+from pellucid.sample.candidates import DAMAGED, Candidates
 from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
@@ -138,10 +138,7 @@ class Sampler:
         """
         remaining = logits.first(self.vocabulary)
         if not remaining.possible:
-            raise KernelError(
-                f"token {self.history.index}: no token has a finite logit: the weights are damaged, or a kernel "
-                "is wrong"
-            )
+            raise KernelError(f"token {self.history.index}: no token has a finite logit: {DAMAGED}")
         return remaining
 
     def accept(self, token: int, probability: float = 1.0) -> None:

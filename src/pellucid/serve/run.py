@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
+from pellucid.llm import LLM
 from pellucid.serve.app import create_app
 from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
 from pellucid.serve.ending import Ending
@@ -61,9 +62,13 @@ def serve(
     """
     listening = listen(settings)
     models = ModelPool(names, load, limit)
+    said = list(names)
     if settings.first:
-        models.put(names[0], load(names[0]))
-    run_app(create_app(models, rules, settings.receive), names, listening, settings, ready)
+        llm = load(names[0])
+        models.put(names[0], llm)
+        if isinstance(llm, LLM):
+            said[0] += f" (prefix cache of up to {llm.runner.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
+    run_app(create_app(models, rules, settings.receive), said, listening, settings, ready)
 
 
 def run_app(

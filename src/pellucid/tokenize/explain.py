@@ -34,7 +34,8 @@ class PreToken:
     """A normalized pre-token, its tokens, and how the model found them.
 
     ``how`` is None for an added token, which is found before all other stages. Otherwise it depends on the kind of
-    model: ``symbols`` and ``merges`` (``rank``, ``left``, ``right``, ``merged``, ``id``), or ``whole``; ``tries``
+    model: ``symbols`` and ``merges`` (``rank``, or ``score`` in vocabularies that have scores; ``at``, the number of
+    the first symbol; ``left``, ``right``, ``merged`` and ``left_id``, ``right_id``, ``id``), or ``whole``; ``tries``
     (``at``, ``tried``, ``found``, ``id``); ``lattice`` (``at``, ``piece``, ``id``, ``score``), ``best`` and ``score``;
     ``bytes``; ``unknown`` says why a word is unknown.
     """

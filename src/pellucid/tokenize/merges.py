@@ -45,6 +45,8 @@ class Ranks(dict[int, int]):
     """Cached pairs, most of which do not merge; the cache is cleared when it is full."""
 
     size: int
+    label = "rank"
+    """The name of the number that ``rank`` returns."""
 
     def __missing__(self, pair: int) -> int:
         if len(self) >= self.LIMIT:
@@ -132,9 +134,11 @@ class ScoreRanks(Ranks):
 
     Pairs rank by (score, longer left part, longer right part, id), the order in which ``transformers`` writes the
     merges of a SentencePiece model; with ``by_score_alone``, by score only, as in SentencePiece itself, where the
-    leftmost of equal pairs merges first. ``pieces`` holds the possible results of a merge; ``first`` are ids that merge
-    before all others.
+    leftmost of equal pairs merges first. The highest score merges first. ``pieces`` holds the possible results of a
+    merge; ``first`` are ids that merge before all others.
     """
+
+    label = "score"
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.tokenize.encoder import Encoder
 from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
+from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.tokens import TokenTable
@@ -201,8 +202,16 @@ class Tokenizer(Encoder):
         return compiled_encoder(self)
 
     def piece(self, token: int) -> str:
-        """The text of one token by itself, also of a control token, as ``decode`` has it."""
-        return self.decode([token], skip_special=False)
+        """The text of one token by itself, also of a control token; bytes that are no character are ``<0xE4>``."""
+        return self.grouper().push(token).text
+
+    def grouper(self) -> CharacterGrouper:
+        """Groups ids that come one at a time into characters."""
+        return CharacterGrouper(self.decoder, self.vocab_size)
+
+    def characters(self, ids: Sequence[int]) -> list[CharacterGroup]:
+        """The characters of a sequence of ids: which ids are parts of one character, and its text."""
+        return groups(self.grouper(), ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of the ids.

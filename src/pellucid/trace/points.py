@@ -12,10 +12,13 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from msgspec import Struct
+
 from pellucid.plan.plan import LETTER, Cache, Operation, Plan, RowKind, View
 from pellucid.runtime.cache_layout import StateShape
 
 PointKind = Literal["value", "probabilities", "pattern", "scores", "state", "output"]
+ENDLESS = 1 << 31  # more tokens than a text has
 RESIDUAL = "x"
 """The buffer of the residual stream."""
 HIDDEN_KERNELS = ("quantize", "pick", "heads")
@@ -117,6 +120,28 @@ LETTERS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+class AttentionMask(Struct, frozen=True):
+    """Which tokens a position of an attention sees: those before it if ``causal``, in a ``window`` if it is not 0.
+
+    ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the encoder's.
+    """
+
+    causal: bool
+    window: int
+    chunked: bool
+    cross: bool
+
+    def seen(self, position: int) -> range:
+        """The tokens that a position sees, where the text has them."""
+        if self.cross:
+            return range(ENDLESS)
+        first = 0
+        if self.window:
+            chunk = position // self.window * self.window
+            first = chunk if self.chunked else max(0, position - self.window + 1)
+        return range(first, position + 1 if self.causal else ENDLESS)
+
+
 @dataclass(frozen=True)
 class Point:
     """A value: its ``name``, the ``sizes`` of its last dimensions with their ``letters``, what it is, and its unit.
@@ -126,7 +151,7 @@ class Point:
     ``rows`` of this kind have it: values behind the last block are computed where logits are wanted. Points of kind
     "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``).
     "probabilities" are the softmax of a value. Of kind "state" is a ``part`` of the recurrent state of layer ``write``
-    of the cache, after the last token of each step.
+    of the cache, after the last token of each step. Patterns and scores have the ``mask`` of their attention.
     """
 
     name: str
@@ -141,6 +166,7 @@ class Point:
     said: str = ""
     measured: str = ""
     part: str = ""
+    mask: AttentionMask | None = None
 
     def __repr__(self) -> str:
         return f"Point({self.name}, {self.shape} {self.dtype}: {self.about})"
@@ -251,6 +277,9 @@ def _patterns(number: int, op: Operation, name: str) -> Iterator[Point]:
     at, heads = name.rpartition(".")[0], op.fields["heads"]
     assert isinstance(heads, int)
     view = View(heads, 0, 0, 0)
+    causal, window, chunked, cross = (op.fields[name] for name in ("causal", "window", "chunked", "cross"))
+    assert isinstance(window, int)
+    mask = AttentionMask(bool(causal), window, bool(chunked), bool(cross))
     for kind in ("scores", "pattern"):
         yield Point(
             f"{at}.{kind}",
@@ -262,6 +291,7 @@ def _patterns(number: int, op: Operation, name: str) -> Iterator[Point]:
             "float32",
             ("H", "T"),
             (heads, 0),
+            mask=mask,
         )
 
 

@@ -12,7 +12,7 @@ types and shapes are checked, and it holds no code.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from pellucid.weights.safetensors import parse_json, read_table
 KEY, VERSION = "pellucid.run", 1
 TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
-MOST_TOKENS = 1 << 24
+MOST_TOKENS = MOST_SIZE = 1 << 24
+MOST_RANK = 4  # of an array
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -43,6 +44,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     ``edits`` describe what was changed.
     ``model`` says which model it was, ``shape`` more of it (``shape_of``). ``parts`` say of arrays that have not all of
     their point which part it is: the ``first`` token, the ``heads``, the ``dims``. ``question`` is the prompt as text,
+    ``characters`` are those of several tokens: [first, stop, text] (``tokenize/stages/characters.py``).
     ``answers`` are what the model was asked beside: [path, body, answer] of the server's interface for the page;
     ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their points: (T, ...), a row for
     each token that was read, or for those that were selected.
@@ -63,6 +65,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     question: str = ""
     answers: list[list[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    characters: list[list[Any]] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -154,6 +157,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
+                _check_shape(path, name, tensor.shape, len(facts["pieces"]))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
@@ -174,7 +178,14 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "edits": list,
 }
 """The names and types of what the document has."""
-MORE: Mapping[str, type] = {"shape": dict, "parts": dict, "question": str, "answers": list, "notes": list}
+MORE: Mapping[str, type] = {
+    "shape": dict,
+    "parts": dict,
+    "question": str,
+    "answers": list,
+    "notes": list,
+    "characters": list,
+}
 """Those of what it may have."""
 
 
@@ -194,9 +205,35 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
             raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
     if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
+    if not all(_is_character(one, len(facts["pieces"])) for one in facts.get("characters", [])):
+        raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
     for name in ("pieces", "edits", "notes"):
         if not all(isinstance(one, str) for one in facts.get(name, [])):
             raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+
+
+def _is_character(given: Any, tokens: int) -> bool:
+    """Whether a value is [first, stop, text] of a character of so many tokens."""
+    if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
+        return False
+    first, stop = int(given[0]), int(given[1])
+    return 0 <= first < stop <= tokens
+
+
+def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
+    """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
+
+    Sizes are bounded one by one: a size of 0 makes the product 0, whatever the others are.
+    """
+    ends = name.rpartition(".")[2]
+    rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
+    if not 1 <= len(shape) <= MOST_RANK or max(shape) > MOST_SIZE or max(rows) > tokens:
+        raise FileFormatError(
+            path,
+            f"tensor {brief(name)} shape",
+            f"{brief(list(shape))} is no array of a run of {tokens:,} tokens: it has 1 to {MOST_RANK} sizes up to "
+            f"{MOST_SIZE:,}",
+        )
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:
@@ -206,7 +243,8 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
 
 def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     """What a page says of a model: how it knows positions ("rotary", "added", "alibi" or "none"), the ``slopes`` of
-    ALiBi of each head, its ``width``, and the number of its ``tokens``, which may be fewer than its logits.
+    ALiBi of each head, its ``width``, the number of its ``tokens``, which may be fewer than its logits, and the blocks
+    that rotate by each point of ``angles``.
     """
     tables = [one for one in plan.tables.values() if isinstance(one, DistanceTable)]
     position = "alibi" if tables else "none"
@@ -215,7 +253,27 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     if any(isinstance(one.rotary, Rotary) for one in spec.attentions):
         position = "rotary"
     slopes = list(tables[0].slopes) if tables else []
-    return {"position": position, "slopes": slopes, "width": spec.embedding.width, "tokens": tokens}
+    return {
+        "position": position,
+        "slopes": slopes,
+        "width": spec.embedding.width,
+        "tokens": tokens,
+        "angles": _angles(plan.source or plan),
+    }
+
+
+def _angles(plan: Plan) -> dict[str, list[int]]:
+    """The blocks whose operations read each table of angles, by the table's point."""
+    made: dict[str, str] = {}
+    blocks: dict[str, dict[int, None]] = {}
+    for op in plan.operations:
+        if op.stage.startswith("position.angles"):
+            made |= dict.fromkeys(op.writes, op.stage)
+        elif op.stage.startswith("blocks."):
+            for name in op.reads:
+                if name in made:
+                    blocks.setdefault(made[name], {})[int(op.stage.split(".")[1])] = None
+    return {point: list(layers) for point, layers in blocks.items()}
 
 
 def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
@@ -225,7 +283,7 @@ def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
         part: dict[str, Any] = {}
         if one.tokens.start:
             part["first"] = one.tokens.start
-        if one.point.heads and len(one.heads) < one.point.view.parts:
+        if one.point.heads and not one.has_all_heads:
             part["heads"] = list(one.heads)
         if one.dims is not None:
             part["dims"] = list(one.dims)

@@ -18,6 +18,8 @@ from pellucid.trace.outputs import array_of
 from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
 from pellucid.trace.selection import Selected
 
+SOME = 3  # edits that a message names
+
 
 class RecordedBlock(NamedTuple):
     """Values that a step has recorded at ``positions``, (n, ...), and the room that they take."""
@@ -59,6 +61,13 @@ class SequenceProbe:
         return bool(self.recording.edits or self.recording.pattern_edits)
 
     @property
+    def edited(self) -> str:
+        """As in ``SequenceWatch``."""
+        names = list(dict.fromkeys(one.where for one in self.recording.reaches))
+        more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
+        return ", ".join(names[:SOME]) + more
+
+    @property
     def closed(self) -> bool:
         """As in ``SequenceWatch``."""
         return False
@@ -86,12 +95,16 @@ class SequenceProbe:
             self.told(rows, positions, values)
         self._put(self._blocks.setdefault(rows, []), positions, values)
 
-    def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``. What edits make of the pattern is recorded."""
-        self._change(self.recording.watch.patterns[number], positions, rows)
+        first = 0
+        for tap in self.recording.watch.patterns:
+            if tap.block == block:
+                self._change(tap, positions, rows[:, first : first + tap.count])
+                first += tap.count
         if self.told is not None:
-            self.told(number, positions, rows)
-        self._put(self._patterns.setdefault(number, []), positions, rows)
+            self.told(block, positions, rows)
+        self._put(self._patterns.setdefault(block, []), positions, rows)
 
     def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:
         for one in self.recording.pattern_edits:
@@ -217,16 +230,13 @@ class SequenceProbe:
         selected = placed.selected
         nothing = 0.0 if selected.point.kind == "pattern" else -np.inf
         made = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
-        head = 0
-        for number, (_, count) in zip(placed.places, selected.runs()):
-            for positions, block, _ in self._patterns.get(number, ()):
-                low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
-                if low >= high:
-                    continue
-                rows = block[low - positions.start : high - positions.start]
-                length = min(rows.shape[-1], tokens.stop)
-                own = made[head : head + count, low - tokens.start : high - tokens.start]
-                own[...] = nothing
-                own[:, :, :length] = rows[:, :, :length].swapaxes(0, 1)
-            head += count
+        for positions, block, _ in self._patterns.get(placed.places[0], ()):
+            low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
+            if low >= high:
+                continue
+            rows = block[low - positions.start : high - positions.start]
+            length = min(rows.shape[-1], tokens.stop)
+            own = made[:, low - tokens.start : high - tokens.start]
+            own[...] = nothing
+            own[:, :, :length] = rows[:, :, :length].swapaxes(0, 1)
         return made

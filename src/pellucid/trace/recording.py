@@ -16,6 +16,7 @@ from pellucid.plan.plan import RowKind
 from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edits import ColumnRun, EditOf, columns_of, pattern_rows, rows_of
+from pellucid.trace.reach import reach_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
@@ -23,7 +24,7 @@ MOST_RUNS = 4096
 
 
 class PlacedPart(Struct, frozen=True):
-    """Where a selected part is in the blocks: of each run of heads, the column of its values or its pattern."""
+    """Where a selected part is: the columns of each run of heads in a block of values, or its pattern block."""
 
     selected: Selected
     places: tuple[int, ...]
@@ -79,7 +80,7 @@ class Recording:
     """What is recorded (``selected``) and changed (``edits``, each with the part that it changes).
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or scores are to be changed.
+        InvalidRequest: an edit's values do not fit its part, or stand where nothing is; or scores are to be changed.
     """
 
     def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
@@ -100,6 +101,7 @@ class Recording:
                 )
             if one.point.kind == "probabilities":
                 raise InvalidRequest(f"edit of {brief(edit.where)}: change the logits (project.logits)")
+        self.reaches = [reach_of(one, edit) for one, edit in edits if one.point.kind in ("value", "pattern")]
         self.edits = [
             bound for one, edit in edits if one.point.kind == "value" for bound in _bound(one, edit)
         ]
@@ -133,11 +135,12 @@ class Recording:
         if point.kind == "state":
             states.append(StateTap(point.write, point.part, point.view.count))
             return PlacedPart(selected, (len(states) - 1,))
+        if point.kind in ("pattern", "scores"):
+            block = patterns[-1].block + 1 if patterns else 0
+            raw = point.kind == "scores"
+            patterns += [PatternTap(point.operation, *run, raw, block) for run in selected.runs()]
+            return PlacedPart(selected, (block,))
         for head, count in selected.runs():
-            if point.kind in ("pattern", "scores"):
-                places.append(len(patterns))
-                patterns.append(PatternTap(point.operation, head, count, point.kind == "scores"))
-                continue
             column = self._columns.get(point.rows, 0)
             places.append(column)
             apart = point.view.apart
@@ -252,11 +255,11 @@ def values_of(
 
 
 def patterns_of(
-    recording: Recording, number: int, positions: range, rows: NDArray[np.float32]
+    recording: Recording, block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
-    """The patterns that a step has handed over for pattern tap ``number``, (n, heads, tokens)."""
+    """The patterns that a step has handed over for a ``block`` of pattern taps, (n, heads, tokens)."""
     for selected, placed in recording.placed.items():
-        if selected.point.kind not in ("pattern", "scores") or number not in placed.places:
+        if selected.point.kind not in ("pattern", "scores") or placed.places != (block,):
             continue
         low = max(positions.start, selected.tokens.start)
         high = min(positions.stop, selected.tokens.stop)

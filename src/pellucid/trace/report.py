@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.tokenize.stages.characters import several
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import around
@@ -23,7 +24,7 @@ MOST_BYTES = 48 << 20  # of arrays
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
 """Tokens that were generated, of which a report tells; the likeliest after each; characters whose merges it shows."""
 MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
-"""What the page asks for: tokens of the lens, likeliest ones, words of the map, words with neighbours, how many."""
+"""What the page asks for: tokens of the lens, likeliest ones, tokens of the map, tokens with neighbours, how many."""
 WHOLE = ("embed", "position")
 CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
 LENGTHS = tuple(
@@ -103,6 +104,7 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
         prompt=ids[: source.last + 1],
         ids=list(told),
         pieces=[model.tokenizer.piece(token) for token in ids],
+        characters=[list(one) for one in several(model.tokenizer.characters(ids))],
         text=made.text if told == made.ids else model.tokenizer.decode(told),
         finish_reason=made.finish_reason,
         seed=made.seed,
@@ -123,7 +125,7 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
             *_lens(source, ids, read),
             *(_attributed(source, ids) if source.attributes else ()),
             *_pieces(source),
-            *_near(model, [model.tokenizer.piece(token) for token in ids]),
+            *_near(model, ids),
         ],
         notes=notes,
         arrays=arrays,
@@ -171,9 +173,9 @@ def _pieces(source: ReportSource) -> Iterator[list[Any]]:
         yield ["/look/pieces", {"ids": ids}, {"pieces": [piece(token) for token in ids]}]
 
 
-def _near(model: TracedModel, pieces: list[str]) -> Iterator[list[Any]]:
-    words = list(dict.fromkeys(one for one in pieces[:MOST_WORDS] if one.strip()))
-    if len(words) > 1:
-        yield ["/look/neighbours", {"words": words, "n": 0}, around(model, words, 0)]
-    for piece in words[:MOST_SEARCHED]:
-        yield ["/look/neighbours", {"words": [piece], "n": NEAR}, around(model, [piece], NEAR)]
+def _near(model: TracedModel, ids: Sequence[int]) -> Iterator[list[Any]]:
+    some = list(dict.fromkeys(ids[:MOST_WORDS]))
+    if len(some) > 1:
+        yield ["/look/neighbours", {"ids": some, "n": 0}, around(model, some, 0)]
+    for token in some[:MOST_SEARCHED]:
+        yield ["/look/neighbours", {"ids": [token], "n": NEAR}, around(model, [token], NEAR)]

@@ -1,8 +1,8 @@
 """Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
 
 ``*`` stands for a part of a name between two dots, ``**`` for any number of parts; a negative number of a block counts
-from the last one. ``heads``, ``dims`` (of each head, or of a vector) and ``tokens`` (positions) are numbers and ranges:
-"0,3", "2:9", "5:".
+from the last one. ``heads`` and ``dims`` (of each head, or of a vector) are numbers and ranges: "3,0", "2:9", "5:".
+Values follow their order, and no number comes twice. ``tokens`` (positions) are one number or one range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ KEYS = ("heads", "dims", "tokens")
 
 
 class Selected(Struct, frozen=True):
-    """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``."""
+    """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``.
+
+    Heads and dims keep the written order.
+    """
 
     point: Point
     heads: tuple[int, ...]
@@ -33,6 +36,11 @@ class Selected(Struct, frozen=True):
     def name(self) -> str:
         """The point's name."""
         return self.point.name
+
+    @property
+    def has_all_heads(self) -> bool:
+        """Whether it has all heads of the point, in their own order."""
+        return self.heads == tuple(range(self.point.view.parts))
 
     def runs(self) -> list[tuple[int, int]]:
         """The selected heads as runs: (first head, how many)."""
@@ -149,10 +157,10 @@ def _given(text: str, inside: str) -> dict[str, str]:
 
 
 def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ...]:
-    """The numbers that a value lists, below ``size``, in order."""
+    """The numbers that a value lists, below ``size``, in the order that is written. Raises InvalidRequest."""
     if value is None:
         return tuple(range(size))
-    found, parts = set[int](), value.split(",")
+    found, parts = dict[int, None](), value.split(",")
     if len(parts) > MOST_RANGES:
         raise InvalidRequest(f"point={brief(text)}: {len(parts)} ranges; the limit is {MOST_RANGES}")
     for part in parts:
@@ -161,13 +169,20 @@ def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ..
             raise InvalidRequest(
                 f"point={brief(text)}: {key}={brief(part)}: there are {size:,}, numbered from 0"
             )
-        found.update(one)
-    return tuple(sorted(found))
+        twice = next((number for number in one if number in found), None)
+        if twice is not None:
+            raise InvalidRequest(
+                f"point={brief(text)}: {key}={brief(value)} has {twice:,} twice: name each number once"
+            )
+        found |= dict.fromkeys(one)
+    return tuple(found)
 
 
 def _tokens(text: str, value: str | None) -> range:
     if value is None:
         return range(MOST_NUMBER)
+    if "," in value:
+        raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: must be one number or one range")
     found = _range(text, "tokens", value, MOST_NUMBER)
     if not len(found):
         raise InvalidRequest(f"point={brief(text)}: tokens={brief(value)}: none is between these")

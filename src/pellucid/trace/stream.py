@@ -128,7 +128,7 @@ class TraceStream:
         return [_StreamedProbe(self._recording, self, number, start) for number, start in enumerate(starts)]
 
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
-        """A step has recorded a block: of a kind of rows, or of a pattern tap by its number."""
+        """A step has recorded a block: of a kind of rows, or of pattern taps by its number."""
         with self._lock:
             full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
             if self.closed or full:
@@ -189,6 +189,6 @@ class _StreamedProbe(SequenceProbe):
         """As in ``Probe``."""
         self._stream.put(self._number, rows, positions, values)
 
-    def take_pattern(self, number: int, positions: range, rows: NDArray[np.float32]) -> None:
+    def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        self._stream.put(self._number, number, positions, rows)
+        self._stream.put(self._number, block, positions, rows)

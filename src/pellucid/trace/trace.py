@@ -20,6 +20,7 @@ from pellucid.errors.messages import brief
 from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edits import EditOf
 from pellucid.trace.points import Point
+from pellucid.trace.reach import refuse_unreached, unused
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording
 from pellucid.trace.selection import Selected, select
@@ -77,6 +78,11 @@ class SequenceTrace:
     def pieces(self) -> list[str]:
         """The text of each token."""
         return [self._trace.piece(token) for token in self.ids]
+
+    @property
+    def edited(self) -> set[str]:
+        """The points whose values were changed."""
+        return {one.selected.name for one in self._probe.recording.reaches}
 
     @property
     def dropped(self) -> int:
@@ -163,17 +169,18 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     def one(self, name: str) -> Selected:
         """The part of a point that was selected. Raises InvalidRequest."""
-        if isinstance(name, str) and name not in self._by_name:
-            name = self._selected_as(name)
-        if name not in self._by_name:
+        found = self._by_name.get(name)
+        if found is None and isinstance(name, str):  # a bracket, or a negative number of a block
+            asked = select(self._points, [name])
+            found = self._by_name.get(asked[0].name) if len(asked) == 1 else None
+            if found is not None and "[" in name and found != asked[0]:
+                raise InvalidRequest(
+                    f"point={brief(name)}: this trace has another part of it: read {found.name} without a bracket"
+                )
+        if found is None:
             some = ", ".join(list(self._by_name)[:5])
             raise InvalidRequest(f"point={brief(name)}: it is not in this trace, which has {some} ...")
-        return self._by_name[name]
-
-    def _selected_as(self, name: str) -> str:
-        """The point that a name with a bracket or a negative number stands for, if it stands for one."""
-        found = select(self._points, [name])
-        return found[0].name if len(found) == 1 else name
+        return found
 
     @property
     def budget(self) -> int:
@@ -217,13 +224,27 @@ class RequestTrace:
         """As in ``Watching``."""
         return self._recording.watches_chain
 
+    def unused(self, count: int) -> list[str]:
+        """As in ``Watching``."""
+        return unused(self._recording.reaches, count)
+
     @property
     def first_output(self) -> int | None:
         """As in ``Watching``."""
         return self._recording.first_output
 
-    def begin(self, tokens: int, count: int = 1, parent: SequenceProbe | None = None) -> list[SequenceProbe]:
+    def begin(
+        self,
+        tokens: int,
+        count: int = 1,
+        parent: SequenceProbe | None = None,
+        *,
+        most: int | None = None,
+        first_output: int = 0,
+    ) -> list[SequenceProbe]:
         """As in ``Watching``."""
+        if parent is None:
+            refuse_unreached(self._recording.reaches, tokens, tokens if most is None else most, first_output)
         needed = self._recording.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):

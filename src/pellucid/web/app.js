@@ -7,6 +7,7 @@ import { Changes } from "/web/change.js";
 import { Live } from "/web/live.js";
 import { openRun, readRun } from "/web/recorded.js";
 import { STAGES } from "/web/stages.js";
+import { labelled } from "/web/text.js";
 import { Timings } from "/web/timings.js";
 import { Branches, Text, Write } from "/web/write.js";
 import { asked, promptOf, useWriting } from "/web/writing.js";
@@ -41,9 +42,9 @@ function App({ report }) {
 /** A run of a file: what it holds is all there is to see. */
 function Recorded({ recorded, onFile, fileError, onClose }) {
   const { facts, arrays, info, text } = recorded, { stage, setStage, at, choose, main, width } = useView({});
-  const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], pieces = [...text.pieces, ...path.map((one) => one.piece)];
+  const path = text.tree.path(text.leaf), ids = [...text.prompt, ...path.map((one) => one.token)], names = namesOf(ids, facts.pieces, path), pieces = labelled(facts.pieces, text.characters);
   const last = Math.max(0, ids.length - 2); // the last token was not read
-  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names: namesOf(ids, pieces, path) };
+  const look = { model: "", info, ids, pieces, promptLength: text.prompt.length, text: facts.question ?? "", path, edits: [], recorded, names };
   const place = { ...at, token: Math.min(at.token < 0 ? last : at.token, last), block: Math.min(at.block, Math.max(0, info.blocks.length - 1)) };
   const panels = STAGES.filter((one) => one.has(info) && (!one.asks || recorded.answers.has(one.asks)))
     .map((one) => ({ ...one, body: () => html`<${one.View} look=${look} width=${width} at=${place} choose=${choose} edit=${null} open=${opens(setStage)} />` }));
@@ -52,7 +53,7 @@ function Recorded({ recorded, onFile, fileError, onClose }) {
       <p class="note">${Object.keys(arrays).length.toLocaleString()} arrays of ${facts.model.name}; it has ended: ${facts.finish_reason ?? "not yet"}.${facts.edits.length > 0 && ` Changed: ${facts.edits.join(", ")}`}</p>
       ${(facts.notes ?? []).map((note, i) => html`<p class="note" key=${i}>${note}</p>`)}
       ${fileError && html`<p class="error" role="alert">${fileError.message}</p>`}
-      <${Text} promptPieces=${text.pieces} path=${path} chosen=${at.chosen < 0 ? null : at.chosen} onChoose=${(chosen) => choose({ chosen: chosen ?? -1 })} running=${false} /></section></div>
+      <${Text} labels=${pieces} path=${path} chosen=${at.chosen < 0 ? null : at.chosen} onChoose=${(chosen) => choose({ chosen: chosen ?? -1 })} running=${false} /></section></div>
       <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} /></main>`;
 }
 
@@ -107,7 +108,8 @@ function Served({ said, isHidden, onFile, fileError }) {
   }, [model, info, form, stage, at, edits, run.made, run.leaf, running, offered]);
 
   const { tree, leaf } = run, path = tree.path(leaf), ids = [...run.prompt, ...path.map((one) => one.token)], pieces = [...run.pieces, ...path.map((one) => one.piece)];
-  const text = useWhile(running, useMemo(() => ({ ids, pieces, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
+  const labels = labelled(pieces, [...run.characters, ...path.flatMap((one) => one.character ?? [])]);
+  const text = useWhile(running, useMemo(() => ({ ids, pieces: labels, promptLength: run.prompt.length, text: run.text, path, names: namesOf(ids, pieces, path) }), [run]));
   const edit = info?.generates ? (point, change) => setEdits((all) => [...all.filter((one) => one.point !== point), ...(change ? [{ ...change, point }] : [])]) : null;
   const changeModel = (name) => {
     said.made = null;
@@ -150,7 +152,7 @@ function Served({ said, isHidden, onFile, fileError }) {
   return html`${header({ info })}
     <main class="columns">
       <div class="side"><${Write} info=${info} form=${form} setForm=${setForm} run=${write} stop=${writing.stop} running=${running} error=${writing.failed ?? fileError}
-        promptPieces=${run.pieces} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
+        labels=${labels} isOfOthers=${run.made.length > 0 && JSON.stringify(run.made.at(-1).edits) !== JSON.stringify(edits)} path=${path} chosen=${chosen} onChoose=${clicked} onBranch=${branch} finish=${run.finish} notices=${run.notices} siblings=${(node) => tree.siblings(node)} onFollow=${follow}
         offer=${offered && again} link=${run.made.length > 0 && (() => { const [hash, whole] = address(); return [`${location.origin}/${hash}`, whole]; })} />
         <${Branches} tree=${tree} running=${running} current=${leaf} onFollow=${follow} /></div>
       <${Panels} main=${main} info=${info} panels=${panels} stage=${stage} setStage=${setStage} />

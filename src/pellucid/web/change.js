@@ -3,7 +3,7 @@
 import { html, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { array, packed, post } from "/web/api.js";
 import { Choose } from "/web/show.js";
-import { percent, shown } from "/web/text.js";
+import { labelled, nameOf, percent, shown } from "/web/text.js";
 
 export function Changes(props) {
   return html`<div><${Steer} ...${props} />${props.edits.length
@@ -60,7 +60,8 @@ function Compare({ edits, onEdit, ask, look }) {
 
 function Side({ title, events, other }) {
   const made = events.filter((one) => one.type === "token"), before = other?.filter((one) => one.type === "token");
-  return html`<div><h4>${title}</h4><p class="text">${made.map((one, at) => html`<span key=${at} class=${before && before[at]?.token !== one.token ? "differs" : ""}>${shown(one.piece)}</span>`)}</p>
-    <table class="bars"><caption>the first token</caption><tbody>${(made[0]?.alternatives ?? []).slice(0, 6).map((one) => html`<tr key=${one.token}><th scope="row">${shown(one.piece)}</th>
+  const { pieces, characters } = events[0], labels = labelled([...pieces, ...made.map((one) => one.piece)], [...characters, ...made.flatMap((one) => one.character ?? [])]).slice(pieces.length);
+  return html`<div><h4>${title}</h4><p class="text">${made.map((one, at) => html`<span key=${at} class=${before && before[at]?.token !== one.token ? "differs" : ""}>${shown(labels[at])}</span>`)}</p>
+    <table class="bars"><caption>the first token</caption><tbody>${(made[0]?.alternatives ?? []).slice(0, 6).map((one) => html`<tr key=${one.token}><th scope="row">${shown(nameOf(one))}</th>
       <td><span class="filled" style=${{ width: `${(one.probability * 100).toFixed(1)}%` }}></span><span class="num">${percent(one.probability)}</span></td></tr>`)}</tbody></table></div>`;
 }

@@ -50,6 +50,11 @@ export function useAnswer(look, path, body) {
   return state.key === key ? { error: state.error } : { waiting: true };
 }
 
+/** A body with the changes of what is looked at, if there are some. */
+export function changed(look, body) {
+  return look.edits.length ? { ...body, edits: look.edits } : body;
+}
+
 /**
  * Recorded values by their points: `points` as they are, `norms` as the lengths of their rows, `views` of patterns by their
  * titles ({title, point, head, rows, pool}), which files do not have.

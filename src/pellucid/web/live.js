@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "/web/vendor/htm-preact-3.1.1.
 import { array, events, get } from "/web/api.js";
 import { Picture, colour, heat, lines, shade } from "/web/draw.js";
 import { lengths } from "/web/recorded.js";
-import { number, shown } from "/web/text.js";
+import { joined, number, shown } from "/web/text.js";
 
 const EVERY = 1000, MOST_TOKENS = 2000, MOST_PAST = 120;
 
@@ -109,7 +109,7 @@ function Watched({ id, onClose }) {
   const { tokens, norms, points, dropped, status, error } = state.current, last = norms.at(-1);
   return html`<section class="watched" aria-label=${`request ${id}`}><div class="bar"><h4>Request ${id} ${status}</h4><button type="button" onClick=${onClose}>close</button></div>
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
-    <p class="text">${tokens.map((one) => shown(one.text)).join("")}</p>
+    <p class="text">${shown(joined(tokens.map(({ text, character }) => ({ piece: text, character }))))}</p>
     ${dropped > 0 && html`<p class="note">${dropped} frames were dropped: the page was slower than the request.</p>`}
     ${last && html`<p class="note">Length of the residual stream after the last block: ${number(last.at(-1) ?? NaN)}</p>
       <${Picture} width=${300} height=${Math.min(240, points.length * 8)} of=${[norms.length]} label=${`lengths of the residual stream after ${points.length} blocks, for the last tokens`}

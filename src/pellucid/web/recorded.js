@@ -1,10 +1,11 @@
 // A recorded run: a safetensors file that pellucid wrote (trace/recorded.py), read here without a server's help.
 
 import { shaped } from "/web/api.js";
+import { MOST_HEADER, MOST_LISTED, MOST_TOKENS, areSmall, isCount, isPattern, isText, sizeOf } from "/web/bounds.js";
 import { Tree } from "/web/tree.js";
 
-const KEY = "pellucid.run", VERSION = 1, MOST_HEADER = 100 << 20;
-const MOST_LAYERS = 4096, MOST_PARTS = 1 << 20;
+const KEY = "pellucid.run", VERSION = 1;
+const MOST_LAYERS = 1024, MOST_PARTS = 1 << 20;
 const KINDS = { F32: Float32Array, I32: Int32Array };
 
 /** Read a file. Throws an Error whose message says what is wrong. */
@@ -24,11 +25,15 @@ let opened = 0;
 /** {name, facts, arrays, answers} of a file's bytes, with its text and what the page must know of the model. */
 function read(bytes, name) {
   const arrays = {}, { facts, header, start } = factsOf(bytes, name);
+  let taken = 0;
   for (const [point, one] of Object.entries(header)) {
     if (point === "__metadata__") continue;
-    const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = Array.isArray(one?.shape) ? one.shape.reduce((a, b) => a * b, 1) : -1;
-    if (!Kind || !one.shape.every((size) => Number.isSafeInteger(size) && size >= 0) || !(from >= 0) || to - from !== 4 * count || start + to > bytes.byteLength) throw new Error(`${name}: the array ${point} is damaged`);
-    arrays[point] = filled(shaped(new Kind(bytes.slice(start + from, start + to)), one.shape), facts.parts?.[point], point, facts.pieces.length);
+    const [from, to] = one?.data_offsets ?? [], Kind = KINDS[one?.dtype], count = sizeOf(point, one?.shape, facts.pieces.length);
+    taken += to - from; // no byte belongs to two arrays
+    if (!Kind || count === null || !isCount(from) || to - from !== 4 * count || !(start + to <= bytes.byteLength) || !(start + taken <= bytes.byteLength)) throw new Error(`${name}: the array ${point} is damaged, or too large for the page`);
+    const whole = count && filled(shaped(new Kind(bytes.slice(start + from, start + to)), one.shape), facts.parts?.[point], point, facts.pieces.length);
+    if (whole === null) throw new Error(`${name}: the whole of ${point}, of which it has a part, is too large for the page`);
+    if (whole) arrays[point] = whole;
   }
   const answers = new Map();
   for (const [path, body, value] of facts.answers ?? []) answers.set(path, (answers.get(path) ?? new Map()).set(question(body), value));
@@ -47,11 +52,21 @@ function factsOf(bytes, name) {
     throw new Error(`${name} is no recorded run of Pellucid`);
   }
   if (facts?.version !== VERSION) throw new Error(`${name} has version ${facts?.version}; this page reads ${VERSION}`);
-  const all = (list, fits) => Array.isArray(list) && list.every(fits), isText = (one) => typeof one === "string", isToken = (one) => Number.isSafeInteger(one) && one >= 0;
-  const fits = all(facts.prompt, isToken) && all(facts.ids, isToken) && all(facts.pieces, isText) && facts.pieces.length === facts.prompt.length + facts.ids.length
-    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isToken(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && Array.isArray(facts.chain ?? []);
-  if (!fits) throw new Error(`${name}: what it says of the run is damaged`);
+  const all = (list, fits, most = MOST_LISTED) => Array.isArray(list) && list.length <= most && list.every(fits);
+  const fits = all(facts.prompt, isCount, MOST_TOKENS) && all(facts.ids, isCount, MOST_TOKENS) && all(facts.pieces, isText, MOST_TOKENS) && facts.pieces.length === facts.prompt.length + facts.ids.length
+    && all(facts.edits, isText) && all(facts.notes ?? [], isText) && all(facts.answers ?? [], (one) => Array.isArray(one) && isText(one[0])) && isText(facts.model?.name) && isText(facts.model.family) && isCount(facts.model.vocabulary) && (facts.question === undefined || isText(facts.question)) && all(facts.chain ?? [], (one) => isText(one?.name)) && areCharacters(facts.characters ?? [], facts.pieces.length);
+  if (!fits || !areSmall([facts.answers, facts.chain, facts.finish_reason])) throw new Error(`${name}: what it says of the run is damaged, or too much for the page`);
   return { facts, header, start: 8 + size };
+}
+
+/** Whether a list has characters one after the other: [first, stop, text] of some of the tokens. */
+function areCharacters(list, tokens) {
+  let end = 0;
+  return Array.isArray(list) && list.every((one) => {
+    const [first, stop, text] = Array.isArray(one) ? one : [], fits = isCount(first) && isCount(stop) && first >= end && stop > first && stop <= tokens && isText(text);
+    end = stop;
+    return fits;
+  });
 }
 
 /** What is asked, whatever the order of its fields and the name of the model. */
@@ -74,12 +89,12 @@ function textOf(facts, arrays) {
     const probability = arrays["sample.probability"]?.values[i] ?? NaN, piece = facts.pieces[count + i];
     leaf = tree.add(leaf, { token, piece, text: piece, probability, alternatives: [] }).id;
   });
-  return { prompt: facts.prompt, pieces: facts.pieces.slice(0, count), tree, leaf };
+  return { prompt: facts.prompt, tree, leaf, characters: (facts.characters ?? []).map(([first, stop, text]) => ({ first, stop, text })) };
 }
 
 /** What the page must know of the model, as far as the file tells. */
 function infoOf(facts, arrays) {
-  const names = Object.keys(arrays), blocks = [], { shape = {} } = facts, { position, slopes, width, tokens } = shape;
+  const names = Object.keys(arrays), blocks = [], { shape = {} } = facts, { position, slopes, width, tokens, angles } = shape;
   for (const name of names) {
     const [, layer] = name.match(/^blocks\.(\d+)\./) ?? [];
     if (layer === undefined || layer >= MOST_LAYERS) continue;
@@ -88,19 +103,15 @@ function infoOf(facts, arrays) {
     blocks[layer].mixture ||= name.endsWith(".feedforward.router");
     blocks[layer].recurrent ||= name.endsWith(".recurrent.output");
   }
-  const isNumber = (one) => Number.isSafeInteger(one) && one >= 0;
   return {
-    model: facts.model.name, family: facts.model.family, vocabulary: isNumber(tokens) ? tokens : facts.model.vocabulary, width: isNumber(width) ? width : 0,
+    model: facts.model.name, family: facts.model.family, vocabulary: isCount(tokens) ? tokens : facts.model.vocabulary, width: isCount(width) ? width : 0,
     generates: true, chat: false, blocks, points: Object.fromEntries(names.map((name) => [name, {}])),
-    position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.filter(Number.isFinite) : [],
+    position: ["rotary", "added", "alibi", "none"].includes(position) ? position : "unknown", slopes: Array.isArray(slopes) ? slopes.slice(0, MOST_LISTED).filter(Number.isFinite) : [],
+    angles: Object.fromEntries(Object.entries(angles ?? {}).filter(([, of]) => Array.isArray(of) && of.length <= MOST_LAYERS && of.every(isCount))),
   };
 }
 
-function isPattern(name) {
-  return name.endsWith(".attention.pattern");
-}
-
-/** An array as if all of its point had been recorded: NaN stands for what was not. */
+/** An array as if all of its point had been recorded: NaN stands for what was not. Null if that is too large. */
 function filled(values, part, name, count) {
   const { first, heads, dims } = part ?? {}, { shape } = values, axis = isPattern(name) ? 1 : 0;
   const fits = (list, size) => Array.isArray(list) && list.length === size && list.every((one) => Number.isSafeInteger(one) && one >= 0 && one < MOST_PARTS);
@@ -111,8 +122,10 @@ function filled(values, part, name, count) {
     return null;
   });
   if (places.every((one) => !one)) return values;
-  const whole = shape.map((size, i) => (places[i] ? Math.max(...places[i], i === axis ? count - 1 : 0) + 1 : size));
-  const made = new Float32Array(whole.reduce((a, b) => a * b, 1)).fill(NaN);
+  const last = (list) => list.reduce((a, b) => Math.max(a, b), 0);
+  const whole = shape.map((size, i) => (places[i] ? Math.max(last(places[i]), i === axis ? count - 1 : 0) + 1 : size)), size = sizeOf(name, whole, count);
+  if (size === null) return null;
+  const made = new Float32Array(size).fill(NaN);
   values.values.forEach((value, at) => {
     let left = at, to = 0, size = 1;
     for (let i = shape.length - 1; i >= 0; i--) {

@@ -1,6 +1,8 @@
 // How tokens are written: what cannot be seen has a sign, and nothing is ever HTML.
 
-const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+/** What stands for a token that goes on with the character of the one before it. */
+export const PART = "\ue000";
+const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍", [PART]: "‥" };
 
 /** A token's text with signs for spaces, line ends and control characters. */
 export function shown(piece) {
@@ -13,6 +15,28 @@ export function shown(piece) {
     else made += one;
   }
   return made || "∅";
+}
+
+/** The labels of tokens: their pieces, and where several make one character its text at the first of them. */
+export function labelled(pieces, characters) {
+  const made = [...pieces];
+  for (const { first, stop, text } of characters ?? []) for (let at = first; at < Math.min(stop, made.length); at++) made[at] = at === first ? text : PART;
+  return made;
+}
+
+/** The text of tokens that follow each other, {piece, character}. */
+export function joined(tokens) {
+  const found = [];
+  for (const { piece, character } of tokens) {
+    if (character) found.pop(); // it goes on with the one before
+    found.push(nameOf({ piece, character }));
+  }
+  return found.join("");
+}
+
+/** The text of a token where it stands: of the character that it goes on with, if it does. */
+export function nameOf({ piece, character }) {
+  return character?.text ?? piece;
 }
 
 // Marks that change the direction of text, or that have no width.

@@ -21,7 +21,7 @@ export function Timings({ model, info }) {
     <p class="note">Other requests wait for some tenths of a second meanwhile.</p>
     ${state.waiting && html`<p class="empty" role="status">Measuring …</p>`}
     ${state.error && html`<p class="error" role="alert">${state.error.message}</p>`}
-    ${found && state.of === model && html`<div><p role="status">${found.what}: ${(1000 * found.seconds).toFixed(2)} ms. This machine reads ${(found.read_bytes_per_second / 1e9).toFixed(1)} GB/s and multiplies ${(found.multiply_adds_per_second / 1e9).toFixed(0)} billion times a second.</p>
+    ${found && state.of === model && html`<div><p role="status">${found.what}: ${(1000 * found.seconds).toFixed(2)} ms. This machine reads up to ${(found.read_bytes_per_second / 1e9).toFixed(1)} GB/s of memory and multiplies up to ${(found.multiply_adds_per_second / 1e9).toFixed(0)} billion times a second.</p>
       <div class="scroll" role="region" aria-label="times of all operations" tabindex="0"><table class="bars timings"><thead><tr><th>stage</th><th>times</th><th>ms</th><th>rate</th><th>of the limit</th></tr></thead>
         <tbody>${found.operations.map((one) => html`<tr key=${one.stage + one.kernel}><th scope="row">${one.stage}</th><td class="num">${one.count}</td>
           <td><span class="filled" style=${{ width: `${(100 * one.seconds) / most}%` }}></span><span class="num">${(1000 * one.seconds).toFixed(3)}</span></td><td class="num">${one.rate}</td><td class="num">${one.share === null ? "" : percent(one.share)}</td></tr>`)}</tbody></table></div></div>`}</div>`;

@@ -1,5 +1,7 @@
 // The tokens that were generated, as a tree: a branch shares all tokens before it.
 
+import { joined } from "/web/text.js";
+
 export class Tree {
   constructor() {
     this.nodes = new Map(); // by id; 0 is the prompt
@@ -53,7 +55,7 @@ export class Tree {
       const { id, depth, from } = open.pop(), node = this.nodes.get(id);
       if (!node.children.length && id) {
         const path = this.path(id), start = path.findIndex((one) => one.id === from);
-        found.push({ leaf: node, depth, text: path.slice(Math.max(start, 0), Math.max(start, 0) + 24).map((one) => one.piece).join("").slice(0, 48) });
+        found.push({ leaf: node, depth, text: joined(path.slice(Math.max(start, 0), Math.max(start, 0) + 24)).slice(0, 48) });
       }
       node.children.map((child, at) => ({ id: child, depth: depth + (at ? 1 : 0), from: at ? child : from })).reverse().forEach((one) => open.push(one));
     }

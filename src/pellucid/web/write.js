@@ -3,7 +3,7 @@
 import { Component, html, useMemo, useState } from "/web/vendor/htm-preact-3.1.1.module.js";
 import { LIMITS } from "/web/address.js";
 import { useStop } from "/web/keys.js";
-import { percent, shown } from "/web/text.js";
+import { PART, nameOf, percent, shown } from "/web/text.js";
 
 /** The step of a token's colour: 0 is sure, 4 is a surprise. */
 function surprise(p) {
@@ -12,7 +12,7 @@ function surprise(p) {
 
 const ENDS = { stop: "The model has ended the text.", length: "As many tokens as were asked for, or as the context holds.", time: "The time is over." };
 
-export function Write({ info, form, setForm, run, stop, running, error, promptPieces, path, chosen, onChoose, onBranch, siblings, onFollow, finish, link, offer }) {
+export function Write({ info, form, setForm, run, stop, running, error, labels, isOfOthers, path, chosen, onChoose, onBranch, siblings, onFollow, finish, notices, link, offer }) {
   const set = (part) => setForm({ ...form, ...part });
   const submit = (event) => {
     event.preventDefault();
@@ -34,7 +34,9 @@ export function Write({ info, form, setForm, run, stop, running, error, promptPi
     ${offer && !running && html`<p class="note" role="status">This address tells how a text was made. <button type="button" onClick=${offer}>Make it again</button></p>`}
     ${error && html`<p class="error" role="alert">${error.message}</p>`}
     <p class="note" role="status">${running ? "" : ENDS[finish] ?? ""}</p>
-    ${promptPieces.length > 0 && html`<${Text} promptPieces=${promptPieces} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}
+    ${!running && notices.map((one) => html`<p class="note" role="status" key=${one}>${one}</p>`)}
+    ${isOfOthers && !running && html`<p class="note" role="status">This text was made with other changes than those that are chosen now, which the stages show.</p>`}
+    ${labels.length > 0 && html`<${Text} labels=${labels} path=${path} chosen=${chosen} onChoose=${onChoose} running=${running} />`}
     ${chosen !== null && path[chosen] && html`<${Alternatives} node=${path[chosen]} siblings=${siblings(path[chosen])} onBranch=${onBranch} onFollow=${onFollow} running=${running} />`}
     ${info.generates && path.length > 0 && html`<p class="legend-line" aria-hidden="true">${["sure", "likely", "open", "unlikely", "a surprise"].map((text, i) => html`<span key=${i} class=${`token s${i}`}>${text}</span>`)}</p>`}
   </section>`;
@@ -54,25 +56,27 @@ function CopyLink({ link }) {
 
 const CHUNK = 40; // tokens that are drawn again together
 
-export function Text({ promptPieces, path, chosen, onChoose, running }) {
+/** A text; `labels` are those of the prompt's tokens, and of the tokens of the path after it. */
+export function Text({ labels, path, chosen, onChoose, running }) {
+  const before = labels.length - path.length, prompt = useMemo(() => labels.slice(0, before), [labels.slice(0, before).join("\0")]);
   const stop = useStop(".token", path.length), chunks = [], within = (at, first) => (at !== null && at >= first && at < first + CHUNK ? at : null);
   for (let first = 0; first < path.length; first += CHUNK) chunks.push(first);
-  return html`<div class="text" role="group" aria-label="the text, token by token" aria-live="off" ...${stop.on}><${Chunk} key="prompt" prompt=${promptPieces} nodes=${EMPTY} first=${0} chosen=${null} />${chunks.map((first) => html`<${Chunk} key=${first}
-    nodes=${path.slice(first, first + CHUNK)} first=${first} chosen=${within(chosen, first)} stop=${within(stop.at, first)} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
+  return html`<div class="text" role="group" aria-label="the text, token by token" aria-live="off" ...${stop.on}><${Chunk} key="prompt" prompt=${prompt} nodes=${EMPTY} labels=${EMPTY} first=${0} chosen=${null} />${chunks.map((first) => html`<${Chunk} key=${first}
+    nodes=${path.slice(first, first + CHUNK)} labels=${labels.slice(before + first, before + first + CHUNK)} first=${first} chosen=${within(chosen, first)} stop=${within(stop.at, first)} onChoose=${onChoose} />`)}${running && html`<span class="cursor" aria-hidden="true"></span>`}</div>`;
 }
 
 const EMPTY = [];
 
 /** Tokens that follow each other. They are drawn again only if they are others, or another one is chosen. */
 class Chunk extends Component {
-  shouldComponentUpdate({ prompt, nodes, chosen, stop }) {
+  shouldComponentUpdate({ prompt, nodes, labels, chosen, stop }) {
     const mine = this.props;
-    return prompt !== mine.prompt || chosen !== mine.chosen || stop !== mine.stop || nodes.length !== mine.nodes.length || nodes.some((node, at) => node !== mine.nodes[at]);
+    return prompt !== mine.prompt || chosen !== mine.chosen || stop !== mine.stop || nodes.length !== mine.nodes.length || nodes.some((node, at) => node !== mine.nodes[at] || labels[at] !== mine.labels[at]);
   }
 
-  render({ prompt, nodes, first, chosen, stop, onChoose }) {
-    if (prompt) return html`<span class="prompt">${prompt.map(shownText).join("")}</span>`;
-    return html`<span>${nodes.map((node, at) => html`<${Token} key=${node.id} node=${node} at=${first + at} chosen=${first + at === chosen} stop=${first + at === stop} onChoose=${onChoose} />`)}</span>`;
+  render({ prompt, nodes, labels, first, chosen, stop, onChoose }) {
+    if (prompt) return html`<span class="prompt">${prompt.filter((one) => one !== PART).map(shownText).join("")}</span>`;
+    return html`<span>${nodes.map((node, at) => html`<${Token} key=${node.id} node=${node} label=${labels[at]} at=${first + at} chosen=${first + at === chosen} stop=${first + at === stop} onChoose=${onChoose} />`)}</span>`;
   }
 }
 
@@ -82,18 +86,18 @@ function shownText(piece) {
 }
 
 /** A token. A line end has a sign too: there would be nothing to click. */
-function Token({ node, at, chosen, stop, onChoose }) {
+function Token({ node, label, at, chosen, stop, onChoose }) {
   const choose = () => onChoose(chosen ? null : at);
   return html`<span role="button" tabindex=${stop ? 0 : -1} class=${`token s${surprise(node.probability)}`} aria-pressed=${chosen} title=${`${shown(node.piece)}  ${Number.isNaN(node.probability) ? "" : percent(node.probability)}`}
-    onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(node.piece).replaceAll("\n", "⏎\n")}</span>`;
+    onClick=${choose} onKeyDown=${(event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), choose())}>${shownText(label).replaceAll("\n", "⏎\n")}</span>`;
 }
 
 function Alternatives({ node, siblings, onBranch, onFollow, running }) {
-  return html`<div class="alternatives"><h3>In place of ${shown(node.piece)}</h3>
+  return html`<div class="alternatives"><h3>In place of ${shown(nameOf(node))}</h3>
     <ul>${node.alternatives.map((one) => {
       const taken = siblings.find((other) => other.token === one.token);
       return html`<li key=${one.token}><span class="filled" style=${{ width: `${(one.probability * 100).toFixed(1)}%` }}></span>
-        <span class="piece">${shown(one.piece)}</span><span class="num">${percent(one.probability)}</span>
+        <span class="piece">${shown(nameOf(one))}</span><span class="num">${percent(one.probability)}</span>
         ${one.token === node.token ? html`<span class="here">here</span>` : html`
           <button type="button" class="quiet" disabled=${running} onClick=${() => (taken ? onFollow(taken) : onBranch(node, one))}>${taken ? "go there" : "branch"}</button>`}</li>`;
     })}</ul></div>`;

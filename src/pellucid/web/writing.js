@@ -4,7 +4,7 @@ import { useCallback, useEffect, useRef, useState } from "/web/vendor/htm-preact
 import { events, post } from "/web/api.js";
 import { Tree } from "/web/tree.js";
 
-const EMPTY = { prompt: [], pieces: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null };
+const EMPTY = { prompt: [], pieces: [], characters: [], tree: new Tree(), leaf: 0, text: "", made: [], finish: null, notices: [] };
 const ALTERNATIVES = 12;
 
 /** The body of a request for tokens. */
@@ -55,7 +55,7 @@ export function useWriting({ model, info, onError }) {
   /** Ask for one part's tokens after what is there, and add them as they come. Returns the text with them. */
   const add = async (begin, part, body, signal, isLast) => {
     const made = { ...part, count: 0 };
-    let state = { ...begin, made: [...begin.made, made], finish: null }, planned = 0, ended = false;
+    let state = { ...begin, made: [...begin.made, made], finish: null, notices: [] }, planned = 0, ended = false;
     const draw = () => {
       planned ||= requestAnimationFrame(() => {
         planned = 0;
@@ -64,14 +64,14 @@ export function useWriting({ model, info, onError }) {
     };
     try {
       for await (const event of events("POST", "/look/generate", body, signal)) {
-        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces };
+        if (event.type === "prompt" && !state.prompt.length) state = { ...state, prompt: event.ids, pieces: event.pieces, characters: event.characters };
         if (event.type === "token") {
           made.count++;
           state = { ...state, leaf: state.tree.add(state.leaf, event).id };
         }
         if (event.type === "end") {
           ended = true;
-          state = { ...state, finish: event.finish_reason };
+          state = { ...state, finish: event.finish_reason, notices: event.notices };
         }
         if (event.type === "error" || event.error) throw new Error(event.error?.message ?? event.message);
         draw();
@@ -98,7 +98,7 @@ export function useWriting({ model, info, onError }) {
     const begin = first(form);
     if (info.generates) return add(begin, { from: 0, token: null, form, edits }, asked(model, form, edits, promptOf(form, info)), signal, isLast);
     const found = await post("/look/trace", { model, prompt: form.text, points: ["embed[tokens=0; dims=0]"] }, signal);
-    return isLast() && setRun({ ...begin, prompt: found.prompt, pieces: found.pieces, made: [{ from: 0, token: null, count: 0, form, edits }] });
+    return isLast() && setRun({ ...begin, prompt: found.prompt, pieces: found.pieces, characters: found.characters, made: [{ from: 0, token: null, count: 0, form, edits }] });
   });
 
   /** Go on with another token after a node. */

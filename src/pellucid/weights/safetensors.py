@@ -145,8 +145,11 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
     if bits is None:
         known = ", ".join(DTYPE_BITS)
         raise FileFormatError(path, f"{field} dtype", f"{shown(str(dtype))} is unknown; known are {known}", 8)
-    if not _sizes(shape) or len(shape) > MAX_RANK:
-        raise FileFormatError(path, f"{field} shape", f"must be at most {MAX_RANK} sizes", 8)
+    if not _sizes(shape) or len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) >= 1 << 60:
+        # A size of 0 makes the product 0, whatever the others are.
+        raise FileFormatError(
+            path, f"{field} shape", f"must be at most {MAX_RANK} sizes of less than 2^60 values", 8
+        )
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FileFormatError(path, f"{field} data_offsets", "must be two ascending byte offsets", 8)
     total_bits, (begin, end) = math.prod(shape) * bits, offsets

@@ -35,7 +35,7 @@ from pellucid.trace.stream import TraceFrame, TraceStream
 
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat, and "
-POINTS = ["blocks.*.residual", "blocks.1.attention.pattern[heads=0]", "norm", "embed[tokens=3:9; dims=2,5]"]
+POINTS = ["blocks.*.residual", "blocks.1.attention.pattern[heads=1,0]", "norm", "embed[tokens=3:9; dims=5,2]"]
 HOW: dict[str, Any] = {"max_new_tokens": 900, "ignore_eos": True, "temperature": 1.3, "prompt_lookup": False}
 
 

@@ -118,7 +118,7 @@ def test_a_model_that_nobody_holds_stops_its_threads(folder: Path) -> None:
     llm = pellucid.load(folder, threads=3)
     llm.generate(PROMPT, **GREEDY)
     workers = [thread for thread in threading.enumerate() if thread not in before]
-    assert len(workers) == 2
+    assert {thread.name for thread in workers} >= {"pellucid-1", "pellucid-2"}
     del llm
     for worker in workers:
         worker.join(5)

@@ -106,7 +106,7 @@ def arrays_of(events: list[tuple[str, Any]], point: str, choice: int = 0) -> dic
 def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> None:
     plain = httpx.post(f"{served.url}/v1/completions", json=BODY).json()
     served.llm().runner.empty_prefix_cache()
-    points = ["blocks.0.residual", "blocks.1.attention.pattern[heads=1]"]
+    points = ["blocks.0.residual[dims=9,4,8]", "blocks.1.attention.pattern[heads=1,0]"]
     events, answer = watched(served, "mine-1", BODY, points=points, limit=4096)
     assert answer.headers["X-Request-Id"] == "mine-1"
     assert answer.json()["choices"] == plain["choices"]
@@ -114,7 +114,12 @@ def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> 
     assert kinds[0] == "begin"
     assert kinds[-1] == "end"
     assert events[0][1]["version"] == 1
-    assert [one["name"] for one in events[0][1]["points"]] == [points[0], "blocks.1.attention.pattern"]
+    assert [one["name"] for one in events[0][1]["points"]] == [
+        "blocks.0.residual",
+        "blocks.1.attention.pattern",
+    ]
+    assert [one["dims"] for one in events[0][1]["points"]] == [[9, 4, 8], None]
+    assert events[0][1]["points"][1]["heads"] == [1, 0]
     with served.llm().trace(*points) as trace:
         made = served.llm().generate(PROMPT, temperature=0, ignore_eos=True, max_new_tokens=24, top_p=1.0)
     tokens = [body for kind, body in events if kind == "token"]
@@ -130,8 +135,8 @@ def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> 
     patterns = arrays_of(events, "blocks.1.attention.pattern")
     for position, row in patterns.items():
         if position < len(recorded):
-            own = trace["blocks.1.attention.pattern"][0, 0, position]
-            assert np.array_equal(row[0][: position + 1], own[: position + 1])
+            own = trace["blocks.1.attention.pattern"][0, :, position]
+            assert np.array_equal(row[:, : position + 1], own[:, : position + 1])
     assert events[-1][1] == {"frames_dropped": 0}
 
 

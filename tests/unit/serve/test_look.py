@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from support.served import Served, models_folder, serving
 
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
-from pellucid.trace import ablate, attribute, logit_lens
+from pellucid.trace import ablate, attribute, logit_lens, scale
 from pellucid.web.bundle import web_files
 
 PROMPT = "the cat sat on the mat"
@@ -172,6 +173,7 @@ def test_lenses_and_pieces(served: Served, llm: LLM) -> None:
     shape = httpx.get(f"{served.url}/look/models/one").json()
     assert list(shape["points"]) == list(llm.points)
     assert len(shape["blocks"]) == len(llm.spec.blocks)
+    assert shape["angles"] == {"position.angles": [*range(len(llm.spec.blocks))]}
     assert [one["name"] for one in httpx.get(f"{served.url}/look/models").json()["models"]] == list(
         served.models.names
     )
@@ -280,9 +282,140 @@ def test_a_step_is_profiled_beside_requests(served: Served, llm: LLM) -> None:
     assert {one["stage"] for one in found["operations"]} >= {"embed", "attention.q", "project"}
     assert 0 < found["seconds"] < 10
     assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["operations"]))
+    for one in found["operations"]:
+        value, _, unit = one["rate"].partition(" ")
+        limit = found["read_bytes_per_second" if unit == "GB/s" else "multiply_adds_per_second"] / 1e9
+        if one["share"] is not None:
+            assert float(value.replace(",", "")) <= limit * 1.01 + 0.05, one
+        elif one["rate"]:
+            assert one["rate"].endswith("GB/s from caches"), one
     llm.engine.settle()
     assert asked(served, "profile", model="encoder")["operations"]
     state = httpx.get(f"{served.url}/look/state/one").json()
     assert state["loaded"]
     assert state["steps"] > 0
     assert "tokens=" in refused(served, "profile", tokens=10_000)
+
+
+def test_edits_that_change_nothing_are_told(served: Served, llm: LLM) -> None:
+    count = len(llm.inputs.prompt(PROMPT))
+    beyond = [{"edit": "ablate", "point": "blocks.0.residual[tokens=99]"}]
+    for what, more in (("generate", {"stream": False}), ("trace", {"points": ["embed"]})):
+        said = refused(served, what, prompt=PROMPT, edits=beyond, **more, **HOW)
+        assert f"begins at position 99, and a prompt of {count} tokens, which is read up to" in said
+    made = llm.generate(PROMPT, temperature=0, max_new_tokens=6, ignore_eos=True).ids
+    how = {"temperature": 0, "max_tokens": 6, "stop_token_ids": made[:1]}
+    late = [{"edit": "scale", "factor": 1.0, "point": f"blocks.0.residual[tokens={count}]"}]
+    for edits, notices in ((late, 1), ([], 0)):
+        body = {"model": "one", "prompt": PROMPT, "edits": edits, **how}
+        with httpx.stream("POST", f"{served.url}/look/generate", json=body) as answer:
+            end = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")][-1]
+        assert end["type"] == "end"
+        assert len(end["notices"]) == notices
+        traced = asked(served, "trace", prompt=PROMPT, points=["embed"], edits=edits, **how)
+        assert traced["notices"] == end["notices"]
+    values = np.full(llm.runner.width, 3e38).tolist()
+    big = [{"edit": "add", "point": "project.logits", "values": values}] * 2
+    assert "because of the request's edits (project.logits)" in refused(
+        served, "generate", prompt=PROMPT, edits=big, stream=False, **HOW
+    )
+    body = {"model": "one", "prompt": PROMPT, "edits": big, **HOW}
+    answer = httpx.post(f"{served.url}/look/generate", json=body)
+    assert answer.status_code == 200, "the prompt's event comes before the first token"
+    assert "because of the request's edits" in answer.text
+
+
+def test_an_edited_request_cannot_be_watched(served: Served, llm: LLM) -> None:
+    group = llm.request(PROMPT, edits=[ablate("blocks.0.residual")], temperature=0, max_new_tokens=2)
+    with pytest.raises(InvalidRequest, match="has edits or a trace of its own"):
+        llm.watch(group, ["embed"])
+
+
+CHINESE = "a 中国 b"
+
+
+def test_characters_of_several_tokens_are_whole(served: Served, llm: LLM) -> None:
+    ids = llm.inputs.prompt(CHINESE)
+    many = [one._asdict() for one in llm.tokenizer.characters(ids) if one.stop - one.first > 1]
+    assert [one["text"] for one in many] == ["中", "国"]
+    how = {"temperature": 0, "max_tokens": 3, "ignore_eos": True}
+    events = asked(served, "generate", prompt=CHINESE, alternatives=5, stream=False, **how)["events"]
+    assert events[0]["characters"] == many
+    assert "�" not in json.dumps(events[0], ensure_ascii=False)
+    assert events[0]["pieces"][many[0]["first"]] == f"<0x{'中'.encode()[0]:02X}>"
+    traced = asked(served, "trace", prompt=ids, points=["embed"], max_tokens=1)
+    lens = asked(served, "lens", prompt=ids, top=2)
+    assert traced["characters"][:2] == lens["characters"] == many
+    assert lens["tokens"] == ids
+    # After two of three bytes the third completes the character, as the next token and as an alternative.
+    two, third = ids[: many[0]["stop"] - 1], ids[many[0]["stop"] - 1]
+    whole = {"first": many[0]["first"], "stop": many[0]["stop"], "text": "中"}
+    bias = {str(third): 100}
+    body = {"prompt": two, "logit_bias": bias, "alternatives": 2, "stream": False, **how}
+    (token, *_) = asked(served, "generate", **body)["events"][1:]
+    assert (token["token"], token["character"]) == (third, whole)
+    beams = asked(served, "beams", prompt=two, num_beams=4, max_tokens=2)
+    for node in beams["tree"][1:]:
+        if node["parent"] == 0 and node["token"] == third:
+            assert node["character"] == whole
+        assert node["piece"] == llm.tokenizer.piece(node["token"])
+
+
+def test_neighbours_are_asked_for_by_token(served: Served, llm: LLM) -> None:
+    part = llm.tokenizer.encode("中", add_special=False)[0]
+    special = next(iter(llm.tokenizer.vocabulary.special_ids))
+    found = asked(served, "neighbours", ids=[part, special], n=3)
+    for token in (part, special):
+        first, *others = found["neighbours"][str(token)]
+        assert (first["token"], first["piece"]) == (token, llm.tokenizer.piece(token))
+        assert first["cosine"] == pytest.approx(1)
+        assert len(others) == 2
+    assert np.shape(found["similarity"]) == (2, 2)
+    assert np.shape(found["map"]) == (2, 2)
+    assert "ids=" in refused(served, "neighbours", ids=[10**6])
+    assert "ids=" in refused(served, "neighbours", ids=["a"])
+    assert "ids" in refused(served, "neighbours", ids=[])
+    assert "unknown field" in refused(served, "neighbours", ids=[65], words=["a"])
+    assert "of 8 at a time" in refused(served, "neighbours", ids=list(range(65, 80)), n=2)
+    attributed = asked(served, "attribution", prompt=[65, 66, 67], token=part)
+    assert (attributed["token"], attributed["piece"]) == (part, llm.tokenizer.piece(part))
+
+
+def test_lenses_are_of_the_run_that_is_edited(served: Served, llm: LLM) -> None:
+    ids = llm.inputs.prompt(PROMPT)
+    edits = [{"edit": "scale", "point": "blocks.0.attention.heads[heads=1]", "factor": 3.0}]
+    plain = asked(served, "lens", prompt=ids, top=3)
+    lens = asked(served, "lens", prompt=ids, top=3, edits=edits)
+    traced = asked(served, "trace", prompt=ids, points=["project.logits"], edits=edits, max_tokens=1)
+    logits = numbers(traced["arrays"]["project.logits"]).astype(np.float64)[-1]
+    raised = np.exp(logits - logits.max())
+    assert np.allclose(lens["probabilities"][-1][-1], (raised / raised.sum())[lens["ids"][-1][-1]], rtol=1e-9)
+    assert lens["probabilities"][-1][-1] != plain["probabilities"][-1][-1]
+    assert lens["probabilities"][0] == plain["probabilities"][0], "the embedding is before the edit"
+    attributed = asked(served, "attribution", prompt=ids, token=65, edits=edits)
+    assert attributed["logit"] == pytest.approx(logits[65], rel=1e-6)
+    assert attributed["total"] == pytest.approx(attributed["logit"])
+    beams = asked(served, "beams", prompt=ids, num_beams=2, max_tokens=2, edits=edits)
+    own = llm.beam_search(
+        ids, num_beams=2, num_return_sequences=2, max_new_tokens=2, edits=edits_of_look(edits)
+    )
+    assert [one["score"] for one in beams["texts"]] == [one.score for one in own.texts]
+    for point in ("project.logits", "norm"):
+        behind = [{"edit": "scale", "point": point, "factor": 2.0}]
+        for what in ("lens", "attribution"):
+            assert f"leave out the edit of {point}" in refused(served, what, prompt=ids, edits=behind)
+
+
+def edits_of_look(edits: list[dict[str, Any]]) -> list[Any]:
+    return [scale(one["point"], one["factor"]) for one in edits]
+
+
+def test_merges_have_ranks_or_scores_and_their_place(served: Served) -> None:
+    merges = [
+        merge
+        for one in asked(served, "tokenize", text=PROMPT)["pre_tokens"]
+        for merge in (one["how"] or {}).get("merges", ())
+    ]
+    for merge in merges:
+        assert {"at", "left_id", "right_id", "id"} <= merge.keys()
+        assert ("rank" in merge) != ("score" in merge)

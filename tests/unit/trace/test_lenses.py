@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from pellucid.model.spec import Mixture
 from pellucid.testing import random_model
 from pellucid.trace import (
     ablate,
+    add,
     attribute,
     difference,
     head_scores,
@@ -26,6 +30,7 @@ from pellucid.trace import (
     similarity,
     word_map,
 )
+from pellucid.trace.lenses.logit_lens import TOGETHER
 from pellucid.trace.model import ModelWeights
 
 PROMPT = "the cat sat on the mat"
@@ -211,7 +216,8 @@ def test_rollout_rows_sum_to_one(llama: LLM) -> None:
 def test_the_nearest_token_of_a_token_is_itself(llm: LLM) -> None:
     for token in (65, 100, 200):
         (text, found, cosine), *others = neighbours(llm, token, 3)
-        assert (found, text) == (token, llm.tokenizer.decode([token], skip_special=False))
+        assert (found, text) == (token, llm.tokenizer.piece(token))
+        assert text == ("<0xC8>" if token == 200 else llm.tokenizer.decode([token], skip_special=False))
         assert cosine == pytest.approx(1, abs=1e-9)
         assert len(others) == 2
     matrix = ModelWeights(llm.checkpoint).values("embed.weight").astype(np.float64)
@@ -245,3 +251,63 @@ def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
     assert 0 < found.points[-1].relative < 0.1
     assert found.begins() is found.points[1]
     assert len(repr(found).splitlines()) == 1
+
+
+def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = random_model("llama", tmp_path / "wide.gguf", layers=4, context=256, vocabulary=20_000)
+    with pellucid.load(path, threads=2) as wide:
+        rows, project = list[int](), type(wide.runner).project
+
+        def counted(self: Any, vectors: Any) -> Any:
+            rows.append(len(vectors))
+            return project(self, vectors)
+
+        with wide.trace("embed", "blocks.*.residual") as trace:
+            wide.generate([70 + n for n in range(40)], max_new_tokens=1, temperature=0)
+        expected = logit_lens(wide, trace.sequences[0], top=7, tokens=[100])
+        monkeypatch.setattr(type(wide.runner), "project", counted)
+        tracemalloc.start()
+        try:
+            lens = logit_lens(wide, trace.sequences[0], top=7, tokens=[100])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert sum(rows) == 5 * 40
+        assert min(rows[:-1]) == TOGETHER
+        assert peak < 3 * 4 * TOGETHER * wide.runner.width, (
+            "two blocks of float32 logits, and no copy in float64"
+        )
+        assert lens.as_dict() == expected.as_dict()
+        some = logit_lens(wide, trace.sequences[0], positions=[3, -1])
+        assert sum(rows) == 5 * 40 + 5 * 2
+        assert np.array_equal(some.ids, logit_lens(wide, trace.sequences[0]).ids[:, [3, -1]])
+
+
+def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:
+    with llama.trace("embed", "blocks.*.residual[tokens=:30]") as trace:
+        llama.generate(PROMPT * 3, max_new_tokens=1, temperature=0)
+    with pytest.raises(InvalidRequest, match="was not recorded: trace all positions"):
+        logit_lens(llama, trace.sequences[0])
+    with llama.trace(
+        "embed", "blocks.*.residual", budget=len(llama.inputs.prompt(PROMPT)) * 4 * 64 * 4
+    ) as trace:
+        llama.generate(PROMPT, max_new_tokens=3, temperature=0, ignore_eos=True)
+    assert trace.dropped
+    with pytest.raises(InvalidRequest, match="were not recorded"):
+        logit_lens(llama, trace.sequences[0])
+
+
+def test_what_an_edit_adds_is_no_rounding(llama: LLM) -> None:
+    from pellucid.trace.lenses.attribution import needed
+    from pellucid.trace.model import read
+
+    edit = add("blocks.1.attention.output", np.linspace(-1, 1, 64))
+    run = read(llama, PROMPT, needed(llama), [edit])
+    found = attribute(llama, run, 65)
+    assert found.total == pytest.approx(found.logit, abs=1e-9)
+    (edited,) = found.ranked("edit")
+    assert (edited.name, edited.layer) == ("blocks.1.attention.edit", 1)
+    assert abs(edited.value) > 10 * max(abs(one.value) for one in found.ranked("rounding"))
+    assert not attribute(llama, PROMPT, 65).ranked("edit")

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.hostile_runs import PATTERN, SHAPES, run_bytes
 
 import pellucid
 from pellucid.errors import FileFormatError, InvalidRequest, PellucidError
@@ -175,3 +178,29 @@ def test_damaged_files_are_refused(run: RecordedRun, tmp_path: Path) -> None:
     (tmp_path / "empty.run").write_bytes(b"")
     with pytest.raises(FileFormatError, match="is empty"):
         RecordedRun.open(tmp_path / "empty.run")
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES.values(), ids=SHAPES)
+def test_shapes_that_no_run_has_are_refused(tmp_path: Path, name: str, shape: list[int]) -> None:
+    path = tmp_path / "one.run"
+    path.write_bytes(run_bytes({name: ("F32", shape)}))
+    with pytest.raises(FileFormatError, match="shape") as raised:
+        RecordedRun.open(path)
+    assert len(str(raised.value)) < 400
+    path.write_bytes(run_bytes({PATTERN: ("F32", [2, 0, 3]), "embed": ("F32", [3, 4])}))
+    assert RecordedRun.open(path)["embed"].shape == (3, 4)
+
+
+@given(
+    shape=st.lists(
+        st.sampled_from([0, 1, 2, 3, 4, 1 << 24, 1 << 31, 1 << 53, (1 << 63) - 1, 1 << 63, -1]), max_size=7
+    )
+)
+def test_any_shape_is_read_or_refused(shape: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    count = np.prod([float(one) for one in shape])
+    if not 0 <= count < 1 << 16:
+        return
+    path = tmp_path_factory.mktemp("shapes") / "one.run"
+    path.write_bytes(run_bytes({"blocks.0.residual": ("F32", shape)}))
+    with contextlib.suppress(FileFormatError):
+        assert RecordedRun.open(path)["blocks.0.residual"].shape == tuple(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -83,9 +82,6 @@ def command(
     def load(name: str) -> Any:
         llm = loading.load(sources[name], **own[name], before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
-        kept = llm.runner.prefixes.limit / 1e9
-        said = f"serving {name} with a prefix cache of up to {kept:.1f} GB (--cache-memory)"
-        print(said, file=sys.stderr, flush=True)
         return llm
 
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):

@@ -115,7 +115,8 @@ def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
         yield f"symbols {' '.join(map(common.visible, how['symbols']))}"
     for merge in how.get("merges", ()):
         left, right, merged = (common.visible(merge[part]) for part in ("left", "right", "merged"))
-        yield f"{_number(merge['rank'])}  {left} + {right} = {merged}"
+        value = _number(merge["rank"]) if "rank" in merge else f"score {_number(merge['score'])}"
+        yield f"{value}  {left} + {right} = {merged}"
     for attempt in how.get("tries", ()):
         missed = attempt["tried"] if attempt["found"] is None else attempt["tried"][:-1]
         failed = f", not {' '.join(map(common.visible, missed))}" if missed else ""

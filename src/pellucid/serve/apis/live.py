@@ -17,7 +17,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, answer, array_body
 from pellucid.serve.live import LiveRequest
+from pellucid.serve.look.tokens import token_fields
 from pellucid.serve.openai.answer import error_body
+from pellucid.tokenize import Tokenizer
 from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
 
@@ -102,13 +104,22 @@ async def _events(
     ended = asyncio.ensure_future(found.ended.wait())
     try:
         points = [
-            {"name": one.name, "shape": one.point.shape, "dtype": one.point.dtype, "heads": list(one.heads)}
+            {
+                "name": one.name,
+                "shape": one.point.shape,
+                "dtype": one.point.dtype,
+                "heads": list(one.heads),
+                "dims": None if one.dims is None else list(one.dims),
+            }
             for one in streams[0].selected
         ]
         yield _event(
             "begin", {"version": VERSION, "request": found.number, "model": found.model, "points": points}
         )
-        told = [[0] * len(group.builders) for group in found.groups]
+        told = [
+            [_TokenFields(found.llm.tokenizer, group.prompt) for _ in group.builders]
+            for group in found.groups
+        ]
         dropped = 0
         while True:
             over = found.ended.is_set()
@@ -139,21 +150,33 @@ def _choice(found: LiveRequest, group: int, sequence: int) -> int:
     return sum(len(one.builders) for one in found.groups[:group]) + sequence
 
 
-def _tokens(found: LiveRequest, told: list[list[int]]) -> list[bytes]:
+class _TokenFields:
+    """Makes the fields of the token events of one sequence; ``count`` tokens have their event already."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer, self.count, self._grouper = tokenizer, 0, tokenizer.grouper()
+        for token in prompt:
+            self._grouper.push(token)
+
+    def next(self, token: int) -> dict[str, Any]:
+        """The fields of the next token."""
+        self.count += 1
+        fields = token_fields(self._tokenizer, token, self._grouper.push(token))
+        return {"id": fields.pop("token"), "text": fields.pop("piece"), **fields}
+
+
+def _tokens(found: LiveRequest, told: list[list[_TokenFields]]) -> list[bytes]:
     """Events of the tokens that have come since the last time."""
     events = []
     for number, group in enumerate(found.groups):
-        for sequence, builder in enumerate(group.builders):
-            for at in range(told[number][sequence], len(builder.ids)):
-                token = builder.ids[at]
+        for sequence, (builder, known) in enumerate(zip(group.builders, told[number])):
+            for at in range(known.count, len(builder.ids)):
                 body = {
                     "choice": _choice(found, number, sequence),
                     "position": len(group.prompt) + at,
-                    "id": token,
-                    "text": found.llm.tokenizer.piece(token),
+                    **known.next(builder.ids[at]),
                 }
                 events.append(_event("token", body))
-            told[number][sequence] = len(builder.ids)
     return events
 
 

@@ -33,6 +33,7 @@ from pellucid.serve.schema import (
 
 NAMES = {"type": "array", "items": TEXT}
 READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
+EDITS = listed(OBJECT)
 
 
 async def _models(call: ClientCall) -> Response:
@@ -89,7 +90,17 @@ LOOK = Api(
         "POST /look/generate": Route(
             _generate,
             "A text, token by token, with the probabilities of the likeliest others.",
-            body({}, {**generation_options(), "model": TEXT, **READ, "alternatives": COUNT, "stream": FLAG}),
+            body(
+                {},
+                {
+                    **generation_options(),
+                    "model": TEXT,
+                    **READ,
+                    "alternatives": COUNT,
+                    "edits": EDITS,
+                    "stream": FLAG,
+                },
+            ),
             stream="text/event-stream",
         ),
         "POST /look/trace": Route(
@@ -104,18 +115,19 @@ LOOK = Api(
                     "points": NAMES,
                     "norms": NAMES,
                     "views": listed(OBJECT),
+                    "edits": EDITS,
                 },
             ),
         ),
         "POST /look/lens": Route(
             _asked("lens"),
             "What the model would say after each block.",
-            body({}, {"model": TEXT, **READ, "top": COUNT}),
+            body({}, {"model": TEXT, **READ, "top": COUNT, "edits": EDITS}),
         ),
         "POST /look/beams": Route(
             _asked("beams"),
             "A beam search, with the tree of all candidates.",
-            body({}, {"model": TEXT, **READ, "num_beams": COUNT, "max_tokens": COUNT}),
+            body({}, {"model": TEXT, **READ, "num_beams": COUNT, "max_tokens": COUNT, "edits": EDITS}),
         ),
         "POST /look/profile": Route(
             _asked("profile"),
@@ -125,12 +137,22 @@ LOOK = Api(
         "POST /look/attribution": Route(
             _asked("attribution"),
             "What each part adds to the logit of a token.",
-            body({}, {"model": TEXT, **READ, "token": {}, "against": {}, "position": {"type": "integer"}}),
+            body(
+                {},
+                {
+                    "model": TEXT,
+                    **READ,
+                    "token": {},
+                    "against": {},
+                    "position": {"type": "integer"},
+                    "edits": EDITS,
+                },
+            ),
         ),
         "POST /look/neighbours": Route(
             _asked("neighbours"),
-            "The nearest tokens of words.",
-            body({"words": TEXTS}, {"model": TEXT, "n": COUNT}),
+            "The nearest tokens of tokens, or of words.",
+            body({}, {"model": TEXT, "ids": IDS, "words": TEXTS, "n": COUNT}),
         ),
         "POST /look/pieces": Route(
             _asked("pieces"), "The texts of tokens.", body({"ids": IDS}, {"model": TEXT})

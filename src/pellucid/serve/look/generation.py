@@ -14,8 +14,10 @@ from pellucid.engine.text_group import TextGroup
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, prompt_of
+from pellucid.serve.look.tokens import described, token_fields
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import usage
+from pellucid.tokenize.stages.characters import CharacterGrouper
 
 USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
 MOST_ALTERNATIVES = 40
@@ -45,39 +47,50 @@ class LookGeneration:
         """The events as one list."""
         (group,) = self.groups
         (made,) = group.results()
-        builder = group.builders[0]
-        tokens = [self._token(*one) for one in zip(builder.logprobs, builder.texts, builder.times)]
+        builder, grouper = group.builders[0], self._grouper()
+        made_of = zip(builder.logprobs, builder.texts, builder.times)
+        tokens = [self._token(*one, grouper) for one in made_of]
         return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The events as they come."""
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
+        grouper = self._grouper()
         times = iter(group.builders[0].times)  # each is there when its token comes
         async with aclosing(group.stream()) as outputs:
             async for _, token in outputs:
                 assert token.logprobs is not None
-                yield self._token(token.logprobs, token.text, next(times))
+                yield self._token(token.logprobs, token.text, next(times), grouper)
         yield self._end(group.results()[0])
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
-        return {"type": "prompt", "ids": ids, "pieces": [self.llm.tokenizer.piece(token) for token in ids]}
+        return {"type": "prompt", "ids": ids, **described(self.llm.tokenizer, ids)}
 
-    def _token(self, found: TokenLogprobs, text: str, seconds: float) -> dict[str, Any]:
-        others = zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+    def _grouper(self) -> CharacterGrouper:
+        """A grouper that has read the prompt."""
+        made = self.llm.tokenizer.grouper()
+        for token in self.groups[0].prompt:
+            made.push(token)
+        return made
+
+    def _token(
+        self, found: TokenLogprobs, text: str, seconds: float, grouper: CharacterGrouper
+    ) -> dict[str, Any]:
+        tokenizer = self.llm.tokenizer
+        others = [
+            {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
+            for token, p in zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+        ]
         return {
             "type": "token",
-            "token": found.id,
-            "piece": self.llm.tokenizer.piece(found.id),
+            **token_fields(tokenizer, found.id, grouper.push(found.id)),
             "text": text,
             "probability": float(np.exp(found.chosen)),
             "rank": found.rank,
             "seconds": seconds,
-            "alternatives": [
-                {"token": token, "piece": self.llm.tokenizer.piece(token), "probability": p}
-                for token, p in others
-            ],
+            "alternatives": others,
         }
 
     def _end(self, made: Generation) -> dict[str, Any]:
@@ -86,5 +99,6 @@ class LookGeneration:
             "finish_reason": made.finish_reason,
             "seed": None if made.seed is None else str(made.seed),  # which JavaScript's numbers may not hold
             "usage": usage([made]),
+            "notices": self.groups[0].unused(),
             "seconds": made.timings.total,
         }

@@ -27,6 +27,7 @@ def described(body: Body, llm: LLM) -> dict[str, Any]:
         "threads": llm.runner.threads,
         "position": shape["position"],
         "slopes": shape["slopes"],
+        "angles": shape["angles"],
         "blocks": [
             {
                 "heads": block.attention.heads if block.attention else 0,

@@ -16,11 +16,15 @@ from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, no_more, prompt_of
+from pellucid.serve.look.tokens import described
 from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
+from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.logit_lens import logit_lens
+from pellucid.trace.lenses.logit_lens import needed as lens_points
 from pellucid.trace.lenses.neighbours import around
+from pellucid.trace.model import read
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
 from pellucid.util.checks import whole
@@ -101,9 +105,10 @@ class TraceReading:
             "model": name,
             "prompt": self.prompt,
             "ids": ids,
-            "pieces": [llm.tokenizer.piece(token) for token in [*self.prompt, *ids]],
+            **described(llm.tokenizer, [*self.prompt, *ids]),
             "text": made.text if made else "",
             "dropped": trace.dropped,
+            "notices": [said for group in self.groups for said in group.unused()],
             "arrays": arrays,
         }
 
@@ -198,25 +203,33 @@ def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
 
 def pieces(body: Body, llm: LLM) -> dict[str, Any]:
     """The texts of tokens."""
-    ids, size = body.required("ids"), llm.inputs.vocabulary
-    if (
-        not isinstance(ids, list)
-        or len(ids) > MOST_IDS
-        or not all(type(one) is int and 0 <= one < size for one in ids)
-    ):
-        raise InvalidRequest(f"ids={brief(ids)}: must be at most {MOST_IDS:,} token ids below {size:,}")
+    ids = _ids(body.required("ids"), llm, MOST_IDS)
     no_more(body, "it has ids")
     return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 
 
+def _ids(given: Any, llm: LLM, most: int) -> list[int]:
+    """Token ids of a body, which are no text: they need not follow each other. Raises InvalidRequest."""
+    size = llm.inputs.vocabulary
+    if (
+        not isinstance(given, list)
+        or len(given) > most
+        or not all(type(one) is int and 0 <= one < size for one in given)
+    ):
+        raise InvalidRequest(f"ids={brief(given)}: must be at most {most:,} token ids below {size:,}")
+    return given
+
+
 def attribution(body: Body, llm: LLM) -> dict[str, Any]:
     """What each part adds to the logit of ``token``, after ``position``: ``trace/lenses/attribution.py``."""
-    prompt, token, against = prompt_of(body, llm), body.take("token"), body.take("against")
+    prompt, edits = prompt_of(body, llm), _stream_edits(body, llm)
+    token, against = body.take("token"), body.take("against")
     position = body.count("position", -len(prompt), len(prompt) - 1)
-    no_more(body, "an attribution has prompt, token, against and position")
+    no_more(body, "an attribution has prompt, token, against, position and edits")
     _refuse_long(prompt, MOST_ATTRIBUTED)
     at = -1 if position is None else position
-    return attribute(llm, prompt, token, against=against, position=at).as_dict()
+    run = read(llm, prompt, attribution_points(llm), edits)
+    return attribute(llm, run, token, against=against, position=at).as_dict()
 
 
 def _refuse_long(prompt: list[int], most: int) -> None:
@@ -226,20 +239,41 @@ def _refuse_long(prompt: list[int], most: int) -> None:
 
 def lens(body: Body, llm: LLM) -> dict[str, Any]:
     """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
-    prompt, top = prompt_of(body, llm), body.count("top", 1, MOST_TOP) or 5
-    no_more(body, "a lens has prompt and top")
+    prompt, edits, top = prompt_of(body, llm), _stream_edits(body, llm), body.count("top", 1, MOST_TOP) or 5
+    no_more(body, "a lens has prompt, top and edits")
     _refuse_long(prompt, min(MOST_LENS, MOST_SCORES // llm.spec.embedding.vocabulary))
-    return logit_lens(llm, prompt, top=top).as_dict()
+    run = read(llm, prompt, lens_points(llm), edits)
+    return logit_lens(llm, run, top=top).as_dict()
+
+
+def _stream_edits(body: Body, llm: LLM) -> list[EditOf]:
+    """The body's edits of a run that a lens looks at.
+
+    Raises:
+        InvalidRequest: an edit is wrong, or of a value behind the residual stream, which a lens makes by itself.
+    """
+    edits = edits_of(body, llm)
+    for one in select(llm.points, [edit.where for edit in edits]):
+        if one.point.rows == "outputs" and llm.spec.head:
+            raise InvalidRequest(
+                f"edits: a lens goes through the norm and the head as they are: leave out the edit of {one.name}"
+            )
+    return edits
 
 
 def near(body: Body, llm: LLM) -> dict[str, Any]:
-    """The nearest tokens of ``words``, the cosines between them, and a map."""
-    words, asked = body.texts("words"), body.count("n", 0, MOST_NEIGHBOURS)
+    """The nearest tokens of ``ids`` (tokens) or ``words`` (texts), the cosines between them, and a map."""
+    ids, asked = body.take("ids"), body.count("n", 0, MOST_NEIGHBOURS)
+    words: Sequence[str | int] = body.texts("words") if ids is None else _ids(ids, llm, MOST_WORDS)
     count = 8 if asked is None else asked
+    no_more(body, "neighbours have ids or words, and n")
     if not 1 <= len(words) <= MOST_WORDS:
-        raise InvalidRequest(f"words has {len(words):,} words; the limit is {MOST_WORDS}, and one at least")
-    no_more(body, "neighbours have words and n")
-    if any(len(word) > MOST_WORD for word in words) or (count and len(words) > MOST_SEARCHED):
+        name = "words" if ids is None else "ids"
+        raise InvalidRequest(
+            f"{name} has {len(words):,} entries; the limit is {MOST_WORDS}, and one at least"
+        )
+    long = any(isinstance(word, str) and len(word) > MOST_WORD for word in words)
+    if long or (count and len(words) > MOST_SEARCHED):
         raise InvalidRequest(
             f"words={brief(words)}: at most {MOST_WORD} characters each, and neighbours of {MOST_SEARCHED} at a time"
         )

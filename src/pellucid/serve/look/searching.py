@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.serve.body import Body
-from pellucid.serve.look.fields import no_more, prompt_of
+from pellucid.serve.look.fields import edits_of, no_more, prompt_of
+from pellucid.serve.look.tokens import token_fields
 
 USUAL_BEAMS, MOST_BEAMS = 4, 16
 USUAL_TOKENS, MOST_TOKENS = 12, 200
@@ -19,19 +21,26 @@ def beams(body: Body, llm: LLM) -> dict[str, Any]:
     Raises:
         InvalidRequest: a field is wrong; the message names it.
     """
-    prompt = prompt_of(body, llm)
+    prompt, edits = prompt_of(body, llm), edits_of(body, llm)
     count = body.count("num_beams", 1, MOST_BEAMS) or USUAL_BEAMS
     tokens = body.count("max_tokens", 1, MOST_TOKENS) or USUAL_TOKENS
-    no_more(body, "a search has prompt, num_beams and max_tokens")
-    found = llm.beam_search(prompt, num_beams=count, num_return_sequences=count, max_new_tokens=tokens)
+    no_more(body, "a search has prompt, num_beams, max_tokens and edits")
+    found = llm.beam_search(
+        prompt, num_beams=count, num_return_sequences=count, max_new_tokens=tokens, edits=edits
+    )
+    groupers = {0: llm.tokenizer.grouper()}
+    for token in prompt:
+        groupers[0].push(token)
+    tree = [asdict(found.tree[0])]
+    for node in found.tree[1:]:
+        groupers[node.id] = grouper = copy(groupers[node.parent])
+        fields = token_fields(llm.tokenizer, node.token, grouper.push(node.token))
+        tree.append({**asdict(node), **fields})
     return {
         "prompt": prompt,
         "texts": [
             {"text": one.text, "score": one.score, "node": one.node, "finish_reason": one.finish_reason}
             for one in found.texts
         ],
-        "tree": [
-            {**asdict(node), "piece": llm.tokenizer.piece(node.token) if node.id else ""}
-            for node in found.tree
-        ],
+        "tree": tree,
     }

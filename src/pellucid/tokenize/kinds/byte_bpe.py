@@ -126,7 +126,10 @@ class ByteBPE(TokenizerModel):
 def explain_merges(
     symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
 ) -> dict[str, Any]:
-    """The initial symbols and every merge: its rank or score, its parts, and the result."""
+    """The initial symbols and every merge: its rank or score, its parts, and the result.
+
+    ``at`` is the number of the first symbol of its left part.
+    """
     log: Log = []
     merge_spans(symbols, pairs, log)
     now = [index for index, _, _ in symbols]
@@ -134,7 +137,8 @@ def explain_merges(
     for value, left, right in log:
         merged = value % pairs.size
         parts = {"left": names[now[left]], "right": names[now[right]], "merged": names[merged]}
-        merges.append({"rank": pairs.rank(value), **parts, "id": merged})
+        ids = {"left_id": now[left], "right_id": now[right], "id": merged}
+        merges.append({pairs.label: pairs.rank(value), "at": left, **parts, **ids})
         now[left] = merged
     return {"symbols": [names[index] for index, _, _ in symbols], "merges": merges}
 

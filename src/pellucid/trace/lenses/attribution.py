@@ -38,7 +38,8 @@ class Contribution:
     """What a part adds to the logit: ``kind`` "embedding", "head", "attention" (its biases), "rounding", "recurrent",
     "feedforward", "expert", "per_layer" or "constant"; its ``layer``, ``head`` and ``expert`` if it has them.
 
-    In a mixture "feedforward" is what the experts that every token has add.
+    In a mixture "feedforward" is what the experts that every token has add. In a run whose ``output`` of a part was
+    edited, "edit" is what the edit adds, with the rounding.
     """
 
     name: str
@@ -51,7 +52,9 @@ class Contribution:
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """The contributions to the logit of ``token`` after a position, minus that of ``against`` if there is one.
+    """The contributions to the logit of ``token`` after a position, less the logit of ``against`` if it is given.
+
+    ``token`` and ``against`` are texts; ``token_id`` and ``against_id`` are the ids.
 
     ``logit`` is the model's own, before a cap; the contributions sum to it.
     """
@@ -61,6 +64,8 @@ class Attribution:
     position: int
     logit: float
     contributions: Sequence[Contribution]
+    token_id: int
+    against_id: int | None = None
 
     def __repr__(self) -> str:
         first = max(self.contributions, key=lambda one: one.value)
@@ -90,8 +95,10 @@ class Attribution:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "token": self.token,
-            "against": self.against,
+            "token": self.token_id,
+            "piece": self.token,
+            "against": self.against_id,
+            "against_piece": self.against,
             "position": self.position,
             "logit": self.logit,
             "total": self.total,
@@ -163,7 +170,7 @@ def attribute(
     made.append(Contribution("project.rounding", "rounding", float(logit) - explained))
     text = model.tokenizer.piece(chosen)
     versus = None if other is None else model.tokenizer.piece(other)
-    return Attribution(text, versus, at, float(logit), made)
+    return Attribution(text, versus, at, float(logit), made, chosen, other)
 
 
 class _Looked:
@@ -234,7 +241,7 @@ class _Looked:
             constant += float(through @ self.weights.vector(f"{at}.output.bias", len(through), 0.0))
         if constant:
             yield Contribution(f"{at}.bias", "attention", constant, layer)
-        yield Contribution(f"{at}.rounding", "rounding", value - float(each.sum()) - constant, layer)
+        yield self._rest(at, value - float(each.sum()) - constant, layer)
 
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
         """The contributions of the token's experts, and of the shared one; without one, what rounding adds."""
@@ -252,7 +259,13 @@ class _Looked:
         else:
             if constant:
                 yield Contribution(f"{at}.bias", "feedforward", constant, layer)
-            yield Contribution(f"{at}.rounding", "rounding", rest - constant, layer)
+            yield self._rest(at, rest - constant, layer)
+
+    def _rest(self, at: str, value: float, layer: int) -> Contribution:
+        """The rest of a part's contribution: rounding, or an edit of the part's output."""
+        edited = any(f"{at}.{name}" in self.sequence.edited for name in ("output", "post_norm", "residual"))
+        kind = "edit" if edited else "rounding"
+        return Contribution(f"{at}.{kind}", kind, value, layer)
 
     def _through(
         self, at: str, layer: int, direction: NDArray[np.float64]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
+from pellucid.sample.candidates import Candidates
+from pellucid.tokenize.stages.characters import CharacterGroup, several
 from pellucid.trace.model import TracedModel, read, residual_points, token_of
 from pellucid.trace.trace import SequenceTrace
 from pellucid.util.checks import whole
 
 MOST_TOP = 1000
-TOGETHER = 64  # rows whose logits are made at once
+TOGETHER = 64  # rows whose logits are made at once: more would take more memory, and no less time
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +30,8 @@ class LogitLens:
 
     ``ids`` (L, T, k) and their ``probabilities``; ``entropy`` (L, T) of each distribution in nats; ``agreement``
     (L, T), the probability of the token that the last layer says. ``wanted`` (L, T, n) are the probabilities of tokens
-    that were asked for. ``pieces`` are the texts of the T tokens read.
+    that were asked for. ``tokens`` are the T tokens that were read, and ``pieces`` their texts. ``texts`` has the text
+    of each id in ``ids``. ``characters`` are the characters that several of the T tokens make.
     """
 
     layers: list[str]
@@ -39,6 +42,8 @@ class LogitLens:
     agreement: NDArray[np.float64]
     wanted: NDArray[np.float64]
     texts: dict[int, str] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    characters: Sequence[CharacterGroup] = ()
 
     def __repr__(self) -> str:
         said = self.texts.get(int(self.ids[-1, -1, 0]), "")
@@ -65,10 +70,12 @@ class LogitLens:
         """For JSON."""
         return {
             "layers": self.layers,
+            "tokens": self.tokens,
             "pieces": self.pieces,
-            "top": [
-                [self.top(layer, at) for at in range(len(self.pieces))] for layer in range(len(self.layers))
-            ],
+            "characters": [group._asdict() for group in self.characters],
+            "ids": self.ids.tolist(),
+            "probabilities": self.probabilities.tolist(),
+            "texts": self.texts,
             "entropy": self.entropy.tolist(),
             "agreement": self.agreement.tolist(),
             "wanted": self.wanted.tolist(),
@@ -108,47 +115,56 @@ def logit_lens(
     chosen = list(every) if positions is None else [_position(one, len(every)) for one in positions]
     if not chosen:
         raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
-    pieces = [sequence.pieces[at] for at in chosen]
-    rows = np.concatenate([sequence[name][chosen] for name in names])
-    T, found = len(chosen), list[tuple[Any, ...]]()
-    final = model.runner.project(rows[-T:])
-    said = final.argmax(-1)
+    read_ids, read_pieces = sequence.ids, sequence.pieces
+    pieces = [read_pieces[at] for at in chosen]
+    # The last layer is first: the others are compared with what it says.
+    rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
+    T, said, found = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
-        part = rows[first : first + TOGETHER]
-        ends = said[np.arange(first, first + len(part)) % T]
-        found.append(_of_logits(model.runner.project(part), top, ends, wanted))
+        for at, logits in enumerate(model.runner.project(rows[first : first + TOGETHER]), first):
+            candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
+            said += [candidates.best] if at < T else []
+            found.append(_Read.of(candidates, top, said[at % T], wanted))
     ids, probabilities, entropy, agreement, of_wanted = (
-        np.concatenate(parts).reshape(len(names), T, *parts[0].shape[1:]) for parts in zip(*found)
+        np.array(parts).reshape(len(names), T, *np.shape(parts[0]))[::-1] for parts in zip(*found)
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
-    return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts)
+    own = [read_ids[at] for at in chosen]
+    # Positions that leave gaps are no text.
+    together = several(model.tokenizer.characters(own)) if chosen == [*range(T)] else []
+    return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, own, together)
 
 
-def _of_logits(
-    logits: NDArray[np.float32], top: int, said: NDArray[np.int64], wanted: NDArray[np.int64]
-) -> tuple[NDArray[Any], ...]:
-    """(ids, probabilities, entropy, probability of what is said in the end, probabilities of wanted tokens)."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    weights = np.exp(wide)
-    total = weights.sum(-1, keepdims=True)
-    part = (
-        np.argpartition(-wide, top - 1, axis=-1)[:, :top]
-        if top < wide.shape[1]
-        else np.argsort(-wide, axis=-1)
-    )
-    order = np.take_along_axis(part, np.argsort(-np.take_along_axis(wide, part, -1), -1, kind="stable"), -1)
-    probabilities = weights / total
-    finite = np.where(weights > 0, wide, 0.0)
-    entropy = np.log(total[:, 0]) - (probabilities * finite).sum(-1)
-    rows = np.arange(len(wide))
-    return (
-        order,
-        np.take_along_axis(probabilities, order, -1),
-        entropy,
-        probabilities[rows, said],
-        probabilities[:, wanted],
-    )
+class _Read(NamedTuple):
+    """The summary of a row of logits: the likeliest ids with their probabilities, the entropy, the probability of the
+    token that the last layer says, and the probabilities of wanted tokens.
+    """
+
+    ids: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    entropy: float
+    agreement: float
+    wanted: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, candidates: Candidates, top: int, said: int, wanted: NDArray[np.int64]) -> _Read:
+        ids = candidates.top(top)
+        of_all = np.exp(candidates.log_probabilities(np.concatenate([ids, [said], wanted])))
+        return cls(ids, of_all[:top], candidates.sums.entropy, float(of_all[top]), of_all[top + 1 :])
+
+
+def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDArray[np.float32]:
+    """The rows of a point at some positions. Raises InvalidRequest if one is not recorded, or not finite."""
+    rows: NDArray[np.float32] = sequence[name]
+    if max(positions) >= len(rows):
+        raise InvalidRequest(f"point={name}: position {max(positions)} was not recorded: trace all positions")
+    rows = rows[positions]
+    if len(wrong := np.flatnonzero(~np.isfinite(rows).all(-1))):
+        at = positions[wrong[0]]
+        raise InvalidRequest(
+            f"point={name}: the values at position {at} are not finite, or were not recorded"
+        )
+    return rows
 
 
 def _position(position: int, count: int) -> int:

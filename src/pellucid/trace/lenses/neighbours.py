@@ -91,8 +91,10 @@ def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
     return made
 
 
-def around(model: OpenedModel, words: Sequence[str], n: int) -> dict[str, Any]:
-    """For JSON: the ``n`` nearest tokens of each word; of several words the cosines between them, and their map."""
+def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, Any]:
+    """For JSON: the ``n`` nearest tokens of each word, or of each token by its number; of several the cosines between
+    them, and their map.
+    """
     found = {
         word: [
             {"piece": text, "token": token, "cosine": cosine}

@@ -1,7 +1,7 @@
 // attribution: what each part of the model adds to the score of a token that came.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { useAnswer } from "/web/data.js";
+import { changed, useAnswer } from "/web/data.js";
 import { Picture, colour } from "/web/draw.js";
 import { State, Tokens } from "/web/show.js";
 import { number, shown } from "/web/text.js";
@@ -21,11 +21,10 @@ export const attribution = {
 
 function View({ look, width, at, choose, open }) {
   const t = Math.min(at.token, look.ids.length - 2, MOST_TOKENS - 1), known = t >= 0;
-  const state = useAnswer(look, "/look/attribution", known ? { model: look.model, prompt: look.ids.slice(0, t + 1), token: look.ids[t + 1] } : null), found = state.value;
+  const state = useAnswer(look, "/look/attribution", known ? changed(look, { model: look.model, prompt: look.ids.slice(0, t + 1), token: look.ids[t + 1] }) : null), found = state.value;
   if (!known) return html`<p class="empty">There is no token after another one yet.</p>`;
-  return html`<div>${look.edits.length > 0 && html`<p class="note">This is of the run without changes.</p>`}
-    <${Tokens} pieces=${look.pieces.slice(1)} first=${1} chosen=${t + 1} onChoose=${(token) => choose({ token: token - 1 })} label="token whose score is explained" />
-    <${State} state=${state}>${found && html`<div><p role="status">The logit of <span class="piece">${shown(found.token)}</span> is ${number(found.logit)}.</p>
+  return html`<div><${Tokens} pieces=${look.pieces.slice(1)} first=${1} chosen=${t + 1} onChoose=${(token) => choose({ token: token - 1 })} label="token whose score is explained" />
+    <${State} state=${state}>${found && html`<div><p role="status">The logit of <span class="piece">${shown(found.piece)}</span> is ${number(found.logit)}.</p>
       <${Parts} all=${found.contributions} onOpen=${(one) => { choose({ block: one.layer, ...(one.head !== null && { head: one.head }) }); open(...(one.kind === "head" ? ["attention"] : ["feedforward", "experts"])); }} />
       <h4>Layer by layer</h4><${Layers} all=${found.contributions} width=${width} /></div>`}<//></div>`;
 }

@@ -1,9 +1,9 @@
 // beams: a search that keeps several texts, and the tree of what it considered.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { useAnswer } from "/web/data.js";
+import { changed, useAnswer } from "/web/data.js";
 import { Choose, State } from "/web/show.js";
-import { number, shown } from "/web/text.js";
+import { nameOf, number, shown } from "/web/text.js";
 
 const MOST = 8;
 const STATES = { running: "goes on", finished: "has ended", extended: "was continued", pruned: "was left" };
@@ -18,7 +18,7 @@ export const beams = {
 };
 
 function View({ look, at, choose }) {
-  const count = Math.max(1, Math.min(at.beams, MOST)), state = useAnswer(look, "/look/beams", { model: look.model, prompt: look.ids.slice(0, look.promptLength), num_beams: count, max_tokens: 8 });
+  const count = Math.max(1, Math.min(at.beams, MOST)), state = useAnswer(look, "/look/beams", changed(look, { model: look.model, prompt: look.ids.slice(0, look.promptLength), num_beams: count, max_tokens: 8 }));
   const found = state.value;
   return html`<div><div class="bar"><${Choose} label="beams" value=${count} low=${1} most=${MOST} onChange=${(beams) => choose({ beams })} /></div>
     <${State} state=${state}>${found && html`<div>
@@ -28,12 +28,12 @@ function View({ look, at, choose }) {
 }
 
 function children(tree, id) {
-  return tree.filter((one) => one.parent === id && one.id !== 0);
+  return tree.filter((one) => one.parent === id && one.id > id); // a file may hold a circle
 }
 
 function Branch({ node, tree }) {
   const after = children(tree, node.id);
-  return html`<li class=${node.state}><span class="piece">${shown(node.piece)}</span> <span class="num">${number(node.score)}</span>
+  return html`<li class=${node.state}><span class="piece">${shown(nameOf(node))}</span> <span class="num">${number(node.score)}</span>
     <span class="id">${STATES[node.state] ?? node.state}${node.why ? `: ${shown(node.why)}` : ""}</span>
     ${after.length > 0 && html`<ul>${after.map((one) => html`<${Branch} key=${one.id} node=${one} tree=${tree} />`)}</ul>`}</li>`;
 }

@@ -20,13 +20,13 @@ function View({ look, width, at: place, choose }) {
   const dims = `embed[dims=0:${Math.min(MOST_DIMS, look.info.width)}; tokens=0:${MOST_ROWS}]`;
   const state = useTrace(look, { points: [dims] });
   const at = Math.min(Math.max(place.near, 0), look.pieces.length - 1, MOST_ROWS - 1);
-  const words = [...new Set(look.pieces.slice(0, MOST_WORDS).filter((piece) => piece.trim()))];
-  const near = useAnswer(look, "/look/neighbours", look.pieces[at] ? { model: look.model, words: [look.pieces[at]], n: 10 } : null);
-  const map = useAnswer(look, "/look/neighbours", words.length > 1 ? { model: look.model, words, n: 0 } : null);
+  const ids = [...new Set(look.ids.slice(0, MOST_WORDS))], token = look.ids[at], words = ids.map((one) => look.names[one]);
+  const near = useAnswer(look, "/look/neighbours", token === undefined ? null : { model: look.model, ids: [token], n: 10 });
+  const map = useAnswer(look, "/look/neighbours", ids.length > 1 ? { model: look.model, ids, n: 0 } : null);
   return html`<div><${State} state=${state}>${state.arrays && html`<${Strips} values=${state.arrays.embed} pieces=${look.pieces} width=${width} />`}<//>
     ${(!look.recorded || look.recorded.answers.has("/look/neighbours")) && html`<div><h4>The nearest tokens, by the cosine of the vectors</h4>
     <${Tokens} pieces=${look.pieces.slice(0, MOST_ROWS)} chosen=${at} onChoose=${(near) => choose({ near })} label="token whose neighbours are shown" />
-    <${State} state=${near}>${near.value && html`<ul class="near">${Object.values(near.value.neighbours)[0].map((one) => html`
+    <${State} state=${near}>${near.value && html`<ul class="near">${near.value.neighbours[token].map((one) => html`
       <li key=${one.token}><span class="piece">${shown(one.piece)}</span> <span class="num">${one.cosine.toFixed(3)}</span></li>`)}</ul>`}<//></div>`}
     ${words.length > 1 && (!look.recorded || map.value) && html`<h4>The words of the text on a map: the first two principal components</h4>
       <${State} state=${map}>${map.value && html`<${WordMap} words=${words} places=${map.value.map} width=${width} />`}<//>`}</div>`;

@@ -6,7 +6,7 @@ import { Picture, colour, heat, shade } from "/web/draw.js";
 import { ChooseBlock, State, Tokens, nearest } from "/web/show.js";
 import { number, percent, shown } from "/web/text.js";
 
-const MOST = 24;
+const MOST = 24, MOST_EXPERTS = 64;
 
 export const feedforward = {
   id: "feedforward",
@@ -64,7 +64,7 @@ function Experts({ look, width, at, choose }) {
           heat(context, scores.values, scores.shape[0], scores.shape[1], [0, 0, w, h], shade("paper", "accent", low, high));
         }} />
       <table class="plain"><caption>the experts that were chosen in block ${layer}, with their weights</caption><tbody>${look.pieces.slice(0, scores.shape[0]).map((piece, t) => html`
-        <tr key=${t}><th scope="row">${shown(piece)}</th><td>${Array.from(arrays[`${name}.experts`].row(t), (expert, i) => `${expert} (${percent(arrays[`${name}.expert_weights`].row(t)[i])})`).join(", ")}</td></tr>`)}</tbody></table>`}<//></div>`;
+        <tr key=${t}><th scope="row">${shown(piece)}</th><td>${Array.from(arrays[`${name}.experts`].row(t).subarray(0, MOST_EXPERTS), (expert, i) => `${expert} (${percent(arrays[`${name}.expert_weights`].row(t)[i])})`).join(", ")}</td></tr>`)}</tbody></table>`}<//></div>`;
 }
 
 export const recurrent = {

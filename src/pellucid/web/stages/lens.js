@@ -1,9 +1,9 @@
 // lens: what the model would say if it ended after each block.
 
 import { html } from "/web/vendor/htm-preact-3.1.1.module.js";
-import { useAnswer } from "/web/data.js";
+import { changed, useAnswer } from "/web/data.js";
 import { State, Tokens } from "/web/show.js";
-import { percent, shown } from "/web/text.js";
+import { labelled, percent, shown } from "/web/text.js";
 
 const MOST = 160;
 
@@ -17,19 +17,19 @@ export const lens = {
 };
 
 function View({ look, at, choose }) {
-  const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", { model: look.model, prompt: ids, top: 3 });
-  const found = state.value;
+  const ids = look.ids.slice(0, MOST), state = useAnswer(look, "/look/lens", changed(look, { model: look.model, prompt: ids, top: 3 }));
+  const found = state.value, pieces = found ? labelled(found.pieces.slice(0, MOST), found.characters) : [];
+  const top = (layer, t) => found.ids[layer][t].map((token, i) => [found.texts[token], found.probabilities[layer][t][i]]), here = Math.min(at.token, pieces.length - 1);
   return html`<div>${look.ids.length > MOST && html`<p class="note">The first ${MOST} tokens of ${look.ids.length}.</p>`}
-    ${look.edits.length > 0 && html`<p class="note">The lens is of the run without changes.</p>`}
     <${State} state=${state}>${found && html`<div><div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><table class="lens"><caption>likeliest next token after each block (rows) at each token (columns)</caption>
-      <thead><tr><th></th>${found.pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
+      <thead><tr><th></th>${pieces.map((piece, t) => html`<th key=${t} scope="col">${shown(piece)}</th>`)}</tr></thead>
       <tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${named(layer)}</th>
-        ${found.top[l].map((top, t) => html`<td key=${t} class=${`p${Math.min(9, Math.floor(top[0][1] * 10))} ${t === at.token ? "here" : ""}`}
-          title=${top.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(top[0][0])}</td>`)}</tr>`)}</tbody></table></div>
+        ${pieces.map((_, t) => [t, top(l, t)]).map(([t, all]) => html`<td key=${t} class=${`p${Math.min(9, Math.floor(all[0][1] * 10))} ${t === at.token ? "here" : ""}`}
+          title=${all.map(([text, p]) => `${shown(text)} ${percent(p)}`).join("\n")} onClick=${() => choose({ token: t, block: Math.max(0, l - 1) })}>${shown(all[0][0])}</td>`)}</tr>`)}</tbody></table></div>
     <h4>Layer by layer, after one token</h4>
-    <${Tokens} pieces=${found.pieces} chosen=${Math.min(at.token, found.pieces.length - 1)} onChoose=${(token) => choose({ token })} label="token after which the layers are shown" />
+    <${Tokens} pieces=${pieces} chosen=${here} onChoose=${(token) => choose({ token })} label="token after which the layers are shown" />
     <table class="plain"><caption>the likeliest next tokens after each block</caption><tbody>${found.layers.map((layer, l) => html`<tr key=${l}><th scope="row">${named(layer)}</th>
-      ${found.top[l][Math.min(at.token, found.pieces.length - 1)].map(([text, p], i) => html`<td key=${i}><span class="piece">${shown(text)}</span> ${percent(p)}</td>`)}</tr>`)}</tbody></table></div>`}<//></div>`;
+      ${top(l, here).map(([text, p], i) => html`<td key=${i}><span class="piece">${shown(text)}</span> ${percent(p)}</td>`)}</tr>`)}</tbody></table></div>`}<//></div>`;
 }
 
 function named(layer) {

@@ -25,12 +25,12 @@ export const positions = {
 };
 
 function View({ look, width }) {
-  const { info } = look, angles = Object.keys(info.points).find((one) => one.startsWith("position.angles"));
-  const needed = { rotary: [angles], added: ["embed", "position"] }[info.position] ?? [], wanted = needed.every((one) => one in info.points) ? needed : [];
+  const { info } = look, angles = Object.keys(info.points).filter((one) => one.startsWith("position.angles"));
+  const needed = { rotary: angles, added: ["embed", "position"] }[info.position] ?? [], wanted = needed.every((one) => one in info.points) ? needed : [];
   const state = useTrace(look, { points: wanted });
   return html`<div><p class="note">${SAYS[info.position]}</p>
     ${wanted.length > 0 && html`<${State} state=${state}>
-      ${state.arrays && info.position === "rotary" && html`<${Angles} of=${state.arrays[angles]} width=${width} />`}
+      ${state.arrays && info.position === "rotary" && angles.map((one) => html`<${Angles} key=${one} of=${state.arrays[one]} width=${width} title=${angles.length > 1 && titleOf(one, info)} />`)}
       ${state.arrays && info.position === "added" && html`<${Added} embed=${state.arrays.embed} sum=${state.arrays.position} width=${width} />`}
     <//>`}
     ${info.slopes?.length > 0 && html`<${Slopes} slopes=${info.slopes} width=${width} />`}</div>`;
@@ -43,10 +43,16 @@ function Curves({ series, width, low, high, label, of }) {
     <ul class="legend">${series.map(({ name }, i) => html`<li key=${name}><span class=${`mark ${NAMES[i]}`}></span>${name}</li>`)}</ul></div>`;
 }
 
-function Angles({ of, width }) {
+/** Which blocks rotate by some angles: models may have several, for near and for far tokens. */
+function titleOf(name, info) {
+  const blocks = info.angles?.[name];
+  return blocks ? `Blocks ${blocks.join(", ")}` : name;
+}
+
+function Angles({ of, width, title }) {
   const [rows, columns] = of.shape, pairs = PAIRS.filter((one) => one < columns / 2);
   const series = pairs.map((pair) => ({ name: `cosine of pair ${pair}`, values: Array.from({ length: rows }, (_, t) => of.values[t * columns + pair]) }));
-  return html`<${Curves} series=${series} width=${width} low=${-1} high=${1} of=${[of, width]} label=${`cosines of the angles of pairs ${pairs.join(", ")} at ${rows} positions`} />`;
+  return html`<div>${title && html`<h4>${title}</h4>`}<${Curves} series=${series} width=${width} low=${-1} high=${1} of=${[of, width]} label=${`cosines of the angles of pairs ${pairs.join(", ")} at ${rows} positions${title ? `, ${title}` : ""}`} /></div>`;
 }
 
 function Added({ embed, sum, width }) {

@@ -34,23 +34,23 @@ function View({ look }) {
 
 /** The pieces of a pre-token after all merges, each with those that it was made of. */
 export function trees({ symbols, merges }) {
-  const nodes = symbols.map((text) => ({ text, parts: [] }));
-  for (const { left, right, merged, rank } of merges) {
-    const at = nodes.findIndex((one, i) => one.text === left && nodes[i + 1]?.text === right);
-    if (at >= 0) nodes.splice(at, 2, { text: merged, rank, parts: [nodes[at], nodes[at + 1]] });
+  const nodes = symbols.map((text, at) => ({ text, at, parts: [] }));
+  for (const { at, merged, rank, score } of merges) {
+    const i = nodes.findIndex((one) => one.at === at);
+    if (i >= 0) nodes.splice(i, 2, { text: merged, at, value: rank ?? score, parts: [nodes[i], nodes[i + 1]].filter(Boolean) });
   }
   return nodes;
 }
 
 function Tree({ node }) {
-  return html`<li><span class="piece">${shown(node.text)}</span>${node.rank !== undefined && html`<span class="id">${node.rank}</span>`}
+  return html`<li><span class="piece">${shown(node.text)}</span>${node.value !== undefined && html`<span class="id">${node.value}</span>`}
     ${node.parts.length > 0 && html`<ul>${node.parts.map((part, at) => html`<${Tree} key=${at} node=${part} />`)}</ul>`}</li>`;
 }
 
 function Merges({ how }) {
   if (!how) return html`<p class="note">An added token: it is found before all other stages.</p>`;
   if (how.merges?.length) {
-    return html`<div><p class="note">${how.merges.length} merges; the numbers are their ranks: the lowest goes first.</p>
+    return html`<div><p class="note">${how.merges.length} merges; the numbers are ${how.merges[0].rank === undefined ? "the scores of the pieces: the highest goes first" : "their ranks: the lowest goes first"}.</p>
       <div class="scroll" role="region" aria-label="a wide part that scrolls" tabindex="0"><ul class="tree">${trees(how).map((node, at) => html`<${Tree} key=${at} node=${node} />`)}</ul></div></div>`;
   }
   if (how.lattice?.length) {

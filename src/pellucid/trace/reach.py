@@ -1,0 +1,144 @@
+"""Which positions an edit reaches: an edit that changes nothing is refused before the run, or reported after it.
+
+Before a run the engine knows the most tokens that a sequence reads, and the first position whose logits are computed.
+An answer that ends sooner may leave an edit unused: ``unused`` reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.trace.edits import EditOf, pattern_rows, rows_of
+from pellucid.trace.selection import Selected
+
+
+class EditReach(Struct, frozen=True):
+    """The positions that an edit of a selected part changes.
+
+    ``rows`` is the number of its rows of values, one for each position (None: one row for all positions). ``keys`` is
+    one more than the last key with a weight, of a pattern.
+    """
+
+    where: str
+    selected: Selected
+    rows: int | None
+    keys: int = 0
+
+    @property
+    def positions(self) -> range:
+        """The selected positions that have values."""
+        tokens = self.selected.tokens
+        return tokens if self.rows is None else tokens[: self.rows]
+
+    def refuse(self, tokens: int, most: int, first_output: int) -> None:
+        """Refuse the edit if a sequence cannot reach all of it.
+
+        The prompt has ``tokens`` tokens, the sequence reads ``most`` at most, and logits are computed from position
+        ``first_output`` on.
+
+        Raises:
+            InvalidRequest: no position is reached, or values are left over.
+        """
+        first, where = self.selected.tokens.start, f"edit of {brief(self.where)}"
+        text = f"a prompt of {tokens:,} tokens"
+        if most > tokens:
+            text += f", which is read up to position {most - 1:,} with the tokens that follow it,"
+        if first >= most:
+            raise InvalidRequest(
+                f"{where}: it begins at position {first:,}, and {text} has no such position: select one below {most:,}"
+            )
+        if self.rows is not None and first + self.rows > most:
+            raise InvalidRequest(
+                f"{where}: {self.rows:,} rows of values from position {first:,} on are too many for {text}: "
+                f"give {most - first:,} at most"
+            )
+        if self.selected.point.rows == "outputs" and self.positions.stop <= first_output:
+            raise InvalidRequest(
+                f"{where}: {self.selected.name} is computed from position {first_output:,} on, and the edit ends at "
+                f"{self.positions.stop - 1:,}: select a later position"
+            )
+        if self.keys > most:
+            raise InvalidRequest(
+                f"{where}: it looks at token {self.keys - 1:,}, and {text} has no such token: "
+                f"give {most:,} keys at most"
+            )
+
+    def unused(self, count: int) -> str:
+        """A sentence about the part that begins after ``count`` read tokens; "" if all of the edit was used."""
+        first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
+        if first >= count:
+            said = f"it changed nothing: it begins at position {first:,}, and {ended}"
+        elif self.rows is not None and first + self.rows > count:
+            said = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
+        else:
+            return ""
+        return f"edit of {brief(self.where)}: {said}"
+
+
+def reach_of(selected: Selected, edit: EditOf) -> EditReach:
+    """The reach of an edit of a part.
+
+    Raises:
+        InvalidRequest: values do not fit the part, or stand where nothing is selected or seen.
+    """
+    where, point = f"edit of {brief(edit.where)}", selected.point
+    if point.rows == "sequences" and selected.tokens.start:
+        raise InvalidRequest(
+            f"{where}: {point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out"
+        )
+    if edit.values is None:
+        return EditReach(edit.where, selected, None)
+    if point.kind == "pattern":
+        values = pattern_rows(selected, edit)
+        rows = None if values.shape[1] == 1 else values.shape[1]
+        seen = (values != 0).any(0)
+        _refuse_unseen(selected, where, seen)
+        keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
+    else:
+        values, alike = rows_of(selected, edit, edit.values)
+        rows, keys = None if alike else len(values), 0
+    if rows is not None and rows > len(selected.tokens):
+        raise InvalidRequest(
+            f"{where}: {rows:,} rows of values for {len(selected.tokens):,} selected positions: give as many"
+        )
+    return EditReach(edit.where, selected, rows, keys)
+
+
+def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -> None:
+    """Refuse ``weights`` (rows, keys) of a pattern's edit on keys that a position does not see.
+
+    One row is for all positions; the first of them sees the fewest keys.
+    """
+    mask = selected.point.mask
+    assert mask is not None
+    keys = np.arange(weights.shape[1])
+    for row, own in enumerate(weights):
+        position = selected.tokens.start + row
+        seen = mask.seen(position)
+        wrong = np.flatnonzero(own & ((keys < seen.start) | (keys >= seen.stop)))
+        if len(wrong):
+            key = int(wrong[-1])
+            why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
+            remedy = "give 0 there"
+            if len(weights) == 1 and key > position:
+                remedy += f", or select the positions from {key:,} on (tokens={key}:)"
+            raise InvalidRequest(
+                f"{where}: position {position:,} looks at token {key:,}, which {why}: {remedy}"
+            )
+
+
+def refuse_unreached(reaches: Sequence[EditReach], tokens: int, most: int, first_output: int) -> None:
+    """Refuse edits that a sequence cannot reach: ``EditReach.refuse``. Raises InvalidRequest."""
+    for one in reaches:
+        one.refuse(tokens, most, first_output)
+
+
+def unused(reaches: Sequence[EditReach], count: int) -> list[str]:
+    """Sentences about edits that begin after ``count`` read tokens: ``EditReach.unused``."""
+    return [said for one in reaches if (said := one.unused(count))]
