@@ -78,7 +78,7 @@ class AddedTokens:
                 start = done + len(text[done:start].rstrip(white_space()))
             if token.rstrip:
                 spaces = compiled(r"\p{White_Space}*").match(text, stop)
-                position = stop = spaces.end()
+                stop = spaces.end()  # a token may begin in this white space
             if done < start:
                 out.append((done, start, None))
             out.append((start, stop, token.id))
