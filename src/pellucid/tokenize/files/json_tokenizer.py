@@ -27,7 +27,7 @@ from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 
 Models = Sequence[JsonModelReader]
-Reader = Callable[[Path, Sidecar], Json]
+Reader = Callable[[bytes, Path, Sidecar], Json]
 
 
 def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
@@ -39,13 +39,14 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     data = path.read_bytes()
-    also = b"" if read is None else json.dumps([path.name, sidecar.named, sidecar.added]).encode()
+    said = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
+    also = b"" if read is None else json.dumps(said).encode()
     place = parsed_cache.cache_name(data, also) if len(data) >= parsed_cache.WORTH_CACHING else None
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
         spec = json.loads(parsed_cache.text_of(arrays["spec"]))
         return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
     parts = _checked(
-        path, parse_json(data, path) if read is None else read(path, sidecar), models, read is None
+        path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
     )
     made = _build(parts, sidecar, models)
     if place is not None and (found := parts.to_cache()) is not None:
