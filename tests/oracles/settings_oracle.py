@@ -6,7 +6,7 @@ writes ``tests/goldens/tokenize/settings.json``: a list of files with
 
     {"spec": the file, "encoded": [[text, parse_special, ids, offsets], …], "decoded": [[ids, text], …]}
 
-The files are those of the fuzzer ``tests/fuzz/fuzz_tokenizer_models.py``. ``ids`` is null where ``tokenizers`` refuses
+The fuzzer ``tests/fuzz/fuzz_tokenizer_models.py`` makes the files. ``ids`` is null where ``tokenizers`` refuses
 a text. ``parse_special=False`` is ``encode_special_tokens=True``. The texts of bytes that are not UTF-8 are left out.
 The committed golden was made with tokenizers 0.23.3.
 """

@@ -2,8 +2,8 @@
 
 In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first of these that exists is used: ``tokenizer.json``,
 which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model;
-``vocab.txt``; ByT5's config, since ByT5 needs no other file. The format of a file is that of its contents, whatever its
-name.
+``vocab.txt``; ByT5's config, since ByT5 needs no other file. The contents of a file tell its
+format, not its name.
 """
 
 from __future__ import annotations

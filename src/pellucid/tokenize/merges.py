@@ -91,7 +91,7 @@ class PairRanks(Ranks):
         return cls(cached["lefts"], cached["rights"], cached["merged"], size, cached["keys"], cached["order"])
 
     def with_last(self) -> PairRanks:
-        """The table in which the last of two entries for the same pair counts."""
+        """The same merges, but the last of two entries for a pair counts."""
         import numpy as np
 
         lefts, rights, merged = self._columns

@@ -107,7 +107,7 @@ def test_ranks_that_nothing_tells_about_are_refused(tmp_path: Path) -> None:
 
 
 def test_special_tokens_of_llama() -> None:
-    """Those of llama-models 0.3.0, ``tokenizer.py``, in which the ids of these are written down."""
+    """The ids are noted in ``tokenizer.py`` of llama-models 0.3.0."""
     three, four = TIKTOKEN["llama3"].special(128000), TIKTOKEN["llama4"].special(200000)
     assert (len(three), len(four)) == (256, 2048)
     assert (three["<|eot_id|>"], three["<|image|>"], three["<|reserved_special_token_245|>"]) == (
@@ -145,7 +145,7 @@ def tekken(**changes: Any) -> dict[str, Any]:
 
 
 def test_tekken(tmp_path: Path) -> None:
-    """Ids of pieces follow those of the special tokens; the ids are those of mistral-common 1.13 for such a file."""
+    """Pieces are numbered after the special tokens. mistral-common 1.13 gives the same ids for this file."""
     write(tmp_path, "anything.json", json.dumps(tekken()).encode())
     ours = load_tokenizer(tmp_path / "anything.json")
     assert ours.vocab_size == len(PIECES) + 28

@@ -170,9 +170,9 @@ def test_added_tokens_are_looked_for_as_the_normalizer_writes_them(tmp_path: Pat
 
 
 def test_a_stage_after_byte_level_may_cut_within_characters(tmp_path: Path) -> None:
-    """After ByteLevel the text is spelled in bytes, some of which are digits: "²" is two of the bytes of "Ⲳ".
+    """After ByteLevel the text is spelled in bytes, and some letters for bytes are digits: two bytes of "Ⲳ" are "²".
 
-    The ids and offsets are those of tokenizers 0.23.3.
+    tokenizers 0.23.3 gives the same ids and offsets.
     """
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": False}

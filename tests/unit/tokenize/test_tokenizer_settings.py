@@ -1,6 +1,6 @@
 """Every setting of models, added tokens, stages and decoders: as ``tokenizers`` does it, and the same in every way.
 
-The golden is that of ``tests/oracles/settings_oracle.py``.
+``tests/oracles/settings_oracle.py`` makes the golden.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
 
 
 SPELLING = Change(normalize.ByteLevel())
-"""Spells bytes: what is left of the pre-tokenizer ByteLevel without its prefix and its pattern."""
+"""The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes."""
 
 
 def _same_in_bytes(stage: Stage) -> bool:

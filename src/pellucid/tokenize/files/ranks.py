@@ -107,13 +107,13 @@ TEKKEN_SPECIAL = (
     ),
     *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 )
-"""The special tokens of files that do not list them (mistral-common, ``tekken.py``)."""
+"""The special tokens of files that do not list them (mistral-common, ``Tekkenizer``)."""
 
 
 def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
     """The contents of a ``tekken.json``: special tokens first, then as many pieces as ``default_vocab_size`` leaves.
 
-    Source: mistral-common, ``tokens/tokenizers/tekken.py``. Raises :class:`FileFormatError`.
+    Source: mistral-common, ``Tekkenizer``. Raises :class:`FileFormatError`.
     """
     spec = parse_json(data, path)
     config, listed, pieces = spec.get("config"), spec.get("special_tokens"), spec.get("vocab")

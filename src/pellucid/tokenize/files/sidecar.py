@@ -31,7 +31,7 @@ class Sidecar(Struct, frozen=True):
 
     ``config`` is ``tokenizer_config.json``; ``named`` maps names (``bos_token`` …) to tokens; ``added`` has the added
     tokens in the format of ``tokenizer.json``; ``ends`` is the config with the ids that end a generation;
-    ``model_type`` is that of ``config.json``.
+    ``model_type`` comes from ``config.json``.
     """
 
     config: Json

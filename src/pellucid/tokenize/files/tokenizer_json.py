@@ -229,7 +229,7 @@ class TokenizerJson:
     def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
         """The added tokens; those without a piece are numbered from the number of the model's pieces on.
 
-        Of two with the same text the last counts, which is special if any of them is.
+        The last of two tokens with the same text counts; it is special if one of them is.
         """
         found = dict[str, AddedToken]()
         following = len(self.vocab)

@@ -25,7 +25,7 @@ from pellucid.tokenize.kinds.char import Affixes, Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.decode import SPACE
-from pellucid.tokenize.stages.decode_steps import SPACES, ByteFallbackStep, FuseStep, StripStep
+from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, ReplaceStep, StripStep
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
 from pellucid.tokenize.stages.step_decoder import StepDecoder
@@ -195,7 +195,12 @@ def _gguf_tokenizer(
         ),
         decoder=StepDecoder(
             vocabulary.tokens,
-            [SPACES, ByteFallbackStep(), FuseStep(), *([StripStep(" ", 1, 0)] if prefix else [])],
+            [
+                ReplaceStep(Replace(SPACE, " ")),
+                ByteFallbackStep(),
+                FuseStep(),
+                *([StripStep(" ", 1, 0)] if prefix else []),
+            ],
             verbatim=frozenset(vocabulary.of_type(*SPECIAL_TYPES)),
         ),
         **shared,

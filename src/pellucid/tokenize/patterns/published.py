@@ -224,4 +224,4 @@ TIKTOKEN: dict[str, TiktokenRanks] = {
         stated=("qwen", "QWenTokenizer"),
     ),
 }
-"""OpenAI's (tiktoken, ``openai_public.py``), those of Llama 3 and 4 (llama-models, ``tokenizer.py``), Qwen 1's."""
+"""By name: OpenAI (tiktoken, ``openai_public.py``), Llama 3 and 4 (llama-models, ``Tokenizer``), Qwen 1."""

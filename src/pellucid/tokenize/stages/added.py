@@ -81,8 +81,9 @@ class AddedTokens:
                 stop = spaces.end()  # a token may begin in this white space
             if done < start:
                 out.append((done, start, None))
-            out.append((start, stop, token.id))
-            done = stop
+            if start < stop:  # else the token before took this white space
+                out.append((start, stop, token.id))
+                done = stop
         if done < len(text):
             out.append((done, len(text), None))
         return out

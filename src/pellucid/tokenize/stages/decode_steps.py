@@ -2,7 +2,7 @@
 
 A step turns a list of tokens into another one. A token step changes each token by
 itself; it may ask whether the token is the first or the last. A group step joins tokens. After ``Fuse``
-and ``ByteLevel`` there is one token, the text, which arrives in parts. The semantics are those of Hugging Face
+and ``ByteLevel`` there is one token, the text, which arrives in parts. The semantics follow Hugging Face
 ``tokenizers``, ``decoders``.
 """
 
@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from pellucid.tokenize.stages.decode import SPACE, TextStream, byte_alphabet
-from pellucid.tokenize.stages.normalize import Replace
+from pellucid.tokenize.stages.decode import TextStream, byte_alphabet
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.stages.normalize import Replace
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust reads "+A" as a number too
 
@@ -52,7 +55,10 @@ class ReplaceStep(TokenStep, frozen=True):
         return not self.change.is_pattern and len(self.change.old) == 1
 
     def __call__(self, token: str, first: bool, last: bool) -> str:
-        return self.change(token)
+        change = self.change
+        if not change.is_pattern and len(change.new) <= len(change.old):  # the text does not grow
+            return token.replace(change.old, change.new) if change.old else token
+        return change(token)
 
 
 class StripStep(TokenStep, frozen=True):
@@ -103,7 +109,7 @@ CLEANED = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""What a clean-up replaces: the space before punctuation and English contractions (``decoders/wordpiece.rs``)."""
+"""The replacements of a clean-up: the space before punctuation and English contractions (``decoders/wordpiece.rs``)."""
 
 
 def _cleaned(token: str) -> str:
@@ -141,11 +147,11 @@ class GroupStep(Struct, frozen=True):
     """Joins tokens."""
 
     def __call__(self, tokens: Sequence[str]) -> list[str]:
-        """What a list of tokens becomes; no token before or after it matters."""
+        """The new tokens of a list; tokens before and after the list do not matter."""
         raise NotImplementedError
 
     def settled(self, tokens: Sequence[str]) -> int:
-        """How many of the first tokens do not depend on what may follow."""
+        """The number of leading tokens that do not depend on later tokens."""
         return 0
 
     def of_text(self) -> TextStream:
@@ -259,7 +265,3 @@ class _Strip:
 
     def flush(self) -> str:
         return ""
-
-
-SPACES = ReplaceStep(Replace(SPACE, " "))
-"""Writes spaces for ``▁``."""

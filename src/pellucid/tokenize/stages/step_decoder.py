@@ -100,9 +100,7 @@ class StepDecoder(Decoder):
     ) -> None:
         self._names, self._steps, self._verbatim = names, tuple(steps), verbatim
         self.absent = frozenset(absent)
-        self._by_token = [
-            *takewhile(lambda step: isinstance(step, TokenStep) and not step.looks_ahead, steps)
-        ]
+        self._by_token = [step for step in takewhile(_is_alone, steps) if isinstance(step, TokenStep)]
         rest = [*steps[len(self._by_token) :]]
         self._has_bytes = rest[:1] == [ByteFallbackStep()] and rest[1:2] in ([], [FuseStep()])
         rest = rest[self._has_bytes :]
@@ -121,22 +119,19 @@ class StepDecoder(Decoder):
 
     def _piece(self, token_id: int, first: bool) -> bytes:
         token = self._names[token_id]
-        if token_id in self.absent:
-            return b""
-        if token_id in self._verbatim:
-            return token.encode()
+        if token_id in self._verbatim or token_id in self.absent:
+            return token.encode() if token_id in self._verbatim else b""
         if not self.is_table:
             return self._alone(token).encode()
         for step in self._by_token:
-            assert isinstance(step, TokenStep)
             token = step(token, first, False)
         if self._spells:
             return alphabet_bytes(token)
-        value = byte_of(token) if self._has_bytes else None
+        value = byte_of(token) if self._has_bytes and len(token) == 6 else None
         return token.encode() if value is None else bytes([value])
 
     def _alone(self, token: str) -> str:
-        """What a token adds to a text, in about: the steps before the tokens are joined, neither first nor last."""
+        """The text of a token by itself, which is neither the first nor the last."""
         tokens = [token]
         for step in self._steps:
             tokens = (
@@ -152,5 +147,5 @@ class StepDecoder(Decoder):
 
 
 def _is_alone(step: Step) -> bool:
-    """Whether a step changes a token whatever follows it."""
+    """Whether a step changes each token by itself and does not depend on the next token."""
     return isinstance(step, TokenStep) and not step.looks_ahead
