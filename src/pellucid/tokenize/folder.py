@@ -19,7 +19,7 @@ from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.tokenizer import Tokenizer
 
-FILES = "tokenizer.json, tekken.json, vocab.json with merges.txt, *.tiktoken, *.model, vocab.txt"
+FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
 
 def load_path(path: Path) -> Tokenizer:
