@@ -16,7 +16,7 @@
 # make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
 # make test-web   the page in a real Chromium (Debian's, installed if there is none): every stage, both widths, axe-core
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
-# make fuzz    damaged files, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
+# make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece

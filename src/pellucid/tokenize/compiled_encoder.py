@@ -66,7 +66,6 @@ class CompiledEncoder:
     def __init__(self, encoder: Encoder, late: Sequence[CompiledStage]) -> None:
         self._encoder = encoder
         early = {special: _early(encoder, special) for special in (False, True)}
-        self._lost = encoder.model.lost
         self._unmoved = _unmoved(encoder) if encoder.needs_alignment else None
         changing = encoder.pre_tokenizer.changing  # Python runs these stages when offsets are needed
         self._cuts = _late(encoder.pre_tokenizer.stages[len(changing.stages) :], encoder.normalizer)
@@ -157,8 +156,6 @@ class CompiledEncoder:
         data, pieces = _joined((part.text, index) for part, index in parts)
         if not data:
             return [], [], []
-        if not self._lost.isdisjoint(data):
-            return None  # a lost byte shifts the offsets after it
         placed = self._pipeline.placed(data, pieces, self._cuts)
         characters = None if placed is None else self._characters(data, placed)
         if placed is None or characters is None:
@@ -172,7 +169,7 @@ class CompiledEncoder:
         """The first character of each id and the one after its last, (T,) each; None if Python finds other ids.
 
         They follow from the number of bytes that each id covers, if these are known and add up to the whole pre-token;
-        an id alone covers all of it. Python finds the spans of the other pre-tokens.
+        an id alone of unknown length covers all of it. Python finds the spans of the other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
         known = pieces[:, 1] < 0  # added tokens; each takes one byte
@@ -181,10 +178,14 @@ class CompiledEncoder:
         owner = np.repeat(np.arange(len(pieces)), counts)
         lengths = np.ones(len(ids), np.int64)
         lengths[~known[owner]] = self._pipeline.lengths[ids[~known[owner]]]
-        alone = counts[owner] == 1
+        alone = (counts[owner] == 1) & (lengths < 0)
         lengths[alone] = (ends - begins)[owner[alone]]
         sums = np.bincount(owner, lengths, len(pieces))
         uncertain = (np.bincount(owner, lengths < 0, len(pieces)) > 0) | (sums != ends - begins)
+        if self._encoder.model.drops and uncertain.any():
+            return (
+                None  # what is dropped shifts the offsets after it, also in the next parts of its pre-token
+            )
         before = np.cumsum(lengths) - lengths
         start = np.where(uncertain[owner], 0, begins[owner] + before - before[firsts[owner]])
         stop = np.where(uncertain[owner], 1, start + lengths)
@@ -219,7 +220,7 @@ def _joined(parts: Iterable[tuple[str, int | None]], done: int = 0) -> tuple[byt
     """
     data, pieces = [], []
     for part, index in parts:
-        # An id takes one byte, so that it has a position; a space, which is never a lost byte.
+        # An id takes one byte, so that it has a position.
         encoded = b" " if index is not None else part.encode()
         pieces.append((done, done + len(encoded) if index is None else -1 - index))
         data.append(encoded)

@@ -106,9 +106,12 @@ class Encoder:
 
     @cached_property
     def cutting(self) -> PreTokenizer:
-        """The pre-tokenizer, followed by the model's own ``cut``."""
+        """The pre-tokenizer, followed by the model's own ``cut``.
+
+        Without it if the pre-tokenizer already cuts there, or if characters are dropped: those around them may merge.
+        """
         cut, stages = self.model.cut, self.pre_tokenizer.stages
-        if cut is None or (stages and stages[-1] == BEFORE_SPACES):  # it already cuts where ``cut`` would
+        if cut is None or self.model.drops or (stages and stages[-1] == BEFORE_SPACES):
             return self.pre_tokenizer
         return PreTokenizer((*stages, cut))
 

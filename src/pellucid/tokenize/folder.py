@@ -1,23 +1,25 @@
 """Finds and reads the tokenizer of a model folder.
 
 In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first of these that exists is used: ``tokenizer.json``,
-which is complete; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model; ``vocab.txt``; ByT5's
-config, since ByT5 needs no other file.
+which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model;
+``vocab.txt``; ByT5's config, since ByT5 needs no other file. The contents of a file tell its
+format, not its name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from pellucid.errors import UnsupportedModel
-from pellucid.tokenize.files import legacy, sentencepiece
+from pellucid.tokenize.files import legacy, ranks, sentencepiece
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
 from pellucid.tokenize.tokenizer import Tokenizer
 
-FILES = "tokenizer.json, vocab.json with merges.txt, *.tiktoken, *.model, vocab.txt"
+FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.model, vocab.txt"
 
 
 def load_path(path: Path) -> Tokenizer:
@@ -36,6 +38,8 @@ def load_path(path: Path) -> Tokenizer:
     classes = {name: read for kind in known_kinds().values() for name, read in kind.classes.items()}
     if sidecar.kind in classes:
         return classes[sidecar.kind](folder, sidecar)
+    for text in sorted(folder.glob("*.txt")):
+        _refuse_rwkv(text)
     raise UnsupportedModel(f"{folder.name}: no tokenizer found; known are {FILES}")
 
 
@@ -44,8 +48,9 @@ Reader = Callable[[Path, Sidecar], Tokenizer]
 
 def tokenizer_files(folder: Path) -> list[str]:
     """The files of a folder that may hold its tokenizer, in order of preference."""
-    others = sorted(found.name for pattern in ("*.tiktoken", "*.model") for found in folder.glob(pattern))
-    listed = ["tokenizer.json", "vocab.json", *others, "vocab.txt"]
+    patterns = ("*.tiktoken", "*.model", "*.model.v*")  # Mistral's names end with the version
+    others = sorted(found.name for pattern in patterns for found in folder.glob(pattern))
+    listed = ["tokenizer.json", "tekken.json", "vocab.json", *others, "vocab.txt"]
     return [name for name in listed if (folder / name).is_file()]
 
 
@@ -62,13 +67,38 @@ def _reader(path: Path) -> Reader | None:
         return (
             _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if _has_merges(path) else None
         )
+    head = _head(path)
+    if ranks.is_tekken(head):
+        return lambda path, sidecar: from_file(
+            path, ranks.tekken_sidecar(sidecar), json_models(), ranks.tekken
+        )
     if path.suffix == ".json":
         return lambda path, sidecar: from_file(path, sidecar, json_models())
+    _refuse_rwkv(path)
     if path.suffix == ".txt":
         return _of_spec(legacy.wordpiece)
-    if path.suffix == ".tiktoken" or (path.suffix == ".model" and legacy.is_tiktoken(path)):
-        return lambda path, sidecar: from_file(path, sidecar, json_models(), legacy.tiktoken)
-    return _sentencepiece if path.suffix == ".model" else None
+    if path.suffix == ".tiktoken" or ranks.is_tiktoken(head):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), ranks.tiktoken)
+    return _sentencepiece if ".model" in path.name or _PROTO.match(head) else None
+
+
+_PROTO = re.compile(rb"\n.\n.<unk>\x15", re.DOTALL)
+"""The beginning of a SentencePiece model: the message of the first piece, its text, and the key of its score."""
+_RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
+"""The first line of an RWKV vocabulary: an id, a piece as Python writes it, and its length in bytes."""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(ranks.HEAD)
+
+
+def _refuse_rwkv(path: Path) -> None:
+    if _RWKV.match(_head(path)):
+        raise UnsupportedModel(
+            f"{path.name}: a vocabulary of RWKV, whose tokenizer (the longest match in a trie of bytes) is not "
+            f"implemented; use a model with one of {FILES}"
+        )
 
 
 def _has_merges(path: Path) -> bool:

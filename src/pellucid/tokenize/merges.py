@@ -92,6 +92,18 @@ class PairRanks(Ranks):
         """The table from the arrays of :meth:`to_cache`."""
         return cls(cached["lefts"], cached["rights"], cached["merged"], size, cached["keys"], cached["order"])
 
+    def with_last(self) -> PairRanks:
+        """The same merges, but the last of two entries for a pair counts."""
+        import numpy as np
+
+        lefts, rights, merged = self._columns
+        keys = np.asarray(lefts, np.int64) * self.size + np.asarray(rights)
+        _, from_end = np.unique(keys[::-1], return_index=True)
+        if len(from_end) == len(keys):
+            return self
+        kept = np.sort(len(keys) - 1 - from_end)
+        return PairRanks(lefts[kept], rights[kept], merged[kept], self.size)
+
     def to_cache(self) -> dict[str, memoryview]:
         """The table as arrays."""
         import numpy as np

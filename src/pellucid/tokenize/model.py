@@ -6,12 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.stages.pretokenize import Split
 
 if TYPE_CHECKING:
     from pellucid.kernels.core.definitions import KernelKey
     from pellucid.tokenize.compiled.model import CompiledModel
+
+
+def without_token(text: str) -> InvalidRequest:
+    """The error for a text without a piece in a vocabulary without an unknown token."""
+    return InvalidRequest(
+        f"{brief(text)} has no token, and the vocabulary has no unknown token: leave it out"
+    )
 
 
 class TokenizerModel(ABC):
@@ -21,8 +30,15 @@ class TokenizerModel(ABC):
     """Splits pre-tokens further, at positions that no id can span, so that the parts are cached; None: no split."""
     separates: bool = False
     """Whether the compiled form knows which adjacent characters no id spans, so that it cuts wherever ``cut`` does."""
+    spells_bytes: bool = False
+    """Whether the model spells text in the byte alphabet itself, so that the pre-tokenizer does not."""
     lost: frozenset[int] = frozenset()
     """Bytes without an id; they are dropped."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether text without an id is dropped, which shifts the offsets after it in its pre-token."""
+        return bool(self.lost)
 
     @property
     def kernel(self) -> KernelKey | None:

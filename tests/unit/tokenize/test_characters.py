@@ -53,7 +53,9 @@ def test_groups_are_the_characters(name: str, data: st.DataObject) -> None:
     whole = b"".join(parts)
     text = "".join(one.text for one in found)
     if whole.decode("utf-8", "ignore").encode() == whole:
-        assert text == whole.decode() == ours.decode(ids, skip_special=False)
+        assert text == whole.decode()
+        # A decoder may strip the space that begins a text.
+        assert ours.decode(ids, skip_special=False) in (text, text.removeprefix(" "))
 
 
 @given(st.lists(st.integers(0, 255), max_size=12), st.integers(0, 12))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from pathlib import Path
@@ -67,18 +66,6 @@ def test_byte_level_files(tmp_path: Path, read: Any) -> None:
         for special in (False, True):
             assert first.encode(text, parse_special=special) == second.encode(text, parse_special=special)
     assert first.encode("<|endoftext|>", parse_special=True) == [first.vocab_size - 1]
-
-
-def test_ranks_of_tiktoken(tmp_path: Path) -> None:
-    """Pairs merge if the vocabulary has the result; words that it has stay whole; the file's name sets the pattern."""
-    pieces = [*(bytes([byte]) for byte in range(256)), b"th", b"he", b"the", b"ab", b"abc", b" the"]
-    lines = [b"%s %d" % (base64.b64encode(piece), rank) for rank, piece in enumerate(pieces)]
-    (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join([*lines, b""]))
-    ours = load_tokenizer(tmp_path / "qwen.tiktoken")
-    assert ours.encode("the the thab") == [258, 261, 32, 256, 259]
-    assert ours.encode("xabc") == [120, 260]
-    assert ours.encode("<|endoftext|>", parse_special=True) == [262]
-    assert ours.decode(ours.encode("naïve")) == "naïve"
 
 
 def test_bytes_need_no_file_but_the_config(tmp_path: Path) -> None:

@@ -173,8 +173,11 @@ def test_merges_of_tokenizer_json(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"merge 3, .*'nonsense'.* is not in the vocabulary"):
         load(tmp_path, content)
     content = spec("tiny_byte_level")
-    content["model"]["end_of_word_suffix"] = "</w>"
-    with pytest.raises(UnsupportedModel, match="end_of_word_suffix='</w>'"):
+    content["model"]["end_of_word_suffix"] = 3
+    with pytest.raises(FileFormatError, match="end_of_word_suffix: expected a string, found 3"):
+        load(tmp_path, content)
+    content["model"] |= {"end_of_word_suffix": None, "continuing_subword_prefix": "##", "dropout": 0.1}
+    with pytest.raises(UnsupportedModel, match=r"dropout=0\.1 is not implemented"):
         load(tmp_path, content)
 
 

@@ -121,26 +121,30 @@ def character_symbols(simd: Any, value_of: Any) -> Any:
         alphabet, characters = load(record + at.bytes), load(record + at.characters)
         pairs, mask = load(record + at.pairs), load(record + at.pairs_mask)
         unknown, fuse = load(record + at.unknown), load(record + at.fuse)
-        count, done, open_ = 0, 0, False  # open_: the last symbol is an unknown character
+        count, done, waiting = 0, 0, False  # waiting: the unknown id follows the bytes of later characters
         while done < length:
             size = length_of(load_u8(place + done))
-            symbol, spelled = load_i32(characters + code_point(place + done) * 4), False
+            symbol = load_i32(characters + code_point(place + done) * 4)
             strange = symbol < 0
-            if strange:
-                spelled = True
-                for i in range(size):
-                    spelled = spelled and load_i32(alphabet + load_u8(place + done + i) * 4) >= 0
-                symbol = unknown
+            spelled = strange
+            for i in range(size if strange else 0):
+                spelled = spelled and load_i32(alphabet + load_u8(place + done + i) * 4) >= 0
             if spelled:
                 for i in range(size):
                     store_i32(ids + (count + i) * 4, load_i32(alphabet + load_u8(place + done + i) * 4))
                 count += size
-                open_ = False
-            elif symbol >= 0 and not (strange and open_ and fuse):
-                store_i32(ids + count * 4, symbol)
-                count += 1
-                open_ = strange
+            else:
+                if waiting and not (strange and (fuse or unknown < 0)):
+                    store_i32(ids + count * 4, unknown)
+                    count += 1
+                if not strange:
+                    store_i32(ids + count * 4, symbol)
+                    count += 1
+                waiting = strange and unknown >= 0
             done += size
+        if waiting:
+            store_i32(ids + count * 4, unknown)
+            count += 1
         for i in range(count - 1):
             store_i64(values + i * 8, value_of(load_i32(ids + i * 4), load_i32(ids + i * 4 + 4), pairs, mask))
         return count

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 END_OF_GENERATION = frozenset(
     [
-        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"),
+        *(
+            "<|eot_id|>",
+            "<|eom_id|>",
+            "<|eot|>",
+            "<|eom|>",
+            "<|im_end|>",
+            "<|end|>",
+            "<|return|>",
+            "<|call|>",
+        ),
         *("<end_of_turn>", "<turn|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
         *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
     ]

@@ -6,7 +6,7 @@ raises :class:`UnsupportedModel` with the list of implemented types.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
@@ -19,15 +19,6 @@ from pellucid.tokenize.patterns.oniguruma_sets import PatternError, quoted
 from pellucid.tokenize.patterns.published import GPT2
 from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize, pretokenize
-from pellucid.tokenize.stages.decode import (
-    SPACE,
-    ByteFallbackDecoder,
-    ByteLevelDecoder,
-    Decoder,
-    JoinDecoder,
-    MetaspaceDecoder,
-    WordPieceDecoder,
-)
 from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
@@ -45,18 +36,20 @@ def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
 
 def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
     """The steps of the pre-tokenizer, with sequences flattened."""
-    stages: list[Stage] = []
-    in_bytes = False
-    for one in flat(parts, spec, "pre_tokenizer", "pretokenizers"):
-        made = _pre_tokenizers(parts, one)
-        if in_bytes and not all(_same_in_bytes(stage) for stage in made):
-            raise UnsupportedModel(
-                f"{parts.path.name}: pre_tokenizer {brief(one.get('type'))} after ByteLevel, where it may cut within "
-                "characters, is not implemented"
-            )
-        stages += made
-        in_bytes = in_bytes or one.get("type") == "ByteLevel"
-    return stages
+    each = flat(parts, spec, "pre_tokenizer", "pretokenizers")
+    return [stage for one in each for stage in _pre_tokenizers(parts, one)]
+
+
+def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
+    """The stages without the one that spells bytes; None if there is none, or if a later stage depends on it."""
+    places = [at for at, stage in enumerate(stages) if stage == SPELLING]
+    if len(places) != 1 or not all(map(_same_in_bytes, stages[places[0] + 1 :])):
+        return None
+    return [stage for stage in stages if stage != SPELLING]
+
+
+SPELLING = Change(normalize.ByteLevel())
+"""The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes."""
 
 
 def _same_in_bytes(stage: Stage) -> bool:
@@ -75,8 +68,8 @@ def _normalizers(parts: TokenizerJson, spec: Json) -> list[Normalizer]:
         return [normalize.Normalize(kind)]
     if kind == "Replace":
         check("pattern", "content")
-        pattern, is_pattern = _pattern(parts, spec["pattern"])
-        return [normalize.Replace(pattern, parts.text(spec, "content"), is_pattern)]
+        found, is_pattern = pattern(parts, spec["pattern"])
+        return [normalize.Replace(found, parts.text(spec, "content"), is_pattern)]
     if kind == "Prepend":
         return [normalize.Prepend(parts.text(check("prepend"), "prepend"))]
     if kind == "Strip":
@@ -114,16 +107,15 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         spec, "pre_tokenizer", *known, **allowed
     )
     if kind == "ByteLevel":
-        # The model stage maps the text to the byte alphabet (kinds/byte_bpe.py).
         check("add_prefix_space", "trim_offsets", "use_regex")
         prefix: list[Stage] = []
         if spec.get("add_prefix_space"):
             prefix = [Change(normalize.Prepend(" ", unless_there=True))]
-        return [*prefix, Split(GPT2)] if spec.get("use_regex", True) else prefix
+        return [*prefix, *([Split(GPT2)] if spec.get("use_regex", True) else []), SPELLING]
     if kind == "Split":
         check("pattern", "behavior", "invert", behavior=BEHAVIORS)
-        pattern, is_pattern = _pattern(parts, spec["pattern"])
-        return [Split(pattern if is_pattern else quoted(pattern), spec["behavior"], bool(spec["invert"]))]
+        found, is_pattern = pattern(parts, spec["pattern"])
+        return [Split(found if is_pattern else quoted(found), spec["behavior"], bool(spec["invert"]))]
     if kind == "Digits":
         each = check("individual_digits").get("individual_digits")
         return [Split(r"\p{N}", "Isolated" if each else "Contiguous")]
@@ -235,46 +227,6 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
     return tuple(out)
 
 
-def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
-    kind = None if spec is None else spec.get("type")
-    tokens = parts.vocabulary.tokens
-    verbatim = frozenset(token.id for token in parts.added)
-    if kind == "ByteLevel":
-        parts.component(spec or {}, "decoder", "add_prefix_space", "trim_offsets", "use_regex")
-        return ByteLevelDecoder(tokens, verbatim)
-    if spec is not None and kind == "WordPiece":
-        parts.component(spec, "decoder", "prefix", "cleanup")
-        return WordPieceDecoder(tokens, parts.text(spec, "prefix"), bool(spec["cleanup"]))
-    if spec is not None and kind == "Sequence":
-        replace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-        usual = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}]
-        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-        if spec["decoders"] in (usual, [*usual, strip]):
-            values = parts.vocabulary.byte_pieces(parts.path, "model.vocab")
-            verbatim = frozenset(token.id for token in parts.added if token.special)
-            return ByteFallbackDecoder(tokens, values, verbatim, strip=spec["decoders"] != usual)
-        inner = shown(", ".join(str(one.get("type")) for one in spec["decoders"]))
-        raise UnsupportedModel(
-            f"{parts.path.name}: decoder Sequence of {inner} is not implemented; "
-            "known is Replace ▁, ByteFallback, Fuse and perhaps Strip"
-        )
-    if spec is not None and kind == "Metaspace":
-        parts.component(
-            spec, "decoder", "replacement", "prepend_scheme", "add_prefix_space", "split", "str_rep"
-        )
-        scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
-        return MetaspaceDecoder(tokens, parts.text(spec, "replacement"), scheme != "never")
-    if spec is not None and kind == "Fuse":
-        parts.component(spec, "decoder")
-        return JoinDecoder(tokens, "")
-    if spec is None:
-        return JoinDecoder(tokens, " ")
-    raise UnsupportedModel(
-        f"{parts.path.name}: decoder {brief(kind)} is not implemented; known are ByteLevel, Fuse, Metaspace, "
-        "WordPiece, Sequence"
-    )
-
-
 def truncation(parts: TokenizerJson, spec: Json | None) -> Truncation | None:
     """The file's truncation settings."""
     if spec is None:
@@ -316,7 +268,7 @@ def _searchable(parts: TokenizerJson, text: str) -> str:
     return text
 
 
-def _pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
+def pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
     """(text, whether it is a pattern) from ``{"String": …}`` or ``{"Regex": …}``."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
         if "Regex" in spec:

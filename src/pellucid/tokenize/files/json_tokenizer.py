@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, InvalidRequest, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
-from pellucid.tokenize.files import json_components
+from pellucid.tokenize.files import json_components, json_decoder
+from pellucid.tokenize.files.json_components import unspelled
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.model import TokenizerModel
@@ -26,7 +27,7 @@ from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
 
 Models = Sequence[JsonModelReader]
-Reader = Callable[[Path, Sidecar], Json]
+Reader = Callable[[bytes, Path, Sidecar], Json]
 
 
 def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
@@ -38,13 +39,15 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     data = path.read_bytes()
-    also = b"" if read is None else json.dumps([path.name, sidecar.named, sidecar.added]).encode()
+    said = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
+    also = b"" if read is None else json.dumps(said).encode()
     place = parsed_cache.cache_name(data, also) if len(data) >= parsed_cache.WORTH_CACHING else None
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
-        return _build(
-            TokenizerJson(path, json.loads(parsed_cache.text_of(arrays["spec"])), arrays), sidecar, models
-        )
-    parts = _checked(path, parse_json(data, path) if read is None else read(path, sidecar), models)
+        spec = json.loads(parsed_cache.text_of(arrays["spec"]))
+        return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
+    parts = _checked(
+        path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
+    )
     made = _build(parts, sidecar, models)
     if place is not None and (found := parts.to_cache()) is not None:
         parsed_cache.write(place, found)
@@ -56,10 +59,10 @@ def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Token
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
-    return _build(_checked(path, spec, models), sidecar, models)
+    return _build(_checked(path, spec, models, numbers=False), sidecar, models)
 
 
-def _checked(path: Path, spec: Json, models: Models) -> TokenizerJson:
+def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> TokenizerJson:
     known = sorted({model.type for model in models})
     name = spec["model"].get("type") if isinstance(spec.get("model"), dict) else None
     if name is None:
@@ -68,11 +71,11 @@ def _checked(path: Path, spec: Json, models: Models) -> TokenizerJson:
         raise UnsupportedModel(
             f"{path.name}: model type {brief(name)} is not implemented; known are {', '.join(known)}"
         )
-    return TokenizerJson(path, spec)
+    return TokenizerJson(path, spec, numbers=numbers)
 
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
-    """The added tokens that are matched in normalized text, with their texts normalized."""
+    """The added tokens that are matched in normalized text, with their texts normalized, also in ``parts.spoken``."""
     found = [token for token in parts.added if token.normalized]
     if normalizer is None:
         return found
@@ -84,25 +87,29 @@ def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -
         if token.text and not written.text:
             problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
             raise FileFormatError(parts.path, "added_tokens", problem)
+    if changed := {token.id: token.text for token, before in zip(made, found) if token.text != before.text}:
+        parts.spoken = [changed.get(index, token) for index, token in enumerate(parts.vocabulary.tokens)]
     return made
 
 
 def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
-    (reader,) = (one for one in models if one.type == parts.model["type"] and one.claims(parts))
+    stages = parts.build(json_components.pre_tokenizers, "pre_tokenizer")
+    (reader,) = (one for one in models if one.type == parts.model["type"] and one.claims(parts, stages))
     model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(json_components.post_processors, "post_processor")
     normalizer = normalize.sequence(parts.build(json_components.normalizers, "normalizer"))
+    normalized = _normalized(parts, normalizer)
     return Tokenizer(
         vocabulary=vocabulary,
         added=AddedTokens(token for token in parts.added if not token.normalized),
-        normalized_added=AddedTokens(_normalized(parts, normalizer)),
+        normalized_added=AddedTokens(normalized),
         normalizer=normalizer,
-        pre_tokenizer=PreTokenizer(tuple(parts.build(json_components.pre_tokenizers, "pre_tokenizer"))),
+        pre_tokenizer=PreTokenizer(tuple(unspelled(stages) or () if model.spells_bytes else stages)),
         model=model,
         post_processor=template,
         trims=trims,
-        decoder=parts.build(json_components.decoder, "decoder"),
+        decoder=parts.build(json_decoder.decoder, "decoder"),
         **sidecar.arguments(vocabulary),
         truncation=parts.build(json_components.truncation, "truncation"),
         padding=parts.build(json_components.padding, "padding"),

@@ -1,23 +1,19 @@
-"""Vocabularies without a ``tokenizer.json``: ``vocab.txt``, ``vocab.json`` with ``merges.txt``, tiktoken's ranks.
+"""Vocabularies without a ``tokenizer.json``: ``vocab.txt``, and ``vocab.json`` with ``merges.txt``.
 
 These files have only pieces and merges. The other components follow from the class that ``tokenizer_config.json``
-names, or from the name of the file. The functions here return all of it in the format of ``tokenizer.json``, so that
+names. The functions here return all of it in the format of ``tokenizer.json``, so that
 one reader builds the tokenizer.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from pathlib import Path
 from typing import Any
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Json, Sidecar, read_json
-from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
-from pellucid.tokenize.stages.decode import byte_alphabet
 
 
 def wordpiece(path: Path, sidecar: Sidecar) -> Json:
@@ -112,50 +108,6 @@ def _byte_level(sidecar: Sidecar, vocab: dict[str, Any], folder: Path) -> dict[s
 def _split(pattern: str) -> Json:
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}]}
-
-
-def is_tiktoken(path: Path) -> bool:
-    """Whether a file begins like a tiktoken file: a piece in base64 and its rank."""
-    with path.open("rb") as file:
-        piece, space, rank = file.readline(512).rstrip(b"\n").partition(b" ")
-    try:
-        return bool(space) and rank.isdigit() and bool(base64.b64decode(piece, validate=True))
-    except binascii.Error:
-        return False
-
-
-def tiktoken(path: Path, sidecar: Sidecar) -> Json:
-    """Reads tiktoken's ranks: the rank of a pair is the rank of its concatenation."""
-    known = published.TIKTOKEN.get(path.name.partition(".")[0])
-    if known is None:
-        raise UnsupportedModel(
-            f"{path.name}: which pattern goes with these ranks is not known; names that are: "
-            f"{', '.join(sorted(published.TIKTOKEN))}"
-        )
-    spelling = {byte: letter for letter, byte in byte_alphabet().items()}
-    vocab: dict[str, int] = {}
-    for at, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line:
-            continue
-        piece, _, rank = line.partition(b" ")
-        try:
-            spelled = "".join([spelling[byte] for byte in base64.b64decode(piece, validate=True)])
-        except binascii.Error:
-            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is not base64") from None
-        if not rank.isdigit() or len(rank) > 10 or not spelled:
-            raise FileFormatError(path, f"line {at}", f"{brief(line[:60])} is not a piece and a rank")
-        if spelled in vocab:
-            raise FileFormatError(path, f"line {at}", f"{brief(piece[:40])} is listed twice")
-        vocab[spelled] = int(rank)
-    added = {token["content"]: token for token in sidecar.added_to(vocab)}
-    for name, index in known.special(len(vocab)).items():
-        added.setdefault(name, {"id": index, "content": name, "special": True, "normalized": False})
-    return {
-        "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
-        "pre_tokenizer": _split(known.pattern),
-        "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "vocab": vocab, "merges": BY_RANK, "ignore_merges": True},
-    }
 
 
 def _text(path: Path) -> str:

@@ -30,7 +30,8 @@ class Sidecar(Struct, frozen=True):
     """The contents of the sidecar files.
 
     ``config`` is ``tokenizer_config.json``; ``named`` maps names (``bos_token`` …) to tokens; ``added`` has the added
-    tokens in the format of ``tokenizer.json``; ``ends`` is the config with the ids that end a generation.
+    tokens in the format of ``tokenizer.json``; ``ends`` is the config with the ids that end a generation;
+    ``model_type`` comes from ``config.json``.
     """
 
     config: Json
@@ -38,6 +39,7 @@ class Sidecar(Struct, frozen=True):
     added: tuple[Json, ...]
     ends: Config
     chat_template: str | None
+    model_type: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Sidecar:
@@ -54,12 +56,14 @@ class Sidecar(Struct, frozen=True):
         # If there is no generation_config.json, transformers makes one from config.json.
         own = folder / "generation_config.json"
         generation = own if own.is_file() else folder / "config.json"
+        model_type = read_json(folder / "config.json").get("model_type")
         return cls(
             config,
             named,
             (*_decoder(folder, config), *_listed(folder, config)),
             Config(read_json(generation), generation),
             _chat_template(folder, config),
+            model_type if isinstance(model_type, str) else None,
         )
 
     @property

@@ -11,6 +11,7 @@ from sys import float_info
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
@@ -19,6 +20,7 @@ from pellucid.tokenize.merges import BY_RANK, PairRanks
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.parsed_cache import Arrays
 from pellucid.tokenize.stages.added import AddedToken
+from pellucid.tokenize.stages.pretokenize import Stage
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 Json = Mapping[str, Any]
@@ -35,10 +37,11 @@ class TokenizerJson:
     Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` includes the
     added tokens; ``added`` the added tokens; ``scores`` of a Unigram model; ``pairs`` the merges of a BPE model, once
     they are parsed. ``cached`` has the large parts of the file, from an earlier :meth:`to_cache`; ``spec`` then lacks
-    them.
+    them. ``spoken`` has the text of each id for the decoder. ``numbers``: added tokens get the ids that ``tokenizers``
+    gives them, whatever the file says.
     """
 
-    def __init__(self, path: Path, spec: Json, cached: Arrays | None = None) -> None:
+    def __init__(self, path: Path, spec: Json, cached: Arrays | None = None, numbers: bool = False) -> None:
         self.path = path
         self._spec = self.component(
             spec,
@@ -54,8 +57,10 @@ class TokenizerJson:
         added = spec.get("added_tokens") or []
         if not isinstance(added, list):
             raise FileFormatError(path, "added_tokens", f"expected an array, found {type(added).__name__}")
-        self.added = [self._added(at, token) for at, token in enumerate(added)]
+        listed = [self._added(at, token) for at, token in enumerate(added)]
+        self.added = self._numbered(listed) if numbers else listed
         self.vocabulary = self._vocabulary() if known is None else known
+        self.spoken: Sequence[str] = self.vocabulary.tokens
 
     def to_cache(self) -> Arrays | None:
         """The parsed file as arrays; None if a piece contains the separator."""
@@ -150,11 +155,6 @@ class TokenizerJson:
             )
         return value
 
-    def has_pre_tokenizer(self, kind: str) -> bool:
-        """Whether the pre-tokenizer is or contains a component of type ``kind``."""
-        listed = flat(self, self.of("pre_tokenizer"), "pre_tokenizer", "pretokenizers")
-        return any(stage.get("type") == kind for stage in listed)
-
     @cached_property
     def text_ids(self) -> dict[str, int]:
         """Piece → id without control tokens, which text must never become."""
@@ -162,6 +162,13 @@ class TokenizerJson:
         for index in self.vocabulary.special_ids:
             text.pop(self.vocabulary.tokens[index], None)
         return text
+
+    @cached_property
+    def byte_ids(self) -> dict[int, int]:
+        """Byte → id of the model's pieces ``<0xNN>``; empty without byte fallback."""
+        named = ((byte, self.vocab.get(f"<0x{byte:02X}>")) for byte in range(256))
+        found = {byte: index for byte, index in named if index is not None}
+        return found if self.model.get("byte_fallback") else {}
 
     def _ids(self) -> dict[str, int]:
         vocab = self.model.get("vocab")
@@ -219,6 +226,23 @@ class TokenizerJson:
             )
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
+    def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
+        """The added tokens; those without a piece are numbered from the number of the model's pieces on.
+
+        The last of two tokens with the same text counts; it is special if one of them is.
+        """
+        found = dict[str, AddedToken]()
+        following = len(self.vocab)
+        for token in listed:
+            before = found.get(token.text)
+            index = self.vocab.get(token.text) if before is None else before.id
+            if index is None and token.text:
+                index, following = following, following + 1
+            if index is not None:
+                special = token.special or (before is not None and before.special)
+                found[token.text] = replace(token, id=index, special=special)
+        return list(found.values())
+
     def _vocabulary(self) -> Vocabulary:
         ids = {**self.vocab, **{token.text: token.id for token in self.added}}
         if not self.vocab:
@@ -240,10 +264,8 @@ class TokenizerJson:
                     self.path, "model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}"
                 )
             tokens[index], types[index] = piece, int(TokenType.NORMAL)
-        if self.model.get("byte_fallback"):
-            for name in (f"<0x{byte:02X}>" for byte in range(256)):
-                if name in ids:
-                    types[ids[name]] = int(TokenType.BYTE)
+        for index in self.byte_ids.values():
+            types[index] = int(TokenType.BYTE)
         for token in self.added:
             types[token.id] = int(TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
         return Vocabulary(tokens, types, self.path, "model.vocab")
@@ -276,8 +298,11 @@ def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> lis
 
 
 class JsonModelReader(Struct, frozen=True):
-    """The reader of models of one ``type``; if kinds share a type, ``claims`` tells which kind a file belongs to."""
+    """The reader of models of one ``type``; if kinds share a type, ``claims`` tells which kind a file belongs to.
+
+    ``claims`` takes the file and the stages of its pre-tokenizer.
+    """
 
     type: str
     build: Callable[[TokenizerJson], TokenizerModel]
-    claims: Callable[[TokenizerJson], bool] = lambda _: True
+    claims: Callable[[TokenizerJson, Sequence[Stage]], bool] = lambda *_: True

@@ -23,8 +23,10 @@ from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.published import GGUF_PRE
-from pellucid.tokenize.stages.decode import ByteLevelDecoder, byte_alphabet
-from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.stages.decode import byte_letters
+from pellucid.tokenize.stages.decode_steps import ByteLevelStep
+from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
+from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
@@ -43,11 +45,12 @@ class ByteBPE(TokenizerModel):
     """
 
     cut = None
+    spells_bytes = True
 
     def __init__(self, pairs: Ranks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:
         self.pairs, self._ignore_merges, self._ids = pairs, ignore_merges, ids
-        self._spelling = {byte: character for character, byte in byte_alphabet().items()}
-        self._byte_ids = {byte: ids[char] for byte, char in self._spelling.items() if char in ids}
+        self._spelling = byte_letters()
+        self._byte_ids = {byte: ids[char] for byte, char in enumerate(self._spelling) if char in ids}
         self.lost = frozenset(range(256)) - self._byte_ids.keys()
         printable = sorted(self.lost & set(range(0x20, 0x7F)))
         if printable:
@@ -149,18 +152,21 @@ def pair_ranks(
     vocabulary: Vocabulary,
     path: Path,
     field: str,
+    prefix: str = "",
 ) -> PairRanks:
     """The table of a list of merges, "left right" or [left, right], in order of rank.
 
-    A merge whose result is a control token is ignored. Raises :class:`FileFormatError`.
+    ``prefix`` is left out where a right part that begins with it is appended. A merge whose result is a control token
+    is ignored. Raises :class:`FileFormatError`.
     """
     lefts, rights = merge_parts(merges, path, field)
     try:
+        appended = [right.removeprefix(prefix) for right in rights] if prefix else rights
         left_ids, right_ids = ([ids[piece] for piece in parts] for parts in (lefts, rights))
-        merged = [ids[left + right] for left, right in zip(lefts, rights)]
-    except (KeyError, TypeError):
+        merged = [ids[left + right] for left, right in zip(lefts, appended)]
+    except (KeyError, TypeError, AttributeError):
         for at, (left, right) in enumerate(zip(lefts, rights)):
-            for piece in (left, right, f"{left}{right}"):
+            for piece in (left, right, f"{left}{str(right).removeprefix(prefix)}"):
                 if not isinstance(piece, str) or piece not in ids:
                     problem = f"merge {at}, {brief(merges[at])}: {brief(piece)} is not in the vocabulary"
                     raise FileFormatError(path, field, problem) from None
@@ -173,11 +179,26 @@ def pair_ranks(
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
-    """The merge table of a ``tokenizer.json``. Raises :class:`FileFormatError`."""
+    """The merge table of a ``tokenizer.json``; the last of two entries for a pair counts, as in ``tokenizers``.
+
+    Raises :class:`FileFormatError`.
+    """
     if parts.pairs is None:
-        merges = parts.model["merges"]
-        parts.pairs = pair_ranks(merges, parts.vocab, parts.vocabulary, parts.path, "model.merges")
+        prefix, _ = affixes(parts)
+        made = pair_ranks(
+            parts.model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges", prefix
+        )
+        parts.pairs = made.with_last()
     return parts.pairs
+
+
+def affixes(parts: TokenizerJson) -> tuple[str, str]:
+    """The prefix of a continued word and the suffix of a word's end. Raises :class:`FileFormatError`."""
+    names = ("continuing_subword_prefix", "end_of_word_suffix")
+    prefix, suffix = (
+        "" if parts.model.get(name) is None else parts.text(parts.model, name) for name in names
+    )
+    return prefix, suffix
 
 
 def merge_parts(merges: Sequence[Any], path: Path, field: str) -> tuple[list[str], list[str]]:
@@ -210,13 +231,13 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         normalizer=None,
         pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
         model=ByteBPE(pairs, vocabulary.ids_but(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
-        decoder=ByteLevelDecoder(vocabulary.tokens, verbatim),
+        decoder=StepDecoder(vocabulary.tokens, [ByteLevelStep()], verbatim),
         **fields.shared(vocabulary, splitting.add_bos),
     )
 
 
-def _pairs(parts: TokenizerJson, merges: Any) -> Ranks:
-    if merges is not BY_RANK:
+def _pairs(parts: TokenizerJson) -> Ranks:
+    if parts.model["merges"] is not BY_RANK:
         return json_pairs(parts)
     ranks = [-float(index) for index in range(parts.vocabulary.size)]
     return ScoreRanks(parts.vocabulary.tokens, parts.text_ids, ranks, by_score_alone=True)
@@ -255,16 +276,22 @@ def _key(strings: Sequence[str]) -> bytes:
     return "".join([f"{len(one)} {one}" for one in strings]).encode()
 
 
-def claims(parts: TokenizerJson) -> bool:
-    """Whether a ``tokenizer.json`` with a BPE model is of this kind."""
-    return parts.has_pre_tokenizer("ByteLevel")
+def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
+    """Whether a ``tokenizer.json`` with a BPE model is of this kind: bytes are spelled last, and without exceptions.
+
+    In all other files the pre-tokenizer spells them, and the model merges characters (``kinds/sentencepiece_bpe.py``).
+    """
+    from pellucid.tokenize.files.json_components import unspelled
+
+    if unspelled(stages) is None or any(affixes(parts)) or parts.model.get("byte_fallback"):
+        return False
+    return parts.model.get("unk_token") is None or parts.text_ids.keys() >= set(byte_letters())
 
 
 def from_json(parts: TokenizerJson) -> ByteBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
-    model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES, byte_fallback=(False,))
-    ids, pairs = parts.text_ids, _pairs(parts, model["merges"])
-    return ByteBPE(pairs, ids, bool(model.get("ignore_merges")), parts.path)
+    model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
+    return ByteBPE(_pairs(parts), parts.text_ids, bool(model.get("ignore_merges")), parts.path)
 
 
 BPE_FIELDS = (
@@ -278,11 +305,7 @@ BPE_FIELDS = (
     "continuing_subword_prefix",
     "end_of_word_suffix",
 )
-BPE_VALUES: dict[str, tuple[Any, ...]] = {
-    "dropout": (None, 0, 0.0),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-}
+BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
 """The values that are implemented in some fields of a JSON model of type BPE."""
 
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages.pretokenize import Split
+
+
+class Affixes(Struct, frozen=True):
+    """How characters of a pre-token are spelled: ``prefix`` before each but the first, ``suffix`` after the last."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    def __call__(self, piece: str) -> list[str]:
+        """The spelling of each character."""
+        spelled = [*piece[:1], *(f"{self.prefix}{character}" for character in piece[1:])]
+        return [*spelled[:-1], f"{spelled[-1]}{self.suffix}"] if spelled else spelled
 
 
 class Chars(TokenizerModel):
@@ -18,7 +32,7 @@ class Chars(TokenizerModel):
     ``names`` has the piece of every id; ``pieces`` maps text to id for every piece that text may become; ``byte_ids``
     maps byte to id (empty: no byte fallback); ``unknown`` is the id of characters without a piece or bytes (None: they
     are dropped); ``fuse`` joins adjacent unknown characters into one token. ``exactly`` follows SentencePiece: only the
-    last byte of a character covers it; otherwise all its bytes do, as in ``tokenizers``.
+    last byte of a character covers it; otherwise all its bytes do, as in ``tokenizers``. ``affixes`` spell characters.
     """
 
     cut: Split | None = None
@@ -31,9 +45,14 @@ class Chars(TokenizerModel):
         unknown: int | None,
         fuse: bool = True,
         exactly: bool = False,
+        affixes: Affixes | None = None,
     ) -> None:
         self._names, self._pieces, self._byte_ids = names, pieces, byte_ids
-        self._unknown, self._fuse, self._exactly = unknown, fuse, exactly
+        self._unknown, self._fuse, self._exactly, self._affixes = unknown, fuse, exactly, affixes
+
+    @property
+    def drops(self) -> bool:
+        return self._unknown is None and len(self._byte_ids) < 256
 
     def __call__(self, piece: str) -> list[int]:
         return [index for index, _, _ in self.spans(piece)]
@@ -45,38 +64,50 @@ class Chars(TokenizerModel):
     def symbols(self, piece: str) -> list[Span]:
         """The ids of the characters.
 
-        A dropped character shifts the offsets after it in its pre-token to the left by its bytes, as in ``tokenizers``,
-        which adds up the bytes of the ids.
+        As in ``tokenizers``, the unknown token follows the bytes of later characters: it is appended before the next
+        character with a piece, or at the end. Offsets add up the bytes of the ids, so that a dropped character shifts
+        the offsets after it in its pre-token to the left by its bytes.
         """
-        symbols: list[Span] = []
-        dropped = False
-        open_ = False  # whether the last symbol is the unknown token
-        for at, character in enumerate(piece):
-            index = self._pieces.get(character)
-            if index is not None:
-                symbols.append((index, at, at + 1))
-                open_ = False
-                continue
-            data = character.encode()
-            if self._byte_ids.keys() >= set(data):
+        symbols, widths = list[Span](), dict[int, int]()  # bytes of the symbols that are not one character
+        waiting: Span | None = None  # the unknown token until it is appended
+        width, moved = 0, False
+        for at, spelled in enumerate(self._affixes(piece) if self._affixes else piece):
+            index = self._pieces.get(spelled)
+            data = b"" if index is not None else spelled.encode()
+            if data and self._byte_ids.keys() >= set(data):
+                moved = moved or waiting is not None or spelled != piece[at]
+                widths.update((len(symbols) + place, 1) for place in range(len(data)))
                 ends = [at if self._exactly else at + 1] * (len(data) - 1) + [at + 1]
                 symbols.extend((self._byte_ids[byte], at, end) for byte, end in zip(data, ends))
-                open_ = False
-            elif self._unknown is None:
-                dropped = True
-            elif self._fuse and open_:
-                symbols[-1] = (self._unknown, symbols[-1][1], at + 1)
-            else:
-                symbols.append((self._unknown, at, at + 1))
-                open_ = True
-        return self._moved(piece, symbols) if dropped else symbols
+                continue
+            if index is None and self._unknown is None:
+                moved = True
+                continue
+            if index is None and waiting is not None and self._fuse:
+                waiting, width = (waiting[0], waiting[1], at + 1), width + len(piece[at].encode())
+                continue
+            if waiting is not None:
+                widths[len(symbols)] = width
+                symbols.append(waiting)
+                waiting = None
+            if index is not None:
+                symbols.append((index, at, at + 1))
+            elif self._unknown is not None:
+                waiting, width = (self._unknown, at, at + 1), len(piece[at].encode())
+        if waiting is not None:
+            widths[len(symbols)] = width
+            symbols.append(waiting)
+        return self._moved(piece, symbols, widths) if moved else symbols
 
-    def _moved(self, piece: str, symbols: list[Span]) -> list[Span]:
+    @staticmethod
+    def _moved(piece: str, symbols: list[Span], widths: Mapping[int, int]) -> list[Span]:
+        """The symbols with the characters that their bytes cover if they are counted from the start of the piece."""
         owners = [at for at, character in enumerate(piece) for _ in character.encode()]
-        values, moved, done = set(self._byte_ids.values()), list[Span](), 0
-        for index, start, _ in symbols:
-            end = done + (1 if index in values else len(piece[start].encode()))
-            moved.append((index, owners[done], owners[end - 1] + 1))
+        moved, done = list[Span](), 0
+        for at, (index, start, _) in enumerate(symbols):
+            end = done + widths.get(at, len(piece[start].encode()))
+            covered = owners[done:end] or [len(piece)]  # the bytes of a suffix lie beyond the piece
+            moved.append((index, covered[0], min(covered[-1] + 1, len(piece))))
             done = end
         return moved
 

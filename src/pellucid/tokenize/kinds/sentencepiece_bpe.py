@@ -20,13 +20,15 @@ from pellucid.tokenize.files.sentencepiece import BPE, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.kinds import byte_bpe
-from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges, json_pairs
-from pellucid.tokenize.kinds.char import Chars
+from pellucid.tokenize.kinds.byte_bpe import BPE_FIELDS, BPE_VALUES, explain_merges
+from pellucid.tokenize.kinds.char import Affixes, Chars
 from pellucid.tokenize.merges import Log, Ranks, ScoreRanks, merge, merge_spans
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
-from pellucid.tokenize.stages.decode import SPACE, ByteFallbackDecoder
+from pellucid.tokenize.stages.decode import SPACE
+from pellucid.tokenize.stages.decode_steps import ByteFallbackStep, FuseStep, ReplaceStep, StripStep
 from pellucid.tokenize.stages.normalize import Normalizer, Prepend, Replace, sequence
-from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split
+from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
+from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
@@ -52,8 +54,9 @@ class CharBPE(Chars):
         fuse: bool = True,
         ignore_merges: bool = False,
         exactly: bool = False,
+        affixes: Affixes | None = None,
     ) -> None:
-        super().__init__(names, pieces, byte_ids, unknown, fuse, exactly)
+        super().__init__(names, pieces, byte_ids, unknown, fuse, exactly, affixes)
         self.pairs, self._ignore_merges = pairs, ignore_merges
 
     @cached_property
@@ -62,7 +65,7 @@ class CharBPE(Chars):
 
         Pieces have an inner ``▁`` only after few characters (Gemma has one such piece, ``>▁</``).
         """
-        if self._ignore_merges or SPACE not in self._pieces:
+        if self._ignore_merges or SPACE not in self._pieces or self._affixes is not None:
             return None
         joined = quoted("".join(sorted(_before_spaces(self._names, self._pieces))))
         word = f"(?:[{joined}]{SPACE}*|[^{SPACE}{joined}]+)" if joined else f"[^{SPACE}]"
@@ -72,7 +75,7 @@ class CharBPE(Chars):
         if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
             return [whole]
         known = [self._pieces.get(character) for character in piece]
-        if None in known:
+        if None in known or self._affixes is not None:
             return merge([index for index, _, _ in self.symbols(piece)], self.pairs)
         return merge(known, self.pairs)  # type: ignore[arg-type]
 
@@ -89,8 +92,10 @@ class CharBPE(Chars):
         return explain_merges(self.symbols(piece), self.pairs, self._names)
 
     @property
-    def kernel(self) -> KernelKey:
-        """The kernel of the compiled form."""
+    def kernel(self) -> KernelKey | None:
+        """The kernel of the compiled form; None if the place of a character in its pre-token matters."""
+        if self._affixes is not None:
+            return None
         return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
 
     def compiled(self) -> CompiledModel:
@@ -105,8 +110,9 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # Adjacent unknown characters are fused; dropped ones make the characters around them adjacent.
-        together = (characters < 0) & (len(self._byte_ids) < 256 and (self._fuse or self._unknown is None))
+        # Adjacent unknown characters are fused, and bytes overtake them; dropped ones make their neighbours adjacent.
+        matters = self._fuse or self._unknown is None or bool(self._byte_ids)
+        together = (characters < 0) & (len(self._byte_ids) < 256 and matters)
         spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
         lengths = spelled.lengths
         lengths[[*self._byte_ids.values()]] = -1 if self._exactly else 1
@@ -187,33 +193,38 @@ def _gguf_tokenizer(
         model=CharBPE(
             vocabulary.tokens, pieces, pairs, {byte: index for index, byte in values.items()}, unknown
         ),
-        decoder=ByteFallbackDecoder(
-            vocabulary.tokens, values, frozenset(vocabulary.of_type(*SPECIAL_TYPES)), strip=prefix
+        decoder=StepDecoder(
+            vocabulary.tokens,
+            [
+                ReplaceStep(Replace(SPACE, " ")),
+                ByteFallbackStep(),
+                FuseStep(),
+                *([StripStep(" ", 1, 0)] if prefix else []),
+            ],
+            verbatim=frozenset(vocabulary.of_type(*SPECIAL_TYPES)),
         ),
         **shared,
     )
 
 
-def claims(parts: TokenizerJson) -> bool:
+def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
     """Whether a ``tokenizer.json`` with a BPE model is of this kind."""
-    return not byte_bpe.claims(parts)
+    return not byte_bpe.claims(parts, stages)
 
 
 def from_json(parts: TokenizerJson) -> CharBPE:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", *BPE_FIELDS, **BPE_VALUES)
-    pairs = json_pairs(parts)
-    pieces = parts.text_ids
-    values = parts.vocabulary.byte_pieces(parts.path, "model.vocab")
     unknown = None if model.get("unk_token") is None else parts.id_of(model["unk_token"], "model.unk_token")
     return CharBPE(
         parts.vocabulary.tokens,
-        pieces,
-        pairs,
-        {byte: index for index, byte in values.items()},
+        parts.text_ids,
+        byte_bpe.json_pairs(parts),
+        parts.byte_ids,
         unknown,
         bool(model.get("fuse_unk")),
         bool(model.get("ignore_merges")),
+        affixes=Affixes(*affixes) if any(affixes := byte_bpe.affixes(parts)) else None,
     )
 
 

@@ -21,7 +21,7 @@ from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.sentencepiece import UNIGRAM, SentencePieceFile, SentencePieceParts, from_spec
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.model import TokenizerModel, without_token
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType
 
@@ -34,6 +34,8 @@ UNKNOWN_PENALTY = 10.0
 RESET = 100_000.0
 """float32 sums beyond this are reset to 0: SentencePiece, ``kScoreResetThreshold``."""
 
+NO_ID = -1  # of unknown characters, if the vocabulary has no unknown token
+
 Node = tuple[float, int, int]
 """The best segmentation up to a position: its score, the start of its last piece, the id of that piece."""
 
@@ -42,8 +44,9 @@ class Unigram(TokenizerModel):
     """The model stage: the most likely segmentation of a pre-token.
 
     ``pieces`` maps text to id for every piece that text may become; ``scores`` (V,) by id; ``byte_ids`` maps byte to id
-    (empty: no byte fallback); ``lowest`` is the lowest score of a piece, UNKNOWN_PENALTY above that of unknown
-    characters; ``always`` has scores that override ``scores`` (user-defined pieces, which win over all others).
+    (empty: no byte fallback); ``unknown`` is the id of unknown characters (None: they are refused), ``lowest`` the
+    lowest score of a piece, UNKNOWN_PENALTY above theirs; ``always`` has scores that override ``scores`` (user-defined
+    pieces, which win over all others).
     ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so that the rounding
     depends on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
     ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
@@ -53,13 +56,14 @@ class Unigram(TokenizerModel):
         self,
         pieces: Mapping[str, int],
         scores: Sequence[float],
-        unknown: int,
+        unknown: int | None,
         byte_ids: Mapping[int, int],
         lowest: float,
         always: Mapping[int, float] | None = None,
         exactly: bool = False,
     ) -> None:
-        self._pieces, self._scores, self._unknown, self._byte_ids = pieces, scores, unknown, byte_ids
+        self._pieces, self._scores, self._byte_ids = pieces, scores, byte_ids
+        self._unknown = NO_ID if unknown is None else unknown
         self._always, self._exactly = always or {}, exactly
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
@@ -89,7 +93,8 @@ class Unigram(TokenizerModel):
                 fused[-1] = (index, fused[-1][1], stop)
         spans: list[Span] = []
         for index, start, stop in fused:
-            data = piece[start:stop].encode() if index == self._unknown else b""
+            text = piece[start:stop] if index == self._unknown else ""
+            index, data = self._pieces.get(text, index), b"" if text in self._pieces else text.encode()
             if data and self._byte_ids.keys() >= set(data):
                 ends = [start if self._exactly else stop] * (len(data) - 1) + [stop]
                 spans.extend((self._byte_ids[byte], start, end) for byte, end in zip(data, ends))
@@ -135,6 +140,8 @@ class Unigram(TokenizerModel):
                 there = best[stop]
                 reached = max(reached, stop)
                 if there is None or score > there[0]:
+                    if index == NO_ID:
+                        raise without_token(piece[start:stop])
                     best[stop] = (score, start, index)
         spans: list[Span] = []
         stop = len(piece)
@@ -145,9 +152,12 @@ class Unigram(TokenizerModel):
             stop = node[1]
         return spans[::-1]
 
-    @property
-    def kernel(self) -> KernelKey:
-        """The kernel of the compiled form."""
+    @cached_property
+    def kernel(self) -> KernelKey | None:
+        """The kernel of the compiled form; None if unknown characters are refused, or may be a piece together."""
+        has_piece = self._unknown in self._pieces.values()
+        if self._unknown == NO_ID or has_piece or self._unknown_score > 0:
+            return None
         return KernelKey("text.unigram", single=self._exactly)
 
     def compiled(self) -> CompiledModel:
@@ -176,6 +186,7 @@ class Unigram(TokenizerModel):
             "spelled": int(bool(self._byte_ids)),
         }
         scratch_bytes = text_unigram.scratch_bytes
+        assert self.kernel is not None
         return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
 
     def explain(self, piece: str) -> dict[str, Any]:
@@ -204,16 +215,16 @@ def from_json(parts: TokenizerJson) -> Unigram:
     """The model stage of a ``tokenizer.json``. Raises FileFormatError, UnsupportedModel."""
     model = parts.component(parts.model, "model", "vocab", "unk_id", "byte_fallback")
     unknown = model.get("unk_id")
-    if type(unknown) is not int or not 0 <= unknown < len(parts.scores):
+    if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(parts.scores)):
         problem = f"{brief(unknown)} is not an id; they go from 0 to {len(parts.scores) - 1}"
         raise FileFormatError(parts.path, "model.unk_id", problem)
-    values = parts.vocabulary.byte_pieces(parts.path, "model.vocab")
+    names = {f"<0x{byte:02X}>" for byte in parts.byte_ids}
     return Unigram(
-        {piece: index for piece, index in parts.text_ids.items() if piece and index not in values},
+        {piece: index for piece, index in parts.text_ids.items() if piece and piece not in names},
         parts.scores,
         unknown,
-        {byte: index for index, byte in values.items()},
-        lowest=min(parts.scores),
+        parts.byte_ids,
+        lowest=min(parts.scores, default=0.0),
     )
 
 

@@ -12,14 +12,15 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.model import TokenizerModel, without_token
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
 
 
 class WordLevel(TokenizerModel):
-    """The model stage: one word → one id; words that are not in the vocabulary become ``unknown`` (None: no id).
+    """The model stage: one word → one id.
 
-    ``words`` splits a pre-token into words; None: it is one word. Adjacent unknown words become one token.
+    Words that are not in the vocabulary become ``unknown``; None: they are refused. ``words`` splits a pre-token into
+    words; None: it is one word. Adjacent unknown words become one token.
     """
 
     cut = None
@@ -36,7 +37,7 @@ class WordLevel(TokenizerModel):
         for start, stop in [(0, len(piece))] if self._words is None else self._words.spans(piece):
             index = self._ids.get(piece[start:stop], self._unknown)
             if index is None:
-                continue
+                raise without_token(piece[start:stop])
             if spans and spans[-1][0] == index == self._unknown:
                 spans[-1] = (index, spans[-1][1], stop)
             else:

@@ -15,10 +15,12 @@ from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.decode import SPACE, WordPieceDecoder
+from pellucid.tokenize.stages.decode import SPACE
+from pellucid.tokenize.stages.decode_steps import WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
 from pellucid.tokenize.stages.postprocess import A, B, Template
 from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
+from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
@@ -145,7 +147,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
         ),
         pre_tokenizer=PreTokenizer((BERT,)),
         model=WordPiece(pieces, unknown),
-        decoder=WordPieceDecoder(vocabulary.tokens, "##", cleanup=True),
+        decoder=StepDecoder(vocabulary.tokens, [WordPieceStep("##", cleanup=True)]),
         **fields.shared(vocabulary, add_bos=False)
         | {
             "post_processor": Template(

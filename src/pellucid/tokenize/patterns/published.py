@@ -134,12 +134,15 @@ GGUF_PRE: dict[str, Splitting] = {
 class TiktokenRanks(Struct, frozen=True):
     """The data that a tiktoken file lacks: its pattern, and its special tokens with their ids.
 
-    ``reserved`` lists the tokens whose ids follow the vocabulary, in order.
+    ``reserved`` lists the tokens whose ids follow the vocabulary, in order. ``digest`` is the SHA-256 of the published
+    file; ``stated`` are the ``model_type`` and ``tokenizer_class`` of folders with these ranks.
     """
 
     pattern: str
     named: Mapping[str, int] = field(default_factory=dict)
     reserved: tuple[str, ...] = ()
+    digest: str = ""
+    stated: tuple[str, ...] = ()
 
     def special(self, size: int) -> dict[str, int]:
         """The special tokens of a vocabulary of ``size`` pieces, with their ids."""
@@ -165,18 +168,60 @@ _HARMONY = {
 _LLAMA3 = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
     *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"),
-    *("<|eot_id|>", "<|python_tag|>"),
-    *(f"<|reserved_special_token_{at}|>" for at in range(2, 247)),
+    *("<|eot_id|>", "<|python_tag|>", "<|image|>"),
+    *(f"<|reserved_special_token_{at}|>" for at in range(2, 246)),
+)
+_POST_TRAIN, _VISION, _REASONING = (
+    f"<|{name}_reserved_special_token_{{}}|>" for name in ("text_post_train", "vision", "reasoning")
+)
+_LLAMA4 = (
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>"),
+    *map(_POST_TRAIN.format, range(6)),
+    *("<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>"),
+    *map(_POST_TRAIN.format, range(8, 69)),
+    *("<|image_start|>", "<|image_end|>", *map(_VISION.format, range(2))),
+    *("<|tile_x_separator|>", "<|tile_y_separator|>", *map(_VISION.format, range(2, 6))),
+    *("<|image|>", _VISION.format(6), "<|patch|>", *map(_VISION.format, range(7, 1048))),
+    *map(_REASONING.format, range(8)),
+    *("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"),
+    *(f"<|reserved_special_token_{at}|>" for at in range(904)),
 )
 _QWEN = (_END, "<|im_start|>", "<|im_end|>", *(f"<|extra_{at}|>" for at in range(205)))
 
+_R50K = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+_O200K = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+
 TIKTOKEN: dict[str, TiktokenRanks] = {
-    **dict.fromkeys(("gpt2", "r50k_base"), TiktokenRanks(GPT2, {_END: 50256})),
-    "p50k_base": TiktokenRanks(GPT2, {_END: 50256}),
-    "cl100k_base": TiktokenRanks(LLAMA3, {_END: 100257, **_FILL, "<|endofprompt|>": 100276}),
-    "o200k_base": TiktokenRanks(O200K, {_END: 199999, "<|endofprompt|>": 200018}),
-    "o200k_harmony": TiktokenRanks(O200K, _HARMONY),
-    "tokenizer": TiktokenRanks(LLAMA3, reserved=_LLAMA3),
-    "qwen": TiktokenRanks(QWEN2, reserved=_QWEN),
+    "r50k_base": TiktokenRanks(GPT2, {_END: 50256}, digest=_R50K),
+    "gpt2": TiktokenRanks(GPT2, {_END: 50256}, digest=_R50K, stated=("gpt2", "GPT2Tokenizer")),
+    "p50k_base": TiktokenRanks(
+        GPT2, {_END: 50256}, digest="94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069"
+    ),
+    "cl100k_base": TiktokenRanks(
+        LLAMA3,
+        {_END: 100257, **_FILL, "<|endofprompt|>": 100276},
+        digest="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    ),
+    "o200k_base": TiktokenRanks(O200K, {_END: 199999, "<|endofprompt|>": 200018}, digest=_O200K),
+    "o200k_harmony": TiktokenRanks(O200K, _HARMONY, digest=_O200K, stated=("gpt_oss",)),
+    "llama3": TiktokenRanks(
+        LLAMA3,
+        reserved=_LLAMA3,
+        digest="82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+        stated=("llama", "mllama"),
+    ),
+    "llama4": TiktokenRanks(
+        O200K,
+        reserved=_LLAMA4,
+        digest="d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed",
+        stated=("llama4", "llama4_text"),
+    ),
+    "qwen": TiktokenRanks(
+        QWEN2,
+        reserved=_QWEN,
+        digest="b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
+        stated=("qwen", "QWenTokenizer"),
+    ),
 }
-"""By file name: OpenAI's (tiktoken, ``openai_public.py``), Llama 3's ``tokenizer.model``, Qwen 1's."""
+"""By name: OpenAI (tiktoken, ``openai_public.py``), Llama 3 and 4 (llama-models, ``Tokenizer``), Qwen 1."""

@@ -78,11 +78,12 @@ class AddedTokens:
                 start = done + len(text[done:start].rstrip(white_space()))
             if token.rstrip:
                 spaces = compiled(r"\p{White_Space}*").match(text, stop)
-                position = stop = spaces.end()
+                stop = spaces.end()  # a token may begin in this white space
             if done < start:
                 out.append((done, start, None))
-            out.append((start, stop, token.id))
-            done = stop
+            if start < stop:  # else the token before took this white space
+                out.append((start, stop, token.id))
+                done = stop
         if done < len(text):
             out.append((done, len(text), None))
         return out

@@ -1,14 +1,17 @@
 """Detokenization: ids to text, all at once or as a stream.
 
 The decoder of a kind gives the bytes of each id; the text is these bytes decoded as UTF-8, with U+FFFD for invalid
-bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back only the bytes of an incomplete
-character (at most three), so that its joined output equals the result of decoding all ids at once.
+bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character (at
+most three), and what the steps after the bytes hold back (``decode_steps.py``), so that its joined output equals the
+result of decoding all ids at once.
 """
 
 from __future__ import annotations
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Protocol
 
 from pellucid.tokenize.vocabulary import checked_id
@@ -16,18 +19,6 @@ from pellucid.tokenize.vocabulary import checked_id
 SPACE = "▁"
 """The character that SentencePiece writes for a space."""
 _BYTES: dict[str, int] = {}
-
-
-class Decoder(Protocol):
-    """Gives the bytes of a kind's pieces."""
-
-    def piece(self, token_id: int, first: bool) -> bytes:
-        """The bytes of an id; ``first``: no text comes before it."""
-        ...
-
-    def begun(self, data: bytes) -> bool:
-        """Whether the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
-        ...
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -44,54 +35,65 @@ def byte_alphabet() -> dict[str, int]:
     return _BYTES
 
 
-class _Decoder:
-    def begun(self, data: bytes) -> bool:
-        return True
+@cache
+def byte_letters() -> list[str]:
+    """The character of each byte in byte-level vocabularies, (256,)."""
+    return sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
 
 
-class ByteLevelDecoder(_Decoder):
-    """Pieces in the byte alphabet; the pieces of the ids in ``verbatim`` (added tokens) are plain text."""
+class TextStream(Protocol):
+    """Changes a text that arrives in parts."""
 
-    def __init__(self, tokens: Sequence[str], verbatim: Collection[int]) -> None:
-        self._tokens, self._verbatim = tokens, verbatim
-        self._cache: dict[int, bytes] = {}
+    def push(self, part: str) -> str:
+        """The text that is settled once ``part`` has arrived."""
+        ...
 
-    def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._cache.get(token_id)
-        if found is None:
-            token, alphabet = self._tokens[token_id], byte_alphabet()
-            if token_id in self._verbatim or not alphabet.keys() >= set(token):
-                found = token.encode()
-            else:
-                found = bytes([alphabet[character] for character in token])
-            self._cache[token_id] = found
-        return found
+    def flush(self) -> str:
+        """The rest of the text."""
+        ...
 
 
-class ByteFallbackDecoder(_Decoder):
-    """Pieces in plain text with ``▁`` for the space; ids in ``byte_values`` stand for one byte each.
+class IdStream(Protocol):
+    """The text of ids that arrive one at a time."""
 
-    ``strip`` drops one leading space of the whole text, which the normalizer inserted.
+    def push(self, token_id: int) -> str:
+        """The text that the id settles."""
+        ...
+
+    def flush(self) -> str:
+        """The rest of the text."""
+        ...
+
+
+class Decoder(ABC):
+    """Gives the bytes of a kind's pieces.
+
+    ``absent`` has the ids that stand for nothing, as if they were not there. ``is_table``: the text is the bytes of the
+    ids in a row, followed by ``steps``; otherwise only ``stream`` gives it.
     """
 
-    def __init__(
-        self, tokens: Sequence[str], byte_values: dict[int, int], verbatim: Collection[int], strip: bool
-    ) -> None:
-        self._tokens, self._bytes, self._verbatim, self._strip = tokens, byte_values, verbatim, strip
+    absent: frozenset[int] = frozenset()
+    is_table = True
 
+    @abstractmethod
     def piece(self, token_id: int, first: bool) -> bytes:
-        value = self._bytes.get(token_id)
-        if value is not None:
-            return bytes([value])
-        token = self._tokens[token_id]
-        text = token if token_id in self._verbatim else token.replace(SPACE, " ")
-        if first and self._strip and text.startswith(" "):
-            text = text[1:]
-        return text.encode()
+        """The bytes of an id; ``first``: no text comes before it."""
+
+    def begun(self, data: bytes) -> bool:
+        """Whether the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
+        return True
+
+    def steps(self) -> list[TextStream]:
+        """New steps that change the text of the bytes."""
+        return []
+
+    def stream(self) -> IdStream:
+        """A new stream of ids."""
+        return ByteStream(self)
 
 
-class SentencePieceDecoder(ByteFallbackDecoder):
-    """Pieces joined as SentencePiece does it.
+class SentencePieceDecoder(Decoder):
+    """Pieces joined as SentencePiece does it, with ``▁`` for the space; ids in ``byte_values`` stand for a byte each.
 
     ``strip`` drops a leading space of the whole text, ``strip_all`` those of all pieces until there is text.
     ``surfaces`` has the ids whose text differs from their piece: the unknown token.
@@ -105,76 +107,23 @@ class SentencePieceDecoder(ByteFallbackDecoder):
         strip_all: bool,
         surfaces: dict[int, str],
     ) -> None:
-        super().__init__(tokens, byte_values, (), strip)
+        self._tokens, self._bytes, self._strip = tokens, byte_values, strip
         self._strip_all, self._surfaces = strip_all, surfaces
 
     def piece(self, token_id: int, first: bool) -> bytes:
-        surface = self._surfaces.get(token_id)
-        return super().piece(token_id, first) if surface is None else surface.encode()
+        surface, value = self._surfaces.get(token_id), self._bytes.get(token_id)
+        if surface is not None:
+            return surface.encode()
+        if value is not None:
+            return bytes([value])
+        text = self._tokens[token_id].replace(SPACE, " ")
+        return (text.removeprefix(" ") if first and self._strip else text).encode()
 
     def begun(self, data: bytes) -> bool:
         return bool(data) or not self._strip_all
 
 
-class WordPieceDecoder(_Decoder):
-    """Words separated by spaces, with continuations (``##ing``) appended; white space and case are lost.
-
-    ``cleanup`` removes the space before punctuation and English contractions, piece by piece as Hugging Face
-    ``tokenizers`` does it (``decoders/wordpiece.rs``).
-    """
-
-    REPLACED = (
-        *((f" {mark}", mark) for mark in ".?!,"),
-        (" ' ", "'"),
-        (" n't", "n't"),
-        (" 'm", "'m"),
-        (" do not", " don't"),
-        (" 's", "'s"),
-        (" 've", "'ve"),
-        (" 're", "'re"),
-    )
-
-    def __init__(self, tokens: Sequence[str], prefix: str, cleanup: bool) -> None:
-        self._tokens, self._prefix, self._cleanup = tokens, prefix, cleanup
-        self._cache: dict[tuple[int, bool], bytes] = {}
-
-    def piece(self, token_id: int, first: bool) -> bytes:
-        found = self._cache.get((token_id, first))
-        if found is None:
-            found = self._cache[token_id, first] = self._spell(self._tokens[token_id], first).encode()
-        return found
-
-    def _spell(self, text: str, first: bool) -> str:
-        if not first:
-            text = text[len(self._prefix) :] if text.startswith(self._prefix) else " " + text
-        if self._cleanup:
-            for old, new in self.REPLACED:
-                text = text.replace(old, new)
-        return text
-
-
-class MetaspaceDecoder(_Decoder):
-    """Pieces with ``space`` for the space; ``prefixed``: it is dropped from the first piece, where it was inserted."""
-
-    def __init__(self, tokens: Sequence[str], space: str, prefixed: bool) -> None:
-        self._tokens, self._space, self._prefixed = tokens, space, prefixed
-
-    def piece(self, token_id: int, first: bool) -> bytes:
-        between = "" if first and self._prefixed else " "
-        return self._tokens[token_id].replace(self._space, between).encode()
-
-
-class JoinDecoder(_Decoder):
-    """Pieces joined by ``between``: for vocabularies of words, which do not record the text between them."""
-
-    def __init__(self, tokens: Sequence[str], between: str) -> None:
-        self._tokens, self._between = tokens, between
-
-    def piece(self, token_id: int, first: bool) -> bytes:
-        return (("" if first else self._between) + self._tokens[token_id]).encode()
-
-
-class BytesDecoder(_Decoder):
+class BytesDecoder(Decoder):
     """Ids that are bytes plus ``shift``; the pieces of ids below and above that range are plain text."""
 
     def __init__(self, tokens: Sequence[str], shift: int) -> None:
@@ -192,7 +141,7 @@ class PieceBytes(dict[int, bytes]):
     """
 
     def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
-        self._decoder, self._size, self._skip = decoder, size, skip
+        self._decoder, self._size, self._skip = decoder, size, skip | decoder.absent
 
     def __missing__(self, token_id: int) -> bytes:
         skipped = checked_id(token_id, self._size) in self._skip
@@ -204,6 +153,9 @@ class PieceBytes(dict[int, bytes]):
         whole = list(ids)
         if not set(map(type, whole)) <= {int}:
             whole = [checked_id(token_id, self._size) for token_id in whole]
+        if not self._decoder.is_table:
+            stream = StreamDecoder(self._decoder, self._size, self._skip)
+            return "".join([*map(stream.push, whole), stream.flush()])
         parts, count = list[bytes](), 0
         for token_id in whole:
             count += 1
@@ -211,24 +163,20 @@ class PieceBytes(dict[int, bytes]):
                 parts.append(self._decoder.piece(token_id, True))
                 if self._decoder.begun(parts[-1]):
                     break
-        return b"".join([*parts, *map(self.__getitem__, whole[count:])]).decode("utf-8", "replace")
+        text = b"".join([*parts, *map(self.__getitem__, whole[count:])]).decode("utf-8", "replace")
+        for step in self._decoder.steps():
+            text = step.push(text) + step.flush()
+        return text
 
 
-class StreamDecoder:
-    """Turns ids into text one at a time. Created by ``Tokenizer.stream``, for one sequence."""
+class UTF8Stream:
+    """The text of bytes that arrive in parts; U+FFFD for what is not UTF-8."""
 
-    def __init__(self, decoder: Decoder, size: int, skip: frozenset[int]) -> None:
-        self._decoder, self._size, self._skip = decoder, size, skip
+    def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = True
 
-    def push(self, token_id: int) -> str:
-        """The text that the id completes. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
-        token_id = checked_id(token_id, self._size)
-        if token_id in self._skip:
-            return ""
-        data = self._decoder.piece(token_id, self._first)
-        self._first = self._first and not self._decoder.begun(data)
+    def push(self, data: bytes) -> str:
+        """The characters that the bytes complete."""
         text = self._utf8.decode(data)
         held, _ = self._utf8.getstate()
         if len(held) == 2 and held[0] == 0xED and held[1] >= 0xA0:
@@ -238,8 +186,52 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """The rest of the text: U+FFFD if the last character is incomplete. It resets the stream."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
+        """U+FFFD if the last character is incomplete."""
+        return self._utf8.decode(b"", final=True)
+
+
+class ByteStream:
+    """The text of the bytes of ids that arrive one at a time, and of the decoder's steps."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder, self._utf8, self._steps = decoder, UTF8Stream(), decoder.steps()
         self._first = True
+
+    def push(self, token_id: int) -> str:
+        """The text that the id settles."""
+        data = self._decoder.piece(token_id, self._first)
+        self._first = self._first and not self._decoder.begun(data)
+        text = self._utf8.push(data)
+        for step in self._steps:
+            text = step.push(text)
+        return text
+
+    def flush(self) -> str:
+        """The rest of the text."""
+        return flushed(self._utf8.flush(), self._steps)
+
+
+def flushed(text: str, steps: Sequence[TextStream]) -> str:
+    """The rest of a text after all steps; ``text`` is the last part of what they change."""
+    for step in steps:
+        text = step.push(text) + step.flush()
+    return text
+
+
+class StreamDecoder:
+    """Turns ids into text one at a time. Created by ``Tokenizer.stream``, for one sequence."""
+
+    def __init__(self, decoder: Decoder, size: int, skip: Collection[int]) -> None:
+        self._decoder, self._size, self._skip = decoder, size, decoder.absent.union(skip)
+        self._stream = decoder.stream()
+
+    def push(self, token_id: int) -> str:
+        """The text that the id completes. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
+        token_id = checked_id(token_id, self._size)
+        return "" if token_id in self._skip else self._stream.push(token_id)
+
+    def flush(self) -> str:
+        """The rest of the text: U+FFFD if the last character is incomplete. It resets the stream."""
+        rest = self._stream.flush()
+        self._stream = self._decoder.stream()
         return rest

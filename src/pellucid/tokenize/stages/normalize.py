@@ -21,6 +21,7 @@ from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
 from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
 from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
+from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decomposition import Decomposed, decomposed, decompositions, marks
 from pellucid.tokenize.unicode import Ranges, bracket, letters, members, ranges, singles, small_letters, union
 
@@ -344,6 +345,17 @@ IDEOGRAPHS = ranges(
     "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF 2F800-2FA1F"
 )
 _CLEAN_ASCII = dict.fromkeys([*range(32), 127]) | dict.fromkeys(map(ord, "\t\n\r"), " ")
+
+
+@dataclass(frozen=True)
+class ByteLevel(Normalizer):
+    """Spells the bytes of a text in the alphabet of byte-level vocabularies."""
+
+    def steps(self) -> list[Rewrite]:
+        return [Rewrite(matches("(?s:.)"), lambda letter: [(self(letter), 0)])]
+
+    def __call__(self, text: str) -> str:
+        return "".join(map(byte_letters().__getitem__, text.encode()))
 
 
 @dataclass(frozen=True)

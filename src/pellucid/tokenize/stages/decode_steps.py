@@ -1,0 +1,267 @@
+"""The steps of a ``tokenizer.json``'s decoder. ``step_decoder.py`` runs them in any order.
+
+A step turns a list of tokens into another one. A token step changes each token by
+itself; it may ask whether the token is the first or the last. A group step joins tokens. After ``Fuse``
+and ``ByteLevel`` there is one token, the text, which arrives in parts. The semantics follow Hugging Face
+``tokenizers``, ``decoders``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from pellucid.tokenize.stages.decode import TextStream, byte_alphabet
+
+if TYPE_CHECKING:
+    from pellucid.tokenize.stages.normalize import Replace
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust reads "+A" as a number too
+
+
+class TokenStep(Struct, frozen=True):
+    """Changes each token by itself.
+
+    ``looks_ahead``: it asks for the last token. ``by_letters``: the parts of a text may be changed one by one.
+    """
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
+    @property
+    def by_letters(self) -> bool:
+        return False
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        raise NotImplementedError
+
+    def of_text(self) -> TextStream:
+        """A new step for a text that is one token and arrives in parts."""
+        return _ByLetters(self) if self.by_letters else _AtTheEnd(lambda text: self(text, True, True))
+
+
+class ReplaceStep(TokenStep, frozen=True):
+    """Replaces matches in a token."""
+
+    change: Replace
+
+    @property
+    def by_letters(self) -> bool:
+        return not self.change.is_pattern and len(self.change.old) == 1
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        change = self.change
+        if not change.is_pattern and len(change.new) <= len(change.old):  # the text does not grow
+            return token.replace(change.old, change.new) if change.old else token
+        return change(token)
+
+
+class StripStep(TokenStep, frozen=True):
+    """Removes up to ``start`` characters ``content`` at the start of a token, and up to ``stop`` at its end."""
+
+    content: str
+    start: int
+    stop: int
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        stream = self.of_text()
+        return stream.push(token) + stream.flush()
+
+    def of_text(self) -> TextStream:
+        return _Strip(self)
+
+
+class MetaspaceStep(TokenStep, frozen=True):
+    """Writes spaces for ``space``; ``prefixed``: it is dropped from the first token, where it was inserted."""
+
+    space: str
+    prefixed: bool
+
+    @property
+    def by_letters(self) -> bool:
+        return True
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        return token.replace(self.space, "" if first and self.prefixed else " ")
+
+
+class JoinStep(TokenStep, frozen=True):
+    """Puts ``between`` before each token but the first."""
+
+    between: str
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        return token if first else self.between + token
+
+
+CLEANED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+"""The replacements of a clean-up: the space before punctuation and English contractions (``decoders/wordpiece.rs``)."""
+
+
+def _cleaned(token: str) -> str:
+    for old, new in CLEANED:
+        token = token.replace(old, new)
+    return token
+
+
+class WordPieceStep(TokenStep, frozen=True):
+    """Separates words by spaces and appends continuations (``##ing``); ``cleanup`` cleans up each token."""
+
+    prefix: str
+    cleanup: bool
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        if not first:
+            token = token[len(self.prefix) :] if token.startswith(self.prefix) else f" {token}"
+        return _cleaned(token) if self.cleanup else token
+
+
+class SuffixStep(TokenStep, frozen=True):
+    """Writes a space for the ``suffix`` of a word's end; nothing in the last token (``BPEDecoder``)."""
+
+    suffix: str
+
+    @property
+    def looks_ahead(self) -> bool:
+        return True
+
+    def __call__(self, token: str, first: bool, last: bool) -> str:
+        return token.replace(self.suffix, "" if last else " ")
+
+
+class GroupStep(Struct, frozen=True):
+    """Joins tokens."""
+
+    def __call__(self, tokens: Sequence[str]) -> list[str]:
+        """The new tokens of a list; tokens before and after the list do not matter."""
+        raise NotImplementedError
+
+    def settled(self, tokens: Sequence[str]) -> int:
+        """The number of leading tokens that do not depend on later tokens."""
+        return 0
+
+    def of_text(self) -> TextStream:
+        """A new step for a text that is one token and arrives in parts."""
+        return _AtTheEnd(lambda text: "".join(self([text])))
+
+
+class ByteFallbackStep(GroupStep, frozen=True):
+    """Turns runs of tokens ``<0xNN>`` into text; each byte of a run that is not UTF-8 becomes U+FFFD."""
+
+    def __call__(self, tokens: Sequence[str]) -> list[str]:
+        made, run = list[str](), bytearray()
+        for token in (*tokens, None):
+            value = None if token is None else byte_of(token)
+            if value is not None:
+                run.append(value)
+                continue
+            made += _spelled(bytes(run)) if run else ()
+            made += () if token is None else (token,)
+            run.clear()
+        return made
+
+    def settled(self, tokens: Sequence[str]) -> int:
+        return len(tokens) - len([*takewhile(lambda token: byte_of(token) is not None, reversed(tokens))])
+
+
+def _spelled(run: bytes) -> list[str]:
+    try:
+        return [run.decode()]
+    except UnicodeDecodeError:
+        return ["\ufffd"] * len(run)
+
+
+def byte_of(token: str) -> int | None:
+    """The byte that a token ``<0xNN>`` stands for, or None."""
+    found = _BYTE.fullmatch(token) if len(token) == 6 else None
+    return int(found[1], 16) if found else None
+
+
+class FuseStep(GroupStep, frozen=True):
+    """Joins all tokens."""
+
+    def __call__(self, tokens: Sequence[str]) -> list[str]:
+        return ["".join(tokens)]
+
+    def of_text(self) -> TextStream:
+        return _ByLetters(JoinStep(""))
+
+
+class ByteLevelStep(GroupStep, frozen=True):
+    """Joins the bytes of tokens in the byte alphabet; other tokens are plain text."""
+
+    def __call__(self, tokens: Sequence[str]) -> list[str]:
+        return [b"".join(map(alphabet_bytes, tokens)).decode("utf-8", "replace")]
+
+
+def alphabet_bytes(token: str) -> bytes:
+    """The bytes of a token in the byte alphabet, or of its plain text."""
+    alphabet = byte_alphabet()
+    try:
+        return bytes([alphabet[letter] for letter in token])
+    except KeyError:
+        return token.encode()
+
+
+Step = TokenStep | GroupStep
+
+
+class _ByLetters:
+    def __init__(self, step: TokenStep) -> None:
+        self._step = step
+
+    def push(self, part: str) -> str:
+        return self._step(part, True, True)
+
+    def flush(self) -> str:
+        return ""
+
+
+class _AtTheEnd:
+    def __init__(self, change: Callable[[str], str]) -> None:
+        self._change, self._parts = change, list[str]()
+
+    def push(self, part: str) -> str:
+        self._parts.append(part)
+        return ""
+
+    def flush(self) -> str:
+        return self._change("".join(self._parts))
+
+
+class _Strip:
+    """Removes characters at the start of a text; holds back those at its end that may have to go."""
+
+    def __init__(self, step: StripStep) -> None:
+        self._content, self._left, self._stop = step.content, step.start, step.stop
+        self._held = ""
+
+    def push(self, part: str) -> str:
+        if self._left and part:
+            kept = part.lstrip(self._content)
+            dropped = min(len(part) - len(kept), self._left)
+            part = part[dropped:]
+            self._left = 0 if part else self._left - dropped
+        if not self._stop:
+            return part
+        text = self._held + part
+        run = min(len(text) - len(text.rstrip(self._content)), self._stop)
+        text, self._held = text[: len(text) - run], text[len(text) - run :]
+        return text
+
+    def flush(self) -> str:
+        return ""
