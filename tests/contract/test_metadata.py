@@ -189,8 +189,6 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
             current = current[part]
         if key == "original_max_position_embeddings" and current["rope_type"] != "llama3":
             continue  # only llama3 scaling has this key
-        if key == "factor" and current["rope_type"] == "dynamic":
-            continue  # it counts beyond the context only
         assert noticed(checkpoint, (*path, key), [0.625 if current.get(key) != 0.625 else 0.5])
 
 
@@ -337,7 +335,7 @@ def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:
         model = GGUF["llama"]().changed(**{key: 4.0}).read()
         rotary = model.spec.blocks[0].attention.rotary
         assert rotary is not None
-        assert rotary.scaling == RotaryScaling("linear", 4.0)
+        assert rotary.scaling == RotaryScaling("linear", 4.0, trained_context=128)
 
 
 def test_both_kinds_of_layers_of_a_gguf_turn_as_much_of_a_head() -> None:
@@ -396,6 +394,7 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
     (Attention, "alibi_most"): 4.0,
+    (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
     (FeedForward, "sparsity"): 0.5,
     (AltUp, "active"): 1,
@@ -451,6 +450,7 @@ ELSEWHERE = {
 
 SCALING = {
     "linear": {"kind", "factor", "magnitude"},
+    "dynamic": {"kind", "magnitude"},  # the others count beyond the context of the file
     "llama3": {
         "kind",
         "factor",
@@ -467,14 +467,17 @@ SCALING = {
 def idle(part: Any, name: str) -> bool:
     """Whether a field has no meaning beside the part's others."""
     match part:
-        case RotaryScaling(kind=kind):
-            return name not in SCALING[kind]
+        case RotaryScaling(kind=kind, trained_context=trained):
+            same = (
+                name == "kind" and not trained
+            )  # "llama3" of no context divides all frequencies, as "linear" does
+            return same or name not in SCALING[kind]
         case Norm(kind="rms"):
             return name == "bias"
         case Attention():
             none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
-            slopes = name in ("alibi_scale", "alibi_most") and not part.alibi
+            slopes = name in ("alibi_scale", "alibi_most", "alibi_rounded") and not part.alibi
             chunks = name == "chunked" and not part.window
             return none or others or slopes or chunks or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():

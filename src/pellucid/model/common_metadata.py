@@ -67,7 +67,7 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
     config.agreed("rope.scaling.factor", config, "rope.scale_linear")
     if kind == "linear" and factor != 1:
-        scaling = RotaryScaling("linear", factor)
+        scaling = RotaryScaling("linear", factor, trained_context=config.count("context_length", 0))
     if kind == "yarn" and factor != 1:
         scaling = RotaryScaling(
             "yarn",
@@ -187,7 +187,7 @@ def frequency_factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[
     return tuple(float(x) for x in checkpoint.data(tensor.name).view("<f4"))
 
 
-ORIGINAL = "original_max_position_embeddings"
+STATED, ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
 
 
 def rope_parameters(
@@ -213,12 +213,11 @@ def rope_parameters(
         parameters = parameters if parameters.values else older
     base = parameters.number("rope_theta", config.number(base_key, default, low=1.0), low=1.0)
     parameters.agreed("rope_theta", config, base_key)
-    return base, _scaling(parameters, config)
+    return base, _scaling(parameters, config, bool(layer_type))
 
 
-def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
-    # Up to max_position_embeddings, which is the limit here, "dynamic" scales nothing; "mrope" gives the places of
-    # images three numbers, and those of text one.
+def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
+    # "mrope" gives the places of images three numbers, and those of text one.
     kinds = {
         "default": "",
         "dynamic": "dynamic",
@@ -232,9 +231,11 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
     kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
     parameters.agreed("rope_type", parameters, "type")
     if kind == "dynamic":
-        parameters.number("factor")
+        return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(STATED))
     if kind == "linear":
-        return RotaryScaling("linear", parameters.number("factor"))
+        # With a factor for each type of layer, as in Gemma 3, the context that the file states is the scaled one.
+        trained = 0 if of_layers else config.count(STATED, 0)
+        return RotaryScaling("linear", parameters.number("factor"), trained_context=trained)
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
         if low > high:
@@ -256,7 +257,7 @@ def _longrope(parameters: Config, config: Config) -> RotaryScaling:
     where = parameters if parameters.has(ORIGINAL) else config
     trained = where.count(ORIGINAL)
     parameters.agreed(ORIGINAL, config, ORIGINAL)
-    factor = parameters.number("factor", config.count("max_position_embeddings", trained) / trained)
+    factor = parameters.number("factor", config.count(STATED, trained) / trained)
     return RotaryScaling(
         "longrope",
         factor,
@@ -285,7 +286,7 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     return RotaryScaling(
         "yarn",
         factor,
-        trained_context=parameters.count(ORIGINAL) if stated else config.count("max_position_embeddings"),
+        trained_context=parameters.count(ORIGINAL) if stated else config.count(STATED),
         fast=parameters.number("beta_fast", 32.0),
         slow=parameters.number("beta_slow", 1.0),
         magnitude=parameters.number("attention_factor", magnitude),

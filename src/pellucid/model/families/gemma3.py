@@ -52,6 +52,10 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     gemma.agreed("rope.global.freq_base", gemma, "rope.freq_base")
     base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
     rotary = replace(full.rotary, base=base)
+    if (
+        rotary.scaling and rotary.scaling.kind == "linear"
+    ):  # the context that the file states is the scaled one
+        rotary = replace(rotary, scaling=replace(rotary.scaling, trained_context=0))
     full = replace(full, rotary=rotary)
     rotary = Rotary(local, rotary.dims, "half")  # scaling applies to full blocks only, as in llama.cpp
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
