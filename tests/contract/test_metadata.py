@@ -7,6 +7,7 @@ changes something; each field of the spec changes the plan.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ from pellucid.model.spec import (
 )
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
+from pellucid.weights.checkpoint import Tensor
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
 """Values that are tried in turn for a key of unknown type."""
@@ -52,6 +54,16 @@ ALONE = {name: path for name, path in TINY.items() if "text_config" not in Metad
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in ALONE.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
 ALL = {**FOLDERS, **FILES}
+
+
+OTHER_TENSORS = (
+    *("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"),
+    *("score.weight", "classifier.weight", "classifier.bias", "qa_outputs.weight", "v_head.summary.weight"),
+    *("cls.predictions.bias", "cls.output.weight", "pooler.dense.weight", "embeddings.position_ids"),
+    *("mtp.fc.weight", "lora.weight", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+    *("blk.0.attn_q.weight.lora_a", "model.layers.0.self_attn.q_proj.bias.other", "mm.0.weight"),
+    *("model.layers.0.self_attn.rotary_emb.inv_freq", "output_norm.other", "blk.0.ffn_up.scale"),
+)
 
 
 def prefix(checkpoint: Metadata) -> str:
@@ -190,6 +202,30 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
         if key == "original_max_position_embeddings" and current["rope_type"] != "llama3":
             continue  # only llama3 scaling has this key
         assert noticed(checkpoint, (*path, key), [0.625 if current.get(key) != 0.625 else 0.5])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_tensor_that_is_not_read_is_refused_or_told(name: str) -> None:
+    """Beside the tensors of a model: those of heads, of adapters, of other parts, and rotary factors."""
+    checkpoint = ALL[name]()
+    family = checkpoint.read().spec.family
+    for extra in OTHER_TENSORS:
+        changed = checkpoint.changed()
+        changed.tensors[extra] = Tensor(extra, (8,), "F32", checkpoint.path, 0, 32)
+        read = set[str]()
+
+        def data(tensor: str, read: set[str] = read) -> np.ndarray:
+            read.add(tensor)
+            return np.ones(8, np.float32).view(np.uint8)
+
+        changed.data = data  # type: ignore[method-assign]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            after = outcome(changed)
+        said = after if isinstance(after, str) else " ".join(str(one.message) for one in told)
+        silent = any(re.fullmatch(pattern, extra) for pattern in known_families()[family].unused)
+        computed = silent and extra.endswith(("pooler.dense.weight", "position_ids", "inv_freq"))
+        assert extra in read or "not read" in said or isinstance(after, str) or computed, extra
 
 
 @pytest.mark.parametrize("name", ALL)

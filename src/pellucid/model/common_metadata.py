@@ -9,11 +9,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing, Rotary, RotaryScaling
 from pellucid.model.spec import Activation, Attention, ModelSpec, Pooling
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import read_json
+from pellucid.weights.safetensors import read_json, read_json_list
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -84,14 +85,14 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             config.count("context_length") / trained,
             trained_context=trained,
             magnitude=config.number("rope.scaling.attn_factor", 1.0),
-            short=frequency_factors(checkpoint, SHORT),
-            long=frequency_factors(checkpoint, LONG),
+            short=frequency_factors(checkpoint, config, SHORT),
+            long=frequency_factors(checkpoint, config, LONG),
         )
     dims = even(
         config, "rope.dimension_count", config.count("rope.dimension_count", head_dim, limit=head_dim)
     )
     base = config.number("rope.freq_base", 10_000.0, low=1.0)
-    return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint))
+    return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint, config))
 
 
 def even(config: Config, key: str, dims: int) -> int:
@@ -170,17 +171,16 @@ def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
 
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
-ROTARY_TENSORS = (r"rope_freqs\.weight", r"rope_factors_(short|long)\.weight")
-"""Patterns of the tensors in GGUF that are read as metadata."""
 
 
-def frequency_factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[float, ...]:
+def frequency_factors(checkpoint: Checkpoint, config: Config, name: str = FREQUENCIES) -> tuple[float, ...]:
     """A tensor of divisors of the rotary frequencies; empty if there is none.
 
     llama.cpp stores Llama 3's frequency scaling so, and LongRoPE's.
     """
     if name not in checkpoint.tensors:
         return ()
+    config.tensors.add(name)
     tensor = checkpoint.tensors[name]
     if tensor.format != "F32":
         raise UnsupportedModel(f"{checkpoint.path.name}: {name} is {tensor.format}; only F32 is supported")
@@ -319,15 +319,28 @@ def rotary_dims(
     return dims
 
 
-POOLING = "1_Pooling/config.json"
+POOLING, MODULES = "1_Pooling/config.json", "modules.json"
+WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")
+"""Modules of sentence-transformers that are part of every sentence vector here, or that change none."""
 
 
 def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
     """Mean pooling, the only kind that is implemented.
 
     Raises:
-        UnsupportedModel: sentence-transformers' file in the model's folder requires another kind.
+        UnsupportedModel: sentence-transformers' files in the model's folder require another kind, or further modules,
+            whose weights are in folders of their own.
     """
+    modules = checkpoint.path / MODULES
+    if modules.is_file():
+        for module in read_json_list(modules):
+            stated = module if isinstance(module, dict) else {}
+            kind, where = str(stated.get("type", "")).rpartition(".")[2], stated.get("path")
+            if kind not in WITHOUT_WEIGHTS or (kind == "Pooling" and f"{where}/config.json" != POOLING):
+                raise UnsupportedModel(
+                    f"{checkpoint.path.name}: {MODULES}: module {brief(kind)} in {brief(where)} is not supported, and "
+                    f"would change the vectors (known: {', '.join(WITHOUT_WEIGHTS)})"
+                )
     path = checkpoint.path / POOLING
     if path.is_file():
         asked = Config(read_json(path), path)

@@ -191,8 +191,8 @@ class KeyTable(Struct, frozen=True):
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
     """The nearest bfloat16 of finite numbers, as float32; ties to even."""
     bits = x.astype(np.float32).view(np.uint32)
-    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return bits.astype(np.uint32).view(np.float32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 class Operation(Struct, frozen=True):

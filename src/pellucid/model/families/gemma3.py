@@ -9,7 +9,6 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
-    ROTARY_TENSORS,
     except_every,
     gguf_attention,
     gguf_vocabulary,
@@ -139,5 +138,4 @@ GEMMA3 = Family(
     "gemma3",
     gguf={"gemma3": from_gguf},
     safetensors={"gemma3_text": from_config},
-    unused=ROTARY_TENSORS,
 )
