@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,18 +13,21 @@ from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
+from pellucid.measure.cost import kept_bytes
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import cut
+from pellucid.runtime import prefix_cache
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import page_counts
 from pellucid.runtime.cache_layout import groups_of
-from pellucid.runtime.prefix_cache import kept_bytes
 
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
 TOGETHER = 16
-"""Texts that are made together, where the speed for many is stated."""
+"""Texts that are made together, where the speed for many is stated: fewer, if the machine has no room for so many."""
+DEPTH = 1024
+"""Tokens of each of them before, whose keys and values are read: half of the context, if that is shorter."""
 BESIDE = 300e6  # bytes that a process takes beside weights and cache
 
 
@@ -53,6 +57,26 @@ class SizedModel:
         counts = page_counts(self.plan.layers, self.limits.context, self.limits.tokens, 1, memory=0)
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
+    def kept_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values, and of the states, of a sequence of so many tokens."""
+        layers = self.plan.layers
+        return kept_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
+
+    @cached_property
+    def _largest_block(self) -> float:
+        """The part of the weights that one block has, which is not cut."""
+        found = Counter[str]()
+        for op in self.plan.operations:
+            kind, number, *_ = f"{op.stage}..".split(".")
+            found[number if kind == "blocks" else ""] += op.weight_bytes
+        whole = found.total()
+        return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
+
+    def least_share(self, stages: int) -> float:
+        """The least that the largest of so many stages has of weights and cache: an equal part, or that of a block."""
+        part = max(1 / stages, self._largest_block)
+        return (self.weight_bytes + self.context_bytes) * part
+
     def room(self, memory: int) -> ReplicaRoom:
         """What a replica has for requests if each of its machines has so many bytes of memory.
 
@@ -60,16 +84,16 @@ class SizedModel:
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
-        return ReplicaRoom(self.plan.layers, counts, kept_bytes(memory), limits)
+        return ReplicaRoom(self.plan.layers, counts, prefix_cache.kept_bytes(memory), limits)
 
 
 @dataclass(frozen=True)
 class Layout:
     """A model on ``replicas`` times ``stages`` machines of a kind, and what it would reach.
 
-    ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``TOGETHER`` texts on each,
-    ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas have room for
-    (None: any number, because no layer keeps all of them).
+    ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``together`` texts on each, after
+    ``depth`` tokens; ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas
+    have room for (None: any number, because no layer keeps all of them).
     """
 
     machine: Machine
@@ -80,6 +104,8 @@ class Layout:
     many: float
     prompt: float
     tokens: int | None
+    depth: int
+    together: int
 
     @property
     def machines(self) -> int:
@@ -106,9 +132,12 @@ def fewest_stages(model: SizedModel, machine: Machine) -> int:
     Raises:
         InvalidRequest: over none that it can be cut into.
     """
+    usable = USABLE * machine.memory
     for stages in range(1, MOST_STAGES + 1):
+        if model.least_share(stages) > usable - BESIDE:  # sees at once what would be cut in vain
+            continue
         bytes_each = needed(model, stages)
-        if bytes_each is not None and bytes_each <= USABLE * machine.memory:
+        if bytes_each is not None and bytes_each <= usable:
             return stages
     raise InvalidRequest(
         f"{model.name} needs {(needed(model, 1) or 0) / 1e9:.1f} GB, and cannot be divided so that a part fits into "
@@ -148,15 +177,19 @@ def _layout(
         more = int(left / sum(group.page_bytes for group, _ in full))
         own = -(-model.limits.context // PAGE)
         tokens = replicas * PAGE * min(own + more, *(count for _, count in full))
+    depth = max(min(DEPTH, model.limits.context // 2), 1)
+    together = TOGETHER if tokens is None else min(TOGETHER, max(tokens // replicas // (depth + 1), 1))
     return Layout(
         machine,
         replicas,
         stages,
         bytes_each,
-        1 / costs.step(1, PAGE, 0, 0),
-        replicas * TOGETHER / costs.step(TOGETHER, TOGETHER * PAGE, 0, 0),
+        1 / costs.step(1, depth, 0, 0),
+        replicas * together / costs.step(together, together * depth, 0, 0),
         part / costs.step(0, 0, part, 0),
         tokens,
+        depth,
+        together,
     )
 
 
@@ -165,7 +198,9 @@ def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
     if not found:
         return None
     best = max(found, key=lambda one: (one.many, -one.machines))
-    if best.stages > 1:
+    if best.stages > min(one.stages for one in found if one.machine is best.machine):
+        why = f"over {best.stages} machines there is room for more texts together ({best.together})"
+    elif best.stages > 1:
         why = f"the model does not fit into one machine: over {best.stages} it does"
     elif best.replicas > 1:
         why = "the model fits into one machine, so each answers by itself; stages would only add hops"

@@ -74,7 +74,9 @@ def _open_folder(folder: Path) -> Checkpoint:
     if adapter_in(folder):
         raise adapter_alone(folder)
     if pickles := pickles_in(folder):
-        problem = f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
+        problem = (
+            f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
+        )
         problem += f"safetensors: {to_safetensors(folder.name)}"
         raise FileFormatError(folder, "folder", problem)
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
