@@ -206,7 +206,7 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_tensor_that_is_not_read_is_refused_or_told(name: str) -> None:
-    """Beside the tensors of a model: those of heads, of adapters, of other parts, and rotary factors."""
+    """Tensors of heads, of adapters and of other parts beside a model's own, and rotary factors."""
     checkpoint = ALL[name]()
     family = checkpoint.read().spec.family
     for extra in OTHER_TENSORS:

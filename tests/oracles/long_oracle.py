@@ -1,9 +1,9 @@
-"""Tiny models on texts beyond the length from which positions are computed otherwise, with the logits of transformers.
+"""Tiny models on texts beyond the original context, with the logits of transformers.
 
     python tests/oracles/long_oracle.py --out tests/goldens/model/long [NAME...]
 
 The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), numpy 2.4.6 on Python 3.11, in float32.
-The folders are as those of ``tiny_oracle.py``, which draws the weights; expected.npz has
+The folders are made like the folders of ``tiny_oracle.py``, which draws the weights; expected.npz has
 
     input_ids  int32   [N]
     rows       int32   [R]         the positions whose logits are kept
@@ -13,7 +13,7 @@ The folders are as those of ``tiny_oracle.py``, which draws the weights; expecte
     falcon          ALiBi in bfloat16, seen from position 256 on, and in the slopes of six heads
     falcon-grouped  the same with the newer arrangement of queries, keys and values
     bloom, mpt      ALiBi in float32
-    llama-dynamic   "dynamic" scaling, whose frequencies are those of N tokens
+    llama-dynamic   "dynamic" scaling, with the frequencies of N tokens
     llama-linear, llama-yarn
                     scalings of a context that the file states without them
 """

@@ -25,9 +25,9 @@ from pellucid.runtime.cache_layout import groups_of
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
 TOGETHER = 16
-"""Texts that are made together, where the speed for many is stated: fewer, if the machine has no room for so many."""
+"""Texts of the stated speed for many texts: fewer, if the machine has no room for all of them."""
 DEPTH = 1024
-"""Tokens of each of them before, whose keys and values are read: half of the context, if that is shorter."""
+"""Tokens before the generated ones, whose keys and values are read: at most half of the context."""
 BESIDE = 300e6  # bytes that a process takes beside weights and cache
 
 
@@ -58,13 +58,13 @@ class SizedModel:
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
     def kept_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values, and of the states, of a sequence of so many tokens."""
+        """Bytes of the keys, values and states of a sequence of ``tokens`` tokens."""
         layers = self.plan.layers
         return kept_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
 
     @cached_property
     def _largest_block(self) -> float:
-        """The part of the weights that one block has, which is not cut."""
+        """The largest share of the weights that a single block has."""
         found = Counter[str]()
         for op in self.plan.operations:
             kind, number, *_ = f"{op.stage}..".split(".")
@@ -73,7 +73,7 @@ class SizedModel:
         return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
 
     def least_share(self, stages: int) -> float:
-        """The least that the largest of so many stages has of weights and cache: an equal part, or that of a block."""
+        """A lower bound of the bytes of the largest of ``stages`` stages: an equal share, or the largest block's."""
         part = max(1 / stages, self._largest_block)
         return (self.weight_bytes + self.context_bytes) * part
 

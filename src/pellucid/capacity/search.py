@@ -13,17 +13,15 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
-LEAST, FEWEST = 200, 16  # requests of which percentiles are taken; where each takes long to simulate
+LEAST, FEWEST = 200, 16  # requests of a simulation at least; and where a request takes long to simulate
 SLICE, FEW = 64, 8
 """Replicas that are simulated at most: more of them are as many such slices side by side. As few as ``FEW``, where
 more would have more requests than are affordable."""
 WORK = 500.0
 """Milliseconds that a simulation may take on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt.
 """
-LIFETIMES, HARD = (
-    5,
-    2,
-)  # of a request, which a simulation lasts, if it then has at most so many times the requests
+LIFETIMES, HARD = 5, 2
+"""A simulation lasts at least ``LIFETIMES`` of a request, but has at most ``HARD`` times the affordable requests."""
 WARM, SECONDS = 30.0, 60.0  # simulated seconds until what comes counts, and in which it does
 MOST_REPLICAS = 100_000
 CLOSE = 0.02  # the part of the number of replicas that is not looked at any closer
@@ -125,9 +123,9 @@ class Search:
         return found
 
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
-        """How many replicas are simulated, and for how many seconds before and while requests count.
+        """The simulated replicas, and the seconds before and while requests count.
 
-        A simulation has no more requests than are affordable, unless these would not last ``LIFETIMES``.
+        A simulation has the affordable number of requests at most, unless they would not last ``LIFETIMES``.
         """
         count, each = min(replicas, SLICE), rate / replicas
         seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
@@ -141,13 +139,13 @@ class Search:
 
     @cached_property
     def affordable(self) -> int:
-        """How many requests a simulation may have."""
+        """The number of requests that a simulation may have."""
         pages = self.traffic.longest // PAGE
         return max(FEWEST, int(WORK / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
     @cached_property
     def least_seconds(self) -> float:
-        """Seconds of a replica's steps that a request takes at least, in the best of all steps and without any noise."""
+        """A lower bound of the seconds of a replica's steps that a request takes."""
         prompt, tokens = self.traffic.prompt.usual, self.traffic.tokens.usual
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
@@ -180,14 +178,14 @@ class Search:
 
     @cached_property
     def _alone(self) -> Outcome:
-        """What comes of requests that are alone on a replica."""
+        """Simulated latency of requests that are alone on a replica."""
         self._told("a request that is alone")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
         return Simulation(traffic, 1, self._room, self._costs).run(requests=min(40, self.affordable))
 
     @property
     def _alone_seconds(self) -> float:
-        """Seconds from such a request to the end of its answer."""
+        """Seconds from a request that is alone to the end of its answer."""
         alone = self._alone
         return alone.first_token["p50"] + self.traffic.tokens.usual * alone.per_token["p50"]
 

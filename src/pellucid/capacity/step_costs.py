@@ -47,7 +47,7 @@ class StepCosts:
     """Seconds of a step. ``rows`` and ``prompts`` are those of a step with so many rows or tokens of prompts alone.
 
     ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt; ``windows`` are
-    those of layers that see at most so many tokens: their number, and the seconds of a row and of a prompt. ``request``
+    the window of a kind of layer, and its seconds for each token that a row, or one of a prompt, sees. ``request``
     is what a request takes before its first step, and ``beside`` what each other one that is streamed adds to that;
     ``served`` is what a server adds to a step, and ``row`` for each row of it; ``hop`` is what a step takes between
     stages.
@@ -87,7 +87,7 @@ class StepCosts:
         return self._at("prompts", rows + prompts) + sampling + beside
 
     def next_step(self, rows: int, seen: int) -> float:
-        """Seconds that a step of these rows takes more if each sees one more token."""
+        """Seconds that a step of ``rows`` rows takes longer if each row sees one more token."""
         windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
         return rows * (self.row_seen + windows)
 
@@ -169,7 +169,7 @@ class PlanWork:
         """The time of steps of a model that is not here, at the usual parts of the roofs.
 
         Beside the weights are counted: keys and values, read for each row; states, read and written for each row; the
-        products of attention over a prompt, as if they were those of 8 bits.
+        products of attention over a prompt, at the rate of 8-bit products.
         """
         rates = Rates(OF_MEMORY * machine.rates.read, OF_INT8 * machine.rates.multiply)
         seen = [

@@ -114,17 +114,17 @@ def token_bytes(shape: LayerShape) -> int:
 
 
 def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
-    """The bytes of keys and values of a sequence of so many tokens: layers with a window keep those of the window."""
+    """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep the window's alone."""
     kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
     return sum(token_bytes(layer) * count for layer, count in kept)
 
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """What attention reads and multiplies for each token that a token sees, in all layers with a ``window`` (0: none).
+    """Cost of attention for each token that a token sees, in all layers with a ``window`` (0: none).
 
     A step that makes text reads ``nbytes`` of keys and values for each row; one that reads a prompt does
-    ``multiply_adds``, which are counted like those with weights.
+    ``multiply_adds``, at the rate of 8-bit products.
     """
 
     window: int

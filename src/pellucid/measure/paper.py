@@ -58,7 +58,7 @@ class Paper:
 
     @property
     def kept(self) -> str:
-        """What of a token is kept, in words: of each kind of layer the key/value heads and the values of each."""
+        """The keys and values of a token in words: for each kind of layer its heads, and the widths of a head."""
         kinds = Counter(layer for layer in self.plan.layers if isinstance(layer, LayerShape))
         said = [
             f"{count} layers x {one.kv_heads} heads x ({one.head_dim} + {one.value_dim}) {one.kv_dtype}"

@@ -44,7 +44,7 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 TASK = re.compile(r".+For([A-Z]\w*)")
 TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
-"""What classes of transformers are for whose weights are those of a language model or an encoder."""
+"""Tasks of transformers' classes that have the weights of a language model or an encoder."""
 
 
 def _check_task(config: Config) -> None:

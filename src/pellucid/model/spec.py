@@ -96,8 +96,8 @@ class Attention(Struct, frozen=True):
     alibi_scale: float = 1.0
     """A factor of the slopes."""
     alibi_rounded: bool = False
-    """Whether slopes, positions of keys and their products are rounded to bfloat16, as Falcon's reference does. What is
-    added to a score then depends on the key's position instead of the distance.
+    """Whether slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
+    of a score then depends on the key's position instead of the distance.
     """
     clip: float = 0.0
     """If not 0, queries, keys and values are kept between -clip and clip, before norms and positions."""
@@ -381,7 +381,7 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def longest(self) -> int:
-        """The largest context that it may be run with: that of the file, or as far as its rotary scaling reaches."""
+        """The largest context that the model may be run with: the file's, or as far as its rotary scaling reaches."""
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 

@@ -117,7 +117,7 @@ class StandardDecoder(Struct, frozen=True):
 
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``aliases``
     are further names of some of them, by key, as transformers reads them or older files have them. ``unused`` are
-    patterns of tensors that no slot needs, ``passed_over`` those of parts that are left out (see ``Family``).
+    patterns of tensors that no slot needs, ``passed_over`` patterns of parts that are left out (see ``Family``).
     """
 
     name: str

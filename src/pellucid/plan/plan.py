@@ -137,7 +137,7 @@ class DistanceTable(Struct, frozen=True):
     future: int
 
     moves: ClassVar[bool] = True
-    """Whether the column of a key depends on the query's position too."""
+    """True: the column of a key depends on the query's position too."""
 
     @property
     def columns(self) -> int:

@@ -51,7 +51,7 @@ class _Node(Struct, eq=False):
 
     @property
     def is_kept(self) -> bool:
-        """Whether the tree still has this node, which has a whole page, and so all nodes before it."""
+        """True if the tree still has this node of a whole page, and therefore all nodes before it."""
         return self.parent is not None and self.parent.whole.get(self.tokens) is self
 
     def children(self) -> Iterator[_Node]:

@@ -23,11 +23,11 @@ GGUF_KINDS: Mapping[str, str] = {
     "mmproj": "is the image part of a model (mmproj), which is not read: open the model's own file, for texts",
     "controlvector": "is a control vector, not a model: open the model's own file",
 }
-"""What GGUF files are whose ``general.type`` or ``general.architecture`` says that they are no model."""
+"""Kinds of GGUF files that are no model, by ``general.type`` or ``general.architecture``, and what to do with them."""
 
 
 def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
-    """What a GGUF file is, a key of ``GGUF_KINDS``; "" for a model."""
+    """The kind of a GGUF file, a key of ``GGUF_KINDS``; "" for a model."""
     stated, architecture = metadata.get("general.type"), metadata.get("general.architecture")
     if architecture == "clip":
         return "mmproj"

@@ -23,7 +23,7 @@ from pellucid.weights.joined import joined
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
 
 MOST_LOOKED_AT = 32
-"""GGUF files of a folder of which the metadata are read, to see which one is the model."""
+"""The number of GGUF files in a folder whose metadata are read, to find the model among them."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -98,7 +98,7 @@ def _only_model(folder: Path, ggufs: list[Path]) -> Path:
 
 
 def _kind(path: Path) -> str:
-    """What a GGUF file is that is no model; "" if it is one, or cannot be read."""
+    """The kind of a GGUF file that is no model; "" for a model and for a file that cannot be read."""
     try:
         checkpoint = open_gguf(path)
     except FileFormatError:

@@ -111,7 +111,7 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     assert "take 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
     assert "take 3 stages of a: over 3 machines there is room for more texts together (5)" in divided.out
-    assert " with 1 " in divided.out
+    assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),
         (["--machines", "here", "--prompt", "8"], "--prompt"),

@@ -1,4 +1,4 @@
-"""Positions beyond the length from which they are computed otherwise (tests/oracles/long_oracle.py)."""
+"""Positions beyond the original context (tests/oracles/long_oracle.py)."""
 
 from __future__ import annotations
 

@@ -88,11 +88,6 @@ def command(
         think=_seconds("think", think),
         seed=whole("seed", seed, 0, 1 << 62),
     )
-    if traffic.shared > traffic.prompt.low:
-        raise InvalidRequest(
-            f"shared={traffic.shared}: prompts begin with so many tokens in common, and have {traffic.prompt.low:,}: "
-            "use fewer, or a longer --prompt"
-        )
     goals = Goals(_seconds("ttft", ttft), _seconds("tpot", tpot))
     if day not in DAYS:
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
@@ -135,6 +130,11 @@ def _seconds(name: str, text: str) -> float:
 def _refuse_long(traffic: Traffic, context: int) -> None:
     from pellucid.errors import InvalidRequest
 
+    if traffic.shared > traffic.prompt.low:
+        raise InvalidRequest(
+            f"shared={traffic.shared}: prompts begin with so many tokens in common, and have {traffic.prompt.low:,}: "
+            "use fewer, or a longer --prompt"
+        )
     for limit, what in ((context, "the context is"), (LONGEST, "the longest that is simulated is")):
         if traffic.longest > limit:
             raise InvalidRequest(

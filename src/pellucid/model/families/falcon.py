@@ -46,7 +46,7 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    # What ALiBi adds is rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
+    # ALiBi's biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
     alibi = config.flag("alibi", False)
     if alibi:
         rope_parameters(config)  # stated all the same
