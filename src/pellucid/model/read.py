@@ -83,8 +83,8 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
 
         nearest = get_close_matches(architecture[:100].lower(), families, n=1, cutoff=0.0)
         raise UnsupportedModel(
-            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported; the nearest is "
-            f"{nearest[0]} (known for {checkpoint.kind}: {', '.join(sorted(families))})"
+            f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
+            f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
     _check_quantization(config)
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
