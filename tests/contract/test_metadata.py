@@ -7,6 +7,7 @@ changes something; each field of the spec changes the plan.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ from pellucid.model.spec import (
 )
 from pellucid.model.unread_keys import CHANGING, GGUF_CHANGING, GGUF_HARMLESS, HARMLESS, IN_ROPE
 from pellucid.plan.weights import layouts
+from pellucid.weights.checkpoint import Tensor
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
 """Values that are tried in turn for a key of unknown type."""
@@ -52,6 +54,16 @@ ALONE = {name: path for name, path in TINY.items() if "text_config" not in Metad
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in ALONE.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
 ALL = {**FOLDERS, **FILES}
+
+
+OTHER_TENSORS = (
+    *("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"),
+    *("score.weight", "classifier.weight", "classifier.bias", "qa_outputs.weight", "v_head.summary.weight"),
+    *("cls.predictions.bias", "cls.output.weight", "pooler.dense.weight", "embeddings.position_ids"),
+    *("mtp.fc.weight", "lora.weight", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+    *("blk.0.attn_q.weight.lora_a", "model.layers.0.self_attn.q_proj.bias.other", "mm.0.weight"),
+    *("model.layers.0.self_attn.rotary_emb.inv_freq", "output_norm.other", "blk.0.ffn_up.scale"),
+)
 
 
 def prefix(checkpoint: Metadata) -> str:
@@ -189,9 +201,31 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
             current = current[part]
         if key == "original_max_position_embeddings" and current["rope_type"] != "llama3":
             continue  # only llama3 scaling has this key
-        if key == "factor" and current["rope_type"] == "dynamic":
-            continue  # it counts beyond the context only
         assert noticed(checkpoint, (*path, key), [0.625 if current.get(key) != 0.625 else 0.5])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_tensor_that_is_not_read_is_refused_or_told(name: str) -> None:
+    """Tensors of heads, of adapters and of other parts beside a model's own, and rotary factors."""
+    checkpoint = ALL[name]()
+    family = checkpoint.read().spec.family
+    for extra in OTHER_TENSORS:
+        changed = checkpoint.changed()
+        changed.tensors[extra] = Tensor(extra, (8,), "F32", checkpoint.path, 0, 32)
+        read = set[str]()
+
+        def data(tensor: str, read: set[str] = read) -> np.ndarray:
+            read.add(tensor)
+            return np.ones(8, np.float32).view(np.uint8)
+
+        changed.data = data  # type: ignore[method-assign]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            after = outcome(changed)
+        said = after if isinstance(after, str) else " ".join(str(one.message) for one in told)
+        silent = any(re.fullmatch(pattern, extra) for pattern in known_families()[family].unused)
+        computed = silent and extra.endswith(("pooler.dense.weight", "position_ids", "inv_freq"))
+        assert extra in read or "not read" in said or isinstance(after, str) or computed, extra
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -337,7 +371,7 @@ def test_a_scaling_of_gguf_without_a_type_is_linear_as_in_llamacpp() -> None:
         model = GGUF["llama"]().changed(**{key: 4.0}).read()
         rotary = model.spec.blocks[0].attention.rotary
         assert rotary is not None
-        assert rotary.scaling == RotaryScaling("linear", 4.0)
+        assert rotary.scaling == RotaryScaling("linear", 4.0, trained_context=128)
 
 
 def test_both_kinds_of_layers_of_a_gguf_turn_as_much_of_a_head() -> None:
@@ -396,6 +430,7 @@ OTHER: dict[tuple[type, str], Any] = {
     (Attention, "alibi"): True,
     (Attention, "alibi_scale"): 0.5,
     (Attention, "alibi_most"): 4.0,
+    (Attention, "alibi_rounded"): True,
     (Attention, "clip"): 1.0,
     (FeedForward, "sparsity"): 0.5,
     (AltUp, "active"): 1,
@@ -451,6 +486,7 @@ ELSEWHERE = {
 
 SCALING = {
     "linear": {"kind", "factor", "magnitude"},
+    "dynamic": {"kind", "magnitude"},  # the others count beyond the context of the file
     "llama3": {
         "kind",
         "factor",
@@ -467,14 +503,17 @@ SCALING = {
 def idle(part: Any, name: str) -> bool:
     """Whether a field has no meaning beside the part's others."""
     match part:
-        case RotaryScaling(kind=kind):
-            return name not in SCALING[kind]
+        case RotaryScaling(kind=kind, trained_context=trained):
+            same = (
+                name == "kind" and not trained
+            )  # "llama3" of no context divides all frequencies, as "linear" does
+            return same or name not in SCALING[kind]
         case Norm(kind="rms"):
             return name == "bias"
         case Attention():
             none = part.latent is not None and name in ("keys_as_values", "shared")
             others = part.shared is not None and name in ("v_norm", "keys_as_values")
-            slopes = name in ("alibi_scale", "alibi_most") and not part.alibi
+            slopes = name in ("alibi_scale", "alibi_most", "alibi_rounded") and not part.alibi
             chunks = name == "chunked" and not part.window
             return none or others or slopes or chunks or (name == "qk_norm_whole" and part.qk_norm is None)
         case DeltaNet():

@@ -62,7 +62,7 @@ class Cache:
         out = guarded((T, H, V))
         blocks = guarded((T, H * V // 32), quantize.block_dtype(activation_bits)) if V % 32 == 0 else 0
         plain = {"scale": K**-0.5, "softcap": 0.0, "causal": 1, "window": 0, "sinks": 0, "cross": 0}
-        how = plain | {"chunked": 0, "bias": 0, "bias_stride": 0} | how
+        how = plain | {"chunked": 0, "bias": 0, "bias_stride": 0, "bias_step": 4} | how
         heads = {"heads": H, "kv_heads": self.heads}
         fields = {"q": q, "out": out, "quantized": blocks, **heads, **self.places, **how}
         call(

@@ -48,6 +48,12 @@ def as_float16(x: Array) -> Array:
     return x.astype(np.float16).astype(np.float64)
 
 
+def as_bfloat16(x: Array) -> Array:
+    """Eight significant bits, ties to even."""
+    parts, exponents = np.frexp(x)
+    return np.ldexp(np.round(parts * 256), exponents - 8)
+
+
 def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
@@ -129,10 +135,12 @@ class Reference:
         if kind.softcap:
             scores = kind.softcap * np.tanh(scores / kind.softcap)
         back = np.arange(tokens)[:, None] - np.arange(tokens)
-        if kind.alibi:
-            scores = scores - kind.alibi_scale * np.array(alibi_slopes(kind.heads, kind.alibi_most))[
-                :, None, None
-            ] * np.abs(back)
+        slopes = np.array(alibi_slopes(kind.heads, kind.alibi_most))[:, None, None]
+        if kind.alibi and kind.alibi_rounded:
+            products = as_bfloat16(as_bfloat16(slopes) * as_bfloat16(np.arange(tokens, dtype=float)))
+            scores = scores + kind.alibi_scale * products
+        elif kind.alibi:
+            scores = scores - kind.alibi_scale * slopes * np.abs(back)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
             ago = np.arange(tokens)[:, None] % kind.window  # where the token's chunk begins

@@ -36,7 +36,7 @@ def _whole(folder: Path) -> Path:
     recipe = folder / "tensors.json"
     if not recipe.exists():
         return folder
-    copy = Path(_written.name) / folder.name
+    copy = Path(_written.name) / folder.parent.name / folder.name
     shutil.copytree(folder, copy)
     (copy / "tensors.json").unlink()
     said = json.loads(recipe.read_text())
@@ -48,6 +48,8 @@ def _whole(folder: Path) -> Path:
 
 
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
+LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}
+"""Models on texts beyond 256 tokens, or beyond the context that they state (tests/oracles/long_oracle.py)."""
 FAMILIES = [name for name in TINY if name in known_families()]
 """The plain model of each family; other names are a family and a variant, "gemma3-softcap"."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from pellucid.measure.cost import Rates
+from pellucid.measure.cost import Rates, attention_costs, states_read
 from pellucid.measure.paper import _active, known_papers, paper
 from pellucid.model.shapes import expected_shapes
 from pellucid.testing import planned_model
@@ -87,3 +88,41 @@ def test_of_a_table_of_layers_a_token_uses_a_row() -> None:
     shape = expected_shapes(spec)["per_layer.embed.weight"]
     assert _active(spec, "per_layer.embed.weight", shape) == shape[1]
     assert _active(spec, "embed.weight", (1000, 64)) == 64_000  # it is the output projection too
+
+
+def test_keys_and_values_by_hand() -> None:
+    """GPT-3 keeps and reads 96 layers of 96 heads of 128 keys and 128 values in 16 bits."""
+    made = paper("gpt3-175b")
+    token = 96 * 96 * (128 + 128) * 2
+    assert made.token_bytes == token == 4_718_592
+    assert made.kept == "96 layers x 96 heads x (128 + 128) f16"
+    rates = Rates(read=220e9, multiply=1e18)
+    apart = 1 / made.decode(rates, 1500) - 1 / made.decode(rates, 50)
+    assert apart == pytest.approx(1450 * token / 220e9)
+    assert apart == pytest.approx(0.031, rel=0.01)
+
+
+def test_a_latent_vector_is_kept_as_key_and_as_value() -> None:
+    """DeepSeek-V3 keeps 512 values of the latent vector, 64 rotated ones, and the latent vector as value."""
+    made = paper("deepseek-v3")
+    assert made.token_bytes == 61 * (512 + 64 + 512) * 2
+    assert made.kept.startswith("61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its")
+    (cost,) = attention_costs(made.plan)
+    assert cost.nbytes == made.token_bytes
+    assert cost.multiply_adds == 61 * 128 * (576 + 512)
+
+
+def test_a_window_limits_what_is_read() -> None:
+    made, layer = paper("gpt-oss-20b"), 8 * (64 + 64) * 2
+    found = {cost.window: cost.nbytes for cost in attention_costs(made.plan)}
+    assert found == {128: 12 * layer, 0: 12 * layer}
+    rates = Rates(read=1e9, multiply=1e18)
+    seconds = [1 / made.decode(rates, seen) for seen in (0, 100, 128, 1000)]
+    assert np.diff(seconds) == pytest.approx(
+        [100 * 24 * layer / 1e9, 28 * 24 * layer / 1e9, 872 * 12 * layer / 1e9]
+    )
+
+
+def test_a_state_is_read_and_written() -> None:
+    made = paper("qwen3.5-0.8b")
+    assert states_read(made.plan) == 2 * made.state_bytes

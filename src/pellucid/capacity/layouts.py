@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
+from pellucid.measure.cost import kept_bytes
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import cut
@@ -22,7 +24,9 @@ from pellucid.runtime.prefix_cache import usual_bytes
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
 TOGETHER = 16
-"""Texts that are made together, where the speed for many is stated."""
+"""Texts of the stated speed for many texts: fewer, if the machine has no room for all of them."""
+DEPTH = 1024
+"""Tokens before the generated ones, whose keys and values are read: at most half of the context."""
 BESIDE = 300e6  # bytes that a process takes beside weights and cache
 
 
@@ -52,6 +56,26 @@ class SizedModel:
         counts = page_counts(self.plan.layers, self.limits.context, self.limits.tokens, 1, memory=0)
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
+    def kept_bytes(self, tokens: int) -> int:
+        """Bytes of the keys, values and states of a sequence of ``tokens`` tokens."""
+        layers = self.plan.layers
+        return kept_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
+
+    @cached_property
+    def _largest_block(self) -> float:
+        """The largest share of the weights that a single block has."""
+        found = Counter[str]()
+        for op in self.plan.operations:
+            kind, number, *_ = f"{op.stage}..".split(".")
+            found[number if kind == "blocks" else ""] += op.weight_bytes
+        whole = found.total()
+        return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
+
+    def least_share(self, stages: int) -> float:
+        """A lower bound of the bytes of the largest of ``stages`` stages: an equal share, or the largest block's."""
+        part = max(1 / stages, self._largest_block)
+        return (self.weight_bytes + self.context_bytes) * part
+
     def room(self, memory: int) -> ReplicaRoom:
         """What a replica has for requests if each of its machines has so many bytes of memory.
 
@@ -59,16 +83,17 @@ class SizedModel:
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
-        return ReplicaRoom(self.plan.layers, counts, usual_bytes(self.weight_bytes, memory), limits)
+        kept = usual_bytes(self.weight_bytes, memory)
+        return ReplicaRoom(self.plan.layers, counts, kept, limits)
 
 
 @dataclass(frozen=True)
 class Layout:
     """A model on ``replicas`` times ``stages`` machines of a kind, and what it would reach.
 
-    ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``TOGETHER`` texts on each,
-    ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas have room for
-    (None: any number, because no layer keeps all of them).
+    ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``together`` texts on each, after
+    ``depth`` tokens; ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas
+    have room for (None: any number, because no layer keeps all of them).
     """
 
     machine: Machine
@@ -79,6 +104,8 @@ class Layout:
     many: float
     prompt: float
     tokens: int | None
+    depth: int
+    together: int
 
     @property
     def machines(self) -> int:
@@ -105,9 +132,12 @@ def fewest_stages(model: SizedModel, machine: Machine) -> int:
     Raises:
         InvalidRequest: over none that it can be cut into.
     """
+    usable = USABLE * machine.memory
     for stages in range(1, MOST_STAGES + 1):
+        if model.least_share(stages) > usable - BESIDE:  # sees at once what would be cut in vain
+            continue
         bytes_each = needed(model, stages)
-        if bytes_each is not None and bytes_each <= USABLE * machine.memory:
+        if bytes_each is not None and bytes_each <= usable:
             return stages
     raise InvalidRequest(
         f"{model.name} needs {(needed(model, 1) or 0) / 1e9:.1f} GB, and cannot be divided so that a part fits into "
@@ -147,15 +177,19 @@ def _layout(
         more = int(left / sum(group.page_bytes for group, _ in full))
         own = -(-model.limits.context // PAGE)
         tokens = replicas * PAGE * min(own + more, *(count for _, count in full))
+    depth = max(min(DEPTH, model.limits.context // 2), 1)
+    together = TOGETHER if tokens is None else min(TOGETHER, max(tokens // replicas // (depth + 1), 1))
     return Layout(
         machine,
         replicas,
         stages,
         bytes_each,
-        1 / costs.step(1, PAGE, 0, 0),
-        replicas * TOGETHER / costs.step(TOGETHER, TOGETHER * PAGE, 0, 0),
+        1 / costs.step(1, depth, 0, 0),
+        replicas * together / costs.step(together, together * depth, 0, 0),
         part / costs.step(0, 0, part, 0),
         tokens,
+        depth,
+        together,
     )
 
 
@@ -164,7 +198,9 @@ def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
     if not found:
         return None
     best = max(found, key=lambda one: (one.many, -one.machines))
-    if best.stages > 1:
+    if best.stages > min(one.stages for one in found if one.machine is best.machine):
+        why = f"over {best.stages} machines there is room for more texts together ({best.together})"
+    elif best.stages > 1:
         why = f"the model does not fit into one machine: over {best.stages} it does"
     elif best.replicas > 1:
         why = "the model fits into one machine, so each answers by itself; stages would only add hops"

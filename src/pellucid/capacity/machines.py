@@ -19,6 +19,7 @@ from pellucid.util.checks import real, whole
 READ = 1 << 30  # bytes of the buffer whose reading is timed
 LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
 MOST, MOST_CORES = 1_000_000, 4096  # machines; cores of one
+MOST_KINDS, MOST_BYTES = 32, 1 << 20  # of a file
 LEAST_RATE = 1e-3  # GB/s, GMAC/s
 FORM = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
@@ -85,13 +86,23 @@ def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
         InvalidRequest: the file cannot be read, or a field is wrong; the message names it.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path}: cannot be read: {reason(error)}") from error
+    if len(text) > MOST_BYTES:
+        raise InvalidRequest(f"{path}: has more than {MOST_BYTES:,} bytes, which no list of machines needs")
+    try:
+        found = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path}: is no JSON ({reason(error)}); its form is {FORM}") from error
     if not isinstance(found, dict) or not isinstance(found.get("machines"), list) or not found["machines"]:
         raise InvalidRequest(f"{path}: has no list of machines; its form is {FORM}")
+    if len(found["machines"]) > MOST_KINDS:
+        raise InvalidRequest(
+            f"{path}: lists {len(found['machines']):,} kinds of machines, more than {MOST_KINDS}: give machines that "
+            "are alike as one, with a count"
+        )
     kinds = tuple(_machine(f"machines[{at}]", one, here) for at, one in enumerate(found.pop("machines")))
     if len({one.name for one in kinds}) < len(kinds):
         raise InvalidRequest(

@@ -21,6 +21,8 @@ from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, g
 from pellucid.runtime.prefix_cache import PrefixCache
 from pellucid.runtime.sequence import CachedSequence
 
+MOST_PAGES = 1 << 15  # of a group: two million tokens
+
 
 @dataclass(frozen=True)
 class ReplicaRoom:
@@ -43,7 +45,9 @@ class SimulatedMemory:
             else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
             for group in groups
         ]
-        self.cache = KVCache(tiny, room.pages)
+        # More pages than a simulation ever needs would only take time and memory here.
+        most = max(MOST_PAGES, 2 * -(-room.limits.context // PAGE))
+        self.cache = KVCache(tiny, [min(count, most) for count in room.pages])
         real, small = (sum(group.page_bytes for group in found) for found in (groups, self.cache.groups))
         self.prefixes = PrefixCache(self.cache, max(room.kept_bytes * small // max(real, 1), 1))
 
@@ -90,6 +94,7 @@ class SimulatedText:
     last: float = 0.0
     failed: bool = False
     answer: list[int] = field(default_factory=list)
+    path: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sequence = CachedSequence(self.prompt)
@@ -221,7 +226,7 @@ class SimulatedReplica:
             table, tokens = one.sequence.table, len(one.chunk.tokens)
             self.memory.advance(table, tokens)
             if tokens > one.chunk.outputs:
-                self.memory.prefixes.insert(table, one.sequence.tokens, grows=True)
+                self.memory.prefixes.insert(table, one.sequence.tokens, grows=True, path=text.path)
             if one.chunk.outputs:
                 text.make(count, first, step.end)
                 if count > 1:  # within a page: nothing can be missing
@@ -257,7 +262,7 @@ class SimulatedStep:
             else:
                 self.prompts, seen = self.prompts + tokens, seen + tokens * length + tokens * tokens // 2
         self._first = slowed * costs.step(self.rows, self.seen, self.prompts, seen)
-        self._more = slowed * costs.row_seen * self.rows
+        self._more = slowed * costs.next_step(self.rows, self.seen)
 
     def seconds(self, count: int) -> float:
         """Those of the first ``count`` steps: each row sees a token more in each."""

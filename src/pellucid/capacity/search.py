@@ -11,10 +11,17 @@ from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
+from pellucid.kernels.attention.kv_layout import PAGE
 
-LEAST = 200  # requests of which percentiles are taken
-SLICE = 64
-"""Replicas that are simulated at most: more of them are as many such slices side by side."""
+LEAST, FEWEST = 200, 16  # requests of a simulation at least; and where a request takes long to simulate
+SLICE, FEW = 64, 8
+"""Replicas that are simulated at most: more of them are as many such slices side by side. As few as ``FEW``, where
+more would have more requests than are affordable."""
+WORK = 500.0
+"""Milliseconds that a simulation may take on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt.
+"""
+LIFETIMES, HARD = 5, 2
+"""A simulation lasts at least ``LIFETIMES`` of a request, but has at most ``HARD`` times the affordable requests."""
 WARM, SECONDS = 30.0, 60.0  # simulated seconds until what comes counts, and in which it does
 MOST_REPLICAS = 100_000
 CLOSE = 0.02  # the part of the number of replicas that is not looked at any closer
@@ -105,11 +112,9 @@ class Search:
         found = self._known.get((rate, replicas))
         if found is None:
             self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
-            count = min(replicas, SLICE)
+            count, warm, seconds = self._size(rate, replicas)
             traffic = replace(self.traffic, rate=rate * count / replicas)
-            simulation = Simulation(traffic, count, self._room, self._costs)
-            seconds = max(self._seconds, LEAST * replicas / (rate * count))
-            of_slice = simulation.run(seconds=seconds, warm=self._warm)
+            of_slice = Simulation(traffic, count, self._room, self._costs).run(seconds=seconds, warm=warm)
             found = self._known[rate, replicas] = replace(
                 of_slice,
                 requests_per_second=of_slice.requests_per_second * replicas / count,
@@ -117,15 +122,48 @@ class Search:
             )
         return found
 
+    def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
+        """The simulated replicas, and the seconds before and while requests count.
+
+        A simulation has the affordable number of requests at most, unless they would not last ``LIFETIMES``.
+        """
+        count, each = min(replicas, SLICE), rate / replicas
+        seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
+        span = self._warm + seconds
+        if (wanted := each * count * span) > self.affordable:
+            count = max(min(count, FEW), int(count * self.affordable / wanted))
+        part = min(self.affordable / (each * count * span), 1.0)
+        part = min(max(part, LIFETIMES * self._alone_seconds / span), 1.0)
+        part = min(part, HARD * self.affordable / (each * count * span))
+        return count, part * self._warm, part * seconds
+
+    @cached_property
+    def affordable(self) -> int:
+        """The number of requests that a simulation may have."""
+        pages = self.traffic.longest // PAGE
+        return max(FEWEST, int(WORK / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
+
+    @cached_property
+    def least_seconds(self) -> float:
+        """A lower bound of the seconds of a replica's steps that a request takes."""
+        prompt, tokens = self.traffic.prompt.usual, self.traffic.tokens.usual
+        of_row = min(seconds / n for n, seconds in self._costs.rows.items())
+        of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
+        seconds = tokens * max(of_row, 0.0) + max(prompt - self.traffic.shared, 0) * max(of_prompt, 0.0)
+        return seconds * min(self._costs.noise)
+
     def enough(self, rate: float, replicas: int) -> bool:
         """Whether so many replicas reach the goals."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
         """The fewest replicas that reach the goals; None if no number does."""
-        low, high = 0, max(guess, 1)
         if self.alone_fails:
             return None
+        low = int(rate * self.least_seconds)  # they are busy without a break, so they cannot be enough
+        if low >= MOST_REPLICAS:
+            return None
+        high = max(guess, low + 1)
         while not self.enough(rate, high):
             if high >= MOST_REPLICAS:
                 return None
@@ -139,10 +177,22 @@ class Search:
         return high
 
     @cached_property
+    def _alone(self) -> Outcome:
+        """Simulated latency of requests that are alone on a replica."""
+        self._told("a request that is alone")
+        traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
+        return Simulation(traffic, 1, self._room, self._costs).run(requests=min(40, self.affordable))
+
+    @property
+    def _alone_seconds(self) -> float:
+        """Seconds from a request that is alone to the end of its answer."""
+        alone = self._alone
+        return alone.first_token["p50"] + self.traffic.tokens.usual * alone.per_token["p50"]
+
+    @cached_property
     def alone_fails(self) -> bool:
         """Whether most requests miss the goals even where each is alone on a replica."""
-        traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
-        alone = Simulation(traffic, 1, self._room, self._costs).run(requests=40)
+        alone = self._alone
         return not (
             alone.first_token["p50"] <= self.goals.first_token
             and alone.per_token["p50"] <= self.goals.per_token
@@ -153,8 +203,9 @@ class Search:
         """The hours by their rates, from the highest; ``most`` replicas reach the goals at that."""
         found = []
         for part in sorted(set(shape), reverse=True):
-            rate = part * (self.traffic.rate or 0.0)
-            count = self.replicas(rate, max(1, round(part * most))) or most
+            rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * most // 100)
+            if count < SLICE:  # otherwise there are only fewer of the same slices
+                count = self.replicas(rate, max(1, count)) or most
             hours = tuple(hour for hour, one in enumerate(shape) if one == part)
             found.append(Hours(hours, rate, count, self.outcome(rate, count)))
         return found
@@ -180,8 +231,7 @@ class Search:
 
     def front(self, replicas: int, outcome: Outcome) -> Front:
         """What the processes in front need; ``outcome`` is that of the highest rate."""
-        prompt = self.traffic.prompt
-        seconds = router_seconds(replicas, prompt.low if prompt.normal else (prompt.low + prompt.high) // 2)
+        seconds = router_seconds(replicas, self.traffic.prompt.usual)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
         return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))

@@ -23,7 +23,7 @@ from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
-from pellucid.measure.cost import Cost, Rates, weight_bytes
+from pellucid.measure.cost import Cost, Rates, attention_costs, states_read, weight_bytes
 from pellucid.measure.suite import held, some_ids
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import PART
@@ -46,9 +46,11 @@ Told = Callable[[int, int, str], object]
 class StepCosts:
     """Seconds of a step. ``rows`` and ``prompts`` are those of a step with so many rows or tokens of prompts alone.
 
-    ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt. ``request`` is what
-    a request takes before its first step, and ``beside`` what each other one that is streamed adds to that; ``served``
-    is what a server adds to a step, and ``row`` for each row of it; ``hop`` is what a step takes between stages.
+    ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt; ``windows`` are
+    the window of a kind of layer, and its seconds for each token that a row, or one of a prompt, sees. ``request``
+    is what a request takes before its first step, and ``beside`` what each other one that is streamed adds to that;
+    ``served`` is what a server adds to a step, and ``row`` for each row of it; ``hop`` is what a step takes between
+    stages.
     ``noise`` is how many times as long as usual a step took, ``EVERY`` seconds apart: other work on the machine comes
     and goes, and the scheduler's pace follows the slowest steps.
     """
@@ -57,6 +59,7 @@ class StepCosts:
     prompts: Mapping[int, float]
     row_seen: float = 0.0
     prompt_seen: float = 0.0
+    windows: tuple[tuple[int, float, float], ...] = ()
     request: float = 0.0
     beside: float = 0.0
     served: float = 0.0
@@ -75,11 +78,18 @@ class StepCosts:
     def step(self, rows: int, seen: int, prompts: int, prompts_seen: int) -> float:
         """Seconds of a step of ``rows`` that see ``seen`` tokens together, and ``prompts`` tokens of prompts."""
         beside = self.row_seen * seen + self.prompt_seen * prompts_seen
+        for window, of_row, of_prompt in self.windows:
+            beside += of_row * min(seen, rows * window) + of_prompt * min(prompts_seen, prompts * window)
         beside += self.hop + self.served + self.row * rows
         if not prompts:
             return self._at("rows", rows) + beside
         sampling = max(0.0, self._at("rows", rows) - self._at("prompts", rows)) if rows else 0.0
         return self._at("prompts", rows + prompts) + sampling + beside
+
+    def next_step(self, rows: int, seen: int) -> float:
+        """Seconds that a step of ``rows`` rows takes longer if each row sees one more token."""
+        windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
+        return rows * (self.row_seen + windows)
 
     def slowed(self, when: float) -> float:
         """How many times as long as usual a step takes that begins at this time."""
@@ -106,6 +116,10 @@ class StepCosts:
             prompts={n: seconds * ratio(n, 0) for n, seconds in self.prompts.items()},
             row_seen=self.row_seen * here.read / other.read,
             prompt_seen=self.prompt_seen * here.multiply / other.multiply,
+            windows=tuple(
+                (window, of_row * here.read / other.read, of_prompt * here.multiply / other.multiply)
+                for window, of_row, of_prompt in self.windows
+            ),
         )
 
     def over(self, stages: int, link: Link, work: PlanWork) -> StepCosts:
@@ -121,6 +135,7 @@ class StepCosts:
             rows={n: seconds + n * vectors for n, seconds in self.rows.items()},
             prompts={n: _through(n, seconds, stages) + n * vectors for n, seconds in self.prompts.items()},
             prompt_seen=self.prompt_seen / stages,
+            windows=tuple((window, of_row, of_prompt / stages) for window, of_row, of_prompt in self.windows),
             hop=stages * link.seconds,
         )
 
@@ -145,16 +160,28 @@ class PlanWork:
             counts = {"tokens": tokens, "outputs": outputs, "sequences": outputs, "once": 1}
             rows = [(op, counts[op.rows]) for op in self._plan.operations]
             self._costs[key] = Cost(
-                sum(weight_bytes(op, count) for op, count in rows),
+                sum(weight_bytes(op, count) for op, count in rows) + outputs * states_read(self._plan),
                 sum(op.multiply_adds * count for op, count in rows),
             )
         return self._costs[key].seconds(rates)
 
     def estimated(self, machine: Machine) -> StepCosts:
-        """The time of steps of a model that is not here, at the usual parts of the roofs."""
+        """The time of steps of a model that is not here, at the usual parts of the roofs.
+
+        Beside the weights are counted: keys and values, read for each row; states, read and written for each row; the
+        products of attention over a prompt, at the rate of 8-bit products.
+        """
         rates = Rates(OF_MEMORY * machine.rates.read, OF_INT8 * machine.rates.multiply)
+        seen = [
+            (one.window, one.nbytes / rates.read, one.multiply_adds / rates.multiply)
+            for one in attention_costs(self._plan)
+        ]
         return StepCosts(
-            {n: self.seconds(n, n, rates) for n in ROWS}, {n: self.seconds(n, 0, rates) for n in PROMPTS}
+            {n: self.seconds(n, n, rates) for n in ROWS},
+            {n: self.seconds(n, 0, rates) for n in PROMPTS},
+            row_seen=sum(of_row for window, of_row, _ in seen if not window),
+            prompt_seen=sum(of_prompt for window, _, of_prompt in seen if not window),
+            windows=tuple(one for one in seen if one[0]),
         )
 
 

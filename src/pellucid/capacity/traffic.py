@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pellucid.measure.load import Lengths, arrivals
 
+MOST_BEGUN = 10_000  # conversations: more are more than a simulation ends with
 OWN = 1 << 40
 """Placeholder token ids from here on are a session's own; those of shared beginnings are below."""
 
@@ -32,6 +33,11 @@ class Traffic:
     think: float = 20.0
     seed: int = 0
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation, with its answers."""
+        return self.turns * (self.prompt.longest + self.tokens.longest)
+
     def session(self, number: int) -> Session:
         """The session of this number."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
@@ -39,7 +45,8 @@ class Traffic:
     def begun(self) -> Iterator[tuple[float, Session]]:
         """The sessions that have begun before, and when each has its next request: as many as there are on average."""
         by = random.Random(f"{self.seed} begun")
-        for number in range(round((self.rate or 0.0) * self.think) if self.turns > 1 else 0):
+        count = min(round((self.rate or 0.0) * self.think), MOST_BEGUN)
+        for number in range(count if self.turns > 1 else 0):
             session = self.session(-1 - number)
             for _ in range(by.randrange(self.turns)):
                 _, count = session.request()
@@ -107,14 +114,15 @@ class Session:
 
     def request(self) -> tuple[list[int], int]:
         """The next prompt, and how many tokens its answer will have."""
-        traffic, count = self.traffic, self.traffic.prompt.drawn(self.by)
+        traffic = self.traffic
+        count = min(traffic.prompt.drawn(self.by), traffic.prompt.longest)
         self.left -= 1
         if not self.text:
             prefix = self.by.randrange(traffic.prefixes) << 20
             self.text = list(range(prefix, prefix + min(traffic.shared, count)))
             count -= len(self.text)
         self.say(count)
-        return list(self.text), traffic.tokens.drawn(self.by)
+        return list(self.text), min(traffic.tokens.drawn(self.by), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
         """It was answered."""

@@ -64,7 +64,7 @@ Pin = Annotated[
     ),
 ]
 Context = Annotated[
-    int | None, count("Most tokens of a text, prompt and answer together; the model's limit by default.")
+    int | None, count("Most tokens of a text, prompt and answer together; what the file states by default.")
 ]
 Precise = Annotated[
     bool,

@@ -70,6 +70,7 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
         f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
         f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
     )
+    depth = found[0].depth
     numbers = (
         "GB each",
         "text tokens/s",
@@ -84,7 +85,7 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
             _what(one),
             f"{one.bytes_each / 1e9:.1f} of {one.machine.memory / 1e9:.0f}",
             f"{one.one:,.3g}",
-            f"{one.many:,.4g}",
+            f"{one.many:,.4g}" + (f" with {one.together}" if one.together < TOGETHER else ""),
             f"{one.prompt:,.4g}",
             "any" if one.tokens is None else f"{one.tokens:,}",
         )
@@ -97,7 +98,9 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
         "(--measured times the steps here)"
     )
     print(
-        "\n" + "\n".join(sorted(rates)) + f"\n{basis}; a prompt of a replica, texts of all of them together"
+        "\n"
+        + "\n".join(sorted(rates))
+        + f"\n{basis}; texts after {depth:,} tokens, of all replicas together; a prompt of one"
     )
 
 
@@ -137,5 +140,7 @@ def _row(layout: Layout) -> dict[str, Any]:
         "text_tokens_per_second": layout.one,
         "texts_together_tokens_per_second": layout.many,
         "prompt_tokens_per_second": layout.prompt,
+        "text_depth": layout.depth,
+        "texts_together": layout.together,
         "context_tokens": layout.tokens,
     }

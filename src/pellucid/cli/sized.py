@@ -59,7 +59,7 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
     context = loading.context
     if on_paper(model):
         made = paper(model, bits, dtype)
-        tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.context)
+        tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.longest)
         return SizedModel(
             model, made.spec, made.plan, step_limits(made.spec, tokens), made.file_bytes[made.form]
         )

@@ -188,7 +188,8 @@ class Inputs(Struct, frozen=True):
 
     def _remedy(self) -> str:
         """A second remedy for a text that is too long, if there is one."""
-        return ", or load with a larger context" if self.context < self.spec.context else ""
+        longest = self.spec.longest
+        return f", or load with a larger context (up to {longest:,})" if self.context < longest else ""
 
     def _ids(self, prompt: PromptInput, variables: Mapping[str, Any]) -> list[int]:
         if isinstance(prompt, str):

@@ -7,15 +7,15 @@ many tokens is bound by its own products, which are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.plan.plan import Operation
+from pellucid.plan.plan import Operation, Plan
 from pellucid.runtime.batch import Chunk
-from pellucid.runtime.cache_layout import StateShape
+from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,69 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
     """The bytes of keys and values that an operation reads for chunks of one token; of states, read and written."""
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
-    for name in (name for name in op.reads if name.startswith("cache.")):
-        _, layer, *part = name.split(".")
-        shape = runner.cache.layers[int(layer)]
+    for shape, part in _parts_read(op, runner.cache.layers):
         if isinstance(shape, StateShape):
-            nbytes += 2 * 4 * dict(shape.parts)[part[0]] * len(chunks)
+            nbytes += _state_bytes(shape, part) * len(chunks)
         else:
-            nbytes += shape.page_bytes // PAGE * sum(map(shape.seen, lengths))
+            nbytes += token_bytes(shape) * sum(map(shape.seen, lengths))
     return nbytes
+
+
+def _parts_read(op: Operation, layers: Sequence[CachedLayer]) -> Iterator[tuple[CachedLayer, str]]:
+    """The cached layers that an operation reads; of states the part of each."""
+    for name in op.reads:
+        if name.startswith("cache."):
+            _, layer, *part = name.split(".")
+            yield layers[int(layer)], "".join(part)
+
+
+def _state_bytes(shape: StateShape, part: str) -> int:
+    """The bytes of a part of a state that a step reads and writes for a sequence."""
+    return 2 * 4 * dict(shape.parts)[part]
+
+
+def token_bytes(shape: LayerShape) -> int:
+    """The bytes of a token's keys and values in a layer."""
+    return shape.page_bytes // PAGE
+
+
+def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
+    """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep the window's alone."""
+    kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
+    return sum(token_bytes(layer) * count for layer, count in kept)
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Cost of attention for each token that a token sees, in all layers with a ``window`` (0: none).
+
+    A step that makes text reads ``nbytes`` of keys and values for each row; one that reads a prompt does
+    ``multiply_adds``, at the rate of 8-bit products.
+    """
+
+    window: int
+    nbytes: int
+    multiply_adds: int
+
+
+def attention_costs(plan: Plan) -> list[AttentionCost]:
+    """The cost of a plan's attention, by windows. Layers that use the keys of others read them too."""
+    found: dict[int, AttentionCost] = {}
+    for op in plan.operations:
+        for shape, _ in _parts_read(op, plan.layers):
+            if isinstance(shape, LayerShape):
+                before = found.get(shape.window, AttentionCost(shape.window, 0, 0))
+                heads = int(op.fields["heads"])  # type: ignore[arg-type]
+                multiply_adds = heads * (shape.head_dim + shape.value_dim)
+                found[shape.window] = AttentionCost(
+                    shape.window,
+                    before.nbytes + token_bytes(shape),
+                    before.multiply_adds + multiply_adds,
+                )
+    return list(found.values())
+
+
+def states_read(plan: Plan) -> int:
+    """The bytes of states that a step reads and writes for each sequence."""
+    parts = (one for op in plan.operations for one in _parts_read(op, plan.layers))
+    return sum(_state_bytes(shape, part) for shape, part in parts if isinstance(shape, StateShape))

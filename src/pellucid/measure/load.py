@@ -60,6 +60,16 @@ class Lengths:
         whole(name, high, 0 if normal else low, LONGEST)
         return cls(low, high, normal)
 
+    @property
+    def usual(self) -> int:
+        """The mean."""
+        return self.low if self.normal else (self.low + self.high) // 2
+
+    @property
+    def longest(self) -> int:
+        """A length that no more than one of 30,000 exceeds."""
+        return self.low + 4 * self.high if self.normal else self.high
+
     def drawn(self, by: random.Random) -> int:
         """A length."""
         if self.normal:

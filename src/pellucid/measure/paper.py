@@ -6,6 +6,7 @@ The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
-from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.measure.cost import Rates
+from pellucid.measure.cost import Rates, attention_costs, kept_bytes, states_read
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import Mixture, ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import planned_model
 from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import lookup
@@ -48,18 +49,27 @@ class Paper:
     @property
     def token_bytes(self) -> int:
         """The bytes of keys and values that a token adds to the cache."""
-        return sum(layer.page_bytes for layer in self.plan.layers if not layer.recurrent) // PAGE
+        return kept_bytes(self.plan.layers, 1)
 
     @property
     def context_bytes(self) -> int:
-        """The bytes of keys and values for a whole context: layers with a window keep those of the window."""
-        context = self.spec.context
-        kept = (
-            (layer.page_bytes // PAGE, min(layer.window or context, context))
-            for layer in self.plan.layers
-            if not layer.recurrent
+        """The bytes of keys and values for a whole context."""
+        return kept_bytes(self.plan.layers, self.spec.context)
+
+    @property
+    def kept(self) -> str:
+        """The keys and values of a token in words: for each kind of layer its heads, and the widths of a head."""
+        kinds = Counter(layer for layer in self.plan.layers if isinstance(layer, LayerShape))
+        said = [
+            f"{count} layers x {one.kv_heads} heads x ({one.head_dim} + {one.value_dim}) {one.kv_dtype}"
+            + (f" of {one.window:,} tokens" if one.window else "")
+            for one, count in kinds.items()
+        ]
+        latent = any(one.latent for one in self.spec.attentions)
+        more = (
+            "; a key is the latent vector and its rotated part, a value that vector again" if latent else ""
         )
-        return sum(size * tokens for size, tokens in kept)
+        return " and ".join(said) + more
 
     @property
     def state_bytes(self) -> int:
@@ -76,12 +86,17 @@ class Paper:
         """The multiply-adds of a token."""
         return sum(op.multiply_adds for op in self.plan.operations)
 
-    def decode(self, rates: Rates) -> float:
-        """Tokens per second of one sequence that a machine allows: it reads the weights of a token for each."""
-        return 1 / max(self.read_bytes / rates.read, self.multiply_adds / rates.multiply)
+    def decode(self, rates: Rates, seen: int = 0) -> float:
+        """Tokens per second of one sequence that a machine allows, after ``seen`` tokens.
+
+        For each it reads the weights, the keys and values of the tokens that are seen, and the states.
+        """
+        kept = sum(one.nbytes * min(seen, one.window or seen) for one in attention_costs(self.plan))
+        nbytes = self.read_bytes + kept + states_read(self.plan)
+        return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def prefill(self, rates: Rates) -> float:
-        """Tokens per second of a long prompt that a machine allows: it multiplies."""
+        """Tokens per second of a prompt that a machine allows: it multiplies. Attention's products are not counted."""
         return rates.multiply / self.multiply_adds
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
+from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing, Rotary, RotaryScaling
 from pellucid.model.spec import Activation, Attention, ModelSpec, Pooling
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import read_json
+from pellucid.weights.safetensors import read_json, read_json_list
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -67,7 +68,7 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
     config.agreed("rope.scaling.factor", config, "rope.scale_linear")
     if kind == "linear" and factor != 1:
-        scaling = RotaryScaling("linear", factor)
+        scaling = RotaryScaling("linear", factor, trained_context=config.count("context_length", 0))
     if kind == "yarn" and factor != 1:
         scaling = RotaryScaling(
             "yarn",
@@ -84,14 +85,14 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
             config.count("context_length") / trained,
             trained_context=trained,
             magnitude=config.number("rope.scaling.attn_factor", 1.0),
-            short=frequency_factors(checkpoint, SHORT),
-            long=frequency_factors(checkpoint, LONG),
+            short=frequency_factors(checkpoint, config, SHORT),
+            long=frequency_factors(checkpoint, config, LONG),
         )
     dims = even(
         config, "rope.dimension_count", config.count("rope.dimension_count", head_dim, limit=head_dim)
     )
     base = config.number("rope.freq_base", 10_000.0, low=1.0)
-    return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint))
+    return Rotary(base, dims, pairing, scaling, frequency_factors(checkpoint, config))
 
 
 def even(config: Config, key: str, dims: int) -> int:
@@ -170,24 +171,23 @@ def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
 
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
-ROTARY_TENSORS = (r"rope_freqs\.weight", r"rope_factors_(short|long)\.weight")
-"""Patterns of the tensors in GGUF that are read as metadata."""
 
 
-def frequency_factors(checkpoint: Checkpoint, name: str = FREQUENCIES) -> tuple[float, ...]:
+def frequency_factors(checkpoint: Checkpoint, config: Config, name: str = FREQUENCIES) -> tuple[float, ...]:
     """A tensor of divisors of the rotary frequencies; empty if there is none.
 
     llama.cpp stores Llama 3's frequency scaling so, and LongRoPE's.
     """
     if name not in checkpoint.tensors:
         return ()
+    config.tensors.add(name)
     tensor = checkpoint.tensors[name]
     if tensor.format != "F32":
         raise UnsupportedModel(f"{checkpoint.path.name}: {name} is {tensor.format}; only F32 is supported")
     return tuple(float(x) for x in checkpoint.data(tensor.name).view("<f4"))
 
 
-ORIGINAL = "original_max_position_embeddings"
+STATED, ORIGINAL = "max_position_embeddings", "original_max_position_embeddings"
 
 
 def rope_parameters(
@@ -213,12 +213,11 @@ def rope_parameters(
         parameters = parameters if parameters.values else older
     base = parameters.number("rope_theta", config.number(base_key, default, low=1.0), low=1.0)
     parameters.agreed("rope_theta", config, base_key)
-    return base, _scaling(parameters, config)
+    return base, _scaling(parameters, config, bool(layer_type))
 
 
-def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
-    # Up to max_position_embeddings, which is the limit here, "dynamic" scales nothing; "mrope" gives the places of
-    # images three numbers, and those of text one.
+def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
+    # "mrope" gives the places of images three numbers, and those of text one.
     kinds = {
         "default": "",
         "dynamic": "dynamic",
@@ -232,9 +231,11 @@ def _scaling(parameters: Config, config: Config) -> RotaryScaling | None:
     kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
     parameters.agreed("rope_type", parameters, "type")
     if kind == "dynamic":
-        parameters.number("factor")
+        return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(STATED))
     if kind == "linear":
-        return RotaryScaling("linear", parameters.number("factor"))
+        # With a factor for each type of layer, as in Gemma 3, the context that the file states is the scaled one.
+        trained = 0 if of_layers else config.count(STATED, 0)
+        return RotaryScaling("linear", parameters.number("factor"), trained_context=trained)
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
         if low > high:
@@ -256,7 +257,7 @@ def _longrope(parameters: Config, config: Config) -> RotaryScaling:
     where = parameters if parameters.has(ORIGINAL) else config
     trained = where.count(ORIGINAL)
     parameters.agreed(ORIGINAL, config, ORIGINAL)
-    factor = parameters.number("factor", config.count("max_position_embeddings", trained) / trained)
+    factor = parameters.number("factor", config.count(STATED, trained) / trained)
     return RotaryScaling(
         "longrope",
         factor,
@@ -285,7 +286,7 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     return RotaryScaling(
         "yarn",
         factor,
-        trained_context=parameters.count(ORIGINAL) if stated else config.count("max_position_embeddings"),
+        trained_context=parameters.count(ORIGINAL) if stated else config.count(STATED),
         fast=parameters.number("beta_fast", 32.0),
         slow=parameters.number("beta_slow", 1.0),
         magnitude=parameters.number("attention_factor", magnitude),
@@ -318,15 +319,28 @@ def rotary_dims(
     return dims
 
 
-POOLING = "1_Pooling/config.json"
+POOLING, MODULES = "1_Pooling/config.json", "modules.json"
+WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")
+"""Modules of sentence-transformers that are part of every sentence vector here, or that change none."""
 
 
 def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
     """Mean pooling, the only kind that is implemented.
 
     Raises:
-        UnsupportedModel: sentence-transformers' file in the model's folder requires another kind.
+        UnsupportedModel: sentence-transformers' files in the model's folder require another kind, or further modules,
+            whose weights are in folders of their own.
     """
+    modules = checkpoint.path / MODULES
+    if modules.is_file():
+        for module in read_json_list(modules):
+            stated = module if isinstance(module, dict) else {}
+            kind, where = str(stated.get("type", "")).rpartition(".")[2], stated.get("path")
+            if kind not in WITHOUT_WEIGHTS or (kind == "Pooling" and f"{where}/config.json" != POOLING):
+                raise UnsupportedModel(
+                    f"{checkpoint.path.name}: {MODULES}: module {brief(kind)} in {brief(where)} is not supported, and "
+                    f"would change the vectors (known: {', '.join(WITHOUT_WEIGHTS)})"
+                )
     path = checkpoint.path / POOLING
     if path.is_file():
         asked = Config(read_json(path), path)

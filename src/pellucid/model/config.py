@@ -24,8 +24,9 @@ class Config(Struct, frozen=True):
     """A table of values, with the path for error messages. ``prefix`` is put before every key.
 
     ``read`` collects the full names of the keys that were read, so that ``model/unread_keys.py`` can find those that a
-    reader has left out. ``parent`` is the name of the table that contains this one, with a dot, or "". ``aliases`` are
-    the names that the file has for keys, where these differ (``known_as``).
+    reader has left out; ``tensors`` likewise the names of tensors that are read as metadata. ``parent`` is the name of
+    the table that contains this one, with a dot, or "". ``aliases`` are the names that the file has for keys, where
+    these differ (``known_as``).
     """
 
     values: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Config(Struct, frozen=True):
     prefix: str = ""
     parent: str = ""
     read: set[str] = field(default_factory=set)
+    tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, prefix: str) -> Config:
@@ -144,7 +146,7 @@ class Config(Struct, frozen=True):
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""
         value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
-        return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read)
+        return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read, tensors=self.tensors)
 
     def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
         """The choices that a list of ``count`` strings names; None if there is no list."""

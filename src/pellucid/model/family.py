@@ -21,7 +21,9 @@ class Family(Struct, frozen=True):
     """A family of models: its name, and its readers by the name of the architecture in the file.
 
     That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
-    ``unused`` are patterns of tensors that a file may hold and that no slot needs.
+    ``unused`` are patterns of tensors that a file may hold and that no slot needs: tables that are computed here, and
+    the pooler of BERT, whose vector only heads see. ``passed_over`` are patterns of tensors of parts that are left out;
+    a line says so.
 
     The others are for `pellucid.testing`. ``keys`` are the keys of config.json by dimension ("width") that are not the
     usual ones, and ``biases`` the tensors of GGUF files by which a reader sees that there are biases, where that is
@@ -34,6 +36,7 @@ class Family(Struct, frozen=True):
     gguf: Mapping[str, Reader] = field(default_factory=dict)
     safetensors: Mapping[str, Reader] = field(default_factory=dict)
     unused: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     biases: Sequence[str] = ()
     pattern: Sequence[str] = ()

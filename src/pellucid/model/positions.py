@@ -17,10 +17,13 @@ class RotaryScaling(Struct, frozen=True):
     those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
     interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023). ``longrope`` divides
     each frequency by its own number, of ``short`` if the model's context is at most ``trained_context``, otherwise of
-    ``long``, and multiplies likewise (Ding et al. 2024).
+    ``long``, and multiplies likewise (Ding et al. 2024). ``dynamic`` grows the base with the model's context beyond
+    ``trained_context`` (transformers' ``_compute_dynamic_ntk_parameters``).
+
+    The model's context is the one that it is run with (decision 42).
     """
 
-    kind: Literal["linear", "llama3", "yarn", "longrope"]
+    kind: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
     factor: float
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
@@ -32,6 +35,11 @@ class RotaryScaling(Struct, frozen=True):
     """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
+
+    @property
+    def reach(self) -> int:
+        """The context that it makes possible; 0: the one that the file states."""
+        return int(self.factor * self.trained_context) if self.kind in ("linear", "yarn", "dynamic") else 0
 
 
 class Rotary(Struct, frozen=True):

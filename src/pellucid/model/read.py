@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
 
@@ -18,6 +19,7 @@ from pellucid.model.slots import shape_of
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.companions import refuse_companion
 from pellucid.weights.joined import METHOD
 
 
@@ -28,13 +30,37 @@ def read_model(checkpoint: Checkpoint) -> Model:
         UnsupportedModel: the architecture, or an option of the file, is not implemented; the message lists what is.
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
+    refuse_companion(checkpoint)
     config, gguf = Config(checkpoint.metadata, checkpoint.path), checkpoint.kind == "gguf"
+    if not gguf:
+        _check_task(config)
     table = checkpoint.metadata.get(TABLE)
     if not gguf and isinstance(table, Mapping) and table:
         _check_quantization(config)
         text = TextPart(checkpoint)
         return text.in_file(_read(text, text.config(config)))
     return _read(checkpoint, config)
+
+
+TASK = re.compile(r".+For([A-Z]\w*)")
+TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
+"""Tasks of transformers' classes that have the weights of a language model or an encoder."""
+
+
+def _check_task(config: Config) -> None:
+    """Refuse a model whose class in transformers has another head: a classifier would make text.
+
+    Raises:
+        UnsupportedModel: no class that ``architectures`` names makes text or vectors.
+    """
+    stated = config.value("architectures")
+    names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    tasks = [match[1] if (match := TASK.fullmatch(name)) else "" for name in names]
+    if names and all(task and not task.startswith(TEXT_TASKS) for task in tasks):
+        raise UnsupportedModel(
+            f"{config.path.name}: architectures is {brief(names[0])}: a head for {shown(tasks[0])} is not supported; "
+            "models that make text, and sentence encoders, are"
+        )
 
 
 def _check_quantization(config: Config) -> None:
@@ -55,17 +81,16 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
         families = architectures(checkpoint.kind)
         from difflib import get_close_matches
 
-        nearest = get_close_matches(architecture[:100], families, n=1)
+        nearest = get_close_matches(architecture[:100].lower(), families, n=1, cutoff=0.0)
         raise UnsupportedModel(
             f"{checkpoint.path.name}: architecture {brief(architecture)} is not supported "
-            f"(known for {checkpoint.kind}: {', '.join(sorted(families))})"
-            f"{f'; the nearest is {nearest[0]}' if nearest else ''}"
+            f"(known for {checkpoint.kind}: {', '.join(sorted(families))}); the nearest is {nearest[0]}"
         )
     _check_quantization(config)
     model = family.readers(checkpoint.kind)[architecture](checkpoint, config)
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
-    _check_unused(checkpoint, model, family)
+    _check_unused(checkpoint, model, family, config)
     for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer checks the others
         config.token_ids(key, model.spec.embedding.vocabulary)
     check_unread(config, f"{architecture}." if gguf else "")
@@ -110,23 +135,37 @@ def _joined(found: Sequence[Shape]) -> Shape:
     return (sum(one[0] for one in found), *found[0][1:])
 
 
-def _check_unused(checkpoint: Checkpoint, model: Model, family: Family) -> None:
-    """Refuse tensors and rows that no slot uses: a tensor such as a bias would have changed the result."""
+def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: Config) -> None:
+    """Refuse tensors and rows that no slot uses: a tensor such as a bias would have changed the result.
+
+    Warns about parts that are left out.
+    """
     used: dict[str, list[tuple[int, int] | None]] = {}
     for slot in model.slots:
         for source in model.sources(slot):
             used.setdefault(source.tensor, []).append(source.columns or source.rows)
     for source in model.ignored:
         used.setdefault(source.tensor, []).append(source.rows)
-    pattern = re.compile("|".join(family.unused) or r"(?!)")
+    silent, told = (re.compile("|".join(some) or r"(?!)") for some in (family.unused, family.passed_over))
     layers, further = _layer_pattern(model), _further_layers(checkpoint, model)
 
-    def needed(name: str) -> bool:
+    def passed_over(name: str) -> bool:
         layer = layers.match(name) if further else None
-        skipped = layer is not None and int(layer[1]) in further
-        return not (name in used or skipped or pattern.fullmatch(name))
+        return told.fullmatch(name) is not None or (layer is not None and int(layer[1]) in further)
 
-    unused = sorted(filter(needed, checkpoint.tensors))
+    others = [
+        name
+        for name in checkpoint.tensors
+        if not (name in used or name in config.tensors or silent.fullmatch(name))
+    ]
+    passed = [name for name in others if passed_over(name)]
+    if passed:
+        warnings.warn(
+            f"{checkpoint.path.name}: {len(passed):,} tensors of parts that are not needed here are not read: "
+            f"{shown(passed[0])} ...",
+            stacklevel=2,
+        )
+    unused = sorted(set(others).difference(passed))
     if unused:
         more = f" and {len(unused) - 1:,} more tensors" if unused[1:] else ""
         raise UnsupportedModel(

@@ -95,6 +95,10 @@ class Attention(Struct, frozen=True):
     """The smallest slope is 2^-alibi_most (for a number of heads that is a power of two)."""
     alibi_scale: float = 1.0
     """A factor of the slopes."""
+    alibi_rounded: bool = False
+    """Whether slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
+    of a score then depends on the key's position instead of the distance.
+    """
     clip: float = 0.0
     """If not 0, queries, keys and values are kept between -clip and clip, before norms and positions."""
     sinks: bool = False
@@ -374,6 +378,12 @@ class ModelSpec(Struct, frozen=True):
         if not self.attentions:
             raise UnsupportedModel(f"{self.name}: no layer has attention")
         return self.attentions[0]
+
+    @property
+    def longest(self) -> int:
+        """The largest context that the model may be run with: the file's, or as far as its rotary scaling reaches."""
+        scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
+        return max(self.context, *(scaling.reach for scaling in scalings), 0)
 
     @property
     def causal(self) -> bool:

@@ -117,7 +117,7 @@ class StandardDecoder(Struct, frozen=True):
 
     ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``aliases``
     are further names of some of them, by key, as transformers reads them or older files have them. ``unused`` are
-    patterns of tensors that no slot needs.
+    patterns of tensors that no slot needs, ``passed_over`` patterns of parts that are left out (see ``Family``).
     """
 
     name: str
@@ -157,6 +157,7 @@ class StandardDecoder(Struct, frozen=True):
     keys: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
     gguf_change: Change = lambda config, spec: spec
@@ -182,6 +183,7 @@ class StandardDecoder(Struct, frozen=True):
             else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=self.unused,
+            passed_over=self.passed_over,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
             pattern=self.pattern,

@@ -62,7 +62,7 @@ class TextPart:
 
     def config(self, whole: Config) -> Config:
         """The configuration of the text model."""
-        return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read)
+        return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read, tensors=whole.tensors)
 
     def in_file(self, model: Model) -> Model:
         """The model with the names of the file's tensors. Warns about the parts that are passed over."""

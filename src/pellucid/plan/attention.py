@@ -11,8 +11,19 @@ from pellucid.model.spec import Attention, Latent
 from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.plan import LETTER, At, Cache, CacheGroup, Operation, PageBytes, Value, Vector, Weights
-from pellucid.plan.position import alibi_bias, rotate, scale_queries
+from pellucid.plan.plan import (
+    LETTER,
+    At,
+    Cache,
+    CacheGroup,
+    Operation,
+    PageBytes,
+    ScoreBias,
+    Value,
+    Vector,
+    Weights,
+)
+from pellucid.plan.position import alibi_table, rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
 
 
@@ -306,7 +317,8 @@ def _attend(
     """softmax(q Kᵀ) V. A head's result has ``width`` values, by default those of a value head."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     builder.divide(attended, kind.heads, width or kind.value_dim, layer_shape.value_dim)
-    bias = alibi_bias(builder, kind) if kind.alibi else None
+    name = alibi_table(builder, kind) if kind.alibi else None
+    table = builder.tables[name] if name else None
     fields: dict[str, Value] = {
         "q": At(q),
         "heads": kind.heads,
@@ -320,8 +332,9 @@ def _attend(
         "causal": int(kind.causal),
         "window": kind.window,
         "chunked": int(kind.chunked),
-        "bias": bias or 0,
-        "bias_stride": 4 * builder.tables[bias.table].columns if bias else 0,
+        "bias": ScoreBias(name) if name else 0,
+        "bias_stride": 4 * table.columns if table else 0,
+        "bias_step": 4 * table.moves if table else 0,
         "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
         "cross": int(kind.cross),
         "out": At(attended),

@@ -21,12 +21,12 @@ from pellucid.plan.plan import (
     Cache,
     CacheGroup,
     Constant,
-    DistanceBias,
     Fill,
     Operation,
     PageBytes,
     Plan,
     RowKind,
+    ScoreBias,
     Value,
     Vector,
     Weights,
@@ -101,8 +101,8 @@ def bind(
                 return address(constants[name])
             case Fill():
                 return address(fills[value])
-            case DistanceBias(name):
-                return address(tables[name]) + 4 * (plan.tables[name].past - 1)
+            case ScoreBias(name):
+                return address(tables[name]) + 4 * plan.tables[name].origin
             case Cache(layer, part):
                 return cache.address(layer, part)
             case CacheGroup(layer):

@@ -22,6 +22,7 @@ from pellucid.plan.plan import (
     Buffer,
     DistanceTable,
     Fill,
+    KeyTable,
     Operation,
     Plan,
     RowKind,
@@ -80,7 +81,7 @@ class Builder:
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
-        self.tables: dict[str, DistanceTable] = {}
+        self.tables: dict[str, DistanceTable | KeyTable] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()

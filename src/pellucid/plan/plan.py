@@ -7,7 +7,7 @@ records that the executor runs. Building a plan reads no weights and compiles no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from msgspec import Struct, field
@@ -99,8 +99,8 @@ class Cache(Struct, frozen=True):
     part: str
 
 
-class DistanceBias(Struct, frozen=True):
-    """The address of a distance table's value for head 0 at distance 0."""
+class ScoreBias(Struct, frozen=True):
+    """The address of a table's values for head 0, for a query at position 0 and a key at position 0."""
 
     table: str
 
@@ -118,8 +118,12 @@ class CacheGroup(Struct, frozen=True):
 
 
 Value: TypeAlias = (
-    int | float | At | Weights | Vector | Constant | Fill | Cache | CacheGroup | DistanceBias | PageBytes
+    int | float | At | Weights | Vector | Constant | Fill | Cache | CacheGroup | ScoreBias | PageBytes
 )
+
+
+BEYOND = 15
+"""Values of a table that the attention kernel may read beyond the last key."""
 
 
 class DistanceTable(Struct, frozen=True):
@@ -132,16 +136,63 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
+    moves: ClassVar[bool] = True
+    """True: the column of a key depends on the query's position too."""
+
     @property
     def columns(self) -> int:
-        """Values of a head, including 15 that the attention kernel may read beyond the last distance."""
-        return self.past + self.future + 15
+        """Values of a head."""
+        return self.past + self.future + BEYOND
+
+    @property
+    def origin(self) -> int:
+        """The column of a key and a query at position 0."""
+        return self.past - 1
 
     def values(self) -> NDArray[np.float32]:
         """(H, columns) float32; distance 0 is in column ``past`` - 1."""
-        distances = np.abs(np.arange(self.columns) - (self.past - 1))
+        distances = np.abs(np.arange(self.columns) - self.origin)
         values: NDArray[np.float32] = (-np.outer(self.slopes, distances)).astype(np.float32)
         return values
+
+
+class KeyTable(Struct, frozen=True):
+    """Values that are added to attention scores by the position of a key: scale * slope * position, for each head.
+
+    Slope, position and their product are rounded to bfloat16 (transformers' ``build_alibi_tensor`` of Falcon).
+    """
+
+    unscaled: tuple[float, ...]
+    scale: float
+    positions: int
+
+    moves: ClassVar[bool] = False
+    origin: ClassVar[int] = 0
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """The slope of each head, without rounding."""
+        return tuple(self.scale * slope for slope in self.unscaled)
+
+    @property
+    def columns(self) -> int:
+        """Values of a head."""
+        return self.positions + BEYOND
+
+    def values(self) -> NDArray[np.float32]:
+        """(H, columns) float32; position 0 is in column 0."""
+        slopes = rounded_to_bfloat16(np.array(self.unscaled))
+        positions = rounded_to_bfloat16(np.arange(self.columns))
+        products = rounded_to_bfloat16(np.outer(slopes, positions))
+        values: NDArray[np.float32] = (self.scale * products.astype(np.float64)).astype(np.float32)
+        return values
+
+
+def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
+    """The nearest bfloat16 of finite numbers, as float32; ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 class Operation(Struct, frozen=True):
@@ -198,7 +249,7 @@ class Plan(Struct, frozen=True):
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     output: str = ""
     layers: tuple[CachedLayer, ...] = ()
-    tables: Mapping[str, DistanceTable] = field(default_factory=dict)
+    tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
     source: Plan | None = None
     """The plan before the passes; None for a plan that none has changed."""
 

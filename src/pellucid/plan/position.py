@@ -11,7 +11,7 @@ from pellucid.model.positions import Learned, QueryScale, Rotary, RotaryScaling,
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.embedding import lookup
-from pellucid.plan.plan import At, Constant, DistanceBias, DistanceTable, Operation, Value
+from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, Operation, Value
 
 
 def position(builder: Builder, x: str) -> str:
@@ -72,13 +72,17 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
     builder.emit(Operation(stage, KernelKey("query_scale"), fields, (q,), (q,), shape, partitions=partitions))
 
 
-def alibi_bias(builder: Builder, kind: Attention) -> DistanceBias:
-    """The table of values that are added to the scores of each head, by distance."""
+def alibi_table(builder: Builder, kind: Attention) -> str:
+    """The name of the table of values that are added to the scores of each head."""
     name = f"alibi.{kind.heads}.{kind.alibi_most:g}.{kind.alibi_scale:g}" + ("" if kind.causal else ".both")
-    slopes = tuple(kind.alibi_scale * slope for slope in alibi_slopes(kind.heads, kind.alibi_most))
-    context = builder.spec.context
-    builder.tables[name] = DistanceTable(slopes, context, 0 if kind.causal else context - 1)
-    return DistanceBias(name)
+    slopes, context = alibi_slopes(kind.heads, kind.alibi_most), builder.spec.context
+    if kind.alibi_rounded:
+        name += ".rounded"
+        builder.tables[name] = KeyTable(slopes, kind.alibi_scale, context)
+    else:
+        scaled = tuple(kind.alibi_scale * slope for slope in slopes)
+        builder.tables[name] = DistanceTable(scaled, context, 0 if kind.causal else context - 1)
+    return name
 
 
 def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, head_dim: int) -> str:
@@ -120,6 +124,8 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
         return tuple(plain)
     if scaling.kind == "linear":
         return tuple(f / scaling.factor for f in plain)
+    if scaling.kind == "dynamic":
+        return _dynamic(rotary, scaling, plain, context)
     if scaling.kind == "yarn":
         return _yarn(rotary, scaling, plain)
     low = scaling.trained_context / scaling.low_frequency_factor
@@ -144,6 +150,18 @@ def _check_divisors(divisors: tuple[float, ...], pairs: int) -> None:
             f"rotary factors (short_factor, long_factor, rope_freqs): {len(divisors)} given, {pairs} positive ones "
             "needed"
         )
+
+
+def _dynamic(rotary: Rotary, scaling: RotaryScaling, plain: list[float], context: int) -> tuple[float, ...]:
+    """Frequencies of the base that grows with the context: base a^(dims / (dims - 2)), where a is 1 up to the trained
+    context, and ``factor`` more for each further one.
+    """
+    if rotary.dims < 4:
+        raise UnsupportedModel(
+            f"rotary scaling 'dynamic': {rotary.dims} values of a head rotate; it needs at least 4"
+        )
+    growth = 1 + scaling.factor * max(context / scaling.trained_context - 1, 0)
+    return tuple(f * growth ** (-2 * j / (rotary.dims - 2)) for j, f in enumerate(plain))
 
 
 def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[float, ...]:

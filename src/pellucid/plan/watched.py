@@ -40,7 +40,7 @@ PATTERN_FIELDS = (
         "window",
         "chunked",
     ),
-    *("bias", "bias_stride", "sinks", "cross"),
+    *("bias", "bias_stride", "bias_step", "sinks", "cross"),
 )
 MIX_FIELDS = (
     "heads",

@@ -47,6 +47,11 @@ class _Node(Struct, eq=False):
     def is_leaf(self) -> bool:
         return not self.whole and not self.parts
 
+    @property
+    def is_kept(self) -> bool:
+        """True if the tree still has this node of a whole page, and therefore all nodes before it."""
+        return self.parent is not None and self.parent.whole.get(self.tokens) is self
+
     def children(self) -> Iterator[_Node]:
         return chain(self.whole.values(), self.parts)
 
@@ -95,14 +100,26 @@ class PrefixCache:
         """How many of the first ``most`` tokens of ``ids`` are there, apart from windows and states."""
         return sum(common for _, common in self._path(ids, most))
 
-    def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
+    def insert(
+        self,
+        table: BlockTable,
+        tokens: Sequence[int],
+        *,
+        grows: bool = False,
+        path: list[_Node] | None = None,
+    ) -> None:
         """Keep what a block table holds, whose tokens ``tokens`` begin with. The table itself does not change.
 
-        If it ``grows``, only its whole pages: a page that is kept would be copied before the next token.
+        If it ``grows``, only its whole pages: a page that is kept would be copied before the next token. ``path`` has
+        the nodes of the pages that earlier calls for the same text have kept; it is extended.
         """
-        cache, node, path = self._cache, self._root, list[_Node]()
+        cache, path = self._cache, [] if path is None else path
         pages, end = dict(enumerate(table.blocks)), table.length // PAGE * PAGE if grows else table.length
-        for start in range(0, end, PAGE):
+        del path[end // PAGE :]
+        while path and not path[-1].is_kept:
+            path.pop()
+        node = path[-1] if path else self._root
+        for start in range(len(path) * PAGE, end, PAGE):
             part = tuple(tokens[start : min(start + PAGE, end)])
             child = self._child(node, part)
             if child is None:

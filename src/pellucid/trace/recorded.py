@@ -24,7 +24,7 @@ from pellucid.errors import FileFormatError, InvalidRequest
 from pellucid.errors.messages import brief, reason
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
-from pellucid.plan.plan import DistanceTable, Plan
+from pellucid.plan.plan import Plan
 from pellucid.trace.selection import Selected
 from pellucid.weights.files import ModelFile
 from pellucid.weights.safetensors import parse_json, read_table
@@ -246,7 +246,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     ALiBi of each head, its ``width``, the number of its ``tokens``, which may be fewer than its logits, and the blocks
     that rotate by each point of ``angles``.
     """
-    tables = [one for one in plan.tables.values() if isinstance(one, DistanceTable)]
+    tables = list(plan.tables.values())
     position = "alibi" if tables else "none"
     if spec.position is not None:
         position = "added"

@@ -114,6 +114,11 @@ class FileCheckpoint:
         self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
         self._files = files
 
+    @property
+    def paths(self) -> set[Path]:
+        """The files."""
+        return set(self._files)
+
     def data(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` for an unknown name, or as `read`."""
         import numpy as np

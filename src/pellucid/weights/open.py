@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from pellucid.errors import FileFormatError
-from pellucid.errors.messages import reason
+from pellucid.errors.messages import reason, shown
 from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.companions import (
+    MERGE,
+    adapter_alone,
+    adapter_in,
+    kind_of_gguf,
+    pickles_in,
+    to_safetensors,
+)
 from pellucid.weights.files import ModelFile
 from pellucid.weights.gguf import MAGIC, SPLIT_NAME, open_gguf
 from pellucid.weights.joined import joined
-from pellucid.weights.safetensors import INDEX_NAME, open_safetensors
+from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
+
+MOST_LOOKED_AT = 32
+"""The number of GGUF files in a folder whose metadata are read, to find the model among them."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -37,9 +49,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
         return joined(open_safetensors(path))
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise FileFormatError(
-            path, "file", "is a PyTorch (pickle) or zip file; convert it to safetensors or GGUF"
-        )
+        problem = "is a PyTorch (pickle) or zip file; convert it to safetensors or GGUF: "
+        problem += to_safetensors(path.parent.name)
+        raise FileFormatError(path, "file", problem)
     raise FileFormatError(path, "file", f"begins with {head[:4]!r}: neither GGUF nor safetensors", 0)
 
 
@@ -49,25 +61,74 @@ def _open_folder(folder: Path) -> Checkpoint:
         os.stat(os.path.join(folder, "."))  # a folder may allow listing but not opening
     except OSError as error:
         raise FileFormatError(folder, "folder", f"cannot be read: {reason(error)}") from error
-    ggufs, others = gguf_models(folder), sorted(folder.glob("*.safetensors"))
+    ggufs, others = gguf_models(folder), weight_files(folder)
     if ggufs and others:
         names = ", ".join(p.name for p in ggufs)
         raise FileFormatError(
             folder, "folder", f"holds GGUF ({names}) and safetensors: name the file to open"
         )
-    if len(ggufs) > 1:
-        names = ", ".join(p.name for p in ggufs)
-        raise FileFormatError(folder, "folder", f"holds {len(ggufs)} GGUF models, name one: {names}")
     if ggufs:
-        return open_gguf(ggufs[0])
+        return open_gguf(_only_model(folder, ggufs))
     if others or os.path.isfile(folder / INDEX_NAME):
-        return joined(open_safetensors(folder))
+        return _open_safetensors_folder(folder, others)
+    if adapter_in(folder):
+        raise adapter_alone(folder)
+    if pickles := pickles_in(folder):
+        problem = (
+            f"holds PyTorch (pickle) weights ({shown(pickles[0])}), which are not read: convert them to "
+        )
+        problem += f"safetensors: {to_safetensors(folder.name)}"
+        raise FileFormatError(folder, "folder", problem)
     problem = "holds no model: expected one .gguf file, or .safetensors files with a config.json"
     raise FileFormatError(folder, "folder", problem)
 
 
+def _only_model(folder: Path, ggufs: list[Path]) -> Path:
+    """The GGUF file of a folder that is a model. Warns about others that are none."""
+    if len(ggufs) == 1:
+        return ggufs[0]
+    kinds = {path: _kind(path) for path in ggufs[:MOST_LOOKED_AT]}
+    models = [path for path in ggufs if not kinds.get(path)]
+    if len(models) != 1:
+        names = ", ".join(p.name for p in models or ggufs)
+        raise FileFormatError(folder, "folder", f"holds {len(models)} GGUF models, name one: {names}")
+    beside = ", ".join(f"{shown(path.name)} ({kind})" for path, kind in kinds.items() if kind)
+    warnings.warn(f"{models[0].name}: not read are the files beside it: {beside}", stacklevel=4)
+    return models[0]
+
+
+def _kind(path: Path) -> str:
+    """The kind of a GGUF file that is no model; "" for a model and for a file that cannot be read."""
+    try:
+        checkpoint = open_gguf(path)
+    except FileFormatError:
+        return ""
+    checkpoint.close()
+    return kind_of_gguf(checkpoint.metadata)
+
+
+def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
+    """The model of a folder of safetensors. Warns about files that are no part of it."""
+    if adapter := adapter_in(folder):
+        raise FileFormatError(
+            folder,
+            "folder",
+            f"holds an adapter beside the model ({adapter}), which is not applied: {MERGE}, or name the file of the "
+            "weights to run them without it",
+        )
+    opened = open_safetensors(folder)
+    unread = sorted(shown(path.name) for path in files if path not in opened.paths)
+    if unread:
+        more = f" and {len(unread) - 4} more" if unread[4:] else ""
+        warnings.warn(
+            f"{folder.name}: not read are the files beside the model: {', '.join(unread[:4])}{more}",
+            stacklevel=4,
+        )
+    return joined(opened)
+
+
 def gguf_models(folder: Path) -> list[Path]:
-    """The GGUF models of a folder, by name; a split model is given as its first file."""
+    """The GGUF files of a folder, by name; a split model is given as its first file."""
     found = []
     for path in sorted(folder.glob("*.gguf")):
         split = SPLIT_NAME.fullmatch(path.name)

@@ -27,6 +27,9 @@ from pellucid.weights.files import FileCheckpoint, ModelFile
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""The files of a PEFT adapter, which may lie beside a model."""
 MAX_JSON = 100_000_000  # bytes of a header, from the specification; also of the other JSON files
 MAX_TENSORS = 1 << 20
 MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one document: a tensor takes about 8
@@ -93,11 +96,16 @@ def _weights_of(folder: Path) -> Path:
     for name in (SINGLE_NAME, INDEX_NAME):
         if os.path.isfile(folder / name):
             return folder / name
-    found = sorted(folder.glob("*.safetensors"))
+    found = weight_files(folder)
     if len(found) == 1:
         return found[0]
     problem = f"holds {len(found)} .safetensors files and no {INDEX_NAME}"
     raise FileFormatError(folder, "folder", problem)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors files of a folder, except an adapter's."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.name not in ADAPTER_FILES)
 
 
 def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
@@ -201,6 +209,12 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
         if name not in shards[shard]:
             raise FileFormatError(index, field, f"is not in {shard}")
         tensors[name] = shards[shard][name]
+    for shard, table in shards.items():
+        for name in table:
+            if weight_map.get(name) != shard:
+                said = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
+                problem = f"is not listed: {index.name} says that it {said}; save the model again"
+                raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
 
@@ -211,18 +225,37 @@ def _plain(name: str) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `FileFormatError` if it holds no object or is above 100 MB."""
+    return parse_json(path, "file", _bytes_of(path), 0)
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The list in a JSON file. Raises `FileFormatError` if it holds no list or is above 100 MB."""
+    found = _parsed(path, "file", _bytes_of(path), 0)
+    if not isinstance(found, list):
+        raise FileFormatError(path, "file", "must be a JSON list", 0)
+    return found
+
+
+def _bytes_of(path: Path) -> bytes:
     file = ModelFile(path)
     try:
         if file.size > MAX_JSON:
             raise FileFormatError(path, "file", f"{file.size:,} bytes are above the limit of {MAX_JSON:,}", 0)
-        text = file.read(0, file.size)
+        return file.read(0, file.size)
     finally:
         file.close()
-    return parse_json(path, "file", text, 0)
 
 
 def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
     """The JSON object in ``text``, which was read at byte ``offset`` of ``path``. Names must not repeat."""
+    found = _parsed(path, field, text, offset)
+    if not isinstance(found, dict):
+        raise FileFormatError(path, field, "must be a JSON object", offset)
+    return found
+
+
+def _parsed(path: Path, field: str, text: bytes, offset: int) -> Any:
+    """The JSON value in ``text``."""
 
     def fail(problem: str, at: int = 0) -> FileFormatError:
         return FileFormatError(path, field, problem, offset + at)
@@ -239,7 +272,7 @@ def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, An
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise fail(f"has more than {MAX_VALUES:,} values")
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise fail(f"is not valid UTF-8 ({error.reason})", error.start) from None
     except json.JSONDecodeError as error:
@@ -250,6 +283,3 @@ def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, An
         raise
     except ValueError as error:  # a number of thousands of digits
         raise fail(f"is not valid JSON: {reason(error)}") from None
-    if not isinstance(value, dict):
-        raise fail("must be a JSON object")
-    return value

@@ -51,6 +51,11 @@ def test_what_a_file_says(tmp_path: Path) -> None:
         ({"machines": [{**GOOD, "read_gb_per_s": 20}]}, "multiply_gmac_per_s is missing"),
         ({"machines": [{**GOOD, "color": "red"}]}, "'color'"),
         ({"machines": [GOOD, GOOD]}, "the same name"),
+        (
+            {"machines": [{**GOOD, "name": str(n)} for n in range(33)]},
+            "lists 33 kinds of machines, more than 32",
+        ),
+        (" " * (1 << 20) + "{}", "has more than 1,048,576 bytes"),
         ({"machines": [GOOD], "link": 3}, "link=3"),
         ({"machines": [GOOD], "link": {"gbit_per_s": 0}}, "link.gbit_per_s=0"),
         ({"machines": [GOOD], "links": {}}, "'links'"),
@@ -61,6 +66,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, document: Any, said: str) -> Non
         read(tmp_path, document)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+def test_a_device_is_read_up_to_a_limit() -> None:
+    with pytest.raises(InvalidRequest, match="has more than"):
+        read_machines(Path("/dev/zero"), lambda: HERE)
 
 
 JSON = st.recursive(
@@ -99,7 +110,8 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     shown = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096")
     assert "take 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
-    assert "take 2 stages of a" in divided.out
+    assert "take 3 stages of a: over 3 machines there is room for more texts together (5)" in divided.out
+    assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),
         (["--machines", "here", "--prompt", "8"], "--prompt"),
@@ -131,9 +143,15 @@ def test_capacity_of_a_shape_on_paper(command: Command, tmp_path: Path) -> None:
         (["--day", "night"], "day='night'"),
         (["--prompt", "5000"], "the context is 4,096"),
         (["--turns", "0"], "turns=0"),
+        (["--shared", "9000"], "shared=9000: prompts begin with so many tokens in common, and have 256"),
+        (["--prompt", "100-300", "--shared", "150"], "shared=150"),
+        (["--prompt", "1000~1000"], "up to 5,128 tokens"),
+        (["--think", "10000001s"], "think="),
+        (["--ttft", "1" * 400 + "s"], "ttft="),
     ):
         refused = command(*asked, *arguments)
         assert refused.code == 2
         assert said in refused.err
+    assert "keys and values: 131.1 kB for a token, 32.8 MB for a request of 250 tokens" in shown.out
     hopeless = command(*asked, "--ttft", "1ms")
     assert "no number of these machines" in hopeless.out

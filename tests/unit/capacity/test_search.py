@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pellucid.capacity.replica import ReplicaRoom
-from pellucid.capacity.search import DAYS, SLICE, Goals, Search
-from pellucid.capacity.simulate import router_seconds
+from pellucid.capacity.search import DAYS, FEWEST, HARD, SLICE, Goals, Search
+from pellucid.capacity.simulate import Outcome, router_seconds
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import Traffic
+from pellucid.capacity.traffic import MOST_BEGUN, Traffic
 from pellucid.measure.load import Lengths
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
@@ -91,3 +91,53 @@ def test_conversations_come_at_the_rate_that_was_asked_for() -> None:
     for turns in (1, 4, 10):
         found = search(6.0, Goals(1.0, 0.2), turns=turns, think=20.0).outcome(6.0, 8)
         assert found.requests_per_second == pytest.approx(6.0, rel=0.25)
+
+
+class Counted(Search):
+    """Counts the requests of simulations."""
+
+    requests = 0
+
+    def outcome(self, rate: float, replicas: int) -> Outcome:
+        known = (rate, replicas) in self._known
+        found = super().outcome(rate, replicas)
+        self.requests += 0 if known else found.requests
+        return found
+
+
+def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) -> Counted:
+    traffic = Traffic(Lengths(prompt, prompt), Lengths(50, 50), rate=rate)
+    room = ReplicaRoom([LayerShape(1, 64, 64)], [1 << 26], 1 << 40, StepLimits(1 << 18))
+    return Counted(traffic, goals, room, costs)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rate", "goals", "costs"),
+    [
+        (7000, 0.01, Goals(1000.0, 10.0), COSTS),  # long prompts, few of them
+        (100, 1e6, Goals(1.0, 1.0), StepCosts({1: 1e-9, 64: 1e-8}, {1: 1e-9, 256: 1e-8})),  # absurd machines
+        (100, 1e6, Goals(1.0, 1.0), COSTS),
+        (30_000, 0.001, Goals(1e5, 1e3), COSTS),
+    ],
+)
+def test_a_search_is_bounded(prompt: int, rate: float, goals: Goals, costs: StepCosts) -> None:
+    found = counted(prompt, rate, goals, costs)
+    found.replicas(rate)
+    assert found.requests <= 20 * HARD * found.affordable
+    assert FEWEST <= found.affordable < 2000
+
+
+def test_hopeless_rates_are_not_simulated() -> None:
+    found = counted(100, 1e9, Goals(1.0, 1.0))
+    assert found.replicas(1e9) is None
+    assert found.requests == 0
+    assert found.least_seconds == pytest.approx(50 * 0.1 / 64 + 100 * 0.2 / 256)
+
+
+def test_conversations_that_have_begun_are_bounded() -> None:
+    traffic = Traffic(Lengths(8, 8), Lengths(2, 2), rate=1e6, turns=2, think=1e6)
+    assert sum(1 for _ in traffic.begun()) == MOST_BEGUN
+    assert traffic.longest == 20
+    wide = Traffic(Lengths(100, 50, normal=True), Lengths(2, 2), rate=1.0)
+    assert wide.longest == 302
+    assert max(len(wide.session(n).request()[0]) for n in range(2000)) <= 300

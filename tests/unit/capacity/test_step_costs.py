@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pellucid
-from pellucid.capacity.layouts import SizedModel, fewest_stages, layouts, needed, recommended
+from pellucid.capacity.layouts import BESIDE, SizedModel, fewest_stages, layouts, needed, recommended
 from pellucid.capacity.machines import Link, Machine, Machines
 from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY, ROUNDS, PlanWork, StepCosts, measured
 from pellucid.errors import InvalidRequest
@@ -91,6 +91,65 @@ def test_a_model_on_paper_reaches_the_usual_parts() -> None:
     found = paper("llama-3-70b")
     costs = work().estimated(machine(100))
     assert costs.rows[1] == pytest.approx(1 / found.decode(Rates(OF_MEMORY * 50e9, OF_INT8 * 1e12)), rel=0.01)
+
+
+def test_a_step_of_a_model_on_paper_reads_keys_and_values() -> None:
+    """16 texts of GPT-3 after 2,000 tokens, by hand: Q4_K weights once, 4.7 MB of keys and values for each token."""
+    costs, fast = work("gpt3-175b").estimated(machine(1000, multiply=1e9)), OF_MEMORY * 50e9
+    token = 96 * 96 * (128 + 128) * 2
+    alone = costs.step(1, 1500, 0, 0) - costs.step(1, 50, 0, 0)
+    assert alone == pytest.approx(1450 * token / fast)
+    many = costs.step(16, 16 * 2000, 0, 0)
+    assert many == pytest.approx((paper("gpt3-175b").read_bytes + 16 * 2000 * token) / fast, rel=0.01)
+    # Attention over a prompt multiplies 96 layers of 96 heads of 128 keys and 128 values with each token that is seen.
+    slow = work("gpt3-175b").estimated(machine(1000, read=1e9, multiply=1000))
+    seen = slow.step(0, 0, 64, 64 * 1000) - slow.step(0, 0, 64, 0)
+    assert seen == pytest.approx(64 * 1000 * 96 * 96 * 256 / (OF_INT8 * 1e12))
+
+
+def test_layers_with_a_window_see_no_more() -> None:
+    costs = work("gpt-oss-20b").estimated(machine(100, multiply=1e9))
+    layer, fast = 8 * (64 + 64) * 2, OF_MEMORY * 50e9
+    assert costs.step(2, 2 * 1000, 0, 0) - costs.step(2, 0, 0, 0) == pytest.approx(
+        2 * 12 * layer * (1000 + 128) / fast
+    )
+    assert costs.next_step(2, 2 * 1000) == pytest.approx(2 * 12 * layer / fast)
+    assert costs.next_step(2, 2 * 100) == pytest.approx(2 * 24 * layer / fast)
+    here = Rates(50e9, 1e18)
+    twice = costs.on(Rates(100e9, 2e18), here, work("gpt-oss-20b"))
+    assert twice.windows[0] == pytest.approx((128, costs.windows[0][1] / 2, costs.windows[0][2] / 2))
+
+
+def test_many_texts_are_as_many_as_there_is_room_for() -> None:
+    model = sized("gpt3-175b", 2048)
+    small, large = machine(130), machine(1000)
+    (first, *_), (last, *_) = (
+        layouts(model, Machines((one,)), [model.work.estimated(one)]) for one in (small, large)
+    )
+    assert (first.depth, last.depth, last.together) == (1024, 1024, 16)
+    assert first.tokens is not None
+    assert first.together == first.tokens // 1025 < 16
+    costs = model.work.estimated(large)
+    assert last.many == pytest.approx(16 / costs.step(16, 16 * 1024, 0, 0))
+    assert model.kept_bytes(2000) == 2000 * 96 * 96 * 256 * 2
+
+
+def test_a_model_that_fits_nowhere_is_refused_without_cutting_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = list[int]()
+    monkeypatch.setattr("pellucid.capacity.layouts.needed", lambda model, stages: cuts.append(stages) or 7)
+    model = sized("llama-3-70b")
+    with pytest.raises(InvalidRequest, match="cannot be divided"):
+        fewest_stages(model, machine(0.5))
+    assert cuts == [1]  # what the message says
+
+
+@pytest.mark.parametrize("name", ["llama-3-70b", "gpt2", "gpt-oss-20b", "deepseek-v2-lite"])
+@pytest.mark.parametrize("stages", [1, 2, 3, 5, 11])
+def test_no_stage_is_smaller_than_the_least_share(name: str, stages: int) -> None:
+    model = sized(name, 1024)
+    bytes_each = needed(model, stages)
+    assert bytes_each is not None
+    assert model.least_share(stages) <= bytes_each - BESIDE + 1
 
 
 def test_experts_are_read_as_many_as_are_chosen() -> None:

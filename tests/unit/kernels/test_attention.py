@@ -23,7 +23,9 @@ def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any
         table[:, : 2 * most] = slopes[:, None] * np.arange(-most, most, dtype=np.float32)
     else:
         table[:, : 2 * most] = numbers("normal", seed + 9, H, 2 * most)
-    return table, lambda distance: table[:, distance + most].astype(np.float64)
+    if kind == "key":
+        return table, lambda query, key: table[:, key + most + 0 * query].astype(np.float64)
+    return table, lambda query, key: table[:, key - query + most].astype(np.float64)
 
 
 heads = st.sampled_from([(1, 1), (3, 3), (8, 1), (6, 2), (4, 2), (5, 1), (7, 1)])  # H, G: groups of 1 to 8
@@ -48,7 +50,7 @@ FORMS = [
     st.sampled_from([0, 0, 1, 8, 33, 64, 100, 600]),
     st.sampled_from([0.0, 0.0, 2.0, 50.0]),
     st.sampled_from([("normal", "normal"), ("outlier", "normal"), ("equal", "wide"), ("zeros", "normal")]),
-    st.sampled_from(["", "", "alibi", "any"]),
+    st.sampled_from(["", "", "alibi", "any", "key"]),
     st.booleans(),
     st.booleans(),
     st.integers(1, 4),
@@ -86,6 +88,7 @@ def test_attention_is_within_rounding_of_float64(
     if biased:
         table, more["bias"] = bias_table(biased, H, max(lengths), seed)
         how |= {"bias": table[:, max(lengths) :].ctypes.data, "bias_stride": table.strides[0]}
+        how["bias_step"] = 0 if biased == "key" else 4
     if sink:
         how["sinks"] = more["sinks"] = numbers("normal", seed + 3, H) * np.float32(3)
     got = cache.attend(q, batch, threads, activation_bits, **how)

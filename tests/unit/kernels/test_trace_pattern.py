@@ -75,7 +75,7 @@ def test_patterns_are_attentions(kv_dtype: str, seed: int, threads: int, data: s
         call(
             KernelKey("trace_pattern", head_dim=K, kv_dtype=kv_dtype), batch, threads,
             q=q, heads=H, kv_heads=G, keys=cache.places["keys"], group=0,
-            page_bytes=cache.places["page_bytes"], bias=0, bias_stride=0, cross=0,
+            page_bytes=cache.places["page_bytes"], bias=0, bias_stride=0, bias_step=0, cross=0,
             sinks=0 if sinks is None else sinks, raw=raw, first=first, count=count,
             rows=np.array([len(rows), *np.stack([rows, sequence[rows]], 1).ravel()], np.int64),
             out=out, out_stride=4 * count * length, out_head=4 * length, **how,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.in_memory import InMemory, random_model, running
 from support.reference import Reference
 
 from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary, RotaryScaling
@@ -254,7 +256,7 @@ def test_slots_that_are_parts_of_tensors_have_the_bits_of_whole_ones() -> None:
 def test_rows_that_no_slot_takes_are_refused() -> None:
     _, _, parts, checkpoint = fused(spec(ATTENTION))  # type: ignore[misc]
     with pytest.raises(UnsupportedModel, match=r"blocks\.0\.ups: rows 0 to 96 are not used"):
-        _check_unused(checkpoint, parts, Family("test"))
+        _check_unused(checkpoint, parts, Family("test"), Config({}, Path("test")))
 
 
 def test_rows_that_a_tensor_lacks_are_refused() -> None:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
-MOST_RATE, MOST_TOKENS = 1e6, 1 << 20
+MOST_RATE, MOST_TOKENS, MOST_SECONDS = 1e6, 1 << 20, 1e6
+LONGEST = 1 << 17
+"""Tokens of a conversation: to simulate longer ones takes minutes."""
 
 
 def command(
@@ -104,12 +106,12 @@ def command(
         if count
     ]
     if json:
-        common.print_json(_document(size, traffic.rate, found))
+        common.print_json(_document(size, traffic, found))
         return
     for at, one in enumerate(found):
         if at:
             print()
-        _show(size, goals, one, traffic.rate or 0.0)
+        _show(size, goals, one, traffic)
 
 
 def _seconds(name: str, text: str) -> float:
@@ -117,22 +119,28 @@ def _seconds(name: str, text: str) -> float:
     from pellucid.errors.messages import brief
 
     found = DURATION.fullmatch(text.strip())
-    if not found or float(found[1]) <= 0:
-        raise InvalidRequest(f"{name}={brief(text)}: must be a time above 0, such as 1s or 300ms")
-    return float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
+    seconds = float(found[1][:20]) * (1e-3 if found[2] == "ms" else 1.0) if found else 0.0
+    if not 0 < seconds <= MOST_SECONDS:
+        raise InvalidRequest(
+            f"{name}={brief(text)}: must be a time above 0 and at most {MOST_SECONDS:,.0f} s, such as 1s or 300ms"
+        )
+    return seconds
 
 
 def _refuse_long(traffic: Traffic, context: int) -> None:
     from pellucid.errors import InvalidRequest
 
-    longest = traffic.turns * sum(
-        one.low if one.normal else one.high for one in (traffic.prompt, traffic.tokens)
-    )
-    if longest > context:
+    if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
-            f"prompts and answers have {longest:,} tokens together, and the context is {context:,}: use shorter ones, "
-            "fewer turns, or a larger --context"
+            f"shared={traffic.shared}: prompts begin with so many tokens in common, and have {traffic.prompt.low:,}: "
+            "use fewer, or a longer --prompt"
         )
+    for limit, what in ((context, "the context is"), (LONGEST, "the longest that is simulated is")):
+        if traffic.longest > limit:
+            raise InvalidRequest(
+                f"prompts and answers have up to {traffic.longest:,} tokens together, and {what} {limit:,}: use "
+                "shorter ones, fewer turns, or a larger --context"
+            )
 
 
 def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
@@ -175,16 +183,19 @@ def _found(
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> None:
+def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
 
     machine = found.machine
     each = f"{found.stages} machines each, " if found.stages > 1 else ""
+    request = _usual(traffic)
     print(
         f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
         f"{machine.speed}\n"
+        f"keys and values: {decimal(size.kept_bytes(1))} for a token, {decimal(size.kept_bytes(request))} for a "
+        f"request of {request:,} tokens\n"
     )
     if not found.day:
         print(
@@ -223,6 +234,11 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, rate: float) -> N
         )
 
 
+def _usual(traffic: Traffic) -> int:
+    """Tokens of a request at the end of its answer: the last one of a conversation."""
+    return traffic.turns * (traffic.prompt.usual + traffic.tokens.usual)
+
+
 def _hours(hours: tuple[int, ...]) -> str:
     """Hours of a day as runs: 9-11, 14-16."""
     runs: list[list[int]] = []
@@ -238,10 +254,12 @@ def _times(one: dict[str, float]) -> str:
     return " ".join(f"{1e3 * one[name]:,.0f}" for name in ("p50", "p95", "p99"))
 
 
-def _document(size: SizedModel, rate: float | None, found: list[KindCapacity]) -> dict[str, Any]:
+def _document(size: SizedModel, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:
     return {
         "model": size.name,
-        "rate": rate,
+        "rate": traffic.rate,
+        "key_value_bytes_per_token": size.kept_bytes(1),
+        "key_value_bytes_per_request": size.kept_bytes(_usual(traffic)),
         "machines": [
             {
                 "machine": asdict(one.machine),

@@ -97,7 +97,9 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
         "state_bytes": made.state_bytes,
         "multiply_adds_per_token": made.multiply_adds,
         "weight_bytes_per_token": made.read_bytes,
+        "key_value_layers": made.kept,
         "decode_tokens_per_second": made.decode(rates),
+        "decode_tokens_per_second_after_context": made.decode(rates, made.spec.context),
         "prefill_tokens_per_second": made.prefill(rates),
     }
     if json:
@@ -112,11 +114,11 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     print(
         f"\n{name} ({made.source}): {made.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
-        f"keys and values: {decimal(made.token_bytes)} for each token, {decimal(made.context_bytes)} "
+        f"keys and values: {decimal(made.token_bytes)} for each token ({made.kept}), {decimal(made.context_bytes)} "
         f"for the context of {made.spec.context:,}{state}\n"
         f"in {made.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s allow "
-        f"{made.decode(rates):.3g} tokens per second of text and {made.prefill(rates):,.3g} of a prompt, if the memory "
-        "holds it"
+        f"{made.decode(rates):.3g} tokens per second of text, {made.decode(rates, made.spec.context):.3g} at the end "
+        f"of the context, and {made.prefill(rates):,.3g} of a prompt, if the memory holds it"
     )
 
 

@@ -6,8 +6,9 @@ In: queries (T, H, K) float32; the layer's pages, with keys (G, K) and values (G
 ``attention/kv_layout.py``. Out: (T, H, V) float32, and optionally the same as activation blocks.
 
 ``bias`` depends on the head and on the distance between query and key (ALiBi: Press et al. 2022; relative positions:
-Raffel et al. 2020). A head may have a *sink*: a score that takes a share of the softmax and contributes no value (Xiao
-et al. 2023). Keys and values are those of the sequence itself, or those of its encoder (cross attention).
+Raffel et al. 2020) or on the position of the key alone. A head may have a *sink*: a score that takes a share of the
+softmax and contributes no value (Xiao et al. 2023). Keys and values are those of the sequence itself, or those of its
+encoder (cross attention).
 
 A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
 tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
@@ -52,10 +53,13 @@ class AttentionRecord(Record):
     causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
     window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
     chunked: int  # 1: and of those only the tokens of its own chunk of ``window`` tokens
-    # Float32, or 0: none. Address of head 0's bias for distance 0 (key minus query); the biases for other distances are
-    # before and after it, in order. The kernel may read, but does not use, 15 numbers after the last token's.
+    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0; the biases for keys at other
+    # positions follow in order. The kernel may read, but does not use, 15 numbers after the last token's.
     bias: Address
     bias_stride: int  # bytes from one head to the next
+    bias_step: (
+        int  # bytes by which a query's next position moves the biases back: 4 by distance, 0 by key alone
+    )
     sinks: Address  # (H,) float32, or 0: none
     cross: int  # 1: keys and values are those of the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
@@ -73,12 +77,12 @@ def reference(
     causal: bool = True,
     window: int = 0,
     chunked: bool = False,
-    bias: Callable[[NDArray[np.int64]], NDArray[Any]] | None = None,
+    bias: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[Any]] | None = None,
     sinks: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """Compute attention of one sequence in float64, from q (T, H, K), k (T', G, K) and v (T', G, V).
 
-    ``bias`` maps the distances, key minus query, (T, T') to the biases (H, T, T').
+    ``bias`` maps the positions of queries (T, 1) and of keys (T',) to the biases (H, T, T').
     """
     group = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), group, 1) for a in (k, v))
@@ -87,7 +91,7 @@ def reference(
         scores = softcap * np.tanh(scores / softcap)
     query, key = np.arange(len(q))[:, None] + first_position, np.arange(len(k))
     if bias is not None:
-        scores = scores + bias(key - query)
+        scores = scores + bias(query, key)
     seen = np.ones((len(q), len(k)), bool)
     if causal:
         seen &= key <= query

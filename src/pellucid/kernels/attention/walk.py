@@ -208,6 +208,7 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
         record, states = tile.record, sums + tile.rows * out_bytes
         cap = np.float32(simd.load_f64(record + at.softcap))
         bias, bias_stride = load(record + at.bias), load(record + at.bias_stride)
+        bias_step = load(record + at.bias_step)
         for sub in range(0, tile.rows, ROWS):
             count = min(ROWS, tile.rows - sub)
             low, high = seen(tile, past, tile.first + sub, count)
@@ -220,7 +221,7 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
                 row, row_bias = scratch + weights_at + r * SCORES, 0
                 if bias != 0:
                     head = tile.kv_head * tile.group + (tile.first + r) % tile.group
-                    row_bias = bias + head * bias_stride - position * 4
+                    row_bias = bias + head * bias_stride - position * bias_step
                 row_scores, row_weights = row + (low - piece) * 4, row + (low - piece) * number_bytes
                 state = states + r * STATE
                 softmax(row_scores, row_weights, low, high, first, last, cap, row_bias, state)

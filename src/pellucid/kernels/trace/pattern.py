@@ -39,6 +39,7 @@ class TracePatternRecord(Record):
     chunked: int
     bias: Address
     bias_stride: int
+    bias_step: int
     sinks: Address
     cross: int
     raw: int  # 1: the scores, minus infinity where nothing is seen; 0: the pattern
@@ -118,7 +119,7 @@ def _finish(simd: Any, at: Any) -> Any:
         cap = np.float32(simd.load_f64(record + at.softcap))
         bias = load(record + at.bias)
         if bias != 0:
-            bias += head * load(record + at.bias_stride) - position * 4
+            bias += head * load(record + at.bias_stride) - position * load(record + at.bias_step)
         top = splat(minus_infinity)
         for t in range(low, high, 16):
             x = vload(out + t * 4)

@@ -68,6 +68,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 BERT = Family(
     "bert",
     safetensors={"bert": from_config},
-    # A table of 0, 1, 2 ...; and heads for other tasks.
-    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+", r"cls\..+"),
+    unused=(
+        r"(bert\.)?embeddings\.position_ids",
+        r"(bert\.)?pooler\..+",
+    ),  # the first is a table of 0, 1, 2 ...
+    passed_over=(r"cls\..+",),  # the heads of pre-training
 )

@@ -46,8 +46,7 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    # The biases of ALiBi are multiplied by the scale of the scores. Before that, transformers rounds slope times
-    # position to bfloat16; this is not done here.
+    # ALiBi's biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
     alibi = config.flag("alibi", False)
     if alibi:
         rope_parameters(config)  # stated all the same
@@ -62,7 +61,7 @@ def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
 
     def changed(_: int, attention: Attention) -> Attention:
         scale = attention.scale if alibi else 1.0
-        return replace(attention, kv_heads=kv_heads, alibi_scale=scale)
+        return replace(attention, kv_heads=kv_heads, alibi_scale=scale, alibi_rounded=alibi)
 
     decoder = replace(
         DECODER,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
-    ROTARY_TENSORS,
     except_every,
     gguf_attention,
     gguf_vocabulary,
@@ -52,6 +51,10 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     gemma.agreed("rope.global.freq_base", gemma, "rope.freq_base")
     base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
     rotary = replace(full.rotary, base=base)
+    if (
+        rotary.scaling and rotary.scaling.kind == "linear"
+    ):  # the context that the file states is the scaled one
+        rotary = replace(rotary, scaling=replace(rotary.scaling, trained_context=0))
     full = replace(full, rotary=rotary)
     rotary = Rotary(local, rotary.dims, "half")  # scaling applies to full blocks only, as in llama.cpp
     sliding = replace(full, rotary=rotary, window=gemma.count("attention.sliding_window"))
@@ -135,5 +138,4 @@ GEMMA3 = Family(
     "gemma3",
     gguf={"gemma3": from_gguf},
     safetensors={"gemma3_text": from_config},
-    unused=ROTARY_TENSORS,
 )

@@ -9,7 +9,6 @@ import math
 from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
-    ROTARY_TENSORS,
     except_every,
     gguf_attention,
     gguf_vocabulary,
@@ -259,7 +258,6 @@ GEMMA3N = Family(
     "gemma3n",
     gguf={"gemma3n": from_gguf},
     safetensors={"gemma3n_text": from_config},
-    unused=ROTARY_TENSORS,
     keys={"pattern": "layer_types"},
     pattern=("sliding_attention", "full_attention"),
 )

@@ -10,7 +10,6 @@ from collections.abc import Container, Mapping
 from msgspec.structs import replace
 
 from pellucid.model.common_metadata import (
-    ROTARY_TENSORS,
     even,
     except_every,
     frequency_factors,
@@ -307,7 +306,7 @@ def _gguf_attentions(
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
         _attention(heads, kv_heads.get(False, 1), full_dim, norm),
-        rotary=replace(rotary, factors=frequency_factors(checkpoint) or rotary.factors),
+        rotary=replace(rotary, factors=frequency_factors(checkpoint, own) or rotary.factors),
         keys_as_values=f"blk.{first_full}.attn_v.weight" not in checkpoint.tensors,
     )
     local = replace(
@@ -353,7 +352,6 @@ GEMMA4 = Family(
     "gemma4",
     gguf={"gemma4": from_gguf},
     safetensors={"gemma4_text": from_config},
-    unused=ROTARY_TENSORS,
     keys={"pattern": "layer_types"},
     pattern=("sliding_attention", "full_attention"),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
@@ -53,7 +52,6 @@ def scaled_gguf_factors(config: Config, spec: ModelSpec) -> ModelSpec:
 GRANITE = StandardDecoder(
     "granite",
     gguf_pairing="interleaved",
-    unused=ROTARY_TENSORS,
     gguf_change=scaled_gguf,
     config_change=scaled_config,
 ).family()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.families.granite import scaled_config, scaled_gguf
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -29,7 +28,6 @@ _GRANITE_MOE = StandardDecoder(
     mixture=GRANITE_EXPERTS,
     keys={"feedforward_bias": ""},
     names=GRANITE_MOE_NAMES,
-    unused=ROTARY_TENSORS,
     gguf_change=scaled_gguf,
     config_change=scaled_config,
 )

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config
 from pellucid.model.families.granite import scaled_config, scaled_gguf_factors
 from pellucid.model.families.granitemoe import GRANITE_EXPERTS, GRANITE_MOE_NAMES
@@ -64,7 +63,6 @@ GRANITE_MOE_HYBRID = StandardDecoder(
     pattern=("linear_attention", "linear_attention", "full_attention"),
     kv_by_layer=True,
     keys={"feedforward_bias": "", **SHAPE_KEYS},
-    unused=ROTARY_TENSORS,
     names=with_mamba(
         GRANITE_MOE_NAMES.with_names(
             recurrent__norm="input_layernorm",

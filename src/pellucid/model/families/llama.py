@@ -6,7 +6,6 @@ files of Mixtral are Llamas with experts.
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 
@@ -15,5 +14,5 @@ LLAMA = StandardDecoder(
     gguf_pairing="interleaved",
     mixture=StandardMixture(normalize=True, optional=True, in_config=False),
     # The rotary frequencies: read separately in GGUF; in safetensors they only repeat what follows from the base.
-    unused=(*ROTARY_TENSORS, r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+    unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
 ).family()

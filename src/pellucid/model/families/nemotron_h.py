@@ -167,7 +167,7 @@ _NEMOTRON_H = StandardDecoder(
     },
     pattern=("linear_attention", "mlp", "full_attention", "mlp"),
     kv_by_layer=True,
-    unused=(r"mtp\..*",),
+    passed_over=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
     gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),
     config_change=_from_config,

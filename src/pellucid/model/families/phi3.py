@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import ROTARY_TENSORS
 from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -26,6 +25,5 @@ PHI3 = StandardDecoder(
         feedforward__gate="mlp.gate_up_proj",
         feedforward__up="mlp.gate_up_proj",
     ),
-    unused=ROTARY_TENSORS,
     gguf_change=_window,
 ).family()

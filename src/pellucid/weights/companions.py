@@ -1,0 +1,82 @@
+"""Files that have the format of a model and are none: what they are, and what to do with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import FileFormatError
+from pellucid.errors.messages import brief, shown
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES, read_json
+
+MERGE = "merge it into its model (peft: merge_and_unload)"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+LORA = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b")
+
+GGUF_KINDS: Mapping[str, str] = {
+    "adapter": "is a LoRA adapter, not a model: merge it into its model (llama-export-lora), and open the result",
+    "imatrix": "is an importance matrix, with which llama-quantize makes files of a model; it has no weights: open the "
+    "model's own file",
+    "mmproj": "is the image part of a model (mmproj), which is not read: open the model's own file, for texts",
+    "controlvector": "is a control vector, not a model: open the model's own file",
+}
+"""Kinds of GGUF files that are no model, by ``general.type`` or ``general.architecture``, and what to do with them."""
+
+
+def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
+    """The kind of a GGUF file, a key of ``GGUF_KINDS``; "" for a model."""
+    stated, architecture = metadata.get("general.type"), metadata.get("general.architecture")
+    if architecture == "clip":
+        return "mmproj"
+    if any(key.startswith("imatrix.") for key in metadata):
+        return "imatrix"
+    if "adapter.type" in metadata:
+        return "adapter"
+    return next((one for one in (stated, architecture) if isinstance(one, str) and one in GGUF_KINDS), "")
+
+
+def refuse_companion(checkpoint: Checkpoint) -> None:
+    """Refuse a file that is no model.
+
+    Raises:
+        FileFormatError: the message says what it is, and what to do.
+    """
+    if checkpoint.kind == "gguf":
+        if kind := kind_of_gguf(checkpoint.metadata):
+            raise FileFormatError(checkpoint.path, "file", GGUF_KINDS[kind])
+    elif name := next(filter(LORA.search, checkpoint.tensors), ""):
+        problem = f"belongs to a LoRA adapter: {MERGE}, and open the result"
+        raise FileFormatError(checkpoint.path, f"tensor {shown(name)}", problem)
+
+
+def adapter_in(folder: Path) -> str:
+    """The name of a PEFT adapter's file in a folder, as transformers finds it; "" if there is none."""
+    return next((name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if (folder / name).is_file()), "")
+
+
+def adapter_alone(folder: Path) -> FileFormatError:
+    """The error about a folder with an adapter and no model."""
+    try:
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    except FileFormatError:
+        base = None
+    of = f" of {brief(base)}" if isinstance(base, str) and base else ""
+    return FileFormatError(
+        folder, "folder", f"holds a LoRA adapter{of} and no model: {MERGE}, and open the result"
+    )
+
+
+def pickles_in(folder: Path) -> list[str]:
+    """The names of a folder's PyTorch files, whose weights are pickled."""
+    return sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+
+
+def to_safetensors(folder: str) -> str:
+    """How the weights of a folder become safetensors."""
+    return (
+        "with transformers, AutoModelForCausalLM.from_pretrained"
+        f"({folder!r}).save_pretrained('NEW'), and the tokenizer likewise"
+    )
