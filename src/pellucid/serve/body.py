@@ -12,6 +12,8 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.sample.options import check_of
+from pellucid.sample.recommended import with_recommended
 from pellucid.util.checks import real, whole
 
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -28,13 +30,14 @@ class BodyForm:
 
     ``harmless`` are fields that do not change an answer; ``only`` are fields of what is not implemented, with the only
     value that they may have; ``renamed`` are the API's names of options; ``defaults`` are its options where a model's
-    file recommends none.
+    file recommends none; ``absent`` are values of fields that stand for no value.
     """
 
     harmless: Set[str] = frozenset()
     only: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Body:
@@ -44,7 +47,11 @@ class Body:
         if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
             raise InvalidRequest(f"the body is {brief(fields)}: it must be an object with named fields")
         # In the requests of all APIs null is the same as nothing.
-        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._fields = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and value not in form.absent.get(name, ())
+        }
         self._form = form
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -129,8 +136,17 @@ class Body:
         """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        asked = {self._form.renamed.get(name, name): value for name, value in self.rest().items()}
-        return {**(recommended or self._form.defaults), **asked}
+        asked, names = dict[str, Any](), dict[str, str]()
+        for name, value in self.rest().items():
+            option = self._form.renamed.get(name, name)
+            if option in asked:
+                raise InvalidRequest(
+                    f"{names[option]} and {name} are names of one option: leave one of them out"
+                )
+            # The client's name stands in the error, if there is one.
+            check = check_of(option) if option != name else None
+            asked[option], names[option] = (check(name, value) if check else value), name
+        return with_recommended(asked, recommended or self._form.defaults)
 
 
 def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:

@@ -11,13 +11,13 @@ from pellucid.serve.generate import generated
 from pellucid.serve.llamacpp.infill import INFILL_BODY, MOST_FILES, InfillRequest
 from pellucid.serve.llamacpp.ranking import RERANK_BODY, RankingRequest
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, body, generation_options, listed
+from pellucid.serve.schema import COUNT, FLAG, LOGPROBS, OBJECT, TEXT, body, generation_options, listed
 
 EVENTS = StreamForm(DATA.media_type, DATA.encode)
 FILL = body(
     {},
     {
-        **generation_options(),
+        **generation_options("watch", *LOGPROBS),
         "model": TEXT,
         "input_prefix": TEXT,
         "input_suffix": TEXT,
@@ -26,8 +26,13 @@ FILL = body(
         "n_predict": {"type": "integer", "minimum": -1},
         "stream": FLAG,
     },
+    INFILL_BODY,
 )
-RANK = body({"query": TEXT, "documents": listed(TEXT)}, {"model": TEXT, "top_n": COUNT})
+RANK = body(
+    {"query": TEXT, "documents": listed(TEXT)},
+    {"model": TEXT, "texts": listed(TEXT), "top_n": COUNT},
+    RERANK_BODY,
+)
 
 
 async def _infill(call: ClientCall) -> Response:

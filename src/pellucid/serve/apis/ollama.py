@@ -12,37 +12,71 @@ from starlette.responses import Response
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.api import LINES, Api, ClientCall, Route, answer
-from pellucid.serve.body import Body
+from pellucid.serve.body import Body, BodyForm
 from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama import models
 from pellucid.serve.ollama.chat import OllamaChat
-from pellucid.serve.ollama.fields import OLLAMA_BODY, error_body, piece
+from pellucid.serve.ollama.fields import EMBED_BODY, OLLAMA_BODY, OPTIONS, error_body, piece
 from pellucid.serve.ollama.generate import OllamaGenerate
-from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, TEXTS, TOOLS, body, message, one_of
+from pellucid.serve.schema import (
+    COUNT,
+    FLAG,
+    LOGPROBS,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    body,
+    closed,
+    function,
+    generation_options,
+    harmless,
+    message,
+    one_of,
+    tools,
+)
 
 SPOKEN = "0.12.0"
 """The version of Ollama whose API this is; clients ask for it."""
 
 
+NAME = {"name": TEXT}
+"""The model's name in older requests."""
 SHARED = {
+    **generation_options("watch", *LOGPROBS),
+    **NAME,
     "stream": FLAG,
     "format": {"anyOf": [one_of("json", ""), OBJECT]},
-    "options": OBJECT,
-    "keep_alive": {"anyOf": [TEXT, {"type": "number"}]},
+    "options": body({}, generation_options("watch", *LOGPROBS), OPTIONS),
     "think": {"anyOf": [FLAG, one_of("low", "medium", "high")]},
 }
 CHAT = body(
-    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant")}},
-    {**SHARED, "tools": TOOLS},
+    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant", "tool")}},
+    {**SHARED, "tools": tools(closed({"type": one_of("function"), "function": function()}, "function"))},
+    OLLAMA_BODY,
 )
-GENERATE = body({"model": TEXT}, {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG})
-EMBED = body({"model": TEXT, "input": TEXTS}, {"truncate": FLAG, "options": OBJECT, "dimensions": COUNT})
+GENERATE = body(
+    {"model": TEXT},
+    {
+        **SHARED,
+        "prompt": TEXT,
+        "suffix": TEXT,
+        "system": TEXT,
+        "raw": FLAG,
+        "context": {"const": []},
+    },
+    OLLAMA_BODY,
+)
+EMBED = body(
+    {"model": TEXT, "input": TEXTS},
+    {**NAME, "truncate": FLAG, "dimensions": COUNT},
+    EMBED_BODY,
+)
 
 
-async def _body(call: ClientCall) -> tuple[Body, str]:
+async def _body(call: ClientCall, form: BodyForm = OLLAMA_BODY) -> tuple[Body, str]:
     """The fields of a request, and the name of its model without Ollama's tag for the latest one."""
-    fields = Body(await call.json(), OLLAMA_BODY)
+    fields = Body(await call.json(), form)
     old = fields.take("name")
     name = fields.model() if old is None or fields.has("model") else old
     if not isinstance(name, str):
@@ -71,9 +105,8 @@ def _generates(
 
 async def _embed(call: ClientCall) -> Response:
     start = time.perf_counter()
-    fields, name = await _body(call)
+    fields, name = await _body(call, EMBED_BODY)
     texts, truncate = fields.texts("input"), fields.flag("truncate", True)
-    fields.mapping("options")
     async with call.models.use(name) as llm:
         dimensions = fields.count("dimensions", 1, 1 << 24)
         if dimensions not in (None, llm.width):
@@ -130,7 +163,9 @@ OLLAMA = Api(
         "GET /api/version": Route(_version, "The version of this API."),
         "GET /api/tags": Route(_tags, "The models of this server."),
         "GET /api/ps": Route(_running, "The models in memory."),
-        "POST /api/show": Route(_show, "All about a model.", body({"model": TEXT}, {"verbose": FLAG})),
+        "POST /api/show": Route(
+            _show, "All about a model.", body({"model": TEXT}, {**NAME, "verbose": harmless("verbose")})
+        ),
         "POST /api/generate": Route(
             _generates(OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
         ),
@@ -139,7 +174,7 @@ OLLAMA = Api(
         ),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
         "POST /api/embeddings": Route(
-            _embeddings, "The vector of a text.", body({"model": TEXT, "prompt": TEXT}, {})
+            _embeddings, "The vector of a text.", body({"model": TEXT, "prompt": TEXT}, NAME, EMBED_BODY)
         ),
     },
     error_body,

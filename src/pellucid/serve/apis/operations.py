@@ -12,9 +12,9 @@ from pellucid.serve.api import Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.fields import PLAIN_BODY
 from pellucid.serve.openapi import document
-from pellucid.serve.schema import FLAG, IDS, TEXT, body
+from pellucid.serve.schema import FLAG, IDS, OBJECT, TEXT, body, listed
 
 MOST_TEXT = 1 << 20  # characters
 
@@ -25,7 +25,7 @@ async def _health(call: ClientCall) -> Response:
 
 async def _tokenize(call: ClientCall) -> Response:
     """The names of fields are those of vLLM and of llama.cpp. Control tokens in a text are parsed, as there."""
-    fields = Body(await call.json(), OPENAI_BODY)
+    fields = Body(await call.json(), PLAIN_BODY)
     name, messages, content = (
         fields.model_or(call.models.names[0]),
         fields.take("messages"),
@@ -48,7 +48,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    fields = Body(await call.json(), OPENAI_BODY)
+    fields = Body(await call.json(), PLAIN_BODY)
     name, tokens = fields.model_or(call.models.names[0]), fields.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
@@ -93,7 +93,18 @@ OPERATIONS = Api(
         "POST /tokenize": Route(
             _tokenize,
             "The tokens of a text.",
-            body({"prompt": TEXT}, {"model": TEXT, "add_special_tokens": FLAG, "parse_special": FLAG}),
+            body(
+                {},
+                {
+                    "model": TEXT,
+                    "prompt": TEXT,
+                    "content": TEXT,
+                    "messages": listed(OBJECT),
+                    "add_special_tokens": FLAG,
+                    "add_special": FLAG,
+                    "parse_special": FLAG,
+                },
+            ),
         ),
         "POST /detokenize": Route(_detokenize, "The text of tokens.", body({"tokens": IDS}, {"model": TEXT})),
     },

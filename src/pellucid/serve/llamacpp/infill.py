@@ -24,6 +24,7 @@ INFILL_BODY = BodyForm(
         "repeat_penalty": "repetition_penalty",
     },
     defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+    absent={"n_predict": (-1,)},
 )
 MOST_FILES = 256
 
@@ -55,8 +56,6 @@ class InfillRequest:
             files.append((name, text))
         ids, ends = infill_prompt(llm.tokenizer, before, after, files)
         options = body.options(llm.recommended)
-        if options.get("max_new_tokens") == -1:
-            del options["max_new_tokens"]
         add_ends(options, ends)
         return cls(llm.request(ids, **options))
 

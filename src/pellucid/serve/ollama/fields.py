@@ -24,11 +24,11 @@ OPTIONS = BodyForm(
     only={"tfs_z": 1.0},
     renamed={"num_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty"},
     defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0},
+    absent={"num_predict": (-1, -2), "seed": (-1,)},
 )
 """The field ``options``. Those about the machine are the server's own."""
 OLLAMA_BODY = BodyForm(harmless=frozenset({"keep_alive", "template"}), only={"images": []})
-NONE = {"num_predict": (-1, -2), "seed": (-1,)}
-"""Values of options that stand for none."""
+EMBED_BODY = BodyForm(harmless=frozenset({"keep_alive", "options"}))
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
 
 
@@ -38,11 +38,10 @@ def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: one is unknown or wrong.
     """
-    given = dict(body.mapping("options"))
-    for name, none in NONE.items():
-        if given.get(name) in none:
-            del given[name]
-    return {**Body(given, OPTIONS).options(recommended), **body.rest()}
+    given, others = body.mapping("options"), body.rest()
+    if twice := given.keys() & others.keys():
+        raise InvalidRequest(f"{min(twice)} is in options and beside it: leave one of them out")
+    return Body({**given, **others}, OPTIONS).options(recommended)
 
 
 def shape_of(body: Body) -> Any:

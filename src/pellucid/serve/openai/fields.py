@@ -11,7 +11,7 @@ from pellucid.serve.body import PLAIN, Body, BodyForm
 OPENAI_BODY = BodyForm(
     harmless=frozenset(
         {
-            *("user", "store", "metadata", "service_tier", "stream_options", "verbosity"),
+            *("user", "store", "metadata", "service_tier", "verbosity"),
             *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
         }
     ),
@@ -19,6 +19,9 @@ OPENAI_BODY = BodyForm(
     renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
     defaults=PLAIN,
 )
+"""Of chat and text completions."""
+PLAIN_BODY = BodyForm(harmless=frozenset({"user"}))
+"""Of requests that generate nothing."""
 
 
 def stream_usage(body: Body) -> bool:
