@@ -60,7 +60,7 @@ class Inputs(Struct, frozen=True):
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
+                f"the prompt is too long: {length}; the context is {self.context:,} and must hold the answer too: "
                 f"shorten the prompt{self._remedy()}"
             )
 
@@ -183,7 +183,8 @@ class Inputs(Struct, frozen=True):
 
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
-            f"a text of {length}; the limit is {self.context:,}: shorten it{self._remedy()}, or have it cut (truncate)"
+            f"a text of {length} is longer than the model's context length, {self.context:,}: shorten it"
+            f"{self._remedy()}, or have it cut (truncate)"
         )
 
     def _remedy(self) -> str:

@@ -20,7 +20,7 @@ from pellucid.errors import (
     CacheFull,
     DeadlinePassed,
     InvalidRequest,
-    ModelNotFound,
+    NotFound,
     PellucidError,
     QueueFull,
     TemplateError,
@@ -29,32 +29,23 @@ from pellucid.errors.messages import reason
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.problem import ErrorForm, problem_of
 from pellucid.serve.schema import Schema, check_names
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
-ErrorForm: TypeAlias = "Callable[[int, str], dict[str, Any]]"
 MOST_BODY = 16 << 20  # bytes of a request's body
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (InvalidRequest, 400),
     (TemplateError, 400),
-    (ModelNotFound, 404),
+    (NotFound, 404),
     (QueueFull, 503),
     (CacheFull, 503),
     (DeadlinePassed, 408),
     (PellucidError, 500),
 )
 """The HTTP status of each error, the first that fits."""
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    503: "overloaded_error",
-}
-"""The type of an error of each status, in the words of OpenAI and Anthropic."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +121,11 @@ class ClientCall:
         self.number = number_of(self.request)
         if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
             self.number, self.events = found[1], int(found[2])
+
+    def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
+        """The status of an error, and what the API says of it. What is not the user's mistake is raised."""
+        status = status_of(error)
+        return status, self.error(status, str(error), problem_of(error, self.schema))
 
     async def json(self) -> Any:
         """The body.
@@ -265,7 +261,7 @@ async def event_stream(
                 try:
                     event = await anext(events, None)
                 except Exception as failed:
-                    yield form.encode(call.error(status_of(failed), str(failed)))
+                    yield form.encode(call.error_body(failed)[1])
                     return
             yield form.end
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pellucid.errors import PellucidError
-from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis, status_of
+from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis
 from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.live import LiveRequests
 from pellucid.serve.metrics import Metrics
@@ -85,14 +85,14 @@ def _served(
         return response
 
     async def answered(request: Request) -> Response:
+        viewer = rules.viewer(request.headers)
+        call = ClientCall(request, models, metrics, api.error, live, viewer, route.body)
         try:
-            viewer = rules.viewer(request.headers)
-            call = ClientCall(request, models, metrics, api.error, live, viewer, route.body)
             return await route.run(call)
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:
-            status = status_of(error)
-            return answer(api.error(status, str(error)), status, RETRY if status == 503 else None)
+            status, body = call.error_body(error)
+            return answer(body, status, RETRY if status == 503 else None)
 
     return endpoint

@@ -32,6 +32,7 @@ from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.problem import problem_of
 from pellucid.serve.schema import check_names
 
 LONGEST_ID = 512
@@ -150,9 +151,9 @@ class Batch:
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
-        number = str(line.number)
+        number, schema = str(line.number), OPENAI.routes[f"POST {line.url}"].body or {}
         try:
-            check_names(OPENAI.routes[f"POST {line.url}"].body or {}, line.body)
+            check_names(schema, line.body)
             body = Body(line.body, OPENAI_BODY)
             name = body.model() if self._name is None else self._name
             if self._name is not None:
@@ -162,7 +163,7 @@ class Batch:
             status, content = 200, _run(ROUTES[line.url](body, llm), name, number)
         except PellucidError as error:
             status = status_of(error)
-            content = error_body(status, str(error))
+            content = error_body(status, str(error), problem_of(error, schema))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

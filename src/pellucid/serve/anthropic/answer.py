@@ -9,14 +9,25 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.serve.anthropic.request import conversation_of
-from pellucid.serve.api import ERROR_TYPES
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.model import ServedModel
+from pellucid.serve.problem import NOTHING_MORE, Problem
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""The type of an error of each status. Source: https://docs.anthropic.com/en/api/errors"""
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
     """The body of an error."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}

@@ -13,6 +13,7 @@ from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.body import Body, BodyForm
+from pellucid.serve.problem import NOTHING_MORE, Problem
 
 OPTIONS = BodyForm(
     harmless=frozenset(
@@ -98,6 +99,6 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
     }
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
     """The body of an error."""
     return {"error": message}
