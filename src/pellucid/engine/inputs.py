@@ -127,13 +127,28 @@ class Inputs(Struct, frozen=True):
             InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
+        self._check_encoder()
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        return [self._sentence(text, truncate) for text in texts]
+
+    def sentence_ids(self, ids: Sequence[int]) -> list[int]:
+        """The token ids of a sentence for a sentence encoder, checked and taken as they are.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
+            ContextOverflow: there are more than the context holds.
+        """
+        self._check_encoder()
+        if len(ids) > self.context:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return self._in_vocabulary("input", ids)
+
+    def _check_encoder(self) -> None:
         if not self.spec.pooling:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes text, not sentence vectors: use generate, or load minilm"
             )
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("embed takes a list of at least one text")
-        return [self._sentence(text, truncate) for text in texts]
 
     def _checked_ids(
         self, prompt: PromptInput, refused: Refusal | None = None, variables: Mapping[str, Any] | None = None

@@ -321,8 +321,8 @@ def rotary_dims(
 POOLING = "1_Pooling/config.json"
 
 
-def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
-    """Mean pooling, the only kind that is implemented.
+def sentence_pooling(checkpoint: Checkpoint, config: Config, width: int) -> Pooling:
+    """Mean pooling of rows of ``width``, the only kind that is implemented.
 
     Raises:
         UnsupportedModel: sentence-transformers' file in the model's folder requires another kind.
@@ -335,4 +335,6 @@ def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
         for key in asked.values:
             if key.startswith("pooling_mode_"):
                 asked.refuse(key, key == "pooling_mode_mean_tokens")
-    return Pooling()
+    dimensions = config.numbers("matryoshka_dimensions", width + 1) - {0}
+    stated = bool(dimensions) or config.flag("is_matryoshka", False)
+    return Pooling(matryoshka=tuple(sorted(dimensions)) if stated else None)

@@ -308,10 +308,15 @@ class Head(Struct, frozen=True):
 
 
 class Pooling(Struct, frozen=True):
-    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``."""
+    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``.
+
+    ``matryoshka``: the model was trained so that the first numbers of a vector are a vector too, of these dimensions;
+    empty: of any; None: the model does not state it (Kusupati et al. 2022).
+    """
 
     kind: Literal["mean"] = "mean"
     normalize: bool = True
+    matryoshka: tuple[int, ...] | None = None
 
 
 class ModelSpec(Struct, frozen=True):

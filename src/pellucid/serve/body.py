@@ -58,6 +58,14 @@ class Body:
         """A field's value."""
         return self._fields.pop(name, default)
 
+    def drop(self, name: str, value: int) -> bool:
+        """Whether a field has this value; then it is taken."""
+        found = self._fields.get(name)
+        has = type(found) is int and found == value
+        if has:
+            del self._fields[name]
+        return has
+
     def has(self, name: str) -> bool:
         """Whether there is a field that nobody has taken, and it is not empty."""
         return bool(self._fields.get(name))

@@ -104,9 +104,11 @@ def test_a_wrong_key(served: Served) -> None:
     assert (error["type"], error["code"]) == (WRONG, "invalid_api_key")
     assert said["/v1/messages"].json()["error"]["type"] == "authentication_error"
     assert isinstance(said["/api/chat"].json()["error"], str)
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            client.models.list()
+    with (
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        client.models.list()
     assert caught.value.code == "invalid_api_key"
 
 
