@@ -47,14 +47,17 @@ class Inputs(Struct, frozen=True):
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
-    def prompt(self, prompt: PromptInput, variables: Mapping[str, Any] | None = None) -> list[int]:
+    def prompt(
+        self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
+    ) -> list[int]:
         """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
 
-        ``variables`` are variables of the chat template beside the messages, such as ``tools``.
+        ``variables`` are variables of the chat template beside the messages, such as ``tools``. ``any_length``: the
+        tokens are counted, not run.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer.
+            ContextOverflow: the prompt leaves no room for an answer, unless it may have any length.
             TemplateError: the chat template is missing or fails.
         """
 
@@ -64,8 +67,8 @@ class Inputs(Struct, frozen=True):
                 f"shorten the prompt{self._remedy()}"
             )
 
-        ids = self._checked_ids(prompt, refused, variables)
-        if len(ids) >= self.context:
+        ids = self._checked_ids(prompt, None if any_length else refused, variables)
+        if len(ids) >= self.context and not any_length:
             raise refused(f"{len(ids):,} tokens")
         return ids
 

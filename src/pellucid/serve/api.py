@@ -30,6 +30,7 @@ from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.problem import ErrorForm, problem_of
+from pellucid.serve.responses.store import ResponseStore
 from pellucid.serve.schema import Schema, check_names
 from pellucid.util.registry import discover
 
@@ -109,6 +110,7 @@ class ClientCall:
     error: ErrorForm
     live: LiveRequests
     viewer: Viewer
+    responses: ResponseStore
     schema: Schema | None = None
     """Of its body."""
     number: str = ""

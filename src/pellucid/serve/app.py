@@ -20,6 +20,7 @@ from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.live import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.responses.store import ResponseStore
 
 GONE = 499  # nobody reads it
 RETRY = {"Retry-After": "1"}
@@ -33,11 +34,11 @@ def create_app(models: ModelPool, rules: AccessRules) -> Starlette:
         yield
         await models.close()
 
-    metrics, live = Metrics(models), LiveRequests()
+    metrics, live, responses = Metrics(models), LiveRequests(), ResponseStore()
     routes = [
         starlette.routing.Route(
             name.split(" ")[1],
-            _served(api, one, models, metrics, live, rules, name),
+            _served(api, one, models, metrics, live, responses, rules, name),
             methods=[name.split(" ")[0]],
         )
         for api in known_apis().values()
@@ -74,6 +75,7 @@ def _served(
     models: ModelPool,
     metrics: Metrics,
     live: LiveRequests,
+    responses: ResponseStore,
     rules: AccessRules,
     name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
@@ -86,7 +88,7 @@ def _served(
 
     async def answered(request: Request) -> Response:
         viewer = rules.viewer(request.headers)
-        call = ClientCall(request, models, metrics, api.error, live, viewer, route.body)
+        call = ClientCall(request, models, metrics, api.error, live, viewer, responses, route.body)
         try:
             return await route.run(call)
         except ClientDisconnect:

@@ -49,8 +49,9 @@ REASONS: Mapping[str, Sequence[str]] = {
     ),
     "a new line is penalized like other tokens": ("penalize_newline",),
     "models stay loaded until others need their memory": ("keep_alive",),
-    "of `/v1/messages/count_tokens`: it changes an answer, not its prompt": (
+    "of `/v1/messages/count_tokens` and `/v1/responses/input_tokens`: it changes an answer, not its prompt": (
         *("output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"),
+        *("text", "parallel_tool_calls"),
     ),
     "an encoder has no options": ("options",),
     "a description is whole": ("verbose",),

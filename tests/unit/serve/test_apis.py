@@ -25,7 +25,8 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
 from pellucid.serve.body import Body
-from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of
+from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of, items_of
+from pellucid.serve.responses.store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -462,7 +463,9 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
         {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "1", "output": "c"},
     ]
-    made = conversation_of(Body({"input": given_}, RESPONSES_BODY), {}).messages
+    own = OwnResponses(ResponseStore(), "")
+    body = Body({"input": given_}, RESPONSES_BODY)
+    made = conversation_of(body, items_of(body, own), {}, own).messages
     assert [one["role"] for one in made] == ["user", "assistant", "tool"]
     assert made[1]["reasoning_content"] == "Hm."
     assert made[1]["tool_calls"][0]["function"]["name"] == "f"

@@ -48,6 +48,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/v1/completions": {**SOME, "prompt": "to see", "max_tokens": 8},
     "/v1/embeddings": {"model": "encoder", "input": "to see"},
     "/v1/responses": {**SOME, "input": "Hi", "max_output_tokens": 8},
+    "/v1/responses/input_tokens": {"model": "one", "input": "Hi"},
     "/v1/messages": {**SOME, "messages": USER, "max_tokens": 8},
     "/v1/messages/count_tokens": {"model": "one", "messages": USER},
     "/api/show": {"model": "one"},
@@ -97,6 +98,7 @@ CLAUDES_TOOLS = {
     "tools": [{**one, "input_schema": {"type": "object", "additionalProperties": False}} for one in (F, G)]
 }
 CLAUDES_CHOICE = {**CLAUDES_TOOLS, "max_tokens": 200, "seed": 3}
+CHOSEN = {"tools": [{"type": "function", **one} for one in (F, G)]}
 CALLED = {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}
 RESULT = {"input": [{"type": "function_call_output", "call_id": "c", "output": "a"}]}
 ALLOWED = {"mode": "auto", "tools": [{"type": "function", "function": F}]}
@@ -164,10 +166,35 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         },
         {"a": 1},
     ),
+    "previous_response_id": ({}, "resp_none"),
+    "truncation": (
+        {"input": [{"role": "user", "content": "a" * 900}, {"role": "user", "content": "b" * 200}]},
+        "auto",
+    ),
+    "store": ({}, False),
+    "metadata": ({}, {"a": "b"}),
+    **{
+        f"/v1/responses/input_tokens tool_choice.{name}": (
+            {
+                **CHOSEN,
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", **F}],
+                },
+            },
+            wrong,
+        )
+        for name, wrong in (("mode", "odd"), ("tools", [{"type": "function", "name": "odd"}]))
+    },
+    "/v1/responses/input_tokens tool_choice.name": (
+        {**CHOSEN, "tool_choice": {"type": "function", "name": "f"}},
+        "odd",
+    ),
     "input[].arguments": (CALLED, '{"a": 1}'),
-    "input[].name": (CALLED, "g"),
-    "input[].call_id": (CALLED, "d"),
-    "input[].output": (RESULT, "b"),
+    "input[].name": (CALLED, "go"),
+    "input[].call_id": (CALLED, "do"),
+    "input[].output": (RESULT, "bo"),
     "text.format.schema": ({"text": {"format": {"type": "json_object"}}}, SCHEMA),
     "tools[].function": ({}, F),
     "tools[].function.strict": (
@@ -293,8 +320,8 @@ ELSEWHERE = {
 }
 """Fields whose effect no answer shows, and the file of tests that shows it."""
 UNLIKE = re.compile(
-    r"id|created(_at)?|completed_at|call_id|timings|(micro)?seconds|.*_per_second|rate|share|.*_duration|.*cache.*|"
-    r"modified_at|completion_tokens_details|digest"
+    r"id|created(_at)?|completed_at|call_id|timings|(micro)?seconds|.*_per_second|rate|share|.*_duration|"
+    r"cached_tokens|tokens_cached|cache_\w+_input_tokens|modified_at|completion_tokens_details|digest"
 )
 """Names in answers whose values differ from time to time."""
 

@@ -104,7 +104,7 @@ async def _count_tokens(call: ClientCall) -> Response:
     fields = Body(await call.json(), COUNT_BODY)
     async with call.models.use(fields.model()) as llm:
         asked = await run_in_threadpool(conversation_of, fields, {}, counts=True)
-        return answer({"input_tokens": len(await run_in_threadpool(prompt_of, llm, asked))})
+        return answer({"input_tokens": len(await run_in_threadpool(prompt_of, llm, asked, any_length=True))})
 
 
 ANTHROPIC = Api(

@@ -1,122 +1,95 @@
-"""OpenAI's Responses API, without storage: a request sends the whole conversation."""
+"""OpenAI's Responses API: answers of conversations, which are kept for a while for those that go on after them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.serve.api import NAMED, Api, ClientCall, Route
+from pellucid.errors import InvalidRequest, NotFound
+from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import generated
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.responses.answer import ResponseRequest
-from pellucid.serve.responses.request import RESPONSES_BODY
-from pellucid.serve.schema import (
-    FLAG,
-    LOGPROBS,
-    OBJECT,
-    TEXT,
-    any_of,
-    body,
-    closed,
-    function,
-    generation_options,
-    harmless,
-    listed,
-    one_of,
-    tools,
-)  # fmt: skip
+from pellucid.serve.responses.listing import input_items
+from pellucid.serve.responses.request import COUNT_BODY, RESPONSES_BODY
+from pellucid.serve.responses.schema import COUNTED, RESPONSE
+from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.truncation import counted
 
 
-def _read_as_it_stands(*names: str) -> dict[str, Any]:
-    return {name: harmless(f"input[].{name}") for name in names}
+def _own(call: ClientCall) -> OwnResponses:
+    return OwnResponses(call.responses, call.viewer.key)
 
 
-PART = any_of(
-    closed(
-        {
-            "type": one_of("input_text", "output_text", "text"),
-            "text": TEXT,
-            **{name: harmless(f"input[].content[].{name}") for name in ("annotations", "logprobs")},
-        },
-        "type",
-        "text",
-    ),
-    closed({"type": one_of("refusal"), "refusal": TEXT}, "type", "refusal"),
-)
-THOUGHT = listed(closed({"type": one_of("reasoning_text", "summary_text", "text"), "text": TEXT}, "text"))
-TEXTS = {"anyOf": [TEXT, listed(PART)]}
-MESSAGE = {
-    "type": one_of("message"),
-    "role": one_of("system", "developer", "user", "assistant"),
-    "content": TEXTS,
-}
-CALL = {"type": one_of("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
-OUTPUT = {"type": one_of("function_call_output"), "call_id": TEXT, "output": TEXTS}
-REASONING = {"type": one_of("reasoning"), "content": THOUGHT, "summary": THOUGHT}
-ITEM = any_of(
-    closed({**MESSAGE, **_read_as_it_stands("id", "status", "phase")}, "role", "content"),
-    closed({**CALL, **_read_as_it_stands("id", "status")}, "type", "call_id", "name", "arguments"),
-    closed({**OUTPUT, **_read_as_it_stands("id", "status")}, "type", "call_id", "output"),
-    closed({**REASONING, **_read_as_it_stands("id", "status", "encrypted_content")}, "type"),
-)
-NAMED_FUNCTION = closed({"type": one_of("function"), "name": TEXT}, "type", "name")
-ALLOWED = {
-    "type": one_of("allowed_tools"),
-    "mode": one_of("auto", "required"),
-    "tools": listed(NAMED_FUNCTION),
-}
-FORMAT = {
-    "type": one_of("text", "json_object", "json_schema"),
-    "schema": OBJECT,
-    **{name: harmless(f"text.format.{name}") for name in ("name", "description", "strict")},
-}
-CONVERSATION = {
-    "instructions": TEXT,
-    "tools": tools({**function(type=one_of("function")), "required": ["type", "name"]}),
-    "tool_choice": any_of(
-        one_of("none", "auto", "required"), NAMED_FUNCTION, closed(ALLOWED, "type", "mode", "tools")
-    ),
-    "parallel_tool_calls": FLAG,
-    "text": closed({"format": closed(FORMAT, "type"), "verbosity": harmless("verbosity")}),
-    "reasoning": closed(
-        {
-            "effort": TEXT,
-            **{name: harmless(f"reasoning.{name}") for name in ("summary", "generate_summary")},
-        }
-    ),
-}
-RESPONSE = body(
-    {"model": TEXT, "input": {"anyOf": [TEXT, listed(ITEM)]}},
-    {
-        **generation_options("watch", *LOGPROBS),
-        **CONVERSATION,
-        "stream": FLAG,
-        "stream_options": closed({"include_obfuscation": harmless("stream_options.include_obfuscation")}),
-        "metadata": OBJECT,
-        "store": FLAG,
-        "user": TEXT,
-        "safety_identifier": TEXT,
-        "prompt_cache_key": TEXT,
-        "service_tier": TEXT,
-        "max_tool_calls": {"type": "integer", "minimum": 1},
-    },
-    RESPONSES_BODY,
-)
+def _number(call: ClientCall) -> str:
+    return str(call.request.path_params["number"])
 
 
 async def _responses(call: ClientCall) -> Response:
     given = await call.json()
-    fields = Body(given, RESPONSES_BODY)
+    fields, own = Body(given, RESPONSES_BODY), _own(call)
     name, streams = fields.model(), fields.flag("stream")
     return await generated(
-        call, name, lambda llm: ResponseRequest.of(fields, given, llm), NAMED if streams else None
+        call, name, lambda llm: ResponseRequest.of(fields, given, llm, own), NAMED if streams else None
     )
+
+
+async def _input_tokens(call: ClientCall) -> Response:
+    fields, own = Body(await call.json(), COUNT_BODY), _own(call)
+    async with call.models.use(fields.model()) as llm:
+        count = await run_in_threadpool(counted, fields, llm, own)
+        return answer({"object": "response.input_tokens", "input_tokens": count})
+
+
+async def _one(call: ClientCall) -> Response:
+    _no_query(call)
+    return answer(_own(call).get(_number(call)).body)
+
+
+async def _delete(call: ClientCall) -> Response:
+    number = _number(call)
+    _own(call).delete(number)
+    return answer({"id": number, "object": "response", "deleted": True})
+
+
+async def _input_items(call: ClientCall) -> Response:
+    found = _own(call).get(_number(call))
+    return answer(input_items(found.input, call.request.query_params))
+
+
+def _no_query(call: ClientCall) -> None:
+    """Refuse what a query asks for: a kept response is given whole."""
+    for name, value in call.request.query_params.items():
+        raise InvalidRequest(f"{name}={value[:80]!r}: a kept response is given whole; leave it out")
+
+
+def _refused(why: str) -> Any:
+    """A route of this API that does nothing but say so."""
+
+    async def run(call: ClientCall) -> Response:
+        raise NotFound(f"{call.request.method} {call.request.url.path}: {why}")
+
+    return run
 
 
 RESPONSES = Api(
     "responses",
-    {"POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED.media_type)},
+    {
+        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED.media_type),
+        "GET /v1/responses": Route(
+            _refused("there is no WebSocket and no list of responses; POST with stream=true"), "Refused."
+        ),
+        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNTED),
+        "POST /v1/responses/compact": Route(
+            _refused('conversations are not compacted; truncation="auto" drops their first messages'),
+            "Refused.",
+        ),
+        "GET /v1/responses/{number}": Route(_one, "A response that is kept."),
+        "DELETE /v1/responses/{number}": Route(_delete, "Forget a response."),
+        "GET /v1/responses/{number}/input_items": Route(_input_items, "The input of a response."),
+    },
     error_body,
 )

@@ -45,11 +45,22 @@ class Conversation:
     goes_on: bool = False
 
 
-def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
-    """The tokens of a conversation.
+def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False) -> list[int]:
+    """The tokens of a conversation, which leave room for an answer unless they may have ``any_length``.
 
     Raises:
         InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
+        ContextOverflow: it leaves no room for an answer.
+    """
+    messages, variables = template_input(llm, asked)
+    return llm.inputs.prompt(messages, variables, any_length=any_length)
+
+
+def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the chat template gets of a conversation: messages, and further variables.
+
+    Raises:
+        InvalidRequest: a message is wrong, or the model has no tools.
     """
     style = chat_style(llm.tokenizer)
     if asked.tools and style.calls is None:
@@ -62,7 +73,7 @@ def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
         variables["tools"] = [dict(one.shown) for one in asked.tools]
     if asked.goes_on:
         variables["continue_final_message"] = True
-    return llm.inputs.prompt(messages, variables)
+    return messages, variables
 
 
 class ChatRun:

@@ -97,7 +97,12 @@ class ChatRequest(ChatRunRequest):
             yield {**begin, "choices": [], "usage": used}
 
     def _choice(self, at: int, made: Generation, answer: ChatAnswer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if answer.calls:

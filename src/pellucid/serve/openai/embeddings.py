@@ -90,7 +90,8 @@ def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
         return vectors
     cut = vectors[:, :width].astype(np.float64)
     lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    return (cut / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    scaled: NDArray[np.float32] = (cut / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return scaled
 
 
 def _texts(given: Any) -> Sequence[Any]:
