@@ -339,7 +339,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
         return llm
 
-    with serving(folder, load=load) as made:
+    with serving(folder, load=load) as made, CLIENT:
         yield made
 
 

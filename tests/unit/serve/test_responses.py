@@ -1,4 +1,4 @@
-"""Responses that are kept: who may go on after them, how many there are, and what a conversation that is too long loses."""
+"""Responses that are kept: who may go on after them, how many there are; conversations that are too long."""
 
 from __future__ import annotations
 
