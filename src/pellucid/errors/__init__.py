@@ -50,7 +50,7 @@ class NothingLeft(InvalidRequest):
 
 
 class NotFound(PellucidError, LookupError):
-    """Nothing has that name, or it is not the caller's: the message does not say which."""
+    """The name stands for nothing, or for something of another caller: the message does not say which."""
 
 
 class ModelNotFound(NotFound):

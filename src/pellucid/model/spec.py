@@ -310,8 +310,8 @@ class Head(Struct, frozen=True):
 class Pooling(Struct, frozen=True):
     """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``.
 
-    ``matryoshka``: the model was trained so that the first numbers of a vector are a vector too, of these dimensions;
-    empty: of any; None: the model does not state it (Kusupati et al. 2022).
+    ``matryoshka`` has the dimensions to which the model was trained to let its vectors be cut; empty: any; None: the
+    model states none (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
     """
 
     kind: Literal["mean"] = "mean"

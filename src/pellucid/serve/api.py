@@ -112,7 +112,7 @@ class ClientCall:
     viewer: Viewer
     responses: ResponseStore
     schema: Schema | None = None
-    """Of its body."""
+    """The schema of the body."""
     number: str = ""
     events: int = 0
     """How many events of a stream the client has had before it lost its connection (``Last-Event-ID``)."""

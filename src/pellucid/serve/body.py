@@ -59,7 +59,7 @@ class Body:
         return self._fields.pop(name, default)
 
     def drop(self, name: str, value: int) -> bool:
-        """Whether a field has this value; then it is taken."""
+        """Take a field if it has this value. Returns whether it had."""
         found = self._fields.get(name)
         has = type(found) is int and found == value
         if has:

@@ -1,4 +1,4 @@
-"""What an error says to a client's program, beside its status and its message: a code, and the field that is wrong."""
+"""The parts of an error that programs read, beside its status: a code, and the name of the wrong field."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | does not | mu
 
 @dataclass(frozen=True)
 class Problem:
-    """The ``code`` of an error in OpenAI's words, and ``param``, the field that is wrong, if it is one."""
+    """The ``code`` of an error in OpenAI's words, and ``param``, the name of the wrong field."""
 
     code: str | None = None
     param: str | None = None
@@ -50,7 +50,7 @@ class ErrorForm(Protocol):
 
 
 def problem_of(error: Exception, schema: Mapping[str, Any] | None) -> Problem:
-    """What is to be said of an error in a request whose body has this schema."""
+    """The code and the field of an error in a request whose body has this schema."""
     code = next((code for kind, code in CODES if isinstance(error, kind)), None)
     schema = schema or {"properties": {}, "required": []}
     if isinstance(error, ContextOverflow):

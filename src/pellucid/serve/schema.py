@@ -82,7 +82,7 @@ def tools(item: Schema) -> Schema:
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """A value that one of these describes. Of a value that none does, the fields are checked where it is read."""
+    """A value that one of these describes. If none does, the fields are checked where the value is read."""
     return {"anyOf": list(schemas)}
 
 
@@ -151,7 +151,7 @@ def check_names(schema: Schema, value: Any, where: str = "") -> None:
 
 
 def _check_one_of(schemas: list[Schema], value: Any, where: str) -> None:
-    """As ``check_names``, for a value that one of several schemas may describe."""
+    """Check the names of a value by the first of several schemas that fits. Raises as ``check_names``."""
     problems = list[InvalidRequest]()
     for schema in [one for one in schemas if _is_meant(one, value)]:
         try:
@@ -165,7 +165,7 @@ def _check_one_of(schemas: list[Schema], value: Any, where: str) -> None:
 
 
 def _is_meant(schema: Schema, value: Any) -> bool:
-    """Whether the words in an object, such as its type, are those of a schema."""
+    """Compare the words of an object, such as its type, with a schema. True where all are known."""
     known = schema.get("properties", {}) if isinstance(value, Mapping) else {}
     return all(value[name] in one["enum"] for name, one in known.items() if "enum" in one and name in value)
 

@@ -1,7 +1,7 @@
 """Every field of every request: it changes the answer, or is refused, or stands in the table of harmless fields.
 
-The fields are those of the schemas that the server describes itself with, whatever APIs there are. A field is set to
-values that its schema allows; those that need others beside them are in ``SHOWN``.
+The fields come from the schemas of all routes that discovery finds. Each is set to values that its schema allows; fields
+that have an effect only beside others are in ``SHOWN``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/pieces": {"model": "one", "ids": [97]},
     "/look/tokenize": {"model": "one", "text": "to see"},
 }
-"""A request of each route, to which fields are added."""
+"""The request of each route to which fields are added."""
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
 """The answer is of the letter a; of a and b."""
 NO_LIMIT = dict.fromkeys(("max_tokens", "max_output_tokens", "n_predict", "num_predict"))
@@ -312,7 +312,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "views[].rows": (VIEW, [0, 2]),
     "views[].pool": (VIEW, 2),
 }
-"""What must be beside a field, and values of it that have an effect, where its schema does not say enough."""
+"""Fields that must stand beside a field, and its values that have an effect, where the schema does not say enough."""
 ELSEWHERE = {
     "priority": "tests/unit/engine/test_engine.py",
     "prompt_lookup": "tests/unit/engine/test_speculation.py",
@@ -406,7 +406,7 @@ def filled(body: Any, around: Around) -> Any:
 
 
 def at(body: Any, path: str) -> Any:
-    """What stands in the body at a path, if anything does."""
+    """The value at a path of the body; None if there is none."""
     for step in steps(path):
         try:
             body = body[step]
@@ -466,7 +466,7 @@ def put(at: Any, step: Any, value: Any) -> None:
 
 
 def context_of(route: str, path: str, around: Around) -> tuple[dict[str, Any], list[Any]]:
-    """The request to which a field is added, and values that show its effect, if its schema does not say enough."""
+    """The request that gets a field, and values that show the effect, if the schema does not say enough."""
     base, inner = BASES[route], path.removeprefix("options.")
     for key in (f"{route} {path}", inner):
         if key in SHOWN:
@@ -514,7 +514,7 @@ def unechoed(answer: tuple[int, Any], schema: Schema) -> Any:
 def shows(
     served: Served, path: str, field: str, plain: Any, found: list[Any], before: tuple[int, Any]
 ) -> bool:
-    """Whether one of the values makes another answer, or is refused."""
+    """True if one of the values makes another answer, or is refused."""
     if field.endswith("type"):  # words that mean the same
         found = [*found, "odd"]
     return any(asked(served, path, with_field(plain, field, value)) != before for value in found)

@@ -81,7 +81,7 @@ class MessageRequest(ChatRunRequest):
         yield {"type": "message_stop"}
 
     def _usage(self, made: Generation, reasoning: str) -> dict[str, Any]:
-        """Numbers of tokens; those of the prompt that were cached are apart."""
+        """Numbers of tokens; cached tokens of the prompt are counted apart."""
         usage = made.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,

@@ -23,7 +23,7 @@ ANTHROPIC_BODY = BodyForm(
     defaults=PLAIN,
 )
 COUNT_BODY = BodyForm(HARMLESS_FIELDS, ANTHROPIC_BODY.only)
-"""Of requests whose tokens are counted."""
+"""The form of requests whose tokens are counted."""
 BLOCKS = ("text",)
 """Kinds of blocks that are texts."""
 

@@ -57,7 +57,7 @@ def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False
 
 
 def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What the chat template gets of a conversation: messages, and further variables.
+    """The messages of a conversation as the chat template gets them, and its further variables.
 
     Raises:
         InvalidRequest: a message is wrong, or the model has no tools.

@@ -20,7 +20,7 @@ from pellucid.serve.model import ServedModel
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """What a body asks for: the vectors of ``encoded`` texts, of ``width`` numbers, in ``base64`` or as numbers."""
+    """A request for the vectors of ``encoded`` texts, of ``width`` numbers, as ``base64`` or as numbers."""
 
     encoded: Sequence[list[int]]
     base64: bool
@@ -64,10 +64,10 @@ class EmbeddingRequest:
 
 
 def vector_width(body: Body, llm: ServedModel) -> int:
-    """How many numbers a vector shall have, by the field ``dimensions``.
+    """The length of the vectors, by the field ``dimensions``.
 
     Raises:
-        InvalidRequest: the model does not state that its vectors can be cut to so many.
+        InvalidRequest: the model does not state this length.
     """
     wanted, pooling = body.count("dimensions", 1, 1 << 24), llm.spec.pooling
     if wanted in (None, llm.width) or pooling is None:

@@ -19,9 +19,9 @@ OPENAI_BODY = BodyForm(
     renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
     defaults=PLAIN,
 )
-"""Of chat and text completions."""
+"""The form of chat and text completions."""
 PLAIN_BODY = BodyForm(harmless=frozenset({"user"}))
-"""Of requests that generate nothing."""
+"""The form of requests that generate nothing."""
 
 
 def stream_usage(body: Body) -> bool:

@@ -25,7 +25,7 @@ RESPONSES_BODY = BodyForm(
     defaults=PLAIN,
 )
 COUNT_BODY = BodyForm(only={"conversation": ""})
-"""Of requests whose tokens are counted."""
+"""The form of requests whose tokens are counted."""
 THOUGHTS = (None, "reasoning_text", "summary_text", "text")
 """Kinds of parts of reasoning."""
 REASONING = {"role", "content", "reasoning_content"}

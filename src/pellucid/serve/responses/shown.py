@@ -35,7 +35,7 @@ SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 
 
 def shown(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the response to a request with the fields ``given`` repeats; ``options`` are those of its generation."""
+    """The fields of a response to a request with the fields ``given``, which ran with these ``options``."""
     made = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
     text, reasoning = given.get("text") or {}, given.get("reasoning") or {}
     form = text.get("format") or FORMAT

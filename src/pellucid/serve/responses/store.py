@@ -16,9 +16,9 @@ from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 
 MOST_RESPONSES, MOST_BYTES = 512, 32 << 20
-"""Of one key: responses, and bytes of their JSON."""
+"""Limits of one key: responses, and bytes of their JSON."""
 MOST_IN_ALL = 128 << 20
-"""Bytes of all keys."""
+"""Limit of all keys: bytes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StoredResponse:
 
     @property
     def items(self) -> list[Mapping[str, Any]]:
-        """What was said in this turn: the input, and what the model made of it."""
+        """The items of this turn: the input, and the model's output."""
         return [*self.input, *self.body["output"]]
 
 
@@ -78,9 +78,10 @@ class OwnResponses:
 
 
 class ResponseStore:
-    """Keeps responses by key and id. The least recently used ones of a key make way for its new ones.
+    """Keeps responses by key and id.
 
-    If all keys together hold too much, those of the key that holds the most do.
+    A key that is at its limit loses its least recently used responses. If all keys together hold too much, the key
+    with the most bytes does.
     """
 
     def __init__(self) -> None:
@@ -123,7 +124,7 @@ class ResponseStore:
         """A response and all before it, the first one first.
 
         Raises:
-            InvalidRequest: one of them is not kept.
+            InvalidRequest: a response is not kept.
         """
         found = list[StoredResponse]()
         at: str | None = number

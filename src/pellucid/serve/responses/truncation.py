@@ -19,7 +19,7 @@ USUAL_ROOM = 512  # tokens that an answer has where the request does not say how
 
 
 def truncates(body: Body) -> bool:
-    """Whether the field ``truncation`` is "auto". Raises InvalidRequest."""
+    """Read the field ``truncation``: True for "auto". Raises InvalidRequest for other words."""
     asked = body.take("truncation", "disabled")
     if asked not in WORDS:
         raise InvalidRequest(f"truncation={brief(asked)}: must be auto or disabled")
@@ -63,7 +63,7 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
 
 
 def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
-    """How many tokens the input of a body has.
+    """The number of tokens of a body's input.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
@@ -75,7 +75,7 @@ def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
 
 
 def _room(llm: ServedModel, asked: Conversation) -> int:
-    """How many tokens an answer shall have room for."""
+    """The tokens that are left free for the answer."""
     wanted = asked.options.get("max_new_tokens")
     return min(wanted if isinstance(wanted, int) else USUAL_ROOM, llm.context // 4)
 
