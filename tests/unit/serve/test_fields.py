@@ -1,7 +1,7 @@
 """Every field of every request: it changes the answer, or is refused, or stands in the table of harmless fields.
 
-The fields come from the schemas of all routes that discovery finds. Each is set to values that its schema allows; fields
-that have an effect only beside others are in ``SHOWN``.
+The fields come from the schemas of all routes that discovery finds. Each is set to values that its schema allows;
+fields that have an effect only beside others are in ``SHOWN``.
 """
 
 from __future__ import annotations
