@@ -168,6 +168,11 @@ class TextGroup(ABC):
         """What is known of the prompt so far."""
 
     @property
+    def prompt_read(self) -> int | None:
+        """How many tokens of the prompt have been read or were cached; None if that is not known yet."""
+        return len(self.prompt) if any(one.ids for one in self.builders) else None
+
+    @property
     @abstractmethod
     def speculation(self) -> list[tuple[int, int]]:
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""

@@ -26,6 +26,7 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
+from pellucid.serve.body import Body
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
@@ -129,6 +130,15 @@ class ClientCall:
         if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
             self.number, self.events = found[1], int(found[2])
 
+    def model(self, fields: Body) -> str:
+        """The name of the model that answers a request: the one that it names, or the server's first if it names none.
+
+        Raises:
+            ModelNotFound: the server has no such model.
+            InvalidRequest: the name is no text.
+        """
+        return self.models.known(fields.model(self.models.names[0]))
+
     async def json(self) -> Any:
         """The body.
 
@@ -176,11 +186,12 @@ def _no_constant(name: str) -> None:
 
 
 def answer(
-    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+    content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
     # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
-    return Response(json.dumps(dict(content)), status, headers, media_type="application/json")
+    value = content if isinstance(content, list) else dict(content)
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:

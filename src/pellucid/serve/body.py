@@ -12,10 +12,35 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.sample.recommended import with_recommended
+from pellucid.serve.shape import closed
 from pellucid.util.checks import real, whole
 
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """The defaults of OpenAI and Anthropic: the model's own distribution."""
+ALSO: Mapping[str, str] = {
+    "n_predict": "max_new_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+    "guided_grammar": "grammar",
+}
+"""Names of options that llama.cpp's and vLLM's clients use, in every API."""
+STRUCTURED: Mapping[str, str] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "grammar",
+}
+"""Options by their names in vLLM's ``structured_outputs``."""
+HARMLESS = frozenset(
+    {
+        *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "sse_ping_interval"),
+        *("t_max_prompt_ms", "t_max_predict_ms", "n_indent", "backend_sampling", "adaptive_decay"),
+    }
+)
+"""Fields of llama.cpp that change no answer here, in any API (docs/decisions/0048-llamacpp-and-ollama.md)."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
@@ -28,13 +53,14 @@ class BodyForm:
 
     ``harmless`` are fields that do not change an answer; ``only`` are fields of what is not implemented, with the only
     value that they may have; ``renamed`` are the API's names of options; ``defaults`` are its options where a model's
-    file recommends none.
+    file recommends none; ``absent`` are values of fields that stand for no value.
     """
 
     harmless: Set[str] = frozenset()
     only: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Body:
@@ -44,12 +70,20 @@ class Body:
         if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
             raise InvalidRequest(f"the body is {brief(fields)}: it must be an object with named fields")
         # In the requests of all APIs null is the same as nothing.
-        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._fields = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and value not in form.absent.get(name, ())
+        }
         self._form = form
 
     def take(self, name: str, default: Any = None) -> Any:
         """A field's value."""
         return self._fields.pop(name, default)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a field that nobody has taken, empty or not."""
+        return name in self._fields
 
     def has(self, name: str) -> bool:
         """Whether there is a field that nobody has taken, and it is not empty."""
@@ -97,16 +131,15 @@ class Body:
                 raise InvalidRequest(f"{name}[{at}]={brief(one)}: must be an object")
         return value
 
-    def model(self) -> str:
-        """The name of the model."""
-        name = self.required("model")
+    def model(self, usual: str = "") -> str:
+        """The name of the model; ``usual`` where the request names none, as clients of servers with one model do.
+
+        Raises InvalidRequest if it names none and there is no usual one.
+        """
+        name = self.take("model", usual) if usual else self.required("model")
         if not isinstance(name, str):
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
-        return name
-
-    def model_or(self, usual: str) -> str:
-        """The name of the model; clients of servers with one model leave it out."""
-        return self.model() if self.has("model") else usual
+        return name or usual
 
     def texts(self, name: str) -> list[str]:
         """A text, or a list of texts. Raises InvalidRequest if there are too many."""
@@ -129,8 +162,18 @@ class Body:
         """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        asked = {self._form.renamed.get(name, name): value for name, value in self.rest().items()}
-        return {**(recommended or self._form.defaults), **asked}
+        names = {**ALSO, **self._form.renamed}
+        asked = _structured(self.mapping("structured_outputs"))
+        for name, value in self.rest().items():
+            option = names.get(name, name)
+            if (other := asked.setdefault(option, value)) != value:
+                raise InvalidRequest(
+                    f"{name}={brief(value)}: another name of {option} has {brief(other)}; leave one of them out"
+                )
+        if "json_schema" in asked:
+            asked["json_schema"] = closed(asked["json_schema"])
+        usual = recommended or self._form.defaults
+        return {**usual, **asked} if "samplers" in asked else with_recommended(asked, usual)
 
 
 def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
@@ -138,6 +181,22 @@ def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
     given = options.get("stop_token_ids") or []
     if ends and isinstance(given, list):
         options["stop_token_ids"] = [*given, *ends]
+
+
+def _structured(given: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's ``structured_outputs`` as options."""
+    found = dict[str, Any]()
+    for name, value in given.items():
+        if name in STRUCTURED and value is not None:
+            found[STRUCTURED[name]] = value
+        elif name == "json_object" and value is True and given.get("json") is None:
+            found["json_schema"] = {"type": "object"}
+        elif value is not None and value is not False:
+            raise InvalidRequest(
+                f"structured_outputs.{name}={brief(value)}: not supported; give one of json, json_object=true, "
+                f"regex, choice and grammar"
+            )
+    return found
 
 
 def _bias(value: Any) -> dict[int, float]:

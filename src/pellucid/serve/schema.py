@@ -70,8 +70,9 @@ def message(*roles: str) -> Schema:
 
 
 def body(required: Mapping[str, Schema], optional: Mapping[str, Schema]) -> dict[str, Any]:
-    """A body. The field ``model`` is filled in by the server that describes itself."""
-    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+    """A body. The field ``model`` is filled in by the server that describes itself; its first model is the default."""
+    needed = [name for name in required if name != "model"]
+    return {"type": "object", "properties": {**required, **optional}, "required": needed}
 
 
 def generation_options() -> dict[str, Schema]:

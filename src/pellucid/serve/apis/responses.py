@@ -45,7 +45,7 @@ RESPONSE = body(
 async def _responses(call: ClientCall) -> Response:
     given = await call.json()
     fields = Body(given, RESPONSES_BODY)
-    name, streams = fields.model(), fields.flag("stream")
+    name, streams = call.model(fields), fields.flag("stream")
     return await generated(
         call, name, lambda llm: ResponseRequest.of(fields, given, llm), NAMED if streams else None
     )

@@ -31,7 +31,7 @@ class Conversation:
 
     ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
     there is one. ``variables`` are further variables of the template. ``goes_on``: the answer goes on with the last
-    message. ``options`` are those of a generation.
+    message. ``options`` are those of a generation. ``before`` are tokens before the messages.
     """
 
     messages: Any
@@ -43,6 +43,7 @@ class Conversation:
     shape_name: str = "response_format"
     variables: Mapping[str, Any] = field(default_factory=dict)
     goes_on: bool = False
+    before: Sequence[int] = ()
 
 
 def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
@@ -50,6 +51,16 @@ def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
 
     Raises:
         InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
+    """
+    ids = llm.inputs.prompt(*template_input(llm, asked))
+    again = bool(asked.before) and ids[0] == llm.tokenizer.bos_id
+    return [*asked.before, *ids[again:]]
+
+
+def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the chat template gets of a conversation: messages, and further variables.
+
+    Raises: as ``prompt_of``.
     """
     style = chat_style(llm.tokenizer)
     if asked.tools and style.calls is None:
@@ -62,7 +73,7 @@ def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
         variables["tools"] = [dict(one.shown) for one in asked.tools]
     if asked.goes_on:
         variables["continue_final_message"] = True
-    return llm.inputs.prompt(messages, variables)
+    return messages, variables
 
 
 class ChatRun:

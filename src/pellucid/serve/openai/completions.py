@@ -134,6 +134,12 @@ class CompletionRequest:
         }
 
 
+def blank_event(name: str, number: str) -> dict[str, Any]:
+    """A piece of a stream without any text."""
+    choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+    return {**head(f"cmpl-{number}", KIND, name), "choices": [choice]}
+
+
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
     """The prompts with the text after the gap, and the tokens that end what fills it."""
     made, ends = list[PromptInput](), list[int]()
