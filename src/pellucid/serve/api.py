@@ -30,7 +30,7 @@ from pellucid.serve.body import Body
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.schema import Schema
+from pellucid.serve.schema import Schema, check_names
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
@@ -119,6 +119,8 @@ class ClientCall:
     error: ErrorForm
     live: LiveRequests
     viewer: Viewer
+    schema: Schema | None = None
+    """Of its body."""
     number: str = ""
     events: int = 0
     """How many events of a stream the client has had before it lost its connection (``Last-Event-ID``)."""
@@ -143,7 +145,7 @@ class ClientCall:
         """The body.
 
         Raises:
-            InvalidRequest: it is too long, or no JSON.
+            InvalidRequest: it is too long, no JSON, or has a field that its schema does not have.
         """
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
@@ -155,9 +157,12 @@ class ClientCall:
         whole = (self.viewer.key.encode(), self.number.encode(), self.request.url.path.encode(), body)
         self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
         try:
-            return json.loads(body, parse_constant=_no_constant)
+            found = json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
+        if self.schema is not None:
+            check_names(self.schema, found)
+        return found
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled when the client goes.

@@ -87,7 +87,8 @@ def _served(
     async def answered(request: Request) -> Response:
         try:
             viewer = rules.viewer(request.headers)
-            return await route.run(ClientCall(request, models, metrics, api.error, live, viewer))
+            call = ClientCall(request, models, metrics, api.error, live, viewer, route.body)
+            return await route.run(call)
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:

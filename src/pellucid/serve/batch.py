@@ -22,6 +22,7 @@ from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
+from pellucid.serve.apis.openai import OPENAI
 from pellucid.serve.batch_output import BatchOutput, lines_of
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Generating
@@ -31,6 +32,7 @@ from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.schema import check_names
 
 LONGEST_ID = 512
 
@@ -150,6 +152,7 @@ class Batch:
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
         number = str(line.number)
         try:
+            check_names(OPENAI.routes[f"POST {line.url}"].body or {}, line.body)
             body = Body(line.body, OPENAI_BODY)
             name = body.model() if self._name is None else self._name
             if self._name is not None:

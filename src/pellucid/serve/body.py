@@ -12,6 +12,7 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.sample.options import check_of
 from pellucid.sample.recommended import with_recommended
 from pellucid.serve.shape import closed
 from pellucid.util.checks import real, whole
@@ -34,13 +35,6 @@ STRUCTURED: Mapping[str, str] = {
     "grammar": "grammar",
 }
 """Options by their names in vLLM's ``structured_outputs``."""
-HARMLESS = frozenset(
-    {
-        *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "sse_ping_interval"),
-        *("t_max_prompt_ms", "t_max_predict_ms", "n_indent", "backend_sampling", "adaptive_decay"),
-    }
-)
-"""Fields of llama.cpp that change no answer here, in any API (docs/decisions/0048-llamacpp-and-ollama.md)."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
@@ -162,18 +156,20 @@ class Body:
         """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        names = {**ALSO, **self._form.renamed}
         asked = _structured(self.mapping("structured_outputs"))
+        names, known = dict.fromkeys(asked, "structured_outputs"), {**ALSO, **self._form.renamed}
         for name, value in self.rest().items():
-            option = names.get(name, name)
-            if (other := asked.setdefault(option, value)) != value:
+            option = known.get(name, name)
+            if option in asked:
                 raise InvalidRequest(
-                    f"{name}={brief(value)}: another name of {option} has {brief(other)}; leave one of them out"
+                    f"{names[option]} and {name} are names of one option: leave one of them out"
                 )
+            # The client's name stands in the error, if there is one.
+            check = check_of(option) if option != name else None
+            asked[option], names[option] = (check(name, value) if check else value), name
         if "json_schema" in asked:
             asked["json_schema"] = closed(asked["json_schema"])
-        usual = recommended or self._form.defaults
-        return {**usual, **asked} if "samplers" in asked else with_recommended(asked, usual)
+        return with_recommended(asked, recommended or self._form.defaults)
 
 
 def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:

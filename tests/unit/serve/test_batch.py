@@ -180,7 +180,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         ("/v1/completions", {"prompt": "a", "n": 0}, "n=0: must be a whole number from 1 to 64"),
         ("/v1/completions", {"prompt": "a", "logprobs": True}, "logprobs=True"),
         ("/v1/completions", {"prompt": "a", "temprature": 1}, "did you mean temperature"),
-        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, "max_new_tokens=-1"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, "max_tokens=-1"),
         ("/v1/completions", {"prompt": "a", "stream": True}, "stream=true"),
         ("/v1/completions", {"prompt": "a", "logit_bias": {"x": 1}}, "token ids"),
         ("/v1/completions", {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101"),

@@ -18,7 +18,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, assembled
-from pellucid.serve.chat.call_format import CallFormat, TaggedCalls, known_formats
+from pellucid.serve.chat.call_format import CallFormat, JsonCalls, TaggedCalls, known_formats
 from pellucid.serve.chat.formats.hermes import HERMES
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.reasoning import KNOWN, ReasoningMarks
@@ -155,6 +155,22 @@ def test_the_grammar_accepts_what_templates_write(name: str, llm: LLM) -> None:
             assert not accepted(
                 llm, grammar, llm.tokenizer.encode(text.replace("Oslo", "Bonn"), parse_special=True)
             )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("required", [True, False])
+def test_a_choice_of_one_call_has_no_second(name: str, required: bool, llm: LLM) -> None:
+    calls, arguments = FORMATS[name], {"city": "Rome", "days": 2}
+    twice = filled(calls.written_call("look-up.2", arguments)) * 2
+    if isinstance(calls, (JsonCalls, TaggedCalls)):
+        one = calls.before + "look-up.2" + calls.middle + calls.written_arguments(arguments)
+        twice = filled(calls.begin + one + calls.after + calls.between + one + calls.after + calls.end)
+        assert len(read(calls, twice).calls) == 2
+    ids = llm.tokenizer.encode(twice, parse_special=True, add_special=False)
+    for parallel in (True, False):
+        build = LarkBuilder(llm.tokenizer)
+        grammar = build.grammar(calls.grammar(build, ToolChoice([LOOK, ADD], required, parallel), None))
+        assert accepted(llm, grammar, ids) is (parallel and not calls.always), parallel
 
 
 def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:

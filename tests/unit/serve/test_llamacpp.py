@@ -20,9 +20,10 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
 from pellucid.serve.apis.llamacpp_chat import rendered
-from pellucid.serve.body import ALSO, HARMLESS, STRUCTURED
+from pellucid.serve.body import ALSO, STRUCTURED
 from pellucid.serve.chat.request import Conversation
 from pellucid.serve.guard import AccessRules
+from pellucid.serve.harmless import LLAMACPP
 from pellucid.serve.llamacpp.fields import LLAMACPP_BODY, SAMPLERS
 from pellucid.serve.llamacpp.prompts import prompts_of
 from pellucid.testing import random_model
@@ -136,7 +137,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
         ({"prompt": "a", "logit_bias": [[1 << 40, 1]]}, "logit_bias[0] holds a token id"),
         ({"prompt": "a", "lora": [{"id": 0, "scale": 1}]}, "lora="),
         ({"prompt": "a", "min_keep": 3}, "min_keep=3"),
-        ({"prompt": "a", "n_predict": 3, "max_tokens": 4}, "max_tokens=4"),
+        ({"prompt": "a", "n_predict": 3, "max_tokens": 4}, "names of one option"),
         ({"prompt": ["a", "b"], "return_progress": True}, "return_progress goes with one prompt"),
         ({"prompt": "a", "response_fields": 5}, "response_fields=5"),
         ({"prompt": "a", "structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
@@ -149,7 +150,7 @@ def test_wrong_completions(served: Served, body: dict[str, Any], word: str) -> N
 
 def test_fields_that_stand_for_nothing(served: Served) -> None:
     nothing = {"n_probs": 0, "grammar": "", "stop": [""], "top_n_sigma": -1.0, "lora": [], "logit_bias": []}
-    harmless = dict.fromkeys(HARMLESS, 1)
+    harmless = dict.fromkeys(LLAMACPP, 1)
     asked = {**DRAWN, "prompt": "to see"}
     one = post(served, "/completion", asked)["content"]
     assert post(served, "/completion", {**asked, **nothing, **harmless})["content"] == one
@@ -376,7 +377,7 @@ def test_templates(served: Served, llm: LLM) -> None:
     goes_on = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})["prompt"]
     assert goes_on.endswith("I am")
     assert post(served, "/apply-template", {"messages": USER, "add_generation_prompt": False})["prompt"]
-    assert "unknown field 'odd'" in refusal(served, "/apply-template", {"messages": USER, "odd": 1})
+    assert "unknown option 'odd'" in refusal(served, "/apply-template", {"messages": USER, "odd": 1})
     counted = post(served, "/v1/chat/completions/input_tokens", {"messages": USER})["input_tokens"]
     usage = post(served, "/chat/completions", {"messages": USER, "max_tokens": 1})["usage"]
     assert counted == usage["prompt_tokens"]
@@ -428,7 +429,7 @@ def test_vectors(served: Served, encoder: LLM) -> None:
         ({"content": []}, "content=[]"),
         ({}, "input is missing"),
         ({"input": "a", "embd_normalize": -2}, "embd_normalize=-2"),
-        ({"input": "a", "odd": 2}, "unknown field 'odd'"),
+        ({"input": "a", "odd": 2}, "unknown option 'odd'"),
         ({"input": [5] * 9999}, "the limit is"),
         ({"input": "a", "model": "one"}, "makes text, not sentence vectors"),
     ):

@@ -22,32 +22,42 @@ from pellucid.serve.openai.answer import error_body
 from pellucid.serve.schema import (
     COUNT,
     FLAG,
-    OBJECT,
     PROMPT,
     TEXT,
     Schema,
+    any_of,
     body,
+    closed,
     generation_options,
     listed,
     whole,
-)  # fmt: skip
+)
 
 EVENTS = StreamForm(DATA.media_type, DATA.encode)
 NAMES: Schema = {"type": "array", "items": TEXT}
 GENERATION = {
-    **generation_options(),
-    "n_predict": {"type": "integer", "minimum": -1},
-    "n_probs": whole(0, 1000),
-    "repeat_penalty": {"type": "number"},
+    **generation_options("watch", "prompt_logprobs", "logprobs_of"),
+    "samplers": NAMES,
     "post_sampling_probs": FLAG,
     "return_tokens": FLAG,
     "return_progress": FLAG,
     "timings_per_token": FLAG,
     "response_fields": NAMES,
-    "samplers": NAMES,
     "stream": FLAG,
 }
-COMPLETE = body({"prompt": PROMPT}, {**GENERATION, "model": TEXT, "n_cmpl": whole(1, MOST_CHOICES)})
+PART = {"anyOf": [TEXT, {"type": "integer", "minimum": 0}]}
+ONE = any_of(
+    TEXT,
+    {"type": "array", "items": PART, "minItems": 1},
+    closed({"prompt_string": TEXT, "multimodal_data": {"type": "array", "maxItems": 0}}, "prompt_string"),
+)
+PROMPTS = any_of(*ONE["anyOf"], {"type": "array", "items": ONE, "minItems": 1})
+COMPLETE = body(
+    {"prompt": PROMPTS},
+    {**GENERATION, "model": TEXT, "n_cmpl": whole(1, MOST_CHOICES), "n": whole(1, MOST_CHOICES)},
+    LLAMACPP_BODY,
+)
+FILE = {"type": "object", "properties": {"filename": TEXT, "text": TEXT}, "required": ["text"]}
 FILL = body(
     {},
     {
@@ -56,13 +66,27 @@ FILL = body(
         "input_prefix": TEXT,
         "input_suffix": TEXT,
         "prompt": TEXT,
-        "input_extra": {"type": "array", "items": OBJECT, "maxItems": MOST_FILES},
+        "input_extra": {"type": "array", "items": FILE, "maxItems": MOST_FILES},
     },
+    LLAMACPP_BODY,
 )
-EMBED = body({}, {"model": TEXT, "content": PROMPT, "input": PROMPT, "embd_normalize": whole(-1, 1024)})
+EMBED = body(
+    {},
+    {"model": TEXT, "content": PROMPT, "input": PROMPT, "embd_normalize": whole(-1, 1024)},
+    EMBEDDING_BODY,
+)
 RANK = body(
-    {"query": TEXT, "documents": listed(TEXT)},
-    {"model": TEXT, "top_n": COUNT, "return_documents": FLAG, "truncate": FLAG},
+    {"query": TEXT},
+    {
+        "model": TEXT,
+        "documents": listed(TEXT),
+        "texts": listed(TEXT),
+        "top_n": COUNT,
+        "return_documents": FLAG,
+        "return_text": FLAG,
+        "truncate": FLAG,
+    },
+    RERANK_BODY,
 )
 
 

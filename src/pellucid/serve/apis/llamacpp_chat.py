@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.apis import openai, responses
 from pellucid.serve.body import Body
-from pellucid.serve.chat.request import Conversation, prompt_of, template_input
+from pellucid.serve.chat.request import Conversation, template_input
 from pellucid.serve.generate import generated
 from pellucid.serve.llamacpp.fields import NO_LIMIT, RANDOM
 from pellucid.serve.llamacpp.telemetry import Telemetry
@@ -22,16 +22,18 @@ from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest, blank_chunk, template_variables, tools_of
 from pellucid.serve.openai.fields import OPENAI_BODY
-from pellucid.serve.schema import FLAG, OBJECT, TEXT, TOOLS, body, listed, message
+from pellucid.serve.schema import FLAG, TEXT, body, closed, function, harmless, one_of, tools
 
 T = TypeVar("T")
 CHAT_BODY = replace(OPENAI_BODY, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)})
+ABOUT = ("reasoning_effort", "enable_thinking", "chat_template_kwargs")
+CALLABLE = closed({"type": one_of("function"), "function": function(strict=harmless("tools[].strict"))})
 CONVERSATION = body(
-    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant"))},
+    {"model": TEXT, "messages": openai.CHAT["properties"]["messages"]},
     {
-        "tools": TOOLS,
-        "reasoning_effort": TEXT,
-        "chat_template_kwargs": OBJECT,
+        **{name: openai.CHAT["properties"][name] for name in ABOUT},
+        "tools": tools(CALLABLE),
+        "tool_choice": one_of("none", "auto", "required"),
         "add_generation_prompt": FLAG,
         "continue_final_message": FLAG,
     },
@@ -53,7 +55,7 @@ async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, boo
     """What is ``made`` of a model, a conversation, and whether its prompt begins an answer."""
     fields = Body(await call.json(), CHAT_BODY)
     name, messages = call.model(fields), fields.required("messages")
-    tools, choice = tools_of(fields)
+    described, choice = tools_of(fields)
     variables, goes_on = template_variables(fields), fields.flag("continue_final_message")
     begins = fields.flag("add_generation_prompt", not goes_on)
     if begins and goes_on:
@@ -62,7 +64,7 @@ async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, boo
         )
     if left := fields.rest():
         raise InvalidRequest(f"unknown field {brief(min(left))}: a conversation has messages and tools")
-    asked = Conversation(messages, {}, tools=tools, choice=choice, variables=variables, goes_on=goes_on)
+    asked = Conversation(messages, {}, tools=described, choice=choice, variables=variables, goes_on=goes_on)
     async with call.models.use(name) as llm:
         return await run_in_threadpool(made, llm, asked, begins)
 
@@ -81,7 +83,8 @@ def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
 
 
 def _count(llm: ServedModel, asked: Conversation, begins: bool) -> int:
-    return len(prompt_of(llm, asked))
+    messages, variables = template_input(llm, asked)
+    return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
 
 
 async def _apply_template(call: ClientCall) -> Response:

@@ -22,17 +22,25 @@ from pellucid.serve.schema import (
     COUNT,
     FLAG,
     IDS,
+    LOGPROBS,
     OBJECT,
     PROMPT,
+    SHAPE,
     TEXT,
     TEXTS,
+    VALUES,
     body,
+    closed,
     generation_options,
     listed,
+    one_of,
 )
 
 NAMES = {"type": "array", "items": TEXT}
 READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
+EDIT = {"edit": one_of("ablate", "scale", "add", "replace"), "point": TEXT, "factor": {"type": "number"}}
+EDITS = {"type": "array", "items": closed({**EDIT, "values": VALUES, "shape": SHAPE}, "edit", "point")}
+VIEW = {"title": TEXT, "point": TEXT, "head": COUNT, "rows": SHAPE, "pool": COUNT}
 
 
 async def _models(call: ClientCall) -> Response:
@@ -89,7 +97,18 @@ LOOK = Api(
         "POST /look/generate": Route(
             _generate,
             "A text, token by token, with the probabilities of the likeliest others.",
-            body({}, {**generation_options(), "model": TEXT, **READ, "alternatives": COUNT, "stream": FLAG}),
+            body(
+                {},
+                {
+                    **generation_options("watch", "logprobs", "prompt_logprobs"),
+                    "model": TEXT,
+                    **READ,
+                    "edits": EDITS,
+                    "alternatives": COUNT,
+                    "stream": FLAG,
+                },
+                LOOK_BODY,
+            ),
             stream="text/event-stream",
         ),
         "POST /look/trace": Route(
@@ -98,13 +117,15 @@ LOOK = Api(
             body(
                 {},
                 {
-                    **generation_options(),
+                    **generation_options("watch", *LOGPROBS),
                     "model": TEXT,
                     **READ,
+                    "edits": EDITS,
                     "points": NAMES,
                     "norms": NAMES,
-                    "views": listed(OBJECT),
+                    "views": listed(closed(VIEW, "title", "point")),
                 },
+                LOOK_BODY,
             ),
         ),
         "POST /look/lens": Route(

@@ -17,39 +17,75 @@ from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama import models
 from pellucid.serve.ollama.chat import OllamaChat
-from pellucid.serve.ollama.fields import OLLAMA_BODY, PULL_BODY, error_body, keep_alive_of, no_options, piece
+from pellucid.serve.ollama.fields import (
+    OLLAMA_BODY,
+    OPTIONS,
+    PULL_BODY,
+    error_body,
+    keep_alive_of,
+    no_options,
+    piece,
+)
 from pellucid.serve.ollama.generate import OllamaGenerate
 from pellucid.serve.ollama.pulling import pulling
-from pellucid.serve.schema import COUNT, FLAG, IDS, OBJECT, TEXT, TEXTS, TOOLS, body, message, one_of, whole
+from pellucid.serve.schema import (
+    COUNT,
+    FLAG,
+    IDS,
+    LOGPROBS,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    body,
+    closed,
+    function,
+    generation_options,
+    harmless,
+    message,
+    one_of,
+    tools,
+    whole,
+)
 from pellucid.weights.sources.source import Silent
 
 SPOKEN = "0.12.0"
 """The version of Ollama whose API this is; clients ask for it."""
 
 
-KEEP = {"anyOf": [TEXT, {"type": "number"}]}
+NAME = {"name": TEXT}
+"""The model's name in older requests."""
+KEEP = {"keep_alive": {"anyOf": [TEXT, {"type": "number"}]}}
 SHARED = {
+    **generation_options("watch", *LOGPROBS),
+    **NAME,
+    **KEEP,
     "stream": FLAG,
     "format": {"anyOf": [one_of("json", ""), OBJECT]},
-    "options": OBJECT,
-    "keep_alive": KEEP,
+    "options": body({}, generation_options("watch", *LOGPROBS), OPTIONS),
     "think": {"anyOf": [FLAG, one_of("low", "medium", "high")]},
     "logprobs": FLAG,
     "top_logprobs": whole(0, MOST_LOGPROBS),
 }
 CHAT = body(
-    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant")}},
-    {**SHARED, "tools": TOOLS},
+    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant", "tool")}},
+    {**SHARED, "tools": tools(closed({"type": one_of("function"), "function": function()}, "function"))},
+    OLLAMA_BODY,
 )
 GENERATE = body(
     {"model": TEXT},
     {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG, "context": IDS},
+    OLLAMA_BODY,
 )
+MACHINE = {
+    "options": {**closed({name: harmless(name) for name in sorted(OPTIONS.harmless)}), **harmless("options")}
+}
+"""Of requests that generate nothing."""
 EMBED = body(
-    {"model": TEXT, "input": TEXTS},
-    {"truncate": FLAG, "options": OBJECT, "dimensions": COUNT, "keep_alive": KEEP},
+    {"model": TEXT, "input": TEXTS}, {**NAME, **KEEP, **MACHINE, "truncate": FLAG, "dimensions": COUNT}
 )
-EMBEDDING = body({"model": TEXT, "prompt": TEXT}, {"options": OBJECT, "keep_alive": KEEP})
+EMBEDDING = body({"model": TEXT, "prompt": TEXT}, {**NAME, **KEEP, **MACHINE})
+SHOW = body({"model": TEXT}, {**NAME, "verbose": FLAG})
+PULL = body({"model": TEXT}, {**NAME, "stream": FLAG}, PULL_BODY)
 
 
 async def _body(call: ClientCall) -> tuple[Body, str]:
@@ -191,7 +227,7 @@ OLLAMA = Api(
         "GET /api/version": Route(_version, "The version of this API."),
         "GET /api/tags": Route(_tags, "The models of this server."),
         "GET /api/ps": Route(_running, "The models in memory."),
-        "POST /api/show": Route(_show, "All about a model.", body({"model": TEXT}, {"verbose": FLAG})),
+        "POST /api/show": Route(_show, "All about a model.", SHOW),
         "POST /api/generate": Route(
             _generates(OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
         ),
@@ -200,9 +236,7 @@ OLLAMA = Api(
         ),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
         "POST /api/embeddings": Route(_embeddings, "The vector of a text.", EMBEDDING),
-        "POST /api/pull": Route(
-            _pull, "Download a model.", body({"model": TEXT}, {"stream": FLAG}), LINES.media_type
-        ),
+        "POST /api/pull": Route(_pull, "Download a model.", PULL, LINES.media_type),
     },
     error_body,
     prefixes=("/api/",),

@@ -17,57 +17,80 @@ from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest, blank_chunk
 from pellucid.serve.openai.completions import CompletionRequest, blank_event
 from pellucid.serve.openai.embeddings import EmbeddingRequest
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.fields import OPENAI_BODY, PLAIN_BODY
 from pellucid.serve.schema import (
     COUNT,
     FLAG,
     OBJECT,
     PROMPT,
     TEXT,
-    TEXTS,
-    TOOLS,
     Schema,
     body,
+    closed,
+    function,
     generation_options,
+    harmless,
     listed,
     message,
     one_of,
+    tools,
     whole,
 )  # fmt: skip
 
 GENERATION: Mapping[str, Schema] = {
-    **generation_options(),
+    **generation_options("watch", "prompt_logprobs"),
     "n": whole(1, MOST_CHOICES),
-    "max_tokens": COUNT,
-    "stop": TEXTS,
     "stream": FLAG,
-    "stream_options": {"type": "object", "properties": {"include_usage": FLAG}},
-    "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
-    "user": TEXT,
     "timings_per_token": FLAG,
     "return_progress": FLAG,
     "verbose": FLAG,
-    "structured_outputs": OBJECT,
+    "stream_options": closed(
+        {"include_usage": FLAG, "include_obfuscation": harmless("stream_options.include_obfuscation")}
+    ),
 }
+NAMED_FUNCTION = closed(
+    {"type": one_of("function"), "function": closed({"name": TEXT}, "name")}, "type", "function"
+)
+ALLOWED = closed({"mode": one_of("auto", "required"), "tools": listed(NAMED_FUNCTION)}, "mode", "tools")
 CHAT = body(
-    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant"))},
+    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant", "tool"))},
     {
         **GENERATION,
-        "max_completion_tokens": COUNT,
         "logprobs": FLAG,
         "top_logprobs": whole(0, MOST_LOGPROBS),
-        "tools": TOOLS,
-        "tool_choice": {"anyOf": [one_of("none", "auto", "required"), OBJECT]},
-        "parallel_tool_calls": FLAG,
-        "response_format": {
-            "type": "object",
-            "properties": {"type": one_of("text", "json_object", "json_schema"), "json_schema": OBJECT},
-            "required": ["type"],
+        "tools": tools(closed({"type": one_of("function"), "function": function()}, "type", "function")),
+        "tool_choice": {
+            "anyOf": [
+                one_of("none", "auto", "required"),
+                NAMED_FUNCTION,
+                closed({"type": one_of("allowed_tools"), "allowed_tools": ALLOWED}, "type", "allowed_tools"),
+            ]
         },
+        "parallel_tool_calls": FLAG,
+        "response_format": closed(
+            {
+                "type": one_of("text", "json_object", "json_schema"),
+                "json_schema": closed(
+                    {
+                        "schema": OBJECT,
+                        **{
+                            name: harmless(f"response_format.json_schema.{name}")
+                            for name in ("name", "description", "strict")
+                        },
+                    },
+                    "schema",
+                ),
+                "schema": OBJECT,
+            },
+            "type",
+        ),
         "reasoning_effort": TEXT,
+        "enable_thinking": FLAG,
         "chat_template_kwargs": OBJECT,
+        "add_generation_prompt": FLAG,
         "continue_final_message": FLAG,
     },
+    OPENAI_BODY,
 )
 COMPLETION = body(
     {"model": TEXT, "prompt": PROMPT},
@@ -78,9 +101,12 @@ COMPLETION = body(
         "logprobs": whole(0, MOST_LOGPROBS),
         "suffix": TEXT,
     },
+    OPENAI_BODY,
 )
 EMBEDDING = body(
-    {"model": TEXT, "input": TEXTS}, {"encoding_format": one_of("float", "base64"), "dimensions": COUNT}
+    {"model": TEXT, "input": PROMPT},
+    {"encoding_format": one_of("float", "base64"), "dimensions": COUNT},
+    PLAIN_BODY,
 )
 
 
@@ -103,7 +129,7 @@ def _generates(
 
 
 async def _embeddings(call: ClientCall) -> Response:
-    fields = Body(await call.json(), OPENAI_BODY)
+    fields = Body(await call.json(), PLAIN_BODY)
     name = call.model(fields)
     async with call.models.use(name) as llm:
         return answer(

@@ -12,9 +12,9 @@ from pellucid.serve.api import Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.fields import PLAIN_BODY
 from pellucid.serve.openapi import document
-from pellucid.serve.schema import FLAG, IDS, TEXT, body
+from pellucid.serve.schema import FLAG, IDS, OBJECT, TEXT, body, listed
 
 MOST_TEXT = 1 << 20  # characters
 
@@ -28,7 +28,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
     Control tokens in a text are parsed, as there.
     """
-    fields = Body(await call.json(), OPENAI_BODY)
+    fields = Body(await call.json(), PLAIN_BODY)
     name, messages, content = call.model(fields), fields.take("messages"), fields.text("content")
     usual = messages is None and content is None
     special = fields.flag("add_special_tokens", fields.flag("add_special", usual))
@@ -59,7 +59,7 @@ def _piece(data: bytes) -> str | list[int]:
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    fields = Body(await call.json(), OPENAI_BODY)
+    fields = Body(await call.json(), PLAIN_BODY)
     name, tokens = call.model(fields), fields.required("tokens")
     async with call.models.use(name) as llm:
         size = llm.inputs.vocabulary
@@ -105,8 +105,17 @@ OPERATIONS = Api(
             _tokenize,
             "The tokens of a text.",
             body(
-                {"prompt": TEXT},
-                {"model": TEXT, "add_special_tokens": FLAG, "parse_special": FLAG, "with_pieces": FLAG},
+                {},
+                {
+                    "model": TEXT,
+                    "prompt": TEXT,
+                    "content": TEXT,
+                    "messages": listed(OBJECT),
+                    "add_special_tokens": FLAG,
+                    "add_special": FLAG,
+                    "parse_special": FLAG,
+                    "with_pieces": FLAG,
+                },
             ),
         ),
         "POST /detokenize": Route(_detokenize, "The text of tokens.", body({"tokens": IDS}, {"model": TEXT})),

@@ -52,7 +52,8 @@ class Shown:
         if not isinstance(fields, list) or not all(isinstance(one, str) for one in fields[:MOST_FIELDS]):
             raise InvalidRequest(f"response_fields={brief(fields)}: must be a list of names")
         after, ids = body.flag("post_sampling_probs"), body.flag("return_tokens")
-        return cls(after, ids, fields[:MOST_FIELDS], Telemetry.of(body, own=True))
+        timings, progress = body.flag("timings_per_token"), body.flag("return_progress")
+        return cls(after, ids, fields[:MOST_FIELDS], Telemetry(timings, progress))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.logit_bias import MOST as MOST_BIASED
-from pellucid.serve.body import HARMLESS, MOST_BIAS, Body, BodyForm
+from pellucid.serve.body import MOST_BIAS, Body, BodyForm
+from pellucid.serve.harmless import LLAMACPP
 from pellucid.serve.model import ServedModel
 from pellucid.util.checks import real, token_id
 
@@ -25,8 +26,8 @@ MOST_TOGETHER = 1000.0  # of the biases of one token, which no logit outweighs
 RANDOM = (-1, (1 << 32) - 1)
 NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
 LLAMACPP_BODY = BodyForm(
-    harmless=HARMLESS,
-    only={"lora": [], "min_keep": 0, "adaptive_target": -1.0},
+    harmless=LLAMACPP,
+    only={"lora": [], "min_keep": 0, "adaptive_target": -1.0, "verbose": False},
     renamed={
         "max_tokens": "max_new_tokens",
         "max_completion_tokens": "max_new_tokens",

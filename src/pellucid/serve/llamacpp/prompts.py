@@ -19,6 +19,7 @@ from pellucid.util.checks import token_id
 
 MOST_PROMPTS = 1024
 MOST_PARTS = 1 << 20
+KEYS = ("prompt_string", "content", "multimodal_data")
 SHAPES = "must be a text, token ids, both in one list, or an object with prompt_string"
 
 
@@ -63,6 +64,10 @@ def _text_of(name: str, value: Mapping[str, Any]) -> str:
     """The text of an object: ``prompt_string``, or ``content`` with parts of text."""
     if value.get("multimodal_data"):
         raise InvalidRequest(f"{name}.multimodal_data: only text is read, no image and no sound")
+    if unknown := value.keys() - KEYS:
+        raise InvalidRequest(
+            f"{name} has {brief(min(unknown, key=str))}: it may have {' or '.join(KEYS[:2])}"
+        )
     if isinstance(text := value.get("prompt_string"), str):
         return text
     if isinstance(parts := value.get("content"), list):

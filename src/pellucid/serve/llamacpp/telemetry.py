@@ -33,8 +33,8 @@ class Telemetry:
 
     timings: bool
     progress: bool
-    own: bool
-    verbose: bool
+    own: bool = True
+    verbose: bool = False
 
     @classmethod
     def of(cls, body: Body, *, own: bool) -> Telemetry:

@@ -12,7 +12,7 @@ from pellucid.errors.messages import brief
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
-from pellucid.serve.chat.tools import chosen, tool
+from pellucid.serve.chat.tools import chosen, tool_of
 from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama.fields import PieceLogprobs, ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.chat.conversation import conversation
@@ -32,10 +32,11 @@ class OllamaChat(ChatRunRequest):
         messages, tools = _messages(body.take("messages", [])), []
         for at, one in enumerate(body.objects("tools")):
             function = one.get("function")
-            if not isinstance(function, dict):
-                raise InvalidRequest(f"tools[{at}]={brief(one)}: must be an object with a function")
-            fields = (function.get(name) for name in ("name", "description", "parameters"))
-            tools.append(tool(f"tools[{at}].function", *fields))
+            if not isinstance(function, dict) or one.get("type", "function") != "function":
+                raise InvalidRequest(
+                    f"tools[{at}]={brief(one)}: must be an object of type function, with a function"
+                )
+            tools.append(tool_of(f"tools[{at}].function", function))
         shape, variables = shape_of(body), thinking_of(body, llm)
         options = options_of(body, llm.recommended)
         choice = chosen(tools, None, False, True)

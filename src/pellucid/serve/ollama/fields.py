@@ -55,8 +55,11 @@ def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
     logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
     if top is not None and not logprobs:
         raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
-    asked = {"logprobs": top or 0} if logprobs else {}
-    return {**Body(body.mapping("options"), OPTIONS).options(recommended), **body.rest(), **asked}
+    given, others = body.mapping("options"), body.rest()
+    if twice := given.keys() & others.keys():
+        raise InvalidRequest(f"{min(twice)} is in options and beside it: leave one of them out")
+    options = Body({**given, **others}, OPTIONS).options(recommended)
+    return {**options, "logprobs": top or 0} if logprobs else options
 
 
 def no_options(body: Body, what: str) -> None:

@@ -11,17 +11,13 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.chat.request import Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
 from pellucid.serve.openai.choice import choice_of, shape_of
 
 RESPONSES_BODY = BodyForm(
-    harmless=frozenset(
-        {
-            *("user", "store", "service_tier", "stream_options", "include", "prompt_cache_key"),
-            *("prompt_cache_retention", "safety_identifier", "max_tool_calls"),
-        }
-    ),
+    harmless=frozenset({"include", "prompt_cache_retention"}),
     only={
         "previous_response_id": "",
         "conversation": "",
@@ -34,6 +30,8 @@ RESPONSES_BODY = BodyForm(
     defaults=PLAIN,
 )
 """Nothing is stored: a request sends the whole conversation."""
+THOUGHTS = (None, "reasoning_text", "summary_text", "text")
+"""Kinds of parts of reasoning."""
 REASONING = {"role", "content", "reasoning_content"}
 """What a message has that is only reasoning so far."""
 SHOWN = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p")
@@ -84,14 +82,8 @@ def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     elif kind == "reasoning":
         parts = item.get("content") or item.get("summary") or []
-        found = parts if isinstance(parts, list) else [parts]
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in found]
-        if not all(isinstance(text, str) for text in texts):
-            raise InvalidRequest(f"{where}.content={brief(parts)}: must be a list of parts with a text")
-        if texts:
-            messages.append(
-                {"role": "assistant", "content": "", "reasoning_content": "\n".join(map(str, texts))}
-            )
+        if text := joined_texts(parts, f"{where}.content", THOUGHTS):
+            messages.append({"role": "assistant", "content": "", "reasoning_content": text})
     else:
         raise InvalidRequest(
             f"{where}={brief(item)}: must be an item of type message, function_call, function_call_output or reasoning"
