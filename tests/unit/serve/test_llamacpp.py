@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from support.served import Served, models_folder, serving
 
 import pellucid
+from pellucid.cli.commands.serve import template_of
+from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
 from pellucid.serve.apis.llamacpp_chat import rendered
@@ -323,6 +325,24 @@ def test_chat_is_openais(served: Served) -> None:
         assert [model.id for model in own.models.list().data] == ["one", "two", "encoder"]
     unlimited = {"messages": USER, "max_tokens": -1, "seed": -1, "stop": ["e"]}
     assert post(served, "/chat/completions", unlimited)["choices"]
+
+
+def test_a_stream_begins_with_the_role(served: Served) -> None:
+    asked = {"messages": USER, "max_tokens": 3}
+    for path, content in (("/chat/completions", None), ("/v1/chat/completions", "")):
+        first = events(served, path, asked)[0]["choices"][0]["delta"]
+        assert first == {"role": "assistant", "content": content}
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"a" * 1_000_001, None])
+def test_a_template_that_cannot_be_read(tmp_path: Path, text: bytes | None) -> None:
+    file = tmp_path / "template.jinja"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(InvalidRequest, match="chat_template="):
+        template_of(str(file))
+    file.write_text("{{ messages }}")
+    assert template_of(str(file)) == "{{ messages }}"
 
 
 def test_the_first_model_answers_a_request_that_names_none(served: Served, folder: Path) -> None:

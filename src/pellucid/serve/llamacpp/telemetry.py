@@ -99,12 +99,21 @@ class ToldRequest:
                     event["timings"] = timings(self.groups[-1])
                 if told.own:
                     event["system_fingerprint"] = BUILD
+                    _begin_as_there(event)
                 if told.verbose and not shown:
                     event["__verbose"], shown = self._verbose(), True
                 yield event
 
     def _verbose(self) -> dict[str, Any]:
         return {"prompt": self.tokenizer.decode(self.groups[0].prompt, skip_special=False)}
+
+
+def _begin_as_there(event: dict[str, Any]) -> None:
+    """The event that names the role has no text: null in llama.cpp's streams, "" in OpenAI's."""
+    for choice in event["choices"]:
+        delta = choice.get("delta", {})
+        if "role" in delta and not delta.get("content"):
+            delta["content"] = None
 
 
 def single(groups: Sequence[TextGroup], field: str) -> None:
