@@ -169,7 +169,7 @@ class RequestGroup(TextGroup):
 
     @property
     def prompt_read(self) -> int | None:
-        """How many tokens of the prompt have been read or were cached; None before its first step."""
+        """The number of the prompt's tokens that are read or cached; None before its first step."""
         if (made := super().prompt_read) is not None:
             return made
         prompt = self._task.prompt

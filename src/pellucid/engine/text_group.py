@@ -169,7 +169,7 @@ class TextGroup(ABC):
 
     @property
     def prompt_read(self) -> int | None:
-        """How many tokens of the prompt have been read or were cached; None if that is not known yet."""
+        """The number of the prompt's tokens that are read or cached; None while it is unknown."""
         return len(self.prompt) if any(one.ids for one in self.builders) else None
 
     @property

@@ -76,7 +76,7 @@ class Body:
         return self._fields.pop(name, default)
 
     def holds(self, name: str) -> bool:
-        """Whether there is a field that nobody has taken, empty or not."""
+        """True for a field that nobody has taken yet, also if it is empty."""
         return name in self._fields
 
     def has(self, name: str) -> bool:

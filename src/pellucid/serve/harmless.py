@@ -71,7 +71,7 @@ LLAMACPP = frozenset(
         *("t_max_prompt_ms", "t_max_predict_ms", "n_indent", "backend_sampling", "adaptive_decay"),
     }
 )
-"""Those of llama.cpp, which its clients send to all paths."""
+"""Fields of llama.cpp that its clients send to all paths."""
 
 
 def table() -> list[str]:

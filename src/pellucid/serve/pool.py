@@ -39,7 +39,7 @@ class Served:
 
     @property
     def left(self) -> float | None:
-        """For how many seconds it stays if nobody uses it; None for no limit."""
+        """The seconds until it is unloaded if nobody uses it; None for no limit."""
         return None if self.keep is None else max(0.0, self.used + self.keep - time.monotonic())
 
 
@@ -95,7 +95,7 @@ class ModelPool:
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
 
     async def pulled(self, name: str, progress: DownloadProgress) -> str:
-        """Download a model and serve it; its name. One is downloaded at a time. It goes on if the caller is cancelled.
+        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not end it.
 
         Raises:
             InvalidRequest: clients may download nothing here.
@@ -121,12 +121,12 @@ class ModelPool:
         return await asyncio.shield(self._kept(run()))
 
     def keep(self, name: str, seconds: float | None) -> None:
-        """A loaded model stays for so many seconds after its last request (None: until its memory is needed)."""
+        """Unload a model ``seconds`` after its last request (None: when another model needs its memory)."""
         if served := self._loaded.get(name):
             served.keep = seconds
 
     def left(self, name: str) -> float | None:
-        """For how many seconds a model stays if nobody uses it; None for no limit."""
+        """The seconds until a model is unloaded if nobody uses it; None for no limit."""
         served = self._loaded.get(name)
         return served.left if served else None
 
@@ -186,7 +186,7 @@ class ModelPool:
         return await asyncio.shield(self._kept(run()))
 
     def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """A task that goes on when its caller is cancelled."""
+        """A task that survives the cancellation of its caller."""
         task = asyncio.ensure_future(work)
         self._working.add(task)
         task.add_done_callback(self._worked)

@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Serve the models ``names`` until SIGTERM or Ctrl-C. ``ready`` is called with the address once it can be asked.
 
-    ``pull`` is that of ``ModelPool``.
+    ``pull`` downloads a model for a client, as ``ModelPool`` describes.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine.

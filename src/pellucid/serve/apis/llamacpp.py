@@ -124,7 +124,7 @@ async def _props(call: ClientCall) -> Response:
 
 
 async def _slots(call: ClientCall) -> Response:
-    """What runs of the client's own; all of it for an admin key."""
+    """The client's own sequences that run; all sequences for an admin key."""
     name = _queried(call)
     async with call.models.use(name) as llm:
         found = slots(llm, [one for one in call.live.seen_by(call.viewer) if one.model == name])

@@ -52,7 +52,7 @@ async def _chat(call: ClientCall) -> Response:
 
 
 async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """What is ``made`` of a model, a conversation, and whether its prompt begins an answer."""
+    """The result of ``made`` with a model, a conversation, and whether its prompt begins an answer."""
     fields = Body(await call.json(), CHAT_BODY)
     name, messages = call.model(fields), fields.required("messages")
     described, choice = tools_of(fields)

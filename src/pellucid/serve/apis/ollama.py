@@ -79,7 +79,7 @@ GENERATE = body(
 MACHINE = {
     "options": {**closed({name: harmless(name) for name in sorted(OPTIONS.harmless)}), **harmless("options")}
 }
-"""Of requests that generate nothing."""
+"""The field ``options`` of requests that generate nothing."""
 EMBED = body(
     {"model": TEXT, "input": TEXTS}, {**NAME, **KEEP, **MACHINE, "truncate": FLAG, "dimensions": COUNT}
 )

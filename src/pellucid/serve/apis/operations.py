@@ -51,7 +51,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 def _piece(data: bytes) -> str | list[int]:
-    """The text of a token, or its bytes where these are no text."""
+    """The text of a token, or its bytes if the bytes are no text."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -58,7 +58,7 @@ def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
 
 
 def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What the chat template gets of a conversation: messages, and further variables.
+    """The messages and further variables for the chat template.
 
     Raises: as ``prompt_of``.
     """

@@ -51,7 +51,7 @@ class ChatStyle:
 
     @property
     def reasons(self) -> bool:
-        """Whether answers may have reasoning."""
+        """True if answers may have reasoning."""
         return self.reasoning is not None or (self.calls is not None and self.calls.always)
 
 

@@ -31,10 +31,7 @@ MOST_FIELDS = 256
 
 @dataclass(frozen=True)
 class Shown:
-    """What answers show: of tokens their probabilities ``after`` the chain; token ``ids``; ``fields``, if not all.
-
-    ``telemetry``: what a stream is asked to tell.
-    """
+    """The content of answers: probabilities ``after`` the chain or before it, token ``ids``, only some ``fields``."""
 
     after: bool
     ids: bool
@@ -197,7 +194,7 @@ class LlamaCompletion:
 
 
 def _truncated(made: Generation, most: int | None) -> bool:
-    """Whether the end of the context ended a text."""
+    """True if the end of the context ended a text."""
     return made.finish_reason == "length" and (most is None or len(made.ids) < most)
 
 

@@ -1,4 +1,4 @@
-"""/embedding and /embeddings in llama.cpp's own form: a list, in which each prompt has a list of vectors."""
+"""/embedding and /embeddings in llama.cpp's own form: a list of lists of vectors, one list for each prompt."""
 
 from __future__ import annotations
 

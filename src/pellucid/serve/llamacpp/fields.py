@@ -21,7 +21,7 @@ from pellucid.serve.model import ServedModel
 from pellucid.util.checks import real, token_id
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"
-"""What llama.cpp calls its build; clients read it from ``system_fingerprint`` and ``build_info``."""
+"""The build in llama.cpp's form; clients read it from ``system_fingerprint`` and ``build_info``."""
 MOST_TOGETHER = 1000.0  # of the biases of one token, which no logit outweighs
 RANDOM = (-1, (1 << 32) - 1)
 NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
@@ -110,7 +110,7 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
 def _ordered(options: dict[str, Any], samplers: Any) -> dict[str, Any]:
     """The options with a chain in llama.cpp's names: steps that it does not name are left out, with their options.
 
-    What forbids or biases tokens is no sampler there, and always applies.
+    Steps that forbid or bias tokens always apply: llama.cpp does not count them among its samplers.
     """
     if not isinstance(samplers, list):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names")
@@ -128,7 +128,7 @@ def _ordered(options: dict[str, Any], samplers: Any) -> dict[str, Any]:
 
 
 def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
-    """The options of a generation in llama.cpp's names: ``generation_settings`` of its answers, and those of /props."""
+    """The options of a generation in llama.cpp's names: ``generation_settings`` of answers, ``params`` of /props."""
     values = {
         name: options.sampling.get(name, one.default)
         for kind in steps().values()

@@ -39,7 +39,7 @@ def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]]
 
 
 def _is_one(value: Any) -> bool:
-    """Whether a value is one prompt; a list with a number in it is."""
+    """True if a value is one prompt. A list with a number in it is one prompt."""
     return not isinstance(value, list) or any(type(one) is int for one in value)
 
 

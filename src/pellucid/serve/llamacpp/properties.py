@@ -1,7 +1,6 @@
 """/props and /slots: how the server is, in llama.cpp's words.
 
-There are no slots: a step has the tokens of any number of requests. A slot here is a sequence that runs, and one
-more is idle.
+The engine has no slots: any number of requests share a step. /slots lists the sequences that run and one idle slot.
 """
 
 from __future__ import annotations
@@ -64,5 +63,5 @@ def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
 
 
 def _most(llm: ServedModel) -> int:
-    """How many sequences a step may have."""
+    """The largest number of sequences in a step."""
     return llm.engine.runner.limits.sequences if isinstance(llm, LLM) else ELSEWHERE

@@ -1,4 +1,4 @@
-"""What llama.cpp's server tells of a request beside its answer: ``timings``, and how far its prompt has been read.
+"""Timings of a request, and the progress of its prompt, beside the answer, as llama.cpp's server has them.
 
 The fields ``timings_per_token`` and ``return_progress`` ask for both, in OpenAI's requests too.
 """
@@ -25,10 +25,10 @@ EVERY = 0.05  # seconds between two looks at how far a prompt has been read
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What a request asks to be told: ``timings`` in each event of a stream; how far its prompt has been read.
+    """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` answers.
 
-    ``own``: it came on a path of llama.cpp's own, whose answers have timings always, and name the build. ``verbose``:
-    an answer shows its prompt.
+    A verbose answer shows its prompt. ``own``: the path is llama.cpp's own; its answers always have timings and the
+    build.
     """
 
     timings: bool
@@ -72,7 +72,7 @@ class ToldRequest:
 
     @property
     def groups(self) -> Sequence[TextGroup]:
-        """What it asks of the engine."""
+        """The groups of the request."""
         return self.asked.groups
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
@@ -117,7 +117,7 @@ def _begin_as_there(event: dict[str, Any]) -> None:
 
 
 def single(groups: Sequence[TextGroup], field: str) -> None:
-    """Raise InvalidRequest if there are several prompts, of which the field cannot tell."""
+    """Raise InvalidRequest if a request with this field has several prompts."""
     if len(groups) > 1:
         raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
 
@@ -125,7 +125,7 @@ def single(groups: Sequence[TextGroup], field: str) -> None:
 async def with_progress(
     events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of a stream, and before those of its first token how far the prompt has been read."""
+    """The events of a stream. Events with the progress of the prompt come before the first token."""
     coming, told, start = None, -1, 0.0
     try:
         while True:

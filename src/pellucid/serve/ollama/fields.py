@@ -123,7 +123,7 @@ def thinking_of(body: Body, llm: ServedModel) -> dict[str, Any]:
 
 
 def stamp(seconds: float = 0.0) -> str:
-    """The time, as answers have it, in so many seconds."""
+    """The time in Ollama's form, ``seconds`` from now."""
     return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 

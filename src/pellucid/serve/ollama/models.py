@@ -28,7 +28,7 @@ def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
 
 
 def running(name: str, llm: ServedModel, left: float | None) -> dict[str, Any]:
-    """A model that is loaded, for so many seconds unless it is used (None: for no limited time)."""
+    """A loaded model; ``left`` is the number of seconds until it is unloaded if nobody uses it (None: no limit)."""
     expires = FOREVER if left is None else stamp(left)
     return {**listed(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
 

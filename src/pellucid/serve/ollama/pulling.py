@@ -1,4 +1,4 @@
-"""/api/pull: a model is downloaded, and clients are told how far it is."""
+"""/api/pull: downloads a model and reports its progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVERY = 0.2  # seconds between two lines
 
 
 class _Heard:
-    """A ``DownloadProgress`` whose last state is read by the event loop."""
+    """A ``DownloadProgress``; the event loop reads its last state."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {"status": "pulling manifest"}
@@ -26,7 +26,7 @@ class _Heard:
 
 
 async def pulling(models: ModelPool, name: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines of a download; ``digest`` is of a file's name, by which clients tell files apart."""
+    """The lines of a download. Clients tell files apart by ``digest``, the hash of a file's name."""
     heard = _Heard()
     work, told = asyncio.ensure_future(models.pulled(name, heard)), None
     try:
