@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util.checks import whole
+from pellucid.util.checks import string, whole
 from pellucid.util.collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ def load(
     pin: str | None = None,
     precise: bool = False,
     kv_cache: str | None = None,
+    chat_template: str | None = None,
     draft: str | Path | None = None,
     cap_context: bool = False,
     pulls: bool = True,
@@ -81,6 +83,7 @@ def load(
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
             floating-point weights and keys with biases, and "bf16" for the others.
+        chat_template: Jinja's source of a chat template, instead of the file's.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
@@ -103,18 +106,9 @@ def load(
         Placement(threads or processors().threads, pin)
         make = partial(make, pin=pin)
     made = _loaded(
-        source,
-        context,
-        threads,
-        precise,
-        kv_cache,
-        cap_context,
-        pulls,
-        progress,
-        compiling,
-        before=before,
-        make=make,
-    )
+        source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling,
+        chat_template=chat_template, before=before, make=make,
+    )  # fmt: skip
     if draft is None:
         return made
     try:
@@ -135,6 +129,7 @@ def _loaded(
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
     *,
+    chat_template: str | None = None,
     before: Callable[[Inputs], object] | None,
     executor: Executor | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
@@ -145,7 +140,14 @@ def _loaded(
     """
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     home()  # an impossible one is refused even if nothing is read from it
-    opened = open_model(source, context=context, cap_context=cap_context, pulls=pulls, progress=progress)
+    opened = open_model(
+        source,
+        context=context,
+        chat_template=chat_template,
+        cap_context=cap_context,
+        pulls=pulls,
+        progress=progress,
+    )
     checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context
     try:
         if before is not None:
@@ -175,6 +177,7 @@ def open_model(
     source: str | Path,
     *,
     context: int | None = None,
+    chat_template: str | None = None,
     cap_context: bool = False,
     pulls: bool = True,
     progress: DownloadProgress | None = None,
@@ -191,7 +194,12 @@ def open_model(
             if context is not None:
                 tokens = whole("context", context, 1, MAX_CONTEXT if cap_context else tokens)
                 tokens = min(tokens, model.spec.context)
-            inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
+            tokenizer = load_tokenizer(checkpoint)
+            if chat_template is not None:
+                tokenizer = dataclasses.replace(
+                    tokenizer, chat_template=string("chat_template", chat_template)
+                )
+            inputs = Inputs(model.spec, tokenizer, tokens)
             return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
         except BaseException:
             checkpoint.close()

@@ -26,6 +26,7 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
+from pellucid.serve.body import Body
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
@@ -129,6 +130,19 @@ class ClientCall:
         status = status_of(error)
         return status, self.error(status, str(error), problem_of(error, self.schema))
 
+    def model(self, fields: Body) -> str:
+        """The name of the model that answers a request.
+
+        The server's first model answers a request that names none, unless the schema requires a name, as OpenAI's and
+        Anthropic's do, and the server does not answer to any name.
+
+        Raises:
+            ModelNotFound: the server has no such model.
+            InvalidRequest: the name is no text, or is missing.
+        """
+        required = "model" in (self.schema or {}).get("required", ()) and not self.models.any_name
+        return self.models.known(fields.model("" if required else self.models.names[0]))
+
     async def json(self) -> Any:
         """The body.
 
@@ -179,11 +193,12 @@ def _no_constant(name: str) -> None:
 
 
 def answer(
-    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+    content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
     # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
-    return Response(json.dumps(dict(content)), status, headers, media_type="application/json")
+    value = content if isinstance(content, list) else dict(content)
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:

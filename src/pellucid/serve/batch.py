@@ -92,7 +92,7 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     return RequestLine(number, custom, url, found.get("body"))
 
 
-def _run(asked: Generating, name: str, number: str) -> dict[str, Any]:
+def _run(asked: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
     """Run a request, and return the body of its answer."""
     run_together(asked.groups)
     return asked.answer(name, number)

@@ -14,10 +14,27 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.options import check_of
 from pellucid.sample.recommended import with_recommended
+from pellucid.serve.shape import closed
 from pellucid.util.checks import real, whole
 
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """The defaults of OpenAI and Anthropic: the model's own distribution."""
+ALSO: Mapping[str, str] = {
+    "n_predict": "max_new_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+    "guided_grammar": "grammar",
+}
+"""Names of options that llama.cpp's and vLLM's clients use, in every API."""
+STRUCTURED: Mapping[str, str] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "grammar",
+}
+"""Options by their names in vLLM's ``structured_outputs``."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
@@ -66,6 +83,10 @@ class Body:
             del self._fields[name]
         return has
 
+    def holds(self, name: str) -> bool:
+        """True for a field that nobody has taken yet, also if it is empty."""
+        return name in self._fields
+
     def has(self, name: str) -> bool:
         """Whether there is a field that nobody has taken, and it is not empty."""
         return bool(self._fields.get(name))
@@ -112,16 +133,15 @@ class Body:
                 raise InvalidRequest(f"{name}[{at}]={brief(one)}: must be an object")
         return value
 
-    def model(self) -> str:
-        """The name of the model."""
-        name = self.required("model")
+    def model(self, usual: str = "") -> str:
+        """The name of the model; ``usual`` where the request names none, as clients of servers with one model do.
+
+        Raises InvalidRequest if it names none and there is no usual one.
+        """
+        name = self.take("model", usual) if usual else self.required("model")
         if not isinstance(name, str):
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
-        return name
-
-    def model_or(self, usual: str) -> str:
-        """The name of the model; clients of servers with one model leave it out."""
-        return self.model() if self.has("model") else usual
+        return name or usual
 
     def texts(self, name: str) -> list[str]:
         """A text, or a list of texts. Raises InvalidRequest if there are too many."""
@@ -144,9 +164,10 @@ class Body:
         """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        asked, names = dict[str, Any](), dict[str, str]()
+        asked = _structured(self.mapping("structured_outputs"))
+        names, known = dict.fromkeys(asked, "structured_outputs"), {**ALSO, **self._form.renamed}
         for name, value in self.rest().items():
-            option = self._form.renamed.get(name, name)
+            option = known.get(name, name)
             if option in asked:
                 raise InvalidRequest(
                     f"{names[option]} and {name} are names of one option: leave one of them out"
@@ -154,6 +175,8 @@ class Body:
             # The client's name stands in the error, if there is one.
             check = check_of(option) if option != name else None
             asked[option], names[option] = (check(name, value) if check else value), name
+        if "json_schema" in asked:
+            asked["json_schema"] = closed(asked["json_schema"])
         return with_recommended(asked, recommended or self._form.defaults)
 
 
@@ -162,6 +185,22 @@ def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
     given = options.get("stop_token_ids") or []
     if ends and isinstance(given, list):
         options["stop_token_ids"] = [*given, *ends]
+
+
+def _structured(given: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's ``structured_outputs`` as options."""
+    found = dict[str, Any]()
+    for name, value in given.items():
+        if name in STRUCTURED and value is not None:
+            found[STRUCTURED[name]] = value
+        elif name == "json_object" and value is True and given.get("json") is None:
+            found["json_schema"] = {"type": "object"}
+        elif value is not None and value is not False:
+            raise InvalidRequest(
+                f"structured_outputs.{name}={brief(value)}: not supported; give one of json, json_object=true, "
+                f"regex, choice and grammar"
+            )
+    return found
 
 
 def _bias(value: Any) -> dict[int, float]:

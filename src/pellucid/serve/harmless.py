@@ -17,6 +17,7 @@ REASONS: Mapping[str, Sequence[str]] = {
         "prompt_cache_retention",
         "cache_control",
         "cache_prompt",
+        "n_cache_reuse",
     ),
     "no template has a variable for it": ("verbosity",),
     "an answer's schema is enforced whatever it is called": (
@@ -48,22 +49,30 @@ REASONS: Mapping[str, Sequence[str]] = {
         *("low_vram", "vocab_only", "use_mlock", "f16_kv", "logits_all"),
     ),
     "a new line is penalized like other tokens": ("penalize_newline",),
-    "models stay loaded until others need their memory": ("keep_alive",),
-    "of `/v1/messages/count_tokens` and `/v1/responses/input_tokens`: it changes an answer, not its prompt": (
+    "it changes an answer, not its prompt; of `count_tokens`, `input_tokens` and `/apply-template`": (
         *("output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"),
         *("text", "parallel_tool_calls"),
     ),
     "an encoder has no options": ("options",),
-    "a description is whole": ("verbose",),
-    "the model's own template is used": ("template",),
-    "a request has no slot of its own": ("id_slot", "n_keep", "t_max_prompt_ms"),
-    "the answer is a text": ("return_tokens", "n_indent"),
-    "a ranking has indices and scores": ("return_documents", "return_text", "raw_scores"),
-    "long documents are always cut": ("truncate",),
+    "a request has no slot of its own": ("id_slot",),
+    "a context is not shifted: a text ends where the context does": ("n_keep", "n_discard"),
+    "hints that end a text earlier; `n_predict` and `stop` bound it": (
+        "t_max_prompt_ms",
+        "t_max_predict_ms",
+        "n_indent",
+    ),
+    "about llama.cpp's own machinery": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
 """The fields, by why they change nothing. A dot is between the names of nested objects; ``[]`` stands for each item."""
 HARMLESS: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}
 """Why each field changes nothing."""
+LLAMACPP = frozenset(
+    {
+        *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "sse_ping_interval"),
+        *("t_max_prompt_ms", "t_max_predict_ms", "n_indent", "backend_sampling", "adaptive_decay"),
+    }
+)
+"""Fields of llama.cpp that its clients send to all paths."""
 
 
 def table() -> list[str]:

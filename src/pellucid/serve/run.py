@@ -15,20 +15,21 @@ from pellucid.errors.messages import reason
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.model import ServedModel
-from pellucid.serve.pool import ModelPool
+from pellucid.serve.pool import ModelPool, Pull
 
 
 @dataclass(frozen=True)
 class Settings:
     """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM.
 
-    ``first``: the first model is loaded before anybody is answered.
+    ``first``: the first model is loaded before anybody is answered. ``any_model``: it answers to every name.
     """
 
     host: str
     port: int
     grace: float
     first: bool = True
+    any_model: bool = False
 
 
 def serve(
@@ -38,15 +39,18 @@ def serve(
     rules: AccessRules,
     settings: Settings,
     ready: Callable[[str], object] = lambda url: None,
+    pull: Pull | None = None,
 ) -> None:
     """Serve the models ``names`` until SIGTERM or Ctrl-C. ``ready`` is called with the address once it can be asked.
+
+    ``pull`` downloads a model for a client, as ``ModelPool`` describes.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine.
         PellucidError: the first model cannot be loaded.
     """
     listening = listen(settings)
-    models = ModelPool(names, load, limit)
+    models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
     if settings.first:
         models.put(names[0], load(names[0]))
     run_app(create_app(models, rules), names, listening, settings, ready)

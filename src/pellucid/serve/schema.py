@@ -14,7 +14,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample import checking
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.step import steps
-from pellucid.serve.body import BodyForm
+from pellucid.serve.body import ALSO, STRUCTURED, BodyForm
 from pellucid.serve.harmless import HARMLESS
 
 Schema: TypeAlias = "Mapping[str, Any]"
@@ -129,6 +129,11 @@ def body(
     }
 
 
+def of_any_model(schema: Schema) -> Schema:
+    """A body that need not name its model: the server's first model answers."""
+    return {**schema, "required": [name for name in schema["required"] if name != "model"]}
+
+
 def check_names(schema: Schema, value: Any, where: str = "") -> None:
     """Refuse fields that a schema does not have, in objects at any depth. Null is the same as nothing.
 
@@ -194,6 +199,10 @@ def generation_options(*without: str) -> dict[str, Schema]:
     for name, schema in SHAPES.items():
         about = {key: value for key, value in found[name].items() if key == "description"}
         found[name] = {**about, **schema}
+    found |= {name: found[option] for name, option in ALSO.items()}
+    found["structured_outputs"] = closed(
+        {"json_object": FLAG, **{name: found[option] for name, option in STRUCTURED.items()}}
+    )
     found |= {"priority": whole(-100, 100), "deadline": {"type": "number", "minimum": 0.001}}
     return {name: schema for name, schema in found.items() if name not in without}
 

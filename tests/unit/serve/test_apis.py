@@ -406,7 +406,7 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/api/chat", {"messages": USER, "options": {"odd": 1}}, "unknown option 'options.odd'"),
         ("/api/chat", {"messages": USER, "format": "yaml"}, "format='yaml'"),
         ("/api/chat", {"messages": USER, "think": 5}, "think=5"),
-        ("/api/generate", {"prompt": "a", "context": [1]}, "context=[1]"),
+        ("/api/generate", {"prompt": "a", "context": [-1]}, "context=[-1]"),
         ("/api/embed", {"input": 5}, "input=5"),
         ("/v1/responses", {"input": []}, "input=[]"),
         ("/v1/responses", {"input": [{"type": "odd"}]}, "input[0]"),
@@ -530,6 +530,10 @@ VALID: dict[str, dict[str, Any]] = {
     "/api/generate": {"prompt": "a", "options": {"num_predict": 3}},
     "/api/embed": {"input": "a"},
     "/infill": {"input_prefix": "a", "n_predict": 3},
+    "/completion": {"prompt": "a", "n_predict": 3},
+    "/chat/completions": {"messages": USER, "max_tokens": 3},
+    "/apply-template": {"messages": USER},
+    "/embedding": {"content": "a"},
     "/v1/rerank": {"query": "a", "documents": ["b"]},
 }
 FIELDS = {

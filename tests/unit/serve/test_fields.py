@@ -18,18 +18,16 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from msgspec import structs
-from support.served import Served, models_folder, serving
+from support.served import NAMES, Served, models_folder, serving
 
 import pellucid
+from pellucid.errors import ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
 from pellucid.serve.harmless import HARMLESS, table
 from pellucid.tokenize.stages.postprocess import Template
 
 ROOT = Path(__file__).parents[3]
-ROUTES = {
-    name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
-}
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
     "{{ m.reasoning_content }}{% for call in m.tool_calls or [] %}"
@@ -56,11 +54,12 @@ BASES: dict[str, dict[str, Any]] = {
     "/api/chat": {"model": "one", "messages": USER, **OPTIONS},
     "/api/embed": {"model": "encoder", "input": "to see"},
     "/api/embeddings": {"model": "encoder", "prompt": "to see"},
+    "/api/pull": {"model": "one"},
+    "/completion": {**SOME, "prompt": "to see", "n_predict": 8},
     "/infill": {**SOME, "input_prefix": "to ", "input_suffix": " see", "n_predict": 8},
-    **{
-        path: {"model": "encoder", "query": "to see", "documents": ["a b c", "to"]}
-        for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")
-    },
+    "/apply-template": {"model": "one", "messages": USER},
+    "/embedding": {"model": "encoder", "content": "to see"},
+    "/rerank": {"model": "encoder", "query": "to see", "documents": ["a b c", "to"]},
     "/tokenize": {"model": "one", "prompt": "to see"},
     "/detokenize": {"model": "one", "tokens": [97, 98]},
     "/look/generate": {**SOME, "prompt": "to see", "max_tokens": 8, "stream": False},
@@ -73,7 +72,16 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/pieces": {"model": "one", "ids": [97]},
     "/look/tokenize": {"model": "one", "text": "to see"},
 }
+BASES |= {f"/{name}": BASES[f"/v1/{name}"] for name in ("chat/completions", "responses")}
 """The request of each route to which fields are added."""
+BODIES = {
+    name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
+}
+SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in BASES}
+ROUTES = {
+    name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME
+}
+"""The schemas of bodies, by one of the routes that have them."""
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
 """The answer is of the letter a; of a and b."""
 NO_LIMIT = dict.fromkeys(("max_tokens", "max_output_tokens", "n_predict", "num_predict"))
@@ -131,8 +139,8 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "deadline": ({**NO_LIMIT, "max_new_tokens": 400}, 0.001),
     "/v1/messages deadline": ({"max_tokens": 400}, 0.001),
     # what goes with other fields
-    **{f"/api/{route} name": ({"model": None}, "two") for route in ("chat", "generate", "show")},
-    **{f"/api/{route} name": ({"model": None}, "encoder") for route in ("embed", "embeddings")},
+    **{f"/api/{route} name": ({"model": None}, "two") for route in ("chat", "generate")},
+    **{f"/api/{route} name": ({"model": None}, "encoder") for route in ("embed", "embeddings", "show")},
     "max_new_tokens": (NO_LIMIT, 3),
     "max_completion_tokens": (NO_LIMIT, 3),
     "/v1/messages max_new_tokens": ({}, 3),
@@ -141,7 +149,15 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({}, {"extra": "x"}),
     "add_generation_prompt": ({"continue_final_message": True}, True),
     "messages[].content": ({}, "Who?"),
+    "return_progress": ({"stream": True}, True),
+    **{f"{path} keep_special": ({"logit_bias": {"256": 100}}, True) for path in ("/completion", "/infill")},
+    "post_sampling_probs": ({"n_probs": 2, "top_k": 2}, True),
+    "prompt.multimodal_data": ({"prompt": {"prompt_string": "a"}}, ["x"]),
+    "prompt[].multimodal_data": ({"prompt": [{"prompt_string": "a"}]}, ["x"]),
+    "/rerank truncate": ({"documents": ["a " * 5000]}, False),
+    "/api/pull name": ({"model": None}, "odd"),
     # constraints and tools
+    "structured_outputs": ({}, {"regex": "a"}),
     "response_format": ({}, {"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
     "response_format.type": ({"response_format": {"type": "text"}}, "json_object"),
     "response_format.schema": ({"response_format": {"type": "json_object"}}, SCHEMA),
@@ -317,6 +333,7 @@ ELSEWHERE = {
     "priority": "tests/unit/engine/test_engine.py",
     "prompt_lookup": "tests/unit/engine/test_speculation.py",
     "draft": "tests/unit/engine/test_draft.py",
+    "timings_per_token": "tests/unit/serve/test_llamacpp.py",
 }
 """Fields whose effect no answer shows, and the file of tests that shows it."""
 UNLIKE = re.compile(
@@ -339,7 +356,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         llm.inputs = structs.replace(llm.inputs, tokenizer=llm.tokenizer)
         return llm
 
+    def pull(name: str, progress: object) -> str:
+        if name not in NAMES:
+            raise ModelNotFound(f"no model is called {name!r}")
+        return name
+
     with serving(folder, load=load) as made, CLIENT:
+        made.models._pull = pull
         yield made
 
 
@@ -468,7 +491,7 @@ def put(at: Any, step: Any, value: Any) -> None:
 def context_of(route: str, path: str, around: Around) -> tuple[dict[str, Any], list[Any]]:
     """The request that gets a field, and values that show the effect, if the schema does not say enough."""
     base, inner = BASES[route], path.removeprefix("options.")
-    for key in (f"{route} {path}", inner):
+    for key in (f"{route} {path}", f"/v1{route} {path}", inner):
         if key in SHOWN:
             more, *found = SHOWN[key]
             if "options" in base and key != f"{route} {path}":
@@ -547,4 +570,4 @@ def test_the_table_of_harmless_fields_is_in_the_guide() -> None:
 
 def test_effects_that_no_answer_shows_have_tests() -> None:
     for field, file in ELSEWHERE.items():
-        assert re.search(rf"\b{field}=", (ROOT / file).read_text()), (field, file)
+        assert re.search(rf"\b{field}\b", (ROOT / file).read_text()), (field, file)

@@ -14,6 +14,7 @@ from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpu
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
+    from pellucid.weights.sources.source import DownloadProgress
 
 
 Texts: TypeAlias = list[str] | None
@@ -24,6 +25,26 @@ def _repeated(help: str, more: str = "") -> Any:
     return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
 
 
+Pulls = Annotated[
+    bool,
+    typer.Option(
+        "--pull", help="Download models that are not on this machine, also with Ollama's /api/pull."
+    ),
+]
+AnyModel = Annotated[
+    bool,
+    typer.Option(
+        "--any-model", help="The first model answers requests for models of other names, as with llama.cpp."
+    ),
+]
+TemplateFile = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with a chat template (Jinja) for the first model, instead of its own.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 Draft = Annotated[
     str | None,
     typer.Option(
@@ -50,9 +71,9 @@ def command(
     allow_host: Annotated[Texts, _repeated("A name of this server, as in its address")] = None,
     allow_origin: Annotated[Texts, _repeated("A web page's origin that may ask")] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
-    pull: Annotated[
-        bool, typer.Option("--pull", help="Download models that are not on this machine.")
-    ] = False,
+    pull: Pulls = False,
+    any_model: AnyModel = False,
+    chat_template: TemplateFile = None,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0,
     *,
@@ -79,21 +100,59 @@ def command(
     )
 
     names = list(dict.fromkeys(models or all_models(pull)))
-    own = {
-        name: {"draft": draft if name == names[0] else None, "cap_context": True, "pulls": pull}
-        for name in names
-    }
+    of_first = {"draft": draft, "chat_template": chat_template and template_of(chat_template)}
+
+    def own(name: str) -> dict[str, Any]:
+        return {**(of_first if name == names[0] else {}), "cap_context": True, "pulls": pull}
 
     def load(name: str) -> Any:
-        llm = loading.load(name, **own[name], before=lambda inputs: None)
+        llm = loading.load(name, **own(name), before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         return llm
 
-    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), first=bool(models))
+    settings = Settings(host, port, real("grace", grace, 0.0, 3600.0), bool(models), any_model)
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        asked.serve({name: {**asdict(loading), **own[name]} for name in names}, waiting, rules, settings)
+        asked.serve({name: {**asdict(loading), **own(name)} for name in names}, waiting, rules, settings)
     else:
-        serve(names, load, int(limit), rules, settings)
+        serve(names, load, int(limit), rules, settings, pull=pulled if pull else None)
+
+
+def pulled(name: str, progress: DownloadProgress) -> str:
+    """Download a model of the catalogue for a client; its name. A client names no path and no other source.
+
+    Raises:
+        ModelNotFound: the catalogue has no such model.
+        SourceError: it cannot be downloaded.
+    """
+    from pellucid.weights.catalogue import find, not_found
+    from pellucid.weights.store import resolve
+
+    if (model := find(name)) is None:
+        raise not_found(name)
+    resolve(model.name, progress=progress)
+    return model.name
+
+
+def template_of(file: str) -> str:
+    """A file's chat template.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is too long.
+    """
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief, reason
+    from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
+
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(SOURCE_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"chat_template={brief(file)}: cannot be read: {reason(error)}") from error
+    if len(text) > SOURCE_CHARACTERS:
+        raise InvalidRequest(
+            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: name a template"
+        )
+    return text
 
 
 def usual_memory() -> float:

@@ -96,13 +96,13 @@ OPTIONS = {**generation_options("watch", *LOGPROBS), "stream": FLAG}
 
 async def _messages(call: ClientCall) -> Response:
     fields = Body(await call.json(), ANTHROPIC_BODY)
-    name, streams = fields.model(), fields.flag("stream")
+    name, streams = call.model(fields), fields.flag("stream")
     return await generated(call, name, lambda llm: MessageRequest.of(fields, llm), NAMED if streams else None)
 
 
 async def _count_tokens(call: ClientCall) -> Response:
     fields = Body(await call.json(), COUNT_BODY)
-    async with call.models.use(fields.model()) as llm:
+    async with call.models.use(call.model(fields)) as llm:
         asked = await run_in_threadpool(conversation_of, fields, {}, counts=True)
         return answer({"input_tokens": len(await run_in_threadpool(prompt_of, llm, asked, any_length=True))})
 

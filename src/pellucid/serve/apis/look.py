@@ -62,7 +62,7 @@ async def _state(call: ClientCall) -> Response:
 async def _generate(call: ClientCall) -> Response:
     fields = Body(await call.json(), LOOK_BODY)
     stream = NAMED if fields.flag("stream", True) else None
-    name = fields.model_or(call.models.names[0])
+    name = call.model(fields)
     return await generated(call, name, lambda llm: LookGeneration.of(fields, llm), stream)
 
 
@@ -71,7 +71,7 @@ def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
-        return await _looked(call, what, fields.model_or(call.models.names[0]), fields)
+        return await _looked(call, what, call.model(fields), fields)
 
     return run
 

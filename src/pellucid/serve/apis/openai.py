@@ -11,10 +11,11 @@ from starlette.responses import Response
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.llamacpp.telemetry import Telemetry
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest
-from pellucid.serve.openai.completions import CompletionRequest
+from pellucid.serve.openai.chat import ChatRequest, blank_chunk
+from pellucid.serve.openai.completions import CompletionRequest, blank_event
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY, PLAIN_BODY
 from pellucid.serve.schema import (
@@ -40,6 +41,9 @@ GENERATION: Mapping[str, Schema] = {
     **generation_options("watch", "prompt_logprobs"),
     "n": whole(1, MOST_CHOICES),
     "stream": FLAG,
+    "timings_per_token": FLAG,
+    "return_progress": FLAG,
+    "verbose": FLAG,
     "stream_options": closed(
         {"include_usage": FLAG, "include_obfuscation": harmless("stream_options.include_obfuscation")}
     ),
@@ -106,34 +110,44 @@ EMBEDDING = body(
 )
 
 
-def _generates(read: Callable[[Body, ServedModel], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
+def _generates(
+    read: Callable[[Body, ServedModel], Streaming], blank: Callable[[str, str], dict[str, Any]]
+) -> Callable[[ClientCall], Awaitable[Response]]:
+    """A route that generates; ``blank`` makes an event without any text."""
+
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), OPENAI_BODY)
-        name, streams = fields.model(), fields.flag("stream")
-        return await generated(call, name, lambda llm: read(fields, llm), DATA if streams else None)
+        name, streams, telemetry = call.model(fields), fields.flag("stream"), Telemetry.of(fields, own=False)
+        return await generated(
+            call,
+            name,
+            lambda llm: telemetry.told(read(fields, llm), blank, llm.tokenizer),
+            DATA if streams else None,
+        )
 
     return run
 
 
 async def _embeddings(call: ClientCall) -> Response:
     fields = Body(await call.json(), PLAIN_BODY)
-    name = fields.model()
+    name = call.model(fields)
     async with call.models.use(name) as llm:
         return answer(
             await run_in_threadpool(lambda: EmbeddingRequest.of(fields, llm).answer(name, call.number))
         )
 
 
-def _model(call: ClientCall, name: str) -> dict[str, Any]:
+def model(call: ClientCall, name: str) -> dict[str, Any]:
+    """A model in a list."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
 
 
 async def _models(call: ClientCall) -> Response:
-    return answer({"object": "list", "data": [_model(call, name) for name in call.models.names]})
+    return answer({"object": "list", "data": [model(call, name) for name in call.models.names]})
 
 
 async def _one_model(call: ClientCall) -> Response:
-    return answer(_model(call, call.models.known(call.request.path_params["name"])))
+    return answer(model(call, call.models.known(call.request.path_params["name"])))
 
 
 OPENAI = Api(
@@ -142,10 +156,10 @@ OPENAI = Api(
         "GET /v1/models": Route(_models, "The models of this server."),
         "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
         "POST /v1/chat/completions": Route(
-            _generates(ChatRequest.of), "Answer a conversation.", CHAT, DATA.media_type
+            _generates(ChatRequest.of, blank_chunk), "Answer a conversation.", CHAT, DATA.media_type
         ),
         "POST /v1/completions": Route(
-            _generates(CompletionRequest.of), "Continue a text.", COMPLETION, DATA.media_type
+            _generates(CompletionRequest.of, blank_event), "Continue a text.", COMPLETION, DATA.media_type
         ),
         "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
     },

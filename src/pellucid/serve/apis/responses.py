@@ -31,7 +31,7 @@ def _number(call: ClientCall) -> str:
 async def _responses(call: ClientCall) -> Response:
     given = await call.json()
     fields, own = Body(given, RESPONSES_BODY), _own(call)
-    name, streams = fields.model(), fields.flag("stream")
+    name, streams = call.model(fields), fields.flag("stream")
     return await generated(
         call, name, lambda llm: ResponseRequest.of(fields, given, llm, own), NAMED if streams else None
     )

@@ -31,7 +31,7 @@ class Conversation:
 
     ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
     there is one. ``variables`` are further variables of the template. ``goes_on``: the answer goes on with the last
-    message. ``options`` are those of a generation.
+    message. ``options`` are those of a generation. ``before`` are tokens before the messages.
     """
 
     messages: Any
@@ -43,6 +43,7 @@ class Conversation:
     shape_name: str = "response_format"
     variables: Mapping[str, Any] = field(default_factory=dict)
     goes_on: bool = False
+    before: Sequence[int] = ()
 
 
 def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False) -> list[int]:
@@ -52,15 +53,15 @@ def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False
         InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
         ContextOverflow: it leaves no room for an answer.
     """
-    messages, variables = template_input(llm, asked)
-    return llm.inputs.prompt(messages, variables, any_length=any_length)
+    ids = llm.inputs.prompt(*template_input(llm, asked), any_length=any_length)
+    again = bool(asked.before) and ids[0] == llm.tokenizer.bos_id
+    return [*asked.before, *ids[again:]]
 
 
 def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The messages of a conversation as the chat template gets them, and its further variables.
+    """The messages and further variables for the chat template.
 
-    Raises:
-        InvalidRequest: a message is wrong, or the model has no tools.
+    Raises: as ``prompt_of``.
     """
     style = chat_style(llm.tokenizer)
     if asked.tools and style.calls is None:

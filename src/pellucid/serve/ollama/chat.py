@@ -14,7 +14,7 @@ from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCal
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import chosen, tool_of
 from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
+from pellucid.serve.ollama.fields import PieceLogprobs, ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.chat.conversation import conversation
 
 
@@ -37,7 +37,7 @@ class OllamaChat(ChatRunRequest):
                     f"tools[{at}]={brief(one)}: must be an object of type function, with a function"
                 )
             tools.append(tool_of(f"tools[{at}].function", function))
-        shape, variables = shape_of(body), thinking_of(body)
+        shape, variables = shape_of(body), thinking_of(body, llm)
         options = options_of(body, llm.recommended)
         choice = chosen(tools, None, False, True)
         return cls(
@@ -47,21 +47,25 @@ class OllamaChat(ChatRunRequest):
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer of the model ``name``."""
         (made,) = self.run.group.results()
-        return ended(name, made, message=_message(self.run.answer(made)))
+        return ended(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces. A call is in one piece, when the answer has ended."""
-        parts = []
+        parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
             async for _, _, found in outputs:
                 parts += found
+                logprobs.heard += 1
                 new = assembled(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
                 if new.text or new.reasoning:
-                    yield piece(name, message=_message(new))
+                    yield piece(name, message=_message(new), **logprobs.next())
         if calls := assembled(parts).calls:
             yield piece(name, message=_message(ChatAnswer(calls=calls)))
         (made,) = self.run.group.results()
-        yield ended(name, made, message=_message(ChatAnswer()))
+        yield ended(name, made, message=_message(ChatAnswer()), **logprobs.next())
+
+    def _logprobs(self) -> PieceLogprobs:
+        return PieceLogprobs(self.run.group, self.run.tokenizer)
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:

@@ -179,6 +179,11 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
+def blank_event(name: str, number: str) -> dict[str, Any]:
+    """A piece of a stream without any text."""
+    return {**head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
+
+
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
     """The prompts with the text after the gap, and the tokens that end what fills it."""
     made, ends = list[PromptInput](), list[int]()
