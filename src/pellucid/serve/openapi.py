@@ -9,7 +9,7 @@ from typing import Any
 import pellucid
 from pellucid.serve.api import Api, Route, known_apis
 
-ANSWER = {"type": "object"}
+ANSWER = {"type": ["object", "array"]}
 STATUSES = {
     "400": "A field is wrong; the message names it, its value and the limit.",
     "401": "A key is needed.",
