@@ -18,7 +18,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, assembled
-from pellucid.serve.chat.call_format import CallFormat, JsonCalls, TaggedCalls, known_formats
+from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, TaggedCalls, known_formats
 from pellucid.serve.chat.formats.hermes import HERMES
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.reasoning import KNOWN, ReasoningMarks
@@ -171,6 +171,19 @@ def test_a_choice_of_one_call_has_no_second(name: str, required: bool, llm: LLM)
         build = LarkBuilder(llm.tokenizer)
         grammar = build.grammar(calls.grammar(build, ToolChoice([LOOK, ADD], required, parallel), None))
         assert accepted(llm, grammar, ids) is (parallel and not calls.always), parallel
+
+
+def test_an_answer_has_a_bounded_number_of_calls(llm: LLM) -> None:
+    build = LarkBuilder(llm.tokenizer)
+    grammar = build.grammar(HERMES.grammar(build, ToolChoice([ADD], True), None))
+    for count, fine in ((MOST_CALLS, True), (MOST_CALLS + 1, False)):
+        text = (
+            HERMES.begin + HERMES.before + "add" + HERMES.middle + "{}" + HERMES.after + HERMES.between
+        ) * count
+        text = text[: len(text) - len(HERMES.between)] + HERMES.end
+        assert (
+            accepted(llm, grammar, llm.tokenizer.encode(text, parse_special=True, add_special=False)) is fine
+        )
 
 
 def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:
