@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util.checks import real, whole
+from pellucid.util.checks import real, string, whole
 from pellucid.util.collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
@@ -51,6 +52,7 @@ def load(
     precise: bool = False,
     kv_cache: str | None = None,
     cache_memory: float | None = None,
+    chat_template: str | None = None,
     draft: str | Path | None = None,
     cap_context: bool = False,
     pulls: bool = True,
@@ -84,6 +86,7 @@ def load(
             floating-point weights and keys with biases, and "bf16" for the others.
         cache_memory: gigabytes of the prefix cache: keys and values of ended requests. By default as much as the
             weights, 0.5 GB at least, a sixteenth of the machine's memory at most.
+        chat_template: Jinja's source of a chat template, instead of the file's.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
         before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
@@ -104,7 +107,7 @@ def load(
     make = _with_options(make, threads, pin, cache_memory)
     made = _loaded(
         source, context, threads, precise, kv_cache, cap_context, pulls, progress, compiling,
-        before=before, make=make,
+        chat_template=chat_template, before=before, make=make,
     )  # fmt: skip
     if draft is None:
         return made
@@ -139,6 +142,7 @@ def _loaded(
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
     *,
+    chat_template: str | None = None,
     before: Callable[[Inputs], object] | None,
     executor: Executor | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
@@ -149,7 +153,14 @@ def _loaded(
     """
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     home()  # an impossible one is refused even if nothing is read from it
-    opened = open_model(source, context=context, cap_context=cap_context, pulls=pulls, progress=progress)
+    opened = open_model(
+        source,
+        context=context,
+        chat_template=chat_template,
+        cap_context=cap_context,
+        pulls=pulls,
+        progress=progress,
+    )
     checkpoint, model, tokens = opened.checkpoint, opened.model, opened.inputs.context
     try:
         if before is not None:
@@ -179,6 +190,7 @@ def open_model(
     source: str | Path,
     *,
     context: int | None = None,
+    chat_template: str | None = None,
     cap_context: bool = False,
     pulls: bool = True,
     progress: DownloadProgress | None = None,
@@ -195,7 +207,12 @@ def open_model(
             if context is not None:
                 longest = model.spec.longest
                 tokens = min(whole("context", context, 1, MAX_CONTEXT if cap_context else longest), longest)
-            inputs = Inputs(model.spec, load_tokenizer(checkpoint), tokens)
+            tokenizer = load_tokenizer(checkpoint)
+            if chat_template is not None:
+                tokenizer = dataclasses.replace(
+                    tokenizer, chat_template=string("chat_template", chat_template)
+                )
+            inputs = Inputs(model.spec, tokenizer, tokens)
             return OpenModel(checkpoint, model, inputs, recommended(checkpoint))
         except BaseException:
             checkpoint.close()

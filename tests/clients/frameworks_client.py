@@ -40,6 +40,25 @@ def with_litellm(wanted: str) -> None:
         assert "".join(pieces) == wanted, model
 
 
+def with_litellms_errors() -> None:
+    """Each error is raised as the class that litellm has for it."""
+    text = [{"role": "user", "content": "word " * 9000}]
+    late = {"deadline": 0.001}
+    for api, base, soon in (("openai", f"{URL}/v1", {"extra_body": late}), ("anthropic", URL, late)):
+        asked = {"api_base": base, "api_key": "none", "max_retries": 0}
+        for kind, more in (
+            (litellm.ContextWindowExceededError, {"model": f"{api}/{MODEL}", "messages": text}),
+            (litellm.NotFoundError, {"model": f"{api}/no-such-model", "messages": MESSAGES}),
+            (litellm.BadRequestError, {"model": f"{api}/{MODEL}", "messages": MESSAGES, "max_tokens": 0}),
+            (litellm.Timeout, {"model": f"{api}/{MODEL}", "messages": MESSAGES, **soon}),
+        ):
+            try:
+                litellm.completion(**asked, **more)
+            except kind:
+                continue
+            raise AssertionError(f"{api}: {kind.__name__} was not raised")
+
+
 @tool
 def add(a: int, b: int) -> int:
     """Add two whole numbers."""
@@ -78,5 +97,6 @@ def with_llm(wanted: str) -> None:
 if __name__ == "__main__":
     answer = direct()
     with_litellm(answer)
+    with_litellms_errors()
     with_langchain(answer)
     with_llm(answer)

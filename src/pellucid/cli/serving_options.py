@@ -52,8 +52,8 @@ class ServingOptions:
         allowed = [*LOOPBACK, *named] if self.host in LOOPBACK else named
         return AccessRules(own, allowed, self.allow_origin or [], all_seeing)
 
-    def settings(self, *, first: bool) -> Settings:
-        """How it runs; ``first``: the first model is loaded at the start.
+    def settings(self, *, first: bool, any_model: bool) -> Settings:
+        """How it runs; ``first``: the first model is loaded at the start, ``any_model``: it answers to every name.
 
         Raises:
             InvalidRequest: a number is out of range.
@@ -65,6 +65,7 @@ class ServingOptions:
             whole("port", self.port, 0, 65535),
             real("grace", self.grace, 0.0, 3600.0),
             first=first,
+            any_model=any_model,
             connections=whole("connections", self.connections, 1, 1 << 20),
             receive=real("receive", self.receive, 0.0, 3600.0, above=True),
         )

@@ -46,7 +46,7 @@ def serve_cluster(
         seconds = math.inf if name == names[0] else PATIENCE  # whoever asks for another one waits for it
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
-    pool = ModelPool(names, load, UNLIMITED)
+    pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)
     pool.needed = names[0]
     replacing = set[asyncio.Task[None]]()
 

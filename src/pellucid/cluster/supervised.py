@@ -19,7 +19,7 @@ from pellucid.plan.stages import cut
 from pellucid.plan.weights import layouts
 
 UNLIMITED = 1 << 30  # requests: whoever asks waits for them
-OPENING = ("context", "cap_context", "pulls")
+OPENING = ("context", "chat_template", "cap_context", "pulls")
 """Those options of ``loading.load`` that are of the file, and so ``loading.open_model``'s too."""
 
 

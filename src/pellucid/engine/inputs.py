@@ -47,25 +47,28 @@ class Inputs(Struct, frozen=True):
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
-    def prompt(self, prompt: PromptInput, variables: Mapping[str, Any] | None = None) -> list[int]:
+    def prompt(
+        self, prompt: PromptInput, variables: Mapping[str, Any] | None = None, *, any_length: bool = False
+    ) -> list[int]:
         """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
 
-        ``variables`` are variables of the chat template beside the messages, such as ``tools``.
+        ``variables`` are variables of the chat template beside the messages, such as ``tools``. ``any_length``: the
+        tokens are counted, not run.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer.
+            ContextOverflow: the prompt leaves no room for an answer, unless it may have any length.
             TemplateError: the chat template is missing or fails.
         """
 
         def refused(length: str) -> ContextOverflow:
             return ContextOverflow(
-                f"a prompt of {length}; the context is {self.context:,} and must hold the answer too: "
+                f"the prompt is too long: {length}; the context is {self.context:,} and must hold the answer too: "
                 f"shorten the prompt{self._remedy()}"
             )
 
-        ids = self._checked_ids(prompt, refused, variables)
-        if len(ids) >= self.context:
+        ids = self._checked_ids(prompt, None if any_length else refused, variables)
+        if len(ids) >= self.context and not any_length:
             raise refused(f"{len(ids):,} tokens")
         return ids
 
@@ -127,13 +130,28 @@ class Inputs(Struct, frozen=True):
             InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
+        self._check_encoder()
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
+            raise InvalidRequest("embed takes a list of at least one text")
+        return [self._sentence(text, truncate) for text in texts]
+
+    def sentence_ids(self, ids: Sequence[int]) -> list[int]:
+        """The token ids of a sentence for a sentence encoder, checked and taken as they are.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
+            ContextOverflow: there are more than the context holds.
+        """
+        self._check_encoder()
+        if len(ids) > self.context:
+            raise self._too_long(f"{len(ids):,} tokens")
+        return self._in_vocabulary("input", ids)
+
+    def _check_encoder(self) -> None:
         if not self.spec.pooling:
             raise InvalidRequest(
                 f"{shown(self.spec.name)} makes text, not sentence vectors: use generate, or load minilm"
             )
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not texts:
-            raise InvalidRequest("embed takes a list of at least one text")
-        return [self._sentence(text, truncate) for text in texts]
 
     def _checked_ids(
         self, prompt: PromptInput, refused: Refusal | None = None, variables: Mapping[str, Any] | None = None
@@ -183,7 +201,8 @@ class Inputs(Struct, frozen=True):
 
     def _too_long(self, length: str) -> ContextOverflow:
         return ContextOverflow(
-            f"a text of {length}; the limit is {self.context:,}: shorten it{self._remedy()}, or have it cut (truncate)"
+            f"a text of {length} is longer than the model's context length, {self.context:,}: shorten it"
+            f"{self._remedy()}, or have it cut (truncate)"
         )
 
     def _remedy(self) -> str:

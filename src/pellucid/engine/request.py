@@ -174,6 +174,14 @@ class RequestGroup(TextGroup):
         return PromptFacts(prompt.cached or 0, self._task.queue, prompt.logprobs)
 
     @property
+    def prompt_read(self) -> int | None:
+        """The number of the prompt's tokens that are read or cached; None before its first step."""
+        if (made := super().prompt_read) is not None:
+            return made
+        prompt = self._task.prompt
+        return None if prompt.cached is None else min(prompt.table.length, len(prompt.tokens))
+
+    @property
     def speculation(self) -> list[tuple[int, int]]:
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""
         return self._task.speculation

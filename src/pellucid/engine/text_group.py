@@ -168,6 +168,11 @@ class TextGroup(ABC):
         """What is known of the prompt so far."""
 
     @property
+    def prompt_read(self) -> int | None:
+        """The number of the prompt's tokens that are read or cached; None while it is unknown."""
+        return len(self.prompt) if any(one.ids for one in self.builders) else None
+
+    @property
     @abstractmethod
     def speculation(self) -> list[tuple[int, int]]:
         """Of each sequence, how many tokens were proposed, and how many of them were kept."""

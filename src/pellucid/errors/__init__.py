@@ -4,7 +4,8 @@
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
     │   ├── ContextOverflow           the prompt is longer than the model's context
     │   └── NothingLeft               the steps of the chain forbid every token: names the last step
-    ├── ModelNotFound (LookupError)   no model has that name: suggests the nearest
+    ├── NotFound (LookupError)        nothing has that name, or it is not the caller's
+    │   └── ModelNotFound             no model has that name: suggests the nearest
     ├── SourceError (OSError)         a model could not be fetched: lists each source tried and why
     ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
     ├── UnsupportedModel              a well-formed file needs what is not implemented: lists what is
@@ -48,7 +49,11 @@ class NothingLeft(InvalidRequest):
     """The steps of a chain forbid every token. The message names the step that forbade the last one."""
 
 
-class ModelNotFound(PellucidError, LookupError):
+class NotFound(PellucidError, LookupError):
+    """The name stands for nothing, or for something of another caller: the message does not say which."""
+
+
+class ModelNotFound(NotFound):
     """No model has that name. The message suggests the nearest."""
 
 

@@ -324,8 +324,8 @@ WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")
 """Modules of sentence-transformers that are part of every sentence vector here, or that change none."""
 
 
-def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
-    """Mean pooling, the only kind that is implemented.
+def sentence_pooling(checkpoint: Checkpoint, config: Config, width: int) -> Pooling:
+    """Mean pooling of rows of ``width``, the only kind that is implemented.
 
     Raises:
         UnsupportedModel: sentence-transformers' files in the model's folder require another kind, or further modules,
@@ -349,4 +349,6 @@ def sentence_pooling(checkpoint: Checkpoint) -> Pooling:
         for key in asked.values:
             if key.startswith("pooling_mode_"):
                 asked.refuse(key, key == "pooling_mode_mean_tokens")
-    return Pooling()
+    dimensions = config.numbers("matryoshka_dimensions", width + 1) - {0}
+    shortens = bool(dimensions) or config.flag("is_matryoshka", False)
+    return Pooling(matryoshka=tuple(sorted(dimensions)) if shortens else None)

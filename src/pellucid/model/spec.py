@@ -312,10 +312,15 @@ class Head(Struct, frozen=True):
 
 
 class Pooling(Struct, frozen=True):
-    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``."""
+    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``.
+
+    ``matryoshka`` has the dimensions to which the model was trained to let its vectors be cut; empty: any; None: the
+    model states none (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
+    """
 
     kind: Literal["mean"] = "mean"
     normalize: bool = True
+    matryoshka: tuple[int, ...] | None = None
 
 
 class ModelSpec(Struct, frozen=True):

@@ -31,6 +31,8 @@ CHECKS: Mapping[str, Check] = {
     "prompt_logprobs": whole(0, MAX_LOGPROBS, "likewise"),
 }
 LOGPROBS_OF = one_of("logits", "chain")
+LISTS: Mapping[str, Check] = {"stop": texts(MAX_STOPS), "stop_token_ids": tokens(MAX_STOP_IDS)}
+"""The checks of options that are empty where they are None."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,8 @@ class Options:
             for name, check in CHECKS.items()
             if getattr(self, name) is not None
         }
-        checked["stop"] = () if self.stop is None else texts(MAX_STOPS)("stop", self.stop)
-        checked["stop_token_ids"] = (
-            () if self.stop_token_ids is None else tokens(MAX_STOP_IDS)("stop_token_ids", self.stop_token_ids)
-        )
+        for name, check in LISTS.items():
+            checked[name] = () if getattr(self, name) is None else check(name, getattr(self, name))
         if not isinstance(self.keep_special, bool):
             checked["keep_special"] = tokens(MAX_STOP_IDS)("keep_special", self.keep_special)
         LOGPROBS_OF("logprobs_of", self.logprobs_of)
@@ -138,6 +138,13 @@ class Options:
     def stop_criteria(self) -> StopCriteria:
         """The criteria that end the text besides end tokens. The time limit starts now."""
         return StopCriteria(tuple(self.stop or ()), self.max_time)
+
+
+def check_of(name: str) -> Check | None:
+    """The check of an option, of a generation or of a step; None if it has no check of its own."""
+    if (check := CHECKS.get(name) or LISTS.get(name)) is None and name in owners():
+        check = next(one.metadata.get("check") for one in fields(owners()[name]) if one.name == name)
+    return check
 
 
 def _own_names() -> list[str]:

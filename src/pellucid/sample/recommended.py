@@ -96,7 +96,7 @@ def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]
     alone, others = (any(steps[name].alone is kind for name in cuts) for kind in (True, False))
 
     def fits(name: str) -> bool:
-        return steps[name].kind != "cut" or not (others if steps[name].alone else alone)
+        return name not in steps or steps[name].kind != "cut" or not (others if steps[name].alone else alone)
 
     return {**{name: value for name, value in recommendation.items() if fits(name)}, **asked}
 

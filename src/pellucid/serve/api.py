@@ -20,42 +20,35 @@ from pellucid.errors import (
     CacheFull,
     DeadlinePassed,
     InvalidRequest,
-    ModelNotFound,
+    NotFound,
     PellucidError,
     QueueFull,
     TemplateError,
 )
 from pellucid.errors.messages import reason
+from pellucid.serve.body import Body
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.schema import Schema
+from pellucid.serve.problem import ErrorForm, problem_of
+from pellucid.serve.responses.store import ResponseStore
+from pellucid.serve.schema import Schema, check_names
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
-ErrorForm: TypeAlias = "Callable[[int, str], dict[str, Any]]"
 MOST_BODY = 16 << 20  # bytes of a request's body
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (InvalidRequest, 400),
     (TemplateError, 400),
-    (ModelNotFound, 404),
+    (NotFound, 404),
     (QueueFull, 503),
     (CacheFull, 503),
     (DeadlinePassed, 408),
     (PellucidError, 500),
 )
 """The HTTP status of each error, the first that fits."""
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    503: "overloaded_error",
-}
-"""The type of an error of each status, in the words of OpenAI and Anthropic."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +113,9 @@ class ClientCall:
     error: ErrorForm
     live: LiveRequests
     viewer: Viewer
+    responses: ResponseStore
+    schema: Schema | None = None
+    """The schema of the body."""
     number: str = ""
     events: int = 0
     """How many events of a stream the client has had before it lost its connection (``Last-Event-ID``)."""
@@ -137,11 +133,29 @@ class ClientCall:
         async with self.models.use(name) as llm:
             yield llm.for_client(self.viewer.client)
 
+    def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
+        """The status of an error, and what the API says of it. What is not the user's mistake is raised."""
+        status = status_of(error)
+        return status, self.error(status, str(error), problem_of(error, self.schema))
+
+    def model(self, fields: Body) -> str:
+        """The name of the model that answers a request.
+
+        The server's first model answers a request that names none, unless the schema requires a name, as OpenAI's and
+        Anthropic's do, and the server does not answer to any name.
+
+        Raises:
+            ModelNotFound: the server has no such model.
+            InvalidRequest: the name is no text, or is missing.
+        """
+        required = "model" in (self.schema or {}).get("required", ()) and not self.models.any_name
+        return self.models.known(fields.model("" if required else self.models.names[0]))
+
     async def json(self) -> Any:
         """The body.
 
         Raises:
-            InvalidRequest: it is too long, or no JSON.
+            InvalidRequest: it is too long, no JSON, or has a field that its schema does not have.
         """
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
@@ -153,9 +167,12 @@ class ClientCall:
         whole = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
         self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
         try:
-            return json.loads(body, parse_constant=_no_constant)
+            found = json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
+        if self.schema is not None:
+            check_names(self.schema, found)
+        return found
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled when the client goes.
@@ -184,11 +201,12 @@ def _no_constant(name: str) -> None:
 
 
 def answer(
-    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+    content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
     # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
-    return Response(json.dumps(dict(content)), status, headers, media_type="application/json")
+    value = content if isinstance(content, list) else dict(content)
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:
@@ -279,7 +297,7 @@ async def event_stream(
                 try:
                     event = await anext(events, None)
                 except Exception as failed:
-                    yield form.error(call.error(status_of(failed), str(failed)))
+                    yield form.error(call.error_body(failed)[1])
                     return
             yield form.end
 

@@ -15,11 +15,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pellucid.errors import PellucidError
-from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis, status_of
+from pellucid.serve.api import Api, ClientCall, Route, answer, error_form, known_apis
 from pellucid.serve.guard import AccessRules, Guard
 from pellucid.serve.live import LiveRequests
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
+from pellucid.serve.responses.store import ResponseStore
 
 GONE = 499  # nobody reads it
 HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a body that is late may never end
@@ -33,11 +34,11 @@ def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> 
         yield
         await models.close()
 
-    metrics, live = Metrics(models), LiveRequests()
+    metrics, live, responses = Metrics(models), LiveRequests(), ResponseStore()
     routes = [
         starlette.routing.Route(
             name.split(" ")[1],
-            _served(api, one, models, metrics, live, rules, name),
+            _served(api, one, models, metrics, live, responses, rules, name),
             methods=[name.split(" ")[0]],
         )
         for api in known_apis().values()
@@ -74,6 +75,7 @@ def _served(
     models: ModelPool,
     metrics: Metrics,
     live: LiveRequests,
+    responses: ResponseStore,
     rules: AccessRules,
     name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
@@ -85,13 +87,14 @@ def _served(
         return response
 
     async def answered(request: Request) -> Response:
+        viewer = rules.viewer(request.headers)
+        call = ClientCall(request, models, metrics, api.error, live, viewer, responses, route.body)
         try:
-            viewer = rules.viewer(request.headers)
-            return await route.run(ClientCall(request, models, metrics, api.error, live, viewer))
+            return await route.run(call)
         except ClientDisconnect:
             return Response(status_code=GONE)
         except PellucidError as error:
-            status = status_of(error)
-            return answer(api.error(status, str(error)), status, HEADERS.get(status))
+            status, body = call.error_body(error)
+            return answer(body, status, HEADERS.get(status))
 
     return endpoint

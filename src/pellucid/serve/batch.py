@@ -22,6 +22,7 @@ from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
+from pellucid.serve.apis.openai import OPENAI
 from pellucid.serve.batch_output import BatchOutput, lines_of
 from pellucid.serve.body import Body
 from pellucid.serve.generate import Generating
@@ -31,6 +32,8 @@ from pellucid.serve.openai.chat import ChatRequest
 from pellucid.serve.openai.completions import CompletionRequest
 from pellucid.serve.openai.embeddings import EmbeddingRequest
 from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.problem import problem_of
+from pellucid.serve.schema import check_names
 
 LONGEST_ID = 512
 
@@ -89,7 +92,7 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     return RequestLine(number, custom, url, found.get("body"))
 
 
-def _run(asked: Generating, name: str, number: str) -> dict[str, Any]:
+def _run(asked: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
     """Run a request, and return the body of its answer."""
     run_together(asked.groups)
     return asked.answer(name, number)
@@ -148,8 +151,9 @@ class Batch:
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
-        number = str(line.number)
+        number, schema = str(line.number), OPENAI.routes[f"POST {line.url}"].body or {}
         try:
+            check_names(schema, line.body)
             body = Body(line.body, OPENAI_BODY)
             name = body.model() if self._name is None else self._name
             if self._name is not None:
@@ -159,7 +163,7 @@ class Batch:
             status, content = 200, _run(ROUTES[line.url](body, llm), name, number)
         except PellucidError as error:
             status = status_of(error)
-            content = error_body(status, str(error))
+            content = error_body(status, str(error), problem_of(error, schema))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

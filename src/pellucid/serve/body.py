@@ -12,10 +12,29 @@ from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.sample.options import check_of
+from pellucid.sample.recommended import with_recommended
+from pellucid.serve.shape import closed
 from pellucid.util.checks import real, whole
 
 PLAIN: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 """The defaults of OpenAI and Anthropic: the model's own distribution."""
+ALSO: Mapping[str, str] = {
+    "n_predict": "max_new_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choices",
+    "guided_grammar": "grammar",
+}
+"""Names of options that llama.cpp's and vLLM's clients use, in every API."""
+STRUCTURED: Mapping[str, str] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choices",
+    "grammar": "grammar",
+}
+"""Options by their names in vLLM's ``structured_outputs``."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
@@ -28,13 +47,14 @@ class BodyForm:
 
     ``harmless`` are fields that do not change an answer; ``only`` are fields of what is not implemented, with the only
     value that they may have; ``renamed`` are the API's names of options; ``defaults`` are its options where a model's
-    file recommends none.
+    file recommends none; ``absent`` are values of fields that stand for no value.
     """
 
     harmless: Set[str] = frozenset()
     only: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Body:
@@ -44,12 +64,28 @@ class Body:
         if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
             raise InvalidRequest(f"the body is {brief(fields)}: it must be an object with named fields")
         # In the requests of all APIs null is the same as nothing.
-        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._fields = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and value not in form.absent.get(name, ())
+        }
         self._form = form
 
     def take(self, name: str, default: Any = None) -> Any:
         """A field's value."""
         return self._fields.pop(name, default)
+
+    def drop(self, name: str, value: int) -> bool:
+        """Take a field if it has this value. Returns whether it had."""
+        found = self._fields.get(name)
+        has = type(found) is int and found == value
+        if has:
+            del self._fields[name]
+        return has
+
+    def holds(self, name: str) -> bool:
+        """True for a field that nobody has taken yet, also if it is empty."""
+        return name in self._fields
 
     def has(self, name: str) -> bool:
         """Whether there is a field that nobody has taken, and it is not empty."""
@@ -97,16 +133,15 @@ class Body:
                 raise InvalidRequest(f"{name}[{at}]={brief(one)}: must be an object")
         return value
 
-    def model(self) -> str:
-        """The name of the model."""
-        name = self.required("model")
+    def model(self, usual: str = "") -> str:
+        """The name of the model; ``usual`` where the request names none, as clients of servers with one model do.
+
+        Raises InvalidRequest if it names none and there is no usual one.
+        """
+        name = self.take("model", usual) if usual else self.required("model")
         if not isinstance(name, str):
             raise InvalidRequest(f"model={brief(name)}: must be the name of a model")
-        return name
-
-    def model_or(self, usual: str) -> str:
-        """The name of the model; clients of servers with one model leave it out."""
-        return self.model() if self.has("model") else usual
+        return name or usual
 
     def texts(self, name: str) -> list[str]:
         """A text, or a list of texts. Raises InvalidRequest if there are too many."""
@@ -129,8 +164,20 @@ class Body:
         """The options of a generation, over what the model's file recommends or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
-        asked = {self._form.renamed.get(name, name): value for name, value in self.rest().items()}
-        return {**(recommended or self._form.defaults), **asked}
+        asked = _structured(self.mapping("structured_outputs"))
+        names, known = dict.fromkeys(asked, "structured_outputs"), {**ALSO, **self._form.renamed}
+        for name, value in self.rest().items():
+            option = known.get(name, name)
+            if option in asked:
+                raise InvalidRequest(
+                    f"{names[option]} and {name} are names of one option: leave one of them out"
+                )
+            # The client's name stands in the error, if there is one.
+            check = check_of(option) if option != name else None
+            asked[option], names[option] = (check(name, value) if check else value), name
+        if "json_schema" in asked:
+            asked["json_schema"] = closed(asked["json_schema"])
+        return with_recommended(asked, recommended or self._form.defaults)
 
 
 def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
@@ -138,6 +185,22 @@ def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
     given = options.get("stop_token_ids") or []
     if ends and isinstance(given, list):
         options["stop_token_ids"] = [*given, *ends]
+
+
+def _structured(given: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's ``structured_outputs`` as options."""
+    found = dict[str, Any]()
+    for name, value in given.items():
+        if name in STRUCTURED and value is not None:
+            found[STRUCTURED[name]] = value
+        elif name == "json_object" and value is True and given.get("json") is None:
+            found["json_schema"] = {"type": "object"}
+        elif value is not None and value is not False:
+            raise InvalidRequest(
+                f"structured_outputs.{name}={brief(value)}: not supported; give one of json, json_object=true, "
+                f"regex, choice and grammar"
+            )
+    return found
 
 
 def _bias(value: Any) -> dict[int, float]:

@@ -23,7 +23,7 @@ class Generating(Protocol):
         """What it asks of the engine."""
         ...
 
-    def answer(self, name: str, number: str) -> dict[str, Any]:
+    def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         ...
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from pellucid.engine.text_group import TextGroup
-from pellucid.errors import InvalidRequest, ModelNotFound
+from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.model import ServedModel
 from pellucid.trace.stream import TraceStream
@@ -112,7 +112,7 @@ class LiveRequests:
         """What ``begin`` makes of a request: at once if it runs, else when it comes, before it starts.
 
         Raises:
-            ModelNotFound: it has not come within ``wait`` seconds, or is not theirs; the answer does not say which.
+            NotFound: it has not come within ``wait`` seconds, or is not theirs; the answer does not say which.
         """
         found = self._find(number, viewer)
         if found is not None:
@@ -123,7 +123,7 @@ class LiveRequests:
             made: T = await asyncio.wait_for(expected.met, wait)
             return made
         except (asyncio.TimeoutError, TimeoutError):
-            raise ModelNotFound(
+            raise NotFound(
                 f"request {brief(number)}: none with this number runs, or it is not yours"
             ) from None
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 import pellucid
 from pellucid.serve.api import Api, Route, known_apis
 
-ANSWER = {"type": "object"}
+ANSWER = {"type": ["object", "array"]}
 STATUSES = {
     "400": "A field is wrong; the message names it, its value and the limit.",
     "401": "A key is needed.",
@@ -62,11 +62,15 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
             "content": {"application/json": {"schema": {**route.body, "properties": properties}}},
         }
     if parameters := re.findall(r"{(\w+)", name):
-        schema = {"type": "string", "enum": list(models)}
         made["parameters"] = [
-            {"name": one, "in": "path", "required": True, "schema": schema} for one in parameters
+            {"name": one, "in": "path", "required": True, "schema": _of_parameter(one, models)}
+            for one in parameters
         ]
     return made
+
+
+def _of_parameter(name: str, models: Sequence[str]) -> dict[str, Any]:
+    return {"type": "string", **({"enum": list(models)} if name == "name" else {})}
 
 
 def _like(example: Any) -> dict[str, Any]:

@@ -4,36 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
-from pellucid.errors import CacheFull, ModelNotFound
+from pellucid.errors import CacheFull, InvalidRequest, ModelNotFound, QueueFull
 from pellucid.errors.messages import brief
 from pellucid.serve.model import ServedModel
+from pellucid.weights.sources.source import DownloadProgress
 
 T = TypeVar("T")
+Pull: TypeAlias = "Callable[[str, DownloadProgress], str]"
 MOST_WORK = 4  # functions of ``work`` that run at a time
+MOST_PULLS = 8  # downloads that run or wait
+SLACK = 0.1  # seconds that a timer may be early
 
 
 @dataclass
 class Served:
-    """A model that is loaded: how many requests use it, and when one did last."""
+    """A model that is loaded: how many requests use it, and when one did last.
+
+    It stays for ``keep`` seconds after that (None: until another model needs its memory).
+    """
 
     llm: ServedModel
     nbytes: int
     users: int = 0
     used: float = field(default_factory=time.monotonic)
+    keep: float | None = None
+
+    @property
+    def left(self) -> float | None:
+        """The seconds until it is unloaded if nobody uses it; None for no limit."""
+        return None if self.keep is None else max(0.0, self.used + self.keep - time.monotonic())
 
 
 class ModelPool:
     """The models ``names``, of which some are loaded. Their files may take ``limit`` bytes together.
 
-    ``load`` loads a model by its name, in a thread; what it returns may be awaited in the event loop.
+    ``load`` loads a model by its name, in a thread; what it returns may be awaited in the event loop. With
+    ``any_name`` the first model answers to every other name. ``pull`` downloads a model of a name that the server may
+    not have yet, in a thread, and returns the name to serve it by (None: clients may download nothing). ``local``:
+    models run in this process, which can unload them.
     """
 
     def __init__(
@@ -41,8 +57,13 @@ class ModelPool:
         names: Sequence[str],
         load: Callable[[str], ServedModel | Awaitable[ServedModel]],
         limit: int,
+        *,
+        any_name: bool = False,
+        pull: Pull | None = None,
+        local: bool = True,
     ) -> None:
         self.names, self._load, self._limit = list(names), load, limit
+        self.local, self.any_name, self._pull = local, any_name, pull
         self.created = int(time.time())
         self.needed: str | None = None
         """A model without which the server is not ready, whether or not it is loaded yet."""
@@ -50,6 +71,8 @@ class ModelPool:
         self._lock = asyncio.Lock()
         self._limiter: CapacityLimiter | None = None  # which an event loop makes
         self._working = set[asyncio.Future[Any]]()
+        self._leaving = dict[str, asyncio.TimerHandle]()
+        self._pulling, self._pulls = asyncio.Lock(), 0
 
     def put(self, name: str, llm: ServedModel) -> None:
         """Have a model that is loaded already."""
@@ -76,10 +99,48 @@ class ModelPool:
         return found
 
     def known(self, name: str) -> str:
-        """The name. Raises ModelNotFound if the server has no such model."""
-        if name not in self.names:
-            raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
-        return name
+        """The name of the model that answers to a name. Raises ModelNotFound if the server has no such model."""
+        if name in self.names:
+            return name
+        if self.any_name:
+            return self.names[0]
+        raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
+
+    async def pulled(self, name: str, progress: DownloadProgress) -> str:
+        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not end it.
+
+        Raises:
+            InvalidRequest: clients may download nothing here.
+            QueueFull: too many wait for a download.
+            PellucidError: as ``pull``.
+        """
+        if (pull := self._pull) is None:
+            raise InvalidRequest("this server downloads no models for clients: start it with --pull")
+        if self._pulls >= MOST_PULLS:
+            raise QueueFull(f"{MOST_PULLS} downloads wait already: ask again later")
+
+        async def run() -> str:
+            try:
+                async with self._pulling:
+                    found = await to_thread.run_sync(pull, name, progress)
+            finally:
+                self._pulls -= 1
+            if found not in self.names:
+                self.names.append(found)
+            return found
+
+        self._pulls += 1
+        return await asyncio.shield(self._kept(run()))
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """Unload a model ``seconds`` after its last request (None: when another model needs its memory)."""
+        if served := self._loaded.get(name):
+            served.keep = seconds
+
+    def left(self, name: str) -> float | None:
+        """The seconds until a model is unloaded if nobody uses it; None for no limit."""
+        served = self._loaded.get(name)
+        return served.left if served else None
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
@@ -96,11 +157,28 @@ class ModelPool:
                     self._loaded[name] = await self._opened(name)
         served = self._loaded[name]
         served.users += 1
+        if leaving := self._leaving.pop(name, None):
+            leaving.cancel()
         try:
             yield served.llm
         finally:
             served.users -= 1
             served.used = time.monotonic()
+            if served.keep is not None and not served.users:
+                loop = asyncio.get_running_loop()
+                self._leaving[name] = loop.call_later(served.keep, self._leave, name, served)
+
+    def _leave(self, name: str, served: Served) -> None:
+        """The time of a model is over: it is unloaded unless somebody has come."""
+
+        async def unload() -> None:
+            async with self._lock:
+                if self._loaded.get(name) is served and not served.users and (served.left or 0.0) < SLACK:
+                    del self._loaded[name]
+                    await run_in_threadpool(served.llm.close)
+
+        self._leaving.pop(name, None)
+        self._kept(unload())
 
     async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
         """What a function makes of a model, in a thread; at most ``MOST_WORK`` of these run at a time.
@@ -117,10 +195,14 @@ class ModelPool:
             async with self.use(name) as llm:
                 return await to_thread.run_sync(function, llm, limiter=limiter)
 
-        task = asyncio.ensure_future(run())
+        return await asyncio.shield(self._kept(run()))
+
+    def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """A task that survives the cancellation of its caller."""
+        task = asyncio.ensure_future(work)
         self._working.add(task)
         task.add_done_callback(self._worked)
-        return await asyncio.shield(task)
+        return task
 
     def _worked(self, task: asyncio.Future[Any]) -> None:
         self._working.discard(task)
@@ -148,6 +230,8 @@ class ModelPool:
 
     async def close(self) -> None:
         """Give up all models."""
+        for leaving in self._leaving.values():
+            leaving.cancel()
         async with self._lock:
             for served in self._loaded.values():
                 await run_in_threadpool(served.llm.close)

@@ -22,7 +22,7 @@ from pellucid.serve.connections import USUAL, Connection, Connections, possible_
 from pellucid.serve.ending import Ending
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.model import ServedModel
-from pellucid.serve.pool import ModelPool
+from pellucid.serve.pool import ModelPool, Pull
 from pellucid.util.collection import collect_requests
 
 RECEIVE = 20.0  # seconds for the headers of a request, and for its body
@@ -33,15 +33,16 @@ LAST = 5  # seconds for the errors of requests that outlive the time of grace
 class Settings:
     """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM.
 
-    ``first``: the first model is loaded before anybody is answered. ``connections`` is how many there may be at a time;
-    ``receive`` how many seconds the headers of a request may take, and then its body, beside a second for each
-    ``guard.SLOWEST`` bytes.
+    ``first``: the first model is loaded before anybody is answered. ``any_model``: it answers to every name.
+    ``connections`` limits the connections at a time; ``receive`` is how many seconds the headers of a request may take,
+    and then its body, beside a second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str
     port: int
     grace: float
     first: bool = True
+    any_model: bool = False
     connections: int = USUAL
     receive: float = RECEIVE
 
@@ -53,15 +54,18 @@ def serve(
     rules: AccessRules,
     settings: Settings,
     ready: Callable[[str], object] = lambda url: None,
+    pull: Pull | None = None,
 ) -> None:
     """Serve the models ``names`` until SIGTERM or Ctrl-C. ``ready`` is called with the address once it can be asked.
+
+    ``pull`` downloads a model for a client, as ``ModelPool`` describes.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine.
         PellucidError: the first model cannot be loaded.
     """
     listening = listen(settings)
-    models = ModelPool(names, load, limit)
+    models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
     said = list(names)
     if settings.first:
         llm = load(names[0])

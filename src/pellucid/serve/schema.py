@@ -1,4 +1,7 @@
-"""JSON schemas of requests' bodies, for /openapi.json. The checks themselves are where bodies are read."""
+"""JSON schemas of requests' bodies, for /openapi.json. They say which fields there are: any other name is refused.
+
+Types and ranges are checked where bodies are read.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeAlias
 
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
 from pellucid.sample import checking
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.step import steps
+from pellucid.serve.body import ALSO, STRUCTURED, BodyForm
+from pellucid.serve.harmless import HARMLESS
 
 Schema: TypeAlias = "Mapping[str, Any]"
 TEXT: Schema = {"type": "string"}
@@ -19,10 +26,12 @@ TEXTS: Schema = {"anyOf": [FILLED, {"type": "array", "items": FILLED, "minItems"
 IDS: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 COUNT: Schema = {"type": "integer", "minimum": 1}
 PROMPT: Schema = {"anyOf": [TEXT, IDS, {"type": "array", "items": {"anyOf": [TEXT, IDS]}, "minItems": 1}]}
-TOOLS: Schema = {"type": "array", "items": OBJECT, "maxItems": 128}
+SHAPE: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+VALUES: Schema = {"anyOf": [{"type": "number"}, {"type": "array"}, TEXT]}
 SHAPES: Mapping[str, Schema] = {
     "stop": TEXTS,
     "stop_token_ids": IDS,
+    "samplers": {"type": "array", "items": {"type": "string", "enum": list(steps())}},
     "keep_special": {"anyOf": [FLAG, IDS]},
     "logprobs_of": {"type": "string", "enum": ["logits", "chain"]},
     "banned": IDS,
@@ -35,8 +44,10 @@ SHAPES: Mapping[str, Schema] = {
     "grammar": TEXT,
 }
 """Options whose checks do not say what they take."""
-INNER = ("samplers", "until", "sampling")
+INNER = ("until", "sampling")
 """Options that JSON cannot have."""
+LOGPROBS = ("logprobs", "prompt_logprobs", "logprobs_of")
+"""Options of log-probabilities, for APIs whose answers have none."""
 
 
 def whole(low: int, high: int) -> Schema:
@@ -54,28 +65,129 @@ def listed(items: Schema) -> Schema:
     return {"type": "array", "items": items, "minItems": 1}
 
 
+def closed(properties: Mapping[str, Schema], *required: str) -> Schema:
+    """An object that has no other fields."""
+    made = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**made, "required": list(required)} if required else made
+
+
+def harmless(field: str) -> Schema:
+    """A field that changes nothing."""
+    return {"description": f"Changes nothing: {HARMLESS[field]}."}
+
+
+def tools(item: Schema) -> Schema:
+    """Tools that are described in this way."""
+    return {"type": "array", "items": any_of(item), "maxItems": 128}
+
+
+def any_of(*schemas: Schema) -> Schema:
+    """A value that one of these describes. If none does, the fields are checked where the value is read."""
+    return {"anyOf": list(schemas)}
+
+
+def function(parameters: str = "parameters", **more: Schema) -> Schema:
+    """The description of a function; its schema is in the field ``parameters``."""
+    about = {"name": TEXT, "description": TEXT, parameters: OBJECT, "strict": FLAG}
+    return closed({**about, **more}, "name")
+
+
 def message(*roles: str) -> Schema:
-    """A message: a text, or parts of it."""
-    part = {
-        "type": "object",
-        "properties": {"type": one_of("text"), "text": TEXT},
-        "required": ["type", "text"],
-    }
+    """A message: a text, or parts of it. What else it has goes to the chat template."""
+    part = any_of(
+        closed(
+            {"type": one_of("text"), "text": TEXT, "cache_control": harmless("cache_control")}, "type", "text"
+        ),
+        closed({"type": one_of("refusal"), "refusal": TEXT}, "type", "refusal"),
+    )
     content = {"anyOf": [TEXT, {"type": "array", "items": part}]}
     return {
         "type": "object",
         "properties": {"role": one_of(*roles), "content": content},
-        "required": ["role", "content"],
+        "required": ["role"],
     }
 
 
-def body(required: Mapping[str, Schema], optional: Mapping[str, Schema]) -> dict[str, Any]:
-    """A body. The field ``model`` is filled in by the server that describes itself."""
-    return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
+def body(
+    required: Mapping[str, Schema], optional: Mapping[str, Schema], form: BodyForm | None = None
+) -> dict[str, Any]:
+    """A body, with the fields of its ``form``. The field ``model`` is filled in by the server that describes itself."""
+    of_form = dict[str, Schema]()
+    if form is not None:
+        options = generation_options()
+        of_form = {name: options[option] for name, option in form.renamed.items()}
+        of_form |= {name: harmless(name) for name in sorted(form.harmless)}
+        of_form |= {
+            name: {"const": value, "description": "No other value."} for name, value in form.only.items()
+        }
+    properties = {**of_form, **required, **optional}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
-def generation_options() -> dict[str, Schema]:
-    """The options of a generation, as every API accepts them."""
+def of_any_model(schema: Schema) -> Schema:
+    """A body that need not name its model: the server's first model answers."""
+    return {**schema, "required": [name for name in schema["required"] if name != "model"]}
+
+
+def check_names(schema: Schema, value: Any, where: str = "") -> None:
+    """Refuse fields that a schema does not have, in objects at any depth. Null is the same as nothing.
+
+    Raises:
+        InvalidRequest: there is one; the message names it, and those that its object may have.
+    """
+    if isinstance(value, (list, Mapping)) and "anyOf" in schema:
+        kind = "array" if isinstance(value, list) else "object"
+        _check_one_of([one for one in schema["anyOf"] if one.get("type") == kind], value, where)
+    elif isinstance(value, list):
+        for at, one in enumerate(value):
+            check_names(schema.get("items", {}), one, f"{where}[{at}]")
+    elif isinstance(value, Mapping):
+        known = schema.get("properties", {})
+        for name, one in value.items():
+            if name in known:
+                check_names(known[name], one, f"{where}.{name}" if where else name)
+            elif one is not None and schema.get("additionalProperties", True) is False:
+                raise _unknown(str(name), known, where)
+
+
+def _check_one_of(schemas: list[Schema], value: Any, where: str) -> None:
+    """Check the names of a value by the first of several schemas that fits. Raises as ``check_names``."""
+    problems = list[InvalidRequest]()
+    for schema in [one for one in schemas if _is_meant(one, value)]:
+        try:
+            check_names(schema, value, where)
+        except InvalidRequest as problem:
+            problems.append(problem)
+        else:
+            return
+    if problems:
+        raise problems[0]
+
+
+def _is_meant(schema: Schema, value: Any) -> bool:
+    """Compare the words of an object, such as its type, with a schema. True where all are known."""
+    known = schema.get("properties", {}) if isinstance(value, Mapping) else {}
+    return all(value[name] in one["enum"] for name, one in known.items() if "enum" in one and name in value)
+
+
+def _unknown(name: str, known: Mapping[str, Schema], where: str) -> InvalidRequest:
+    from difflib import get_close_matches  # slow to import, and only this error needs it
+
+    near, path = get_close_matches(name[:100], known, 3, 0.5), f"{where}." if where else ""
+    others = (
+        f"it may have {', '.join(known)}" if where else "GET /openapi.json shows all fields of this request"
+    )
+    hint = f"did you mean {' or '.join(path + one for one in near)}?" if near else others
+    return InvalidRequest(f"unknown option {brief(path + name)}: {hint}")
+
+
+def generation_options(*without: str) -> dict[str, Schema]:
+    """The options of a generation, as every API accepts them, but for those whose result its answers do not show."""
     found: dict[str, Schema] = {}
     for kind in steps().values():
         for one in fields(kind):
@@ -87,7 +199,12 @@ def generation_options() -> dict[str, Schema]:
     for name, schema in SHAPES.items():
         about = {key: value for key, value in found[name].items() if key == "description"}
         found[name] = {**about, **schema}
-    return {**found, "priority": whole(-100, 100), "deadline": {"type": "number", "minimum": 0.001}}
+    found |= {name: found[option] for name, option in ALSO.items()}
+    found["structured_outputs"] = closed(
+        {"json_object": FLAG, **{name: found[option] for name, option in STRUCTURED.items()}}
+    )
+    found |= {"priority": whole(-100, 100), "deadline": {"type": "number", "minimum": 0.001}}
+    return {name: schema for name, schema in found.items() if name not in without}
 
 
 def _of(check: Any, default: Any, text: str = "") -> dict[str, Any]:

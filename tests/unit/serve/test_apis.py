@@ -25,7 +25,8 @@ import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
 from pellucid.serve.body import Body
-from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of
+from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of, items_of
+from pellucid.serve.responses.store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -244,7 +245,64 @@ def test_ollamas_models(served: Served, folder: Path) -> None:
     client.close()
 
 
+NOTHING: dict[str, Any] = {"type": "object", "additionalProperties": False}
+ONE_CALL: list[tuple[str, dict[str, Any], Any]] = [
+    ("/v1/chat/completions", {"messages": USER}, {"type": "function", "function": {"name": "f"}}),
+    ("/v1/responses", {"input": USER}, {"type": "function", "name": "f"}),
+    ("/v1/messages", {"messages": USER, "max_tokens": 300}, {"type": "tool", "name": "f"}),
+    ("/v1/chat/completions", {"messages": USER, "parallel_tool_calls": False}, "required"),
+    ("/v1/responses", {"input": USER, "parallel_tool_calls": False}, "required"),
+    (
+        "/v1/messages",
+        {"messages": USER, "max_tokens": 300},
+        {"type": "any", "disable_parallel_tool_use": True},
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "choice"), ONE_CALL)
+def test_a_forced_function_is_called_once(
+    caller: Served, path: str, body: dict[str, Any], choice: Any
+) -> None:
+    """With the bias a text ends only where nothing else may follow: the model calls on and on if it may."""
+    function = {"name": "f", "parameters": NOTHING}
+    tool: dict[str, Any] = {
+        "/v1/chat/completions": {"type": "function", "function": function},
+        "/v1/responses": {"type": "function", **function},
+        "/v1/messages": {"name": "f", "input_schema": NOTHING},
+    }[path]
+    for seed in range(3):
+        asked = {
+            "model": "one",
+            "seed": seed,
+            "tools": [tool],
+            "tool_choice": choice,
+            "logit_bias": {"257": -100},
+            **body,
+        }
+        made = httpx.post(caller.url + path, json=asked, timeout=60).json()
+        if "choices" in made:
+            made = made["choices"][0]["message"]
+        (call,) = made.get("tool_calls") or made.get("output") or made["content"]
+        assert "f" in (call["name"] if "name" in call else call["function"]["name"])
+
+
 # OpenAI's Responses
+
+
+def test_a_schema_beside_json_object(served: Served) -> None:
+    shape = {"type": "json_object", "schema": SCHEMA}
+    for path, body in (
+        ("/v1/chat/completions", {"messages": USER, "response_format": shape}),
+        ("/v1/responses", {"input": USER, "text": {"format": shape}}),
+    ):
+        made = httpx.post(served.url + path, json={"model": "one", "seed": 1, **body}).json()
+        text = (
+            made["choices"][0]["message"]["content"]
+            if "choices" in made
+            else made["output"][0]["content"][0]["text"]
+        )
+        assert json.loads(text)["room"] in ("hall", "attic")
 
 
 def test_responses(served: Served, llm: LLM) -> None:
@@ -345,10 +403,10 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "tools": [{"type": "bash"}]}, "tools[0].type"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "odd": 5}, "unknown option 'odd'"),
         ("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["x"]}]}, "messages[0].images"),
-        ("/api/chat", {"messages": USER, "options": {"odd": 1}}, "unknown option 'odd'"),
+        ("/api/chat", {"messages": USER, "options": {"odd": 1}}, "unknown option 'options.odd'"),
         ("/api/chat", {"messages": USER, "format": "yaml"}, "format='yaml'"),
         ("/api/chat", {"messages": USER, "think": 5}, "think=5"),
-        ("/api/generate", {"prompt": "a", "context": [1]}, "context=[1]"),
+        ("/api/generate", {"prompt": "a", "context": [-1]}, "context=[-1]"),
         ("/api/embed", {"input": 5}, "input=5"),
         ("/v1/responses", {"input": []}, "input=[]"),
         ("/v1/responses", {"input": [{"type": "odd"}]}, "input[0]"),
@@ -356,6 +414,19 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type='web_search'"),
         ("/v1/responses", {"input": [{"type": "reasoning", "content": 5}]}, "input[0].content=5"),
         ("/v1/chat/completions", {"messages": []}, "messages is empty"),
+        ("/v1/chat/completions", {"messages": USER, "edits": []}, "unknown option 'edits'"),
+        (
+            "/v1/chat/completions",
+            {"messages": USER, "response_format": {"type": "json_object", "strict": True}},
+            "unknown option 'response_format.strict'",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": USER, "response_format": {"type": "text", "schema": SCHEMA}},
+            "response_format.schema does not go with the type text",
+        ),
+        ("/v1/messages", {"messages": USER, "max_tokens": 5, "max_new_tokens": 6}, "names of one option"),
+        ("/tokenize", {"prompt": "a", "temperature": 1}, "unknown option 'temperature'"),
         ("/infill", {"input_extra": [5]}, "input_extra[0]=5"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents="),
     ],
@@ -392,7 +463,9 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
         {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "1", "output": "c"},
     ]
-    made = conversation_of(Body({"input": given_}, RESPONSES_BODY), {}).messages
+    own = OwnResponses(ResponseStore(), "")
+    body = Body({"input": given_}, RESPONSES_BODY)
+    made = conversation_of(body, items_of(body, own), {}, own).messages
     assert [one["role"] for one in made] == ["user", "assistant", "tool"]
     assert made[1]["reasoning_content"] == "Hm."
     assert made[1]["tool_calls"][0]["function"]["name"] == "f"
@@ -457,6 +530,10 @@ VALID: dict[str, dict[str, Any]] = {
     "/api/generate": {"prompt": "a", "options": {"num_predict": 3}},
     "/api/embed": {"input": "a"},
     "/infill": {"input_prefix": "a", "n_predict": 3},
+    "/completion": {"prompt": "a", "n_predict": 3},
+    "/chat/completions": {"messages": USER, "max_tokens": 3},
+    "/apply-template": {"messages": USER},
+    "/embedding": {"content": "a"},
     "/v1/rerank": {"query": "a", "documents": ["b"]},
 }
 FIELDS = {

@@ -161,7 +161,8 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         alone = llm.chat(messages, temperature=0, max_new_tokens=5, ignore_eos=True)
         logs = llm.chat(messages, seed=1, max_new_tokens=4, ignore_eos=True, logprobs=3, **PLAIN)
     plain = body_of(found["plain"])
-    assert plain["choices"][0]["message"] == {"role": "assistant", "content": alone.text, "refusal": None}
+    message = {"role": "assistant", "content": alone.text, "refusal": None, "annotations": []}
+    assert plain["choices"][0]["message"] == message
     content = body_of(found["logs"])["choices"][0]["logprobs"]["content"]
     assert logs.logprobs is not None
     np.testing.assert_array_equal([one["logprob"] for one in content], logs.logprobs.chosen)
@@ -180,7 +181,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
         ("/v1/completions", {"prompt": "a", "n": 0}, "n=0: must be a whole number from 1 to 64"),
         ("/v1/completions", {"prompt": "a", "logprobs": True}, "logprobs=True"),
         ("/v1/completions", {"prompt": "a", "temprature": 1}, "did you mean temperature"),
-        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, "max_new_tokens=-1"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": -1}, "max_tokens=-1"),
         ("/v1/completions", {"prompt": "a", "stream": True}, "stream=true"),
         ("/v1/completions", {"prompt": "a", "logit_bias": {"x": 1}}, "token ids"),
         ("/v1/completions", {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias[5]=101"),

@@ -18,7 +18,7 @@ import pellucid
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, assembled
-from pellucid.serve.chat.call_format import CallFormat, TaggedCalls, known_formats
+from pellucid.serve.chat.call_format import MOST_CALLS, CallFormat, JsonCalls, TaggedCalls, known_formats
 from pellucid.serve.chat.formats.hermes import HERMES
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.reasoning import KNOWN, ReasoningMarks
@@ -155,6 +155,35 @@ def test_the_grammar_accepts_what_templates_write(name: str, llm: LLM) -> None:
             assert not accepted(
                 llm, grammar, llm.tokenizer.encode(text.replace("Oslo", "Bonn"), parse_special=True)
             )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("required", [True, False])
+def test_a_choice_of_one_call_has_no_second(name: str, required: bool, llm: LLM) -> None:
+    calls, arguments = FORMATS[name], {"city": "Rome", "days": 2}
+    twice = filled(calls.written_call("look-up.2", arguments)) * 2
+    if isinstance(calls, (JsonCalls, TaggedCalls)):
+        one = calls.before + "look-up.2" + calls.middle + calls.written_arguments(arguments)
+        twice = filled(calls.begin + one + calls.after + calls.between + one + calls.after + calls.end)
+        assert len(read(calls, twice).calls) == 2
+    ids = llm.tokenizer.encode(twice, parse_special=True, add_special=False)
+    for parallel in (True, False):
+        build = LarkBuilder(llm.tokenizer)
+        grammar = build.grammar(calls.grammar(build, ToolChoice([LOOK, ADD], required, parallel), None))
+        assert accepted(llm, grammar, ids) is (parallel and not calls.always), parallel
+
+
+def test_an_answer_has_a_bounded_number_of_calls(llm: LLM) -> None:
+    build = LarkBuilder(llm.tokenizer)
+    grammar = build.grammar(HERMES.grammar(build, ToolChoice([ADD], True), None))
+    for count, fine in ((MOST_CALLS, True), (MOST_CALLS + 1, False)):
+        text = (
+            HERMES.begin + HERMES.before + "add" + HERMES.middle + "{}" + HERMES.after + HERMES.between
+        ) * count
+        text = text[: len(text) - len(HERMES.between)] + HERMES.end
+        assert (
+            accepted(llm, grammar, llm.tokenizer.encode(text, parse_special=True, add_special=False)) is fine
+        )
 
 
 def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:

@@ -150,7 +150,7 @@ def test_edits_change_one_request(served: Served, llm: LLM) -> None:
         ({"edit": "add", "point": where, "values": "%%"}, "values="),
         ({"edit": "add", "point": where, "values": [1, 2, 3]}, "shape"),
         ({"edit": "scale", "point": where, "factor": "x"}, "factor="),
-        ({"edit": "ablate", "point": where, "more": 1}, "does not take"),
+        ({"edit": "ablate", "point": where, "more": 1}, "unknown option 'edits[0].more'"),
     ):
         assert said in refused(served, "generate", prompt=PROMPT, edits=[edit], stream=False, **HOW)
 
@@ -197,7 +197,7 @@ def test_what_is_wrong_is_named(served: Served, llm: LLM) -> None:
     assert "points=" in refused(served, "trace", prompt=PROMPT, points="embed")
     assert "the nearest are" in refused(served, "trace", prompt=PROMPT, points=["blocks.0.residul"])
     assert "ids=" in refused(served, "pieces", ids=[10**9])
-    assert "unknown field" in refused(served, "lens", prompt=PROMPT, points=[])
+    assert "unknown option" in refused(served, "lens", prompt=PROMPT, points=[])
     assert "position=" in refused(served, "attribution", prompt=PROMPT, position=10_000)
     assert "words" in refused(served, "neighbours", words=[])
     assert httpx.get(f"{served.url}/look/models/nothing").status_code == 404

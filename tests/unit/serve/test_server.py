@@ -244,7 +244,6 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
         ("/v1/chat/completions", b"{", 400, "no JSON"),
         ("/v1/chat/completions", b"[]", 400, "must be an object"),
         ("/v1/chat/completions", b"[" * 99_999, 400, "no JSON"),
-        ("/v1/chat/completions", {"messages": MESSAGES}, 400, "model is missing"),
         (
             "/v1/chat/completions",
             {"model": "three", "messages": MESSAGES},
@@ -265,7 +264,8 @@ def test_wrong_chats(served: Served, body: Any, word: str) -> None:
             "n=99",
         ),
         ("/v1/completions", {"model": "one", "prompt": "a " * 3000}, 400, "the context is 1,024"),
-        ("/v1/completions", {"model": "one", "prompt": "a", "stream": True, "echo": True}, 400, "echo"),
+        ("/v1/completions", {"model": "one", "prompt": "a", "stream": True, "best_of": 2}, 400, "best_of"),
+        ("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 0}, 400, "max_tokens=0"),
         (
             "/v1/completions",
             {"model": "one", "prompt": "a", "stream_options": 5, "stream": True},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,29 @@ from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
+if TYPE_CHECKING:
+    from pellucid.weights.sources.source import DownloadProgress
+
+Pulls = Annotated[
+    bool,
+    typer.Option(
+        "--pull", help="Download models that are not on this machine, also with Ollama's /api/pull."
+    ),
+]
+AnyModel = Annotated[
+    bool,
+    typer.Option(
+        "--any-model", help="The first model answers requests for models of other names, as with llama.cpp."
+    ),
+]
+TemplateFile = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with a chat template (Jinja) for the first model, instead of its own.",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
 Draft = Annotated[
     str | None,
     typer.Option(
@@ -42,9 +65,9 @@ def command(
             "weights, 0.5 at least, and a sixteenth of the memory at most."
         ),
     ] = None,
-    pull: Annotated[
-        bool, typer.Option("--pull", help="Download models that are not on this machine.")
-    ] = False,
+    pull: Pulls = False,
+    any_model: AnyModel = False,
+    chat_template: TemplateFile = None,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     *,
     serving: ServingOptions,
@@ -64,31 +87,65 @@ def command(
     from pellucid.serve.run import serve
     from pellucid.util.checks import real, whole
 
-    settings, rules = serving.settings(first=bool(models or alias)), serving.rules()
+    settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
     limit = usual_memory() if memory is None else real("memory", memory, 0.0, 1e6, above=True) * 1e9
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    own = {
-        name: {
-            "draft": draft if name == names[0] else None,
-            "cache_memory": cache_memory,
-            "cap_context": True,
-            "pulls": pull,
-        }
-        for name in names
-    }
+    of_first = {"draft": draft, "chat_template": chat_template and template_of(chat_template)}
+
+    def own(name: str) -> dict[str, Any]:
+        first = of_first if name == names[0] else {}
+        return {**first, "cache_memory": cache_memory, "cap_context": True, "pulls": pull}
 
     def load(name: str) -> Any:
-        llm = loading.load(sources[name], **own[name], before=lambda inputs: None)
+        llm = loading.load(sources.get(name, name), **own(name), before=lambda inputs: None)
         llm.engine.limit_queue(waiting)
         return llm
 
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        loads = {name: (sources[name], {**asdict(loading), **own[name]}) for name in names}
+        loads = {name: (sources[name], {**asdict(loading), **own(name)}) for name in names}
         asked.serve(loads, waiting, rules, settings)
     else:
-        serve(names, load, int(limit), rules, settings)
+        serve(names, load, int(limit), rules, settings, pull=pulled if pull else None)
+
+
+def pulled(name: str, progress: DownloadProgress) -> str:
+    """Download a model of the catalogue for a client; its name. A client names no path and no other source.
+
+    Raises:
+        ModelNotFound: the catalogue has no such model.
+        SourceError: it cannot be downloaded.
+    """
+    from pellucid.weights.catalogue import find, not_found
+    from pellucid.weights.store import resolve
+
+    if (model := find(name)) is None:
+        raise not_found(name)
+    resolve(model.name, progress=progress)
+    return model.name
+
+
+def template_of(file: str) -> str:
+    """A file's chat template.
+
+    Raises:
+        InvalidRequest: it cannot be read, or is too long.
+    """
+    from pellucid.errors import InvalidRequest
+    from pellucid.errors.messages import brief, reason
+    from pellucid.tokenize.chat.template import SOURCE_CHARACTERS
+
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read(SOURCE_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"chat_template={brief(file)}: cannot be read: {reason(error)}") from error
+    if len(text) > SOURCE_CHARACTERS:
+        raise InvalidRequest(
+            f"chat_template={brief(file)}: has more than {SOURCE_CHARACTERS:,} characters: name a template"
+        )
+    return text
 
 
 def usual_memory() -> float:

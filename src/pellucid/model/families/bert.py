@@ -53,7 +53,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         ),
         position=Learned(positions),
         blocks=(Block(attention, feedforward, norm, "post"),) * layers,
-        pooling=sentence_pooling(checkpoint),
+        pooling=sentence_pooling(checkpoint, config, width),
     )
     prefix = "bert." if "bert.embeddings.word_embeddings.weight" in checkpoint.tensors else ""
     names = {slot: prefix + name for slot, name in EMBEDDINGS.items()}

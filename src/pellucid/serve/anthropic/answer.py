@@ -9,14 +9,25 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.serve.anthropic.request import conversation_of
-from pellucid.serve.api import ERROR_TYPES
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.model import ServedModel
+from pellucid.serve.problem import NOTHING_MORE, Problem
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""The type of an error of each status. Source: https://docs.anthropic.com/en/api/errors"""
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
     """The body of an error."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
@@ -41,32 +52,48 @@ class MessageRequest(ChatRunRequest):
         found = self.run.answer(made)
         content: list[dict[str, Any]] = []
         if found.reasoning:
-            content.append({"type": "thinking", "thinking": found.reasoning, "signature": ""})
+            content.append(_thinking(found.reasoning))
         if found.text:
-            content.append({"type": "text", "text": found.text})
-        for one in found.calls:
-            block = {"type": "tool_use", "id": one.id, "name": one.name}
-            content.append({**block, "input": one.as_object})
+            content.append(_text(found.text))
+        content += [_tool_use(one.id, one.name, one.as_object) for one in found.calls]
         reason = _reason(made.finish_reason, made.stop_reason, bool(found.calls))
-        return {**_message(name, number), "content": content, **reason, "usage": _usage(made)}
+        used = self._usage(made, found.reasoning)
+        return {**_message(name, number), "content": content, **reason, "usage": used}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in events."""
-        blocks = BlockEvents()
+        blocks, reasoning = BlockEvents(), ""
         (made,) = self.run.group.results()
-        start = {**_message(name, number), "content": [], **_reason(None, None, False), "usage": _usage(made)}
+        none, used = _reason(None, None, False), self._usage(made, "")
+        start = {**_message(name, number), "content": [], **none, "usage": used}
         async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
             yield {"type": "message_start", "message": start}
             async for _, _, parts in outputs:
                 for part in parts:
+                    reasoning += part.text if isinstance(part, AnswerReasoning) else ""
                     for event in blocks.of(part):
                         yield event
         for event in blocks.end():
             yield event
         (made,) = self.run.group.results()
         delta = _reason(made.finish_reason, made.stop_reason, blocks.called)
-        yield {"type": "message_delta", "delta": delta, "usage": _usage(made)}
+        yield {"type": "message_delta", "delta": delta, "usage": self._usage(made, reasoning)}
         yield {"type": "message_stop"}
+
+    def _usage(self, made: Generation, reasoning: str) -> dict[str, Any]:
+        """Numbers of tokens; cached tokens of the prompt are counted apart."""
+        usage = made.usage
+        return {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "cache_creation": None,
+            "output_tokens": usage.generated_tokens,
+            "output_tokens_details": {"thinking_tokens": self.run.tokens(reasoning)},
+            "server_tool_use": None,
+            "service_tier": "standard",
+            "inference_geo": None,
+        }
 
 
 class BlockEvents:
@@ -80,14 +107,12 @@ class BlockEvents:
         """The events of a part."""
         if isinstance(part, CallStart):
             self.called = True
-            return self._begin("tool_use", {"id": part.id, "name": part.name, "input": {}})
+            return self._begin(_tool_use(part.id, part.name, {}))
         if isinstance(part, AnswerText):
-            begin = [] if self._kind == "text" else self._begin("text", {"text": ""})
+            begin = [] if self._kind == "text" else self._begin(_text(""))
             return [*begin, self._delta({"type": "text_delta", "text": part.text})]
         if isinstance(part, AnswerReasoning):
-            begin = (
-                [] if self._kind == "thinking" else self._begin("thinking", {"thinking": "", "signature": ""})
-            )
+            begin = [] if self._kind == "thinking" else self._begin(_thinking(""))
             return [*begin, self._delta({"type": "thinking_delta", "thinking": part.text})]
         return [self._delta({"type": "input_json_delta", "partial_json": part.text})]
 
@@ -98,18 +123,30 @@ class BlockEvents:
         self._kind = ""
         return [{"type": "content_block_stop", "index": self._number}]
 
-    def _begin(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
+    def _begin(self, block: dict[str, Any]) -> list[dict[str, Any]]:
         ended = self.end()
-        self._number, self._kind = self._number + 1, kind
-        start = {"type": "content_block_start", "index": self._number}
-        return [*ended, {**start, "content_block": {"type": kind, **block}}]
+        self._number, self._kind = self._number + 1, block["type"]
+        return [*ended, {"type": "content_block_start", "index": self._number, "content_block": block}]
 
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": self._number, "delta": delta}
 
 
 def _message(name: str, number: str) -> dict[str, Any]:
-    return {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": name}
+    about = {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": name}
+    return {**about, "container": None, "stop_details": None}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _thinking(text: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def _tool_use(number: str, name: str, given: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": number, "name": name, "input": given, "caller": {"type": "direct"}}
 
 
 def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[str, Any]:
@@ -120,14 +157,3 @@ def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[st
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
     ended = "tool_use" if called else "end_turn"
     return {"stop_reason": ended if reason in ("stop", "until") else "max_tokens", "stop_sequence": None}
-
-
-def _usage(made: Generation) -> dict[str, Any]:
-    """Numbers of tokens; those of the prompt that were cached are apart."""
-    usage = made.usage
-    return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
-        "output_tokens": usage.generated_tokens,
-    }

@@ -15,12 +15,15 @@ from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.chat.request import Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool_of
 
+HARMLESS_FIELDS = frozenset({"metadata", "service_tier", "cache_control", "context_management"})
 ANTHROPIC_BODY = BodyForm(
-    harmless=frozenset({"metadata", "service_tier", "cache_control", "context_management"}),
+    harmless=HARMLESS_FIELDS,
     only={"container": "", "mcp_servers": []},
     renamed={"max_tokens": "max_new_tokens", "stop_sequences": "stop"},
     defaults=PLAIN,
 )
+COUNT_BODY = BodyForm(HARMLESS_FIELDS, ANTHROPIC_BODY.only)
+"""The form of requests whose tokens are counted."""
 BLOCKS = ("text",)
 """Kinds of blocks that are texts."""
 
@@ -38,11 +41,14 @@ def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool 
     for at, message in enumerate(messages):
         made += _messages(message, f"messages[{at}]")
     tools, choice = _tools(body)
-    variables, shape = _thinking(body.take("thinking")), _shape(body)
-    most = body.count("max_tokens", 1, 1 << 31)
-    if most is None and not counts:
+    variables, output = _thinking(body.take("thinking")), body.mapping("output_config")
+    if (effort := output.get("effort")) is not None:
+        variables["reasoning_effort"] = effort
+    older = body.take("output_format")
+    shape = None if counts else _shape(output.get("format"), older)
+    options = body.options(recommended)
+    if not counts and "max_new_tokens" not in options:
         raise InvalidRequest("max_tokens is missing: the request must have it")
-    options = body.options(recommended) | ({} if most is None else {"max_new_tokens": most})
     goes_on = made[-1]["role"] == "assistant" and not made[-1].get("tool_calls")
     return Conversation(made, options, 1, tools, choice, shape, "output_format", variables, goes_on)
 
@@ -102,15 +108,20 @@ def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
             )
         tools.append(tool_of(f"tools[{at}]", one, "input_schema"))
     choice = body.mapping("tool_choice")
-    kind, parallel = choice.get("type", "auto"), not choice.get("disable_parallel_tool_use", False)
+    kind, alone = choice.get("type", "auto"), choice.get("disable_parallel_tool_use", False)
+    if not isinstance(alone, bool):
+        raise InvalidRequest(f"tool_choice.disable_parallel_tool_use={brief(alone)}: must be true or false")
     if kind == "none":
         return [], ToolChoice()
     if kind not in ("auto", "any", "tool") or (kind == "tool" and not isinstance(choice.get("name"), str)):
         raise InvalidRequest(
             f"tool_choice={brief(choice)}: its type must be auto, any, none, or tool with a name"
         )
-    names = [choice["name"]] if kind == "tool" else None
-    return tools, chosen(tools, names, kind != "auto", parallel)
+    if kind == "tool":
+        return tools, chosen(tools, [choice["name"]], required=True, parallel=False)  # this call, once
+    if choice.get("name") is not None:
+        raise InvalidRequest(f"tool_choice={brief(choice)}: a name goes with the type tool: leave it out")
+    return tools, chosen(tools, None, kind != "auto", not alone)
 
 
 def _thinking(value: Any) -> dict[str, Any]:
@@ -125,9 +136,11 @@ def _thinking(value: Any) -> dict[str, Any]:
     return {"enable_thinking": kind != "disabled"}
 
 
-def _shape(body: Body) -> Any:
-    """The JSON schema of the answer; None for any text."""
-    wanted = body.mapping("output_config").get("format") or body.take("output_format")
+def _shape(wanted: Any, older: Any) -> Any:
+    """The JSON schema of the answer, from ``output_config.format`` or its ``older`` field; None for any text."""
+    if wanted is not None and older is not None:
+        raise InvalidRequest("output_format does not go with output_config.format: leave it out")
+    wanted = older if wanted is None else wanted
     if wanted is None:
         return None
     if not isinstance(wanted, Mapping) or wanted.get("type") != "json_schema" or "schema" not in wanted:

@@ -22,18 +22,25 @@ from pellucid.serve.schema import (
     COUNT,
     FLAG,
     IDS,
+    LOGPROBS,
     OBJECT,
     PROMPT,
+    SHAPE,
     TEXT,
     TEXTS,
+    VALUES,
     body,
+    closed,
     generation_options,
     listed,
+    one_of,
 )
 
 NAMES = {"type": "array", "items": TEXT}
 READ = {"prompt": PROMPT, "messages": listed(OBJECT)}
-EDITS = listed(OBJECT)
+EDIT = {"edit": one_of("ablate", "scale", "add", "replace"), "point": TEXT, "factor": {"type": "number"}}
+EDITS = {"type": "array", "items": closed({**EDIT, "values": VALUES, "shape": SHAPE}, "edit", "point")}
+VIEW = {"title": TEXT, "point": TEXT, "head": COUNT, "rows": SHAPE, "pool": COUNT}
 
 
 async def _models(call: ClientCall) -> Response:
@@ -55,7 +62,7 @@ async def _state(call: ClientCall) -> Response:
 async def _generate(call: ClientCall) -> Response:
     fields = Body(await call.json(), LOOK_BODY)
     stream = NAMED if fields.flag("stream", True) else None
-    name = fields.model_or(call.models.names[0])
+    name = call.model(fields)
     return await generated(call, name, lambda llm: LookGeneration.of(fields, llm), stream)
 
 
@@ -64,7 +71,7 @@ def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
-        return await _looked(call, what, fields.model_or(call.models.names[0]), fields)
+        return await _looked(call, what, call.model(fields), fields)
 
     return run
 
@@ -93,13 +100,14 @@ LOOK = Api(
             body(
                 {},
                 {
-                    **generation_options(),
+                    **generation_options("watch", "logprobs", "prompt_logprobs"),
                     "model": TEXT,
                     **READ,
-                    "alternatives": COUNT,
                     "edits": EDITS,
+                    "alternatives": COUNT,
                     "stream": FLAG,
                 },
+                LOOK_BODY,
             ),
             stream="text/event-stream",
         ),
@@ -109,14 +117,15 @@ LOOK = Api(
             body(
                 {},
                 {
-                    **generation_options(),
+                    **generation_options("watch", *LOGPROBS),
                     "model": TEXT,
                     **READ,
+                    "edits": EDITS,
                     "points": NAMES,
                     "norms": NAMES,
-                    "views": listed(OBJECT),
-                    "edits": EDITS,
+                    "views": listed(closed(VIEW, "title", "point")),
                 },
+                LOOK_BODY,
             ),
         ),
         "POST /look/lens": Route(

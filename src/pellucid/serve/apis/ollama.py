@@ -11,60 +11,139 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import LINES, Api, ClientCall, Route, answer
-from pellucid.serve.body import Body
+from pellucid.serve.api import LINES, Api, ClientCall, Route, answer, event_stream
+from pellucid.serve.body import MOST_LOGPROBS, Body
 from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.model import ServedModel
 from pellucid.serve.ollama import models
 from pellucid.serve.ollama.chat import OllamaChat
-from pellucid.serve.ollama.fields import OLLAMA_BODY, error_body, piece
+from pellucid.serve.ollama.fields import (
+    OLLAMA_BODY,
+    OPTIONS,
+    PULL_BODY,
+    error_body,
+    keep_alive_of,
+    no_options,
+    piece,
+)
 from pellucid.serve.ollama.generate import OllamaGenerate
-from pellucid.serve.schema import COUNT, FLAG, OBJECT, TEXT, TEXTS, TOOLS, body, message, one_of
+from pellucid.serve.ollama.pulling import pulling
+from pellucid.serve.schema import (
+    COUNT,
+    FLAG,
+    IDS,
+    LOGPROBS,
+    OBJECT,
+    TEXT,
+    TEXTS,
+    body,
+    closed,
+    function,
+    generation_options,
+    harmless,
+    message,
+    one_of,
+    tools,
+    whole,
+)
+from pellucid.weights.sources.source import Silent
 
 SPOKEN = "0.12.0"
 """The version of Ollama whose API this is; clients ask for it."""
 
 
+NAME = {"name": TEXT}
+"""The model's name in older requests."""
+KEEP = {"keep_alive": {"anyOf": [TEXT, {"type": "number"}]}}
 SHARED = {
+    **generation_options("watch", *LOGPROBS),
+    **NAME,
+    **KEEP,
     "stream": FLAG,
     "format": {"anyOf": [one_of("json", ""), OBJECT]},
-    "options": OBJECT,
-    "keep_alive": {"anyOf": [TEXT, {"type": "number"}]},
+    "options": body({}, generation_options("watch", *LOGPROBS), OPTIONS),
     "think": {"anyOf": [FLAG, one_of("low", "medium", "high")]},
+    "logprobs": FLAG,
+    "top_logprobs": whole(0, MOST_LOGPROBS),
 }
 CHAT = body(
-    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant")}},
-    {**SHARED, "tools": TOOLS},
+    {"model": TEXT, "messages": {"type": "array", "items": message("system", "user", "assistant", "tool")}},
+    {**SHARED, "tools": tools(closed({"type": one_of("function"), "function": function()}, "function"))},
+    OLLAMA_BODY,
 )
-GENERATE = body({"model": TEXT}, {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG})
-EMBED = body({"model": TEXT, "input": TEXTS}, {"truncate": FLAG, "options": OBJECT, "dimensions": COUNT})
+GENERATE = body(
+    {"model": TEXT},
+    {**SHARED, "prompt": TEXT, "suffix": TEXT, "system": TEXT, "raw": FLAG, "context": IDS},
+    OLLAMA_BODY,
+)
+MACHINE = {
+    "options": {**closed({name: harmless(name) for name in sorted(OPTIONS.harmless)}), **harmless("options")}
+}
+"""The field ``options`` of requests that generate nothing."""
+EMBED = body(
+    {"model": TEXT, "input": TEXTS}, {**NAME, **KEEP, **MACHINE, "truncate": FLAG, "dimensions": COUNT}
+)
+EMBEDDING = body({"model": TEXT, "prompt": TEXT}, {**NAME, **KEEP, **MACHINE})
+SHOW = body({"model": TEXT}, {**NAME, "verbose": FLAG})
+PULL = body({"model": TEXT}, {**NAME, "stream": FLAG}, PULL_BODY)
 
 
 async def _body(call: ClientCall) -> tuple[Body, str]:
     """The fields of a request, and the name of its model without Ollama's tag for the latest one."""
     fields = Body(await call.json(), OLLAMA_BODY)
-    old = fields.take("name")
-    name = fields.model() if old is None or fields.has("model") else old
-    if not isinstance(name, str):
-        raise InvalidRequest(f"name={brief(name)}: must be the name of a model")
-    return fields, call.models.known(name if name in call.models.names else name.removesuffix(":latest"))
+    return fields, call.models.known(_asked_name(call, fields, call.models.names[0]))
+
+
+def _asked_name(call: ClientCall, fields: Body, usual: str = "") -> str:
+    """The model's name in a request, in the field ``model``, or ``name`` as older clients have it."""
+    old = fields.text("name")
+    name = fields.model(old or usual)
+    return name if name in call.models.names else name.removesuffix(":latest")
+
+
+def _keep(call: ClientCall, fields: Body) -> Callable[[str], None]:
+    """Lets a loaded model stay as long as the field ``keep_alive`` says.
+
+    Raises:
+        InvalidRequest: the field is wrong, or a client may not end the stay of a model that others use.
+    """
+    given = fields.take("keep_alive")
+    if given is None:
+        return lambda name: None
+    seconds = keep_alive_of(given)
+    if seconds is not None and not call.models.local:
+        raise InvalidRequest(f"keep_alive={brief(given)}: models on a cluster stay; leave it out")
+    if seconds is not None and call.viewer.key and not call.viewer.admin:
+        raise InvalidRequest(
+            f"keep_alive={brief(given)}: others use the model too, so an admin key is needed to unload it; leave it out"
+        )
+    return lambda name: call.models.keep(name, seconds)
 
 
 def _generates(
     read: Callable[[Body, ServedModel], Streaming], field: str
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """A route that generates; a request without ``field`` only loads the model."""
+    """A route that generates; a request without ``field`` only loads the model, or unloads it."""
 
     async def run(call: ClientCall) -> Response:
         fields, name = await _body(call)
-        streams = fields.flag("stream", True)
+        streams, keep = fields.flag("stream", True), _keep(call, fields)
         if not fields.has(field):
+            fields.take(field)
+            no_options(fields, f"a request without {field} has keep_alive")
             async with call.use(name):
-                pass
+                keep(name)
+            reason = "unload" if call.models.left(name) == 0 else "load"
             message = {"role": "assistant", "content": ""}
             done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
-            return answer({**done, "done": True, "done_reason": "load"})
-        return await generated(call, name, lambda llm: read(fields, llm), LINES if streams else None)
+            return answer({**done, "done": True, "done_reason": reason})
+
+        def kept(llm: ServedModel) -> Streaming:
+            asked = read(fields, llm)
+            keep(name)
+            return asked
+
+        return await generated(call, name, kept, LINES if streams else None)
 
     return run
 
@@ -72,14 +151,13 @@ def _generates(
 async def _embed(call: ClientCall) -> Response:
     start = time.perf_counter()
     fields, name = await _body(call)
-    texts, truncate = fields.texts("input"), fields.flag("truncate", True)
-    fields.mapping("options")
+    texts, truncate, keep = fields.texts("input"), fields.flag("truncate", True), _keep(call, fields)
     async with call.use(name) as llm:
         dimensions = fields.count("dimensions", 1, 1 << 24)
         if dimensions not in (None, llm.width):
             raise InvalidRequest(f"dimensions={dimensions}: the model's vectors have {llm.width}")
-        if left := fields.rest():
-            raise InvalidRequest(f"unknown field {brief(min(left))}: an embedding has input and truncate")
+        no_options(fields, "an embedding has input and truncate")
+        keep(name)
 
         def run() -> dict[str, Any]:
             encoded = llm.inputs.sentences(texts, truncate) if texts else []
@@ -95,8 +173,10 @@ async def _embed(call: ClientCall) -> Response:
 async def _embeddings(call: ClientCall) -> Response:
     """The older form: one prompt."""
     fields, name = await _body(call)
-    prompt = fields.text("prompt") or ""
+    prompt, keep = fields.text("prompt") or "", _keep(call, fields)
+    no_options(fields, "an embedding has a prompt")
     async with call.use(name) as llm:
+        keep(name)
 
         def embedded() -> Any:
             return llm.embed_tokens(llm.inputs.sentences([prompt]))
@@ -105,9 +185,24 @@ async def _embeddings(call: ClientCall) -> Response:
 
 
 async def _show(call: ClientCall) -> Response:
-    _, name = await _body(call)
+    fields, name = await _body(call)
+    verbose = fields.flag("verbose")
+    no_options(fields, "the description of a model has verbose")
     async with call.use(name) as llm:
-        return answer(await run_in_threadpool(models.shown, llm))
+        return answer(await run_in_threadpool(models.shown, llm, verbose))
+
+
+async def _pull(call: ClientCall) -> Response:
+    """Download a model, in a stream of lines that say how far it is, or whole."""
+    fields = Body(await call.json(), PULL_BODY)
+    name, streams = _asked_name(call, fields), fields.flag("stream", True)
+    no_options(fields, "a download has a model and stream")
+    if call.viewer.key and not call.viewer.admin:
+        raise InvalidRequest(f"model={brief(name)}: an admin key is needed to download a model")
+    if streams:
+        return await event_stream(call, pulling(call.models, name), LINES)
+    await call.unless_gone(call.models.pulled(name, Silent()))
+    return answer({"status": "success"})
 
 
 async def _tags(call: ClientCall) -> Response:
@@ -117,7 +212,9 @@ async def _tags(call: ClientCall) -> Response:
 
 async def _running(call: ClientCall) -> Response:
     loaded = [(name, call.models.llm(name)) for name in call.models.loaded]
-    return answer({"models": [models.running(name, llm) for name, llm in loaded if llm]})
+    return answer(
+        {"models": [models.running(name, llm, call.models.left(name)) for name, llm in loaded if llm]}
+    )
 
 
 async def _version(call: ClientCall) -> Response:
@@ -130,7 +227,7 @@ OLLAMA = Api(
         "GET /api/version": Route(_version, "The version of this API."),
         "GET /api/tags": Route(_tags, "The models of this server."),
         "GET /api/ps": Route(_running, "The models in memory."),
-        "POST /api/show": Route(_show, "All about a model.", body({"model": TEXT}, {"verbose": FLAG})),
+        "POST /api/show": Route(_show, "All about a model.", SHOW),
         "POST /api/generate": Route(
             _generates(OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
         ),
@@ -138,9 +235,8 @@ OLLAMA = Api(
             _generates(OllamaChat.of, "messages"), "Answer a conversation.", CHAT, LINES.media_type
         ),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
-        "POST /api/embeddings": Route(
-            _embeddings, "The vector of a text.", body({"model": TEXT, "prompt": TEXT}, {})
-        ),
+        "POST /api/embeddings": Route(_embeddings, "The vector of a text.", EMBEDDING),
+        "POST /api/pull": Route(_pull, "Download a model.", PULL, LINES.media_type),
     },
     error_body,
     prefixes=("/api/",),

@@ -11,58 +11,86 @@ from starlette.responses import Response
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.llamacpp.telemetry import Telemetry
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest
-from pellucid.serve.openai.completions import CompletionRequest
+from pellucid.serve.openai.chat import ChatRequest, blank_chunk
+from pellucid.serve.openai.completions import CompletionRequest, blank_event
 from pellucid.serve.openai.embeddings import EmbeddingRequest
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.fields import OPENAI_BODY, PLAIN_BODY
 from pellucid.serve.schema import (
     COUNT,
     FLAG,
     OBJECT,
     PROMPT,
     TEXT,
-    TEXTS,
-    TOOLS,
     Schema,
     body,
+    closed,
+    function,
     generation_options,
+    harmless,
     listed,
     message,
     one_of,
+    tools,
     whole,
 )  # fmt: skip
 
 GENERATION: Mapping[str, Schema] = {
-    **generation_options(),
+    **generation_options("watch", "prompt_logprobs"),
     "n": whole(1, MOST_CHOICES),
-    "max_tokens": COUNT,
-    "stop": TEXTS,
     "stream": FLAG,
-    "stream_options": {"type": "object", "properties": {"include_usage": FLAG}},
-    "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
-    "user": TEXT,
+    "timings_per_token": FLAG,
+    "return_progress": FLAG,
+    "verbose": FLAG,
+    "stream_options": closed(
+        {"include_usage": FLAG, "include_obfuscation": harmless("stream_options.include_obfuscation")}
+    ),
 }
+NAMED_FUNCTION = closed(
+    {"type": one_of("function"), "function": closed({"name": TEXT}, "name")}, "type", "function"
+)
+ALLOWED = closed({"mode": one_of("auto", "required"), "tools": listed(NAMED_FUNCTION)}, "mode", "tools")
 CHAT = body(
-    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant"))},
+    {"model": TEXT, "messages": listed(message("system", "developer", "user", "assistant", "tool"))},
     {
         **GENERATION,
-        "max_completion_tokens": COUNT,
         "logprobs": FLAG,
         "top_logprobs": whole(0, MOST_LOGPROBS),
-        "tools": TOOLS,
-        "tool_choice": {"anyOf": [one_of("none", "auto", "required"), OBJECT]},
-        "parallel_tool_calls": FLAG,
-        "response_format": {
-            "type": "object",
-            "properties": {"type": one_of("text", "json_object", "json_schema"), "json_schema": OBJECT},
-            "required": ["type"],
+        "tools": tools(closed({"type": one_of("function"), "function": function()}, "type", "function")),
+        "tool_choice": {
+            "anyOf": [
+                one_of("none", "auto", "required"),
+                NAMED_FUNCTION,
+                closed({"type": one_of("allowed_tools"), "allowed_tools": ALLOWED}, "type", "allowed_tools"),
+            ]
         },
+        "parallel_tool_calls": FLAG,
+        "response_format": closed(
+            {
+                "type": one_of("text", "json_object", "json_schema"),
+                "json_schema": closed(
+                    {
+                        "schema": OBJECT,
+                        **{
+                            name: harmless(f"response_format.json_schema.{name}")
+                            for name in ("name", "description", "strict")
+                        },
+                    },
+                    "schema",
+                ),
+                "schema": OBJECT,
+            },
+            "type",
+        ),
         "reasoning_effort": TEXT,
+        "enable_thinking": FLAG,
         "chat_template_kwargs": OBJECT,
+        "add_generation_prompt": FLAG,
         "continue_final_message": FLAG,
     },
+    OPENAI_BODY,
 )
 COMPLETION = body(
     {"model": TEXT, "prompt": PROMPT},
@@ -73,40 +101,53 @@ COMPLETION = body(
         "logprobs": whole(0, MOST_LOGPROBS),
         "suffix": TEXT,
     },
+    OPENAI_BODY,
 )
 EMBEDDING = body(
-    {"model": TEXT, "input": TEXTS}, {"encoding_format": one_of("float", "base64"), "dimensions": COUNT}
+    {"model": TEXT, "input": PROMPT},
+    {"encoding_format": one_of("float", "base64"), "dimensions": COUNT},
+    PLAIN_BODY,
 )
 
 
-def _generates(read: Callable[[Body, ServedModel], Streaming]) -> Callable[[ClientCall], Awaitable[Response]]:
+def _generates(
+    read: Callable[[Body, ServedModel], Streaming], blank: Callable[[str, str], dict[str, Any]]
+) -> Callable[[ClientCall], Awaitable[Response]]:
+    """A route that generates; ``blank`` makes an event without any text."""
+
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), OPENAI_BODY)
-        name, streams = fields.model(), fields.flag("stream")
-        return await generated(call, name, lambda llm: read(fields, llm), DATA if streams else None)
+        name, streams, telemetry = call.model(fields), fields.flag("stream"), Telemetry.of(fields, own=False)
+        return await generated(
+            call,
+            name,
+            lambda llm: telemetry.told(read(fields, llm), blank, llm.tokenizer),
+            DATA if streams else None,
+        )
 
     return run
 
 
 async def _embeddings(call: ClientCall) -> Response:
-    fields = Body(await call.json(), OPENAI_BODY)
-    name = fields.model()
+    fields = Body(await call.json(), PLAIN_BODY)
+    name = call.model(fields)
     async with call.use(name) as llm:
         return answer(
             await run_in_threadpool(lambda: EmbeddingRequest.of(fields, llm).answer(name, call.number))
         )
 
 
-def _model(call: ClientCall, name: str) -> dict[str, Any]:
+def model(call: ClientCall, name: str) -> dict[str, Any]:
+    """A model in a list."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
 
 
 async def _models(call: ClientCall) -> Response:
-    return answer({"object": "list", "data": [_model(call, name) for name in call.models.names]})
+    return answer({"object": "list", "data": [model(call, name) for name in call.models.names]})
 
 
 async def _one_model(call: ClientCall) -> Response:
-    return answer(_model(call, call.models.known(call.request.path_params["name"])))
+    return answer(model(call, call.models.known(call.request.path_params["name"])))
 
 
 OPENAI = Api(
@@ -115,10 +156,10 @@ OPENAI = Api(
         "GET /v1/models": Route(_models, "The models of this server."),
         "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
         "POST /v1/chat/completions": Route(
-            _generates(ChatRequest.of), "Answer a conversation.", CHAT, DATA.media_type
+            _generates(ChatRequest.of, blank_chunk), "Answer a conversation.", CHAT, DATA.media_type
         ),
         "POST /v1/completions": Route(
-            _generates(CompletionRequest.of), "Continue a text.", COMPLETION, DATA.media_type
+            _generates(CompletionRequest.of, blank_event), "Continue a text.", COMPLETION, DATA.media_type
         ),
         "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
     },

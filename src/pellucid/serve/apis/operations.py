@@ -12,9 +12,9 @@ from pellucid.serve.api import Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.fields import PLAIN_BODY
 from pellucid.serve.openapi import document
-from pellucid.serve.schema import FLAG, IDS, TEXT, body
+from pellucid.serve.schema import FLAG, IDS, OBJECT, TEXT, body, listed
 
 MOST_TEXT = 1 << 20  # characters
 
@@ -31,15 +31,15 @@ async def _ready(call: ClientCall) -> Response:
 
 
 async def _tokenize(call: ClientCall) -> Response:
-    """The names of fields are those of vLLM and of llama.cpp. Control tokens in a text are parsed, as there."""
-    fields = Body(await call.json(), OPENAI_BODY)
-    name, messages, content = (
-        fields.model_or(call.models.names[0]),
-        fields.take("messages"),
-        fields.text("content"),
-    )
-    special = fields.flag("add_special_tokens", fields.flag("add_special", messages is None))
-    parses = fields.flag("parse_special", True)
+    """The names of fields are vLLM's (``prompt``) or llama.cpp's (``content``), and so are the defaults.
+
+    Control tokens in a text are parsed, as there.
+    """
+    fields = Body(await call.json(), PLAIN_BODY)
+    name, messages, content = call.model(fields), fields.take("messages"), fields.text("content")
+    usual = messages is None and content is None
+    special = fields.flag("add_special_tokens", fields.flag("add_special", usual))
+    parses, pieces = fields.flag("parse_special", True), fields.flag("with_pieces")
     text = "" if messages is not None else fields.required("prompt") if content is None else content
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise InvalidRequest(f"prompt={brief(text)}: must be a text of at most {MOST_TEXT:,} characters")
@@ -51,12 +51,23 @@ async def _tokenize(call: ClientCall) -> Response:
             return llm.tokenizer.encode(text, add_special=special, parse_special=parses)
 
         ids = await run_in_threadpool(run)
-        return answer({"tokens": ids, "count": len(ids), "max_model_len": llm.context})
+        tokens = (
+            [{"id": one, "piece": _piece(llm.tokenizer.token_bytes(one))} for one in ids] if pieces else ids
+        )
+        return answer({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
+
+
+def _piece(data: bytes) -> str | list[int]:
+    """The text of a token, or its bytes if the bytes are no text."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
 
 
 async def _detokenize(call: ClientCall) -> Response:
-    fields = Body(await call.json(), OPENAI_BODY)
-    name, tokens = fields.model_or(call.models.names[0]), fields.required("tokens")
+    fields = Body(await call.json(), PLAIN_BODY)
+    name, tokens = call.model(fields), fields.required("tokens")
     async with call.use(name) as llm:
         size = llm.inputs.vocabulary
         if not isinstance(tokens, list) or not all(type(one) is int and 0 <= one < size for one in tokens):
@@ -101,7 +112,19 @@ OPERATIONS = Api(
         "POST /tokenize": Route(
             _tokenize,
             "The tokens of a text.",
-            body({"prompt": TEXT}, {"model": TEXT, "add_special_tokens": FLAG, "parse_special": FLAG}),
+            body(
+                {},
+                {
+                    "model": TEXT,
+                    "prompt": TEXT,
+                    "content": TEXT,
+                    "messages": listed(OBJECT),
+                    "add_special_tokens": FLAG,
+                    "add_special": FLAG,
+                    "parse_special": FLAG,
+                    "with_pieces": FLAG,
+                },
+            ),
         ),
         "POST /detokenize": Route(_detokenize, "The text of tokens.", body({"tokens": IDS}, {"model": TEXT})),
     },

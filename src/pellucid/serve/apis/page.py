@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from pellucid.errors import ModelNotFound
+from pellucid.errors import NotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route
 from pellucid.serve.openai.answer import error_body
@@ -27,7 +27,7 @@ HEADERS = {
 def _file(path: str) -> Response:
     content = web_files().get(path)
     if content is None:
-        raise ModelNotFound(f"web/{brief(path)}: the page has no such file")
+        raise NotFound(f"web/{brief(path)}: the page has no such file")
     kind = KINDS[path[path.rindex(".") :]]
     return Response(content, media_type=kind, headers=HEADERS)
 

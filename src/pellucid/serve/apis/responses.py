@@ -1,58 +1,95 @@
-"""OpenAI's Responses API, without storage: a request sends the whole conversation."""
+"""OpenAI's Responses API: answers of conversations, which are kept for a while for those that go on after them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.serve.api import NAMED, Api, ClientCall, Route
+from pellucid.errors import InvalidRequest, NotFound
+from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
 from pellucid.serve.body import Body
 from pellucid.serve.generate import generated
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.responses.answer import ResponseRequest
-from pellucid.serve.responses.request import RESPONSES_BODY
-from pellucid.serve.schema import (
-    COUNT,
-    FLAG,
-    OBJECT,
-    TEXT,
-    TOOLS,
-    body,
-    generation_options,
-    listed,
-    message,
-    one_of,
-)
+from pellucid.serve.responses.listing import input_items
+from pellucid.serve.responses.request import COUNT_BODY, RESPONSES_BODY
+from pellucid.serve.responses.schema import COUNTED, RESPONSE
+from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.truncation import counted
 
-ITEMS = listed(message("system", "developer", "user", "assistant"))
-RESPONSE = body(
-    {"model": TEXT, "input": {"anyOf": [TEXT, ITEMS]}},
-    {
-        **generation_options(),
-        "instructions": TEXT,
-        "max_output_tokens": COUNT,
-        "stream": FLAG,
-        "tools": TOOLS,
-        "tool_choice": {"anyOf": [one_of("none", "auto", "required"), OBJECT]},
-        "parallel_tool_calls": FLAG,
-        "text": OBJECT,
-        "reasoning": OBJECT,
-        "metadata": OBJECT,
-        "store": FLAG,
-    },
-)
+
+def _own(call: ClientCall) -> OwnResponses:
+    return OwnResponses(call.responses, call.viewer.key)
+
+
+def _number(call: ClientCall) -> str:
+    return str(call.request.path_params["number"])
 
 
 async def _responses(call: ClientCall) -> Response:
     given = await call.json()
-    fields = Body(given, RESPONSES_BODY)
-    name, streams = fields.model(), fields.flag("stream")
+    fields, own = Body(given, RESPONSES_BODY), _own(call)
+    name, streams = call.model(fields), fields.flag("stream")
     return await generated(
-        call, name, lambda llm: ResponseRequest.of(fields, given, llm), NAMED if streams else None
+        call, name, lambda llm: ResponseRequest.of(fields, given, llm, own), NAMED if streams else None
     )
+
+
+async def _input_tokens(call: ClientCall) -> Response:
+    fields, own = Body(await call.json(), COUNT_BODY), _own(call)
+    async with call.use(fields.model()) as llm:
+        count = await run_in_threadpool(counted, fields, llm, own)
+        return answer({"object": "response.input_tokens", "input_tokens": count})
+
+
+async def _one(call: ClientCall) -> Response:
+    _no_query(call)
+    return answer(_own(call).get(_number(call)).body)
+
+
+async def _delete(call: ClientCall) -> Response:
+    number = _number(call)
+    _own(call).delete(number)
+    return answer({"id": number, "object": "response", "deleted": True})
+
+
+async def _input_items(call: ClientCall) -> Response:
+    found = _own(call).get(_number(call))
+    return answer(input_items(found.input, call.request.query_params))
+
+
+def _no_query(call: ClientCall) -> None:
+    """Refuse what a query asks for: a kept response is given whole."""
+    for name, value in call.request.query_params.items():
+        raise InvalidRequest(f"{name}={value[:80]!r}: a kept response is given whole; leave it out")
+
+
+def _refused(why: str) -> Any:
+    """A route of this API that does nothing but say so."""
+
+    async def run(call: ClientCall) -> Response:
+        raise NotFound(f"{call.request.method} {call.request.url.path}: {why}")
+
+    return run
 
 
 RESPONSES = Api(
     "responses",
-    {"POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED.media_type)},
+    {
+        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED.media_type),
+        "GET /v1/responses": Route(
+            _refused("there is no WebSocket and no list of responses; POST with stream=true"), "Refused."
+        ),
+        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNTED),
+        "POST /v1/responses/compact": Route(
+            _refused('conversations are not compacted; truncation="auto" drops their first messages'),
+            "Refused.",
+        ),
+        "GET /v1/responses/{number}": Route(_one, "A response that is kept."),
+        "DELETE /v1/responses/{number}": Route(_delete, "Forget a response."),
+        "GET /v1/responses/{number}/input_items": Route(_input_items, "The input of a response."),
+    },
     error_body,
 )

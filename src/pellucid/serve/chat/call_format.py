@@ -23,6 +23,8 @@ from pellucid.util.registry import discover
 
 SPACE = regex.compile(" ?")
 NAME = regex.compile(r"[\w.-]+")
+MOST_CALLS = 32
+"""Calls of one answer: small models go on and on where a call is required."""
 SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
 """What may stand in a literal for something that differs from call to call."""
 
@@ -149,7 +151,7 @@ class _Calls(CallFormat):
             for one in choice.tools
         ]
         call = build.rule("call", either(*calls))
-        more = f" ({_literal(build, self.next)} {call})*" if choice.parallel else ""
+        more = f" ({_literal(build, self.next)} {call}){{0,{MOST_CALLS - 1}}}" if choice.parallel else ""
         several = f"{_literal(build, self.first)} {call}{more} {_literal(build, self.last)}"
         if choice.required:
             return f"{build.text(self.trigger)} {several}"

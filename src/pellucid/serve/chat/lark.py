@@ -15,6 +15,7 @@ import regex  # type: ignore[import-untyped]
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars import schema
 from pellucid.sample.grammars.grammar import JSON, compiled
+from pellucid.serve.shape import closed
 from pellucid.tokenize import Tokenizer
 
 ANYTHING = r"/(.|\n)*/"
@@ -50,12 +51,12 @@ class LarkBuilder:
         return self.rule("up_to", rf"/(.|\n)*{quoted}/", "[lazy]")
 
     def json(self, name: str, value: Any) -> str:
-        """An expression for JSON of a schema.
+        """An expression for JSON of a schema, whose objects are closed (``serve/shape.py``).
 
         Raises:
             InvalidRequest: it is no schema that can be enforced; the message begins with ``name``.
         """
-        checked = checked_schema(name, value)
+        checked = checked_schema(name, closed(value))
         if isinstance(checked, Mapping):
             given = checked.get("x-guidance")
             checked = {**checked, "x-guidance": {**(given if isinstance(given, Mapping) else {}), **JSON}}

@@ -31,7 +31,7 @@ class Conversation:
 
     ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
     there is one. ``variables`` are further variables of the template. ``goes_on``: the answer goes on with the last
-    message. ``options`` are those of a generation.
+    message. ``options`` are those of a generation. ``before`` are tokens before the messages.
     """
 
     messages: Any
@@ -43,13 +43,25 @@ class Conversation:
     shape_name: str = "response_format"
     variables: Mapping[str, Any] = field(default_factory=dict)
     goes_on: bool = False
+    before: Sequence[int] = ()
 
 
-def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
-    """The tokens of a conversation.
+def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False) -> list[int]:
+    """The tokens of a conversation, which leave room for an answer unless they may have ``any_length``.
 
     Raises:
         InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
+        ContextOverflow: it leaves no room for an answer.
+    """
+    ids = llm.inputs.prompt(*template_input(llm, asked), any_length=any_length)
+    again = bool(asked.before) and ids[0] == llm.tokenizer.bos_id
+    return [*asked.before, *ids[again:]]
+
+
+def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The messages and further variables for the chat template.
+
+    Raises: as ``prompt_of``.
     """
     style = chat_style(llm.tokenizer)
     if asked.tools and style.calls is None:
@@ -62,7 +74,7 @@ def prompt_of(llm: ServedModel, asked: Conversation) -> list[int]:
         variables["tools"] = [dict(one.shown) for one in asked.tools]
     if asked.goes_on:
         variables["continue_final_message"] = True
-    return llm.inputs.prompt(messages, variables)
+    return messages, variables
 
 
 class ChatRun:

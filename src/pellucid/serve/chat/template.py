@@ -49,6 +49,11 @@ class ChatStyle:
     ends: tuple[int, ...]
     has_developer: bool
 
+    @property
+    def reasons(self) -> bool:
+        """True if answers may have reasoning."""
+        return self.reasoning is not None or (self.calls is not None and self.calls.always)
+
 
 _styles: weakref.WeakKeyDictionary[Tokenizer, ChatStyle] = weakref.WeakKeyDictionary()
 

@@ -13,16 +13,22 @@ from pellucid.errors.messages import brief
 from pellucid.serve.body import Body, BodyForm
 from pellucid.serve.model import ServedModel
 
-RERANK_BODY = BodyForm(harmless=frozenset({"return_documents", "return_text", "raw_scores", "truncate"}))
+RERANK_BODY = BodyForm(only={"raw_scores": False})
 
 
 @dataclass(frozen=True)
 class RankingRequest:
-    """The ``top`` best of ``documents`` are asked for."""
+    """The ``top`` best of ``documents`` are asked for; ``returned``: with their texts.
+
+    ``plain``: in the form of Hugging Face's text-embeddings-inference, whose field for the documents is "texts".
+    """
 
     query: str
     documents: Sequence[str]
     top: int
+    returned: bool
+    truncate: bool
+    plain: bool
 
     @classmethod
     def of(cls, body: Body) -> RankingRequest:
@@ -34,28 +40,51 @@ class RankingRequest:
         query = body.required("query")
         if not isinstance(query, str) or not query:
             raise InvalidRequest(f"query={brief(query)}: must be a text")
-        name = "texts" if body.has("texts") else "documents"
+        plain = body.holds("texts")
+        name = "texts" if plain else "documents"
         documents = body.texts(name)
         if not documents:
             raise InvalidRequest(f"{name}=[]: must have at least one text")
         top = body.count("top_n", 1, 1 << 31) or len(documents)
+        returned, truncate = (
+            body.flag("return_text" if plain else "return_documents"),
+            body.flag("truncate", True),
+        )
         if left := body.rest():
             raise InvalidRequest(
-                f"unknown field {brief(min(left))}: a ranking has query, documents and top_n"
+                f"unknown field {brief(min(left))}: a ranking has query, {name}, top_n, truncate and "
+                f"{'return_text' if plain else 'return_documents'}"
             )
-        return cls(query, documents, top)
+        return cls(query, documents, top, returned, truncate, plain)
 
-    def answer(self, llm: ServedModel, name: str) -> dict[str, Any]:
+    def answer(self, llm: ServedModel, name: str) -> dict[str, Any] | list[Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``: scores are cosines."""
-        encoded = llm.inputs.sentences([self.query, *self.documents], truncate=True)
+        encoded = llm.inputs.sentences([self.query, *self.documents], self.truncate)
         vectors = llm.embed_tokens(encoded)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         scores = vectors[1:] @ vectors[0]
-        order = np.argsort(-scores, kind="stable")[: self.top]
+        order = np.argsort(-scores, kind="stable")[: self.top].tolist()
+        if self.plain:
+            return [
+                {
+                    "index": at,
+                    "score": float(scores[at]),
+                    **({"text": self.documents[at]} if self.returned else {}),
+                }
+                for at in order
+            ]
         tokens = sum(map(len, encoded))
+        results = [
+            {
+                "index": at,
+                "relevance_score": float(scores[at]),
+                **({"document": {"text": self.documents[at]}} if self.returned else {}),
+            }
+            for at in order
+        ]
         return {
             "model": name,
             "object": "list",
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "results": [{"index": int(at), "relevance_score": float(scores[at])} for at in order],
+            "results": results,
         }

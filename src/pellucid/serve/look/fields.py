@@ -18,7 +18,7 @@ from pellucid.serve.openai.fields import OPENAI_BODY
 from pellucid.trace.edits import EditOf, ablate, add, replace, scale
 from pellucid.util.checks import token_id
 
-LOOK_BODY = BodyForm(OPENAI_BODY.harmless, renamed=OPENAI_BODY.renamed, defaults=PLAIN)
+LOOK_BODY = BodyForm(renamed=OPENAI_BODY.renamed, defaults=PLAIN)
 MOST_EDITS = 256
 KINDS: Mapping[str, Callable[..., EditOf]] = {
     "ablate": ablate,
@@ -90,12 +90,13 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
     try:
         if isinstance(values, str):
             made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
-            return made if shape is None else made.reshape(shape)
-        with np.errstate(over="ignore"):  # what is too large is refused as an edit
-            return np.asarray(values, np.float32)
+        else:
+            with np.errstate(over="ignore"):  # what is too large is refused as an edit
+                made = np.asarray(values, np.float32)
+        return made if shape is None else made.reshape(shape)
     except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
-            f"{name}.values={brief(values)}: must be numbers, or base64 of float32 that fills the shape"
+            f"{name}.values={brief(values)}: must be numbers, or base64 of float32, that fill the shape"
         ) from None
 
 

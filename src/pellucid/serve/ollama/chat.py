@@ -12,9 +12,9 @@ from pellucid.errors.messages import brief
 from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
-from pellucid.serve.chat.tools import chosen, tool
+from pellucid.serve.chat.tools import chosen, tool_of
 from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import ended, options_of, piece, shape_of, thinking_of
+from pellucid.serve.ollama.fields import PieceLogprobs, ended, options_of, piece, shape_of, thinking_of
 from pellucid.tokenize.chat.conversation import conversation
 
 
@@ -32,11 +32,12 @@ class OllamaChat(ChatRunRequest):
         messages, tools = _messages(body.take("messages", [])), []
         for at, one in enumerate(body.objects("tools")):
             function = one.get("function")
-            if not isinstance(function, dict):
-                raise InvalidRequest(f"tools[{at}]={brief(one)}: must be an object with a function")
-            fields = (function.get(name) for name in ("name", "description", "parameters"))
-            tools.append(tool(f"tools[{at}].function", *fields))
-        shape, variables = shape_of(body), thinking_of(body)
+            if not isinstance(function, dict) or one.get("type", "function") != "function":
+                raise InvalidRequest(
+                    f"tools[{at}]={brief(one)}: must be an object of type function, with a function"
+                )
+            tools.append(tool_of(f"tools[{at}].function", function))
+        shape, variables = shape_of(body), thinking_of(body, llm)
         options = options_of(body, llm.recommended)
         choice = chosen(tools, None, False, True)
         return cls(
@@ -46,21 +47,25 @@ class OllamaChat(ChatRunRequest):
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer of the model ``name``."""
         (made,) = self.run.group.results()
-        return ended(name, made, message=_message(self.run.answer(made)))
+        return ended(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in pieces. A call is in one piece, when the answer has ended."""
-        parts = []
+        parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
             async for _, _, found in outputs:
                 parts += found
+                logprobs.heard += 1
                 new = assembled(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
                 if new.text or new.reasoning:
-                    yield piece(name, message=_message(new))
+                    yield piece(name, message=_message(new), **logprobs.next())
         if calls := assembled(parts).calls:
             yield piece(name, message=_message(ChatAnswer(calls=calls)))
         (made,) = self.run.group.results()
-        yield ended(name, made, message=_message(ChatAnswer()))
+        yield ended(name, made, message=_message(ChatAnswer()), **logprobs.next())
+
+    def _logprobs(self) -> PieceLogprobs:
+        return PieceLogprobs(self.run.group, self.run.tokenizer)
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:

@@ -5,14 +5,24 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pellucid.engine.output import Generation
+from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, BodyForm
+from pellucid.sample.logprobs import TokenLogprobs, joined
+from pellucid.serve.body import MOST_LOGPROBS, Body, BodyForm
+from pellucid.serve.chat.template import chat_style
+from pellucid.serve.model import ServedModel
+from pellucid.serve.openai.answer import chat_logprobs
+from pellucid.serve.problem import NOTHING_MORE, Problem
+from pellucid.tokenize import Tokenizer
+from pellucid.util.checks import real
 
 OPTIONS = BodyForm(
     harmless=frozenset(
@@ -24,12 +34,17 @@ OPTIONS = BodyForm(
     only={"tfs_z": 1.0},
     renamed={"num_predict": "max_new_tokens", "repeat_penalty": "repetition_penalty"},
     defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0},
+    absent={"num_predict": (-1, -2), "seed": (-1,)},
 )
 """The field ``options``. Those about the machine are the server's own."""
-OLLAMA_BODY = BodyForm(harmless=frozenset({"keep_alive", "template"}), only={"images": []})
-NONE = {"num_predict": (-1, -2), "seed": (-1,)}
-"""Values of options that stand for none."""
+OLLAMA_BODY = BodyForm(only={"images": [], "template": ""})
+"""A template is a program in Go's form; the model's own one, in Jinja's, is used."""
+PULL_BODY = BodyForm(only={"insecure": False})
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
+UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART = r"(\d{1,9}(?:\.\d{0,9})?)(h|ms|us|µs|ns|m|s)"
+_DURATION = re.compile(rf"(-?)((?:{_PART})+|0)")
+LONGEST = 1e8  # seconds
 
 
 def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,11 +53,43 @@ def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: one is unknown or wrong.
     """
-    given = dict(body.mapping("options"))
-    for name, none in NONE.items():
-        if given.get(name) in none:
-            del given[name]
-    return {**Body(given, OPTIONS).options(recommended), **body.rest()}
+    logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
+    if top is not None and not logprobs:
+        raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
+    given, others = body.mapping("options"), body.rest()
+    if twice := given.keys() & others.keys():
+        raise InvalidRequest(f"{min(twice)} is in options and beside it: leave one of them out")
+    options = Body({**given, **others}, OPTIONS).options(recommended)
+    return {**options, "logprobs": top or 0} if logprobs else options
+
+
+def no_options(body: Body, what: str) -> None:
+    """Refuse what does not generate options of a generation, and any field that nobody has read.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
+    for place, left in (("options.", Body(body.mapping("options"), OPTIONS).rest()), ("", body.rest())):
+        if left:
+            raise InvalidRequest(f"unknown field {brief(place + min(left))}: {what}")
+
+
+def keep_alive_of(value: Any) -> float | None:
+    """Seconds that a model stays after its last request, by the field ``keep_alive``; None for no limit.
+
+    The value is a number of seconds, or a duration of Go, such as "5m" or "1h30m". A negative one is no limit.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
+        value = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, found[2]))
+        value = -1.0 if found[1] and value else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRequest(
+            f"keep_alive={brief(value)}: must be a number of seconds, or a duration such as 5m or 1h30m"
+        )
+    return None if value < 0 else real("keep_alive", value, 0, LONGEST, "-1 is no limit")
 
 
 def shape_of(body: Body) -> Any:
@@ -57,21 +104,28 @@ def shape_of(body: Body) -> Any:
     return None
 
 
-def thinking_of(body: Body) -> dict[str, Any]:
-    """The template's variables for the field ``think``."""
+def thinking_of(body: Body, llm: ServedModel) -> dict[str, Any]:
+    """The template's variables for the field ``think``.
+
+    Raises:
+        InvalidRequest: it has another value, or the model's template has no reasoning.
+    """
     think = body.take("think")
     if think is None:
         return {}
-    if think in ("low", "medium", "high"):
-        return {"enable_thinking": True, "reasoning_effort": think}
-    if not isinstance(think, bool):
+    if not isinstance(think, bool) and think not in ("low", "medium", "high"):
         raise InvalidRequest(f"think={brief(think)}: must be true, false, low, medium or high")
-    return {"enable_thinking": think}
+    if think and not chat_style(llm.tokenizer).reasons:
+        raise InvalidRequest(
+            f"think={brief(think)}: this model's chat template has no reasoning; leave it out"
+        )
+    effort = {} if isinstance(think, bool) else {"reasoning_effort": think}
+    return {"enable_thinking": bool(think), **effort}
 
 
-def stamp() -> str:
-    """The time, as answers have it."""
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+def stamp(seconds: float = 0.0) -> str:
+    """The time in Ollama's form, ``seconds`` from now."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def piece(name: str, **content: Any) -> dict[str, Any]:
@@ -99,6 +153,32 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
     }
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+@dataclass
+class PieceLogprobs:
+    """The log-probabilities of a group's only sequence, piece by piece: ``heard`` tokens have come in its stream."""
+
+    group: TextGroup
+    tokenizer: Tokenizer
+    heard: int = 0
+    told: int = 0
+
+    def all(self) -> dict[str, Any]:
+        """The field of a whole answer; nothing if no log-probabilities were requested."""
+        return self._field(self.group.builders[0].logprobs)
+
+    def next(self) -> dict[str, Any]:
+        """The field of a piece: the tokens that have come since the last one."""
+        # By their numbers: on a cluster the tokens of a whole frame are kept before the first of them is streamed.
+        first, self.told = self.told, self.heard
+        return self._field(self.group.builders[0].logprobs[first : self.heard])
+
+    def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
+        alternatives = self.group.options.logprobs
+        if alternatives is None:
+            return {}
+        return {"logprobs": chat_logprobs(joined(rows, alternatives), self.tokenizer)["content"]}
+
+
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
     """The body of an error."""
     return {"error": message}

@@ -27,14 +27,20 @@ def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
     }
 
 
-def running(name: str, llm: ServedModel) -> dict[str, Any]:
-    """A model that is loaded."""
-    return {**listed(name, llm), "expires_at": FOREVER, "size_vram": 0, "context_length": llm.context}
+def running(name: str, llm: ServedModel, left: float | None) -> dict[str, Any]:
+    """A loaded model; ``left`` is the number of seconds until it is unloaded if nobody uses it (None: no limit)."""
+    expires = FOREVER if left is None else stamp(left)
+    return {**listed(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
 
 
-def shown(llm: ServedModel) -> dict[str, Any]:
-    """All about a model."""
+def shown(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
+    """All about a model; ``verbose``: with its tensors."""
+    tensors = [
+        {"name": name, "type": one.format, "shape": list(one.shape)}
+        for name, one in (llm.checkpoint.tensors.items() if verbose else ())
+    ]
     return {
+        **({"tensors": tensors} if verbose else {}),
         "modelfile": "",
         "parameters": "\n".join(f"{name} {value}" for name, value in llm.recommended.items()),
         "template": llm.tokenizer.chat_template or "",
@@ -57,7 +63,7 @@ def capabilities(llm: ServedModel) -> list[str]:
         return ["embedding"]
     style, found = chat_style(llm.tokenizer), ["completion"]
     found += ["tools"] if style.calls else []
-    found += ["thinking"] if style.reasoning or (style.calls and style.calls.always) else []
+    found += ["thinking"] if style.reasons else []
     return found + (["insert"] if infill_tokens(llm.tokenizer) else [])
 
 

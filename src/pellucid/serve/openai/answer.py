@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.sample.logprobs import Logprobs
-from pellucid.serve.api import ERROR_TYPES
+from pellucid.serve.problem import NOTHING_MORE, Problem
 from pellucid.tokenize import Tokenizer
 
+ERRORS: Mapping[int, tuple[str, str | None]] = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("permission_error", None),
+    408: ("timeout_error", None),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("service_unavailable_error", "server_is_overloaded"),
+}
+"""The type of an error of each status, and its code where the error has none of its own.
+
+Source: https://platform.openai.com/docs/guides/error-codes
+"""
 REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
 
 
@@ -79,10 +90,10 @@ def finite(value: float) -> float:
     return value if math.isfinite(value) else -9999.0
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
     """The body of an error."""
-    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
+    return {"error": {"message": message, "type": kind, "param": problem.param, "code": problem.code or code}}
 
 
 def head(number: str, kind: str, model: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ChatRequest(ChatRunRequest):
         logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
         if top is not None and not logprobs:
             raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
-        tools, choice = _tools(body)
+        tools, choice = tools_of(body)
         shape, variables = (
             shape_of("response_format", body.take("response_format"), _inside),
             template_variables(body),
@@ -96,7 +96,12 @@ class ChatRequest(ChatRunRequest):
             yield {**begin, "choices": [], "usage": used}
 
     def _choice(self, at: int, made: Generation, answer: ChatAnswer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if answer.calls:
@@ -117,6 +122,11 @@ def finish_reason(reason: str | None, called: bool) -> str:
     """OpenAI's reason for an end."""
     found = REASONS[reason]
     return "tool_calls" if called and found == "stop" else found
+
+
+def blank_chunk(name: str, number: str) -> dict[str, Any]:
+    """A piece of an answer without any text."""
+    return {**head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def _inside(value: Mapping[str, Any], kind: str) -> Any:
     return value.get(kind)
 
 
-def _tools(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
+def tools_of(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
     """The tools that the model sees, and those that it may call."""
     tools = [_tool(one, f"tools[{at}]") for at, one in enumerate(body.objects("tools"))]
     choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls", True)

@@ -13,6 +13,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.chat.tools import Tool, ToolChoice, chosen
 
+SHAPES = ("text", "json_object", "json_schema")
 Inside: TypeAlias = "Callable[[Mapping[str, Any], str], Any]"
 
 
@@ -26,23 +27,23 @@ def choice_of(
     """
     if choice == "none":
         return [], ToolChoice()
-    names, required = _names(choice, inside)
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if kind == "function" and isinstance(name := _field(inside(choice, kind), "name"), str):
+        return tools, chosen(tools, [name], required=True, parallel=False)  # this call, once
+    names, required = _names(choice, kind, inside)
     return tools, chosen(tools, names, required, parallel)
 
 
-def _names(choice: Any, inside: Inside) -> tuple[list[str] | None, bool]:
+def _names(choice: Any, kind: Any, inside: Inside) -> tuple[list[str] | None, bool]:
     """The names of the tools that may be called (None: all), and whether one must be."""
     if choice is None or choice == "auto":
         return None, False
     if choice == "required":
         return None, True
-    kind = choice.get("type") if isinstance(choice, Mapping) else None
-    if kind == "function" and isinstance(name := _field(inside(choice, kind), "name"), str):
-        return [name], True
     allowed = inside(choice, kind) if kind == "allowed_tools" else None
     listed, mode = _field(allowed, "tools"), _field(allowed, "mode")
     if isinstance(listed, list) and mode in ("auto", "required"):
-        found = (inside(one, "function") if isinstance(one, Mapping) else None for one in listed)
+        found = (inside(one, "function") if _field(one, "type") == "function" else None for one in listed)
         names: list[Any] = [_field(one, "name") for one in found]
         if all(isinstance(one, str) for one in names):
             return names, mode == "required"
@@ -57,16 +58,22 @@ def shape_of(name: str, wanted: Any, inside: Inside) -> Any:
     Raises:
         InvalidRequest: it asks for something else.
     """
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if wanted is None or kind == "text":
+    if wanted is None:
         return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind == "json_schema" and isinstance(schema := _field(inside(wanted, kind), "schema"), Mapping):
-        return schema
-    raise InvalidRequest(
-        f"{name}={brief(wanted)}: must be an object whose type is text, json_object, or json_schema with a schema"
-    )
+    kind = _field(wanted, "type")
+    holder = wanted if kind == "json_object" else inside(wanted, kind) if kind == "json_schema" else None
+    schema = _field(holder, "schema")
+    if kind == "json_object" and schema is None:
+        schema = {"type": "object"}
+    if kind not in SHAPES or (kind != "text" and not isinstance(schema, Mapping)):
+        raise InvalidRequest(
+            f"{name}={brief(wanted)}: must be an object whose type is text, json_object, or json_schema with a schema"
+        )
+    for other in ("json_schema", "schema"):
+        found = wanted.get(other)
+        if found is not None and found is not holder and found is not schema:
+            raise InvalidRequest(f"{name}.{other} does not go with the type {kind}: leave one of them out")
+    return schema
 
 
 def _field(value: Any, name: str) -> Any:

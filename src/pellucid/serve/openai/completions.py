@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.sample.logprobs import Logprobs
+from pellucid.sample.logprobs import Logprobs, joined
 from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import REASONS, added, finite, head, token_text, usage
@@ -32,7 +32,8 @@ class CompletionRequest:
     """What a body asks for: ``choices`` texts of each prompt, a group, the best of ``best_of``.
 
     With ``echo`` a text begins with its prompt; ``logprobs`` is how many alternatives of each token are reported, None
-    for no log-probabilities. ``with_usage``: a stream ends with its usage.
+    for no log-probabilities. ``scores``: the prompt is all that is asked for. ``with_usage``: a stream ends with its
+    usage.
     """
 
     groups: Sequence[TextGroup]
@@ -40,6 +41,7 @@ class CompletionRequest:
     best_of: int | None
     echo: bool
     logprobs: int | None
+    scores: bool
     tokenizer: Tokenizer
     with_usage: bool
 
@@ -59,9 +61,11 @@ class CompletionRequest:
         choices = body.count("n", 1, MOST_CHOICES) or 1
         best_of, echo = body.count("best_of", choices, MOST_CHOICES), body.flag("echo")
         logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
-        suffix = body.text("suffix")
+        suffix, scores = body.text("suffix"), echo and body.drop("max_tokens", 0)
         with_usage = stream_usage(body)
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
+        if scores:
+            options["max_new_tokens"] = 1  # it is not shown
         if logprobs is not None:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         if best_of is not None:
@@ -70,68 +74,114 @@ class CompletionRequest:
             prompts, ends = _infill(prompts, suffix, llm.tokenizer)
             add_ends(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
-        return cls(groups, choices, best_of, echo, logprobs, llm.tokenizer, with_usage)
+        return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, with_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
-            made = group.results()
+            made = self._results(group)
             used.append(usage(made))
             if self.best_of is not None:
                 made.sort(key=lambda one: -one.mean_logprob)
             for one in made[: self.choices]:
-                choices.append(self._choice(len(choices), group.prompt, one, self.tokenizer))
+                writer = self._writer(group)
+                text, logprobs = writer.written(one.text, one.logprobs)
+                reason = REASONS[one.finish_reason]
+                choices.append(_choice(len(choices), text, logprobs, reason))
         return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The texts in pieces, prompt by prompt."""
-        if self.best_of is not None or self.echo or self.logprobs is not None:
-            raise InvalidRequest("stream=true goes with none of best_of, echo and logprobs: leave them out")
+        if self.best_of is not None:
+            raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
         begin = head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(self.groups):
+            writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
             async with aclosing(group.stream()) as outputs:
                 async for at, output in outputs:
-                    reason = output.finish_reason
-                    if output.text or reason:
-                        choice = {
-                            "index": place * self.choices + at,
-                            "text": output.text,
-                            "logprobs": None,
-                            "finish_reason": REASONS[reason] if reason else None,
+                    reason, logprobs = output.finish_reason, None
+                    if self.logprobs is not None:
+                        # More tokens than this one may have come.
+                        token = group.builders[at].logprobs[counts[at]]
+                        logprobs = joined([] if self.scores else [token], self.logprobs)
+                    counts[at] += 1
+                    text, shown = writers[at].written("" if self.scores else output.text, logprobs)
+                    if text or reason or shown:
+                        ended = "length" if self.scores else REASONS[reason] if reason else None
+                        yield {
+                            **begin,
+                            "choices": [_choice(place * self.choices + at, text, shown, ended)],
                         }
-                        yield {**begin, "choices": [choice]}
         if self.with_usage:
-            yield {**begin, "choices": [], "usage": added([usage(group.results()) for group in self.groups])}
+            used = added([usage(self._results(group)) for group in self.groups])
+            yield {**begin, "choices": [], "usage": used}
 
-    def _choice(self, number: int, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-        before = tokenizer.decode(ids) if self.echo else ""
-        return {
-            "index": number,
-            "text": before + made.text,
-            "logprobs": None if self.logprobs is None else self._logprobs(ids, made, tokenizer),
-            "finish_reason": REASONS[made.finish_reason],
-        }
+    def _results(self, group: TextGroup) -> list[Generation]:
+        """The texts that a prompt has got."""
+        made = group.results()
+        if not self.scores:
+            return made
+        none = None if self.logprobs is None else joined([], self.logprobs)
+        return [
+            replace(
+                one,
+                text="",
+                ids=[],
+                finish_reason="length",
+                logprobs=none,
+                usage=replace(one.usage, generated_tokens=0),
+            )
+            for one in made
+        ]
 
-    def _logprobs(self, ids: list[int], made: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-        """OpenAI's older form: parallel lists. With ``echo`` the first token has nothing before it: null."""
-        assert made.logprobs is not None
-        parts = [made.logprobs]
+    def _writer(self, group: TextGroup) -> ChoiceWriter:
+        return ChoiceWriter(group, self.echo, self.tokenizer)
+
+
+class ChoiceWriter:
+    """Writes one text of a prompt, whole or in pieces; the first begins with the prompt if it shall ``echo``."""
+
+    def __init__(self, group: TextGroup, echo: bool, tokenizer: Tokenizer) -> None:
+        self._group, self._echo, self._tokenizer, self._offset = group, echo, tokenizer, 0
+
+    def written(self, text: str, logprobs: Logprobs | None) -> tuple[str, dict[str, Any] | None]:
+        """More of the text, with its tokens' log-probabilities in OpenAI's older form: parallel lists.
+
+        The prompt's first token has nothing before it: null.
+        """
+        echoed, self._echo = self._echo, False
+        ids = self._group.prompt
+        if echoed:
+            text = self._tokenizer.decode(ids) + text
+        if logprobs is None:
+            return text, None
+        parts = [logprobs]
         tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
-        if self.echo and made.prompt_logprobs is not None:
-            tokens, values, tops = [token_text(ids[0], tokenizer)], [None], [None]
-            parts.insert(0, made.prompt_logprobs)
+        if echoed and (before := self._group.facts.logprobs) is not None:
+            tokens, values, tops = [token_text(ids[0], self._tokenizer)], [None], [None]
+            parts.insert(0, before)
         for part in parts:
-            tokens += [token_text(int(token), tokenizer) for token in part.ids]
+            tokens += [token_text(int(token), self._tokenizer) for token in part.ids]
             values += [finite(float(value)) for value in part.chosen]
-            tops += _tops(part, tokenizer)
-        starts = np.cumsum([0, *(len(token) for token in tokens)])[:-1]
-        return {
+            tops += _tops(part, self._tokenizer)
+        starts = np.cumsum([self._offset, *(len(token) for token in tokens)])
+        self._offset = int(starts[-1])
+        return text, {
             "tokens": tokens,
             "token_logprobs": values,
             "top_logprobs": tops,
-            "text_offset": starts.tolist(),
+            "text_offset": starts[:-1].tolist(),
         }
+
+
+def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def blank_event(name: str, number: str) -> dict[str, Any]:
+    """A piece of a stream without any text."""
+    return {**head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:

@@ -1,4 +1,4 @@
-"""/v1/embeddings: texts in, sentence vectors out."""
+"""/v1/embeddings: texts or token ids in, sentence vectors out."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.engine.inputs import several
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body
+from pellucid.serve.body import MOST_TEXTS, Body
 from pellucid.serve.model import ServedModel
 
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """What a body asks for: the vectors of ``texts``, as numbers or as the ``base64`` form of their bytes."""
+    """A request for the vectors of ``encoded`` texts, of ``width`` numbers, as ``base64`` or as numbers."""
 
-    texts: list[str]
+    encoded: Sequence[list[int]]
     base64: bool
+    width: int
     llm: ServedModel
     groups: Sequence[TextGroup] = ()  # no text is made
 
@@ -29,26 +34,18 @@ class EmbeddingRequest:
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
+            ContextOverflow: a text is too long for the model.
         """
-        texts = body.texts("input")
-        if not texts:
-            raise InvalidRequest("input=[]: must have at least one text")
         form = body.take("encoding_format", "float")
         if form not in ("float", "base64"):
             raise InvalidRequest(f"encoding_format={brief(form)}: must be float or base64")
-        if (width := body.count("dimensions", 1, 1 << 24)) not in (None, llm.width):
-            raise InvalidRequest(f"dimensions={width}: the model's vectors have {llm.width}")
-        if left := body.rest():
-            raise InvalidRequest(
-                f"unknown field {brief(min(left))}: an embedding has input and encoding_format"
-            )
-        return cls(texts, form == "base64", llm)
+        encoded = [_encoded(one, llm) for one in _texts(body.required("input"))]
+        return cls(encoded, form == "base64", vector_width(body, llm), llm)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Compute the vectors, and return the body of an answer of the model ``name``."""
-        llm = self.llm
-        encoded = llm.inputs.sentences(self.texts)
-        vectors, tokens = llm.embed_tokens(encoded), sum(map(len, encoded))
+        vectors = shortened(self.llm.embed_tokens(self.encoded), self.width)
+        tokens = sum(map(len, self.encoded))
         return {
             "object": "list",
             "model": name,
@@ -64,3 +61,49 @@ class EmbeddingRequest:
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
+
+
+def vector_width(body: Body, llm: ServedModel) -> int:
+    """The length of the vectors, by the field ``dimensions``.
+
+    Raises:
+        InvalidRequest: the model does not state this length.
+    """
+    wanted, pooling = body.count("dimensions", 1, 1 << 24), llm.spec.pooling
+    if wanted in (None, llm.width) or pooling is None:
+        return llm.width
+    lengths = pooling.matryoshka
+    if lengths is None:
+        raise InvalidRequest(
+            f"dimensions={wanted}: the vectors have {llm.width}, and the model states none that they can be cut to; "
+            "leave it out"
+        )
+    if wanted > llm.width or (lengths and wanted not in lengths):
+        known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"
+        raise InvalidRequest(f"dimensions={wanted}: the model's vectors can be cut to {known}")
+    return wanted
+
+
+def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """The first ``width`` numbers of each vector, scaled to length 1 if that is not all of them: (N, width) float32."""
+    if width == vectors.shape[1]:
+        return vectors
+    cut = vectors[:, :width].astype(np.float64)
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (cut / np.maximum(lengths, 1e-30)).astype(np.float32)
+    return scaled
+
+
+def _texts(given: Any) -> Sequence[Any]:
+    """The texts of a request; each is a text or its token ids."""
+    found = (several(given) or [given]) if isinstance(given, (str, list)) and given != [] else None
+    if found is None or not all(isinstance(one, str) or (isinstance(one, list) and one) for one in found):
+        raise InvalidRequest(f"input={brief(given)}: must be a text, token ids, or a list of these")
+    if len(found) > MOST_TEXTS:
+        raise InvalidRequest(f"input has {len(found):,} texts; the limit is {MOST_TEXTS:,}")
+    return found
+
+
+def _encoded(text: str | list[Any], llm: ServedModel) -> list[int]:
+    """The token ids of a text; ids are taken as they are."""
+    return llm.inputs.sentences([text])[0] if isinstance(text, str) else llm.inputs.sentence_ids(text)

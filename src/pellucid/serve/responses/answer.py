@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
@@ -13,29 +13,42 @@ from pellucid.serve.body import Body
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.model import ServedModel
 from pellucid.serve.responses.events import ItemEvents
-from pellucid.serve.responses.request import SHOWN, conversation_of
+from pellucid.serve.responses.request import conversation_of, items_of
+from pellucid.serve.responses.shown import shown
+from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.truncation import truncated, truncates
 
 
 @dataclass(frozen=True)
 class ResponseRequest(ChatRunRequest):
-    """A conversation that runs, and the fields of the request that the answer repeats."""
+    """A conversation that runs, and the fields of the request that the answer repeats (``shown``).
+
+    If it ``stores``, the answer and the ``items`` of the input are kept among the client's ``own`` responses.
+    """
 
     shown: Mapping[str, Any]
+    items: Sequence[Mapping[str, Any]]
+    own: OwnResponses
+    stores: bool
+    created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, body: Body, fields: Mapping[str, Any], llm: ServedModel) -> ResponseRequest:
+    def of(
+        cls, body: Body, fields: Mapping[str, Any], llm: ServedModel, own: OwnResponses
+    ) -> ResponseRequest:
         """Read a body, whose ``fields`` were these.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
+            NotFound: it refers to what is not kept.
         """
-        run = ChatRun(llm, conversation_of(body, llm.recommended))
-        shown = {name: fields.get(name) for name in SHOWN}
-        shown["parallel_tool_calls"] = shown["parallel_tool_calls"] is not False
-        shown["tools"], shown["tool_choice"] = fields.get("tools") or [], fields.get("tool_choice") or "auto"
-        shown["text"] = fields.get("text") or {"format": {"type": "text"}}
-        shown["reasoning"] = fields.get("reasoning") or {"effort": None, "summary": None}
-        return cls(run, shown)
+        stores, items, cuts = body.flag("store", True), items_of(body, own), truncates(body)
+        for name in ("user", "safety_identifier", "prompt_cache_key"):
+            body.text(name)
+        body.count("max_tool_calls", 1, 1 << 31)
+        asked = conversation_of(body, items, llm.recommended, own)
+        run = ChatRun(llm, truncated(llm, asked) if cuts else asked)
+        return cls(run, shown(fields, asked.options), items, own, stores)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """The body of the answer ``number`` of the model ``name``."""
@@ -44,7 +57,7 @@ class ResponseRequest(ChatRunRequest):
         for part in self.run.parser().push(made.text, last=True):
             items.of(part)
         items.end(cut=_is_cut(made))
-        return self._response(name, number, made, items)
+        return self._ended(name, number, made, items)
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """The answer in events."""
@@ -63,28 +76,40 @@ class ResponseRequest(ChatRunRequest):
         for event in items.end(cut=_is_cut(made)):
             yield {**event, "sequence_number": count}
             count += 1
-        response = self._response(name, number, made, items)
+        response = self._ended(name, number, made, items)
         kind = f"response.{response['status']}"
         yield {"type": kind, "sequence_number": count, "response": response}
+
+    def _ended(self, name: str, number: str, made: Generation, items: ItemEvents) -> dict[str, Any]:
+        """The answer that has ended, which is kept."""
+        body = self._response(name, number, made, items)
+        if self.stores:
+            self.own.put(body, [_numbered(one, f"{number}_{at}") for at, one in enumerate(self.items)])
+        return body
 
     def _response(self, name: str, number: str, made: Generation | None, items: ItemEvents) -> dict[str, Any]:
         """The answer so far; ``made`` is None before it has ended."""
         cut = made is not None and _is_cut(made)
+        status = "in_progress" if made is None else "incomplete" if cut else "completed"
         return {
             "id": f"resp_{number}",
             "object": "response",
-            "created_at": int(time.time()),
-            "status": "in_progress" if made is None else "incomplete" if cut else "completed",
+            "created_at": self.created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "model": name,
             "output": items.items,
-            "previous_response_id": None,
-            "store": False,
-            "truncation": "disabled",
             "usage": None if made is None else _usage(made, self.run.tokens(items.reasoning)),
             **self.shown,
         }
+
+
+def _numbered(item: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """An item of the input with an id."""
+    kind = item.get("type", "message")
+    return {"id": f"{kind}_{number}", "type": kind, "status": "completed", **item}
 
 
 def _is_cut(made: Generation) -> bool:

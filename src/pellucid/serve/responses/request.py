@@ -11,50 +11,57 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.chat.messages import joined_texts
 from pellucid.serve.chat.request import Conversation
 from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
 from pellucid.serve.openai.choice import choice_of, shape_of
+from pellucid.serve.responses.store import OwnResponses
 
+HARMLESS_FIELDS = frozenset({"include", "prompt_cache_retention", "service_tier"})
 RESPONSES_BODY = BodyForm(
-    harmless=frozenset(
-        {
-            *("user", "store", "service_tier", "stream_options", "include", "prompt_cache_key"),
-            *("prompt_cache_retention", "safety_identifier", "max_tool_calls"),
-        }
-    ),
-    only={
-        "previous_response_id": "",
-        "conversation": "",
-        "background": False,
-        "truncation": "disabled",
-        "prompt": {},
-        "top_logprobs": 0,
-    },
+    harmless=HARMLESS_FIELDS,
+    only={"conversation": "", "background": False, "prompt": {}, "top_logprobs": 0},
     renamed={"max_output_tokens": "max_new_tokens"},
     defaults=PLAIN,
 )
-"""Nothing is stored: a request sends the whole conversation."""
+COUNT_BODY = BodyForm(only={"conversation": ""})
+"""The form of requests whose tokens are counted."""
+THOUGHTS = (None, "reasoning_text", "summary_text", "text")
+"""Kinds of parts of reasoning."""
 REASONING = {"role", "content", "reasoning_content"}
 """What a message has that is only reasoning so far."""
-SHOWN = ("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p")
-"""Fields of a request that its answer repeats, beside tools, text and reasoning."""
 
 
-def conversation_of(body: Body, recommended: Mapping[str, Any]) -> Conversation:
-    """The conversation that a body asks for.
+def items_of(body: Body, own: OwnResponses) -> list[Mapping[str, Any]]:
+    """The items of a body's ``input``; those that it refers to are found among the client's ``own`` responses.
+
+    Raises:
+        InvalidRequest: it is no text and no list of items.
+        NotFound: it refers to an item that is not kept.
+    """
+    given = body.required("input")
+    if isinstance(given, str):
+        return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": given}]}]
+    if not isinstance(given, list) or not given or not all(isinstance(one, Mapping) for one in given):
+        raise InvalidRequest(f"input={brief(given)}: must be a text or a list of items")
+    return [own.item(str(one.get("id"))) if one.get("type") == "item_reference" else one for one in given]
+
+
+def conversation_of(
+    body: Body, items: Sequence[Mapping[str, Any]], recommended: Mapping[str, Any], own: OwnResponses
+) -> Conversation:
+    """The conversation that a body asks for: what was said before, and then its ``items``.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
     """
-    instructions, given = body.text("instructions"), body.required("input")
+    instructions, before = body.text("instructions"), body.text("previous_response_id")
     messages = [{"role": "developer", "content": instructions}] if instructions else []
-    if isinstance(given, str):
-        messages.append({"role": "user", "content": given})
-    elif isinstance(given, list) and given:
-        for at, item in enumerate(given):
-            _add(item, messages, f"input[{at}]")
-    else:
-        raise InvalidRequest(f"input={brief(given)}: must be a text or a list of items")
+    for turn in own.turns(before) if before else ():
+        for item in turn.items:
+            _add(item, messages, f"previous_response_id={before}")
+    for at, item in enumerate(items):
+        _add(item, messages, f"input[{at}]")
     body.mapping("metadata")
     tools, choice = _tools(body)
     shape = shape_of("text.format", body.mapping("text").get("format"), _inside)
@@ -84,14 +91,8 @@ def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     elif kind == "reasoning":
         parts = item.get("content") or item.get("summary") or []
-        found = parts if isinstance(parts, list) else [parts]
-        texts = [part.get("text") if isinstance(part, Mapping) else None for part in found]
-        if not all(isinstance(text, str) for text in texts):
-            raise InvalidRequest(f"{where}.content={brief(parts)}: must be a list of parts with a text")
-        if texts:
-            messages.append(
-                {"role": "assistant", "content": "", "reasoning_content": "\n".join(map(str, texts))}
-            )
+        if text := joined_texts(parts, f"{where}.content", THOUGHTS):
+            messages.append({"role": "assistant", "content": "", "reasoning_content": text})
     else:
         raise InvalidRequest(
             f"{where}={brief(item)}: must be an item of type message, function_call, function_call_output or reasoning"

@@ -1,0 +1,75 @@
+"""Prompts as llama.cpp's server reads them: a text, token ids, both mixed, or an object with a text.
+
+Control tokens in a text are parsed: clients of llama.cpp render chat templates themselves, or with /apply-template, and
+send the result. BOS is added before a text, and before a list that begins with a text.
+
+Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.chat.messages import joined_texts
+from pellucid.serve.model import ServedModel
+from pellucid.util.checks import token_id
+
+MOST_PROMPTS = 1024
+MOST_PARTS = 1 << 20
+KEYS = ("prompt_string", "content", "multimodal_data")
+SHAPES = "must be a text, token ids, both in one list, or an object with prompt_string"
+
+
+def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]], bool]:
+    """The token ids of each prompt of the field ``name``, and whether there was a list of prompts.
+
+    Raises:
+        InvalidRequest: it is something else, or a token is none of the model's.
+    """
+    if _is_one(value):
+        return [_ids(llm, name, value)], False
+    if not value:
+        raise InvalidRequest(f"{name}=[]: {SHAPES}, or a list of these")
+    if len(value) > MOST_PROMPTS:
+        raise InvalidRequest(f"{name} has {len(value):,} prompts; the limit is {MOST_PROMPTS:,}: send fewer")
+    return [_ids(llm, f"{name}[{at}]", one) for at, one in enumerate(value)], True
+
+
+def _is_one(value: Any) -> bool:
+    """True if a value is one prompt. A list with a number in it is one prompt."""
+    return not isinstance(value, list) or any(type(one) is int for one in value)
+
+
+def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
+    if isinstance(value, Mapping):
+        value = _text_of(name, value)
+    parts = value if isinstance(value, list) else [value]
+    if not parts or len(parts) > MOST_PARTS:
+        raise InvalidRequest(f"{name}={brief(value)}: {SHAPES}")
+    made, size, encode = list[int](), llm.inputs.vocabulary, llm.tokenizer.encode
+    for at, part in enumerate(parts):
+        if isinstance(part, str):
+            made += encode(part, add_special=at == 0, parse_special=True)
+        elif type(part) is int:
+            made.append(token_id(name, part, size))
+        else:
+            raise InvalidRequest(f"{name}={brief(part)}: {SHAPES}")
+    return made
+
+
+def _text_of(name: str, value: Mapping[str, Any]) -> str:
+    """The text of an object: ``prompt_string``, or ``content`` with parts of text."""
+    if value.get("multimodal_data"):
+        raise InvalidRequest(f"{name}.multimodal_data: only text is read, no image and no sound")
+    if unknown := value.keys() - KEYS:
+        raise InvalidRequest(
+            f"{name} has {brief(min(unknown, key=str))}: it may have {' or '.join(KEYS[:2])}"
+        )
+    if isinstance(text := value.get("prompt_string"), str):
+        return text
+    if isinstance(parts := value.get("content"), list):
+        return joined_texts(parts, f"{name}.content", ("text",))
+    raise InvalidRequest(f"{name}={brief(value)}: {SHAPES}")

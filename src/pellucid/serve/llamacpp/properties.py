@@ -1,0 +1,67 @@
+"""/props and /slots: how the server is, in llama.cpp's words.
+
+The engine has no slots: any number of requests share a step. /slots lists the sequences that run and one idle slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.llm import LLM
+from pellucid.sample.options import Options
+from pellucid.serve.live import LiveRequest
+from pellucid.serve.llamacpp.fields import BUILD, LLAMACPP_BODY, settings_of
+from pellucid.serve.model import ServedModel
+
+ELSEWHERE = 256  # sequences of a request that runs on replicas
+
+
+def properties(llm: ServedModel, name: str) -> dict[str, Any]:
+    """The body of GET /props for the model ``name``."""
+    tokenizer = llm.tokenizer
+    usual = Options.of(**(llm.recommended or LLAMACPP_BODY.defaults))
+    return {
+        "default_generation_settings": {**_idle(0, llm), "params": settings_of(usual, None)},
+        "total_slots": _most(llm),
+        "model_alias": name,
+        "model_path": llm.checkpoint.path.name,  # not the folder's: it is the server's own
+        "modalities": {"vision": False, "video": False, "audio": False},
+        "endpoint_slots": True,
+        "endpoint_props": False,
+        "endpoint_metrics": True,
+        "chat_template": tokenizer.chat_template or "",
+        "bos_token": tokenizer.named_tokens.get("bos_token", ""),
+        "eos_token": tokenizer.named_tokens.get("eos_token", ""),
+        "build_info": BUILD,
+        "is_sleeping": False,
+    }
+
+
+def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
+    """The body of GET /slots: the sequences of requests that run, and one that is idle where there is room."""
+    found = list[dict[str, Any]]()
+    for live in running:
+        for group in live.groups:
+            for one in group.builders:
+                most = group.options.max_new_tokens
+                left = -1 if most is None else most - len(one.ids)
+                state = {"has_next_token": not one.ended, "n_remain": left, "n_decoded": len(one.ids)}
+                shown = {"request": live.number, "is_processing": not one.ended, "next_token": [state]}
+                found.append({**_idle(len(found), llm), "n_prompt_tokens": len(group.prompt), **shown})
+    return found if len(found) >= _most(llm) else [*found, _idle(len(found), llm)]
+
+
+def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
+    return {
+        "id": number,
+        "n_ctx": llm.context,
+        "speculative": False,
+        "is_processing": False,
+        "next_token": [{"has_next_token": False, "n_remain": -1, "n_decoded": 0}],
+    }
+
+
+def _most(llm: ServedModel) -> int:
+    """The largest number of sequences in a step."""
+    return llm.engine.runner.limits.sequences if isinstance(llm, LLM) else ELSEWHERE

@@ -1,0 +1,185 @@
+"""Timings of a request, and the progress of its prompt, beside the answer, as llama.cpp's server has them.
+
+The fields ``timings_per_token`` and ``return_progress`` ask for both, in OpenAI's requests too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.engine.text_group import TextGroup
+from pellucid.errors import InvalidRequest
+from pellucid.serve.api import Events
+from pellucid.serve.body import Body
+from pellucid.serve.generate import Streaming
+from pellucid.serve.llamacpp.fields import BUILD
+from pellucid.tokenize import Tokenizer
+
+EVERY = 0.05  # seconds between two looks at how far a prompt has been read
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` answers.
+
+    A verbose answer shows its prompt. ``own``: the path is llama.cpp's own; its answers always have timings and the
+    build.
+    """
+
+    timings: bool
+    progress: bool
+    own: bool = True
+    verbose: bool = False
+
+    @classmethod
+    def of(cls, body: Body, *, own: bool) -> Telemetry:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is wrong; the message names it.
+        """
+        timings, progress = body.flag("timings_per_token"), body.flag("return_progress")
+        return cls(timings, progress, own, body.flag("verbose"))
+
+    def told(
+        self, asked: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
+    ) -> Streaming:
+        """A request that is answered with what was asked to be told; ``blank`` makes an event without any text.
+
+        Raises:
+            InvalidRequest: ``return_progress`` or ``verbose`` with several prompts.
+        """
+        for name in ("progress", "verbose"):
+            if getattr(self, name):
+                single(asked.groups, {"progress": "return_progress"}.get(name, name))
+        nothing = not (self.timings or self.progress or self.own or self.verbose)
+        return asked if nothing else ToldRequest(self, asked, blank, tokenizer)
+
+
+@dataclass(frozen=True)
+class ToldRequest:
+    """A request whose answer has telemetry."""
+
+    telemetry: Telemetry
+    asked: Streaming
+    blank: Callable[[str, str], dict[str, Any]]
+    tokenizer: Tokenizer
+
+    @property
+    def groups(self) -> Sequence[TextGroup]:
+        """The groups of the request."""
+        return self.asked.groups
+
+    def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
+        """The body of the answer."""
+        made = self.asked.answer(name, number)
+        assert isinstance(made, dict)
+        told = self.telemetry
+        if told.own:
+            made["system_fingerprint"] = BUILD
+        if told.verbose:
+            made["__verbose"] = self._verbose()
+        return {**made, "timings": timings(self.groups[-1])} if told.own or told.timings else made
+
+    async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer in pieces."""
+        told, events, shown = self.telemetry, self.asked.stream(name, number), False
+        if told.progress:
+            events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
+        async with aclosing(events):
+            async for event in events:
+                begun = any(one.ids for one in self.groups[-1].builders)
+                ended = all(one.ended for group in self.groups for one in group.builders)
+                if (told.timings and begun) or ((told.own or told.timings) and ended):
+                    event["timings"] = timings(self.groups[-1])
+                if told.own:
+                    event["system_fingerprint"] = BUILD
+                    _begin_as_there(event)
+                if told.verbose and not shown:
+                    event["__verbose"], shown = self._verbose(), True
+                yield event
+
+    def _verbose(self) -> dict[str, Any]:
+        return {"prompt": self.tokenizer.decode(self.groups[0].prompt, skip_special=False)}
+
+
+def _begin_as_there(event: dict[str, Any]) -> None:
+    """The event that names the role has no text: null in llama.cpp's streams, "" in OpenAI's."""
+    for choice in event["choices"]:
+        delta = choice.get("delta", {})
+        if "role" in delta and not delta.get("content"):
+            delta["content"] = None
+
+
+def single(groups: Sequence[TextGroup], field: str) -> None:
+    """Raise InvalidRequest if a request with this field has several prompts."""
+    if len(groups) > 1:
+        raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
+
+
+async def with_progress(
+    events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of a stream. Events with the progress of the prompt come before the first token."""
+    coming, told, start = None, -1, 0.0
+    try:
+        while True:
+            begun = told == len(group.prompt)
+            coming = coming or asyncio.ensure_future(anext(events, None))
+            await asyncio.wait({coming}, timeout=None if begun else EVERY)
+            read = group.prompt_read
+            if not begun and read is not None:
+                if told < 0:
+                    told, start = group.facts.cached, time.perf_counter()
+                    yield _progress(blank(), group, told, 0.0)
+                if read > told:
+                    told = read
+                    yield _progress(blank(), group, told, time.perf_counter() - start)
+            if coming.done():
+                event, coming = coming.result(), None
+                if event is None:
+                    return
+                yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await events.aclose()
+
+
+def _progress(event: dict[str, Any], group: TextGroup, read: int, seconds: float) -> dict[str, Any]:
+    cached = group.facts.cached
+    progress = {"total": len(group.prompt), "cache": cached, "processed": read, "time_ms": 1e3 * seconds}
+    times = _timings(cached, read - cached, seconds, 0, 0.0)
+    return {**event, "prompt_progress": progress, "timings": times}
+
+
+def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
+    """Numbers of tokens and times of a sequence so far; the first token counts to the prompt's time, as there."""
+    one, cached = group.builders[at], group.facts.cached
+    made = _timings(
+        cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
+    )
+    proposed, accepted = (group.speculation or [(0, 0)] * (at + 1))[at]
+    return {**made, **({"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {})}
+
+
+def _timings(cached: int, read: int, seconds: float, made: int, after: float) -> dict[str, Any]:
+    """``after`` are the seconds after the first of the ``made`` tokens."""
+    steps = max(made - 1, 0)
+    return {
+        "cache_n": cached,
+        "prompt_n": read,
+        "prompt_ms": 1e3 * seconds,
+        "prompt_per_token_ms": 1e3 * seconds / read if read else 0.0,
+        "prompt_per_second": read / seconds if seconds else 0.0,
+        "predicted_n": made,
+        "predicted_ms": 1e3 * after,
+        "predicted_per_token_ms": 1e3 * after / steps if steps else 0.0,
+        "predicted_per_second": steps / after if after else 0.0,
+    }

@@ -1,0 +1,41 @@
+"""/api/pull: downloads a model and reports its progress."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pellucid.serve.pool import ModelPool
+
+EVERY = 0.2  # seconds between two lines
+
+
+class _Heard:
+    """A ``DownloadProgress``; the event loop reads its last state."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"status": "pulling manifest"}
+
+    def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
+        """Called by the thread that downloads."""
+        digest = "sha256:" + hashlib.sha256(label.encode()).hexdigest()
+        total = {} if total_bytes is None else {"total": total_bytes}
+        self.state = {"status": f"pulling {label}", "digest": digest, **total, "completed": done_bytes}
+
+
+async def pulling(models: ModelPool, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    """The lines of a download. Clients tell files apart by ``digest``, the hash of a file's name."""
+    heard = _Heard()
+    work, told = asyncio.ensure_future(models.pulled(name, heard)), None
+    try:
+        while not work.done():
+            await asyncio.wait({work}, timeout=EVERY)
+            if (state := heard.state) is not told and not work.done():
+                told = state
+                yield state
+        work.result()
+        yield {"status": "success"}
+    finally:
+        work.cancel()

@@ -1,0 +1,67 @@
+"""The parts of an error that programs read, beside its status: a code, and the name of the wrong field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pellucid.errors import (
+    CacheFull,
+    ContextOverflow,
+    DeadlinePassed,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+)
+
+CODES: Sequence[tuple[type[Exception], str]] = (
+    (ContextOverflow, "context_length_exceeded"),
+    (ModelNotFound, "model_not_found"),
+    (QueueFull, "server_is_overloaded"),
+    (CacheFull, "server_is_overloaded"),
+    (DeadlinePassed, "request_timeout"),
+)
+"""OpenAI's code for each error, the first that fits."""
+UNKNOWN = re.compile(r"unknown option '([^']+)'")
+MISSING = re.compile(r"(\w+) is missing")
+FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | does not | must )")
+"""How the messages of wrong fields begin."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The ``code`` of an error in OpenAI's words, and ``param``, the name of the wrong field."""
+
+    code: str | None = None
+    param: str | None = None
+
+
+NOTHING_MORE = Problem()
+
+
+class ErrorForm(Protocol):
+    """An API's form of an error."""
+
+    def __call__(self, status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+        """The body of an answer with this status."""
+        ...
+
+
+def problem_of(error: Exception, schema: Mapping[str, Any] | None) -> Problem:
+    """The code and the field of an error in a request whose body has this schema."""
+    code = next((code for kind, code in CODES if isinstance(error, kind)), None)
+    schema = schema or {"properties": {}, "required": []}
+    if isinstance(error, ContextOverflow):
+        texts = [name for name in schema["required"] if name != "model"]
+        return Problem(code, texts[0] if texts else None)
+    if not isinstance(error, InvalidRequest):
+        return Problem(code)
+    message = str(error)
+    if found := UNKNOWN.match(message):
+        return Problem("unknown_parameter", found[1])
+    for pattern, kind in ((MISSING, "missing_required_parameter"), (FIELD, "invalid_value")):
+        if (found := pattern.match(message)) and re.split(r"[.\[]", found[1])[0] in schema["properties"]:
+            return Problem(kind, found[1])
+    return Problem(code)

@@ -1,0 +1,56 @@
+"""The fields of a request that its response repeats, with what stands there if the request leaves them out.
+
+Source: https://github.com/openresponses/openresponses, ``ResponseResource``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pellucid.sample.step import owners
+
+REPEATED: Mapping[str, Any] = {
+    "background": False,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "safety_identifier": None,
+    "store": True,
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "truncation": "disabled",
+    "user": None,
+}
+FORMAT: Mapping[str, Any] = {"type": "text"}
+SCHEMA_FORMAT: Mapping[str, Any] = {"name": "response", "description": None, "strict": True}
+TOOL: Mapping[str, Any] = {"description": None, "parameters": None, "strict": True}
+SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+"""Options that a response shows as they were used, whether the request or the model's file has them."""
+
+
+def shown(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a response to a request with the fields ``given``, which ran with these ``options``."""
+    made = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
+    text, reasoning = given.get("text") or {}, given.get("reasoning") or {}
+    form = text.get("format") or FORMAT
+    if form["type"] == "json_schema":
+        form = {**SCHEMA_FORMAT, **form}
+    return {
+        **made,
+        "service_tier": "default",
+        "text": {**text, "format": form},
+        "reasoning": {"effort": None, "summary": None, **reasoning},
+        "tools": [{**TOOL, **one} for one in given.get("tools") or []],
+        **{name: float(options.get(name, _usual(name))) for name in SAMPLING},
+    }
+
+
+def _usual(name: str) -> Any:
+    """The default of an option of a step."""
+    return next(one.default for one in fields(owners()[name]) if one.name == name)

@@ -1,0 +1,89 @@
+"""``truncation: "auto"``: the first messages of a conversation are dropped, as few as make it fit into the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pellucid.errors import ContextOverflow, InvalidRequest
+from pellucid.errors.messages import brief
+from pellucid.serve.body import Body
+from pellucid.serve.chat.request import Conversation, prompt_of
+from pellucid.serve.model import ServedModel
+from pellucid.serve.responses.request import conversation_of, items_of
+from pellucid.serve.responses.store import OwnResponses
+
+WORDS = ("auto", "disabled")
+USUAL_ROOM = 512  # tokens that an answer has where the request does not say how many
+
+
+def truncates(body: Body) -> bool:
+    """Read the field ``truncation``: True for "auto". Raises InvalidRequest for other words."""
+    asked = body.take("truncation", "disabled")
+    if asked not in WORDS:
+        raise InvalidRequest(f"truncation={brief(asked)}: must be auto or disabled")
+    return bool(asked == "auto")
+
+
+def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
+    """The conversation without its first messages, so that an answer has room: as many tokens as it may have (512 if
+    the request does not say), at most a quarter of the context.
+
+    Messages of the system at the beginning stay, and so does the last message. An answer of a tool goes with its call.
+
+    Raises:
+        ContextOverflow: what has to stay does not fit.
+        InvalidRequest: a message is wrong.
+    """
+    messages = list(asked.messages)
+    fixed = next((at for at, one in enumerate(messages) if one.get("role") not in ("system", "developer")), 0)
+    limit = llm.context - _room(llm, asked)
+
+    def without(count: int) -> Conversation:
+        return replace(asked, messages=[*messages[:fixed], *messages[fixed + count :]])
+
+    def fits(count: int) -> bool:
+        try:
+            return len(prompt_of(llm, without(count))) <= limit
+        except ContextOverflow:
+            return False
+
+    if fits(0):
+        return asked
+    rest = messages[fixed:]
+    for roles in (("user",), ("user", "assistant")):  # a conversation had better begin with the user
+        starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
+        if starts and fits(starts[-1]):
+            return without(_first(starts, fits))
+    raise ContextOverflow(
+        f"the prompt is too long: the last message and the system's alone leave less than {llm.context - limit:,} of "
+        f"{llm.context:,} tokens for the answer: shorten them"
+    )
+
+
+def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
+    """The number of tokens of a body's input.
+
+    Raises:
+        InvalidRequest: a field is wrong; the message names it.
+        NotFound: it refers to what is not kept.
+    """
+    cuts = truncates(body)
+    asked = conversation_of(body, items_of(body, own), {}, own)
+    return len(prompt_of(llm, truncated(llm, asked) if cuts else asked, any_length=True))
+
+
+def _room(llm: ServedModel, asked: Conversation) -> int:
+    """The tokens that are left free for the answer."""
+    wanted = asked.options.get("max_new_tokens")
+    return min(wanted if isinstance(wanted, int) else USUAL_ROOM, llm.context // 4)
+
+
+def _first(starts: Sequence[int], fits: Any) -> int:
+    """The first of ascending numbers that fits; the last one does."""
+    low, high = 0, len(starts) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(starts[middle]) else (middle + 1, high)
+    return starts[low]

@@ -1,0 +1,85 @@
+"""JSON schemas of requests: objects that name their properties have no others, unless the schema says so.
+
+JSON Schema lets an object have further properties where ``additionalProperties`` is absent. A small model then invents
+properties until its limit. llama.cpp, Ollama and vLLM (xgrammar) close such objects, and OpenAI's strict mode demands
+that they are closed; so the server closes them, for every API (docs/decisions/0048-llamacpp-and-ollama.md). The Python
+API follows the schema as it is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+DEEPEST = 64  # as sample/grammars/schema.py has it, which refuses what is deeper
+ONE, SEVERAL, NAMED = (
+    ("items", "contains", "additionalItems"),
+    ("anyOf", "oneOf", "allOf", "prefixItems", "items"),
+    ("properties", "patternProperties", "$defs", "definitions"),
+)
+OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
+"""Keys that say which other properties there are."""
+COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
+"""Keys by which a part of a schema speaks of an object that another part describes."""
+
+
+def closed(schema: Any) -> Any:
+    """The schema with its open objects closed.
+
+    A schema that combines descriptions of one object (several ``allOf``, ``if``, ``$ref`` beside ``properties``) stays
+    as it is: closing one description would forbid the properties of the others. So does what is no schema.
+    """
+    found = schema
+    if isinstance(schema, str):
+        try:
+            found = json.loads(schema)
+        except (ValueError, RecursionError):
+            return schema
+    if not isinstance(found, Mapping) or any(map(_combines, _all(found, 0))):
+        return schema
+    return _closed(found, 0)
+
+
+def _combines(node: Mapping[str, Any]) -> bool:
+    parts = [node.get("properties"), node.get("$ref"), *_listed(node.get("allOf"))]
+    parts += [one for one in (node.get("anyOf"), node.get("oneOf")) if one and "properties" in node]
+    return sum(part is not None for part in parts) > 1 or any(key in node for key in COMBINED)
+
+
+def _closed(node: Any, depth: int) -> Any:
+    if not isinstance(node, Mapping) or depth > DEEPEST:
+        return node
+    made = dict(node)
+    for key in (*ONE, "additionalProperties"):
+        if isinstance(made.get(key), Mapping):
+            made[key] = _closed(made[key], depth + 1)
+    for key in SEVERAL:
+        if isinstance(made.get(key), list):
+            made[key] = [_closed(one, depth + 1) for one in made[key]]
+    for key in NAMED:
+        if isinstance(made.get(key), Mapping):
+            made[key] = {name: _closed(one, depth + 1) for name, one in made[key].items()}
+    if isinstance(made.get("properties"), Mapping) and not any(key in made for key in OPEN):
+        made["additionalProperties"] = False
+    return made
+
+
+def _all(node: Any, depth: int) -> Iterator[Mapping[str, Any]]:
+    """The schemas in a schema."""
+    if not isinstance(node, Mapping) or depth > DEEPEST:
+        return
+    yield node
+    for key in (*ONE, *COMBINED, "additionalProperties"):
+        yield from _all(node.get(key), depth + 1)
+    for key in SEVERAL:
+        for one in _listed(node.get(key)):
+            yield from _all(one, depth + 1)
+    for key in NAMED:
+        if isinstance(named := node.get(key), Mapping):
+            for one in named.values():
+                yield from _all(one, depth + 1)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

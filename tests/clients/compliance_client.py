@@ -1,0 +1,43 @@
+"""llm-comply: answers and events of three APIs have the form of the services' published schemas.
+
+All its tests pass but the tests of images, because the models read text alone. llm-comply skips tests of reasoning for
+models whose names it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+URL, MODEL = sys.argv[1], "qwen2.5-coder-0.5b"
+IMAGES = {"image-input", "chat-image-input", "anth-image-input"}
+
+
+def failures(form: str) -> dict[str, list[str]]:
+    """The problems that llm-comply finds in an API, by its test."""
+    command = [
+        str(Path(sys.executable).with_name("llm-comply")),
+        "-u",
+        f"{URL}/v1",
+        "-k",
+        "none",
+        "-m",
+        MODEL,
+    ]
+    done = subprocess.run(
+        [*command, "--format", form, "--json", "--timeout", "300"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)
+    assert len(found["results"]) >= 9, found
+    return {one["id"]: one["errors"] for one in found["results"] if one["status"] == "failed"}
+
+
+for form in ("openai-chat", "open-responses", "anthropic"):
+    wrong = failures(form)
+    assert set(wrong) <= IMAGES, (form, wrong)
+    assert len(wrong) == 1, (form, wrong)
