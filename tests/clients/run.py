@@ -42,7 +42,8 @@ def main() -> int:
             if names and name not in names:
                 continue
             start = time.monotonic()
-            done = subprocess.run([*command, url], env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PELLUCID_PYTHON": sys.executable}
+            done = subprocess.run([*command, url], env=environment, check=False)
             print(
                 f"{name}: {'failed' if done.returncode else 'ok'}, {time.monotonic() - start:.0f} s",
                 flush=True,

@@ -21,7 +21,7 @@ ONE, SEVERAL, NAMED = (
 OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
 """Keys that say which other properties there are."""
 COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
-"""Keys by which a part of a schema speaks of an object that another part describes."""
+"""Keys that add to the description of an object in another part of the schema."""
 
 
 def closed(schema: Any) -> Any:

@@ -15,9 +15,7 @@ from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.apis import openai, responses
 from pellucid.serve.body import Body
 from pellucid.serve.chat.request import Conversation, template_input
-from pellucid.serve.generate import generated
 from pellucid.serve.llamacpp.fields import NO_LIMIT, RANDOM
-from pellucid.serve.llamacpp.telemetry import Telemetry
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer import error_body
 from pellucid.serve.openai.chat import ChatRequest, blank_chunk, template_variables, tools_of
@@ -26,6 +24,7 @@ from pellucid.serve.schema import FLAG, TEXT, body, closed, function, harmless, 
 
 T = TypeVar("T")
 CHAT_BODY = replace(OPENAI_BODY, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)})
+CHAT = openai.generates(ChatRequest.of, blank_chunk, CHAT_BODY, own=True)
 ABOUT = ("reasoning_effort", "enable_thinking", "chat_template_kwargs")
 CALLABLE = closed({"type": one_of("function"), "function": function(strict=harmless("tools[].strict"))})
 CONVERSATION = body(
@@ -39,17 +38,6 @@ CONVERSATION = body(
         "continue_final_message": FLAG,
     },
 )
-
-
-async def _chat(call: ClientCall) -> Response:
-    fields = Body(await call.json(), CHAT_BODY)
-    name, streams, telemetry = call.model(fields), fields.flag("stream"), Telemetry.of(fields, own=True)
-    return await generated(
-        call,
-        name,
-        lambda llm: telemetry.told(ChatRequest.of(fields, llm), blank_chunk, llm.tokenizer),
-        DATA if streams else None,
-    )
 
 
 async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, bool], T]) -> T:
@@ -119,7 +107,7 @@ LLAMACPP_CHAT = Api(
     {
         "GET /models": Route(_models, "The models of this server."),
         "POST /chat/completions": Route(
-            _chat, "Answer a conversation.", of_any_model(openai.CHAT), DATA.media_type
+            CHAT, "Answer a conversation.", of_any_model(openai.CHAT), DATA.media_type
         ),
         "POST /chat/completions/input_tokens": COUNTING,
         "POST /v1/chat/completions/input_tokens": COUNTING,

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
-from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
+from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, BodyForm
 from pellucid.serve.generate import Streaming, generated
 from pellucid.serve.llamacpp.telemetry import Telemetry
 from pellucid.serve.model import ServedModel
@@ -110,14 +110,18 @@ EMBEDDING = body(
 )
 
 
-def _generates(
-    read: Callable[[Body, ServedModel], Streaming], blank: Callable[[str, str], dict[str, Any]]
+def generates(
+    read: Callable[[Body, ServedModel], Streaming],
+    blank: Callable[[str, str], dict[str, Any]],
+    form: BodyForm = OPENAI_BODY,
+    *,
+    own: bool = False,
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """A route that generates; ``blank`` makes an event without any text."""
+    """A route that generates; ``blank`` makes an event without any text. ``own`` is that of ``Telemetry``."""
 
     async def run(call: ClientCall) -> Response:
-        fields = Body(await call.json(), OPENAI_BODY)
-        name, streams, telemetry = call.model(fields), fields.flag("stream"), Telemetry.of(fields, own=False)
+        fields = Body(await call.json(), form)
+        name, streams, telemetry = call.model(fields), fields.flag("stream"), Telemetry.of(fields, own=own)
         return await generated(
             call,
             name,
@@ -156,10 +160,10 @@ OPENAI = Api(
         "GET /v1/models": Route(_models, "The models of this server."),
         "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
         "POST /v1/chat/completions": Route(
-            _generates(ChatRequest.of, blank_chunk), "Answer a conversation.", CHAT, DATA.media_type
+            generates(ChatRequest.of, blank_chunk), "Answer a conversation.", CHAT, DATA.media_type
         ),
         "POST /v1/completions": Route(
-            _generates(CompletionRequest.of, blank_event), "Continue a text.", COMPLETION, DATA.media_type
+            generates(CompletionRequest.of, blank_event), "Continue a text.", COMPLETION, DATA.media_type
         ),
         "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
     },
