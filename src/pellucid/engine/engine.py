@@ -27,7 +27,7 @@ from pellucid.engine.pace import Pace
 from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, hand_over
 from pellucid.engine.scheduler import SHORT, JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.pipeline import Scheduled, Task
+from pellucid.pipeline import Scheduled, Task, Wait
 from pellucid.runtime.executor import FORKED
 from pellucid.runtime.sequence import CachedSequence
 
@@ -219,6 +219,8 @@ class Engine:
             return False
         if kind == "settle":
             self._settled.append(about)
+        elif kind == "ready":
+            self._go_on(*about)
         else:
             self._hear(kind, about)
         return True
@@ -261,10 +263,16 @@ class Engine:
 
     def _step(self) -> None:
         """One step of the model, for all jobs that can run."""
+        scheduled, waiting = list[Scheduled](), any(job.waiting for job in self._scheduler)
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
-            self._end(self._jobs[large.job.task], large.error)
+            if not waiting:  # else another one may have the pages
+                self._end(self._jobs[large.job.task], large.error)
+                return
+        if not scheduled and waiting:
+            self._hand_over()
+            self._heard(True)
             return
         if not scheduled:
             stuck = next(job for job in self._jobs.values() if not job.paused)
@@ -299,6 +307,11 @@ class Engine:
         """Compute the results of a task's sequence and hand them to the reader."""
         try:
             for result in results:
+                if isinstance(result, Wait):
+                    job.waiting += 1
+                    ready = ("ready", (job, sequence, results))
+                    result.job.add_done_callback(lambda _, ready=ready: self._inbox.put(ready))  # type: ignore[misc]
+                    return
                 if job.deliver:
                     job.deliver(result)
                     continue
@@ -313,6 +326,14 @@ class Engine:
             job.paused = True
             if not job.is_ahead:  # the reader has looked before
                 self._inbox.put(("read", job))
+
+    def _go_on(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
+        """Go on with results for which a sequence has waited."""
+        job.waiting -= 1
+        if not job.ended:
+            self._deliver(job, sequence, results)
+        if not job.ended and job.task.done:
+            self._end(job)
 
     def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""

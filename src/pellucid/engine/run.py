@@ -60,7 +60,7 @@ class RunningJob(Job):
     """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
 
     There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits
-    for ``reader``.
+    for ``reader``. ``waiting`` counts the sequences that wait for another thread.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RunningJob(Job):
         self.results: SimpleQueue[Any] = SimpleQueue()
         self.deliver = deliver
         self.reader: asyncio.Future[None] | None = None
-        self.sent = self.read = 0
+        self.sent = self.read = self.waiting = 0
         self.ended = False
 
     @property

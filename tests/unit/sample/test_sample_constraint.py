@@ -33,7 +33,8 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.chain import Sampler
-from pellucid.sample.grammars import grammar, matching
+from pellucid.sample.grammars import grammar
+from pellucid.sample.grammars import vocabulary as trees
 from pellucid.sample.options import Options
 from pellucid.tokenize import Tokenizer, load_tokenizer
 
@@ -788,7 +789,7 @@ def test_escapes_of_four_digits_in_gbnf(llm: LLM) -> None:
 def test_trees_of_a_vocabulary_do_not_pile_up(llm: LLM) -> None:
     for token in range(100, 140):
         llm.generate(PROMPT, choices=["a"], stop_token_ids=[token])
-    assert len(matching._trees[llm.tokenizer]) <= 8
+    assert len(trees._trees[llm.tokenizer]) <= 8
 
 
 # A real model
