@@ -627,7 +627,7 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
     ("arguments", "message"),
     [
         (("--json-schema", "{"), "json_schema cannot be followed: it is no JSON"),
-        (("--json-schema", '{"type": "objekt"}'), "json_schema cannot be followed: Invalid type: objekt"),
+        (("--json-schema", '{"type": "objekt"}'), 'json_schema cannot be followed: #: type "objekt" is none'),
         (("--json-schema", "3"), "json_schema=3: must be a JSON schema"),
         (("--json-schema", ""), "json_schema cannot be followed: it is no JSON"),
         (("--regex", "("), "regex cannot be followed"),

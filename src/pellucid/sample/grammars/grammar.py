@@ -17,8 +17,10 @@ from typing import Any
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.grammars import schema, workers
+from pellucid.sample.grammars.problems import refusal, refused
 from pellucid.sample.grammars.runs import has_long_runs
-from pellucid.sample.grammars.schema import refused, short
+from pellucid.sample.grammars.schema import short
+from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
@@ -60,18 +62,28 @@ def compiled(kind: str, value: Any) -> Grammar:
 def _checked(kind: str, text: str) -> Grammar:
     try:
         source = _source(kind, text)
-        problem = workers.lane("large").submit(_problem, source).result()
+        problem = _problem(source)
     except BaseException as error:  # the GBNF reader has its own error types, and the Rust code may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         problem = str(error) or type(error).__name__
+    if problem and kind == "json_schema":
+        raise refusal(kind, *innermost(json.loads(text), problem, _problem_of_schema))
     if problem:
-        raise refused(kind, problem)
+        raise refusal(kind, "", problem, translated=_is_gbnf(text))
     return Grammar(kind, source, has_long_runs(kind, text))
 
 
 def _problem(source: str) -> str:
     """Why llguidance refuses a grammar; empty if it does not."""
+    return workers.lane("large").submit(_validated, source).result()
+
+
+def _problem_of_schema(schema: Any) -> str:
+    return _problem(_source("json_schema", json.dumps(schema)))
+
+
+def _validated(source: str) -> str:
     from llguidance import LLMatcher, LLParserLimits
 
     begun = time.thread_time()
@@ -93,7 +105,11 @@ def _source(kind: str, text: str) -> str:
     if kind == "choices":  # one terminal, because a rule with thousands of alternatives is too large
         words = " | ".join(map(json.dumps, json.loads(text)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if "::=" in text else text)
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if _is_gbnf(text) else text)
+
+
+def _is_gbnf(grammar: str) -> bool:
+    return "::=" in grammar
 
 
 def _unescape(gbnf: str) -> str:

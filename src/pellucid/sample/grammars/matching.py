@@ -195,7 +195,7 @@ class Matching:
     def _check(self) -> None:
         """Raise InvalidRequest if the grammar cannot be matched any further."""
         if self._problem:
-            raise refusal(self._kind, self._problem)
+            raise refusal(self._kind, "", self._problem)
         self._cost.check(self._kind)
 
     def _advance(self) -> None:
