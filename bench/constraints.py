@@ -1,4 +1,4 @@
-"""What grammars that are costly to match take from the other streams of a model.
+"""The effect of costly grammars on other streams of a model.
 
     python bench/constraints.py [--model NAME] [--seconds N] [--bombs N]
 
@@ -59,7 +59,7 @@ def memory() -> float:
 
 
 class Stream(threading.Thread):
-    """Reads a stream until it is told to stop, and keeps the longest time between two tokens."""
+    """Reads streams for some seconds, and keeps the longest time between two tokens."""
 
     def __init__(self, llm: LLM, seconds: float, **options: Any) -> None:
         super().__init__()
@@ -95,11 +95,13 @@ def measured(llm: LLM, bombs: list[dict[str, Any]], seconds: float, count: int) 
         one.start()
     time.sleep(1)
     outcomes: Counter[str] = Counter()
-    made = [threading.Thread(target=explode, args=(llm, bombs[n % len(bombs)], outcomes)) for n in range(count)]
+    made = [
+        threading.Thread(target=explode, args=(llm, bombs[n % len(bombs)], outcomes)) for n in range(count)
+    ]
     for bomb in made:
         bomb.start()
-    for one in [*streams, *made]:
-        one.join()
+    for thread in [*streams, *made]:
+        thread.join()
     gc.collect()
     time.sleep(0.5)
     return {
@@ -123,7 +125,7 @@ def main() -> None:
     for kind, bombs in BOMBS.items():
         document[kind] = found = measured(llm, bombs, given.seconds, given.bombs if bombs else 0)
         print(
-            f"beside {kind}: longest gap {found['free_ms']:.0f} ms free, {found['constrained_ms']:.0f} ms with a schema; "
+            f"beside {kind}: longest gap {found['free_ms']:.0f} ms, {found['constrained_ms']:.0f} ms with a schema; "
             f"{found['tokens']:,} tokens; {found['memory_mb']:.0f} MB afterwards",
             flush=True,
         )

@@ -88,7 +88,7 @@ class Runner(Protocol):
 
 
 class Wait(Struct, frozen=True):
-    """What a task yields where it goes on only after a job in another thread, such as a constraint's mask."""
+    """A result of a task that needs a job of another thread before the next result, such as a constraint's mask."""
 
     job: Future[None]
 
@@ -116,7 +116,7 @@ class Task(Protocol[T_co]):
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
         """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
 
-        Outputs may be without rows: none was wanted. After a `Wait` the iteration goes on when its job has ended; until
+        Outputs may be without rows: none was wanted. After a `Wait` the engine iterates again when the job has ended; until
         then the text has nothing to read.
         """
         ...

@@ -71,7 +71,9 @@ class BeamSearchTask:
         """The prompt until it has been read, then all beams."""
         return self._sequences or [self.prompt]
 
-    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam] | Wait]:
+    def take(
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[list[Beam] | Wait]:
         """Advance the search when the logits of all beams are there, and yield its beams."""
         raise_of(sequence.probe)
         self.seconds += 0.0 if self._rows else seconds  # once for a step that has all beams

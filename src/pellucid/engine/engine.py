@@ -263,7 +263,7 @@ class Engine:
 
     def _step(self) -> None:
         """One step of the model, for all jobs that can run."""
-        scheduled, waiting = list[Scheduled](), any(job.waiting for job in self._scheduler)
+        scheduled, waiting = list[Scheduled](), any(job.waiting for job in self._jobs.values())
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
@@ -328,7 +328,7 @@ class Engine:
                 self._inbox.put(("read", job))
 
     def _go_on(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
-        """Go on with results for which a sequence has waited."""
+        """Continue with the results of a sequence that has waited for another thread."""
         job.waiting -= 1
         if not job.ended:
             self._deliver(job, sequence, results)

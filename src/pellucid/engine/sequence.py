@@ -57,8 +57,9 @@ class TokenOutput(Struct, frozen=True, dict=True):
 class TextSequence(CachedSequence):
     """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
-    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. While it ``waits`` for a job, it has
-    nothing to read. Its text goes on after that of the tokens ``begun``. ``GenerationTask`` sets ``tokens`` and ``table`` once the prompt has been read.
+    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. Its text goes on after that of the
+    tokens ``begun``. While it ``waits`` for another thread, it has nothing to read. ``GenerationTask`` sets ``tokens``
+    and ``table`` once the prompt has been read.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class TextSequence(CachedSequence):
         return lookup.proposed + draft.proposed, lookup.accepted + draft.accepted
 
     def end(self) -> None:
-        """It goes on no more: the draft model and the sampler give up what they have of it."""
+        """Free what the draft model and the sampler hold of the text, which has ended."""
         if self._drafted:
             self._drafted.close()
             self._drafted = None

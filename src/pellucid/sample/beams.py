@@ -201,7 +201,7 @@ class BeamSearch:
         return self.beams
 
     def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
-        """As ``step``, but yields the jobs of other threads that must end before the iteration goes on."""
+        """As ``step``; yields the jobs of other threads that must end before the next iteration."""
         place = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
@@ -260,7 +260,7 @@ class BeamSearch:
                 group.done = True
 
     def end(self) -> None:
-        """The search goes on no more: free what the samplers have."""
+        """Free what the samplers hold: the search has ended."""
         for beam in [beam for group in self._groups for beam in group.beams]:
             beam.sampler.end()
         self._sampler.end()

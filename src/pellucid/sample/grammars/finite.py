@@ -6,7 +6,7 @@ whole schema has no finite text, it is refused. Numbers between two bounds get a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from pellucid.errors.messages import brief
 from pellucid.sample.grammars.problems import refused
@@ -59,7 +59,10 @@ class _Finite:
             needs.append([other])
         kinds = node.get("type")
         kinds = {kinds} if isinstance(kinds, str) else set(filter(_is_text, _list(node, "type")))
-        ways = [*map(self._of_object, [node] * ("object" in kinds)), *map(self._of_array, [node] * ("array" in kinds))]
+        ways = [
+            *map(self._of_object, [node] * ("object" in kinds)),
+            *map(self._of_array, [node] * ("array" in kinds)),
+        ]
         return [needs + way for way in ways] if kinds and kinds <= CONTAINERS else [needs]
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
@@ -67,15 +70,18 @@ class _Finite:
         named, patterns = ((found if isinstance(found := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
         needs = [[named[one]] if one in named else rest for one in filter(_is_text, _list(node, "required"))]
-        least = node.get("minProperties")
-        return [*needs, [*named.values(), *rest]] if _is_number(least) and least > len(needs) else needs
+        least = _number(node, "minProperties")
+        return [*needs, [*named.values(), *rest]] if least > len(needs) else needs
 
     def _of_array(self, node: dict[str, Any]) -> list[list[Any]]:
         """What a list needs: its first items."""
         first = _list(node, "prefixItems") or _list(node, "items")
-        rest = node.get("items", True) if "prefixItems" in node or not first else node.get("additionalItems", True)
-        least = node.get("minItems")
-        least = int(least) if _is_number(least) else 0
+        rest = (
+            node.get("items", True)
+            if "prefixItems" in node or not first
+            else node.get("additionalItems", True)
+        )
+        least = int(_number(node, "minItems"))
         return [*([one] for one in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
 
     def endless(self) -> str:
@@ -97,7 +103,7 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
     """Remove what has no finite text from a schema. Returns its parts.
 
     Raises:
-        InvalidRequest: nothing is left of it, or two bounds of a number are too close.
+        InvalidRequest: the whole schema has no finite text, or two bounds of a number are too close.
     """
     parts = _Finite(root)
     if not parts.has_end(root):
@@ -108,9 +114,9 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
         )
     for key, (path, node) in parts.nodes.items():
         if key not in parts.finite:
-            kept = {name: node[name] for name in ("$defs", "definitions") if name in node}
-            node.clear()
-            node.update({**kept, **NOTHING})
+            for name in node.keys() - {"$defs", "definitions"}:
+                del node[name]
+            node.update(NOTHING)
         else:
             _bound_decimals(kind, path, node)
     return [node for _, node in parts.nodes.values()]
@@ -128,7 +134,7 @@ def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
     if most - least < 10.0 ** (1 - DECIMALS):
         raise refused(
             kind,
-            f"{shown_path(path)}: between {brief(least)} and {brief(most)} a number needs more than {DECIMALS} decimals",
+            f"{shown_path(path)}: a number between {brief(least)} and {brief(most)} needs over {DECIMALS} decimals",
             "move them apart",
         )
     node["multipleOf"] = 10.0**-DECIMALS
@@ -138,9 +144,14 @@ def _may_be_fraction(kinds: Any) -> bool:
     return kinds == "number" or (isinstance(kinds, list) and "number" in kinds)
 
 
+def _number(node: dict[str, Any], key: str) -> float:
+    found = node.get(key)
+    return found if _is_number(found) else 0
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

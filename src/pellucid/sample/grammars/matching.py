@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
@@ -28,17 +27,17 @@ if TYPE_CHECKING:
 
 PATIENCE = 0.001
 """Seconds that a step waits for a mask. Most take a tenth of it; for others only the text waits."""
-SLOW = 0.005  # seconds of a mask, from which on a grammar is slow
+SLOW = 0.005  # seconds for a mask that make a grammar slow
 SECONDS, SECONDS_PER_TOKEN = 10.0, 0.02
-"""The limit of the processor's time for the masks of a request: the larger one of the two, the second for each token."""
+"""The limit of the processor's time for the masks of a request: a time, or one for each token if that is more."""
 MOST_FORCED = 256  # tokens that the parser may be ahead of a text
 
 
 class _Cost:
-    """What the masks of a text and of its forks take.
+    """The cost of the masks of a text and of its forks.
 
-    ``large``: it may take much memory, or long. With ``apart`` nothing uses a matcher but ``workers.py``, one job after the other with ``lock``: forks share a lexer,
-    for which llguidance would wait with the interpreter's lock held.
+    A ``large`` grammar may take much memory. With ``apart`` only threads of ``workers.py`` use a matcher, one after the
+    other with ``lock``: forks share a lexer, and llguidance waits for it with the interpreter's lock held.
     """
 
     def __init__(self, apart: bool) -> None:
@@ -67,8 +66,8 @@ class Matching:
     """The state of a text in a grammar, and the tokens that may come next.
 
     Where the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
-    come. A token is taken at once if the masks so far were quick: the mask that allowed it went through its bytes, so it
-    takes no longer. Otherwise a thread takes it.
+    come. A token is taken at once if the masks so far were quick: the mask that allowed the token went through its
+    bytes, so the token takes no longer. Otherwise a thread takes it.
 
     Raises:
         InvalidRequest: the grammar cannot be matched, or takes too long.
@@ -231,7 +230,10 @@ class Matching:
 
     def _fill(self) -> None:
         """Compute the mask, without the interpreter's lock."""
-        matcher, mask = self._matcher, self._mask  # llguidance gets only its address: the array must stay alive
+        matcher, mask = (
+            self._matcher,
+            self._mask,
+        )  # llguidance gets only its address: the array must stay alive
         if matcher is None:
             return
         begun = time.thread_time()
@@ -261,11 +263,11 @@ class Matching:
                     return
                 # The mask first: it finds what must come, however much that is, without the interpreter's lock.
                 self._fill()
-                if not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1:
-                    if forced := self._take_forced(matcher):
-                        self._set_state(matcher, forced)
-                        if not self._state[0]:
-                            self._fill()
+                one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
+                if one_way and (forced := self._take_forced(matcher)):
+                    self._set_state(matcher, forced)
+                    if not self._state[0]:
+                        self._fill()
         finally:
             if not advanced.done():
                 advanced.set_result(None)

@@ -1,6 +1,6 @@
 """``oneOf`` as ``anyOf`` where no value satisfies two of its options, so that both mean the same.
 
-llguidance proves that of its own for some schemas, and refuses the others.
+llguidance has proofs for some schemas, and refuses the others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Exclusion:
         return False
 
     def _parts(self, node: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-        """The schemas that a value of a schema satisfies: itself, what it refers to, and those of ``allOf``."""
+        """The schema, the target of its reference, and the schemas of its ``allOf``: a value satisfies them all."""
         self.left -= 1
         if self.left < 0:
             return
@@ -81,17 +81,21 @@ class _Exclusion:
             return _apart(one, other, ("minLength",), ("maxLength",))
         if kind == "array":
             return _apart(one, other, ("minItems",), ("maxItems",)) or self._first_items(one, other, depth)
-        return kind == "object" and (self._properties(one, other, depth) or self._properties(other, one, depth))
+        return kind == "object" and (
+            self._properties(one, other, depth) or self._properties(other, one, depth)
+        )
 
     def _first_items(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """Whether two lists of at least one item differ in the first one."""
         needed = [node for node in (one, other) if _number(node.get("minItems")) >= 1]
         first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (one, other)]
-        return bool(needed) and self.excludes(*first, depth)
+        return bool(needed) and self.excludes(first[0], first[1], depth)
 
     def _properties(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """Whether a required property of the first excludes the other."""
-        mine, others = (found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other))
+        mine, others = (
+            found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other)
+        )
         closed = other.get("additionalProperties") is False and not other.get("patternProperties")
         for name in _list(one, "required"):
             if closed and name not in others:
@@ -108,7 +112,9 @@ class _Exclusion:
             return False
         for part in self._parts(node, depth):
             values = _values(part)
-            if _kind(value) not in _kinds(part) or (values is not None and not any(map(_same(value), values))):
+            if _kind(value) not in _kinds(part) or (
+                values is not None and not any(map(_same(value), values))
+            ):
                 return True
             if part.get("type") == "integer" and isinstance(value, float) and not value.is_integer():
                 return True
@@ -144,8 +150,8 @@ def _same(value: Any) -> Any:
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else "boolean"
-    names = {str: "string", list: "array", dict: "object"}
-    return names.get(type(value), "number")
+    names = ((str, "string"), (list, "array"), (dict, "object"))
+    return next((name for kind, name in names if isinstance(value, kind)), "number")
 
 
 def _kinds(node: dict[str, Any]) -> frozenset[str]:
@@ -154,7 +160,9 @@ def _kinds(node: dict[str, Any]) -> frozenset[str]:
     return frozenset("number" if kind == "integer" else kind for kind in found if isinstance(kind, str))
 
 
-def _apart(one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]) -> bool:
+def _apart(
+    one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
+) -> bool:
     """Whether the ranges of two schemas have nothing in common."""
     for first, second in ((one, other), (other, one)):
         for high in upper:

@@ -7,6 +7,7 @@ repository); any other one gets a sentence that names no more than the place.
 from __future__ import annotations
 
 import re
+
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import one_line, shown
 
@@ -51,7 +52,11 @@ _REGEX: list[_Sentence] = [
     (r"repetition count range", "the repetition ends before it starts", MEND),
     (r"repetition (?:count|quantifier)", "the repetition has no valid number", MEND),
     (r"character class range", "the range of characters ends before it starts", MEND),
-    (r"look-?around", "look-ahead, look-behind and anchors are not supported", "leave them out: the whole text matches"),
+    (
+        r"look-?around",
+        "look-ahead, look-behind and anchors are not supported",
+        "leave them out: the whole text matches",
+    ),
     (r"backreferences", "backreferences are not supported", MEND),
     (r"Unicode property|Unicode class", "the Unicode property is not known", MEND),
     (r"POSIX|ASCII character class", "the class of characters is not known", MEND),
@@ -87,11 +92,11 @@ _GRAMMAR: list[_Sentence] = [
 ]  # fmt: skip
 _SIZE: list[_Sentence] = [
     (r"^NoExtension|no extension", "there is no text that it allows", MEND),
-    (r"too many expressions constructed|fuel exhausted|lexer precomputation", "its expressions are too complex, or force "
-     "too long a text at once", "use fewer and smaller repetitions"),
+    (r"too many expressions constructed|fuel exhausted|lexer precomputation",
+     "its expressions are too complex, or force too long a text at once", "use fewer and smaller repetitions"),
     (r"too many states", "its expressions are too complex", "use fewer and smaller repetitions"),
-    (r"Too many items|items; max is|ParserTooComplex", "too many of its rules fit the text", "make it less ambiguous, or "
-     "repeat terminals, not rules"),
+    (r"Too many items|items; max is|ParserTooComplex", "too many of its rules fit the text",
+     "make it less ambiguous, or repeat terminals, not rules"),
     (r"too big|too large", "it is too large", SIMPLER),
 ]  # fmt: skip
 _SENTENCES = {"json_schema": [*_SCHEMA, *_REGEX], "grammar": [*_REGEX, *_GRAMMAR, *_SCHEMA]}

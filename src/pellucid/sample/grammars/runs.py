@@ -1,7 +1,7 @@
 """How long a text a grammar may force: one that must come, because nothing else may.
 
-llguidance finds a forced text at once, byte by byte, with the interpreter's lock held. So the state of a grammar that may
-force a long one is advanced apart (``matching.py``). The estimates are upper bounds.
+llguidance finds a forced text at once, byte by byte, with the interpreter's lock held. So a grammar that may force a
+long text is matched apart (``matching.py``). The estimates are upper bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LONG_RUN = 1 << 14  # characters
 _ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(?P<count>\d+)[^}]*\}|.", re.DOTALL)
 _COUNT = re.compile(r'(?:\{|"min(?:Length|Items|Properties)"\s*:)\s*(\d+)')
 _TERMINAL = re.compile(r"^\s*([_A-Z][_A-Z0-9]*)\s*(?:\[[^\n]*\])?\s*:(.*(?:\n\s*\|.*)*)", re.MULTILINE)
-_ROUNDS = 16  # nesting of terminals, beyond which they are not written out any further: these are long by then
+_ROUNDS = 16  # nesting of terminals; deeper terminals are long
 _NAME = re.compile(r"\b[_A-Z][_A-Z0-9]*\b")
 
 

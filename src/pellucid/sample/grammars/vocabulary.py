@@ -32,7 +32,7 @@ class _Vocabulary:
         self._tokenizer, self._size = weakref.ref(tokenizer), size
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokens of a text, of which llguidance takes the first ones if they are not the whole text."""
+        """The tokens of a text, or of its beginning if it is long."""
         data = text if isinstance(text, bytes) else text.encode()
         if len(data) > LONGEST_RUN:  # llguidance holds the interpreter's lock meanwhile
             return self(data[: _whole_characters(data, LONGEST_RUN)])[:-UNSURE]

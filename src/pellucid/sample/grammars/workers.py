@@ -26,7 +26,7 @@ Grammars are compiled in "large", and begin there if they may take long; those t
 quick masks do not wait behind others.
 """
 LONG = 0.02
-"""Seconds of compilation, from which on its memory is given back to the system afterwards."""
+"""Seconds of a compilation that is followed by ``trim``."""
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def _begin(nice: int) -> None:
 
 
 class _Local(threading.local):
-    """What each thread has for itself."""
+    """Objects of a thread."""
 
     @functools.cached_property
     def executor(self) -> LLExecutor:
