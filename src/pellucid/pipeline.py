@@ -116,8 +116,8 @@ class Task(Protocol[T_co]):
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
         """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
 
-        Outputs may be without rows: none was wanted. After a `Wait` the engine iterates again when the job has ended; until
-        then the text has nothing to read.
+        Outputs may be without rows: none was wanted. After a `Wait` the engine iterates again when the job has ended;
+        until then the text has nothing to read.
         """
         ...
 

@@ -136,7 +136,7 @@ class GenerationTask:
                 self._runner.truncate(text.table, length)
                 text.extend(self._pace)
                 return
-        if not text.left:
+        if text.sampled_all:
             text.extend(self._pace)
 
     def watch(self, probes: Sequence[SequenceWatch]) -> None:

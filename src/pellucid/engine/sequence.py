@@ -177,6 +177,11 @@ class TextSequence(CachedSequence):
         here = self._place
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
 
+    @property
+    def sampled_all(self) -> bool:
+        """Whether the sampled token follows all known tokens. Whether these are in the cache does not matter."""
+        return self._place == len(self.tokens)
+
     def extend(self, pace: Pace) -> None:
         """Add the sampled token and those after it that are forced or proposed, which are read in one step."""
         self._tell_gain()

@@ -110,27 +110,28 @@ def test_others_go_on_while_a_mask_is_computed(llm: LLM, gate: Gate) -> None:
     assert (made.ids, made.text, made.finish_reason) == (wanted.ids, wanted.text, "stop")
 
 
-def test_logits_of_a_text_that_waited_are_the_same(llm: LLM, gate: Gate) -> None:
+def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: LLM, gate: Gate) -> None:
     options = {**DRAWN, "logprobs": 5, "watch": True}
     gate.open.set()
     wanted = llm.generate(PROMPT, **options)
-    gate.free, gate.open = 4, threading.Event()
-    slow = in_thread(lambda: llm.generate(PROMPT, **options))
-    assert gate.held.wait(60)
-    done = threading.Event()
+    for free in (1, 4, 7, 9, 10, 12, 15):
+        gate.free, gate.open, gate.held = free, threading.Event(), threading.Event()
+        slow = in_thread(lambda: llm.generate(PROMPT, **options))
+        assert gate.held.wait(60)
+        done = threading.Event()
 
-    def preempt() -> None:
-        for job in llm.engine._scheduler:
-            llm.engine._scheduler._preempt(job)
-        done.set()
+        def preempt(done: threading.Event = done) -> None:
+            for job in llm.engine._scheduler:
+                llm.engine._scheduler._preempt(job)
+            done.set()
 
-    llm.engine.between_steps(preempt)
-    assert done.wait(60)
-    llm.runner.empty_prefix_cache()
-    gate.open.set()
-    made = ended(slow)
-    assert made.ids == wanted.ids
-    assert made.logprobs.chosen.tolist() == wanted.logprobs.chosen.tolist()
+        llm.engine.between_steps(preempt)
+        assert done.wait(60)
+        llm.runner.empty_prefix_cache()
+        gate.open.set()
+        made = ended(slow)
+        assert made.ids == wanted.ids
+        assert made.logprobs.chosen.tolist() == wanted.logprobs.chosen.tolist()
 
 
 def test_several_texts_and_beams_wait_too(llm: LLM, gate: Gate) -> None:
