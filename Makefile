@@ -21,6 +21,7 @@
 # make bench   speed beside the installed peers (make bench-peers installs them); BENCH=--quick is short
 # make bench-encode   encoding and decoding speed beside tokenizers, tiktoken and sentencepiece
 # make bench-sampling  cost of the sampler chain and of constraints
+# make bench-constraints  what costly grammars take from other streams
 # make bench-tracing   cost of recording and editing a run; BENCH='--peers PYTHON' measures nnsight and TransformerLens
 #                too, with an interpreter that has them
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
@@ -39,7 +40,7 @@ $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --
 $(BIN)/python -m pytest $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -113,6 +114,9 @@ bench-encode: $(VENV)/oracles
 
 bench-sampling: $(VENV)/dev
 	$(BIN)/python bench/sampling.py $(BENCH)
+
+bench-constraints: $(VENV)/dev
+	$(BIN)/python bench/constraints.py $(BENCH)
 
 bench-tracing: $(VENV)/dev
 	$(BIN)/python bench/tracing.py $(BENCH)

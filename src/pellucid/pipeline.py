@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -36,6 +36,9 @@ from pellucid.plan.project import final_norm, project
 from pellucid.plan.streams import spread_streams
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.sequence import CachedSequence
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T_co = TypeVar("T_co", covariant=True)
 ChunkOutput = NDArray[np.float32]
@@ -84,6 +87,12 @@ class Runner(Protocol):
         ...
 
 
+class Wait(Struct, frozen=True):
+    """A result of a task that needs a job of another thread before the next result, such as a constraint's mask."""
+
+    job: Future[None]
+
+
 class Task(Protocol[T_co]):
     """Something that needs the model. Its results have type T."""
 
@@ -104,10 +113,11 @@ class Task(Protocol[T_co]):
         """All texts that may have pages."""
         ...
 
-    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co]:
+    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
         """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
 
-        Outputs may be without rows: none was wanted.
+        Outputs may be without rows: none was wanted. After a `Wait` the engine iterates again when the job has ended;
+        until then the text has nothing to read.
         """
         ...
 

@@ -13,7 +13,7 @@ from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
 from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
-from pellucid.pipeline import ChunkOutput
+from pellucid.pipeline import ChunkOutput, Wait
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
@@ -72,7 +72,9 @@ class BeamSearchTask:
         """The prompt until it has been read, then all beams."""
         return self._sequences or [self.prompt]
 
-    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[list[Beam]]:
+    def take(
+        self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
+    ) -> Iterator[list[Beam] | Wait]:
         """Advance the search when the logits of all beams are there, and yield its beams."""
         raise_of(sequence.probe)
         self.seconds += 0.0 if self._rows else seconds  # once for a step that has all beams
@@ -83,12 +85,13 @@ class BeamSearchTask:
         self._rows[sequence] = outputs
         if len(self._rows) < len(self._sequences):
             return
-        rows = [self._rows[one][-1] for one in self._sequences]
         try:
-            running, self._rows = self._beams.step(rows), {}
+            for job in self._beams.advance([self._rows[one][-1] for one in self._sequences]):
+                yield Wait(job)
         except KernelError as error:
             blame_edits(sequence.probe, error)
             raise
+        running, self._rows = self._beams.beams, {}
         if self._max_time is not None and time.perf_counter() - self._begun >= self._max_time:
             self._beams.stop("time")
         yield running
@@ -131,6 +134,7 @@ class BeamSearchTask:
 
     def close(self) -> None:
         """Leave the pages to the prefix cache."""
+        self._beams.end()
         for one in self.texts():
             self._runner.release(one.table, tokens=one.shared_tokens)
 

@@ -10,7 +10,6 @@ pauses after a few of them. An error in a task ends it and no other.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import threading
@@ -23,15 +22,15 @@ from typing import Any, TypeVar
 from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.pace import Pace
+from pellucid.engine.pace import Pace, counts
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, hand_over
+from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, copied, hand_over
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.pipeline import Scheduled, Task
+from pellucid.pipeline import Scheduled, Task, Wait
 from pellucid.runtime.executor import FORKED
 from pellucid.runtime.memory import give_back_heap
-from pellucid.runtime.sequence import MOST_AHEAD
+from pellucid.runtime.sequence import CachedSequence
 
 T = TypeVar("T")
 AHEAD = 16
@@ -231,6 +230,8 @@ class Engine:
             return False
         if kind == "settle":
             self._settled.append(about)
+        elif kind == "ready":
+            self._go_on(*about)
         else:
             self._hear(kind, about)
         return True
@@ -276,10 +277,16 @@ class Engine:
         if (reading := self._scheduler.next_reading()) is not None:
             self._read(self._jobs[reading.task])
             return
+        scheduled, waiting = list[Scheduled](), any(job.waiting for job in self._jobs.values())
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
-            self._end(self._jobs[large.job.task], large.error)
+            if not waiting:  # else another one may have the pages
+                self._end(self._jobs[large.job.task], large.error)
+                return
+        if not scheduled and waiting:
+            self._hand_over()
+            self._heard(True, math.inf)
             return
         if not scheduled:
             stuck = next(job for job in self._scheduler if not job.paused)
@@ -298,10 +305,8 @@ class Engine:
                     one.sequence.whole or one.sequence.private
                 ):
                     self.runner.keep_prefix(one.sequence.table, one.sequence.tokens)
-                job = self._jobs.get(one.task)  # None: another of its sequences has failed in this step
-                if job and self._deliver(job, results):
-                    # Not again, should it lose its pages.
-                    one.sequence.wanted = max(one.sequence.wanted, one.sequence.table.length)
+                if job := self._jobs.get(one.task):  # else another of its sequences has failed in this step
+                    self._deliver(job, one.sequence, results)
         except BaseException as error:
             for task in {one.task for one in scheduled}:
                 if job := self._jobs.get(task):
@@ -309,7 +314,7 @@ class Engine:
             return
         seconds = time.perf_counter() - start - (self._draft_seconds - drafted)
         self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
-        self.pace.tell(*_counts(scheduled), seconds)
+        self.pace.tell(*counts(scheduled), seconds)
         self._scheduler.charge(scheduled, seconds)
         for task in dict.fromkeys(one.task for one in scheduled):
             job = self._jobs.get(task)
@@ -322,28 +327,42 @@ class Engine:
         self._no_longer_waits(job)
         self._hand_over()
         start = time.perf_counter()
-        self._deliver(job, job.task.turn())
+        self._deliver(job, None, job.task.turn())
         self._scheduler.charge_reading(job, time.perf_counter() - start)
         if not job.ended and job.task.done:
             self._end(job)
 
-    def _deliver(self, job: RunningJob, results: Iterator[Any]) -> bool:
-        """Compute results of a task and hand them to the reader. Returns False if the task has failed."""
+    def _deliver(self, job: RunningJob, sequence: CachedSequence | None, results: Iterator[Any]) -> None:
+        """Compute results of a task and hand them to the reader; of a ``sequence``, if it is no reading."""
         try:
             for result in results:
+                if isinstance(result, Wait):
+                    job.waiting += 1
+                    ready = ("ready", (job, sequence, results))
+                    result.job.add_done_callback(lambda _, ready=ready: self._inbox.put(ready))  # type: ignore[misc]
+                    return
                 if job.deliver:
                     job.deliver(result)
                     continue
                 job.sent += 1
                 self._results.append((job, result))
+            if sequence is not None:  # not again, should it lose its pages
+                sequence.wanted = max(sequence.wanted, sequence.table.length)
         except BaseException as error:
             self._end(job, error)
-            return False
+            return
         if job.is_ahead:
             job.paused = True
             if not job.is_ahead:  # the reader has looked before
                 self._inbox.put(("read", job))
-        return True
+
+    def _go_on(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
+        """Continue with the results of a sequence that has waited for another thread."""
+        job.waiting -= 1
+        if not job.ended:
+            self._deliver(job, sequence, results)
+        if not job.ended and job.task.done:
+            self._end(job)
 
     def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
         """Take a job out, give its pages back, and tell its reader."""
@@ -372,25 +391,3 @@ class Engine:
         for job in hand_over(results):
             if not job.ended:
                 self._inbox.put(("close", job))
-
-
-def copied(error: BaseException) -> BaseException:
-    """An error for one of several readers: each raises its own, because raising adds to it."""
-    try:
-        made = copy.copy(error)
-    except Exception:
-        return error
-    made.__cause__ = error
-    return made
-
-
-def _counts(scheduled: list[Scheduled]) -> tuple[int, int]:
-    """The number of rows of texts that are made in a step, and of tokens of prompts."""
-    rows = prompts = 0
-    for one in scheduled:
-        tokens = len(one.chunk.tokens)
-        if tokens <= 1 + MOST_AHEAD and tokens == one.chunk.outputs:
-            rows += tokens
-        else:
-            prompts += tokens
-    return rows, prompts

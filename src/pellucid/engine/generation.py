@@ -10,7 +10,7 @@ from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
 from pellucid.engine.scoring import token_logprobs
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.errors import KernelError
-from pellucid.pipeline import ChunkOutput
+from pellucid.pipeline import ChunkOutput, Wait
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
@@ -90,11 +90,9 @@ class GenerationTask:
         self._texts = self._begin()
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """The prompt until it has been read, then the sequences that have not ended."""
+        """The prompt until it has been read, then the sequences that have not ended and wait for nothing."""
         self._release_stopped()
-        return [
-            one for one in self.texts() if not (isinstance(one, TextSequence) and (one.done or one.stopped))
-        ]
+        return [one for one in self.texts() if not (isinstance(one, TextSequence) and one.rests)]
 
     def texts(self) -> Sequence[CachedSequence]:
         """The prompt until it has been read, then all sequences."""
@@ -102,7 +100,7 @@ class GenerationTask:
 
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput]]:
+    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
         """Yield the tokens that follow: one after the prompt, one after each row of a sequence."""
         raise_of(sequence.probe)
         try:
@@ -113,7 +111,7 @@ class GenerationTask:
 
     def _take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput]]:
+    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return
@@ -127,18 +125,20 @@ class GenerationTask:
                 probe.follow(self._probes[0])
         for number, text in enumerate(self._texts):
             text.begin(self.prompt.tokens, self._runner.fork(table) if number else table)
+            text.waits = True  # for those before it
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 
     def _advance(
         self, text: TextSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput]]:
-        number = self._texts.index(text)
+    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
+        number, text.waits = self._texts.index(text), False
         for row in outputs:
+            for output in text.sample(row, seconds):
+                yield output if isinstance(output, Wait) else (number, output)
             if text.stopped:
                 break
-            output, seconds = text.sample(row, seconds), 0.0
-            yield number, output
+            seconds = 0.0
             if text.done:
                 self._runner.release(text.table, tokens=text.shared_tokens)
                 return
@@ -146,7 +146,7 @@ class GenerationTask:
                 self._runner.truncate(text.table, length)
                 text.extend(self._pace)
                 return
-        if not text.left:
+        if text.sampled_all:
             text.extend(self._pace)
 
     def watch(self, probes: Sequence[SequenceWatch]) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pellucid.pipeline import Scheduled
+from pellucid.runtime.sequence import MOST_AHEAD
+
 ROW = 0.06  # what a row adds to the time of the first, until it is measured
 LEAST = 8  # tokens of a prompt in a step, however slow it is: with fewer, each takes much longer
 NEW = 0.2  # the weight of the last step in the averages
@@ -74,3 +79,15 @@ class Pace:
         times = self._times[nearest] * (1 + ROW * (rows - 1)) / (1 + ROW * (nearest - 1))
         bounds = (taken * max(1.0, rows / known) for known, taken in self._times.items())
         return max(min(times, *bounds), 1.0) if rows else 0.0
+
+
+def counts(scheduled: Sequence[Scheduled]) -> tuple[int, int]:
+    """The number of rows of texts that are made in a step, and of tokens of prompts."""
+    rows = prompts = 0
+    for one in scheduled:
+        tokens = len(one.chunk.tokens)
+        if tokens <= 1 + MOST_AHEAD and tokens == one.chunk.outputs:
+            rows += tokens
+        else:
+            prompts += tokens
+    return rows, prompts

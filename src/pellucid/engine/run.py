@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import weakref
@@ -62,7 +63,7 @@ class RunningJob(Job):
     """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
 
     There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits
-    for ``reader``.
+    for ``reader``. ``waiting`` counts the sequences that wait for another thread.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class RunningJob(Job):
         self.results: SimpleQueue[Any] = SimpleQueue()
         self.deliver = deliver
         self.reader: asyncio.Future[None] | None = None
-        self.sent = self.read = 0
+        self.sent = self.read = self.waiting = 0
         self.ended = False
 
     @property
@@ -180,3 +181,13 @@ def _close(inbox: SimpleQueue[Any], job: RunningJob) -> None:
     """Ask the engine to end a job."""
     if not job.ended:
         inbox.put(("close", job))
+
+
+def copied(error: BaseException) -> BaseException:
+    """An error for one of several readers: each raises its own, because raising adds to it."""
+    try:
+        made = copy.copy(error)
+    except Exception:
+        return error
+    made.__cause__ = error
+    return made

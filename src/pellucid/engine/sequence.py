@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from pellucid.engine.draft import DraftGain, DraftModel, DraftText
 from pellucid.engine.pace import Pace
 from pellucid.engine.speculation import MOST, Gain, PromptLookup
+from pellucid.pipeline import Wait
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 MAX_FORCED_TOKENS = MOST_AHEAD
 """How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
@@ -53,7 +58,8 @@ class TextSequence(CachedSequence):
     """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
     A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. Its text goes on after that of the
-    tokens ``begun``. ``GenerationTask`` sets ``tokens`` and ``table`` once the prompt has been read.
+    tokens ``begun``. While it ``waits`` for another thread, it has nothing to read. ``GenerationTask`` sets ``tokens``
+    and ``table`` once the prompt has been read.
     """
 
     def __init__(
@@ -69,7 +75,7 @@ class TextSequence(CachedSequence):
         begun: Sequence[int] = (),
     ) -> None:
         super().__init__([])
-        self.sampler, self.done, self.stopped = sampler, False, False
+        self.sampler, self.done, self.stopped, self.waits = sampler, False, False, False
         self._gain, self._lookup = Gain(), PromptLookup() if speculates else None
         self._drafted = DraftText(draft) if draft else None
         self._draft_gain = DraftGain(draft) if draft else None
@@ -81,11 +87,36 @@ class TextSequence(CachedSequence):
         for token in begun:
             self._stop.push(self._detokenizer.push(token), last=False)
 
-    def sample(self, logits: NDArray[np.float32], seconds: float) -> TokenOutput:
-        """Sample a token from logits (V,) and detokenize it."""
+    @property
+    def rests(self) -> bool:
+        """Whether it has nothing to read: it has ended, or waits."""
+        return self.done or self.stopped or self.waits
+
+    def sample(self, logits: NDArray[np.float32], seconds: float) -> Iterator[TokenOutput | Wait]:
+        """Sample a token from logits (V,) and detokenize it. The last result is the token's; before it there are waits.
+
+        A text that has been stopped meanwhile has no such result.
+        """
+        if job := self.sampler.preparing:
+            yield from self._wait(job)
+        if self.stopped:
+            return
         draw = self.sampler.sample(logits, watch=self._watch)  # softmax → sample
         token, self._limit = draw.token, self._limit - 1
         self._token, self._place = token, self._place + 1
+        if job := self.sampler.advancing:
+            yield from self._wait(job)
+        if not self.stopped:
+            yield self._output(draw, seconds)
+
+    def _wait(self, job: Future[None]) -> Iterator[Wait]:
+        self.waits = True
+        yield Wait(job)
+        self.waits = False
+
+    def _output(self, draw: Draw, seconds: float) -> TokenOutput:
+        """The output of a token, which is detokenized."""
+        token = draw.token
         if token in self._end_ids:
             self.done = True
             self._tell_gain()
@@ -126,10 +157,11 @@ class TextSequence(CachedSequence):
         return lookup.proposed + draft.proposed, lookup.accepted + draft.accepted
 
     def end(self) -> None:
-        """It goes on no more: the draft model gives up what it has of it."""
+        """Free what the draft model and the sampler hold of the text, which has ended."""
         if self._drafted:
             self._drafted.close()
             self._drafted = None
+        self.sampler.end()
 
     def _flush(self) -> str:
         """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
@@ -144,6 +176,11 @@ class TextSequence(CachedSequence):
         """The length of the text before the sampled token, if another one was read in its place; else None."""
         here = self._place
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
+
+    @property
+    def sampled_all(self) -> bool:
+        """Whether the sampled token follows all known tokens. Whether these are in the cache does not matter."""
+        return self._place == len(self.tokens)
 
     def extend(self, pace: Pace) -> None:
         """Add the sampled token and those after it that are forced or proposed, which are read in one step."""

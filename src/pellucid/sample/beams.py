@@ -17,9 +17,9 @@ The search knows no model: ``BeamSearch.step`` takes logits and returns the next
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct, field
@@ -30,6 +30,9 @@ from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates, Floats
 from pellucid.sample.chain import Sampler
 from pellucid.util.checks import real, whole
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 MAX_BEAMS = 64
 
@@ -193,6 +196,12 @@ class BeamSearch:
 
     def step(self, rows: Sequence[NDArray[np.float32]]) -> list[Beam]:
         """Advance by one token. ``rows`` are the logits (V,) after each of ``beams``; returns the new ``beams``."""
+        for job in self.advance(rows):
+            job.result()
+        return self.beams
+
+    def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
+        """As ``step``; yields the jobs of other threads that must end before the next iteration."""
         place = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
@@ -201,7 +210,10 @@ class BeamSearch:
                 used += [self._padding] * self._size
                 continue
             beams = [place[id(beam)] for beam in group.beams]
-            self._advance(group, beams, self._candidates(group, beams, first, used))
+            for beam in group.beams:
+                if job := beam.sampler.preparing:
+                    yield job
+            yield from self._advance(group, beams, self._candidates(group, beams, first, used))
             used += [beam.node.token for beam in group.beams]
         self._steps += 1
         for group in self._groups:
@@ -210,7 +222,6 @@ class BeamSearch:
         if self._steps == self.limit:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
-        return self.beams
 
     def results(self) -> list[Found]:
         """The best finished texts, best first. The search need not be over.
@@ -247,6 +258,12 @@ class BeamSearch:
                     if beam.node.id:
                         self._finish(group, beam.node, reason)
                 group.done = True
+
+    def end(self) -> None:
+        """Free what the samplers hold: the search has ended."""
+        for beam in [beam for group in self._groups for beam in group.beams]:
+            beam.sampler.end()
+        self._sampler.end()
 
     def _log_softmax(self, row: NDArray[np.float32]) -> Candidates:
         where = f"token {self._steps}"
@@ -291,8 +308,10 @@ class BeamSearch:
         found.sort(key=lambda one: (-one[0], one[1], one[2]))
         return found[:wanted]
 
-    def _advance(self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]) -> None:
-        """Replace a group's beams by the best candidates, and finish those that end."""
+    def _advance(
+        self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
+    ) -> Iterator[Future[None]]:
+        """Replace a group's beams by the best candidates, and finish those that end. Yields as ``advance``."""
         running: list[Beam] = []
         for rank, (score, at, token) in enumerate(candidates):
             if len(running) == self._size and rank >= 2 * self._size:
@@ -305,6 +324,8 @@ class BeamSearch:
             elif len(running) < self._size:
                 sampler = parent.sampler.fork()
                 sampler.accept(token)
+                if job := sampler.advancing:
+                    yield job
                 if sampler.complete:
                     self._finish_or_prune(group, node, rank)
                 else:
@@ -320,6 +341,7 @@ class BeamSearch:
                 beam.node.state, beam.node.ended = "extended", self._steps
                 if not children:
                     self._prune(beam.node, "none of its continuations is among the best")
+                beam.sampler.end()
         group.beams, group.done = running, not running
 
     def _finish_or_prune(self, group: _Group, node: Node, rank: int) -> None:

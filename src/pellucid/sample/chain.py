@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from pellucid.sample.candidates import DAMAGED, Candidates
 from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 SEED_BITS = 64  # of a seed; the bits above them number the sequences of one request
 
@@ -106,6 +109,7 @@ class Sampler:
     ) -> None:
         self.steps, self.greedy, self.history, self.vocabulary = steps, greedy, history, vocabulary
         self._observers = [step for step in steps if type(step).accept is not SamplerStep.accept]
+        self._workers = [step for step in steps if type(step).preparing is not SamplerStep.preparing]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
         """Sample the next token from ``logits`` (V,) float32. ``watch`` records what each step did.
@@ -175,6 +179,21 @@ class Sampler:
     def forced(self) -> list[int]:
         """Tokens that must come next, whatever the logits are."""
         return next((list(step.forced) for step in self.steps if step.forced), [])
+
+    @property
+    def advancing(self) -> Future[None] | None:
+        """The job that must end before ``complete`` is known; None if it is known."""
+        return next((job for step in self._workers if (job := step.advancing)), None)
+
+    @property
+    def preparing(self) -> Future[None] | None:
+        """The job that must end before the next token can be sampled; None if it can be."""
+        return next((job for step in self._workers if (job := step.preparing)), None)
+
+    def end(self) -> None:
+        """The text has ended: free what the steps have."""
+        for step in self.steps:
+            step.end()
 
     def fork(self) -> Sampler:
         """A copy that can diverge."""

@@ -21,7 +21,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.util.registry import discover_classes, file_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Kind = Literal["change", "forbid", "scale", "cut"]
 """What a step does: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
@@ -213,8 +216,21 @@ class SamplerStep:
         """Tokens that must come next, whatever the logits are; several of them run in one step."""
         return ()
 
+    @property
+    def advancing(self) -> Future[None] | None:
+        """The job that must end before ``complete`` is known; None if it is known."""
+        return None
+
+    @property
+    def preparing(self) -> Future[None] | None:
+        """The job that must end before ``apply`` can be called, which waits otherwise; None if it can be."""
+        return None
+
     def accept(self, token: int, probability: float) -> None:
         """Record a sampled token and its probability after the chain."""
+
+    def end(self) -> None:
+        """The text has ended: free what the step has."""
 
     def fork(self) -> SamplerStep:
         """A copy that can diverge; the step itself if it has no state."""

@@ -195,6 +195,7 @@ def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:
     context = RequestContext(llm.tokenizer, llm.tokenizer.eos_ids, 0, False, llm.tokenizer.vocab_size)
     matching = Matching(compiled("grammar", grammar), context)
     for token in ids:
+        matching._prepared.result()
         if matching.forced:
             if matching.forced[0] != token:
                 return False

@@ -1,6 +1,13 @@
 """Constraints on a text, matched with llguidance.
 
-grammar.py    an option's value → a checked grammar
-schema.py     checks of JSON schemas
-matching.py   the state of a text in a grammar, and the tokens that may come next
+grammar.py      an option's value → a checked grammar
+schema.py       checks of JSON schemas
+finite.py       parts of a schema without a finite text
+overlap.py      options of a schema that exclude each other
+subschemas.py   the parts of a schema, and where a problem is
+runs.py         how long a text a grammar may force
+problems.py     refusals in our words
+vocabulary.py   a vocabulary as llguidance reads it
+matching.py     the state of a text in a grammar, and the tokens that may come next
+workers.py      the threads that compile grammars and compute masks
 """

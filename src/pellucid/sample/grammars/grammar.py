@@ -9,31 +9,44 @@ from __future__ import annotations
 import functools
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.sample.grammars import schema
-from pellucid.sample.grammars.schema import refused, short
+from pellucid.sample.grammars import schema, workers
+from pellucid.sample.grammars.problems import refusal, refused
+from pellucid.sample.grammars.runs import has_long_runs
+from pellucid.sample.grammars.schema import short
+from pellucid.sample.grammars.subschemas import innermost
 from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
 DEEPEST, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
-MAX_CHOICES, LONGEST_CHOICE = 10_000, 4096
+MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts, characters of one and of all
 # White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
 # needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
-LIMITS = {"max_grammar_size": 200_000, "initial_lexer_fuel": 1_000_000, "max_lexer_states": 100_000}
+LIMITS = {
+    "max_grammar_size": 200_000,  # symbols
+    "initial_lexer_fuel": 250_000,  # nodes of regular expressions, and twice the bytes that are forced at the start
+    "max_lexer_states": 100_000,  # 400 bytes each
+    "verbose_errors": False,
+}
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form."""
+    """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form.
+
+    ``long_runs``: it may force long texts.
+    """
 
     kind: str
     source: str
+    long_runs: bool = False
 
 
 def compiled(kind: str, value: Any) -> Grammar:
@@ -47,18 +60,37 @@ def compiled(kind: str, value: Any) -> Grammar:
 
 @functools.lru_cache(maxsize=64)
 def _checked(kind: str, text: str) -> Grammar:
-    from llguidance import LLMatcher, LLParserLimits
-
     try:
         source = _source(kind, text)
-        problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+        problem = _problem(source)
     except BaseException as error:  # the GBNF reader has its own error types, and the Rust code may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         problem = str(error) or type(error).__name__
+    if problem and kind == "json_schema":
+        raise refusal(kind, *innermost(json.loads(text), problem, _problem_of_schema))
     if problem:
-        raise refused(kind, problem)
-    return Grammar(kind, source)
+        raise refusal(kind, "", problem, translated=_is_gbnf(text))
+    return Grammar(kind, source, has_long_runs(kind, text))
+
+
+def _problem(source: str) -> str:
+    """Why llguidance refuses a grammar; empty if it does not."""
+    return workers.lane("large").submit(_validated, source).result()
+
+
+def _problem_of_schema(schema: Any) -> str:
+    return _problem(_source("json_schema", json.dumps(schema)))
+
+
+def _validated(source: str) -> str:
+    from llguidance import LLMatcher, LLParserLimits
+
+    begun = time.thread_time()
+    found = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+    if time.thread_time() - begun > workers.LONG:
+        workers.trim()
+    return found
 
 
 def _source(kind: str, text: str) -> str:
@@ -73,7 +105,11 @@ def _source(kind: str, text: str) -> str:
     if kind == "choices":  # one terminal, because a rule with thousands of alternatives is too large
         words = " | ".join(map(json.dumps, json.loads(text)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {words}")
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if "::=" in text else text)
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(_unescape(text)) if _is_gbnf(text) else text)
+
+
+def _is_gbnf(grammar: str) -> bool:
+    return "::=" in grammar
 
 
 def _unescape(gbnf: str) -> str:
@@ -113,6 +149,10 @@ def _read_choices(kind: str, value: Any) -> str:
         raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MAX_CHOICES:,}: give fewer")
     for one in value:
         checks.text(kind, one, LONGEST_CHOICE)
+    if (total := sum(map(len, value))) > LONGEST_CHOICES:
+        raise InvalidRequest(
+            f"{kind} has {total:,} characters; the limit is {LONGEST_CHOICES:,}: give fewer texts, or shorter ones"
+        )
     return json.dumps(list(value))
 
 

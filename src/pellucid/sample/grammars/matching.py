@@ -1,202 +1,282 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
-After each token the mask of the tokens that may follow is computed. If the model leaves a core idle, a separate thread
-computes it during the model's next step.
+After each token a thread computes the mask of the tokens that may follow (``workers.py``), during the model's next
+step. Where that takes long, only this text waits for it.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import weakref
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
+from pellucid.sample.grammars import workers
 from pellucid.sample.grammars.grammar import LIMITS, Grammar
-from pellucid.sample.grammars.schema import refused
-from pellucid.sample.step import RequestContext, TokenizerProtocol
+from pellucid.sample.grammars.problems import refusal
+from pellucid.sample.grammars.vocabulary import tree_of
+from pellucid.sample.step import RequestContext
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import Future
 
     from llguidance import LLMatcher, LLTokenizer
 
-PLAINLY = {
-    "NoExtensionBias": "there is no text that it allows",
-    "NoExtension": "there is no text that it allows",
-}
-MAX_TREES = 4  # cached for one vocabulary
+PATIENCE = 0.001
+"""Seconds that a step waits for a mask. Most take a tenth of it; for others only the text waits."""
+SLOW = 0.005  # seconds for a mask that make a grammar slow
+SECONDS, SECONDS_PER_TOKEN = 10.0, 0.02
+"""The limit of the processor's time for the masks of a request: a time, or one for each token if that is more."""
+MOST_FORCED = 256  # tokens that the parser may be ahead of a text
 
 
-class _Vocabulary:
-    """A vocabulary in the form that llguidance reads, with an additional end token if it has none."""
+class _Cost:
+    """The cost of the masks of a text and of its forks.
 
-    def __init__(self, tokenizer: TokenizerProtocol, ends: frozenset[int]) -> None:
-        size = tokenizer.vocab_size
-        self.bos_token_id = None
-        self.eos_token_id = min(ends, default=size)
-        self.special_token_ids = [token for token in range(size) if tokenizer.is_special(token)]
-        self.tokens = [tokenizer.token_bytes(token) for token in range(size)]
-        if not ends:
-            self.special_token_ids.append(size)
-            self.tokens.append(b"<end>")
-        self._tokenizer, self._size = weakref.ref(tokenizer), size
+    A ``large`` grammar may take much memory. With ``apart`` only threads of ``workers.py`` use a matcher, one after the
+    other with ``lock``: forks share a lexer, and llguidance waits for it with the interpreter's lock held.
+    """
 
-    def __call__(self, text: bytes | str) -> list[int]:
-        data = text if isinstance(text, bytes) else text.encode()
-        tokenizer = self._tokenizer()
-        ids = (
-            [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)
-        )
-        # Some tokenizers put a space before a text, and the bytes may not be valid UTF-8.
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._longest_matches(data)
+    def __init__(self, apart: bool) -> None:
+        self.large = self.apart = apart
+        self.slow = False
+        self.seconds, self.masks = 0.0, 0
+        self.lock = threading.Lock()
 
-    def _longest_matches(self, data: bytes) -> list[int]:
-        """Tokenize by the longest match at each position, up to the first position without a match."""
-        found, at = [], 0
-        while at < len(data):
-            for stop in range(min(at + self._longest, len(data)), at, -1):
-                if (token := self._by_bytes.get(data[at:stop])) is not None:
-                    found.append(token)
-                    at = stop
-                    break
-            else:
-                return found
-        return found
+    def add(self, seconds: float) -> None:
+        """Count the processor's time for a mask."""
+        self.seconds, self.masks = self.seconds + seconds, self.masks + 1
+        if seconds > SLOW:
+            self.slow = self.large = self.apart = True
 
-    @functools.cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        """The lowest token id of each byte string."""
-        special = set(self.special_token_ids)
-        return {self.tokens[token]: token for token in range(self._size - 1, -1, -1) if token not in special}
-
-    @functools.cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._by_bytes), default=0)
-
-
-_trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (
-    weakref.WeakKeyDictionary()
-)
-"""llguidance's trees of a vocabulary, by the tokens that end a text. One of 262,144 tokens takes a second to build."""
-
-
-def _tree(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    known = _trees.setdefault(tokenizer, {})
-    if ends not in known:
-        if len(known) >= MAX_TREES:
-            known.pop(next(iter(known)))
-        pieces = _Vocabulary(tokenizer, ends)
-        wrapped = TokenizerWrapper(pieces)
-        known[ends] = LLTokenizer(
-            wrapped, n_vocab=len(pieces.tokens), eos_token=sorted(ends) or [tokenizer.vocab_size]
-        )
-    return known[ends]
-
-
-@functools.cache
-def _mask_pool() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor  # slow to import, and only grammars need it
-
-    return ThreadPoolExecutor(1, thread_name_prefix="pellucid-grammar")
-
-
-if hasattr(os, "register_at_fork"):  # a forked child would inherit the pool without its thread
-    os.register_at_fork(after_in_child=_mask_pool.cache_clear)
+    def check(self, kind: str) -> None:
+        """Raise InvalidRequest if the time is used up."""
+        limit = max(SECONDS, self.masks * SECONDS_PER_TOKEN)
+        if self.seconds > limit:
+            raise InvalidRequest(
+                f"{kind} took {self.seconds:.1f} s of the processor for {self.masks:,} tokens; the limit is "
+                f"{limit:.1f} s: make it less ambiguous, so that a text fits it in one way only"
+            )
 
 
 class Matching:
     """The state of a text in a grammar, and the tokens that may come next.
 
     Where the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
-    come. While a mask is being computed, nothing else may use the matcher.
+    come. A token is taken at once if the masks so far were quick: the mask that allowed the token went through its
+    bytes, so the token takes no longer. Otherwise a thread takes it.
+
+    Raises:
+        InvalidRequest: the grammar cannot be matched, or takes too long.
     """
 
     def __init__(self, grammar: Grammar, context: RequestContext) -> None:
-        from llguidance import LLMatcher, LLParserLimits
-
         tokenizer, self._ends = context.tokenizer, context.eos_ids
         self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.spare_core
-        limits = LLParserLimits(**LIMITS)  # type: ignore[arg-type]
-        self._matcher = LLMatcher(_tree(tokenizer, self._ends), grammar.source, log_level=0, limits=limits)
-        self.forced: list[int] = []
-        self._stopped, self._pending = False, _done()
-        self._advance()
+        self._cost, self._problem = _Cost(grammar.long_runs), ""
+        self._matcher: LLMatcher | None = None
+        self._state: tuple[bool, list[int]] = (False, [])  # whether the parser has stopped, the forced tokens
+        # Jobs that must end before ``complete`` is known, and before the next token can be chosen.
+        self._advanced = self._prepared = _future(done=True)
+        tree = tree_of(tokenizer, self._ends)
+        try:
+            workers.lane("large").submit(self._compile, tree, grammar.source).result()
+            if self._cost.apart:
+                self._work_apart(None)
+                self._prepared.result()
+                self._check()
+            else:
+                self._advance()
+        except BaseException:
+            self.close()
+            raise
+
+    def _compile(self, tree: LLTokenizer, source: str) -> None:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits, begun = LLParserLimits(**LIMITS), time.thread_time()  # type: ignore[arg-type]
+        self._matcher = LLMatcher(tree, source, log_level=0, limits=limits)
+        self._spare = LLMatcher(tree, "", log_level=0)
+        if time.thread_time() - begun > workers.LONG:
+            self._cost.large = True
+
+    @property
+    def forced(self) -> list[int]:
+        """The tokens that must come, as far as they are known yet."""
+        return self._state[1]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow."""
-        return self._stopped and not self.forced
+        """Whether nothing can follow.
+
+        Raises:
+            InvalidRequest: the last token made the grammar too complex.
+        """
+        self._advanced.result()
+        stopped, forced = self._state
+        if stopped:
+            self._check()
+        return stopped and not forced
+
+    @property
+    def advancing(self) -> Future[None] | None:
+        """The job that must end before ``complete`` is known; None if it is known."""
+        return self._unended(self._advanced)
+
+    @property
+    def preparing(self) -> Future[None] | None:
+        """The job that must end before the next token can be chosen; None if it can be."""
+        return None if self.forced else self._unended(self._prepared)
+
+    def _unended(self, job: Future[None]) -> Future[None] | None:
+        """A job, unless it ends soon."""
+        if job.done():
+            return None
+        if not self._cost.slow:
+            from concurrent.futures import TimeoutError as TimedOut
+
+            try:
+                job.exception(PATIENCE)
+            except TimedOut:
+                return job
+            return None
+        return job
 
     def among(self, candidates: Candidates) -> Candidates:
         """The candidates that may come next.
 
         Raises:
-            InvalidRequest: the grammar has become too complex to match.
+            InvalidRequest: the grammar has become too complex to match, or has taken too long.
         """
-        if self.forced:
-            return candidates.keep(candidates.places(np.array(self.forced[:1])))
-        self._pending.result()
-        self._check()
+        if not self.forced:
+            self._prepared.result()
+            self._check()
+        if forced := self.forced:
+            return candidates.keep(candidates.places(np.array(forced[:1])))
         return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:
         """Advance by a token."""
-        if self.forced:
-            del self.forced[0]
-        elif token not in self._ends:
-            self._pending.result()
+        if not self.forced:
+            self._prepared.result()
+        if forced := self.forced:
+            del forced[0]
+        elif token in self._ends:
+            return
+        elif self._cost.apart:
+            self._work_apart(token)
+        elif self._matcher:
             self._matcher.consume_token(token)
             self._advance()
 
     def fork(self) -> Matching:
         """A copy that can diverge."""
-        self._pending.result()
+        self._prepared.result()
+        self._cost.apart = True
         made = object.__new__(Matching)
         made.__dict__.update(self.__dict__)
-        made._matcher, made.forced = self._matcher.deep_copy(), list(self.forced)
+        stopped, forced = self._state
+        made._state = stopped, list(forced)
+        if self._matcher:
+            made._matcher = self._matcher.deep_copy()
         return made
+
+    def close(self) -> None:
+        """The text has ended: free the parser's state."""
+        self._matcher = None
+        self._prepared.cancel()
+        if self._cost.large:
+            workers.lane("slow").submit(workers.trim, self._prepared)
+
+    def _check(self) -> None:
+        """Raise InvalidRequest if the grammar cannot be matched any further."""
+        if self._problem:
+            raise refusal(self._kind, "", self._problem)
+        self._cost.check(self._kind)
 
     def _advance(self) -> None:
         """Find the tokens that must come, and start to compute the mask of those that may come after them."""
+        matcher = self._matcher
+        assert matcher is not None, "it is closed"
+        self._set_state(matcher, self._take_forced(matcher))
         self._check()
-        if not self._matcher.is_stopped():
-            forced = self._matcher.compute_ff_tokens()
-            self.forced = forced[: self._matcher.try_consume_tokens(forced)]
-            self._check()
-        self._stopped = bool(self._matcher.is_stopped())
-        # One bit per token of _Vocabulary. A new array, because a fork may still read the previous one.
+        if not self._state[0]:
+            self._prepared = workers.lane("mask").submit(self._fill)
+            if not self._idle:  # a thread beside the model's threads would slow all of them down
+                self._unended(self._prepared)
+
+    @staticmethod
+    def _take_forced(matcher: LLMatcher) -> list[int]:
+        """Advance by the tokens that must come."""
+        if matcher.is_stopped():
+            return []
+        forced = matcher.compute_ff_tokens()[:MOST_FORCED]
+        return forced[: matcher.try_consume_tokens(forced)]
+
+    def _set_state(self, matcher: LLMatcher, forced: list[int]) -> None:
+        """Keep what is known of the state after a token, with a mask that allows only the end of a complete text."""
+        if matcher.is_error():
+            self._problem = matcher.get_error()
+        stopped = matcher.is_stopped()
+        # One bit per token of the tree. A new array, because a fork may still read the previous one.
         self._mask = np.zeros(-(-(self._size + (not self._ends)) // 32), np.uint32)
-        if self._stopped:
+        if stopped:
             for end in self._ends:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))
-        elif self._idle:
-            self._pending = _mask_pool().submit(_fill, self._matcher, self._mask)
-        else:  # a thread beside the model would cost more: each would wait for the other
-            _fill(self._matcher, self._mask)
+        self._state = stopped, forced
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            problem = self._matcher.get_error().partition("<state>")[
-                0
-            ]  # the rest is the parser's internal state
-            raise refused(self._kind, PLAINLY.get(problem.strip(), problem))
+    def _fill(self) -> None:
+        """Compute the mask, without the interpreter's lock."""
+        matcher, mask = (
+            self._matcher,
+            self._mask,
+        )  # llguidance gets only its address: the array must stay alive
+        if matcher is None:
+            return
+        begun = time.thread_time()
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._cost.add(time.thread_time() - begun)
+        if matcher.is_error():
+            self._problem = matcher.get_error()
+
+    def _work_apart(self, token: int | None) -> None:
+        """Have a thread advance by a token, and compute the mask after it."""
+        self._advanced = _future()
+        lane = workers.lane("slow" if self._cost.slow else "large" if token is None else "mask")
+        self._prepared = lane.submit(self._apart, token, self._advanced)
+        self._unended(self._prepared)
+
+    def _apart(self, token: int | None, advanced: Future[None]) -> None:
+        matcher = self._matcher
+        try:
+            if matcher is None:
+                return
+            with self._cost.lock:
+                if token is not None:
+                    workers.consume(matcher, token, self._spare)
+                self._set_state(matcher, [])
+                advanced.set_result(None)
+                if self._state[0]:
+                    return
+                # The mask first: it finds what must come, however much that is, without the interpreter's lock.
+                self._fill()
+                one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
+                if one_way and (forced := self._take_forced(matcher)):
+                    self._set_state(matcher, forced)
+                    if not self._state[0]:
+                        self._fill()
+        finally:
+            if not advanced.done():
+                advanced.set_result(None)
 
 
-def _done() -> Future[None]:
-    """A future that is already done."""
+def _future(*, done: bool = False) -> Future[None]:
     from concurrent.futures import Future
 
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
-
-
-def _fill(matcher: LLMatcher, mask: NDArray[np.uint32]) -> None:
-    """Compute a mask. llguidance gets only its address, so this call must keep the array alive."""
-    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    made: Future[None] = Future()
+    if done:
+        made.set_result(None)
+    return made

@@ -13,20 +13,17 @@ from fractions import Fraction
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
+from pellucid.sample.grammars.finite import without_endless_parts
+from pellucid.sample.grammars.overlap import as_any_of
+from pellucid.sample.grammars.problems import refused
+from pellucid.sample.grammars.subschemas import subschemas, target
 
 LONGEST = 1 << 20  # characters
 DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
 MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
 LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
 MAX_MULTIPLE = 10_000  # multiples are enumerated digit by digit
-
-_SCHEMA_KEYS = (
-    "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
-    "unevaluatedItems", "unevaluatedProperties",
-)  # fmt: skip
-_LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
 _LEAP = r"(?:\d{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
@@ -66,13 +63,9 @@ def read(kind: str, value: Any) -> str:
     if schema is True:
         return "{}"
     _SchemaChecker(kind, schema).check()
+    for part in without_endless_parts(kind, schema):
+        as_any_of(schema, part)
     return json.dumps(schema)
-
-
-def refused(kind: str, problem: str) -> InvalidRequest:
-    """The error for a constraint that cannot be enforced."""
-    line = " ".join(shown(line.strip()) for line in problem.splitlines() if line.strip())
-    return InvalidRequest(f"{kind} cannot be followed: {line[:200]}; mend it, or leave it out")
 
 
 def short(kind: str, text: str, most: int) -> None:
@@ -125,7 +118,7 @@ class _SchemaChecker:
             # It stays 0 for a node that occurs again below itself: a cycle, which llguidance does not unroll.
             depths[id(node)] = 0
             self._check_schema(node)
-            stack.append((node, self._subschemas(node)))
+            stack.append((node, self._inner(node)))
 
         enter(self.root)
         while stack:
@@ -146,33 +139,11 @@ class _SchemaChecker:
                     "make it simpler"
                 )
 
-    def _subschemas(self, node: Any) -> Iterator[Any]:
+    def _inner(self, node: Any) -> Iterator[Any]:
         """The direct subschemas of a schema, and the one that it refers to."""
-        if not isinstance(node, dict):
-            return
-        if isinstance(reference := node.get("$ref"), str):
-            yield self._resolve(reference)
-        for key in _SCHEMA_KEYS:
-            yield node.get(key)
-        for key in _LIST_KEYS:
-            if isinstance(several := node.get(key), list):
-                yield from several
-        for key in _MAP_KEYS:
-            if isinstance(named := node.get(key), dict):
-                yield from named.values()
-
-    def _resolve(self, reference: str) -> Any:
-        """The node that a reference points to. None if there is none; llguidance reports what is wrong with it."""
-        node = self.root
-        for part in reference.removeprefix("#").split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, dict) and part in node:
-                node = node[part]
-            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            else:
-                return None
-        return node
+        yield target(self.root, node)
+        for _, one in subschemas(node):
+            yield one
 
     def _check_schema(self, node: Any) -> None:
         """Check a single schema, and replace its formats by stricter patterns."""
@@ -213,5 +184,4 @@ class _SchemaChecker:
                 if max(common.numerator, part.denominator) > MAX_MULTIPLE:
                     raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
             stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
-            if isinstance(reference := one.get("$ref"), str):
-                stack.append(self._resolve(reference))
+            stack.append(target(self.root, one))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
@@ -20,6 +20,9 @@ from pellucid.sample.checking import anything
 from pellucid.sample.grammars.grammar import KINDS, compiled
 from pellucid.sample.grammars.matching import Matching
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ class Constraint(SamplerStep):
         assert self.matching is not None, "it is bound before it is applied"
         return self.matching.among(candidates)
 
+    @property
+    def advancing(self) -> Future[None] | None:
+        return None if self.matching is None else self.matching.advancing
+
+    @property
+    def preparing(self) -> Future[None] | None:
+        return None if self.matching is None else self.matching.preparing
+
     def accept(self, token: int, probability: float) -> None:
         if self.matching is not None:
             self.matching.accept(token)
+
+    def end(self) -> None:
+        if self.matching is not None:
+            self.matching.close()

@@ -1,0 +1,157 @@
+"""Schemas whose texts would have no end: a required property that refers to itself, a list of at least one such item.
+
+A part of a schema without a finite text allows no text at all, so it is replaced by a schema that allows none. If the
+whole schema has no finite text, it is refused. Numbers between two bounds get a limit of their decimals.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from pellucid.errors.messages import brief
+from pellucid.sample.grammars.problems import refused
+from pellucid.sample.grammars.subschemas import shown_path, subschemas, target
+
+NOTHING: dict[str, Any] = {"anyOf": []}
+"""A schema that no text satisfies, in a form that may be an option or an optional property."""
+DECIMALS = 10
+CONTAINERS, PROPERTIES = {"object", "array"}, ("properties", "patternProperties")
+
+
+class _Finite:
+    """Which parts of a schema have a finite text: the least fixed point, from the leaves on."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.nodes: dict[int, tuple[str, dict[str, Any]]] = {}
+        stack: list[tuple[str, Any]] = [("", root)]
+        while stack:
+            path, node = stack.pop()
+            if isinstance(node, dict) and id(node) not in self.nodes:
+                self.nodes[id(node)] = path, node
+                stack += [(path + more, one) for more, one in subschemas(node)]
+                if (other := target(root, node)) is not None:
+                    stack.append((node["$ref"].removeprefix("#"), other))
+        self.finite = set[int]()
+        left = [*reversed(self.nodes.items())]  # parts mostly come before what needs them
+        before = -1
+        while before != len(self.finite):
+            before = len(self.finite)
+            for key, (_, node) in left:
+                if any(all(map(self._any_ends, needs)) for needs in self._ways(node)):
+                    self.finite.add(key)
+            left = [one for one in left if one[0] not in self.finite]
+
+    def has_end(self, node: Any) -> bool:
+        """Whether a part is known to have a finite text. Parts that are no schema are reported elsewhere."""
+        return not isinstance(node, dict) or id(node) in self.finite
+
+    def _any_ends(self, choices: list[Any]) -> bool:
+        return any(map(self.has_end, choices))
+
+    def _ways(self, node: dict[str, Any]) -> list[list[list[Any]]]:
+        """The ways to satisfy a schema. Each needs several things, and one of some parts for each."""
+        if "const" in node or "enum" in node:
+            return [[]]
+        needs = [[one] for one in _list(node, "allOf")]
+        needs += [several for key in ("anyOf", "oneOf") if (several := _list(node, key))]
+        if (other := target(self.root, node)) is not None:
+            needs.append([other])
+        kinds = node.get("type")
+        kinds = {kinds} if isinstance(kinds, str) else set(filter(_is_text, _list(node, "type")))
+        ways = [
+            *map(self._of_object, [node] * ("object" in kinds)),
+            *map(self._of_array, [node] * ("array" in kinds)),
+        ]
+        return [needs + way for way in ways] if kinds and kinds <= CONTAINERS else [needs]
+
+    def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
+        """What an object needs: its required properties, or any."""
+        named, patterns = ((found if isinstance(found := node.get(key), dict) else {}) for key in PROPERTIES)
+        rest = [node.get("additionalProperties", True), *patterns.values()]
+        needs = [[named[one]] if one in named else rest for one in filter(_is_text, _list(node, "required"))]
+        least = _number(node, "minProperties")
+        return [*needs, [*named.values(), *rest]] if least > len(needs) else needs
+
+    def _of_array(self, node: dict[str, Any]) -> list[list[Any]]:
+        """What a list needs: its first items."""
+        first = _list(node, "prefixItems") or _list(node, "items")
+        rest = (
+            node.get("items", True)
+            if "prefixItems" in node or not first
+            else node.get("additionalItems", True)
+        )
+        least = int(_number(node, "minItems"))
+        return [*([one] for one in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
+
+    def endless(self) -> str:
+        """The path of a part that needs one that contains it."""
+        node, seen = self.root, set[int]()
+        while True:
+            seen.add(id(node))
+            needs = next(choices for choices in self._ways(node)[0] if not self._any_ends(choices))
+            if id(needs[0]) in seen:
+                return self.nodes[id(node)][0]
+            node = needs[0]
+
+
+def _list(node: dict[str, Any], key: str) -> list[Any]:
+    return found if isinstance(found := node.get(key), list) else []
+
+
+def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
+    """Remove what has no finite text from a schema. Returns its parts.
+
+    Raises:
+        InvalidRequest: the whole schema has no finite text, or two bounds of a number are too close.
+    """
+    parts = _Finite(root)
+    if not parts.has_end(root):
+        raise refused(
+            kind,
+            f"{shown_path(parts.endless())}: it must contain itself, so that no text ends",
+            "allow an alternative to it, such as null, or do not require it",
+        )
+    for key, (path, node) in parts.nodes.items():
+        if key not in parts.finite:
+            for name in node.keys() - {"$defs", "definitions"}:
+                del node[name]
+            node.update(NOTHING)
+        else:
+            _bound_decimals(kind, path, node)
+    return [node for _, node in parts.nodes.values()]
+
+
+def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
+    """Limit the decimals of a number between two bounds, after which nothing else would end it."""
+    if {"multipleOf", "const", "enum"} & node.keys() or not _may_be_fraction(node.get("type", "number")):
+        return
+    low = [node[key] for key in ("minimum", "exclusiveMinimum") if _is_number(node.get(key))]
+    high = [node[key] for key in ("maximum", "exclusiveMaximum") if _is_number(node.get(key))]
+    if not low or not high or max(low) >= min(high):
+        return
+    least, most = max(low), min(high)
+    if most - least < 10.0 ** (1 - DECIMALS):
+        raise refused(
+            kind,
+            f"{shown_path(path)}: a number between {brief(least)} and {brief(most)} needs over {DECIMALS} decimals",
+            "move them apart",
+        )
+    node["multipleOf"] = 10.0**-DECIMALS
+
+
+def _may_be_fraction(kinds: Any) -> bool:
+    return kinds == "number" or (isinstance(kinds, list) and "number" in kinds)
+
+
+def _number(node: dict[str, Any], key: str) -> float:
+    found = node.get(key)
+    return found if _is_number(found) else 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

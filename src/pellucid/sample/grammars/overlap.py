@@ -1,0 +1,183 @@
+"""``oneOf`` as ``anyOf`` where no value satisfies two of its options, so that both mean the same.
+
+llguidance has proofs for some schemas, and refuses the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+from pellucid.sample.grammars.subschemas import target
+
+MAX_OPTIONS, DEEPEST, MOST_PAIRS = 64, 16, 50_000
+KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
+LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+
+
+def as_any_of(root: Any, node: dict[str, Any]) -> None:
+    """Replace a schema's ``oneOf`` if its options are proved to exclude each other."""
+    several = node.get("oneOf")
+    if not isinstance(several, list) or not 0 < len(several) <= MAX_OPTIONS:
+        return
+    proof = _Exclusion(root)
+    if all(proof.excludes(one, other, DEEPEST) for one, other in combinations(several, 2)):
+        del node["oneOf"]
+        if "anyOf" in node:
+            node["allOf"] = [*node.get("allOf", []), {"anyOf": several}]
+        else:
+            node["anyOf"] = several
+
+
+class _Exclusion:
+    """Proves that no value satisfies two schemas. What it cannot prove is False."""
+
+    def __init__(self, root: Any) -> None:
+        self.root, self.left = root, MOST_PAIRS
+
+    def excludes(self, one: Any, other: Any, depth: int) -> bool:
+        """Whether no value satisfies both schemas."""
+        if one is False or other is False:
+            return True
+        if not isinstance(one, dict) or not isinstance(other, dict) or not depth:
+            return False
+        for first in self._parts(one, depth):
+            for second in self._parts(other, depth):
+                self.left -= 1
+                if self.left < 0:
+                    return False
+                if self._pair_excludes(first, second, depth - 1):
+                    return True
+        return False
+
+    def _parts(self, node: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
+        """The schema, the target of its reference, and the schemas of its ``allOf``: a value satisfies them all."""
+        self.left -= 1
+        if self.left < 0:
+            return
+        yield node
+        several = node.get("allOf")
+        for part in [target(self.root, node), *(several if isinstance(several, list) else [])]:
+            if isinstance(part, dict) and depth:
+                yield from self._parts(part, depth - 1)
+
+    def _pair_excludes(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+        for first, second in ((one, other), (other, one)):
+            values = _values(first)
+            if values is not None and all(self._refuses(second, value, depth) for value in values):
+                return True
+            for key in ("anyOf", "oneOf"):
+                several = first.get(key)
+                if isinstance(several, list) and all(self.excludes(part, second, depth) for part in several):
+                    return True
+        return all(self._of_kind(kind, one, other, depth) for kind in _kinds(one) & _kinds(other))
+
+    def _of_kind(self, kind: str, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+        """Whether no value of a kind satisfies both."""
+        if kind == "number":
+            return _apart(one, other, LOWER, UPPER)
+        if kind == "string":
+            return _apart(one, other, ("minLength",), ("maxLength",))
+        if kind == "array":
+            return _apart(one, other, ("minItems",), ("maxItems",)) or self._first_items(one, other, depth)
+        return kind == "object" and (
+            self._properties(one, other, depth) or self._properties(other, one, depth)
+        )
+
+    def _first_items(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+        """Whether two lists of at least one item differ in the first one."""
+        needed = [node for node in (one, other) if _number(node.get("minItems")) >= 1]
+        first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (one, other)]
+        return bool(needed) and self.excludes(first[0], first[1], depth)
+
+    def _properties(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+        """Whether a required property of the first excludes the other."""
+        mine, others = (
+            found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other)
+        )
+        closed = other.get("additionalProperties") is False and not other.get("patternProperties")
+        for name in _list(one, "required"):
+            if closed and name not in others:
+                return True
+            if name in mine and name in others and self.excludes(mine[name], others[name], depth):
+                return True
+        return False
+
+    def _refuses(self, node: Any, value: Any, depth: int) -> bool:
+        """Whether a value surely does not satisfy a schema."""
+        if node is False:
+            return True
+        if not isinstance(node, dict) or not depth:
+            return False
+        for part in self._parts(node, depth):
+            values = _values(part)
+            if _kind(value) not in _kinds(part) or (
+                values is not None and not any(map(_same(value), values))
+            ):
+                return True
+            if part.get("type") == "integer" and isinstance(value, float) and not value.is_integer():
+                return True
+            several = part.get("anyOf")
+            if isinstance(several, list) and all(self._refuses(one, value, depth - 1) for one in several):
+                return True
+            as_schema = {"number": {"minimum": value, "maximum": value}}.get(_kind(value))
+            if as_schema and _apart(as_schema, part, LOWER, UPPER):
+                return True
+            length = len(value) if isinstance(value, (str, list)) else None
+            keys = ("Length", "Items")[isinstance(value, list)]
+            if length is not None and _apart(
+                {f"min{keys}": length, f"max{keys}": length}, part, (f"min{keys}",), (f"max{keys}",)
+            ):
+                return True
+            if isinstance(value, dict) and any(name not in value for name in _list(part, "required")):
+                return True
+        return False
+
+
+def _values(node: dict[str, Any]) -> list[Any] | None:
+    """The values that ``const`` or ``enum`` allow."""
+    if "const" in node:
+        return [node["const"]]
+    return found if isinstance(found := node.get("enum"), list) else None
+
+
+def _same(value: Any) -> Any:
+    """JSON's equality: True is no 1."""
+    return lambda other: _kind(value) == _kind(other) and value == other
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    names = ((str, "string"), (list, "array"), (dict, "object"))
+    return next((name for kind, name in names if isinstance(value, kind)), "number")
+
+
+def _kinds(node: dict[str, Any]) -> frozenset[str]:
+    kinds = node.get("type")
+    found = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else KINDS
+    return frozenset("number" if kind == "integer" else kind for kind in found if isinstance(kind, str))
+
+
+def _apart(
+    one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
+) -> bool:
+    """Whether the ranges of two schemas have nothing in common."""
+    for first, second in ((one, other), (other, one)):
+        for high in upper:
+            for low in lower:
+                most, least = _number(first.get(high), None), _number(second.get(low), None)
+                if most is None or least is None:
+                    continue
+                if most < least or (most == least and "exclusive" in high + low):
+                    return True
+    return False
+
+
+def _number(value: Any, default: Any = 0) -> Any:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+
+
+def _list(node: dict[str, Any], key: str) -> list[Any]:
+    return found if isinstance(found := node.get(key), list) else []

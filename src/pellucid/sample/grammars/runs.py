@@ -1,0 +1,54 @@
+"""How long a text a grammar may force: one that must come, because nothing else may.
+
+llguidance finds a forced text at once, byte by byte, with the interpreter's lock held. So a grammar that may force a
+long text is matched apart (``matching.py``). The estimates are upper bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+LONG_RUN = 1 << 14  # characters
+_ATOM = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(?P<count>\d+)[^}]*\}|.", re.DOTALL)
+_COUNT = re.compile(r'(?:\{|"min(?:Length|Items|Properties)"\s*:)\s*(\d+)')
+_TERMINAL = re.compile(r"^\s*([_A-Z][_A-Z0-9]*)\s*(?:\[[^\n]*\])?\s*:(.*(?:\n\s*\|.*)*)", re.MULTILINE)
+_ROUNDS = 16  # nesting of terminals; deeper terminals are long
+_NAME = re.compile(r"\b[_A-Z][_A-Z0-9]*\b")
+
+
+def has_long_runs(kind: str, text: str) -> bool:
+    """Whether an option's value may force a long text."""
+    length = _regex(text) if kind == "regex" else _grammar(text)
+    return kind != "choices" and length > LONG_RUN
+
+
+def _regex(text: str) -> int:
+    """The length of a regular expression with its repetitions written out."""
+    groups, last = [0], 0
+    for found in _ATOM.finditer(text):
+        if found[0] == "(":
+            groups.append(0)
+        elif found[0] == ")" and len(groups) > 1:
+            last = groups.pop()
+            groups[-1] += last
+        elif found["count"]:
+            more = last * (min(int(found["count"][:9]), LONG_RUN + 1) - 1)
+            groups[-1], last = groups[-1] + more, last + more
+        else:
+            groups[-1], last = groups[-1] + 1, 1
+    return sum(groups)
+
+
+def _grammar(text: str) -> int:
+    """The length of a grammar or schema, with terminals written out, times the numbers of all its repetitions."""
+    bodies = dict(_TERMINAL.findall(text))
+    inner = {name: [one for one in _NAME.findall(body) if one in bodies] for name, body in bodies.items()}
+    sizes = {name: len(body) for name, body in bodies.items()}
+    for _ in range(_ROUNDS):
+        wider = {name: len(bodies[name]) + sum(sizes[one] for one in inner[name]) for name in bodies}
+        if wider == sizes:
+            break
+        sizes = wider
+    counts = [max(int(count[:9]), 1) for count in _COUNT.findall(text)]
+    return (len(text) + sum(sizes.values())) * math.prod(counts[:64])

@@ -1,0 +1,108 @@
+"""The parts of a JSON schema: its direct subschemas with their paths, and what a reference points to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SCHEMA_KEYS = (
+    "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
+    "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+SHOWN = 160  # characters of a path
+ROOT, LONGEST_SEARCH = "root", 0.5  # seconds
+
+
+def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
+    """The direct subschemas of a schema, each with its path from there, as in "/properties/name"."""
+    if not isinstance(node, dict):
+        return
+    for key in SCHEMA_KEYS:
+        if isinstance(one := node.get(key), (dict, bool)):
+            yield f"/{key}", one
+    for key in LIST_KEYS:
+        if isinstance(several := node.get(key), list):
+            yield from ((f"/{key}/{at}", one) for at, one in enumerate(several))
+    for key in MAP_KEYS:
+        if isinstance(named := node.get(key), dict):
+            yield from ((f"/{key}/{_escaped(name)}", one) for name, one in named.items())
+
+
+def resolved(root: Any, reference: str) -> Any:
+    """The node that a reference points to; None if there is none."""
+    node = root
+    if reference != "#" and not reference.startswith("#/"):  # an anchor, or another document
+        return None
+    for part in reference.split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return None
+    return node
+
+
+def target(root: Any, node: Any) -> Any:
+    """What a schema refers to; None if it refers to nothing."""
+    reference = node.get("$ref") if isinstance(node, dict) else None
+    return resolved(root, reference) if isinstance(reference, str) else None
+
+
+def shown_path(path: str) -> str:
+    """A path as an error shows it."""
+    return f"#{path}" if len(path) < SHOWN else f"#…{path[-SHOWN:]}"
+
+
+def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
+    """The path, as an error shows it, of the innermost part of a schema that causes a problem, and the problem there.
+
+    ``problem_of`` checks a schema. It is asked for a limited time.
+    """
+    end, path, node, seen = time.perf_counter() + LONGEST_SEARCH, "", root, {id(root)}
+    defs = {"$defs": {ROOT: _moved(root)}}
+    while True:
+        inner = [(path + more, one) for more, one in subschemas(node)]
+        if (other := target(root, node)) is not None:
+            inner.append((node["$ref"].removeprefix("#"), other))
+        name, found = _of_required(problem), None
+        for place, one in inner:
+            if not isinstance(one, dict) or id(one) in seen or time.perf_counter() > end:
+                continue
+            here = problem_of({**defs, "$ref": f"#/$defs/{ROOT}{place}"}).partition("\n  while")[0]
+            if here == problem:
+                found = place, one, here
+                break
+            if here and found is None and name is not None and place.endswith(name):
+                found = place, one, here
+        if found is None:
+            return shown_path(path), problem
+        path, node, problem = found
+        seen.add(id(node))
+
+
+def _of_required(problem: str) -> str | None:
+    """How the path ends of the part that a problem of the whole is about, if it is about a required part."""
+    if "unsatisfiable" not in problem:
+        return None
+    return "/" + _escaped(problem.split("'")[1]) if problem.count("'") > 1 else ""
+
+
+def _moved(node: Any) -> Any:
+    """A schema with the references that it has under ``$defs``."""
+    if isinstance(node, list):
+        return [_moved(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _moved(one) for key, one in node.items()}
+    if isinstance(reference := node.get("$ref"), str) and reference.startswith("#"):
+        made["$ref"] = f"#/$defs/{ROOT}{reference[1:]}"
+    return made
+
+
+def _escaped(name: str) -> str:
+    return str(name).replace("~", "~0").replace("/", "~1")

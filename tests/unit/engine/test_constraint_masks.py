@@ -1,0 +1,256 @@
+"""Masks of constraints are computed beside the engine: a text whose mask is missing waits, and no other one does.
+
+The masks of a regex that begins with ``HELD`` are not computed before ``release``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pages import in_use
+from support.tiny import write_llama
+from support.tokenizer_file import write_tokenizer
+
+import pellucid
+from pellucid.engine.run import Admission
+from pellucid.errors import DeadlinePassed, InvalidRequest
+from pellucid.llm import LLM
+from pellucid.sample.grammars import matching
+from pellucid.sample.grammars.matching import Matching
+
+PROMPT = "to see that it rains in the east"
+SLOW = r"\{[a-z]{3}[,.;]{30}\}"
+FREE: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "seed": 3}
+DRAWN: dict[str, Any] = {"regex": SLOW, "seed": 5, "top_k": 0, "top_p": 1.0, "max_new_tokens": 80}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = write_llama(tmp_path_factory.mktemp("models") / "tiny", vocabulary=320, context=512)
+    write_tokenizer(folder)
+    with pellucid.load(folder, threads=1) as made:
+        yield made
+
+
+class Gate:
+    """Holds the masks of matchings back after the first ``free`` ones, until it is opened."""
+
+    def __init__(self, free: int) -> None:
+        self.free, self.held, self.open = free, threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.free -= 1
+        if self.free < 0 and not self.open.is_set():
+            self.held.set()
+            assert self.open.wait(60)
+
+
+@pytest.fixture(params=[False, True], ids=["quick", "apart"])
+def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate for all masks, of matchings that take tokens in the engine's thread or apart."""
+    made, fill, advance = Gate(4), Matching._fill, Matching.__init__
+
+    def filled(self: Matching) -> None:
+        made.wait()
+        fill(self)
+
+    def begun(self: Matching, *arguments: Any) -> None:
+        advance(self, *arguments)
+        self._cost.apart = request.param
+
+    monkeypatch.setattr(Matching, "_fill", filled)
+    monkeypatch.setattr(Matching, "__init__", begun)
+    yield made
+    made.open.set()
+
+
+def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Run work in a thread. What it returns or raises is appended to the list."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, found
+
+
+def ended(running: tuple[threading.Thread, list[Any]]) -> Any:
+    """What work in a thread has returned; raises what it raised."""
+    thread, results = running
+    thread.join(60)
+    (found,) = results
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def test_others_go_on_while_a_mask_is_computed(llm: LLM, gate: Gate) -> None:
+    gate.open.set()
+    wanted = llm.generate(PROMPT, **DRAWN)
+    alone = llm.generate(PROMPT, **FREE).ids
+    gate.free, gate.open = 4, threading.Event()
+    slow = in_thread(lambda: llm.generate(PROMPT, **DRAWN))
+    assert gate.held.wait(60)
+    steps = llm.engine.steps
+    assert llm.generate(PROMPT, **FREE).ids == alone, "it ran while the mask was held back"
+    assert llm.engine.steps >= steps + 59
+    assert not slow[1]
+    gate.open.set()
+    made = ended(slow)
+    assert (made.ids, made.text, made.finish_reason) == (wanted.ids, wanted.text, "stop")
+
+
+def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: LLM, gate: Gate) -> None:
+    options = {**DRAWN, "logprobs": 5, "watch": True}
+    gate.open.set()
+    wanted = llm.generate(PROMPT, **options)
+    for free in (1, 4, 7, 9, 10, 12, 15):
+        gate.free, gate.open, gate.held = free, threading.Event(), threading.Event()
+        slow = in_thread(lambda: llm.generate(PROMPT, **options))
+        assert gate.held.wait(60)
+        done = threading.Event()
+
+        def preempt(done: threading.Event = done) -> None:
+            for job in llm.engine._scheduler:
+                llm.engine._scheduler._preempt(job)
+            done.set()
+
+        llm.engine.between_steps(preempt)
+        assert done.wait(60)
+        llm.runner.empty_prefix_cache()
+        gate.open.set()
+        made = ended(slow)
+        assert made.ids == wanted.ids
+        assert made.logprobs.chosen.tolist() == wanted.logprobs.chosen.tolist()
+
+
+def test_several_texts_and_beams_wait_too(llm: LLM, gate: Gate) -> None:
+    gate.open.set()
+    wanted = [one.ids for one in llm.samples(PROMPT, 3, **DRAWN)]
+    beams = llm.beam_search(PROMPT, num_beams=3, **{**DRAWN, "temperature": 1.0}).texts[0].ids
+    for work, result in (
+        (lambda: [one.ids for one in llm.samples(PROMPT, 3, **DRAWN)], wanted),
+        (lambda: llm.beam_search(PROMPT, num_beams=3, **{**DRAWN, "temperature": 1.0}).texts[0].ids, beams),
+    ):
+        gate.free, gate.open, gate.held = 12, threading.Event(), threading.Event()
+        slow = in_thread(work)
+        assert gate.held.wait(60)
+        assert len(llm.generate(PROMPT, **FREE).ids) == 60
+        assert not slow[1]
+        gate.open.set()
+        assert ended(slow) == result
+    assert in_use(llm) == 0
+
+
+def test_a_request_ends_while_its_mask_is_computed(llm: LLM, gate: Gate) -> None:
+    pieces = llm.start(PROMPT, **DRAWN)
+    slow = in_thread(lambda: list(pieces))
+    assert gate.held.wait(60)
+    llm.engine.between_steps(lambda: None)  # the engine hears messages
+    other = in_thread(lambda: llm.generate(PROMPT, **FREE))
+    assert len(ended(other).ids) == 60
+    with pytest.raises(DeadlinePassed, match=r"0\.3 s"):
+        llm.generate(PROMPT, **DRAWN, deadline=0.3)
+    gate.open.set()
+    ended(slow)
+    assert in_use(llm) == 0
+
+
+def test_an_abandoned_request_gives_its_pages_back_at_once(llm: LLM, gate: Gate) -> None:
+    task = llm._request_group(PROMPT, llm._options(DRAWN), [llm._options(DRAWN).chain()], Admission())
+    task.start()
+    assert gate.held.wait(60)
+    task.close()
+    assert len(llm.generate(PROMPT, **FREE).ids) == 60
+    assert in_use(llm) == 0
+    gate.open.set()
+
+
+def test_a_model_can_be_closed_while_a_mask_is_computed(tmp_path: Path, gate: Gate) -> None:
+    folder = write_llama(tmp_path / "tiny", vocabulary=320, context=512)
+    write_tokenizer(folder)
+    with pellucid.load(folder, threads=1) as llm:
+        slow = in_thread(lambda: llm.generate(PROMPT, **DRAWN))
+        assert gate.held.wait(60)
+    with pytest.raises(InvalidRequest, match="closed"):
+        ended(slow)
+
+
+# Limits
+
+
+def test_a_grammar_that_takes_too_long_ends_its_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "SECONDS", 0.05)
+    monkeypatch.setattr(matching, "SECONDS_PER_TOKEN", 0.0)
+    with pytest.raises(
+        InvalidRequest, match=r"grammar took 0\.\d s .* the limit is 0\.\d s: make it less ambig"
+    ):
+        llm.generate(
+            PROMPT, grammar='start: "a" e\ne: e e | e e e | /[a-z ]/', **{**FREE, "max_new_tokens": 400}
+        )
+    assert llm.generate(PROMPT, choices=["fine"]).text == "fine"
+
+
+BOMBS: list[dict[str, Any]] = [
+    {"regex": "(a{1000}){1000}"},
+    {"regex": "[ab]c{1000000}"},
+    {"json_schema": {"type": "string", "pattern": "^(a{1000}){500}$"}},
+    {"grammar": 'start: /[ab]/ T30\nT0: "x"\n' + "".join(f"T{n + 1}: T{n} T{n}\n" for n in range(16))},
+    {"grammar": "start: e\ne: e e | e e e | /[a-z ]/"},
+    {"grammar": 'start: e\ne: e e | e e e | "a" | '},
+]
+
+
+class Calls:
+    """An LLMatcher that counts the processor's seconds of the longest call with the interpreter's lock."""
+
+    longest = 0.0
+    released = ("unsafe_compute_mask_ptr",)
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.matcher, name)
+
+        def call(*arguments: Any) -> Any:
+            begun = time.thread_time()
+            result = method(*arguments)
+            if name not in self.released:
+                Calls.longest = max(Calls.longest, time.thread_time() - begun)
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: str(bomb)[:40])
+def test_no_grammar_holds_the_interpreters_lock_for_long(
+    llm: LLM, bomb: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, consume = Matching._compile, matching.workers.consume
+
+    def wrapped(self: Matching, *arguments: Any) -> None:
+        compiled(self, *arguments)
+        self._matcher = Calls(self._matcher)  # type: ignore[assignment]
+
+    monkeypatch.setattr(Matching, "_compile", wrapped)
+    monkeypatch.setattr(
+        matching.workers, "consume", lambda matcher, token, spare: consume(matcher.matcher, token, spare)
+    )
+    Calls.longest = 0.0
+    for temperature in (1.0, 30.0):
+        try:
+            llm.generate(PROMPT, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=60, **bomb)
+        except InvalidRequest:
+            continue
+    assert Calls.longest < 0.1, "a second without limits"

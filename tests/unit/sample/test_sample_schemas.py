@@ -1,0 +1,335 @@
+"""JSON schemas: those without a finite text are refused, options that exclude each other may be ``oneOf``.
+
+The oracles are a search of bounded depth for a finite value, and jsonschema for whether a value satisfies a schema.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pellucid.errors import InvalidRequest
+from pellucid.sample.grammars import problems, schema
+from pellucid.sample.grammars.finite import NOTHING, _Finite
+from pellucid.sample.grammars.grammar import _checked, compiled
+from pellucid.sample.grammars.overlap import DEEPEST, _Exclusion
+
+
+def ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def needed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+LEAF = {"type": "integer"}
+NODE = {"n": needed(value=LEAF, next=ref("n"))}
+
+# Schemas without a finite text
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        (needed(a={"$ref": "#"}), "#/properties/a"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "#/items"),
+        ({"type": "array", "prefixItems": [LEAF, {"$ref": "#"}], "minItems": 2}, "#/prefixItems/1"),
+        ({"$defs": NODE, **ref("n")}, "#/$defs/n/properties/next"),
+        ({"$defs": NODE, **needed(a=LEAF, b=ref("n"))}, "#/$defs/n/properties/next"),
+        ({"$defs": NODE, "anyOf": [ref("n"), {"type": "array", "items": ref("n"), "minItems": 2}]}, "#/$defs/n/"),
+        ({"$defs": {"a": ref("b"), "b": ref("a")}, **ref("a")}, "#/$defs/b"),
+        ({"$defs": NODE, "allOf": [{"type": "object"}, ref("n")]}, "#/$defs/n/properties/next"),
+        ({"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 1}, "#/additionalProperties"),
+        ({"type": "object", "additionalProperties": {"$ref": "#"}, "required": ["x"]}, "#/additionalProperties"),
+        ({"type": ["object", "array"], "items": {"$ref": "#"}, "minItems": 1,
+            "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "#/properties/a"),
+        (needed(**{"a/b": {"$ref": "#"}}), "#/properties/a~1b"),
+    ],
+    ids=lambda one: json.dumps(one)[:60],
+)  # fmt: skip
+def test_a_schema_without_a_finite_text_is_refused_with_its_path(schema: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        compiled("json_schema", schema)
+    message = str(caught.value)
+    assert f"json_schema cannot be followed: {path}" in message
+    assert "must contain itself, so that no text ends; allow an alternative to it, such as null" in message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"$ref": "#"}}},
+        {"type": "array", "items": {"$ref": "#"}},
+        needed(a={"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
+        needed(a={"type": ["object", "null"], "properties": {"b": {"$ref": "#"}}, "required": ["b"]}),
+        {"$defs": NODE, "type": "object", "properties": {"x": ref("n"), "y": LEAF}},
+        {"$defs": NODE, "anyOf": [ref("n"), LEAF]},
+        {"$defs": NODE, "type": "array", "items": ref("n")},
+        {"$defs": NODE, "type": "object", "additionalProperties": ref("n")},
+        {"$defs": NODE, "type": "object", "patternProperties": {"^x": ref("n")}, "properties": {"y": LEAF}},
+        {"$anchor": "here", "properties": {"a": LEAF}, "$defs": {"b": {"$anchor": "b", **LEAF}}},
+        {"properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    ],
+    ids=lambda one: json.dumps(one)[:60],
+)
+def test_what_can_end_is_taken(schema: dict[str, Any]) -> None:
+    compiled("json_schema", schema)
+
+
+NAMES = ["a", "b", "c"]
+
+
+def schemas(depth: int = 2) -> st.SearchStrategy[Any]:
+    leaf = st.sampled_from([LEAF, {"type": "null"}, *map(ref, NAMES), *map(ref, NAMES)])
+    if not depth:
+        return leaf
+    inner = schemas(depth - 1)
+    return st.one_of(
+        leaf,
+        st.builds(lambda one, least: {"type": "array", "items": one, "minItems": least}, inner, st.integers(0, 2)),
+        st.builds(
+            lambda named, count: {"type": "object", "properties": named, "required": sorted(named)[:count]},
+            st.dictionaries(st.sampled_from("xyz"), inner, max_size=3),
+            st.integers(0, 3),
+        ),
+        st.builds(lambda several: {"anyOf": several}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda several: {"allOf": several}, st.lists(inner, min_size=1, max_size=2)),
+    )  # fmt: skip
+
+
+def ends_within(root: Any, node: Any, depth: int) -> bool:
+    """Whether a value of at most this depth satisfies the recursive parts of a schema."""
+    if not depth:
+        return False
+    if "$ref" in node:
+        return ends_within(root, root["$defs"][node["$ref"].rpartition("/")[2]], depth - 1)
+    for key, some in (("anyOf", any), ("allOf", all)):
+        if key in node and not some(ends_within(root, one, depth - 1) for one in node[key]):
+            return False
+    if node.get("type") == "array" and node["minItems"]:
+        return ends_within(root, node["items"], depth - 1)
+    return all(ends_within(root, node["properties"][one], depth - 1) for one in node.get("required", []))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fixed_dictionaries({name: schemas() for name in NAMES}), schemas())
+def test_finite_schemas_are_those_with_a_value_of_some_depth(
+    defs: dict[str, Any], root: dict[str, Any]
+) -> None:
+    whole = json.loads(json.dumps({"$defs": defs, "anyOf": [root]}))
+    assert _Finite(whole).has_end(whole) == ends_within(whole, whole, 14)
+
+
+def test_endless_parts_are_left_out() -> None:
+    schema_text = schema.read("json_schema", {"$defs": NODE, "properties": {"x": ref("n"), "y": LEAF}})
+    assert json.loads(schema_text)["properties"] == {"x": NOTHING, "y": LEAF}
+
+
+def test_numbers_between_two_bounds_have_few_decimals() -> None:
+    bounded = json.loads(
+        schema.read("json_schema", {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.2})
+    )
+    assert bounded["multipleOf"] == 1e-10
+    for free in (
+        {"type": "number", "minimum": 0.1},
+        {"type": "integer", "minimum": 1, "maximum": 9},
+        {"type": "number", "minimum": 1, "maximum": 9, "multipleOf": 0.5},
+        {"type": "number", "minimum": 0.5, "maximum": 0.5},
+    ):
+        assert json.loads(schema.read("json_schema", free)) == free
+    for least, most in ((-(2**53), 2**53), (0.1, 0.2), (1e-9, 2e-9), (-1e-3, 1e15)):
+        compiled("json_schema", {"type": "number", "minimum": least, "maximum": most})
+    with pytest.raises(
+        InvalidRequest, match=r"#/items: a number between 0.1 and 0.10000000001 needs over 10 dec"
+    ):
+        compiled("json_schema", {"items": {"type": "number", "minimum": 0.1, "maximum": 0.10000000001}})
+
+
+# oneOf
+
+
+VALUES: list[Any] = [
+    None, True, False, 0, 1, 2, 5, -1, 2.5, 1e9, "", "a", "b", "ab", "abc", [], [1], ["a"], [1, "a"], [None], {},
+    *({"k": one} for one in ("a", "b", 1, None, {}, [])), {"k": "a", "v": 1}, {"v": 1}, {"v": "x"}, {"k": "b", "w": {}},
+]  # fmt: skip
+
+
+def bound(*names: str) -> st.SearchStrategy[dict[str, Any]]:
+    """None, or one of these bounds of a number."""
+    number = st.sampled_from([-1, 0, 1, 2, 2.5, 5])
+    return st.one_of(
+        st.just({}), *(st.builds(lambda value, name=name: {name: value}, number) for name in names)
+    )
+
+
+def container(kind: str, named: Any, required: list[str], closed: bool) -> dict[str, Any]:
+    made = {"type": kind, "properties": named, "required": required}
+    return {**made, "additionalProperties": False} if closed else made
+
+
+def options(depth: int = 2) -> st.SearchStrategy[Any]:
+    few = st.integers(0, 3)
+    simple = st.one_of(
+        st.builds(lambda one: {"const": one}, st.sampled_from(VALUES)),
+        st.builds(lambda several: {"enum": several}, st.lists(st.sampled_from(VALUES), max_size=4)),
+        st.builds(
+            lambda kind, low, high: {"type": kind, **low, **high},
+            st.sampled_from(["integer", "number", ["number", "null"]]),
+            bound("minimum", "exclusiveMinimum"),
+            bound("maximum", "exclusiveMaximum"),
+        ),
+        st.builds(lambda low, high: {"type": "string", "minLength": low, "maxLength": high}, few, few),
+        st.sampled_from([{"type": "boolean"}, {"type": ["null", "string"]}, {}, ref("a")]),
+    )
+    if not depth:
+        return simple
+    inner = options(depth - 1)
+    return st.one_of(
+        simple,
+        st.builds(
+            container,
+            st.just("object"),
+            st.dictionaries(st.sampled_from("kvw"), inner, max_size=2),
+            st.lists(st.sampled_from("kvw"), max_size=2, unique=True),
+            st.booleans(),
+        ),
+        st.builds(
+            lambda one, low, high: {"type": "array", "items": one, "minItems": low, "maxItems": high},
+            inner,
+            few,
+            few,
+        ),
+        st.builds(lambda several: {"anyOf": several}, st.lists(inner, min_size=1, max_size=2)),
+        st.builds(lambda several: {"allOf": several}, st.lists(inner, min_size=1, max_size=2)),
+    )
+
+
+@settings(max_examples=600, deadline=None)
+@given(options(), options(), options(1))
+def test_options_that_exclude_each_other_have_no_value_in_common(one: Any, other: Any, shared: Any) -> None:
+    root = {"$defs": {"a": shared}}
+    if _Exclusion(root).excludes(one, other, DEEPEST):
+        first, second = (Draft202012Validator({**root, "allOf": [part]}) for part in (one, other))
+        assert not [value for value in VALUES if first.is_valid(value) and second.is_valid(value)]
+
+
+EXCLUSIVE: list[list[Any]] = [
+    [{"type": "string"}, {"type": "integer"}, {"type": "null"}],
+    [needed(k={"const": "a"}, v=LEAF), needed(k={"const": "b"}, v={"type": "string"})],
+    [needed(k={"const": "a"}), needed(k={"type": "string", "minLength": 2})],
+    [needed(k={"enum": [1, 2]}), needed(k={"type": "integer", "minimum": 3})],
+    [{**needed(a=LEAF), "additionalProperties": False}, {**needed(b=LEAF), "additionalProperties": False}],
+    [needed(d=needed(k={"const": "a"})), needed(d=needed(k={"const": "b"}))],
+    [
+        {"type": "array", "items": LEAF, "minItems": 1},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    ],
+    [{"type": "array", "maxItems": 2}, {"type": "array", "minItems": 3}],
+    [{"type": "integer", "maximum": 4}, {"type": "number", "exclusiveMinimum": 4}],
+    [{"allOf": [ref("x"), needed(k={"const": 1})]}, needed(k={"const": "1"})],
+    [ref("x"), {"type": "string", "maxLength": 3}, {"enum": [[], {}]}],
+]
+
+
+@pytest.mark.parametrize("several", EXCLUSIVE, ids=lambda one: json.dumps(one)[:70])
+def test_exclusive_options_are_taken(several: list[Any]) -> None:
+    compiled(
+        "json_schema", {"$defs": {"x": needed(z=LEAF)}, "type": "object", **needed(one={"oneOf": several})}
+    )
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [{"type": "object", "properties": {"a": LEAF}}, {"type": "object", "properties": {"b": LEAF}}],
+        [{"type": "string"}, {"type": "string", "maxLength": 3}],
+        [{"type": "array", "items": LEAF}, {"type": "array", "items": {"type": "string"}}],
+    ],
+    ids=lambda one: json.dumps(one)[:70],
+)
+def test_options_that_overlap_are_refused_with_their_path(several: list[Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        compiled("json_schema", needed(list={"type": "array", "items": {"oneOf": several}}))
+    message = str(caught.value)
+    assert (
+        "#/properties/list/items: some value may satisfy two options of oneOf; use anyOf, or tell" in message
+    )
+
+
+def test_proofs_take_a_bounded_time() -> None:
+    defs: dict[str, Any] = {
+        f"d{n}": {"allOf": [ref(f"d{n + 1}")] * 3, "anyOf": [ref(f"d{n + 1}")] * 3} for n in range(60)
+    }
+    root = {"$defs": {**defs, "d60": LEAF}}
+    proof = _Exclusion(root)
+    for one, other in combinations([ref("d0"), ref("d1"), ref("d2")], 2):
+        assert not proof.excludes(one, other, DEEPEST)
+    assert proof.left > -1000
+
+
+# Problems
+
+
+THEIRS = re.compile(
+    r"nsatisfiable|Unimplemented|regex parse|lexer|fuel|expressions constructed|too big|items;|Parser Error|EOF while|"
+    r"coerce|Expect(?:ed|ing)|retriev|verbose|limit (?:for|[0-9])|not found|DNF|AST|%llguidance|NoExtension"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("json_schema", needed(a={"items": {"minimum": "x"}}), '#/properties/a/items: minimum is "x", not a number'),
+        ("json_schema", needed(a={"type": "array", "minItems": 1, "items": {"minimum": 5, "maximum": 1, **LEAF}}),
+         "#/properties/a/items: no text satisfies it: minimum 5 is above maximum 1"),
+        ("json_schema", {"$defs": {"q": {"anyOf": [LEAF, {"not": {}}]}}, "items": ref("q")},
+         '#/$defs/q/anyOf/1: "not" is not implemented; leave it out'),
+        ("json_schema", {"properties": {"a": {"pattern": "x(", "type": "string"}}},
+         "#/properties/a: /x(/, character 2: a group is not closed"),
+        ("json_schema", {"type": "string", "maxLength": 10**10}, "a length of 10000000000 is too large"),
+        ("json_schema", {"x-guidance": {"nope": 1}}, 'x-guidance has no option "nope"'),
+        ("regex", "ab[c", "character 3: a character class is not closed"),
+        ("regex", "a(?=b)", "character 2: look-ahead, look-behind and anchors are not supported; leave them out"),
+        ("grammar", 'start: a\na: "x" b', 'line 2, column 4: "b" is not defined; define it'),
+        ("grammar", 'root ::= [z-a]', "cannot be followed: /[z-a]/, character 2: the range of characters ends"),
+        ("grammar", 'start: %json {"not": {}}', 'line 1, column 8: "not" is not implemented'),
+    ],
+)  # fmt: skip
+def test_a_problem_has_a_place_and_a_remedy(kind: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        compiled(kind, value)
+    assert message in str(caught.value)
+    assert not THEIRS.search(str(caught.value))
+
+
+@given(st.text(max_size=200), st.sampled_from(["json_schema", "regex", "grammar", "choices"]))
+def test_a_sentence_that_is_not_known_is_not_quoted(text: str, kind: str) -> None:
+    secret = f"Internal thing: {text}zzz\n<non-verbose/>"
+    message = str(problems.refusal(kind, "", secret))
+    assert message.startswith(f"{kind} cannot be followed: ")
+    assert message.isprintable()
+    assert "Internal thing" not in message
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(alphabet='abAB:|"/()[]{}*+?\\\n %,0149<>.=~&@_-^$', max_size=40),
+    st.sampled_from(["regex", "grammar"]),
+)
+def test_what_anyone_writes_is_taken_or_refused_in_our_words(text: str, kind: str) -> None:
+    _checked.cache_clear()
+    message = ""
+    try:
+        compiled(kind, text)
+    except InvalidRequest as error:
+        message = str(error)
+    assert not THEIRS.search(message.partition(": ")[2].replace(text, "")), message
