@@ -6,7 +6,7 @@ A route that streams is tested by being there: without a case in ``CASES`` the f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -60,19 +60,22 @@ def chat_streamed(events: Sequence[Json]) -> Any:
     return [tuple(made[at]) for at in sorted(made)], events[-1]["usage"]["completion_tokens"]
 
 
+LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+
 def completion_whole(answer: Json) -> Any:
-    return [(one["text"], one["finish_reason"]) for one in answer["choices"]], answer["usage"][
-        "completion_tokens"
-    ]
+    return completion_streamed([answer])
 
 
 def completion_streamed(events: Sequence[Json]) -> Any:
     made: dict[int, list[Any]] = {}
     for event in events:
         for one in event["choices"]:
-            found = made.setdefault(one["index"], ["", None])
+            found = made.setdefault(one["index"], ["", None, *([] for _ in LISTS)])
             found[0], found[1] = found[0] + one["text"], one["finish_reason"] or found[1]
-    return [tuple(made[at]) for at in sorted(made)], events[-1]["usage"]["completion_tokens"]
+            for at, name in enumerate(LISTS, 2):
+                found[at] += (one["logprobs"] or {}).get(name, [])
+    return [made[at] for at in sorted(made)], events[-1]["usage"]["completion_tokens"]
 
 
 def response_whole(answer: Json) -> Any:
@@ -100,12 +103,14 @@ def message_streamed(events: Sequence[Json]) -> Any:
 
 def ollama(answers: Sequence[Json]) -> Any:
     text = "".join(one.get("response") or one.get("message", {}).get("content", "") for one in answers)
-    return text, answers[-1]["done_reason"], answers[-1]["eval_count"]
+    logprobs = [token for one in answers for token in one.get("logprobs") or []]
+    return text, answers[-1]["done_reason"], answers[-1]["eval_count"], logprobs
 
 
 def infill(answers: Sequence[Json]) -> Any:
     return (
         "".join(one["content"] for one in answers),
+        [token for one in answers for token in one.get("completion_probabilities", [])],
         answers[-1]["stop_type"],
         answers[-1]["tokens_predicted"],
     )
@@ -116,13 +121,16 @@ def look(events: Sequence[Json]) -> Any:
     return [{name: value for name, value in event.items() if name not in passing} for event in events]
 
 
+OLLAMA = {"num_predict": 12, **FREE}
+NO_TEXTS = {"/api/pull"}
+"""Routes whose streams are not texts."""
 TOGETHER = {"model": "one", "stream_options": {"include_usage": True}, "max_tokens": 12, **FREE}
-CASES: Mapping[str, Case] = {
+CASES: dict[str, Case] = {
     "/v1/chat/completions": Case(
         {**TOGETHER, "messages": MESSAGES, "n": 3, "logprobs": True, "top_logprobs": 3}, chat_whole, chat_streamed
     ),
     "/v1/completions": Case(
-        {**TOGETHER, "prompt": ["to see", "rain"], "n": 2}, completion_whole, completion_streamed
+        {**TOGETHER, "prompt": ["to see", "rain"], "n": 2, "logprobs": 3}, completion_whole, completion_streamed
     ),
     "/v1/responses": Case(
         {"model": "one", "input": "Hi", "max_output_tokens": 12, **FREE}, response_whole, response_streamed
@@ -131,22 +139,25 @@ CASES: Mapping[str, Case] = {
         {"model": "one", "messages": MESSAGES, "max_tokens": 12, **FREE}, message_whole, message_streamed
     ),
     "/api/chat": Case(
-        {"model": "one", "messages": MESSAGES, "options": {"num_predict": 12, **FREE}},
+        {"model": "one", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "options": OLLAMA},
         lambda one: ollama([one]),
         ollama,
     ),
     "/api/generate": Case(
-        {"model": "one", "prompt": "Hi", "options": {"num_predict": 12, **FREE}},
+        {"model": "one", "prompt": "Hi", "logprobs": True, "options": OLLAMA},
         lambda one: ollama([one]),
         ollama,
     ),
     "/infill": Case(
         {"input_prefix": "a = ", "input_suffix": "\n", "n_predict": 12, **FREE}, lambda one: infill([one]), infill
     ),
+    "/completion": Case({"prompt": "Hi", "n_predict": 12, "n_probs": 3, **FREE}, lambda one: infill([one]), infill),
     "/look/generate": Case(
         {"prompt": "Hi", "max_tokens": 12, "alternatives": 3, **FREE}, lambda one: look(one["events"]), look
     ),
 }  # fmt: skip
+CASES |= dict.fromkeys(("/completions",), CASES["/completion"])
+CASES |= {path: CASES[f"/v1{path}"] for path in ("/chat/completions", "/responses")}
 STREAMS = sorted(
     name.removeprefix("POST ")
     for api in known_apis().values()
@@ -156,7 +167,7 @@ STREAMS = sorted(
 
 
 def test_every_route_that_streams_has_a_case() -> None:
-    missing = set(STREAMS) - set(CASES)
+    missing = set(STREAMS) - set(CASES) - NO_TEXTS
     assert not missing, f"{missing}: say in CASES what the two forms of their answers have in common"
 
 

@@ -69,23 +69,24 @@ class Engine:
 
     def submit(
         self,
-        task: Task[T],
+        task: Task[Any],
         how: Admission = USUAL,
         *,
         ahead: int = AHEAD,
-        deliver: Callable[[T], object] | None = None,
-    ) -> Run[T]:
+        deliver: Callable[[Any], object] | None = None,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> Run[Any]:
         """Start a task. It pauses if its reader has ``ahead`` results to read.
 
-        ``deliver`` is called with each result in the engine's thread, and must be quick; the `Run` then has no results
-        and the task never pauses.
+        Both functions are called with each result in the engine's thread, and must be quick. The reader gets what
+        ``convert`` returns. With ``deliver`` the `Run` has no results and the task never pauses.
 
         Raises:
             InvalidRequest: the engine is closed.
             QueueFull: too many tasks wait.
         """
-        job = RunningJob(task, how, ahead, deliver)
-        run: Run[T] = Run(job, self._inbox)
+        job = RunningJob(task, how, ahead, deliver, convert)
+        run: Run[Any] = Run(job, self._inbox)
         self._refuse_here()
         with self._lock:
             if self._closed:
@@ -345,7 +346,7 @@ class Engine:
                     job.deliver(result)
                     continue
                 job.sent += 1
-                self._results.append((job, result))
+                self._results.append((job, job.convert(result) if job.convert else result))
             if sequence is not None:  # not again, should it lose its pages
                 sequence.wanted = max(sequence.wanted, sequence.table.length)
         except BaseException as error:

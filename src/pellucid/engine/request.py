@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
+from msgspec import structs
+
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
@@ -36,17 +38,27 @@ def _collect(
     start = time.perf_counter()
     for number, output in engine.run(task, how, ahead=_ahead(builders)):
         if not builders[number].ended:
-            yield number, _added(task, builders, number, output, start)[0]
+            token = _added(task, builders, number, MadeToken.of(output, builders[number].options), start)
+            if token.finish_reason != output.finish_reason:
+                changes = {"text": token.text, "finish_reason": token.finish_reason, "held": token.held}
+                output = structs.replace(output, **changes)
+            yield number, output
 
 
 def _added(
-    task: GenerationTask, builders: list[OutputBuilder], number: int, output: TokenOutput, start: float
-) -> tuple[TokenOutput, MadeToken]:
-    """The output of a sequence, added to its builder; the sequence stops if the user's function says so."""
-    output, token = builders[number].add(output, time.perf_counter() - start)
-    if output.finish_reason == "until":
+    task: GenerationTask, builders: list[OutputBuilder], number: int, token: MadeToken, start: float
+) -> MadeToken:
+    """The token of a sequence, added to its builder; the sequence stops if the user's function says so."""
+    token = builders[number].add(token, time.perf_counter() - start)
+    if token.finish_reason == "until":
         task.stop(number)
-    return output, token
+    return token
+
+
+def _made(builders: list[OutputBuilder], found: tuple[int, TokenOutput]) -> tuple[int, MadeToken]:
+    """The token of an output, without its logits, which a queue of many readers would hold."""
+    number, output = found
+    return number, MadeToken.of(output, builders[number].options)
 
 
 def _begun(
@@ -203,8 +215,7 @@ class RequestGroup(TextGroup):
             return
 
         def collect(found: tuple[int, TokenOutput]) -> None:
-            number, output = found
-            token = MadeToken.of(output, builders[number].options)
+            number, token = _made(builders, found)
             builders[number].keep(token, time.perf_counter() - start)
             if heard:
                 heard(number, token)
@@ -238,16 +249,16 @@ class RequestGroup(TextGroup):
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
         """As the iteration, for an event loop. It begins now: a full queue is reported by this call."""
         self._begin()
-        return self._streamed(self._engine.submit(self._task, self._how, ahead=_ahead(self.builders)))
+        made = partial(_made, self.builders)
+        ahead = _ahead(self.builders)
+        return self._streamed(self._engine.submit(self._task, self._how, ahead=ahead, convert=made))
 
-    async def _streamed(
-        self, run: Run[tuple[int, TokenOutput]]
-    ) -> AsyncGenerator[tuple[int, MadeToken], None]:
+    async def _streamed(self, run: Run[tuple[int, MadeToken]]) -> AsyncGenerator[tuple[int, MadeToken], None]:
         task, builders, start = self._task, self.builders, time.perf_counter()
-        async with aclosing(run.stream()) as outputs:
-            async for number, output in outputs:
+        async with aclosing(run.stream()) as tokens:
+            async for number, token in tokens:
                 if not builders[number].ended:
-                    yield number, _added(task, builders, number, output, start)[1]
+                    yield number, _added(task, builders, number, token, start)
 
 
 def _outputs_of(group: RequestGroup, ended: Callable[[RequestGroup], object]) -> Iterator[TokenOutput]:

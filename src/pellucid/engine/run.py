@@ -62,18 +62,23 @@ class End:
 class RunningJob(Job):
     """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
 
-    There may be ``ahead`` of them on the way. ``deliver`` gets them at once instead. A reader in an event loop waits
-    for ``reader``. ``waiting`` counts the sequences that wait for another thread.
+    There may be ``ahead`` of them on the way, which ``convert`` has made of the task's. ``deliver`` gets them at once
+    instead. A reader in an event loop waits for ``reader``. ``waiting`` counts sequences that wait for another thread.
     """
 
     def __init__(
-        self, task: Task[Any], how: Admission, ahead: int, deliver: Callable[[Any], object] | None
+        self,
+        task: Task[Any],
+        how: Admission,
+        ahead: int,
+        deliver: Callable[[Any], object] | None,
+        convert: Callable[[Any], Any] | None,
     ) -> None:
         super().__init__(task, how.priority, how.client)
         self.how, self.ahead, self.came = how, ahead, time.monotonic()
         self.waits = True
         self.results: SimpleQueue[Any] = SimpleQueue()
-        self.deliver = deliver
+        self.deliver, self.convert = deliver, convert
         self.reader: asyncio.Future[None] | None = None
         self.sent = self.read = self.waiting = 0
         self.ended = False

@@ -104,21 +104,13 @@ class OutputBuilder:
         """Whether the last token has come."""
         return self.finish_reason is not None
 
-    def add(self, output: TokenOutput, seconds: float) -> tuple[TokenOutput, MadeToken]:
-        """Add a token output that came ``seconds`` after the start. The request's own function may make it the last.
-
-        Returns the output, and what is kept of it.
-        """
+    def add(self, token: MadeToken, seconds: float) -> MadeToken:
+        """Keep a token that came ``seconds`` after the start. The request's own function may make it the last."""
         until = self.options.until
-        if (
-            until
-            and output.finish_reason != "stop"
-            and until("".join(self.texts) + output.text + output.held)
-        ):
-            output = replace(output, text=output.text + output.held, finish_reason="until", held="")
-        token = MadeToken.of(output, self.options)
+        if until and token.finish_reason != "stop" and until("".join(self.texts) + token.text + token.held):
+            token = replace(token, text=token.text + token.held, finish_reason="until", held="")
         self.keep(token, seconds)
-        return output, token
+        return token
 
     def keep(self, token: MadeToken, seconds: float) -> None:
         """Keep a token that came ``seconds`` after the start."""
