@@ -9,11 +9,15 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
+from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import RequestGroup
 from pellucid.engine.run import USUAL
 from pellucid.engine.text_group import TextGroup, run_together
@@ -35,6 +39,8 @@ from pellucid.trace.trace import BUDGET, Trace
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
+ROWS = 64
+"""Vectors that are projected between two steps."""
 DIVIDED = "the model runs on several machines, whose values cannot be watched from here"
 
 
@@ -62,6 +68,19 @@ class TracingModel:
     def plan(self) -> Plan:
         """The operations that each step of the model runs, in order."""
         return self.runner.plan
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block.
+
+        They are computed between the steps of requests.
+
+        Raises: as ``ModelRunner.project``.
+        """
+        vectors = np.atleast_2d(np.asarray(vectors, np.float32))
+        parts = [vectors[first : first + ROWS] for first in range(0, len(vectors), ROWS)] or [vectors]
+        turns = (self.runner.project(part) for part in parts)
+        found = list(self.engine.run(ReadingTask(turns), self.admission, ahead=1))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def generate_edited(
         self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any

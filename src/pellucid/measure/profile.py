@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -100,36 +100,54 @@ def profile_step(
     A round repeats the step for some milliseconds. The cache is left as it was. The memory's rate is measured with a
     buffer of ``roof_bytes``, by default as many as the step reads.
     """
+    *_, found = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
+    assert found is not None
+    return found
+
+
+def profile_turns(
+    runner: ModelRunner,
+    tokens: int,
+    depth: int = 0,
+    rounds: int = 5,
+    progress: CompileProgress | None = None,
+    roof_bytes: int | None = None,
+) -> Generator[Profile | None, None, None]:
+    """As ``profile_step``, for a `ReadingTask`: other steps may run where it yields. The last value is the profile."""
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
-        if depth:
-            prefill(runner, sequence, some_ids(runner, depth))
+        for first in range(0, depth, runner.limits.tokens):
+            prefill(runner, sequence, some_ids(runner, depth)[first : first + runner.limits.tokens])
+            yield None
         chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
-        return _profile(runner, what, chunks, rounds, progress, roof_bytes)
+        nbytes = roof_bytes or step_cost(runner, chunks).nbytes
+        rates: list[Rates] = []
+        seconds = list[NDArray[np.float64]]()
+        placement = runner.executor.placement
+        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.seated():
+            for number in range(rounds):
+                if progress:
+                    progress(number, rounds, what)
+                rates.append(machine_rates(roofs, nbytes, fastest=True))
+                yield None
+                time.sleep(REST)
+                spent = 0.0
+                while spent < ENOUGH:
+                    start = time.perf_counter()
+                    seconds.append(_seconds(runner, chunks))
+                    spent += time.perf_counter() - start
+                    yield None
+        yield _profile(runner, what, chunks, seconds, rates)
 
 
 def _profile(
     runner: ModelRunner,
     what: str,
     chunks: list[Chunk],
-    rounds: int,
-    progress: CompileProgress | None,
-    roof_bytes: int | None,
+    seconds: list[NDArray[np.float64]],
+    rates: list[Rates],
 ) -> Profile:
-    nbytes = roof_bytes or step_cost(runner, chunks).nbytes
-    rates: list[Rates] = []
-    seconds = []
-    placement = runner.executor.placement
-    with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.seated():
-        for number in range(rounds):
-            if progress:
-                progress(number, rounds, what)
-            rates.append(machine_rates(roofs, nbytes, fastest=True))
-            time.sleep(REST)
-            end = time.perf_counter() + ENOUGH
-            seconds.append(_seconds(runner, chunks))
-            while time.perf_counter() < end:
-                seconds.append(_seconds(runner, chunks))
+    """The profile of a step from the seconds of its operations in each repetition, and the rates of each round."""
     operations = runner.plan.operations
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))

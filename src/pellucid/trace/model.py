@@ -38,17 +38,10 @@ class OpenedModel(Protocol):
     def spec(self) -> ModelSpec: ...
 
 
-class Projects(Protocol):
-    """Computes logits of vectors; ``engine/model_runner.py`` implements it."""
-
-    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-
 class TracedModel(OpenedModel, Protocol):
     """A loaded model; ``llm.LLM`` implements it."""
 
-    @property
-    def runner(self) -> Projects: ...
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]: ...
     @property
     def plan(self) -> Plan: ...
     @property

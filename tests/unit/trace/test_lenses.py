@@ -138,6 +138,10 @@ def test_vectors_through_the_head_are_the_logits_bit_for_bit(llm: LLM) -> None:
     with llm.trace(last, "project.logits") as trace:
         llm.generate(PROMPT * 10, max_new_tokens=1, temperature=0)
     assert np.array_equal(llm.runner.project(trace[last][0]), trace["project.logits"][0])
+    assert np.array_equal(
+        llm.project(np.repeat(trace[last][0], 20, axis=0))[::20], trace["project.logits"][0]
+    )
+    assert np.array_equal(llm.project(trace[last][0][-1]), trace["project.logits"][0][-1:])
 
 
 def test_a_lens_inside_of_a_trace_has_its_edits(llama: LLM) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
-from pellucid.errors import InvalidRequest
+from pellucid.engine.reading import ReadingTask
 from pellucid.llm import LLM
-from pellucid.measure.profile import Profile, profile_step
+from pellucid.measure.profile import profile_turns
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import no_more
 from pellucid.serve.model import ServedModel
@@ -23,7 +22,7 @@ def state(llm: ServedModel) -> dict[str, Any]:
 
 
 def profile(body: Body, llm: LLM) -> dict[str, Any]:
-    """The times of the operations of a step of ``tokens`` after ``depth``. Requests that run wait for it.
+    """The times of the operations of a step of ``tokens`` after ``depth``, measured between the steps of requests.
 
     Raises:
         InvalidRequest: a field is out of range, or the model is closed.
@@ -32,17 +31,9 @@ def profile(body: Body, llm: LLM) -> dict[str, Any]:
     tokens = body.count("tokens", 1, min(llm.runner.limits.tokens, llm.context - 1)) or 1
     depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0
     no_more(body, "a profile has tokens and depth")
-    done: Future[Profile] = Future()
-
-    def measure() -> None:
-        try:
-            done.set_result(profile_step(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES))
-        except BaseException as error:  # it is the asker's, not the engine's
-            done.set_exception(error)
-
-    if not llm.engine.between_steps(measure):
-        raise InvalidRequest("the model is closed: ask again")
-    found = done.result()
+    turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
+    *_, found = llm.engine.run(ReadingTask(turns), llm.admission)
+    assert found is not None
     kinds = sorted(found.kinds().items(), key=lambda one: -one[1].seconds)
     return {
         "what": found.what,

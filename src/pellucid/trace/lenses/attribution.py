@@ -156,7 +156,7 @@ def attribute(
     stream = stream_points(model)
     sequence = of if isinstance(of, SequenceTrace) else read(model, of, needed(model))
     at = range(len(sequence))[position]
-    logits = model.runner.project(sequence[stream[-1]][at])[0].astype(np.float64)
+    logits = model.project(sequence[stream[-1]][at])[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)
     other = None if against is None else token_of(model, against)
     weights = ModelWeights(model.checkpoint)

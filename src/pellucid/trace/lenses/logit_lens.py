@@ -121,7 +121,7 @@ def logit_lens(
     rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
     T, said, found = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
-        for at, logits in enumerate(model.runner.project(rows[first : first + TOGETHER]), first):
+        for at, logits in enumerate(model.project(rows[first : first + TOGETHER]), first):
             candidates = Candidates.of(logits, f"position {chosen[at % T]} after {names[-1 - at // T]}")
             said += [candidates.best] if at < T else []
             found.append(_Read.of(candidates, top, said[at % T], wanted))
