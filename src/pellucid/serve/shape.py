@@ -2,7 +2,7 @@
 
 JSON Schema lets an object have further properties where ``additionalProperties`` is absent. A small model then invents
 properties until its limit. llama.cpp, Ollama and vLLM (xgrammar) close such objects, and OpenAI's strict mode demands
-that they are closed; so the server closes them, for every API (docs/decisions/0048-llamacpp-and-ollama.md). The Python
+that they are closed; so the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python
 API follows the schema as it is written.
 """
 
