@@ -1,8 +1,10 @@
 """Divergence of Pellucid and llama.cpp from the float32 run of the same file, and agreement on the likeliest token.
 
-    python bench/agreement.py [--models NAME...] [--windows 4] [--text FILE] [--threads N]
+    python bench/agreement.py [--models NAME...] [--windows 4] [--texts NAME...] [--threads N]
 
-The script cuts the text into windows of 512 tokens and scores the second half of each over the whole vocabulary.
+A text is a file, or one of texts.py: news, prose, python, code, mixed. The script cuts each into windows of 512 tokens
+and scores the second half of each window over the whole vocabulary. Divergences are means with their standard errors,
+and ratios of means with an interval of 95 %, both as if positions were independent.
 transformers makes the float32 run (float32.py), llama.cpp's own tool (llama-perplexity) its figures, and this script
 those of Pellucid, by default and precise, all from the same file. A model is a name of `compare.py`, one of FILES
 (SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import texts
 from compare import MADE, MODELS, PRECISE, Model, progress
 from numpy.typing import NDArray
 from peers import HERE, LLAMA_CPP, TRANSFORMERS, PeerError
@@ -72,9 +76,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean divergence in nats, share of positions with the same likeliest token, errors where float32 is sure."""
+    """Mean divergence in nats and its standard error, share of positions with the same likeliest token, errors where
+    float32 is sure.
+    """
 
     divergence: float
+    error: float
     same: float
     wrong: int | None = None
     sure: int | None = None
@@ -125,7 +132,8 @@ def pellucid_agreement(path: Path, base: Base, precise: bool, threads: int) -> A
     finally:
         runner.close()
         checkpoint.close()
-    return Agreement(float(np.mean(divergences)), same / len(divergences), wrong, sure)
+    error = float(np.std(divergences, ddof=1)) / math.sqrt(len(divergences))
+    return Agreement(float(np.mean(divergences)), error, same / len(divergences), wrong, sure)
 
 
 def _rows(runner: ModelRunner, ids: list[int]) -> Any:
@@ -146,11 +154,19 @@ def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
         "llama-perplexity", "-m", path, "-t", threads, "-c", LENGTH, "-b", LENGTH,
         "--kl-divergence", "--kl-divergence-base", base.path,
     )  # fmt: skip
-    found = [re.search(pattern + r":\s*(-?[\d.]+)", printed) for pattern in (r"Mean\s+KLD", r"Same top p")]
+    patterns = (r"Mean\s+KLD:\s*(-?[\d.]+)", r"Mean\s+KLD:.*±\s*([\d.]+)", r"Same top p:\s*([\d.]+)")
+    found = [re.search(pattern, printed) for pattern in patterns]
     if not all(found):
         raise PeerError("llama-perplexity: no divergence in what it prints")
-    divergence, same = (float(match.group(1)) for match in found if match)
-    return Agreement(divergence, same / 100)
+    divergence, error, same = (float(match.group(1)) for match in found if match)
+    return Agreement(divergence, error, same / 100)
+
+
+def ratio(ours: Agreement, theirs: Agreement) -> tuple[float, float]:
+    """The ratio of two mean divergences, and the half width of its interval of 95 %."""
+    value = ours.divergence / theirs.divergence
+    relative = math.hypot(ours.error / ours.divergence, theirs.error / theirs.divergence)
+    return value, 1.96 * value * relative
 
 
 def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agreement]:
@@ -171,11 +187,12 @@ def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agree
 
 def line(name: str, found: dict[str, Agreement]) -> str:
     """A model's row of the table."""
-    cells = [f"{name:<18}"]
+    cells = [f"{name:<26}"]
     for each in found.values():
         wrong = "" if each.wrong is None else f"  {each.wrong:>3} of {each.sure}"
-        cells.append(f"{each.divergence:9.2e}  {each.same:6.2%}{wrong}")
-    return "   ".join(cells)
+        cells.append(f"{each.divergence:9.2e} ± {each.error:7.1e}  {each.same:6.2%}{wrong}")
+    value, width = ratio(found["default"], found["llama.cpp"])
+    return "   ".join([*cells, f"{value:.2f} ± {width:.2f}"])
 
 
 def main() -> None:
@@ -183,7 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", default=list(FILES), help=", ".join(FILES))
     parser.add_argument("--windows", type=int, default=4, help=f"of {LENGTH} tokens; 4 by default")
-    parser.add_argument("--text", type=Path, default=TEXT, help="a text file")
+    parser.add_argument(
+        "--texts", nargs="+", default=[str(TEXT)], help=f"text files, or {', '.join(texts.TEXTS)}"
+    )
     parser.add_argument("--threads", type=int, default=processors().threads)
     arguments = parser.parse_args()
     if arguments.windows < 1:
@@ -191,20 +210,24 @@ def main() -> None:
     missing = [peer.name for peer in (LLAMA_CPP, TRANSFORMERS) if not peer.ready()]
     if missing:
         parser.error(f"{', '.join(missing)} not set up: make bench-peers")
-    text = arguments.text.read_text(encoding="utf-8")
     print("nats from the float32 run (transformers), the same likeliest token; of Pellucid also how often it is "
           f"another where float32 leads by {LEAD} or more")  # fmt: skip
-    print(f"{'':<18}   {'default':<30}   {'precise':<30}   llama.cpp")
-    document: dict[str, Any] = {}
+    print(f"{'':<26}   {'default':<40}   {'precise':<40}   {'llama.cpp':<27}   default / llama.cpp")
+    document: dict[str, dict[str, Any]] = {}
     for name in arguments.models:
-        try:
-            found = compare(name, text, arguments.windows, arguments.threads)
-        except (PeerError, PellucidError) as error:
-            print(f"{name:<18}   {error}", flush=True)
-            continue
-        print(line(name, found), flush=True)
-        document[name] = {who: vars(each) for who, each in found.items()}
-    print(json.dumps({"windows": arguments.windows, "text": arguments.text.name, "models": document}))
+        for text in arguments.texts:
+            known = text in texts.TEXTS
+            read = texts.text(text) if known else Path(text).read_text(encoding="utf-8")
+            title = f"{name}, {Path(text).name}"
+            try:
+                found = compare(name, read, arguments.windows, arguments.threads)
+            except (PeerError, PellucidError) as error:
+                print(f"{title:<26}   {error}", flush=True)
+                continue
+            print(line(title, found), flush=True)
+            own = {who: vars(each) for who, each in found.items()}
+            document.setdefault(name, {})[Path(text).name] = own
+    print(json.dumps({"windows": arguments.windows, "models": document}))
 
 
 if __name__ == "__main__":
