@@ -1,11 +1,16 @@
-"""How long prompts and short ones, and the clients of a machine, get in each other's way.
+"""Delays that long prompts cause for short prompts, and that a client causes for another client.
 
     python bench/sharing.py [--model smollm2] [--long 8000] [--short 30] [--many 64] [--rounds 3]
 
-A short prompt beside a long one: its first token, in steps of the long prompt alone; and the long one, relative to
-alone. Many long prompts and a short one every half second: the longest wait of a short one, and how many ended. One
-client with many long prompts and another with one after the other: seconds to a token of the other, relative to alone.
-Medians of the rounds. The last line is JSON.
+Three measurements, each the median of the rounds:
+
+- A short prompt beside a long prompt: the short prompt's time to its first token, in steps of the long prompt alone;
+  the long prompt's time, relative to its time alone.
+- Many long prompts, and a short prompt every half second: the longest wait of a short prompt, and how many ended.
+- A client with many long prompts, and a client that sends one prompt after the other: the second client's time to a
+  token, relative to its time alone.
+
+The last line is JSON.
 """
 
 from __future__ import annotations

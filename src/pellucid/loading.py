@@ -84,8 +84,8 @@ def load(
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
             much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
             floating-point weights and keys with biases, and "bf16" for the others.
-        cache_memory: gigabytes of the prefix cache: keys and values of ended requests. By default as much as the
-            weights, 0.5 GB at least, a sixteenth of the machine's memory at most.
+        cache_memory: gigabytes of the prefix cache (keys and values of ended requests). By default the size of the
+            weights, at least 0.5 GB, at most a sixteenth of the machine's memory.
         chat_template: Jinja's source of a chat template, instead of the file's.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.

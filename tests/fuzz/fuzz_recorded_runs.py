@@ -47,7 +47,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def case(random: Random, folder: Path) -> str | None:
-    """One file with some arrays of small data, and facts of which some are others."""
+    """One file with a few small arrays, and with some facts replaced."""
     facts = dict(FACTS)
     for _ in range(random.randrange(4)):
         name = random.choice([*FACTS, "parts", "shape", "answers", "notes", "characters", "question"])

@@ -298,7 +298,7 @@ def _loaded(folder: Path, spec: Any) -> Tokenizer | PellucidError:
 
 
 def _is_ambiguous(ours: Tokenizer, spec: Any) -> bool:
-    """Whether the normalizer writes two added tokens in the same way: ``tokenizers`` finds either of them."""
+    """True if the normalizer writes two added tokens in the same way: ``tokenizers`` finds either."""
     contents = {token["content"] for token in spec["added_tokens"] if token["normalized"]}
     return len(contents) > len([*ours.normalized_added])
 

@@ -89,11 +89,11 @@ class SizedModel:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model on ``replicas`` times ``stages`` machines of a kind, and what it would reach.
+    """A model on ``replicas`` times ``stages`` machines of a kind, with the predicted throughput.
 
-    ``one`` are tokens per second of a text alone, ``many`` those of all replicas with ``together`` texts on each, after
-    ``depth`` tokens; ``prompt`` tokens per second of a long prompt, ``tokens`` how many tokens of context all replicas
-    have room for (None: any number, because no layer keeps all of them).
+    After ``depth`` tokens, ``one`` is the decode rate of a single text (tokens per second), ``many`` the decode rate of
+    all replicas with ``together`` texts on each. ``prompt`` is the prefill rate of a long prompt (tokens per second).
+    ``tokens``: the tokens of context that fit in all replicas (None: any number, because no layer keeps every token).
     """
 
     machine: Machine

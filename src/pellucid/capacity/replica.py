@@ -65,7 +65,7 @@ class SimulatedMemory:
         return self.prefixes.find(ids, most)
 
     def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """How many of the first ``most`` tokens the prefix cache has."""
+        """The number of the first ``most`` tokens that the prefix cache has."""
         return self.prefixes.match(ids, most)
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:

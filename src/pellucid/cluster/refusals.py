@@ -1,4 +1,4 @@
-"""What is said of connections and messages that are refused: some lines, and how many more there were."""
+"""The log of refused connections and messages: a few lines, then a count of the others."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def say(line: str) -> None:
 
 
 class RefusalLog:
-    """Says up to ``MOST_LINES`` lines in ``SECONDS``, each after ``who``; the others are counted.
+    """Writes up to ``MOST_LINES`` lines in ``SECONDS``, each after ``who``, and counts further refusals.
 
-    Strangers can connect as often as they like: each of them costs no line. For one thread.
+    Strangers may connect as often as they like without filling the log. For one thread.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class RefusalLog:
         self._who, self._say, self._now = who, say, now
         self._began, self._lines, self._more = now(), 0, 0
         self.count = 0
-        """All that were refused."""
+        """The number of refusals."""
 
     def add(self, why: str) -> None:
-        """Something was refused."""
+        """Report a refusal."""
         self.tell()
         self.count += 1
         if self._lines < MOST_LINES:
@@ -39,7 +39,7 @@ class RefusalLog:
             self._more += 1
 
     def tell(self) -> None:
-        """Say how many there were beside those that were said, if their time is over."""
+        """Report the number of refusals without a line, if their ``SECONDS`` are over."""
         if self._now() - self._began < SECONDS:
             return
         if self._more:

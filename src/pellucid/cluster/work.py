@@ -55,7 +55,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWat
 
 
 def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
-    """The requests of a body: one for all chains that begin, one for each that goes on.
+    """The requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
         WireError: ``numbers`` is no list of different numbers below the limit.

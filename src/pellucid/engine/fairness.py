@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 
 class FairShares:
-    """The counters of the clients that have jobs, and of absent clients that have used more than these."""
+    """Counters of the clients that have jobs, and of absent clients with a higher count than a present client."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -47,7 +47,7 @@ class FairShares:
 
     @property
     def contended(self) -> bool:
-        """Whether several clients have jobs."""
+        """True if several clients have jobs."""
         return len(self._jobs) > 1
 
     def used(self, client: str) -> float:

@@ -324,7 +324,7 @@ class ModelRunner:
             return self._prefixes.find(ids, most)
 
     def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """How many of the first ``most`` tokens of ``ids`` the prefix cache has."""
+        """The number of the first ``most`` tokens of ``ids`` that the prefix cache has."""
         with self._lock:
             self.drain()
             return self._prefixes.match(ids, most)

@@ -1,7 +1,7 @@
 """A task that looks into the model between steps: profiles, projections. It reads no tokens and has no pages.
 
-It runs in turns, each of which should take no longer than a step. The scheduler gives a client's readings their part of
-the machine, so that readings in a loop slow the texts of other clients down no more than a text would.
+A reading runs in turns, and a turn should take no longer than a step. The scheduler counts a client's readings as part
+of the client's share of the machine, so that readings in a loop slow other clients no more than a text does.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class ReadingTask(Generic[T]):
         return ()
 
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[Any]:
-        """Nothing: it has no tokens."""
+        """No results: a reading has no tokens."""
         return iter(())
 
     def close(self) -> None:
-        """End the generator, so that it gives back what it holds."""
+        """Close the generator, so that it releases its resources."""
         self._turns.close()

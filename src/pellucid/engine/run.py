@@ -60,10 +60,11 @@ class End:
 
 
 class RunningJob(Job):
-    """A job with its results on the way to the reader. ``sent`` and ``read`` count them.
+    """A job with the queue of its results. ``sent`` and ``read`` count the results.
 
-    There may be ``ahead`` of them on the way, which ``convert`` has made of the task's. ``deliver`` gets them at once
-    instead. A reader in an event loop waits for ``reader``. ``waiting`` counts sequences that wait for another thread.
+    The queue holds up to ``ahead`` results; ``convert`` changes each of the task's results before it enters the queue.
+    With ``deliver`` there is no queue: ``deliver`` gets each result at once. A reader in an event loop waits for the
+    future ``reader``. ``waiting`` counts sequences that wait for another thread.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import CachedSequence
 
 OLDEST = 4
-"""The oldest prompt of a client has one part in so many of the room for prompts."""
+"""The oldest prompt of a client has 1 / OLDEST of the room for prompts."""
 
 
 class Memory(Protocol):
@@ -55,7 +55,7 @@ class Memory(Protocol):
         ...
 
     def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """How many of the first ``most`` tokens the prefix cache has."""
+        """The number of the first ``most`` tokens that the prefix cache has."""
         ...
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
@@ -202,7 +202,7 @@ class Scheduler:
     def _order_of_rows(
         self, rows: Sequence[tuple[Job, CachedSequence]]
     ) -> Callable[[tuple[Job, CachedSequence]], tuple[int, float, int]]:
-        """The order in which rows get a place: by priority, client, and the first row of each job before its others."""
+        """A sort key for rows: by priority, then by client, then the first row of each job before its other rows."""
         seen, place = Counter[Job](), dict[CachedSequence, int]()
         for job, sequence in rows:
             place[sequence] = seen[job]
@@ -234,7 +234,7 @@ class Scheduler:
                     reading.add(page)
 
     def _by_client(self, prompts: list[tuple[Job, CachedSequence]]) -> list[list[tuple[Job, CachedSequence]]]:
-        """The prompts of each priority and client; those of whom has used least of the machine first."""
+        """The prompts by priority and client; of equal priority, the client that has used the machine least first."""
         found: dict[tuple[int, str], list[tuple[Job, CachedSequence]]] = {}
         for job, sequence in prompts:
             found.setdefault((-job.priority, job.client), []).append((job, sequence))
@@ -243,9 +243,10 @@ class Scheduler:
     def _by_length(
         self, prompts: list[tuple[Job, CachedSequence]], room: int
     ) -> Iterator[tuple[Job, CachedSequence, int]]:
-        """The prompts of a client, which are in the order in which they came, and the most tokens of each in a step.
+        """The prompts of a client, each with its most tokens in a step: the oldest prompt, then the others by length.
 
-        The oldest prompt has what the shorter prompts leave, and its part of the ``room`` at least.
+        ``prompts`` are in order of arrival. The oldest prompt gets the ``room`` that shorter prompts leave, and at
+        least 1 / OLDEST of it.
         """
         if len(prompts) == 1:
             yield *prompts[0], room
@@ -258,7 +259,7 @@ class Scheduler:
             yield job, sequence, room
 
     def _unread(self, sequence: CachedSequence) -> int:
-        """How many tokens of a prompt have to be read, as far as the prefix cache is known."""
+        """The number of unread tokens of a prompt, without the tokens that the prefix cache had at the first look."""
         if sequence.table.length or sequence.findable <= 0:
             return sequence.left
         if sequence.matched is None:

@@ -89,7 +89,7 @@ class TextSequence(CachedSequence):
 
     @property
     def rests(self) -> bool:
-        """Whether it has nothing to read: it has ended, or waits."""
+        """True if the sequence has no tokens for the next step: it has ended, or it waits."""
         return self.done or self.stopped or self.waits
 
     def sample(self, logits: NDArray[np.float32], seconds: float) -> Iterator[TokenOutput | Wait]:
@@ -179,7 +179,7 @@ class TextSequence(CachedSequence):
 
     @property
     def sampled_all(self) -> bool:
-        """Whether the sampled token follows all known tokens. Whether these are in the cache does not matter."""
+        """True if the sampled token follows all known tokens, in the cache or not."""
         return self._place == len(self.tokens)
 
     def extend(self, pace: Pace) -> None:

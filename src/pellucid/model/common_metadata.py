@@ -217,7 +217,7 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
-    # "mrope" gives the places of images three numbers, and those of text one.
+    # "mrope" gives a position in an image three numbers, and a position in a text one number.
     kinds = {
         "default": "",
         "dynamic": "dynamic",

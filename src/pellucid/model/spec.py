@@ -96,7 +96,7 @@ class Attention(Struct, frozen=True):
     alibi_scale: float = 1.0
     """A factor of the slopes."""
     alibi_rounded: bool = False
-    """Whether slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
+    """True: slopes, positions of keys and their products are rounded to bfloat16, as in Falcon's reference. The bias
     of a score then depends on the key's position instead of the distance.
     """
     clip: float = 0.0
@@ -314,8 +314,8 @@ class Head(Struct, frozen=True):
 class Pooling(Struct, frozen=True):
     """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``.
 
-    ``matryoshka`` has the dimensions to which the model was trained to let its vectors be cut; empty: any; None: the
-    model states none (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
+    ``matryoshka`` lists the shorter lengths that the model is trained for (Kusupati et al. 2022,
+    https://arxiv.org/abs/2205.13147): the first numbers of a vector. Empty: any length; None: the model states none.
     """
 
     kind: Literal["mean"] = "mean"

@@ -137,7 +137,7 @@ def page_counts(
 
 def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
     if group.recurrent:
-        pages = STATES_KEPT + 2  # its own, that of the next step, and the snapshots
+        pages = STATES_KEPT + 2  # the sequence's state, the next step's state, and the snapshots
     elif group.window:
         sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
         pages = min(pages, sliding) + -(-group.window // PAGE) + 1

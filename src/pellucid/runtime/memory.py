@@ -30,9 +30,9 @@ def address(array: NDArray[Any]) -> int:
 
 
 def give_back(array: NDArray[np.uint8]) -> None:
-    """Give the system the memory of a part of an array whose contents nobody needs, as far as it is whole pages.
+    """Release the whole pages of a part of an array to the system. Nobody needs the contents of the part.
 
-    What is read from it afterwards is arbitrary. Does nothing on systems other than Linux.
+    Later reads of the part find arbitrary numbers. Does nothing on systems other than Linux.
     """
     start = -(-address(array) // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address(array) + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start

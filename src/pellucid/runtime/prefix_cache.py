@@ -97,7 +97,7 @@ class PrefixCache:
         return BlockTable()
 
     def match(self, ids: Sequence[int], most: int) -> int:
-        """How many of the first ``most`` tokens of ``ids`` are there, apart from windows and states."""
+        """The number of the first ``most`` tokens of ``ids`` in the cache, regardless of windows and states."""
         return sum(common for _, common in self._path(ids, most))
 
     def insert(
@@ -314,9 +314,9 @@ class PrefixCache:
 
 
 def usual_bytes(weights: int, memory: int) -> int:
-    """Bytes that a prefix cache takes by default: as many as the model's ``weights``, and 512 MiB at least.
+    """Default size of a prefix cache in bytes: the size of the model's ``weights``, at least 512 MiB.
 
-    It takes a sixteenth of the machine's ``memory`` at most (0: unknown).
+    At most a sixteenth of the machine's ``memory`` (0: unknown).
     """
     return min(max(weights, USUAL_BYTES), memory // PART or USUAL_BYTES)
 

@@ -46,7 +46,7 @@ class CachedSequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether its next tokens are decode rows: its last token, and those that are forced or proposed after it."""
+        """True if the next tokens are decode rows: the last token, and the forced or proposed tokens after it."""
         return 0 < self.table.length >= self.wanted and self.left <= 1 + MOST_AHEAD
 
     def chunk(self, most: int, rows: int) -> Chunk:

@@ -258,9 +258,9 @@ LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encod
 
 
 def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
-    """Server-sent events with ids, by which a client that has lost its connection gets the rest.
+    """Server-sent events with ids: a client that has lost its connection resumes after the last id.
 
-    An error has none: a client that asks again has not had the event that should have come.
+    An error has no id, so that a client that resumes asks for the event in the error's place.
     """
     count = call.events
 

@@ -169,7 +169,7 @@ def _backlog(most: int) -> int:
 
 
 def possible_connections(asked: int) -> int:
-    """The limit of connections: ``asked``, or less if the process may not open so many files.
+    """The limit of connections: ``asked``, or fewer if the process may open fewer files.
 
     The process's limit of files is raised as far as the system allows.
     """

@@ -63,7 +63,7 @@ class LiveRequest:
 
 @dataclass(frozen=True)
 class Viewer:
-    """Who asks: with a ``key``, or with an admin key. Requests of one ``client`` share its part of the machine."""
+    """The sender of a request: a ``key``, or an admin key. Requests of one ``client`` share its part of the machine."""
 
     key: str
     admin: bool = False

@@ -82,7 +82,7 @@ def tools(item: Schema) -> Schema:
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """A value that one of these describes. If none does, the fields are checked where the value is read."""
+    """A value that satisfies at least one schema. Other values are checked where they are read."""
     return {"anyOf": list(schemas)}
 
 

@@ -31,13 +31,13 @@ class TokenizerModel(ABC):
     separates: bool = False
     """Whether the compiled form knows which adjacent characters no id spans, so that it cuts wherever ``cut`` does."""
     spells_bytes: bool = False
-    """Whether the model spells text in the byte alphabet itself, so that the pre-tokenizer does not."""
+    """True: the model spells text in the byte alphabet itself, so that the pre-tokenizer does not."""
     lost: frozenset[int] = frozenset()
     """Bytes without an id; they are dropped."""
 
     @property
     def drops(self) -> bool:
-        """Whether text without an id is dropped, which shifts the offsets after it in its pre-token."""
+        """True if text without an id is dropped, which shifts the offsets after it in its pre-token."""
         return bool(self.lost)
 
     @property

@@ -10,7 +10,7 @@
     forbid_token(42), force_token(42, tokens="5")                   what comes, or comes after position 5
 
 Values have the shape of the selected part, (T, ...) with a row for each selected position from the first on, or (...)
-for all positions alike. A row that is missing leaves its position unchanged; a row without a position is refused.
+for all positions. A position without a row stays unchanged; a row without a position is refused.
 """
 
 from __future__ import annotations

@@ -40,14 +40,13 @@ MOST_RANK = 4  # of an array
 class RecordedRun(Mapping[str, NDArray[Any]]):
     """A run: ``prompt`` and generated ``ids``, their ``pieces`` (texts), the whole ``text`` that was generated.
 
-    ``options`` are those of the request, with the ``seed`` that was drawn; ``chain`` are the steps that had an effect,
-    ``edits`` describe what was changed.
-    ``model`` says which model it was, ``shape`` more of it (``shape_of``). ``parts`` say of arrays that have not all of
-    their point which part it is: the ``first`` token, the ``heads``, the ``dims``. ``question`` is the prompt as text,
-    ``characters`` are those of several tokens: [first, stop, text] (``tokenize/stages/characters.py``).
-    ``answers`` are what the model was asked beside: [path, body, answer] of the server's interface for the page;
-    ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their points: (T, ...), a row for
-    each token that was read, or for those that were selected.
+    ``options`` come from the request, with the drawn ``seed``; ``chain`` lists the sampler steps that had an effect,
+    ``edits`` describe the edits. ``model`` names the model, ``shape`` describes it (``shape_of``). ``parts`` has, for
+    an array with a part of its point, the ``first`` token, the ``heads`` and the ``dims``. ``question`` is the prompt
+    as text. ``characters`` lists the characters that span several tokens: [first, stop, text]
+    (``tokenize/stages/characters.py``). ``answers`` holds further answers of the server's interface for the page:
+    [path, body, answer]. ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their
+    points: (T, ...), a row for each token that was read, or for each selected token.
     """
 
     model: dict[str, Any]
@@ -213,7 +212,7 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _is_character(given: Any, tokens: int) -> bool:
-    """Whether a value is [first, stop, text] of a character of so many tokens."""
+    """True if a value is [first, stop, text] of a character in a run of ``tokens`` tokens."""
     if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
         return False
     first, stop = int(given[0]), int(given[1])

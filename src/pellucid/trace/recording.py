@@ -24,7 +24,7 @@ MOST_RUNS = 4096
 
 
 class PlacedPart(Struct, frozen=True):
-    """Where a selected part is: the columns of each run of heads in a block of values, or its pattern block."""
+    """The place of a selected part: the columns of each run of heads in a block of values, or its pattern block."""
 
     selected: Selected
     places: tuple[int, ...]

@@ -24,7 +24,7 @@ MOST_BYTES = 48 << 20  # of arrays
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
 """Tokens that were generated, of which a report tells; the likeliest after each; characters whose merges it shows."""
 MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
-"""What the page asks for: tokens of the lens, likeliest ones, tokens of the map, tokens with neighbours, how many."""
+"""Limits of the page's requests: lens tokens, likeliest tokens, map tokens, searched tokens, neighbours of a token."""
 WHOLE = ("embed", "position")
 CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
 LENGTHS = tuple(

@@ -39,7 +39,7 @@ class Selected(Struct, frozen=True):
 
     @property
     def has_all_heads(self) -> bool:
-        """Whether it has all heads of the point, in their own order."""
+        """True if the selection has all heads of the point, in the point's order."""
         return self.heads == tuple(range(self.point.view.parts))
 
     def runs(self) -> list[tuple[int, int]]:

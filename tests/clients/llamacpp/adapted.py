@@ -1,8 +1,8 @@
-"""A pytest plugin that adapts what llama.cpp's tests expect of their model, which writes other texts than ours.
+"""A pytest plugin that adapts llama.cpp's tests to a model that writes other texts than theirs.
 
-Texts match every pattern, and prompts and texts may have any number of tokens; what a test has so been spared is
-reported beside its outcome in the file that ADAPTED names: a line of JSON for each test. What llama-server is told at
-its start as the default of all requests (--seed, --temp, --n-predict, --verbose), the requests of the tests say.
+Texts match every pattern, and prompts and texts may have any number of tokens. The file that ADAPTED names gets a line
+of JSON for each test: its outcome, and the comparisons that were left out. Defaults that llama-server takes as options
+(--seed, --temp, --n-predict, --verbose) are added to each request of the tests.
 """
 
 from __future__ import annotations

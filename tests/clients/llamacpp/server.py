@@ -1,7 +1,7 @@
-"""Started as llama-server: runs ``pellucid serve`` with what its options say, as far as there is something like them.
+"""A stand-in for llama-server: runs ``pellucid serve`` with the options that correspond to llama-server's.
 
-The models of llama.cpp's tests are stories from a hub; those of the catalogue stand in for them. PELLUCID_PYTHON is the
-interpreter that has Pellucid. Options that have no counterpart are printed and passed over.
+Models of the catalogue replace the story models from a hub in llama.cpp's tests. PELLUCID_PYTHON is the interpreter
+that has Pellucid. Options without a counterpart are printed and ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTEAD = (
     ("reranker", "minilm"),
     ("", "smollm2"),
 )
-"""The model for the first of these words that the model's name has."""
+"""Pairs of a word and a model: the first word in the name that a test asks for decides."""
 VALUES = (
     *("port", "host", "model", "model-url", "hf-repo", "hf-file", "alias", "ctx-size", "parallel", "threads"),
     *("api-key", "chat-template-file", "model-draft"),

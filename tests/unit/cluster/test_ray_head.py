@@ -1,4 +1,4 @@
-"""Without Ray's head, and without room: what runs goes on, and the server says what is missing."""
+"""Without Ray's head, or without room, running requests continue, and the server names what is missing."""
 
 from __future__ import annotations
 

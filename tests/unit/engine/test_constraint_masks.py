@@ -85,7 +85,7 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 
 def ended(running: tuple[threading.Thread, list[Any]]) -> Any:
-    """What work in a thread has returned; raises what it raised."""
+    """The result of work in a thread, or the error that it raised."""
     thread, results = running
     thread.join(60)
     (found,) = results

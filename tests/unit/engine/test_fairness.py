@@ -41,7 +41,7 @@ events = st.lists(
 
 @given(events)
 def test_counters_of_absent_clients_do_not_pile_up(events: list[tuple[str, str]]) -> None:
-    """The counters are those of the present clients, and of absent ones that owe these something; none goes down."""
+    """Counters exist for present clients, and for absent clients with a higher count; no counter decreases."""
     shares, jobs = FairShares(), dict.fromkeys("abcd", 0)
     for what, client in events:
         before = {one: shares.used(one) for one in jobs if jobs[one]}

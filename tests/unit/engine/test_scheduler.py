@@ -154,7 +154,7 @@ def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, Fak
 
 
 def steps_until(scheduler: Scheduler, memory: FakeMemory, task: Fake) -> int:
-    """How many steps run until a task has its first token."""
+    """The number of steps until a task has its next token."""
     for steps in range(1, 10_000):
         before = len(task.made)
         charged = run_step(scheduler, memory)
@@ -250,7 +250,7 @@ def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> Non
     scheduler, memory = scheduler_of()
 
     class Many(Fake):
-        """Twelve texts, of which a step has room for eight."""
+        """Twelve texts; a step has room for eight."""
 
         def __init__(self) -> None:
             super().__init__(memory, [1], 10_000)

@@ -106,7 +106,7 @@ def schemas(depth: int = 2) -> st.SearchStrategy[Any]:
 
 
 def ends_within(root: Any, node: Any, depth: int) -> bool:
-    """Whether a value of at most this depth satisfies the recursive parts of a schema."""
+    """True if a value of at most this depth satisfies the recursive parts of a schema."""
     if not depth:
         return False
     if "$ref" in node:
@@ -163,7 +163,7 @@ VALUES: list[Any] = [
 
 
 def bound(*names: str) -> st.SearchStrategy[dict[str, Any]]:
-    """None, or one of these bounds of a number."""
+    """No bound of a number, or one of the named bounds."""
     number = st.sampled_from([-1, 0, 1, 2, 2.5, 5])
     return st.one_of(
         st.just({}), *(st.builds(lambda value, name=name: {name: value}, number) for name in names)

@@ -73,7 +73,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/look/tokenize": {"model": "one", "text": "to see"},
 }
 BASES |= {f"/{name}": BASES[f"/v1/{name}"] for name in ("chat/completions", "responses")}
-"""The request of each route to which fields are added."""
+"""The base request of each route; the tests add fields to it."""
 BODIES = {
     name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
 }

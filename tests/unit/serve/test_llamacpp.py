@@ -60,7 +60,7 @@ def encoder(folder: Path) -> Iterator[LLM]:
 
 
 def named(path: str, body: Any) -> Any:
-    """A body for a path; those of OpenAI and Anthropic need the name of a model."""
+    """A body for a path; the paths of OpenAI and Anthropic need the name of a model."""
     return {"model": "one", **body} if path.startswith("/v1/") and isinstance(body, dict) else body
 
 
@@ -83,7 +83,7 @@ def events(served: Served, path: str, body: Any) -> list[dict[str, Any]]:
 
 
 def wanted_of(llm: LLM, prompt: Any, **more: Any) -> Any:
-    """What the Python API makes of the prompt, without the end tokens, which llama.cpp forbids with ``ignore_eos``."""
+    """The Python API's generation, without the end tokens, because llama.cpp forbids them with ``ignore_eos``."""
     usual = {**USUAL, "seed": 3, "max_new_tokens": 9, "ignore_eos": True}
     return llm.generate(prompt, **{**usual, "banned": sorted(llm.tokenizer.eos_ids), **more})
 
@@ -401,7 +401,7 @@ def test_tokens(served: Served, llm: LLM) -> None:
 def test_templates(served: Served, llm: LLM) -> None:
     prompt = post(served, "/apply-template", {"messages": USER})["prompt"]
     assert prompt == llm.tokenizer.apply_chat_template(USER)
-    # What it gives can be sent to /completion.
+    # /completion takes the rendered prompt.
     assert post(served, "/completion", {**DRAWN, "prompt": prompt})["content"] == wanted_of(llm, USER).text
     begun = [*USER, {"role": "assistant", "content": "I am"}]
     goes_on = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})["prompt"]

@@ -7,8 +7,8 @@ In: queries (T, H, K) float32; the layer's pages, with keys (G, K) and values (G
 
 ``bias`` depends on the head and on the distance between query and key (ALiBi: Press et al. 2022; relative positions:
 Raffel et al. 2020) or on the position of the key alone. A head may have a *sink*: a score that takes a share of the
-softmax and contributes no value (Xiao et al. 2023). Keys and values are those of the sequence itself, or those of its
-encoder (cross attention).
+softmax and contributes no value (Xiao et al. 2023). Keys and values come from the sequence itself, or from its encoder
+(cross attention).
 
 A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
 tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
@@ -57,9 +57,7 @@ class AttentionRecord(Record):
     # positions follow in order. The kernel may read, but does not use, 15 numbers after the last token's.
     bias: Address
     bias_stride: int  # bytes from one head to the next
-    bias_step: (
-        int  # bytes by which a query's next position moves the biases back: 4 by distance, 0 by key alone
-    )
+    bias_step: int  # bytes that the biases move back for each query position: 4 by distance, 0 by key
     sinks: Address  # (H,) float32, or 0: none
     cross: int  # 1: keys and values are those of the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32

@@ -43,7 +43,7 @@ class _Finite:
             left = [one for one in left if one[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
-        """Whether a part is known to have a finite text. Parts that are no schema are reported elsewhere."""
+        """True if a part is known to have a finite text, or is no schema (reported elsewhere)."""
         return not isinstance(node, dict) or id(node) in self.finite
 
     def _any_ends(self, choices: list[Any]) -> bool:
@@ -66,7 +66,7 @@ class _Finite:
         return [needs + way for way in ways] if kinds and kinds <= CONTAINERS else [needs]
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
-        """What an object needs: its required properties, or any."""
+        """The needs of an object: its required properties, and any property if ``minProperties`` asks for more."""
         named, patterns = ((found if isinstance(found := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
         needs = [[named[one]] if one in named else rest for one in filter(_is_text, _list(node, "required"))]
@@ -74,7 +74,7 @@ class _Finite:
         return [*needs, [*named.values(), *rest]] if least > len(needs) else needs
 
     def _of_array(self, node: dict[str, Any]) -> list[list[Any]]:
-        """What a list needs: its first items."""
+        """The needs of a list: its first ``minItems`` items."""
         first = _list(node, "prefixItems") or _list(node, "items")
         rest = (
             node.get("items", True)

@@ -110,7 +110,7 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow.
+        """True if no token can follow.
 
         Raises:
             InvalidRequest: the last token made the grammar too complex.

@@ -37,7 +37,7 @@ class _Exclusion:
         self.root, self.left = root, MOST_PAIRS
 
     def excludes(self, one: Any, other: Any, depth: int) -> bool:
-        """Whether no value satisfies both schemas."""
+        """True if no value satisfies both schemas."""
         if one is False or other is False:
             return True
         if not isinstance(one, dict) or not isinstance(other, dict) or not depth:
@@ -52,7 +52,7 @@ class _Exclusion:
         return False
 
     def _parts(self, node: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-        """The schema, the target of its reference, and the schemas of its ``allOf``: a value satisfies them all."""
+        """The schemas that each value of ``node`` satisfies: ``node``, its ``$ref``, the parts of its ``allOf``."""
         self.left -= 1
         if self.left < 0:
             return
@@ -74,7 +74,7 @@ class _Exclusion:
         return all(self._of_kind(kind, one, other, depth) for kind in _kinds(one) & _kinds(other))
 
     def _of_kind(self, kind: str, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """Whether no value of a kind satisfies both."""
+        """True if no value of a kind satisfies both schemas."""
         if kind == "number":
             return _apart(one, other, LOWER, UPPER)
         if kind == "string":
@@ -86,13 +86,13 @@ class _Exclusion:
         )
 
     def _first_items(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """Whether two lists of at least one item differ in the first one."""
+        """True if one schema requires an item, and no first item satisfies both schemas."""
         needed = [node for node in (one, other) if _number(node.get("minItems")) >= 1]
         first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (one, other)]
         return bool(needed) and self.excludes(first[0], first[1], depth)
 
     def _properties(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        """Whether a required property of the first excludes the other."""
+        """True if a required property of the first schema excludes the other schema."""
         mine, others = (
             found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other)
         )
@@ -105,7 +105,7 @@ class _Exclusion:
         return False
 
     def _refuses(self, node: Any, value: Any, depth: int) -> bool:
-        """Whether a value surely does not satisfy a schema."""
+        """True if a value certainly violates a schema."""
         if node is False:
             return True
         if not isinstance(node, dict) or not depth:
@@ -163,7 +163,7 @@ def _kinds(node: dict[str, Any]) -> frozenset[str]:
 def _apart(
     one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
 ) -> bool:
-    """Whether the ranges of two schemas have nothing in common."""
+    """True if the ranges of two schemas are disjoint."""
     for first, second in ((one, other), (other, one)):
         for high in upper:
             for low in lower:

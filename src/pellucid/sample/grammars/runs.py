@@ -18,7 +18,7 @@ _NAME = re.compile(r"\b[_A-Z][_A-Z0-9]*\b")
 
 
 def has_long_runs(kind: str, text: str) -> bool:
-    """Whether an option's value may force a long text."""
+    """True if an option's value may force a long text."""
     length = _regex(text) if kind == "regex" else _grammar(text)
     return kind != "choices" and length > LONG_RUN
 

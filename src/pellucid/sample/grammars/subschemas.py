@@ -48,7 +48,7 @@ def resolved(root: Any, reference: str) -> Any:
 
 
 def target(root: Any, node: Any) -> Any:
-    """What a schema refers to; None if it refers to nothing."""
+    """The schema that ``node`` refers to with ``$ref``, or None."""
     reference = node.get("$ref") if isinstance(node, dict) else None
     return resolved(root, reference) if isinstance(reference, str) else None
 

@@ -117,7 +117,7 @@ def generates(
     *,
     own: bool = False,
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """A route that generates; ``blank`` makes an event without any text. ``own`` is that of ``Telemetry``."""
+    """A route that generates; ``blank`` makes an event without any text. ``own``: the path is llama.cpp's own."""
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), form)

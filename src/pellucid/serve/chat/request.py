@@ -29,9 +29,9 @@ PROMPT_END = 32  # tokens that show whether the prompt has begun the reasoning
 class Conversation:
     """What an API's request asks for, whatever its form.
 
-    ``tools`` are shown to the model, those of ``choice`` may be called. The text follows the JSON schema ``shape``, if
-    there is one. ``variables`` are further variables of the template. ``goes_on``: the answer goes on with the last
-    message. ``options`` are those of a generation. ``before`` are tokens before the messages.
+    The model sees all ``tools`` and may call the tools of ``choice``. The text follows the JSON schema ``shape``, if
+    there is a schema. ``variables`` are further variables of the template. ``goes_on``: the answer continues the last
+    message. ``options`` configure the generation. ``before`` are tokens before the messages.
     """
 
     messages: Any

@@ -1,6 +1,6 @@
-"""The texts that compiled stages work on, and the rooms that they take: buffers, and caches of the ids of pre-tokens.
+"""The texts that compiled stages work on, and their rooms: buffers, and caches of the ids of pre-tokens.
 
-A thread borrows a room for a call. A tokenizer keeps one for each core at most, and gives back those that nobody has
+A thread borrows a room for a call. A tokenizer keeps at most one room for each core, and frees a room that nobody has
 used for a while. The caches of a room grow with the text that it encodes, so that short texts cost little memory.
 """
 
@@ -25,14 +25,15 @@ ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # of a room's cache of short pre-tokens, 
 LONG_PART = 32  # short entries for each entry of the cache of longer pre-tokens: up to 4 MB
 BYTES_EACH = 16  # of text for each entry, before the cache grows
 MAX_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
-ROOM_BYTES = 1 << 22  # bytes of text for which a room keeps its buffers
-UNUSED = 10.0  # seconds after which a room that nobody uses is given back, if the tokenizer has another
+ROOM_BYTES = 1 << 22  # a room keeps its buffers between calls up to this many bytes of text
+UNUSED = 10.0  # seconds until a room without use is freed, if the tokenizer has another room
 
 
 class Room:
     """Texts, their spans and their ends, each twice, as a stage reads one and writes one; and two caches.
 
-    ``memory`` has the ids of short pre-tokens and ``long_memory`` those of longer ones (``kernels/text/pieces.py``).
+    ``memory`` caches the ids of short pre-tokens, ``long_memory`` the ids of longer pre-tokens
+    (``kernels/text/pieces.py``).
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Room:
         self.long_memory, self.long_place = zeros(self.long_entries * text_pieces.LONG_ENTRY)
 
     def grow(self, nbytes: int) -> None:
-        """So many bytes of text come: the caches become larger if they are too small for the text so far."""
+        """Count ``nbytes`` more bytes of text, and enlarge the caches if they are too small for the text so far."""
         self._seen += nbytes
         if self._seen > self.entries * BYTES_EACH and self._size < len(ENTRIES) - 1:
             self._size += 1

@@ -29,7 +29,7 @@ MAX_TOKENS = 1 << 22
 
 
 def is_tiktoken(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is tiktoken's: each line has a piece in base64 and its rank."""
+    """True if a file that begins with ``head`` has tiktoken's form: a piece in base64 and its rank on each line."""
     piece, space, rank = head.partition(b"\n")[0].rstrip(b"\r").partition(b" ")
     try:
         return bool(space) and rank.isdigit() and bool(base64.b64decode(piece, validate=True))
@@ -38,7 +38,7 @@ def is_tiktoken(head: bytes) -> bool:
 
 
 def is_tekken(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is a ``tekken.json``, by the fields of its ``config``."""
+    """True if a file that begins with ``head`` is a ``tekken.json``, by the fields of its ``config``."""
     config, number = rb'"config"\s*:\s*\{', rb'"default_num_special_tokens"\s*:'
     return all(re.search(field, head) for field in (config, number))
 

@@ -227,9 +227,9 @@ class TokenizerJson:
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
     def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
-        """The added tokens; those without a piece are numbered from the number of the model's pieces on.
+        """The added tokens; tokens without a piece have the ids after the model's pieces.
 
-        The last of two tokens with the same text counts; it is special if one of them is.
+        If two tokens have the same text, the last counts; it is special if either is.
         """
         found = dict[str, AddedToken]()
         following = len(self.vocab)

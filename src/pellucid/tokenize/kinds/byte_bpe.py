@@ -277,7 +277,7 @@ def _key(strings: Sequence[str]) -> bytes:
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
-    """Whether a ``tokenizer.json`` with a BPE model is of this kind: bytes are spelled last, and without exceptions.
+    """True if a ``tokenizer.json`` with a BPE model is of this kind: bytes are spelled last, and without exceptions.
 
     In all other files the pre-tokenizer spells them, and the model merges characters (``kinds/sentencepiece_bpe.py``).
     """

@@ -84,7 +84,7 @@ def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
 
 
 def _goes_on(begun: bytes, data: bytes) -> bool:
-    """Whether ``data`` continues the incomplete character ``begun``."""
+    """True if ``data`` continues the incomplete character ``begun``."""
     try:
         _utf8("strict").decode(begun + data)
     except UnicodeDecodeError as error:
@@ -101,7 +101,7 @@ def _open_end(data: bytes) -> bytes:
 
 
 def _is_surrogate(data: bytes) -> bool:
-    """Whether the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
+    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
     return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
 
 

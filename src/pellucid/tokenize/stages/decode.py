@@ -80,7 +80,7 @@ class Decoder(ABC):
         """The bytes of an id; ``first``: no text comes before it."""
 
     def begun(self, data: bytes) -> bool:
-        """Whether the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
+        """True if the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:

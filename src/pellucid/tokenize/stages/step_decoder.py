@@ -147,5 +147,5 @@ class StepDecoder(Decoder):
 
 
 def _is_alone(step: Step) -> bool:
-    """Whether a step changes each token by itself and does not depend on the next token."""
+    """True if a step changes each token by itself and does not depend on the next token."""
     return isinstance(step, TokenStep) and not step.looks_ahead
