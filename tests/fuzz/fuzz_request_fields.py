@@ -1,0 +1,70 @@
+"""Random bodies of all routes: fields of their schemas pass, and one unknown name at any depth is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pellucid.errors import InvalidRequest
+from pellucid.serve.api import known_apis
+from pellucid.serve.schema import check_names
+
+SECONDS, MEMORY, SMALL, LONG = 5.0, 4 << 30, 300, 100_000
+DEEP = 4
+UNKNOWN = "no_field_has_this_name"
+BODIES = {
+    name: route.body for api in known_apis().values() for name, route in api.routes.items() if route.body
+}
+
+
+def drawn(random: Random, schema: Mapping[str, Any], depth: int = 0) -> Any:
+    """A value with names of a schema; numbers and texts are arbitrary."""
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return random.choice(schema["enum"])
+    if "anyOf" in schema:
+        return drawn(random, random.choice(schema["anyOf"]), depth)
+    kind = schema.get("type", "string")
+    if kind == "object":
+        known, required = schema.get("properties", {}), schema.get("required", [])
+        names = [name for name in known if name in required or (depth < DEEP and random.random() < 0.3)]
+        return {name: drawn(random, known[name], depth + 1) for name in names}
+    if kind == "array":
+        return [drawn(random, schema.get("items", {}), depth + 1) for _ in range(random.randrange(1, 3))]
+    return {"integer": 1, "number": 0.5, "boolean": True}.get(kind, "a")
+
+
+def closed_objects(schema: Mapping[str, Any], value: Any) -> Iterator[dict[str, Any]]:
+    """The objects in a value that may have no other names."""
+    if "anyOf" in schema:
+        kind = {dict: "object", list: "array"}.get(type(value))
+        fitting = [one for one in schema["anyOf"] if one.get("type") == kind]
+        if len(fitting) == 1:  # of several, another may take the name
+            yield from closed_objects(fitting[0], value)
+    elif isinstance(value, dict):
+        if schema.get("additionalProperties", True) is False:
+            yield value
+        for name, one in value.items():
+            yield from closed_objects(schema.get("properties", {}).get(name, {}), one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from closed_objects(schema.get("items", {}), one)
+
+
+def case(random: Random, folder: Path) -> str | None:
+    """One body, as it is and with an unknown name in one of its objects."""
+    name, schema = random.choice(sorted(BODIES.items()))
+    body = drawn(random, schema)
+    try:
+        check_names(schema, body)
+    except InvalidRequest as error:
+        return f"{name}: {body}: {error}"
+    random.choice(list(closed_objects(schema, body)))[UNKNOWN] = random.choice([1, "a", [], {}, False])
+    try:
+        check_names(schema, body)
+    except InvalidRequest as error:
+        return None if UNKNOWN in str(error) else f"{name}: {body}: {error}"
+    return f"{name}: {body}: an unknown name passes"
