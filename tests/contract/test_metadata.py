@@ -273,7 +273,6 @@ def test_a_tensor_that_the_family_does_not_use_is_refused(name: str) -> None:
     ("name", "extra"),
     [
         ("bert", "bert.pooler.dense.bias"),
-        ("bert", "cls.predictions.bias"),
         ("bert", "embeddings.position_ids"),
         ("llama", "model.layers.1.self_attn.rotary_emb.inv_freq"),
         ("gemma4", "model.layers.3.self_attn.k_proj.weight"),
@@ -357,7 +356,7 @@ def test_the_base_of_full_layers_under_its_other_name() -> None:
 def test_what_says_that_there_is_nothing() -> None:
     for name, changes in {
         "llama": {"quantization_config": {}, "bos_token_id": -1, "use_flash_attention_2": True},
-        "bert": {"directionality": "bidi", "pooler_fc_size": 768, "matryoshka_dimensions": [64, 32]},
+        "bert": {"directionality": "bidi", "pooler_fc_size": 768},
     }.items():
         assert outcome(Metadata.of(TINY[name]).changed(**changes)) == outcome(Metadata.of(TINY[name]))
     sections = GGUF["llama"]().changed(**{"llama.rope.dimension_sections": [0, 0, 0, 0]})
