@@ -93,7 +93,9 @@ def test_sentences(encoded: list[int]) -> None:
         tokenizer = load_tokenizer(GOLDENS.parent / "tokenize" / "tiny_wordpiece")
         embedding = replace(model.spec.embedding, vocabulary=tokenizer.vocab_size)
         encoder = Inputs(replace(model.spec, embedding=embedding), tokenizer, 16)
-    with pytest.raises(ContextOverflow, match="10,000,000 characters, more than 16 tokens is longer than .* 16: shorten"):
+    with pytest.raises(
+        ContextOverflow, match="10,000,000 characters, more than 16 tokens is longer than .* 16: shorten"
+    ):
         encoder.sentences(["a fox. " * (10_000_000 // 7) + "a fo"[: 10_000_000 % 7]])
     assert sum(encoded) < 100_000
     assert len(encoder.sentences(["a fox. " * 10_000], truncate=True)[0]) == 16

@@ -26,7 +26,7 @@ from pellucid.sample.step import SamplerStep
 from pellucid.sample.trace import TokenTrace
 from pellucid.trace.edits import EditOf
 
-VERSION = 3
+VERSION = 4
 """Of this protocol. An ingress and a replica of different versions do not talk."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes: what is larger than a piece is sent in several, up to so much
