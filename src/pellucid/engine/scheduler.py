@@ -171,7 +171,7 @@ class Scheduler:
         if not step.chunks and short:
             job = min(short, key=lambda job: job.place)
             raise JobTooLarge(job, short[job])
-        self._tokens = Counter()
+        self._tokens.clear()
         if self._shares.contended:  # else a client that comes later starts where the only one is
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
@@ -189,13 +189,14 @@ class Scheduler:
         A client that is ``waiting`` and has no row keeps a place in the step, and so does a job that waits where others
         have several rows.
         """
-        jobs = Counter(job for job, _ in rows)
-        clients = {job.client for job in waiting} - {job.client for job in jobs}
-        kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
-        places = step.sequences - min(kept, step.sequences // 2)
-        if len(rows) > places:
-            rows = sorted(rows, key=self._order_of_rows(rows))
-        for job, sequence in rows[:places]:
+        if len(rows) + len(waiting) > step.sequences:
+            jobs = Counter(job for job, _ in rows)
+            clients = {job.client for job in waiting} - {job.client for job in jobs}
+            kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
+            places = step.sequences - min(kept, step.sequences // 2)
+            if len(rows) > places:
+                rows = sorted(rows, key=self._order_of_rows(rows))[:places]
+        for job, sequence in rows:
             if not job.parked:  # it has lost its pages in this step
                 self._take(step, job, sequence, sequence.left, short)
 

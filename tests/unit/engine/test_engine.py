@@ -186,6 +186,15 @@ def test_closing_a_request_frees_its_pages_within_a_step(llm: LLM) -> None:
         assert in_use(llm) == 0
 
 
+def test_closing_the_outputs_of_a_request_that_is_kept_frees_its_pages(llm: LLM) -> None:
+    request = llm.start([9] * 500, **{**OPTIONS, "max_new_tokens": 1000})
+    outputs = iter(request)
+    next(outputs)
+    outputs.close()  # type: ignore[attr-defined]
+    assert in_use(llm) == 0
+    assert len(request.ids) == 1
+
+
 def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
     outputs = iter(llm.start([9] * 500, **OPTIONS))
     next(outputs)
