@@ -118,7 +118,7 @@ class RemoteModel:
         chain = parsed.chain()
         # What a replica would refuse is refused here, before an answer begins.
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
-        chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary)
+        chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
         if watching is not None:
             most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1

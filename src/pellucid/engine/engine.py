@@ -205,7 +205,8 @@ class Engine:
                     event.set()
                 self._settled.clear()
             resting = not len(self._scheduler)
-            if self._heard(idle, REST if resting else math.inf):
+            patience = (0.0 if self._closed else REST) if resting else math.inf
+            if self._heard(idle, patience):
                 continue
             if not idle:
                 self._step()
@@ -278,13 +279,18 @@ class Engine:
         if (reading := self._scheduler.next_reading()) is not None:
             self._read(self._jobs[reading.task])
             return
-        scheduled, waiting = list[Scheduled](), any(job.waiting for job in self._jobs.values())
+        scheduled = list[Scheduled]()
+        # Jobs that go on without a step, and may free pages then.
+        waiting = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs.values())
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
             if not waiting:  # else another one may have the pages
                 self._end(self._jobs[large.job.task], large.error)
                 return
+        if not scheduled and (reading := self._scheduler.next_reading(alone=True)) is not None:
+            self._read(self._jobs[reading.task])
+            return
         if not scheduled and waiting:
             self._hand_over()
             self._heard(True, math.inf)
@@ -316,7 +322,7 @@ class Engine:
         seconds = time.perf_counter() - start - (self._draft_seconds - drafted)
         self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
         self.pace.tell(*counts(scheduled), seconds)
-        self._scheduler.charge(scheduled, seconds)
+        self._scheduler.charge(seconds)
         for task in dict.fromkeys(one.task for one in scheduled):
             job = self._jobs.get(task)
             if job is not None and task.done:

@@ -21,7 +21,7 @@ class FairShares:
     def enter(self, client: str) -> None:
         """A job of the client comes."""
         if not self._jobs[client]:
-            floor = min((self._seconds[one] for one in self._jobs if self._jobs[one]), default=0.0)
+            floor = self._least()
             self._seconds[client] = max(self._seconds.get(client, floor), floor)
         self._jobs[client] += 1
 
@@ -31,19 +31,25 @@ class FairShares:
         if self._jobs[client]:
             return
         del self._jobs[client]
-        floor = min((self._seconds[one] for one in self._jobs), default=None)
+        floor = self._least()
         self._seconds = {
             one: used
             for one, used in self._seconds.items()
-            if floor is not None and (one in self._jobs or used > floor)
+            if self._jobs and (one in self._jobs or used > floor)
         }
 
     def charge(self, tokens: Mapping[str, int], seconds: float) -> None:
-        """A step took ``seconds``; each client pays for its part of the step's ``tokens``."""
-        total = sum(tokens.values())
-        for client, count in tokens.items():
-            if client in self._seconds:
-                self._seconds[client] += seconds * count / total
+        """A step took ``seconds``; each client pays for its part of the step's ``tokens``.
+
+        So does a client whose last job has failed in the step, unless nobody is left.
+        """
+        total, floor = sum(tokens.values()), self._least()
+        for client, count in tokens.items() if self._jobs else ():
+            self._seconds[client] = self._seconds.get(client, floor) + seconds * count / total
+
+    def _least(self) -> float:
+        """The least counter of the clients that have jobs."""
+        return min((self._seconds[one] for one in self._jobs), default=0.0)
 
     @property
     def contended(self) -> bool:

@@ -205,9 +205,9 @@ class ModelRunner:
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            parts = np.split(rows, np.cumsum(counts)[:-1])
             # Copies, so that whoever keeps a row does not keep those of all others.
-            found += [rows] if len(part) == 1 else [part.copy() for part in parts]
+            several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
+            found += several or [rows]
         return found
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +28,7 @@ def _collect(
     how: Admission,
     builders: list[OutputBuilder],
     begin: Callable[[], object],
-) -> Iterator[tuple[int, TokenOutput]]:
+) -> Generator[tuple[int, TokenOutput], None, None]:
     """Run the task and yield its outputs, each after adding it to its builder.
 
     The user's function is called here, in the reader's thread; the task waits for each of its answers. It holds no
@@ -169,10 +169,10 @@ class RequestGroup(TextGroup):
         self._engine, self._how = engine, how
         self._run: Run[tuple[int, TokenOutput]] | None = None
         self._begin = partial(_keep, watching, probes)
-        self._outputs = _collect(engine, self._task, how, self.builders, self._begin)
+        self.outputs = _collect(engine, self._task, how, self.builders, self._begin)
 
     def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
-        return self._outputs
+        return self.outputs
 
     @property
     def prompt(self) -> list[int]:
@@ -262,8 +262,9 @@ class RequestGroup(TextGroup):
 
 
 def _outputs_of(group: RequestGroup, ended: Callable[[RequestGroup], object]) -> Iterator[TokenOutput]:
-    for _, output in group:
-        yield output
+    with closing(group.outputs) as outputs:
+        for _, output in outputs:
+            yield output
     ended(group)
 
 

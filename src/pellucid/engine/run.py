@@ -15,7 +15,7 @@ from msgspec.structs import force_setattr, replace
 
 from pellucid.engine.scheduler import Job
 from pellucid.pipeline import Task
-from pellucid.util.checks import real, whole
+from pellucid.util.checks import real, string, whole
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +39,7 @@ class Admission(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         force_setattr(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
+        string("client", self.client)
         if self.deadline is not None:
             force_setattr(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
 

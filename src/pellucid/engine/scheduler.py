@@ -101,6 +101,8 @@ class Scheduler:
         self._shares = FairShares()
         self._count = 0
         self._has_read = False
+        self._tokens = Counter[str]()
+        """The tokens of each client in the last planned step, if several clients had jobs."""
         self.preemptions = 0
         """How often a job has lost its pages to another."""
 
@@ -125,29 +127,23 @@ class Scheduler:
         for other in self._jobs:
             other.parked = False
 
-    def charge(self, scheduled: Sequence[Scheduled], seconds: float) -> None:
-        """A step took ``seconds``: its clients pay for it, each for its tokens."""
-        if not self._shares.contended:
-            return  # a client that comes later starts where the only one is
-        clients = {job.task: job.client for job in self._jobs}
-        tokens = Counter[str]()
-        for one in scheduled:
-            tokens[clients[one.task]] += len(one.chunk.tokens)
-        self._shares.charge(tokens, seconds)
+    def charge(self, seconds: float) -> None:
+        """The last planned step took ``seconds``: its clients pay for it, each for its tokens, ended or not."""
+        self._shares.charge(self._tokens, seconds)
 
     def charge_reading(self, job: Job, seconds: float) -> None:
         """A turn of a reading took ``seconds``."""
         self._shares.charge({job.client: 1}, seconds)
 
-    def next_reading(self) -> Job | None:
-        """The reading whose turn it is before the next step, if there is one."""
+    def next_reading(self, *, alone: bool = False) -> Job | None:
+        """The reading whose turn it is before the next step, if there is one; ``alone``: no step can run now."""
         ready = [job for job in self._jobs if not job.paused]
         readings = [job for job in ready if isinstance(job.task, ReadingTask)]
         if not readings:
             return None
         others = [self._shares.used(job.client) for job in ready if not isinstance(job.task, ReadingTask)]
         first = min(readings, key=lambda job: (-job.priority, self._shares.used(job.client)))
-        if others and (self._has_read or self._shares.used(first.client) > min(others)):
+        if others and not alone and (self._has_read or self._shares.used(first.client) > min(others)):
             return None
         self._has_read = True
         return first
@@ -175,6 +171,10 @@ class Scheduler:
         if not step.chunks and short:
             job = min(short, key=lambda job: job.place)
             raise JobTooLarge(job, short[job])
+        self._tokens.clear()
+        if self._shares.contended:  # else a client that comes later starts where the only one is
+            for job, one in step.chunks:
+                self._tokens[job.client] += len(one.chunk.tokens)
         return [one for _, one in step.chunks]
 
     def _decode(
@@ -189,13 +189,14 @@ class Scheduler:
         A client that is ``waiting`` and has no row keeps a place in the step, and so does a job that waits where others
         have several rows.
         """
-        jobs = Counter(job for job, _ in rows)
-        clients = {job.client for job in waiting} - {job.client for job in jobs}
-        kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
-        places = step.sequences - min(kept, step.sequences // 2)
-        if len(rows) > places:
-            rows = sorted(rows, key=self._order_of_rows(rows))
-        for job, sequence in rows[:places]:
+        if len(rows) + len(waiting) > step.sequences:
+            jobs = Counter(job for job, _ in rows)
+            clients = {job.client for job in waiting} - {job.client for job in jobs}
+            kept = max(len(clients), min(len(waiting - jobs.keys()), len(rows) - len(jobs)))
+            places = step.sequences - min(kept, step.sequences // 2)
+            if len(rows) > places:
+                rows = sorted(rows, key=self._order_of_rows(rows))[:places]
+        for job, sequence in rows:
             if not job.parked:  # it has lost its pages in this step
                 self._take(step, job, sequence, sequence.left, short)
 

@@ -251,6 +251,8 @@ class PrefixCache:
                 self._drop(group, enough)
             else:
                 self._remove_leaves(lambda pool=pool, enough=enough: pool.free >= enough)  # type: ignore[misc]
+                if pool.free < pages:
+                    self._remove_leaves(lambda pool=pool, pages=pages: pool.free >= pages, group)  # type: ignore[misc]
 
     def _drop(self, group: int, enough: int) -> None:
         """Free states or pages of a group with a window; their nodes stay."""
@@ -276,22 +278,33 @@ class PrefixCache:
             self._remove(node)
             node = parent
 
-    def _remove_leaves(self, enough: Callable[[], bool]) -> None:
-        """Remove the least recently used nodes whose pages no sequence uses, from the ends of texts on."""
+    def _remove_leaves(self, enough: Callable[[], bool], group: int | None = None) -> None:
+        """Remove the least recently used nodes whose pages no sequence uses, from the ends of texts on.
+
+        With a ``group`` also nodes whose pages are in use, if a page of the group before them is not.
+        """
         number = count()
         leaves = [(node.used, next(number), node) for node in self._root.below() if node.is_leaf]
         heapq.heapify(leaves)
         while leaves and not enough():
             _, _, node = heapq.heappop(leaves)
             if any(
-                page != NONE and self._cache.pools[group].shared(page)
-                for group, page in enumerate(node.pages)
-            ):
+                page != NONE and self._cache.pools[at].shared(page) for at, page in enumerate(node.pages)
+            ) and (group is None or not self._has_unused(node, group)):
                 continue
             parent = node.parent
             self._remove(node)
             if parent and parent.parent and parent.is_leaf:
                 heapq.heappush(leaves, (parent.used, next(number), parent))
+
+    def _has_unused(self, node: _Node, group: int) -> bool:
+        """Whether no sequence uses a page of the group in a node before this one."""
+        pool, before = self._cache.pools[group], node.parent
+        while before and before.parent:
+            if before.pages[group] != NONE and not pool.shared(before.pages[group]):
+                return True
+            before = before.parent
+        return False
 
     def _remove(self, node: _Node) -> None:
         self._release(node)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections import Counter
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.routing import ReplicaLoad, choose
+from pellucid.cluster.secret import ClusterSecret
 from pellucid.kernels.attention.kv_layout import PAGE
+from pellucid.loading import open_model
 from pellucid.runtime.prefix_cache import page_names
+from pellucid.sample.grammars.matching import Matching
 
 TEXT = list(range(1000))
 
@@ -113,3 +121,28 @@ def test_names_are_those_of_whole_beginnings(one: list[int], other: list[int]) -
     common = next((n for n, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
     pairs = list(zip(page_names(one), page_names(other)))
     assert [a == b for a, b in pairs] == [n < common // PAGE for n in range(len(pairs))]
+
+
+def test_what_checks_a_constraint_here_is_freed_at_once(
+    llama_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ingress compiles a grammar to refuse what a replica would refuse. The masks are a replica's."""
+    closed, close = list[Matching](), Matching.close
+
+    def counted(self: Matching) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(Matching, "close", counted)
+    opened = open_model(llama_file)
+
+    async def ask() -> None:
+        fleet = Fleet(ClusterSecret.drawn())
+        try:
+            RemoteModel(opened, fleet).request("to see", regex="[a-z]+", max_new_tokens=3)
+        finally:
+            await fleet.close()
+            opened.checkpoint.close()
+
+    asyncio.run(ask())
+    assert len(closed) == 1

@@ -17,6 +17,7 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
+from pellucid.engine.reading import ReadingTask
 from pellucid.engine.run import Admission
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
@@ -132,6 +133,18 @@ def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: 
         made = ended(slow)
         assert made.ids == wanted.ids
         assert made.logprobs.chosen.tolist() == wanted.logprobs.chosen.tolist()
+
+
+def test_readings_go_on_while_all_texts_wait(llm: LLM, gate: Gate) -> None:
+    """The client of the readings has used more than the client of the texts."""
+    slow = in_thread(lambda: llm.for_client("text").generate(PROMPT, **DRAWN))
+    assert gate.held.wait(60)
+    reading = ReadingTask(number for number in range(50))
+    read = in_thread(lambda: list(llm.engine.run(reading, Admission(client="look"))))
+    assert ended(read) == list(range(50))
+    assert not slow[1]
+    gate.open.set()
+    assert ended(slow).finish_reason == "stop"
 
 
 def test_several_texts_and_beams_wait_too(llm: LLM, gate: Gate) -> None:

@@ -145,6 +145,26 @@ def test_an_error_ends_its_own_request_only(llm: LLM) -> None:
     assert in_use(llm) == 0
 
 
+def test_an_error_ends_no_request_of_another_client(llm: LLM) -> None:
+    """A request fails in the engine's thread, in a step with requests of two other clients."""
+    alone = llm.generate(PROMPTS[3], seed=1, **OPTIONS).ids
+    failing = llm.for_client("c").request(PROMPTS[4], **OPTIONS)
+
+    def fails(found: Any) -> None:
+        raise ZeroDivisionError("mine")
+
+    others = [llm.for_client(name).request(PROMPTS[3], seed=1, **OPTIONS) for name in "ab"]
+    for other in others:
+        other.start()
+    run = llm.engine.submit(failing._task, Admission(client="c"), deliver=fails)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        next(run)
+    for other in others:
+        other.wait()
+    assert [other.results()[0].ids for other in others] == [alone, alone]
+    assert in_use(llm) == 0
+
+
 def test_a_reader_that_waits_does_not_let_its_request_run_away(llm: LLM) -> None:
     run = llm.start(PROMPTS[0], seed=5, **{**OPTIONS, "max_new_tokens": 300})
     outputs = iter(run)
@@ -166,6 +186,15 @@ def test_closing_a_request_frees_its_pages_within_a_step(llm: LLM) -> None:
         assert in_use(llm) == 0
 
 
+def test_closing_the_outputs_of_a_request_that_is_kept_frees_its_pages(llm: LLM) -> None:
+    request = llm.start([9] * 500, **{**OPTIONS, "max_new_tokens": 1000})
+    outputs = iter(request)
+    next(outputs)
+    outputs.close()  # type: ignore[attr-defined]
+    assert in_use(llm) == 0
+    assert len(request.ids) == 1
+
+
 def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
     outputs = iter(llm.start([9] * 500, **OPTIONS))
     next(outputs)
@@ -185,6 +214,16 @@ def test_closing_the_model_ends_what_runs(folder: Path) -> None:
             pass
     with pytest.raises(InvalidRequest, match="closed"):
         llm.generate(PROMPTS[0])
+
+
+def test_closing_waits_for_no_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.engine.engine.REST", 3600.0)
+    llm = pellucid.load(folder / "llama", threads=2)
+    llm.generate(PROMPTS[0], **OPTIONS)
+    closing = threading.Thread(target=llm.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
 
 
 def test_there_is_no_thread_without_work(llm: LLM) -> None:
@@ -369,6 +408,12 @@ def test_admissions_that_cannot_be(llm: LLM, options: dict[str, Any], message: s
         with pytest.raises(InvalidRequest) as caught:
             call(PROMPTS[0], **options)
         assert message in str(caught.value)
+
+
+def test_a_client_is_a_text() -> None:
+    """A list from another machine has no place among the clients' shares."""
+    with pytest.raises(InvalidRequest, match="must be a text"):
+        Admission(client=["a"])  # type: ignore[arg-type]
 
 
 class Waits:

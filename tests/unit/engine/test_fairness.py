@@ -19,6 +19,20 @@ def test_an_absent_client_saves_nothing_up() -> None:
     assert shares.used("c") == 100.0
 
 
+def test_a_client_whose_last_job_failed_in_a_step_pays_for_it() -> None:
+    shares = FairShares()
+    shares.enter("a")
+    shares.enter("b")
+    shares.leave("b")
+    shares.charge({"a": 1, "b": 3}, 8.0)
+    shares.enter("b")
+    assert (shares.used("a"), shares.used("b")) == (2.0, 6.0)
+    shares.leave("a")
+    shares.leave("b")
+    shares.charge({"b": 1}, 8.0)
+    assert not shares._seconds, "nobody is left who would have to wait"
+
+
 def test_a_client_that_comes_back_keeps_its_debt() -> None:
     shares = FairShares()
     shares.enter("a")

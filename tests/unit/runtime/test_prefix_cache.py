@@ -235,6 +235,28 @@ def test_the_text_that_was_used_last_stays() -> None:
     assert lengths[3] >= lengths[2] >= lengths[1]
 
 
+def test_a_page_is_free_that_only_the_tree_has_before_pages_in_use() -> None:
+    """Two texts have read the same page. The second text needs all other pages."""
+    cache = KVCache((FULL,), (4,))
+    prefixes = PrefixCache(cache, 1 << 40)
+    tokens = tokens_of([(1, 4 * PAGE)])
+    first, second = BlockTable(), BlockTable()
+    for table, count in ((first, PAGE), (second, 2 * PAGE)):
+        cache.allocate(table, count)
+        cache.advance(table, count)
+    prefixes.insert(first, tokens, grows=True)
+    prefixes.insert(second, tokens, grows=True)
+    cache.truncate(first, 0)
+    cache.allocate(second, 2 * PAGE)
+    cache.advance(second, 2 * PAGE)
+    assert prefixes.match(tokens, 4 * PAGE) == 0
+    prefixes.insert(second, tokens)
+    assert prefixes.match(tokens, 4 * PAGE) == 4 * PAGE
+    cache.truncate(second, 0)
+    prefixes.clear()
+    assert cache.free_pages == 4
+
+
 def test_the_usual_size_is_that_of_the_weights_within_the_machines_memory() -> None:
     GB = 1 << 30
     assert usual_bytes(100 << 20, 16 * GB) == 512 << 20, "a small model on a laptop"
