@@ -34,7 +34,7 @@ from pellucid.runtime.sequence import CachedSequence
 
 T = TypeVar("T")
 AHEAD = 16
-"""Results that a task may be ahead of its reader. They hold the logits of their tokens."""
+"""Results that a task may be ahead of its reader."""
 REST = 0.5
 """Seconds without a task after which the thread ends and gives memory back."""
 TARGET = 0.15
