@@ -25,6 +25,16 @@ def test_a_room_for_short_texts_is_small() -> None:
     assert nbytes(room) < 1 << 20
 
 
+def test_a_room_stays_small_however_long_short_texts_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(texts.time, "monotonic", lambda: now)
+    room = Room()
+    for _ in range(20_000):
+        now += 0.1
+        room.grow(4000)
+    assert nbytes(room) < 1 << 20
+
+
 def test_a_room_grows_with_its_text_to_a_limit() -> None:
     room, sizes = Room(), list[int]()
     for _ in range(2000):

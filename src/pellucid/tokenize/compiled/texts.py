@@ -1,7 +1,7 @@
 """The texts that compiled stages work on, and their rooms: buffers, and caches of the ids of pre-tokens.
 
 A thread borrows a room for a call. A tokenizer keeps at most one room for each core, and frees a room that nobody has
-used for a while. The caches of a room grow with the text that it encodes, so that short texts cost little memory.
+used for a while. The caches of a room grow with the text that it encodes at a time, so that short texts cost little memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pellucid.runtime.memory import address, aligned
 
 ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # of a room's cache of short pre-tokens, as it grows: up to 32 MB
 LONG_PART = 32  # short entries for each entry of the cache of longer pre-tokens: up to 4 MB
-BYTES_EACH = 16  # of text for each entry, before the cache grows
+BYTES_EACH = 16  # of text for each entry within a second, before the cache grows
 MAX_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
 ROOM_BYTES = 1 << 22  # a room keeps its buffers between calls up to this many bytes of text
 UNUSED = 10.0  # seconds until a room without use is freed, if the tokenizer has another room
@@ -42,6 +42,7 @@ class Room:
         self.used = 0.0
         self._arrays: dict[tuple[str, int], tuple[NDArray[Any], int]] = {}
         self._size = self._seen = 0
+        self._since = 0.0  # the time from which on bytes are counted
         self._empty_caches()
 
     def _empty_caches(self) -> None:
@@ -51,7 +52,10 @@ class Room:
         self.long_memory, self.long_place = zeros(self.long_entries * text_pieces.LONG_ENTRY)
 
     def grow(self, nbytes: int) -> None:
-        """Count ``nbytes`` more bytes of text, and enlarge the caches if they are too small for the text so far."""
+        """Count ``nbytes`` of text, and enlarge the caches if they are too small for the text of the last second."""
+        now = time.monotonic()
+        if now - self._since > 1.0:  # a server's prompts need no large cache, however long it runs
+            self._seen, self._since = 0, now
         self._seen += nbytes
         if self._seen > self.entries * BYTES_EACH and self._size < len(ENTRIES) - 1:
             self._size += 1
