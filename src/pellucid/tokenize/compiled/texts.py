@@ -1,7 +1,7 @@
 """The texts that compiled stages work on, and their rooms: buffers, and caches of the ids of pre-tokens.
 
 A thread borrows a room for a call. A tokenizer keeps at most one room for each core, and frees a room that nobody has
-used for a while. The caches of a room grow with the text that it encodes within a second: short texts cost little memory.
+used for a while. The caches of a room grow with the text that it encodes within a second: a server's stay small.
 """
 
 from __future__ import annotations
