@@ -41,7 +41,7 @@ class FairShares:
     def charge(self, tokens: Mapping[str, int], seconds: float) -> None:
         """A step took ``seconds``; each client pays for its part of the step's ``tokens``.
 
-        So does a client whose last job has failed in the step, unless nobody is left.
+        A client whose last job has failed in the step pays too, unless no client has jobs.
         """
         total, floor = sum(tokens.values()), self._least()
         for client, count in tokens.items() if self._jobs else ():

@@ -1,4 +1,4 @@
-"""A task that looks into the model between steps: profiles, projections. It reads no tokens and has no pages.
+"""A task that looks into the model between steps: profiles, projections. The scheduler knows no sequences of it.
 
 A reading runs in turns, and a turn should take no longer than a step. The scheduler counts a client's readings as part
 of the client's share of the machine, so that readings in a loop slow other clients no more than a text does.

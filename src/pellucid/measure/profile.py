@@ -116,8 +116,9 @@ def profile_turns(
     """As ``profile_step``, for a `ReadingTask`: other steps may run where it yields. The last value is the profile."""
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
-        for first in range(0, depth, runner.limits.tokens):
-            prefill(runner, sequence, some_ids(runner, depth)[first : first + runner.limits.tokens])
+        ids, most = some_ids(runner, depth), runner.limits.tokens
+        for first in range(0, depth, most):
+            prefill(runner, sequence, ids[first : first + most])
             yield None
         chunks = [Chunk(sequence, some_ids(runner, tokens), int(runner.spec.causal))]
         nbytes = roof_bytes or step_cost(runner, chunks).nbytes

@@ -298,7 +298,7 @@ class PrefixCache:
                 heapq.heappush(leaves, (parent.used, next(number), parent))
 
     def _has_unused(self, node: _Node, group: int) -> bool:
-        """Whether no sequence uses a page of the group in a node before this one."""
+        """True if a node before this one has a page of the group that no sequence uses."""
         pool, before = self._cache.pools[group], node.parent
         while before and before.parent:
             if before.pages[group] != NONE and not pool.shared(before.pages[group]):

@@ -39,7 +39,7 @@ async def _responses(call: ClientCall) -> Response:
 
 async def _input_tokens(call: ClientCall) -> Response:
     fields, own = Body(await call.json(), COUNT_BODY), _own(call)
-    async with call.use(fields.model()) as llm:
+    async with call.use(call.model(fields)) as llm:
         count = await run_in_threadpool(counted, fields, llm, own)
         return answer({"object": "response.input_tokens", "input_tokens": count})
 

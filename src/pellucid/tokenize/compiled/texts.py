@@ -42,7 +42,7 @@ class Room:
         self.used = 0.0
         self._arrays: dict[tuple[str, int], tuple[NDArray[Any], int]] = {}
         self._size = self._seen = 0
-        self._since = 0.0  # the time from which on bytes are counted
+        self._since = 0.0  # the time at which the count of bytes began
         self._empty_caches()
 
     def _empty_caches(self) -> None:
