@@ -45,6 +45,11 @@ class RemoteTask(ABC):
         """How much has been made."""
         return 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has come, and only the word that it has ended is missing."""
+        return False
+
     def lost(self) -> int:
         """Its replica was lost. Returns how many have been since it has last got on."""
         if self.progress > self._progress:
@@ -197,7 +202,10 @@ class Fleet:
         self._context.destroy(linger=0)
 
     def _send(self, task: RemoteTask) -> None:
-        """Send a task to the replica that fits best; without one it waits."""
+        """Send a task to the replica that fits best; without one it waits. A complete task needs none."""
+        if task.complete:
+            task.take("end", ({},))
+            return
         links = {link.load: link for link in self._links.values() if link.up and not link.draining}
         if not links:
             self._waiting[task] = self.loop.call_later(PATIENCE, self._late, task)
@@ -283,7 +291,7 @@ class Fleet:
     def _lose(self, part: int) -> None:
         """A part has lost its replica. It goes on elsewhere, but not forever: it may be what ends them."""
         task = self._running[part][1]
-        if task.lost() < MOST_LOSSES:
+        if task.complete or task.lost() < MOST_LOSSES:
             self._again(part)
         else:
             self._end(part)

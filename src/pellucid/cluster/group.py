@@ -232,6 +232,10 @@ class _GenerateTask(RemoteTask):
     def progress(self) -> int:
         return sum(len(builder.ids) for builder in self._group.builders)
 
+    @property
+    def complete(self) -> bool:
+        return all(builder.ended for builder in self._group.builders)
+
     def joined(self) -> None:
         self._group.tell_watch()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.replicas import SECONDS, SECRET, finished, replicas, run
 
 import pellucid
 from pellucid.cluster.fleet import Fleet
+from pellucid.cluster.link import ReplicaLink
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import InvalidRequest, KernelError, QueueFull
@@ -251,6 +253,28 @@ def test_what_runs_is_handed_over(llama_file: Path, alone: LLM) -> None:
             await finished(group, lambda count: drain() if count == 20 else None)
             same(group.results()[0], wanted)
             assert made.fleet.moved == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize("gone", ["lost", "moved"])
+def test_a_replica_goes_after_the_last_token(llama_file: Path, alone: LLM, gone: str) -> None:
+    """All tokens have come, the word that it has ended has not: there is nothing to ask another replica for."""
+    wanted = alone.generate(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
+
+    async def work() -> None:
+        async with replicas(llama_file) as (made, model):
+            fleet = made.fleet
+
+            def hear(link: ReplicaLink, message: Sequence[Any]) -> None:
+                fleet._hear(link, [gone if message[0] == "end" else message[0], *message[1:]])
+
+            for link in fleet.links:
+                link._hear = hear
+            group = model.request(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
+            await asyncio.wait_for(finished(group, lambda _: None), SECONDS)
+            assert fleet.moved == 1
+            same(group.results()[0], wanted)
 
     run(work())
 
