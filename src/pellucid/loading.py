@@ -78,7 +78,8 @@ def load(
             sockets; weights are then near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, and store keys and values in float32. The results are then those of
             a float32 run of the file's weights, up to float32's own rounding. By default, activations that meet
-            quantised weights have 8 bits, and 16 in the output projection. With ``precise``, generating a token takes
+            quantised weights have 8 bits, and 16 where values are projected, in the last feed-forward and in the
+            output projection. With ``precise``, generating a token takes
             hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes
             twice as long.
         kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as

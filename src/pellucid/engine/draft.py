@@ -103,8 +103,9 @@ class DraftText:
                     break
                 found.append(token)
                 new = [token]
-            share = (self._model.seconds - before) / max(self.asked, 1) / step_seconds
-            self._model.share += SLOW * (min(share, 2 * self._model.share) - self._model.share)
+            if step_seconds:  # else no step of the model has been measured yet
+                share = (self._model.seconds - before) / max(self.asked, 1) / step_seconds
+                self._model.share += SLOW * (min(share, 2 * self._model.share) - self._model.share)
             return found
         except CacheFull:
             self.close()

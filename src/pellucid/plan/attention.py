@@ -94,6 +94,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             name,
             bias=kind.bias,
             parts=kind.heads if name == "q" else kind.kv_heads,
+            activation_bits=builder.fine_bits if name == "v" else 0,
         )
         for name in names
     }

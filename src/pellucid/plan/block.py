@@ -78,7 +78,10 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o, x), kind.residual_scale)]
     if isinstance(inner, FeedForward):
         scale = kind.residual_scale * inner.output_scale
-        return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o), scale)]
+        # The last feed-forward computes the rows of the outputs alone (passes.py), so finer activations cost little.
+        last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
+        bits = builder.fine_bits if last and kind.placement not in ("parallel", "shared") else 0
+        return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o, bits), scale)]
     return []
 
 

@@ -76,6 +76,8 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
+        self.fine_bits = max(16, activation_bits)
+        """The bits of activations where finer ones pay most (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # block → the number of its attention's layer in the cache
         self.operations: list[Operation] = []
@@ -147,9 +149,10 @@ class Builder:
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
-            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks), "rows": COUNT[rows]}
+            fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks)}
+            fields |= {"replicated": 0, "rows": COUNT[rows]}
             kernel = KernelKey("quantize", activation_bits=activation_bits)
-            self.emit(Operation(f"{stage}.quantize", kernel, fields, (x,), (blocks,), rows=rows))
+            self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
             self._quantized.add(blocks)
         return blocks
 

@@ -11,23 +11,25 @@ from pellucid.plan.builder import COUNT, Builder, tiles
 from pellucid.plan.plan import At, Operation, Value
 
 
-def feedforward(builder: Builder, stage: str, kind: FeedForward, x: str, out: str) -> str:
+def feedforward(
+    builder: Builder, stage: str, kind: FeedForward, x: str, out: str, activation_bits: int = 0
+) -> str:
     """out = down(f(gate x) * up x), or down(f(up x)); not yet added to the residual stream.
 
-    ``stage`` is also the name of its slots: "blocks.3.feedforward".
+    ``stage`` is also the name of its slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the plan's.
     """
-    hidden, up = builder.buffer("hidden", kind.width), ""
-    first = "gate" if kind.gated else "up"
-    builder.linear(f"{stage}.{first}", x, f"{stage}.{first}", kind.width, hidden, bias=kind.bias)
-    if kind.gated:
-        up = builder.linear(f"{stage}.up", x, f"{stage}.up", kind.width, "up", bias=kind.bias)
+
+    def linear(part: str, x: str, width: int, out: str) -> str:
+        at = f"{stage}.{part}"
+        return builder.linear(at, x, at, width, out, bias=kind.bias, activation_bits=activation_bits)
+
+    hidden = linear("gate" if kind.gated else "up", x, kind.width, "hidden")
+    up = linear("up", x, kind.width, "up") if kind.gated else ""
     builder.scale(f"{stage}.gate_scale", hidden, kind.gate_scale)
     if kind.sparsity:
         _sparsify(builder, f"{stage}.sparsify", hidden, kind.sparsity)
     activate(builder, f"{stage}.hidden", kind, hidden, up, f"(T, {kind.width})")
-    return builder.linear(
-        f"{stage}.down", hidden, f"{stage}.down", builder.spec.embedding.width, out, bias=kind.bias
-    )
+    return linear("down", hidden, builder.spec.embedding.width, out)
 
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:

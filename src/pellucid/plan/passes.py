@@ -1,8 +1,10 @@
-"""Rewrites of a plan: each takes a list of operations and returns one with the same results, bit for bit.
+"""Rewrites of a plan, or of its operations, with the same results, bit for bit.
 
+pick_early      the operations behind the last one that mixes tokens compute only the rows whose logits are wanted
 fuse_quantize   an operation writes its output also as activation blocks, which saves a pass over memory
 fuse_residual   a matrix product without a bias adds directly to the residual stream
-replicate_norms steps with one row replicate the norm on each thread, instead of waiting for the thread that computes it
+replicate_norms steps with one row replicate a norm and the quantisation of its output on each thread, instead of
+                waiting for the thread that computes them
 place_barriers  threads meet only where an operation reads what another thread has written, or overwrites what another
                 thread may still read or write
 """
@@ -10,13 +12,16 @@ place_barriers  threads meet only where an operation reads what another thread h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 from msgspec.structs import replace
 
+from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
-from pellucid.plan.builder import NO_BIAS
-from pellucid.plan.plan import REPLICATED, At, Operation, Plan, Value
+from pellucid.plan.builder import COUNT, NO_BIAS
+from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 
+OUTPUTS: Final = "outputs"
 CAN_QUANTIZE: Mapping[
     str, Callable[[Operation], Value]
 ] = {  # kernel → a width that must be whole blocks, so that no two threads write to one block
@@ -28,10 +33,61 @@ CAN_QUANTIZE: Mapping[
 
 def optimize(plan: Plan) -> Plan:
     """Apply all passes, in order."""
-    operations = replicate_norms(fuse_residual(fuse_quantize(list(plan.operations))))
+    picked = pick_early(plan)
+    operations = replicate_norms(fuse_residual(fuse_quantize(list(picked.operations))))
     used = {name for op in operations for name in (*op.reads, *op.writes)}
-    buffers = {name: buffer for name, buffer in plan.buffers.items() if name in used}
+    buffers = {name: buffer for name, buffer in picked.buffers.items() if name in used}
     return replace(plan, operations=tuple(place_barriers(operations)), buffers=buffers, source=plan)
+
+
+def pick_early(plan: Plan) -> Plan:
+    """Move `pick` in front of the operations that work row by row and read nothing else of what comes before them.
+
+    In most models these are the feed-forward of the last block, which most tokens of a prompt then skip. Their other
+    buffers become new ones, with a row for each output.
+    """
+    operations, buffers = list(plan.operations), plan.buffers
+    at = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
+    first = _first_of_tail(operations, at)
+    if first == at:
+        return plan
+    pick, tail = operations[at], operations[first:at]
+    names = {name: f"{OUTPUTS}.{name}" for op in tail for name in op.writes} | {pick.reads[0]: pick.writes[0]}
+    rows = {name: replace(buffers[of], name=name, rows=OUTPUTS) for of, name in names.items()}
+    moved = [_of_outputs(op, names) for op in tail]
+    together = (*operations[:first], pick, *moved, *operations[at + 1 :])
+    return replace(plan, operations=together, buffers={**rows, **buffers})
+
+
+def _first_of_tail(operations: list[Operation], at: int) -> int:
+    """The first operation that can follow the `pick` at ``at``; this itself if there is none."""
+    first, needed = at, set(operations[at].reads)
+    for index in range(at - 1, -1, -1):
+        op = operations[index]
+        if not definition(op.kernel.name).by_row or op.rows != "tokens":
+            break
+        needed = needed - set(op.writes) | set(op.reads)
+        if needed == set(operations[at].reads):
+            first = index
+    return first
+
+
+def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
+    """An operation on the rows of outputs, with its buffers' names replaced."""
+
+    def renamed(value: Value) -> Value:
+        return At(names[value.buffer], value.offset) if isinstance(value, At) else value
+
+    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": COUNT[OUTPUTS]}
+    return replace(
+        op,
+        fields=fields,
+        reads=tuple(names[name] for name in op.reads),
+        writes=tuple(names[name] for name in op.writes),
+        rows=OUTPUTS,
+        shape=op.shape.replace(f"({LETTER[op.rows]},", f"({LETTER[OUTPUTS]},"),
+        partitions={names[name]: how for name, how in op.partitions.items()},
+    )
 
 
 def fuse_quantize(operations: list[Operation]) -> list[Operation]:
@@ -99,16 +155,23 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
 
 
 def replicate_norms(operations: list[Operation]) -> list[Operation]:
-    """Replicate norms that only matrix products read: in steps with one row each thread makes and reads a copy."""
+    """Replicate norms that only matrix products read, also through `quantize`.
+
+    In steps with one row each thread makes and reads a copy.
+    """
     out = list(operations)
     for index, op in enumerate(operations):
         if op.kernel.name != "norm" or op.fields["parts"] != 1 or set(op.writes) & set(op.reads):
             continue
-        readers = list(_readers(op.writes, operations, index + 1))
-        if readers and all(operations[r].kernel.name.startswith("matmul_") for r in readers):
-            for i in (index, *readers):
-                touched = (*out[i].reads, *out[i].writes)
-                copies = dict.fromkeys((b for b in op.writes if b in touched), REPLICATED)
+        makers, readers = [index], list(_readers(op.writes, operations, index + 1))
+        makers += [reader for reader in readers if operations[reader].kernel.name == "quantize"]
+        for maker in makers[1:]:
+            readers += _readers(operations[maker].writes, operations, maker + 1)
+        products = set(readers) - set(makers)
+        if products and all(operations[one].kernel.name.startswith("matmul_") for one in products):
+            copied = {name for maker in makers for name in operations[maker].writes}
+            for i in (*makers, *products):
+                copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)
                 out[i] = replace(out[i].with_fields(replicated=1), partitions={**out[i].partitions, **copies})
     return out
 
@@ -139,7 +202,7 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
             reads, writes = set(), set()
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
-            reads, writes = reads - copies, writes - copies
+            reads, writes = ({(b, how) for b, how in of if how != REPLICATED} for of in (reads, writes))
         reads |= op_reads
         writes |= op_writes
         out.append(op)

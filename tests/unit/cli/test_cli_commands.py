@@ -19,6 +19,7 @@ from support.tiny import LLAMA_GGUF, write_llama_gguf
 from pellucid import __version__
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
+from pellucid.testing import random_model
 
 pytestmark = pytest.mark.slow
 
@@ -265,10 +266,19 @@ def test_plan(command: Command, tiny: str) -> None:
     keys = {"stage", "operation", "shape", "weight_bytes", "multiply_adds", "reads", "writes", "barrier"}
     assert all(set(row) == keys for row in rows)
     assert [row["stage"] for row in rows][:1] == ["embed"]
-    short, long = command("plan", tiny).answer, command("plan", tiny, "--all").answer
+    assert f"{len(rows)} operations" in command("plan", tiny).answer.splitlines()[-1]
+
+
+def test_equal_blocks_of_a_plan_take_one_line(command: Command, tmp_path: Path) -> None:
+    model = str(random_model("llama", tmp_path / "model.gguf", layers=3))
+    short, long = command("plan", model).answer, command("plan", model, "--all").answer
     assert "blocks.1             like blocks.0" in short
     assert "blocks.1.attention\n" in long
-    assert f"{len(rows)} operations" in short.splitlines()[-1]
+    assert "blocks.2.attention\n" in short, "its feed-forward has the rows of outputs"
+    measured = command("plan", model, "--measured").answer.splitlines()
+    longer = command("plan", model, "--measured", "--all", "--prompt", "32").answer.splitlines()
+    assert longer[-1].startswith("a step of 32 tokens; ")
+    assert len(longer) > len(measured)
 
 
 def test_plan_of_a_shape_on_paper(command: Command) -> None:
@@ -278,7 +288,8 @@ def test_plan_of_a_shape_on_paper(command: Command) -> None:
     assert document["decode_tokens_per_second"] > 0
     shown = command("plan", "gpt3-175b").answer
     assert "174.60 billion parameters" in shown
-    assert "blocks.1 ... 95" in shown
+    assert "blocks.1 ... 94       like blocks.0" in shown
+    assert "(R, 12288) x (49152, 12288)ᵀ" in shown, "the last feed-forward computes the rows of outputs"
     refused = command("plan", "gpt2", "--measured")
     assert refused.code == 2
     assert "gpt2 is a shape on paper" in refused.err

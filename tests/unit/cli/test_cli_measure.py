@@ -187,9 +187,6 @@ def test_a_measured_plan(command: Command, tiny: str) -> None:
         assert after.split()[0] == before.split()[0]
         assert [word for word in before.split() if word not in after.split()] == []
     assert measured[-1].startswith("a step of 1 token after 16; this machine does")
-    longer = command("plan", tiny, "--measured", "--all", "--prompt", "32").answer.splitlines()
-    assert longer[-1].startswith("a step of 32 tokens; ")
-    assert len(longer) > len(measured)
 
 
 def test_a_measured_plan_as_json(command: Command, tiny: str, encoder: str) -> None:
@@ -219,7 +216,7 @@ def test_the_lines_of_a_plan_stand_for_every_operation(command: Command, integer
     for whole in (False, True):
         lines = shortened(operations, whole)
         assert [i for line in lines for i in line.indices] == list(range(len(operations)))
-        assert any(line.alike for line in lines) != whole
+        assert any(line.alike for line in lines) == (not whole and len(read.spec.blocks) > 2)
 
 
 def test_info_of_the_machine(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul import quantize
 
 
-def run(x: np.ndarray, activation_bits: int, threads: int = 1) -> np.ndarray:
+def run(x: np.ndarray, activation_bits: int, threads: int = 1, lone: bool = False) -> np.ndarray:
+    """The blocks of all rows; ``lone``: of a step with one row, of which each thread has a copy in x."""
     out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(activation_bits))
-    key = KernelKey("quantize", activation_bits=activation_bits)
-    call(key, Batch([len(x)]), threads, x=x, width=x.shape[1], out=out, rows="tokens")
+    key, batch = KernelKey("quantize", activation_bits=activation_bits), Batch([1 if lone else len(x)])
+    call(key, batch, threads, x=x, width=x.shape[1], out=out, replicated=int(lone), rows="tokens")
     return out
 
 
@@ -46,3 +47,16 @@ def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: st
     tolerance = largest * (0.5 / quantize.LARGEST[activation_bits] + 4 * 2.0**-24) + quantize.SMALLEST
     error = np.abs(quantize.values(run(x, activation_bits)).reshape(blocks.shape) - blocks)
     assert (error <= tolerance).all()
+
+
+@pytest.mark.parametrize("activation_bits", [8, 16, 24])
+@given(kinds, seeds, st.integers(1, 9), threads)
+def test_a_lone_row_is_replicated(
+    activation_bits: int, kind: str, seed: int, blocks: int, threads: int
+) -> None:
+    """Thread t quantises its copy, which is row t."""
+    x = np.repeat(numbers(kind, seed, 1, 32 * blocks), threads, 0)
+    assert (
+        run(x, activation_bits, threads, lone=True).tobytes()
+        == quantize.reference(x, activation_bits).tobytes()
+    )

@@ -15,7 +15,7 @@ from support.tiny import model_runner
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import shared
-from pellucid.plan.passes import fuse_quantize, fuse_residual, place_barriers
+from pellucid.plan.passes import fuse_quantize, fuse_residual, pick_early, place_barriers
 from pellucid.plan.plan import REPLICATED, At, Cache, Operation, Plan
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable as CacheSequence
@@ -25,12 +25,13 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7, 9, 32, 3, 8, 46]
 
 
 def output(path: Path, plan: Plan, threads: int = 2) -> np.ndarray:
-    """The logits of a step with two sequences, then of a step with one more token of the first."""
+    """The logits of steps: without outputs, with two sequences, and with one more token of the first."""
     with model_runner(path, plan, threads=threads, context=64 * 3) as net:
         first, second = CacheSequence(), CacheSequence()
+        none = net.forward([Chunk(first, IDS[3:9], 0)])
         rows = net.forward([Chunk(first, IDS, 5), Chunk(second, IDS[4:9], 1)])
         more = net.forward([Chunk(first, [7])])
-    return np.concatenate([rows, more])
+    return np.concatenate([none, rows, more])
 
 
 def with_barriers(plan: Plan, operations: Sequence[Operation]) -> Plan:
@@ -48,7 +49,19 @@ def test_each_pass_keeps_every_bit(name: str, tmp_path: Path) -> None:
         if operations not in seen:
             seen.append(operations)
             np.testing.assert_array_equal(output(path, with_barriers(plain, operations)), wanted)
+    early = pick_early(plain)
+    np.testing.assert_array_equal(output(path, with_barriers(early, early.operations)), wanted)
     np.testing.assert_array_equal(output(path, optimized), wanted)
+
+
+@pytest.mark.parametrize("name", ["q8_0", "gemma2", "qwen2", "olmo2", "opt", "lfm2"])
+def test_most_tokens_skip_the_last_feedforward(name: str, tmp_path: Path) -> None:
+    _, _, plan = plans(name, tmp_path)
+    blocks = [op for op in plan.operations if op.stage.startswith("blocks.")]
+    last = ".".join(blocks[-1].stage.split(".")[:2])
+    rows = {op.rows for op in blocks if op.stage.startswith(f"{last}.feedforward")}
+    assert rows == {"outputs"}
+    assert {op.rows for op in blocks if not op.stage.startswith(f"{last}.feedforward")} == {"tokens"}
 
 
 def test_passes_make_plans_shorter(tmp_path: Path) -> None:

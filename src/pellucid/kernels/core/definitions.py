@@ -77,11 +77,12 @@ class KernelKey:
 
 
 class Definition(Struct, frozen=True):
-    """A declared kernel: its name, its record, and the function that builds its body."""
+    """A declared kernel: its name, its record, the function that builds its body, and whether it works ``by_row``."""
 
     name: str
     record: type[Record] | None
     build: Callable[..., Any]
+    by_row: bool = False
 
     @property
     def module(self) -> str:
@@ -97,16 +98,20 @@ _definitions: dict[str, Definition] = {}
 
 
 def kernel(
-    name: str, record: type[Record] | None = None
+    name: str, record: type[Record] | None = None, *, by_row: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a kernel. The decorated function is ``build(simd, **parameters)`` and returns the kernel's body."""
+    """Declare a kernel. The decorated function is ``build(simd, **parameters)`` and returns the kernel's body.
+
+    ``by_row``: a row of each output depends on the same row of each input alone, and the record's field ``rows`` says
+    how many rows there are. Then the kernel can run on some rows of a step.
+    """
 
     def declare(build: Callable[..., Any]) -> Callable[..., Any]:
         if name in _definitions:
             raise KernelError(
                 f"two kernels are called {name}: in {file_of(_definitions[name].build)} and {file_of(build)}"
             )
-        _definitions[name] = Definition(name, record, build)
+        _definitions[name] = Definition(name, record, build, by_row)
         return build
 
     return declare

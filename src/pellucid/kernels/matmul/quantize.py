@@ -37,6 +37,7 @@ class QuantizeRecord(Record):
     x: Address  # (T, D) float32
     width: int  # D, a multiple of 32
     out: Address  # (T, D/32) blocks
+    replicated: int  # 1: if there is one row, thread t reads row t of x and writes row t of out
     rows: Count
 
 
@@ -141,7 +142,7 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     return quantize
 
 
-@kernel("quantize", QuantizeRecord)
+@kernel("quantize", QuantizeRecord, by_row=True)
 def build(simd: Any, activation_bits: int) -> Any:
     at, load = QuantizeRecord.at, simd.load_i64
     block, size = quantize_block(simd, activation_bits), block_bytes(activation_bits)
@@ -149,8 +150,11 @@ def build(simd: Any, activation_bits: int) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, out = load(record + at.x), load(record + at.out)
-        total = load(step + load(record + at.rows)) * (load(record + at.width) // 32)
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        rows, blocks = load(step + load(record + at.rows)), load(record + at.width) // 32
+        begin, end = rows * blocks * thread // threads, rows * blocks * (thread + 1) // threads
+        if rows == 1 and load(record + at.replicated) != 0:
+            begin, end = thread * blocks, (thread + 1) * blocks
+        for i in range(begin, end):
             block(x + i * 128, out + i * size)
 
     return body

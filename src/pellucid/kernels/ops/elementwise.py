@@ -93,7 +93,7 @@ def tanh_vector(simd: Any) -> Any:
     return tanh
 
 
-@kernel("add", AddRecord)
+@kernel("add", AddRecord, by_row=True)
 def build_add(simd: Any) -> Any:
     at, load, vload, vstore, fma = AddRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.fma
 
@@ -108,7 +108,7 @@ def build_add(simd: Any) -> Any:
     return body
 
 
-@kernel("scale", ScaleRecord)
+@kernel("scale", ScaleRecord, by_row=True)
 def build_scale(simd: Any) -> Any:
     at, load, vload, vstore = ScaleRecord.at, simd.load_i64, simd.vload, simd.vstore
 
@@ -122,7 +122,7 @@ def build_scale(simd: Any) -> Any:
     return body
 
 
-@kernel("scale_by", ScaleByRecord)
+@kernel("scale_by", ScaleByRecord, by_row=True)
 def build_scale_by(simd: Any) -> Any:
     at, load, vload, vstore = ScaleByRecord.at, simd.load_i64, simd.vload, simd.vstore
 
@@ -136,7 +136,7 @@ def build_scale_by(simd: Any) -> Any:
     return body
 
 
-@kernel("clip", ClipRecord)
+@kernel("clip", ClipRecord, by_row=True)
 def build_clip(simd: Any) -> Any:
     at, load, vload, vstore, vmin, vmax = (
         ClipRecord.at,
@@ -173,7 +173,7 @@ def build_pick(simd: Any) -> Any:
     return body
 
 
-@kernel("softcap", SoftcapRecord)
+@kernel("softcap", SoftcapRecord, by_row=True)
 def build_softcap(simd: Any) -> Any:
     at, load, vload, vstore, splat = SoftcapRecord.at, simd.load_i64, simd.vload, simd.vstore, simd.splat
     tanh = tanh_vector(simd)

@@ -210,7 +210,7 @@ def build_match(simd: Any) -> Any:
     return body
 
 
-@kernel("sparsify", SparsifyRecord)
+@kernel("sparsify", SparsifyRecord, by_row=True)
 def build_sparsify(simd: Any) -> Any:
     at, load, vload, vstore = SparsifyRecord.at, simd.load_i64, simd.vload, simd.vstore
     splat, fma, vsum, vmax, keep = simd.splat, simd.fma, simd.vsum, simd.vmax, simd.keep
