@@ -145,7 +145,7 @@ def _rows(runner: ModelRunner, ids: list[int]) -> Any:
         for at in range(wanted):
             if start + at < LENGTH - 1:
                 yield start + at - first, rows[at].astype(np.float64)
-    runner.truncate(sequence, 0)
+    runner.cache.truncate(sequence, 0)
 
 
 def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:

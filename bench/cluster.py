@@ -258,7 +258,7 @@ def step_seconds(llm: LLM, ids: list[int]) -> float:
         start = time.perf_counter()
         llm.runner.forward([Chunk(table, [5])])
         times.append(time.perf_counter() - start)
-    llm.runner.release(table)
+    llm.runner.cache.release(table)
     return statistics.median(times)
 
 

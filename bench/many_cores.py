@@ -124,7 +124,7 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
             ids = list(range(100, 100 + max(rows, 16)))
             times = []
             for _ in range(rounds):
-                llm.runner.empty_prefix_cache()
+                llm.runner.cache.clear_prefixes()
                 start = time.perf_counter()
                 made = llm.generate(ids, max_new_tokens=1 if rows > 1 else 32, **GREEDY)
                 times.append(made.tokens_per_second if rows == 1 else rows / (time.perf_counter() - start))

@@ -26,7 +26,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup":
 
 def forget(llm: LLM) -> None:
     llm.engine.settle()
-    llm.runner.empty_prefix_cache()
+    llm.runner.cache.clear_prefixes()
 
 
 def random_ids(llm: LLM, count: int, seed: int) -> list[int]:

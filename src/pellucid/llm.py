@@ -114,9 +114,9 @@ class LLM(TracingModel):
             engine.steps,
             engine.step_seconds,
             engine.preemptions,
-            runner.cache.pages,
+            runner.cache.kv.pages,
             engine.pages_in_use,
-            runner.prefixes.nbytes,
+            runner.cache.prefixes.nbytes,
             runner.threads,
             tuple(runner.stage_seconds),
         )
@@ -319,7 +319,7 @@ class LLM(TracingModel):
         """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
         watching = self._watching({"edits": edits})
-        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded, watching), self.admission):
+        for number, vector in self.engine.run(EmbeddingTask(self.engine.cache, encoded, watching), self.admission):
             out[number] = vector
         return out
 

@@ -236,7 +236,7 @@ def _with_draft(
     def refuse_others(inputs: Inputs) -> None:
         if not llm.spec.head or not inputs.spec.head:
             raise InvalidRequest(f"draft={name}: both models must generate text")
-        if llm.runner.has_states:
+        if llm.runner.cache.has_states:
             raise InvalidRequest(
                 f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
             )
@@ -251,7 +251,7 @@ def _with_draft(
         source, llm.context, llm.runner.threads, False, None, True, pulls, progress, compiling,
         before=refuse_others, executor=llm.runner.executor,
     )  # fmt: skip
-    if draft.runner.has_states:
+    if draft.runner.cache.has_states:
         draft.close()
         raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
     return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, draft)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
 from pellucid.engine.run import USUAL, Admission
@@ -33,13 +33,13 @@ class BeamSearchTask:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        cache: CacheManager,
         ids: list[int],
         beams: BeamSearch,
         max_time: float | None = None,
         watching: Watching | None = None,
     ) -> None:
-        self._runner, self._beams, self._max_time, self._watching = runner, beams, max_time, watching
+        self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
         # Of the prompt (0) and of each beam that runs or has ended, by its node in the tree.
         self._probes: dict[int, SequenceWatch] = {}
         wanted = None
@@ -107,14 +107,14 @@ class BeamSearchTask:
         made = []
         for beam in running:
             parent = self._sequences[beam.parent]
-            table = self._runner.fork(parent.table) if beam.parent in taken else parent.table
+            table = self._cache.fork(parent.table) if beam.parent in taken else parent.table
             probe = None
             if self._watching is not None:
                 (probe,) = self._watching.begin(0, parent=parent.probe)
                 self._probes[beam.node.id] = probe
             made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
             taken.add(beam.parent)
-        self._runner.release(
+        self._cache.release(
             *(one.table for number, one in enumerate(self._sequences) if number not in taken)
         )
         self._sequences = made
@@ -136,7 +136,7 @@ class BeamSearchTask:
         """Leave the pages to the prefix cache."""
         self._beams.end()
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.shared_tokens)
+            self._cache.release(one.table, tokens=one.shared_tokens)
 
 
 def search_beams(
@@ -176,7 +176,7 @@ def search_beams(
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    task, start = BeamSearchTask(engine.runner, ids, search, options.max_time, watching), time.perf_counter()
+    task, start = BeamSearchTask(engine.cache, ids, search, options.max_time, watching), time.perf_counter()
     times = [time.perf_counter() - start for _ in engine.run(task, how)]
     task.record()
     texts = [

@@ -113,7 +113,7 @@ class DraftText:
 
     def close(self) -> None:
         """Leave what it has read to other texts."""
-        self._model.runner.release(self._table, tokens=self._read)
+        self._model.runner.cache.release(self._table, tokens=self._read)
         self._table, self._read, self._sure = BlockTable(), [], 0
 
     def _take(self, tokens: list[int]) -> NDArray[np.float32]:
@@ -133,10 +133,10 @@ class DraftText:
         """Drop what was read and is not in the text; begin with what other texts have left."""
         runner = self._model.runner
         if not self._read:
-            self._table = runner.find_prefix(tokens, len(tokens) - 1)
+            self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
             self._read = list(tokens[: self._table.length])
             self._sure = len(self._read)
-        length = runner.truncate(self._table, self._common(tokens))
+        length = runner.cache.truncate(self._table, self._common(tokens))
         del self._read[length:]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.probe import Watching, raise_of, refuse_changed
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
@@ -18,9 +18,9 @@ class EmbeddingTask:
     """A task that yields the number and the vector (D,) of each text, in the order of the steps."""
 
     def __init__(
-        self, runner: ModelRunner, texts: Sequence[list[int]], watching: Watching | None = None
+        self, cache: CacheManager, texts: Sequence[list[int]], watching: Watching | None = None
     ) -> None:
-        self._runner = runner
+        self._cache = cache
         probes = [None if watching is None else watching.begin(len(ids))[0] for ids in texts]
         self._left = dict[CachedSequence, int]()
         for number, (ids, probe) in enumerate(zip(texts, probes)):
@@ -52,9 +52,9 @@ class EmbeddingTask:
         raise_of(sequence.probe)
         if not np.isfinite(outputs[0]).all():
             refuse_changed(sequence.probe, f"text {self._left[sequence]}: its vector is not finite")
-        self._runner.release(sequence.table)
+        self._cache.release(sequence.table)
         yield self._left.pop(sequence), outputs[0]
 
     def close(self) -> None:
         """As in ``Task``."""
-        self._runner.release(*(sequence.table for sequence in self._left))
+        self._cache.release(*(sequence.table for sequence in self._left))

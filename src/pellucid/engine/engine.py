@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
+from pellucid.engine.messages import Abort, Call, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace, counts
 from pellucid.engine.reading import ReadingTask
@@ -49,9 +50,9 @@ class Engine:
     """
 
     def __init__(self, runner: ModelRunner, target: float = TARGET, draft: DraftModel | None = None) -> None:
-        self.runner, self.pace, self.draft = runner, Pace(target), draft
-        self._scheduler = Scheduler(runner, runner.limits, self.pace)
-        self._inbox: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self.runner, self.cache, self.pace, self.draft = runner, runner.cache, Pace(target), draft
+        self._scheduler = Scheduler(runner.cache, runner.limits, self.pace)
+        self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._jobs: dict[Task[Any], RunningJob] = {}
         self._timed: set[RunningJob] = set()
         """Those of them that have a deadline."""
@@ -95,7 +96,7 @@ class Engine:
                 raise QueueFull(f"{self._waiting:,} requests wait, as many as may: ask again later")
             self._start()
             self._waiting += 1
-            self._inbox.put(("submit", job))
+            self._inbox.put(Submit(job))
         return run
 
     def _start(self) -> None:
@@ -129,7 +130,7 @@ class Engine:
             if self._closed:
                 return False
             self._start()
-            self._inbox.put(("call", function))
+            self._inbox.put(Call(function))
         return True
 
     def settle(self) -> None:
@@ -139,7 +140,7 @@ class Engine:
         with self._lock:
             if self._thread is None:
                 return
-            self._inbox.put(("settle", done))
+            self._inbox.put(Settle(done))
         done.wait()
 
     def close(self) -> None:
@@ -149,7 +150,7 @@ class Engine:
         self._refuse_here()
         with self._lock:
             self._closed, thread = True, self._thread
-            self._inbox.put(("stop", None))
+            self._inbox.put(Stop())
         if thread is not None:
             thread.join()
 
@@ -211,7 +212,7 @@ class Engine:
             if not idle:
                 self._step()
             elif resting:
-                self.runner.trim()
+                self.cache.trim()
                 give_back_heap()
                 with self._lock:
                     if self._inbox.empty():
@@ -227,15 +228,9 @@ class Engine:
             return False
         left = min((job.seconds_left for job in self._timed), default=patience)
         try:
-            kind, about = self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None)
+            self._hear(self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None))
         except Empty:
             return False
-        if kind == "settle":
-            self._settled.append(about)
-        elif kind == "ready":
-            self._go_on(*about)
-        else:
-            self._hear(kind, about)
         return True
 
     def _expire(self) -> None:
@@ -250,29 +245,39 @@ class Engine:
             with self._lock:
                 self._waiting -= 1
 
-    def _hear(self, kind: str, job: Any) -> None:
+    def _hear(self, message: Message) -> None:
         """Act on a message."""
-        if kind == "stop":
-            for one in list(self._jobs.values()):
-                self._end(one, InvalidRequest("the model was closed while the request ran"))
-        elif kind == "call":
-            job()
-        elif kind == "submit" and job.task in self._jobs:
+        match message:
+            case Submit(job):
+                self._enter(job)
+            case Abort(job) if not job.ended:
+                self._end(job)
+            case Resume(job) if not job.ended and job.task.done:
+                self._end(job)
+            case Resume(job) if not job.ended:
+                job.paused = job.is_ahead
+            case Ready(job, sequence, results):
+                self._go_on(job, sequence, results)
+            case Call(function):
+                function()
+            case Settle(event):
+                self._settled.append(event)
+            case Stop():
+                for job in list(self._jobs.values()):
+                    self._end(job, InvalidRequest("the model was closed while the request ran"))
+
+    def _enter(self, job: RunningJob) -> None:
+        """A job begins, unless its task runs already."""
+        if job.task in self._jobs:
             self._no_longer_waits(job)
             self._tell_end(job, InvalidRequest("this task runs already: make another"))
-        elif kind == "submit":
-            self._jobs[job.task] = job
-            if job.how.deadline is not None:
-                self._timed.add(job)
-            self._scheduler.add(job)
-            if job.task.done:
-                self._end(job)
-        elif job.ended:
             return
-        elif kind == "close" or job.task.done:
+        self._jobs[job.task] = job
+        if job.how.deadline is not None:
+            self._timed.add(job)
+        self._scheduler.add(job)
+        if job.task.done:
             self._end(job)
-        else:
-            job.paused = job.is_ahead
 
     def _step(self) -> None:
         """One step of the model, for all jobs that can run, after the turn of a reading."""
@@ -311,7 +316,7 @@ class Engine:
                 if len(one.chunk.tokens) > one.chunk.outputs and not (
                     one.sequence.whole or one.sequence.private
                 ):
-                    self.runner.keep_prefix(one.sequence.table, one.sequence.tokens)
+                    self.cache.keep_prefix(one.sequence.table, one.sequence.tokens)
                 if job := self._jobs.get(one.task):  # else another of its sequences has failed in this step
                     self._deliver(job, one.sequence, results)
         except BaseException as error:
@@ -345,7 +350,7 @@ class Engine:
             for result in results:
                 if isinstance(result, Wait):
                     job.waiting += 1
-                    ready = ("ready", (job, sequence, results))
+                    ready = Ready(job, sequence, results)
                     result.job.add_done_callback(lambda _, ready=ready: self._inbox.put(ready))  # type: ignore[misc]
                     return
                 if job.deliver:
@@ -361,9 +366,9 @@ class Engine:
         if job.is_ahead:
             job.paused = True
             if not job.is_ahead:  # the reader has looked before
-                self._inbox.put(("read", job))
+                self._inbox.put(Resume(job))
 
-    def _go_on(self, job: RunningJob, sequence: CachedSequence, results: Iterator[Any]) -> None:
+    def _go_on(self, job: RunningJob, sequence: CachedSequence | None, results: Iterator[Any]) -> None:
         """Continue with the results of a sequence that has waited for another thread."""
         job.waiting -= 1
         if not job.ended:
@@ -397,4 +402,4 @@ class Engine:
         results, self._results = self._results, []
         for job in hand_over(results):
             if not job.ended:
-                self._inbox.put(("close", job))
+                self._inbox.put(Abort(job))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.pace import Pace
 from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
 from pellucid.engine.scoring import token_logprobs
@@ -67,13 +67,13 @@ class GenerationTask:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        cache: CacheManager,
         pace: Pace,
         prompt: Prompt,
         begin: Callable[[], list[TextSequence]],
         probes: Sequence[SequenceWatch] = (),
     ) -> None:
-        self.prompt, self._runner, self._pace, self._begin = prompt, runner, pace, begin
+        self.prompt, self._cache, self._pace, self._begin = prompt, cache, pace, begin
         self._probes = probes
         self.queue = 0.0
         self._texts: list[TextSequence] = []
@@ -124,7 +124,7 @@ class GenerationTask:
             if probe is not self._probes[0]:
                 probe.follow(self._probes[0])
         for number, text in enumerate(self._texts):
-            text.begin(self.prompt.tokens, self._runner.fork(table) if number else table)
+            text.begin(self.prompt.tokens, self._cache.fork(table) if number else table)
             text.waits = True  # for those before it
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
@@ -140,10 +140,10 @@ class GenerationTask:
                 break
             seconds = 0.0
             if text.done:
-                self._runner.release(text.table, tokens=text.shared_tokens)
+                self._cache.release(text.table, tokens=text.shared_tokens)
                 return
             if (length := text.read_wrong) is not None:
-                self._runner.truncate(text.table, length)
+                self._cache.truncate(text.table, length)
                 text.extend(self._pace)
                 return
         if text.sampled_all:
@@ -176,11 +176,11 @@ class GenerationTask:
         """Leave the pages of the sequences that were stopped to the prefix cache."""
         for one in self._texts:
             if one.stopped and one.table.length:
-                self._runner.release(one.table, tokens=one.shared_tokens)
+                self._cache.release(one.table, tokens=one.shared_tokens)
 
     def close(self) -> None:
         """Leave the pages of all sequences to the prefix cache."""
         for text in self._texts:
             text.end()
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.shared_tokens)
+            self._cache.release(one.table, tokens=one.shared_tokens)

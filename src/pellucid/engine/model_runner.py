@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compiled import compile_kernels
 from pellucid.engine.head import HeadProgram
 from pellucid.engine.watching import BoundProgram, WatchedPrograms
@@ -25,12 +24,12 @@ from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
-from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape, page_counts
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.runtime.placement import Placement
-from pellucid.runtime.prefix_cache import PrefixCache, usual_bytes
+from pellucid.runtime.prefix_cache import usual_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -42,7 +41,7 @@ class ModelRunner:
 
     ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
     plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (``usual_bytes``).
+    may take ``cache_memory`` bytes (``usual_bytes``). ``cache_of`` makes the cache manager.
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -62,20 +61,21 @@ class ModelRunner:
         stage: Stage | None = None,
         pin: str | None = None,
         cache_memory: int | None = None,
+        cache_of: Callable[[KVCache, int], CacheManager] = CacheManager,
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
-        self.cache = KVCache(plan.layers, counts, placement)
         usual = usual_bytes(plan.weight_bytes, machine_bytes())
-        self._prefixes = PrefixCache(self.cache, usual if cache_memory is None else cache_memory)
+        kv = KVCache(plan.layers, counts, placement)
+        self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
         sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in layers)
         scratch = max(sizes, default=CACHE_LINE)
         self._step = StepArrays(
-            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(self.cache.groups)
+            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
         # In a step with one row each thread may have its own copy of that row.
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
@@ -83,9 +83,9 @@ class ModelRunner:
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
-        def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:
+        def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
             allocate_missing(plan, room, arrays)  # this function knows no runner, which would be a circle
-            return bind(plan, arrays, matrices, vectors, cache, progress)
+            return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
         self._nothing = Program(self._base.program.records[:0], ())
@@ -93,8 +93,7 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
-        self._lock, self.stage_seconds = threading.Lock(), list[float]()  # of each stage, if this one leads
-        self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
+        self.stage_seconds = list[float]()  # of each stage, if this one leads
 
     @property
     def threads(self) -> int:
@@ -150,9 +149,9 @@ class ModelRunner:
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
         check_step(chunks, self.limits)
-        with self._lock:
+        with self.cache.lock:
             self._refuse_if_closed()
-            self.drain()
+            self.cache.drain()
             return self._run_alone(chunks, received, send)
 
     def _run_alone(
@@ -169,7 +168,7 @@ class ModelRunner:
         bound = watched.bound if watched else self._base
         out = self._fresh_output(bound, rows)
         for chunk in chunks:
-            self.cache.begin(chunk.table)
+            self.cache.kv.begin(chunk.table)
         run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
         if self.stage:  # last, because it may wait for the stage before
             for border, values in zip(self.stage.receives, received, strict=True):
@@ -177,13 +176,12 @@ class ModelRunner:
                 copies = self.threads if tokens == 1 else tokens
                 self._rows(border, copies)[:] = values
         if watched:
-            watched.run(chunks, run, self._arrays.by_name, self.cache)
+            watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
         else:
             run(bound.program)
         if send and self.stage:  # first, because the next stage waits for it
             send([self._rows(border, tokens) for border in self.stage.sends])
-        for chunk in chunks:
-            self.cache.advance(chunk.table, len(chunk.tokens))
+        self.cache.advance(chunks)
         return out[:rows, : self.width]
 
     def rehearse(self, chunks: Sequence[Chunk]) -> None:
@@ -209,17 +207,6 @@ class ModelRunner:
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
         return found
-
-    @property
-    def has_states(self) -> bool:
-        """Whether sequences have a recurrent state."""
-        return self.cache.has_states
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate the pages of ``tokens`` more tokens before the step that runs them. Raises CacheFull."""
-        with self._lock:
-            self.drain()
-            self.cache.allocate(table, tokens)
 
     def _allocate(self, chunks: Sequence[Chunk], *, in_place: bool = True) -> None:
         """Allocate the pages that the chunks need. Raises CacheFull."""
@@ -252,7 +239,7 @@ class ModelRunner:
         found, most = list[NDArray[np.float32]](), min(self.limits.tokens, self.limits.outputs)
         for first in range(0, len(vectors), most):
             part = vectors[first : first + most]
-            with self._lock:
+            with self.cache.lock:
                 self._refuse_if_closed()
                 self._head = self._head or HeadProgram(self.plan.source or self.plan, self._bind)
                 self._head.fill(part, self._arrays.by_name)
@@ -276,7 +263,7 @@ class ModelRunner:
         """
         check_step(chunks, self.limits)
         records = self._base.program.records
-        with self._lock:
+        with self.cache.lock:
             self._refuse_if_closed()
             try:
                 self._allocate(chunks, in_place=False)
@@ -288,7 +275,7 @@ class ModelRunner:
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
                 for chunk in chunks:
-                    self.cache.truncate(chunk.table, chunk.table.length)
+                    self.cache.kv.truncate(chunk.table, chunk.table.length)
         return np.maximum(seconds - overhead, 0.0)
 
     def _seconds(self, records: NDArray[np.int64]) -> float:
@@ -302,90 +289,6 @@ class ModelRunner:
         if self.executor.closed:
             raise InvalidRequest("the model is closed: load it again")
 
-    def fork(self, table: BlockTable) -> BlockTable:
-        """A copy of a block table that can diverge."""
-        with self._lock:
-            self.drain()
-            return self.cache.fork(table)
-
-    def truncate(self, table: BlockTable, length: int) -> int:
-        """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
-
-        Returns how many tokens it holds: fewer than ``length`` if the cache can only go further back.
-        """
-        with self._lock:
-            self.drain()
-            return self.cache.truncate(table, length)
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """A block table of the longest beginning of ``ids``, of at most ``most`` tokens, that the cache holds."""
-        with self._lock:
-            self.drain()
-            return self._prefixes.find(ids, most)
-
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens of ``ids`` that the prefix cache has."""
-        with self._lock:
-            self.drain()
-            return self._prefixes.match(ids, most)
-
-    def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Let other texts use the whole pages of a block table that grows; ``tokens`` begin with its own."""
-        with self._lock:
-            self.drain()
-            self._prefixes.insert(table, tokens, grows=True)
-
-    @property
-    def prefixes(self) -> PrefixCache:
-        """The prefix cache; whoever uses it sees to it that no step runs."""
-        return self._prefixes
-
-    def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
-        """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).
-
-        Returns the names of those that are there. It is called under the lock of the cache, and must be quick.
-        """
-        with self._lock:
-            self._prefixes.listener = listener
-            return self._prefixes.names()
-
-    def empty_prefix_cache(self, limit: int | None = None) -> None:
-        """Free all pages that no running sequence uses. From now on they may take ``limit`` bytes, if it is given."""
-        with self._lock:
-            self.drain()
-            self._prefixes.clear()
-            self._prefixes.limit = self._prefixes.limit if limit is None else limit
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Free all pages of block tables that are no longer used: now, or before the next step.
-
-        With ``tokens``, which begin with those of a block table, its pages stay in the prefix cache until they are
-        needed.
-
-        This never waits for a lock, so it may run when a generator is closed: the garbage collector does that at any
-        time, even during a step.
-        """
-        self._released.extend((table, tokens) for table in tables)
-        if self._lock.acquire(blocking=False):
-            try:
-                self.drain()
-            finally:
-                self._lock.release()
-
-    def trim(self) -> None:
-        """Give memory that no request needs back to the system."""
-        with self._lock:
-            self.drain()
-            self.cache.trim()
-
-    def drain(self) -> None:
-        """Free the pages of released block tables. The caller holds the lock."""
-        while self._released:
-            table, tokens = self._released.popleft()
-            if tokens:
-                self._prefixes.insert(table, tokens)
-            self.cache.truncate(table, 0)
-
     def array(self, buffer: str) -> NDArray[Any]:
         """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""
         return self._arrays.by_name[buffer]
@@ -394,6 +297,6 @@ class ModelRunner:
         """Stop the threads. Waits for a running step to finish."""
         if self.executor.forked:  # their locks may be held by threads that are not here
             return
-        with self._lock:
+        with self.cache.lock:
             if self._owns_executor:
                 self.executor.close()

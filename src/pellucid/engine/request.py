@@ -138,7 +138,7 @@ class RequestGroup(TextGroup):
         for probe, builder in zip(probes, self.builders):
             probe.tokens, probe.outputs = partial(_read, ids, builder), builder
         # A state cannot be taken back by a few tokens.
-        can_go_back = not engine.runner.has_states
+        can_go_back = not engine.cache.has_states
         speculates = options.prompt_lookup and can_go_back
         draft = engine.draft if options.draft and can_go_back else None
         hooks = self._hooks = list[Callable[[], object]]()
@@ -152,7 +152,7 @@ class RequestGroup(TextGroup):
             ]
 
         self._task = GenerationTask(
-            engine.runner,
+            engine.cache,
             engine.pace,
             Prompt(
                 ids,

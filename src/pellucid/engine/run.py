@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
+from pellucid.engine.messages import Abort, Message, Resume
 from pellucid.engine.scheduler import Job
 from pellucid.pipeline import Task
 from pellucid.util.checks import real, string, whole
@@ -131,7 +132,7 @@ class Run(Generic[T]):
     Raises: what the task raises.
     """
 
-    def __init__(self, job: RunningJob, inbox: SimpleQueue[Any]) -> None:
+    def __init__(self, job: RunningJob, inbox: SimpleQueue[Message]) -> None:
         self._job, self._inbox, self._reading = job, inbox, False
         self.close = weakref.finalize(self, _close, inbox, job)
 
@@ -181,13 +182,13 @@ class Run(Generic[T]):
             self._reading = False
             self._job.read += 1
             if self._job.paused and not self._job.is_ahead and not self._job.ended:
-                self._inbox.put(("read", self._job))
+                self._inbox.put(Resume(self._job))
 
 
-def _close(inbox: SimpleQueue[Any], job: RunningJob) -> None:
+def _close(inbox: SimpleQueue[Message], job: RunningJob) -> None:
     """Ask the engine to end a job."""
     if not job.ended:
-        inbox.put(("close", job))
+        inbox.put(Abort(job))
 
 
 def copied(error: BaseException) -> BaseException:

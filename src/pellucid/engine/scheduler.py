@@ -15,7 +15,7 @@ When pages run out, a job loses its pages: a job that waits for its reader, else
 newest job of a client that has more jobs in the cache. It reads its tokens again when another job has ended. Its output
 does not change, because bits depend on nothing else.
 
-Plain Python: memory is a protocol, and no model is needed.
+Plain Python: no model is needed, only its cache.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.fairness import FairShares
 from pellucid.engine.pace import Pace
 from pellucid.engine.reading import ReadingTask
@@ -37,29 +38,6 @@ from pellucid.runtime.sequence import CachedSequence
 
 OLDEST = 4
 """The oldest prompt of a client has 1 / OLDEST of the room for prompts."""
-
-
-class Memory(Protocol):
-    """The cache, as the scheduler uses it. ``engine/model_runner.py`` implements it."""
-
-    @property
-    def has_states(self) -> bool:
-        """Whether sequences have a state, which others can share only where a step has ended at a page border."""
-        ...
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate the pages of ``tokens`` more tokens. Raises CacheFull."""
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """What the prefix cache has of the first ``most`` tokens."""
-        ...
-
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens that the prefix cache has."""
-        ...
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Give up block tables; with ``tokens``, to the prefix cache."""
 
 
 @dataclass(eq=False)
@@ -95,8 +73,8 @@ class Job:
 class Scheduler:
     """Keeps the jobs and plans steps."""
 
-    def __init__(self, memory: Memory, limits: StepLimits, pace: Pace) -> None:
-        self._memory, self._limits, self._pace = memory, limits, pace
+    def __init__(self, cache: CacheManager, limits: StepLimits, pace: Pace) -> None:
+        self._cache, self._limits, self._pace = cache, limits, pace
         self._jobs: list[Job] = []
         self._shares = FairShares()
         self._count = 0
@@ -264,13 +242,13 @@ class Scheduler:
         if sequence.table.length or sequence.findable <= 0:
             return sequence.left
         if sequence.matched is None:
-            sequence.matched = self._memory.match_prefix(sequence.tokens, sequence.findable)
+            sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.findable)
         return sequence.left - sequence.matched
 
     def _find(self, sequence: CachedSequence) -> None:
         """Give a sequence what the prefix cache has of it."""
         if (most := sequence.findable) > 0:
-            sequence.table = self._memory.find_prefix(sequence.tokens, most)
+            sequence.table = self._cache.find_prefix(sequence.tokens, most)
 
     def _take(
         self, step: _Room, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
@@ -279,12 +257,12 @@ class Scheduler:
         most = min(most, step.tokens)
         if not most or not step.sequences or (sequence.whole and most < sequence.left):
             return 0
-        chunk = sequence.chunk(_to_border(sequence, most) if self._memory.has_states else most, step.outputs)
+        chunk = sequence.chunk(_to_border(sequence, most) if self._cache.has_states else most, step.outputs)
         if not chunk.tokens:
             return 0
         while True:
             try:
-                self._memory.reserve(sequence.table, len(chunk.tokens))
+                self._cache.reserve(sequence.table, len(chunk.tokens))
                 break
             except CacheFull as error:
                 victim = self._victim(job)
@@ -329,7 +307,7 @@ class Scheduler:
     def _give_back(self, sequence: CachedSequence) -> None:
         """Leave a sequence's pages to the prefix cache."""
         table, sequence.table = sequence.table, BlockTable()
-        self._memory.release(table, tokens=sequence.shared_tokens)
+        self._cache.release(table, tokens=sequence.shared_tokens)
 
 
 class JobTooLarge(Exception):

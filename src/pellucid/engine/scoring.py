@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
-from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.probe import Watching, blame_edits, raise_of
 from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import KernelError
@@ -25,7 +25,7 @@ class ScoringTask:
     """
 
     def __init__(
-        self, runner: ModelRunner, ids: list[int], first: int, watching: Watching | None = None
+        self, cache: CacheManager, ids: list[int], first: int, watching: Watching | None = None
     ) -> None:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
@@ -34,7 +34,7 @@ class ScoringTask:
             probe.tokens = lambda: read
             watching.keep(probe)
         self._first, self.probe = first, probe
-        self._runner, self._text = runner, CachedSequence(read, wanted, probe=probe)
+        self._cache, self._text = cache, CachedSequence(read, wanted, probe=probe)
         self.done = not self._text.tokens
 
     def begin(self, waited: float) -> None:
@@ -60,14 +60,14 @@ class ScoringTask:
 
     def close(self) -> None:
         """Leave the pages to the prefix cache."""
-        self._runner.release(self._text.table, tokens=self._text.shared_tokens)
+        self._cache.release(self._text.table, tokens=self._text.shared_tokens)
 
 
 def teacher_forced_logits(
     engine: Engine, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return engine.run(ScoringTask(engine.runner, ids, first))
+    return engine.run(ScoringTask(engine.cache, ids, first))
 
 
 def token_logprobs(
@@ -90,7 +90,7 @@ def score(
 
     Only the first ``vocabulary`` logits of a row stand for tokens.
     """
-    task = ScoringTask(engine.runner, ids, first, watching)
+    task = ScoringTask(engine.cache, ids, first, watching)
     try:
         rows = [
             token_logprobs(logits, place, ids[place], alternatives, vocabulary)

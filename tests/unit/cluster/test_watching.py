@@ -90,7 +90,7 @@ def undisturbed(
     alone: LLM, n: int = 1, names: Sequence[str] = POINTS, **how: Any
 ) -> tuple[list[list[int]], Any]:
     """What an engine in this process makes, and its frames."""
-    alone.runner.empty_prefix_cache()
+    alone.runner.cache.clear_prefixes()
     group = alone.request(PROMPT, n, **{**HOW, **how})
     frames = asyncio.run(heard(alone, group, names=names))
     return [one.ids for one in group.results()], rows_of(frames)
