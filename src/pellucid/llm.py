@@ -319,7 +319,9 @@ class LLM(TracingModel):
         """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
         watching = self._watching({"edits": edits})
-        for number, vector in self.engine.run(EmbeddingTask(self.engine.cache, encoded, watching), self.admission):
+        for number, vector in self.engine.run(
+            EmbeddingTask(self.engine.cache, encoded, watching), self.admission
+        ):
             out[number] = vector
         return out
 

@@ -114,9 +114,7 @@ class BeamSearchTask:
                 self._probes[beam.node.id] = probe
             made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
             taken.add(beam.parent)
-        self._cache.release(
-            *(one.table for number, one in enumerate(self._sequences) if number not in taken)
-        )
+        self._cache.release(*(one.table for number, one in enumerate(self._sequences) if number not in taken))
         self._sequences = made
         ended = {node.parent for node in self._beams.finished}
         alive = ended | {beam.node.id for beam in running}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable, KVCache
@@ -33,6 +33,15 @@ class CacheManager:
     def has_states(self) -> bool:
         """Whether sequences have a recurrent state, which others share only where a step has ended at a page border."""
         return self.kv.has_states
+
+    @staticmethod
+    def pages_of(tables: Iterable[BlockTable]) -> int:
+        """Number of pages of block tables, shared pages counted once. Needs no lock: a step may be changing them."""
+        found = set[tuple[int, int]]()
+        for table in tables:
+            for group, blocks in enumerate(list(table.blocks)):
+                found.update((group, page) for page in list(blocks.pages))
+        return len(found)
 
     def reserve(self, table: BlockTable, tokens: int) -> None:
         """Allocate the pages of ``tokens`` more tokens before the step that runs them. Raises CacheFull."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
-from pellucid.engine.messages import Abort, Call, Message, Ready, Resume, Settle, Stop, Submit
+from pellucid.engine.messages import Abort, BetweenSteps, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace, counts
 from pellucid.engine.reading import ReadingTask
@@ -54,8 +54,7 @@ class Engine:
         self._scheduler = Scheduler(runner.cache, runner.limits, self.pace)
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._jobs: dict[Task[Any], RunningJob] = {}
-        self._timed: set[RunningJob] = set()
-        """Those of them that have a deadline."""
+        self._timed: set[RunningJob] = set()  # jobs with a deadline
         self._results: list[tuple[RunningJob, Any]] = []
         """What readers get when the next step begins, which leaves the interpreter to them."""
         self._lock = threading.Lock()
@@ -130,7 +129,7 @@ class Engine:
             if self._closed:
                 return False
             self._start()
-            self._inbox.put(Call(function))
+            self._inbox.put(BetweenSteps(function))
         return True
 
     def settle(self) -> None:
@@ -177,12 +176,8 @@ class Engine:
     @property
     def pages_in_use(self) -> int:
         """Pages that tasks have; those that only the prefix cache has are free for them."""
-        found = set[tuple[int, int]]()
-        for job in list(self._jobs.values()):
-            for sequence in list(job.task.texts()):
-                for group, blocks in enumerate(list(sequence.table.blocks)):
-                    found.update((group, page) for page in list(blocks.pages))
-        return len(found)
+        jobs = list(self._jobs.values())
+        return self.cache.pages_of(one.table for job in jobs for one in list(job.task.texts()))
 
     def _work(self) -> None:
         """The thread's life. An error that belongs to no task is a bug: it ends all of them, and no reader waits."""
@@ -229,9 +224,9 @@ class Engine:
         left = min((job.seconds_left for job in self._timed), default=patience)
         try:
             self._hear(self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None))
+            return True
         except Empty:
             return False
-        return True
 
     def _expire(self) -> None:
         """End the tasks whose deadline has passed."""
@@ -258,7 +253,7 @@ class Engine:
                 job.paused = job.is_ahead
             case Ready(job, sequence, results):
                 self._go_on(job, sequence, results)
-            case Call(function):
+            case BetweenSteps(function):
                 function()
             case Settle(event):
                 self._settled.append(event)

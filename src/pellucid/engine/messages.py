@@ -40,7 +40,7 @@ class Ready(Struct, frozen=True):
     results: Iterator[Any]
 
 
-class Call(Struct, frozen=True):
+class BetweenSteps(Struct, frozen=True):
     """Call a function between two steps."""
 
     function: Callable[[], object]
@@ -56,4 +56,4 @@ class Stop(Struct, frozen=True):
     """End all jobs and the thread."""
 
 
-Message: TypeAlias = Submit | Abort | Resume | Ready | Call | Settle | Stop
+Message: TypeAlias = Submit | Abort | Resume | Ready | BetweenSteps | Settle | Stop

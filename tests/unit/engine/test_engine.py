@@ -487,7 +487,7 @@ def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: 
             llm.tokenizer.eos_ids,
             40,
         )
-        task = BeamSearchTask(llm.runner, prompt, search)
+        task = BeamSearchTask(llm.engine.cache, prompt, search)
         steps = llm.engine.run(task, ahead=2)
         for number, _ in enumerate(steps):
             if number in (3, 11):
@@ -635,7 +635,7 @@ def test_tasks_that_are_wrong_end_with_an_error(llm: LLM) -> None:
     assert list(runs[0]) == ["twice"]
     with pytest.raises(InvalidRequest, match="runs already"):
         list(runs[1])
-    assert list(llm.engine.run(ScoringTask(llm.runner, [5], 1))) == []
+    assert list(llm.engine.run(ScoringTask(llm.engine.cache, [5], 1))) == []
     assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
     assert llm.engine.waiting == 0
     assert in_use(llm) == 0

@@ -98,7 +98,7 @@ def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    task = BeamSearchTask(net, case["prompt"], search)
+    task = BeamSearchTask(net.cache, case["prompt"], search)
     task.begin(0.0)
     while not task.done:
         for sequence in task.sequences():
