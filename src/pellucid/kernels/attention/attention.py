@@ -103,7 +103,7 @@ def reference(
     return np.asarray(np.einsum("hts,shk->thk", weights, v), np.float64)
 
 
-@kernel("attention", AttentionRecord)
+@kernel("attention", AttentionRecord, quantizes="value_dim")
 def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
     """Attention of a step; ``head_dim`` is K, ``value_dim`` V, ``kv_dtype`` one of ``kv_layout.KV_DTYPES``.
 
