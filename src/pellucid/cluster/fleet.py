@@ -60,8 +60,7 @@ class RemoteTask(ABC):
         return self.losses
 
     def joined(self) -> None:  # noqa: B027 - most have nothing more to tell
-        """Called after a replica was asked for the task by name: sends what a request by name leaves out of ``body``.
-        """
+        """Called after a replica was asked for the task by name: sends what the request by name leaves out."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -225,8 +224,7 @@ class Fleet:
         task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: ask again later"))
 
     def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
-        """Handle a message about a part (a task on one replica). Messages about cancelled or moved parts are ignored.
-        """
+        """Handle a message about a part, a task on one replica. Messages about ended or moved parts are ignored."""
         kind, part, *fields = message
         own = self._running.get(part)
         if own is None or own[0] is not link:

@@ -27,8 +27,7 @@ MOST_SENT = 20_000  # page names of sent requests that are remembered for each r
 
 @dataclass(eq=False)
 class ReplicaLoad:
-    """A replica as the router sees it: its cached ``pages``, its ``running`` requests, and the mean seconds of a step.
-    """
+    """A replica as the router sees it: its cached ``pages``, its ``running`` requests, the mean seconds of a step."""
 
     name: str
     pages: set[int] = field(default_factory=set)
@@ -100,10 +99,9 @@ def _digest(text: str) -> int:
 
 
 def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
-    """Return a pseudo-random number for each replica, from the prompt's first page and the replica's name; the lowest
-    wins.
+    """Return a pseudo-random number for each replica: the lowest wins.
 
-    Mixed as in SplitMix64 (Steele et al. 2014).
+    The prompt's first page and the replica's name are mixed as in SplitMix64 (Steele et al. 2014).
     """
     drawn = np.fromiter((one.seed for one in replicas), np.uint64, len(replicas)) ^ np.uint64(begins)
     drawn = (drawn ^ (drawn >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

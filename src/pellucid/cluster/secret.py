@@ -59,8 +59,7 @@ class ClusterSecret:
         return self._keys(b"ingress")
 
     def secure(self, socket: Any, *, listens: bool) -> None:
-        """Configure a ZeroMQ socket: keys (of a replica if it ``listens``, else of an ingress), limits and heartbeats.
-        """
+        """Configure a ZeroMQ socket: keys (of a replica if it ``listens``, or of an ingress), limits and heartbeats."""
         own = self.replica if listens else self.ingress
         socket.curve_secretkey, socket.curve_publickey = own.secret, own.public
         if listens:

@@ -35,7 +35,7 @@ from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
-BACKLOG = 512  # cache calls in the log; more are sent before the next step
+BACKLOG = 512  # logged cache calls that are sent without waiting for a step
 
 
 class _Told:
@@ -202,7 +202,7 @@ class StagedRunner(ModelRunner):
         self._controls, self._monitors, self._commands, self._vectors = [], [], [], None
 
     def number_of(self, table: BlockTable) -> int:
-        """Return the number by which the other stages know a block table."""
+        """Return the number of a block table in messages to the other stages."""
         if not table.number:
             self._tables += 1
             table.number = self._tables
