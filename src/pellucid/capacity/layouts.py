@@ -72,7 +72,9 @@ class SizedModel:
         return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
 
     def least_share(self, stages: int) -> float:
-        """Return a lower bound on the bytes of the largest of ``stages`` stages: an equal share or the largest block.
+        """Return a lower bound on the bytes of the largest of ``stages`` stages.
+
+        The bound is an equal share of the model, or the share of its largest block.
         """
         part = max(1 / stages, self._largest_block)
         return (self.weight_bytes + self.context_bytes) * part

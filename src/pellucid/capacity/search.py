@@ -212,7 +212,7 @@ class Search:
         found = []
         for part in sorted(set(shape), reverse=True):
             rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * most // 100)
-            if count < SLICE:  # a larger fleet only has fewer of its equal slices
+            if count < SLICE:  # a larger fleet needs no search: it only has fewer slices
                 count = self.replicas(rate, max(1, count)) or most
             hours = tuple(hour for hour, one in enumerate(shape) if one == part)
             found.append(Hours(hours, rate, count, self.outcome(rate, count)))

@@ -90,7 +90,7 @@ def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
 
 @contextmanager
 def _served(llm: LLM) -> Iterator[str]:
-    """A server of a model in a thread; its address. The model is closed at the end."""
+    """Serve the model in a thread, and yield the address. The model is closed at the end."""
     listening = listen(Settings("127.0.0.1", 0, 1.0))
     models = ModelPool([NAME], lambda name: llm, 1 << 62)
     models.put(NAME, llm)

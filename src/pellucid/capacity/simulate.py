@@ -50,8 +50,9 @@ class Outcome:
 
 
 class Simulation:
-    """Simulates ``replicas`` under ``traffic``. ``route`` chooses the replica of a prompt; the default is the real
-    router.
+    """Simulates ``replicas`` under ``traffic``.
+
+    ``route`` chooses the replica of a prompt. By default it is the real router.
     """
 
     def __init__(

@@ -78,8 +78,9 @@ class StepCosts:
             self._lines[name] = [n for n, _ in ordered], [seconds for _, seconds in ordered]
 
     def step(self, rows: int, seen: int, prompts: int, prompts_seen: int) -> float:
-        """Return the seconds of a step: ``rows`` attend to ``seen`` tokens in all, ``prompts`` tokens to
-        ``prompts_seen``.
+        """Return the seconds of a step of ``rows`` decode rows and ``prompts`` prompt tokens.
+
+        The rows attend to ``seen`` tokens in all, the prompt tokens to ``prompts_seen``.
         """
         beside = self.row_seen * seen + self.prompt_seen * prompts_seen
         for window, of_row, of_prompt in self.windows:
@@ -129,8 +130,7 @@ class StepCosts:
     def over(self, stages: int, link: Link, work: PlanWork) -> StepCosts:
         """Return the costs of a model over ``stages`` machines like this one. Each step passes through all stages.
 
-        The parts of a long prompt run in all stages at the same time (``cluster/staged_runner.py``); decode rows do
-        not.
+        The parts of a long prompt run in all stages at once (``cluster/staged_runner.py``); decode rows do not.
         """
         if stages == 1:
             return self

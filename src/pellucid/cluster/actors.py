@@ -28,8 +28,7 @@ AGAIN = 1.0  # seconds between two attempts to reach the stages
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings of a replica: the model's ``source``, its ``load`` options (see ``pellucid.load``) and the ``cpus`` to
-    use.
+    """Settings of a replica: the model's ``source``, its ``load`` options (see ``pellucid.load``), and its ``cpus``.
 
     Between ``least`` and ``most`` replicas run, depending on the load. Each replica is divided into ``stages``. A stage
     runs a part of the model's blocks on ``cpus`` cores.

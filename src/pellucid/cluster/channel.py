@@ -179,8 +179,9 @@ class Listener:
     def accept(
         self, keys: Sequence[bytes], seconds: float, is_over: Callable[[], bool] = lambda: False
     ) -> list[Receiver]:
-        """Accept one channel for each key, in the order of ``keys``, then stop listening. Other connections are
-        refused.
+        """Accept one channel for each key, in the order of ``keys``, then stop listening.
+
+        Connections without one of the keys are refused.
 
         Raises:
             StageLost: not all senders connect within ``seconds``, or ``is_over`` returns True.
@@ -279,7 +280,7 @@ class Listener:
 def _prepare(connection: socket.socket, option: int, seconds: float) -> None:
     """Send small frames at once (TCP_NODELAY), and let the kernel time out blocking calls after ``seconds``.
 
-    A timeout of Python would poll the socket before each call.
+    With a timeout of its own, Python would poll the socket before each call.
     """
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

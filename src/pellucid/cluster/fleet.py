@@ -18,7 +18,7 @@ from pellucid.errors import KernelError, PellucidError, QueueFull
 MOST_LOSSES = 3
 """Number of replicas that a request may lose before it fails, because the request itself may crash them.
 
-Only losses since the last new token count, of replicas that had begun the request.
+A loss counts only if the replica had begun the request. A new token resets the count.
 """
 PATIENCE = 120.0
 """Seconds that a request waits while no replica is up."""
@@ -27,7 +27,7 @@ PATIENCE = 120.0
 class RemoteTask(ABC):
     """A task on a replica, retried on another replica after a loss. Use it in the fleet's event loop.
 
-    The router chooses the replica by ``prompt``, the first token ids of the task.
+    The router chooses the replica by the token ids of ``prompt``.
     """
 
     what: str

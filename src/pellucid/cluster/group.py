@@ -203,7 +203,7 @@ class RemoteGroup(TextGroup):
             self._queue.put_nowait((number, token))
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(builder.ids for builder in self.builders):  # else it continues elsewhere
+            if not any(builder.ids for builder in self.builders):  # facts of the first replica
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:

@@ -76,7 +76,7 @@ class RemoteModel:
 
     @property
     def inputs(self) -> Inputs:
-        """Reads prompts."""
+        """Turns prompts into token ids."""
         return self._opened.inputs
 
     @property

@@ -222,7 +222,7 @@ class StagedRunner(ModelRunner):
         try:
             for one in self._commands:
                 one.send(frame)
-        except StageLost as error:  # the current step or the next raises the error
+        except StageLost as error:  # the current or the next step raises the error
             print(str(error), file=sys.stderr, flush=True)
             self.lost = True
 

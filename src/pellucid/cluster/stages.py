@@ -48,7 +48,7 @@ def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *,
 
 
 def authenticator(context: zmq.Context[Any], secret: ClusterSecret) -> Any:
-    """Start to refuse peers without the secret, on all listening sockets of a context."""
+    """Start and return an authenticator for all listening sockets of a context. It refuses peers without the secret."""
     from zmq.auth.thread import ThreadAuthenticator
 
     made = ThreadAuthenticator(context)

@@ -18,7 +18,7 @@ from pellucid.loading import OpenModel, open_model
 from pellucid.plan.stages import cut
 from pellucid.plan.weights import layouts
 
-UNLIMITED = 1 << 30  # requests: a caller waits for all its requests
+UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
 OPENING = ("context", "chat_template", "cap_context", "pulls")
 """Options of ``loading.load`` that concern the file. ``loading.open_model`` takes them too."""
 

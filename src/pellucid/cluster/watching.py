@@ -1,9 +1,10 @@
-"""Watching a request on a replica. The next frames are sent once the last frames are read; a watch follows its request.
+"""Watching a request on a replica. A watch moves with its request to another replica.
 
     replica: engine → TraceStream → PartWatch ── frames ──► ingress: RemoteStream → reader
                                               ◄─ "more" ──
 
-Unread frames wait in the replica's ``TraceStream``, within its limits: a slow reader loses frames there.
+The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
+limits: a slow reader loses frames there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _parts(stream: TraceStream) -> list[Selected]:
 
 
 class RemoteStream(TraceStream):
-    """The frames of a request on a replica, which sends more once the received frames are read.
+    """The frames of a request on a replica. The replica sends more once the received frames are read.
 
     A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
     ``tell`` sends a message about the request to its replica.

@@ -218,7 +218,8 @@ def error_fields(error: BaseException) -> list[str]:
 def error_of(fields: Sequence[str]) -> PellucidError:
     """Return the error of a class name and a message.
 
-    Its class is the class of ``pellucid.errors`` if that takes only a message, otherwise KernelError.
+    The class is looked up in ``pellucid.errors``. KernelError replaces an unknown class, and FileFormatError, which
+    takes more than a message.
     """
     name, message = fields
     kind = getattr(errors, name, None)
