@@ -1,1 +1,1 @@
-"""What machines could do, without having them: sizes, the time of steps, and a simulation of replicas under load."""
+"""Capacity planning without the machines: memory sizes, predicted step times, and simulated replicas under load."""

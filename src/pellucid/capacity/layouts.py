@@ -1,4 +1,4 @@
-"""How a model could run on machines: on one, as replicas, or over several machines each; and which of these to take."""
+"""Layouts of a model on machines (one machine, replicas, stages over several machines), and which layout to take."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pellucid.runtime.prefix_cache import usual_bytes
 USABLE = 0.9  # of a machine's memory
 MOST_STAGES = 64
 TOGETHER = 16
-"""Texts of the stated speed for many texts: fewer, if the machine has no room for all of them."""
+"""Sequences in the predicted throughput of many sequences; fewer if the machine has no room for all of them."""
 DEPTH = 1024
-"""Tokens before the generated ones, whose keys and values are read: at most half of the context."""
-BESIDE = 300e6  # bytes that a process takes beside weights and cache
+"""Tokens of context whose keys and values a decode step reads; at most half of the model's context."""
+BESIDE = 300e6  # bytes of a process beside weights and cache
 
 
 @dataclass(frozen=True)
 class SizedModel:
-    """A model as far as its size and its work matter."""
+    """The size and the work of a model."""
 
     name: str
     spec: ModelSpec
@@ -42,17 +42,17 @@ class SizedModel:
 
     @classmethod
     def of(cls, llm: LLM) -> SizedModel:
-        """A model that is loaded."""
+        """Return the size of a loaded model."""
         return cls(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, llm.weight_bytes)
 
     @cached_property
     def work(self) -> PlanWork:
-        """What its steps must read and multiply."""
+        """Bytes that its steps read, and their multiply-adds."""
         return PlanWork(self.plan, self.spec.embedding.width)
 
     @property
     def context_bytes(self) -> int:
-        """Bytes of keys and values of a whole context, and of the states of a sequence."""
+        """Bytes of the keys and values of a full context, and of the states of a sequence."""
         counts = page_counts(self.plan.layers, self.limits.context, self.limits.tokens, 1, memory=0)
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
@@ -63,7 +63,7 @@ class SizedModel:
 
     @cached_property
     def _largest_block(self) -> float:
-        """The largest share of the weights that a single block has."""
+        """Largest fraction of the weights in a single block."""
         found = Counter[str]()
         for op in self.plan.operations:
             kind, number, *_ = f"{op.stage}..".split(".")
@@ -72,14 +72,17 @@ class SizedModel:
         return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
 
     def least_share(self, stages: int) -> float:
-        """A lower bound of the bytes of the largest of ``stages`` stages: an equal share, or the largest block's."""
+        """Return a lower bound on the bytes of the largest of ``stages`` stages.
+
+        The bound is an equal share of the model, or the share of its largest block.
+        """
         part = max(1 / stages, self._largest_block)
         return (self.weight_bytes + self.context_bytes) * part
 
     def room(self, memory: int) -> ReplicaRoom:
-        """What a replica has for requests if each of its machines has so many bytes of memory.
+        """Return the room of a replica for requests, if each of its machines has ``memory`` bytes.
 
-        A page has room for all layers on every stage (decision 34), so more machines make no more pages.
+        A page has room for all layers on every stage (decision 34), so more machines do not mean more pages.
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
@@ -91,9 +94,10 @@ class SizedModel:
 class Layout:
     """A model on ``replicas`` times ``stages`` machines of a kind, with the predicted throughput.
 
-    After ``depth`` tokens, ``one`` is the decode rate of a single text (tokens per second), ``many`` the decode rate of
-    all replicas with ``together`` texts on each. ``prompt`` is the prefill rate of a long prompt (tokens per second).
-    ``tokens``: the tokens of context that fit in all replicas (None: any number, because no layer keeps every token).
+    ``bytes_each`` are the bytes on the machine with the largest stage. After ``depth`` tokens, ``one`` is the decode
+    rate of a single sequence (tokens per second), and ``many`` is the decode rate of all replicas with ``together``
+    sequences on each. ``prompt`` is the prefill rate of a long prompt (tokens per second). ``tokens`` is the number of
+    context tokens that fit in all replicas (None: any number, because no layer keeps every token).
     """
 
     machine: Machine
@@ -109,12 +113,12 @@ class Layout:
 
     @property
     def machines(self) -> int:
-        """How many machines it takes."""
+        """Number of machines."""
         return self.replicas * self.stages
 
 
 def needed(model: SizedModel, stages: int) -> int | None:
-    """Bytes that the machine with the largest stage needs, with one whole context; None if there are no such stages."""
+    """Return the bytes of the largest stage with one full context; None if the model cannot be cut into ``stages``."""
     share = 1.0
     if stages > 1:
         try:
@@ -127,14 +131,14 @@ def needed(model: SizedModel, stages: int) -> int | None:
 
 
 def fewest_stages(model: SizedModel, machine: Machine) -> int:
-    """Over how few machines of a kind a model fits.
+    """Return the smallest number of machines of a kind that can hold the model together.
 
     Raises:
-        InvalidRequest: over none that it can be cut into.
+        InvalidRequest: no cut of the model fits on machines of this kind.
     """
     usable = USABLE * machine.memory
     for stages in range(1, MOST_STAGES + 1):
-        if model.least_share(stages) > usable - BESIDE:  # sees at once what would be cut in vain
+        if model.least_share(stages) > usable - BESIDE:  # skips cuts that cannot fit
             continue
         bytes_each = needed(model, stages)
         if bytes_each is not None and bytes_each <= usable:
@@ -146,7 +150,10 @@ def fewest_stages(model: SizedModel, machine: Machine) -> int:
 
 
 def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
-    """The layouts on each kind of machine, whose step costs these are: one machine, all as replicas, stages."""
+    """Return the layouts on each kind of machine: on the fewest machines, on all as replicas, and on all as stages.
+
+    ``costs`` are the step costs of each kind of machine.
+    """
     found = list[Layout]()
     for machine, of_one in zip(machines.kinds, costs):
         try:
@@ -172,7 +179,7 @@ def _layout(
     full = [(g, count) for g, count in zip(groups, room.pages) if not g.window and not g.recurrent]
     tokens = None
     if full:
-        # What is left beside one context is for more of them; a stage has a part of each page's layers.
+        # Memory beyond one context holds more contexts. Each stage stores its own layers of a page.
         left = max(0.0, USABLE * machine.memory - bytes_each) * stages
         more = int(left / sum(group.page_bytes for group, _ in full))
         own = -(-model.limits.context // PAGE)
@@ -194,7 +201,7 @@ def _layout(
 
 
 def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
-    """The layout to take, and why; None if the model fits nowhere."""
+    """Return the layout to take, and the reason; None if the model fits nowhere."""
     if not found:
         return None
     best = max(found, key=lambda one: (one.many, -one.machines))

@@ -1,4 +1,4 @@
-"""The machines of a plan: a file that lists them, and the one at hand."""
+"""The machines of a capacity plan: listed in a file, or this machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pellucid.measure.rounds import machine_rates
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.util.checks import real, whole
 
-READ = 1 << 30  # bytes of the buffer whose reading is timed
+READ = 1 << 30  # bytes of the buffer for the measured read rate
 LATENCY, BANDWIDTH = 50e-6, 1.25e9  # seconds of a hop, bytes per second: a network of 10 Gbit/s
-MOST, MOST_CORES = 1_000_000, 4096  # machines; cores of one
-MOST_KINDS, MOST_BYTES = 32, 1 << 20  # of a file
+MOST, MOST_CORES = 1_000_000, 4096  # machines of a kind; cores of a machine
+MOST_KINDS, MOST_BYTES = 32, 1 << 20  # kinds and bytes in a file
 LEAST_RATE = 1e-3  # GB/s, GMAC/s
 FORM = (
     '{"machines": [{"name": "a", "count": 4, "memory_gb": 64, "cores": 16, "read_gb_per_s": 80, '
@@ -29,10 +29,10 @@ FORM = (
 
 @dataclass(frozen=True)
 class Machine:
-    """``count`` machines alike: ``memory`` in bytes, ``cores`` that run steps, the ``rates`` of all of them together.
+    """``count`` equal machines: ``memory`` in bytes, ``cores`` that run steps, and the ``rates`` of all cores together.
 
-    ``source`` says where the rates are from: "measured", "given", or "by cores" (those of this machine, for each core
-    as much).
+    ``source`` is the origin of the rates: "measured", "given", or "by cores" (the rates of this machine, scaled by the
+    number of cores).
     """
 
     name: str
@@ -44,7 +44,7 @@ class Machine:
 
     @property
     def speed(self) -> str:
-        """Its rates, and where they are from."""
+        """The rates and their origin, as text."""
         return (
             f"{self.rates.read / 1e9:.1f} GB/s, {self.rates.multiply / 1e9:,.0f} int8 GMAC/s ({self.source})"
         )
@@ -52,7 +52,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Link:
-    """What connects machines: ``seconds`` that a message takes, and bytes per second."""
+    """The network between machines: ``seconds`` of a message, and bytes per second."""
 
     seconds: float = LATENCY
     bytes_per_second: float = BANDWIDTH
@@ -60,14 +60,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Machines:
-    """The kinds of machines that there are, and what connects them."""
+    """The kinds of machines, and the network between them."""
 
     kinds: tuple[Machine, ...]
     link: Link = Link()
 
 
 def this_machine(threads: int | None = None) -> Machine:
-    """The machine at hand, whose rates are measured."""
+    """Return this machine, with measured rates."""
     cores = processors().threads if threads is None else whole("threads", threads, 1, MOST_CORES)
     roofs = Roofs(cores, READ)
     try:
@@ -78,12 +78,12 @@ def this_machine(threads: int | None = None) -> Machine:
 
 
 def read_machines(path: Path, here: Callable[[], Machine]) -> Machines:
-    """The machines of a file (JSON); rates that it does not give are those of ``here``, by the number of cores.
+    """Read machines from a JSON file. Rates that it omits are the rates of ``here``, scaled by the number of cores.
 
-    ``here`` is called if one gives none.
+    ``here`` is called only if a machine omits its rates.
 
     Raises:
-        InvalidRequest: the file cannot be read, or a field is wrong; the message names it.
+        InvalidRequest: the file cannot be read, or a field is wrong; the message names the field.
     """
     try:
         with path.open("rb") as file:

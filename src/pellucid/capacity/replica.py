@@ -1,6 +1,6 @@
-"""A replica in simulated time: the scheduler, the pace and the caches that really run; only steps take no time.
+"""A replica in simulated time. Its scheduler, pace and caches are the real classes; only steps are simulated.
 
-Steps that only make text are alike until something comes or ends, so up to a page of tokens are made at once.
+Decode steps stay equal until a request arrives or ends, so up to a page of tokens is generated at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_PAGES = 1 << 15  # of a group: two million tokens
 
 @dataclass(frozen=True)
 class ReplicaRoom:
-    """What a replica has: ``pages`` of each group of ``layers``, bytes of the prefix cache, the limits of a step."""
+    """Room of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and the limits of a step."""
 
     layers: Sequence[CachedLayer]
     pages: Sequence[int]
@@ -58,7 +58,10 @@ def read(cache: CacheManager, table: BlockTable, tokens: int) -> None:
 
 @dataclass(eq=False)
 class SimulatedText:
-    """A request: a task whose tokens are placeholders. Times are simulated seconds."""
+    """A request: a task whose tokens are placeholders. Times are simulated seconds.
+
+    ``came`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
+    """
 
     number: int
     prompt: list[int]
@@ -76,43 +79,43 @@ class SimulatedText:
 
     @property
     def done(self) -> bool:
-        """Whether it has all tokens."""
+        """True if all tokens have been generated."""
         return len(self.answer) >= self.wanted
 
     def begin(self, waited: float) -> None:
-        """Its first step comes."""
+        """Called at the first step. A simulated request needs no preparation."""
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """Its text, as long as it needs steps."""
+        """The sequence, as long as it needs steps."""
         return () if self.done else (self.sequence,)
 
     def texts(self) -> Sequence[CachedSequence]:
-        """Its text."""
+        """The sequence."""
         return (self.sequence,)
 
     def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
-        """Nothing: the replica makes its tokens."""
+        """Yield no tokens: the replica generates them."""
         return iter(())
 
     def close(self) -> None:
-        """Nothing: the replica has its pages."""
+        """Release no pages: the replica does that."""
 
     def make(self, count: int, first: float, last: float) -> None:
-        """Tokens were made, the first and the last of them at these times."""
+        """Append ``count`` generated tokens, given the times of the first and the last of them."""
         if not self.answer:
             self.first = first
         self.last = last
         start = len(self.prompt) + len(self.answer)
-        # Ids that no other text has: the answers of two requests are never equal.
+        # Ids that no other request has: the answers of two requests are never equal.
         made = [-(self.number << 20) - start - at for at in range(1, count + 1)]
         self.answer += made
         self.sequence.tokens += made
 
 
 class SimulatedReplica:
-    """A replica. ``come`` gives it a request; ``time`` is when its step ends, at which ``end_step`` must be called.
+    """A replica. ``come`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
 
-    The noise of its steps is ``offset`` seconds ahead.
+    The noise of its steps is shifted by ``offset`` seconds.
     """
 
     def __init__(self, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
@@ -123,25 +126,25 @@ class SimulatedReplica:
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
-        """Seconds of its steps, and of those that read prompts beyond what they take without."""
+        """Seconds of all steps, and the seconds that prefill has added to them."""
         self.steps = 0
 
     @property
     def preemptions(self) -> int:
-        """How often a request has lost its pages to another."""
+        """Number of times that a request lost its pages to another request."""
         return self._scheduler.preemptions
 
     @property
     def step_seconds(self) -> float:
-        """The mean time of a step."""
+        """Mean seconds of a step."""
         return self.busy / self.steps if self.steps else 0.0
 
     def busy_until(self, now: float) -> float:
-        """Seconds of its steps, and of what has passed of the one that runs."""
+        """Return the seconds of all steps until ``now``, with the elapsed part of the current step."""
         return self.busy + (max(min(now, self._step.end) - self._step.began, 0.0) if self._step else 0.0)
 
     def come(self, text: SimulatedText, now: float) -> None:
-        """A request comes; the step that runs now is the last one without it."""
+        """Add a request. The step that runs now is the last step without it."""
         self._scheduler.add(Job(text))
         if self._step is None:
             self._begin(now)
@@ -149,7 +152,7 @@ class SimulatedReplica:
             self.time = self._step.cut(now)
 
     def end_step(self) -> list[SimulatedText]:
-        """The step ends at ``time``, and the next one begins. Returns the requests that have ended."""
+        """End the step at ``time``, and begin the next step. Return the requests that have ended."""
         step, now = self._step, self.time
         assert step is not None
         assert now is not None
@@ -158,14 +161,14 @@ class SimulatedReplica:
         return ended + self._begin(now)
 
     def _removed(self, job: Job) -> SimulatedText:
-        """The request of a job, which leaves."""
+        """Remove a job from the replica. Return its request."""
         text = _text(job)
         self.cache.release(text.sequence.table, tokens=text.sequence.tokens)
         self._scheduler.remove(job)
         return text
 
     def _begin(self, now: float) -> list[SimulatedText]:
-        """The next step begins. Returns the requests for which there is no room at all."""
+        """Begin the next step. Return the requests that can never fit."""
         self._step = self.time = None
         failed = list[SimulatedText]()
         while len(self._scheduler):
@@ -185,7 +188,7 @@ class SimulatedReplica:
         return failed
 
     def _ahead(self, scheduled: Sequence[Scheduled]) -> int:
-        """How many steps like this one can follow it: up to the end of a text or of a page."""
+        """Return the number of equal steps in a row: up to the end of a request or of a page."""
         count = PAGE
         for one in scheduled:
             text = _text(one)
@@ -194,7 +197,7 @@ class SimulatedReplica:
         return max(count, 1)
 
     def _take(self, step: SimulatedStep) -> None:
-        """What a step has made."""
+        """Apply the results of a step."""
         count, first = step.count, step.began + step.seconds(1)
         for one in step.scheduled:
             text = _text(one)
@@ -204,7 +207,7 @@ class SimulatedReplica:
                 self.cache.prefixes.insert(table, one.sequence.tokens, grows=True, path=text.path)
             if one.chunk.outputs:
                 text.make(count, first, step.end)
-                if count > 1:  # within a page: nothing can be missing
+                if count > 1:  # within a page: the pages suffice
                     self.cache.reserve(table, count - 1)
                     read(self.cache, table, count - 1)
                 one.sequence.wanted = max(one.sequence.wanted, table.length)
@@ -214,18 +217,18 @@ class SimulatedReplica:
             self.prompts += max(
                 0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
             )
-        for _ in range(min(count, 8)):  # the average has forgotten what is older
+        for _ in range(min(count, 8)):  # older steps hardly count in the average
             self._pace.tell(step.rows, step.prompts, seconds / count)
 
 
 def _text(of: Job | Scheduled) -> SimulatedText:
-    """The request that a job or a part of a step belongs to: here there are no other tasks."""
+    """Return the request of a job or of a scheduled part. A simulation has no other tasks."""
     assert isinstance(of.task, SimulatedText)
     return of.task
 
 
 class SimulatedStep:
-    """A step, or ``count`` of them that are alike, from the time that it ``began``."""
+    """A step, or ``count`` equal steps in a row, from the time ``began``."""
 
     def __init__(self, scheduled: Sequence[Scheduled], costs: StepCosts, began: float, slowed: float) -> None:
         self.scheduled, self.began, self.count = scheduled, began, 1
@@ -240,16 +243,16 @@ class SimulatedStep:
         self._more = slowed * costs.next_step(self.rows, self.seen)
 
     def seconds(self, count: int) -> float:
-        """Those of the first ``count`` steps: each row sees a token more in each."""
+        """Return the seconds of the first ``count`` steps. In each step a row attends to one more token."""
         return count * self._first + self._more * count * (count - 1) / 2
 
     @property
     def end(self) -> float:
-        """When it ends."""
+        """Time of its end."""
         return self.began + self.seconds(self.count)
 
     def cut(self, now: float) -> float:
-        """End it with the step that runs now. Returns when that is."""
+        """End it with the step that runs at ``now``. Return the time of the end."""
         if self.count > 1:
             passed = int(max(now - self.began, 0.0) / self._first)
             while passed > 0 and self.seconds(passed) > now - self.began:

@@ -1,4 +1,4 @@
-"""How many replicas some traffic needs, over a day, and what fails first when there is more of it."""
+"""The number of replicas that traffic needs over a day, and the first failure when the traffic grows."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
-LEAST, FEWEST = 200, 16  # requests of a simulation at least; and where a request takes long to simulate
+LEAST, FEWEST = 200, 16  # minimum requests of a simulation; the minimum if a request takes long to simulate
 SLICE, FEW = 64, 8
-"""Replicas that are simulated at most: more of them are as many such slices side by side. As few as ``FEW``, where
-more would have more requests than are affordable."""
-WORK = 500.0
-"""Milliseconds that a simulation may take on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt.
+"""Maximum number of simulated replicas: a larger fleet counts as many equal slices side by side.
+
+A slice shrinks to ``FEW`` replicas if its requests would exceed the affordable number.
 """
+WORK = 500.0
+"""Milliseconds of a simulation on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt."""
 LIFETIMES, HARD = 5, 2
-"""A simulation lasts at least ``LIFETIMES`` of a request, but has at most ``HARD`` times the affordable requests."""
-WARM, SECONDS = 30.0, 60.0  # simulated seconds until what comes counts, and in which it does
+"""A simulation lasts at least ``LIFETIMES`` times as long as a request.
+
+It has at most ``HARD`` times the affordable number of requests.
+"""
+WARM, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
 MOST_REPLICAS = 100_000
-CLOSE = 0.02  # the part of the number of replicas that is not looked at any closer
+CLOSE = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
-"""Tokens a second that one process in front passes on (``bench/cluster.py ingress``, on a core of Zen 4)."""
-INGRESS_SHARE = 0.7  # of a process's time that is planned
+"""Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
+INGRESS_SHARE = 0.7  # planned utilization of an ingress process
 DAYS: Mapping[str, Sequence[float]] = {
     "flat": (1.0,) * 24,
     "office": (
@@ -35,19 +39,19 @@ DAYS: Mapping[str, Sequence[float]] = {
         *(0.75, 0.75, 1.0, 1.0, 1.0, 0.75, 0.5, 0.5, 0.25, 0.25, 0.1, 0.1),
     ),
 }
-"""The parts of the highest rate by the hour."""
+"""Fractions of the highest rate, by the hour."""
 Told = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Goals:
-    """What 95 of 100 requests must see: seconds to the first token, and of a token after it."""
+    """Limits for 95 of 100 requests: seconds to the first token, and seconds per later token."""
 
     first_token: float
     per_token: float
 
     def failures(self, outcome: Outcome) -> list[str]:
-        """What is not reached."""
+        """Return the goals that an outcome misses."""
         failed = []
         if outcome.overloaded or outcome.first_token["p95"] > self.first_token:
             failed.append("time to first token")
@@ -70,7 +74,7 @@ class Hours:
 
 @dataclass(frozen=True)
 class Front:
-    """What the processes in front need: seconds of the router for a request, and how many processes."""
+    """Requirements of the processes in front of replicas: router seconds per request, and the number of ingresses."""
 
     router_seconds: float
     ingresses: int
@@ -78,7 +82,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Break:
-    """At so many ``times`` the highest rate, ``what`` fails first, ``why``."""
+    """The first failure under more load: ``what`` fails at ``times`` times the highest rate, and ``why``."""
 
     times: float
     what: str
@@ -87,9 +91,9 @@ class Break:
 
 
 class Search:
-    """Simulates ``traffic`` (with a rate, the highest of the day) on replicas that are all alike.
+    """Simulates ``traffic`` on equal replicas. The rate of ``traffic`` is the highest rate of the day.
 
-    What comes in ``seconds`` counts, after ``warm`` seconds.
+    Requests count if they arrive within ``seconds`` after a warm-up of ``warm`` seconds.
     """
 
     def __init__(
@@ -108,7 +112,10 @@ class Search:
         self._known: dict[tuple[float, int], Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
-        """What comes of a rate on so many replicas: what is counted is of one slice, what is per second of all."""
+        """Return the simulated latency and throughput of ``replicas`` at ``rate``.
+
+        Counts are counts of one slice; rates per second are rates of all replicas.
+        """
         found = self._known.get((rate, replicas))
         if found is None:
             self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
@@ -123,9 +130,10 @@ class Search:
         return found
 
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
-        """The simulated replicas, and the seconds before and while requests count.
+        """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation has the affordable number of requests at most, unless they would not last ``LIFETIMES``.
+        A simulation has at most the affordable number of requests, unless it would be shorter than ``LIFETIMES``
+        requests.
         """
         count, each = min(replicas, SLICE), rate / replicas
         seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
@@ -139,13 +147,13 @@ class Search:
 
     @cached_property
     def affordable(self) -> int:
-        """The number of requests that a simulation may have."""
+        """Maximum number of requests of a simulation."""
         pages = self.traffic.longest // PAGE
         return max(FEWEST, int(WORK / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
     @cached_property
     def least_seconds(self) -> float:
-        """A lower bound of the seconds of a replica's steps that a request takes."""
+        """Lower bound on the seconds of a replica's steps for one request."""
         prompt, tokens = self.traffic.prompt.usual, self.traffic.tokens.usual
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
@@ -153,14 +161,14 @@ class Search:
         return seconds * min(self._costs.noise)
 
     def enough(self, rate: float, replicas: int) -> bool:
-        """Whether so many replicas reach the goals."""
+        """True if ``replicas`` reach the goals at ``rate``."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
-        """The fewest replicas that reach the goals; None if no number does."""
+        """Return the smallest number of replicas that reaches the goals; None if no number does."""
         if self.alone_fails:
             return None
-        low = int(rate * self.least_seconds)  # they are busy without a break, so they cannot be enough
+        low = int(rate * self.least_seconds)  # these replicas are always busy, so they cannot be enough
         if low >= MOST_REPLICAS:
             return None
         high = max(guess, low + 1)
@@ -185,13 +193,13 @@ class Search:
 
     @property
     def _alone_seconds(self) -> float:
-        """Seconds from a request that is alone to the end of its answer."""
+        """Seconds from the arrival of a request that is alone to the end of its answer."""
         alone = self._alone
         return alone.first_token["p50"] + self.traffic.tokens.usual * alone.per_token["p50"]
 
     @cached_property
     def alone_fails(self) -> bool:
-        """Whether most requests miss the goals even where each is alone on a replica."""
+        """True if most requests miss the goals even when each is alone on a replica."""
         alone = self._alone
         return not (
             alone.first_token["p50"] <= self.goals.first_token
@@ -200,18 +208,18 @@ class Search:
         )
 
     def day(self, shape: Sequence[float], most: int) -> list[Hours]:
-        """The hours by their rates, from the highest; ``most`` replicas reach the goals at that."""
+        """Return the hours by their rates, the highest first. ``most`` replicas reach the goals at the highest rate."""
         found = []
         for part in sorted(set(shape), reverse=True):
             rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * most // 100)
-            if count < SLICE:  # otherwise there are only fewer of the same slices
+            if count < SLICE:  # a larger fleet needs no search: it only has fewer slices
                 count = self.replicas(rate, max(1, count)) or most
             hours = tuple(hour for hour, one in enumerate(shape) if one == part)
             found.append(Hours(hours, rate, count, self.outcome(rate, count)))
         return found
 
     def breaks(self, replicas: int) -> Break | None:
-        """What fails first if more comes than so many replicas are for."""
+        """Return the first failure of ``replicas`` under up to 8 times the highest rate; None without a failure."""
         peak = self.traffic.rate or 0.0
         for times in (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
             outcome = self.outcome(times * peak, replicas)
@@ -230,7 +238,7 @@ class Search:
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
     def front(self, replicas: int, outcome: Outcome) -> Front:
-        """What the processes in front need; ``outcome`` is that of the highest rate."""
+        """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
         seconds = router_seconds(replicas, self.traffic.prompt.usual)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
@@ -239,9 +247,9 @@ class Search:
 
 @dataclass(frozen=True)
 class KindCapacity:
-    """What traffic needs of a kind of machines, ``stages`` of which are a replica.
+    """The machines of a kind that traffic needs. ``stages`` machines form a replica.
 
-    The ``day`` begins with its busiest hours; it is empty if no number of machines reaches the goals.
+    The ``day`` begins with its busiest hours. It is empty if no number of machines reaches the goals.
     """
 
     machine: Machine
@@ -252,7 +260,7 @@ class KindCapacity:
 
     @classmethod
     def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
-        """Search for it; ``shape`` are the parts of the highest rate by the hour."""
+        """Search for the capacity. ``shape`` has the fractions of the highest rate, by the hour."""
         most = search.replicas(search.traffic.rate or 0.0)
         if most is None:
             return cls(machine, stages, [], None, None)
@@ -261,5 +269,5 @@ class KindCapacity:
 
     @property
     def machines(self) -> int:
-        """How many machines the busiest hour needs."""
+        """Number of machines for the busiest hour."""
         return self.day[0].replicas * self.stages

@@ -1,4 +1,4 @@
-"""What a server adds to the time of steps: measured through one, with clients on the same machine."""
+"""Time that a server adds to steps, measured through a real server with clients on the same machine."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FEW, MANY = 1, 8  # clients
 PROMPT, TOKENS = 48, 48
 REQUESTS = 5  # of each client
 PLAIN = {"prompt_lookup": False}
-"""What requests have more: tokens that are read ahead depend on the text, and are not simulated."""
-STARTS = 10.0  # seconds until the server must be there
+"""Further options of the requests. Prompt lookup is off: its drafts depend on the text and are not simulated."""
+STARTS = 10.0  # seconds until the server must be up
 
 
 def with_server(
     llm: LLM, costs: StepCosts, room: ReplicaRoom, told: Told = lambda done, total, what: None
 ) -> StepCosts:
-    """The times of steps with what a server adds: what its clients see more than a simulation without it has.
+    """Return the step costs with the time of a server: the difference between measured clients and a simulation.
 
     The model is closed afterwards.
     """
@@ -63,7 +63,7 @@ def with_server(
 def _simulated(
     costs: StepCosts, room: ReplicaRoom, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
-    """What comes of the same requests in a simulation, and in how many steps."""
+    """Simulate the same requests. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
     simulation = Simulation(traffic, 1, room, costs)
@@ -71,10 +71,10 @@ def _simulated(
 
 
 def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
-    """The figures of ``pellucid bench serve``, in a process of its own.
+    """Return the figures of ``pellucid bench serve``, run in a process of its own.
 
     Raises:
-        KernelError: it has failed.
+        KernelError: the benchmark failed.
     """
     command = [sys.executable, "-m", "pellucid", "bench", "serve", url, "--json", "--shared", "0"]
     command += ["--body", json.dumps(PLAIN)]
@@ -90,7 +90,7 @@ def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
 
 @contextmanager
 def _served(llm: LLM) -> Iterator[str]:
-    """A server of a model in a thread; its address. The model is closed at the end."""
+    """Serve the model in a thread, and yield the address. The model is closed at the end."""
     listening = listen(Settings("127.0.0.1", 0, 1.0))
     models = ModelPool([NAME], lambda name: llm, 1 << 62)
     models.put(NAME, llm)

@@ -1,4 +1,4 @@
-"""A discrete-event simulation: requests come, the real router sends them to replicas, and these run steps."""
+"""A discrete-event simulation: requests arrive, the real router sends them to replicas, and replicas run steps."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.measure.load import percentiles
 
-REFUSED = 0.001  # seconds in which a request is refused, at the least
-FED = 16  # replicas for which one server process is in front
+REFUSED = 0.001  # minimum seconds to refuse a request
+FED = 16  # replicas behind one server process
 TOO_MANY = 400
-"""Requests that a replica has, on average, when a simulation is ended: no goal can be kept any more."""
+"""Mean number of requests per replica that ends a simulation as overloaded: no goal can be reached any more."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the requests that came in a time of ``seconds``.
+    """Results of the requests that arrived within ``seconds``.
 
-    ``failed`` are those for which there was no room, in the context or on the replica. ``first_token`` and
-    ``per_token`` are percentiles of seconds. ``busy`` is the mean part of the time in which replicas run steps,
-    ``prompt_share`` the part of that which prompts take; ``hits`` the part of prompts' whole pages that their replica
-    had. ``waiting`` are requests that had no token when the time was over; they count with the time that they had
-    waited. With ``overloaded`` so many had come that the simulation was ended.
+    ``failed`` counts requests without room, in the context or on the replica. ``waiting`` counts requests without a
+    token at the end; their waiting time counts as time to the first token. ``first_token`` and ``per_token`` are
+    percentiles in seconds. ``busy`` is the mean fraction of time that replicas run steps, and ``prompt_share`` the
+    fraction of this time for prefill. ``hits`` is the fraction of whole prompt pages that the chosen replica had.
+    ``overloaded`` is True if the simulation was ended because too many requests had arrived.
     """
 
     requests: int
@@ -50,7 +50,10 @@ class Outcome:
 
 
 class Simulation:
-    """``replicas`` under some traffic. ``route`` chooses the replica of a prompt, as the router does."""
+    """Simulates ``replicas`` under ``traffic``.
+
+    ``route`` chooses the replica of a prompt. By default it is the real router.
+    """
 
     def __init__(
         self,
@@ -82,9 +85,10 @@ class Simulation:
         self._fronts = max(1, replicas // FED)
 
     def run(self, *, requests: int | None = None, seconds: float | None = None, warm: float = 0.0) -> Outcome:
-        """Run so many requests to their end, or what comes in ``seconds`` after ``warm`` seconds.
+        """Run ``requests`` requests to their end, or the requests that arrive in ``seconds`` after ``warm`` seconds.
 
-        Of the latter, what has no token yet when twice the time has passed counts as ``waiting``.
+        A run with ``seconds`` lasts for ``warm`` and twice ``seconds``. Requests that have no token by then count as
+        ``waiting``.
         """
         traffic, self._most = self.traffic, requests if requests is not None else 1 << 62
         if traffic.clients is not None:
@@ -113,13 +117,13 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._order), act))
 
     def _mark(self, now: float) -> tuple[float, float]:
-        """Seconds that replicas have run steps until now, and how many of them prompts took."""
+        """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
         found = sum(one.busy_until(now) for one in self.replicas), sum(one.prompts for one in self.replicas)
         self._marks[now] = found
         return found
 
     def _next_arrival(self) -> None:
-        """The next session will come."""
+        """Schedule the next session."""
         when = next(self._arrivals, None) if self._asked < self._most else None
         if when is not None and when <= self._come_until:
             self._at(when, self._arrive)
@@ -133,7 +137,7 @@ class Simulation:
             self._ask(self.traffic.session(next(self._sessions)), now)
 
     def _ask(self, session: Session | KnownSession, now: float) -> None:
-        """A request comes to the server, which reads it."""
+        """Let the next request of a session arrive at the server."""
         if self._asked >= self._most or now > self._come_until:
             return
         self._asked += 1
@@ -141,17 +145,17 @@ class Simulation:
         left = self._context - len(prompt)
         text = SimulatedText(next(self._texts), prompt, min(wanted, left), now, session)
         self._running.add(text)
-        if left <= 0:  # a server refuses it
+        if left <= 0:  # a server refuses the prompt
             text.failed, text.last = True, now + max(self._costs.request, REFUSED)
             self._at(text.last, partial(self._end, text))
             return
-        # A server reads one request after the other, and what it streams meanwhile keeps it from that.
+        # A server parses one request after the other, and each response that it streams delays it.
         self._front = max(now, self._front) + self._costs.request / self._fronts
         streams = sum(1 for one in self._running if one.answer) / self._fronts
         self._at(self._front + self._costs.beside * streams, partial(self._route, text))
 
     def _route(self, text: SimulatedText, now: float) -> None:
-        """The router sends a request to a replica."""
+        """Send a request to the replica that the router chooses."""
         route = self._choose(text.prompt, self.loads)
         load, names = route.replica, route.names
         if now >= self._warm:
@@ -163,12 +167,12 @@ class Simulation:
         self._follow(replica)
 
     def _follow(self, replica: SimulatedReplica) -> None:
-        """Be there when a replica's step ends."""
+        """Schedule the end of a replica's step."""
         if replica.time is not None:
             self._at(replica.time, partial(self._step_ends, replica))
 
     def _step_ends(self, replica: SimulatedReplica, now: float) -> None:
-        if replica.time != now:  # it was cut, and has ended already
+        if replica.time != now:  # the step was cut and has ended already
             return
         ended = replica.end_step()
         load = self._load_of[replica]
@@ -179,7 +183,7 @@ class Simulation:
         self._follow(replica)
 
     def _end(self, text: SimulatedText, now: float) -> None:
-        """A request has ended; its client goes on."""
+        """End a request. Its client sends the next request."""
         self._running.discard(text)
         self.ended.append(text)
         self._last = max(self._last, now)
@@ -191,7 +195,7 @@ class Simulation:
             self._at(now, self._new_session)
 
     def _outcome(self, warm: float, end: float, now: float) -> Outcome:
-        """What came of the requests that came between ``warm`` and ``end``, as it is known ``now``."""
+        """Return the outcome of the requests that arrived between ``warm`` and ``end``, as known at ``now``."""
         counted = [text for text in self.ended if text.came >= warm]
         good = [text for text in counted if not text.failed]
         begun = [text for text in self._running if text.answer and text.came >= warm]
@@ -220,7 +224,7 @@ class Simulation:
 
 
 def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
-    """A page of a replica comes or goes."""
+    """Note that a replica has cached or evicted a page."""
     if comes:
         load.pages.add(name)
     else:
@@ -228,7 +232,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
 
 
 def _made_in(text: SimulatedText, start: float, end: float) -> float:
-    """How many of a request's tokens were made in a time, if they are made evenly."""
+    """Return the number of a request's tokens between two times, at an even rate."""
     if not text.answer:
         return 0.0
     if text.last <= text.first:
@@ -238,7 +242,7 @@ def _made_in(text: SimulatedText, start: float, end: float) -> float:
 
 
 def router_seconds(replicas: int, prompt: int, times: int = 5) -> float:
-    """Seconds that the router takes for a request of ``prompt`` tokens, measured here, with so many replicas."""
+    """Measure the seconds of the router for a request of ``prompt`` tokens, with ``replicas`` replicas."""
     loads, rng = [ReplicaLoad(f"replica {n}", step_seconds=0.01) for n in range(replicas)], random.Random(1)
     prompts = [[rng.randrange(1 << 20) for _ in range(prompt)] for _ in range(times)]
     for load in loads:

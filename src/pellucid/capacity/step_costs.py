@@ -1,8 +1,8 @@
-"""How long a step takes, by what is in it: measured on this machine, and carried over to others.
+"""The time of a step by its contents: measured on this machine, and scaled to other machines.
 
-A step with R rows of texts that are made and P tokens of prompts takes as long as one with so many tokens, and what the
-logits of R rows and their sampling take; attention adds a time for each token that a row or a token of a prompt sees.
-The times are measured at some numbers; between them they are on straight lines.
+A step with R decode rows and P prompt tokens takes the time of a step with R + P tokens, plus the time of logits and
+sampling for R rows. Attention adds time for each token that a row or a prompt token attends to. Times are measured at
+some sizes, and interpolated linearly between them.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ from pellucid.runtime.batch import Chunk
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (1, 8, 16, 32, 64, 128, 256)
 SHALLOW, DEEP = PAGE + 1, 16 * PAGE + 1
-"""Tokens before, of which attention's time is measured: a page is found in the prefix cache, so all begin at once."""
+"""Context tokens at which attention is timed. Whole pages are in the prefix cache, so all sequences begin together."""
 DEEP_ROWS, LEAST_CONTEXT = 8, 160
-MADE, ROUNDS = 32, 5  # tokens of a text that is measured; how often each is
-LEAST = 1e-6  # seconds of a step, whatever attention is taken to be of it
-EVERY, WATCHED = 0.05, 6.0  # seconds of one figure of the noise, and in which it is watched
+MADE, ROUNDS = 32, 5  # generated tokens of a measured sequence; repetitions of a measurement
+LEAST = 1e-6  # minimum seconds of a step without its attention
+EVERY, WATCHED = 0.05, 6.0  # seconds of one noise value, and of all noise values
 OF_MEMORY, OF_INT8 = 0.75, 0.6
-"""The parts of the roofs that steps of models on paper are taken to reach: what models of this size reach here."""
+"""Fractions of the memory and int8 roofs that unmeasured models are expected to reach, as measured models here do."""
 Told = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds of a step. ``rows`` and ``prompts`` are those of a step with so many rows or tokens of prompts alone.
+    """Seconds of a step by its contents.
 
-    ``row_seen`` and ``prompt_seen`` are seconds for each token that a row sees, or one of a prompt; ``windows`` are
-    the window of a kind of layer, and its seconds for each token that a row, or one of a prompt, sees. ``request``
-    is what a request takes before its first step, and ``beside`` what each other one that is streamed adds to that;
-    ``served`` is what a server adds to a step, and ``row`` for each row of it; ``hop`` is what a step takes between
-    stages.
-    ``noise`` is how many times as long as usual a step took, ``EVERY`` seconds apart: other work on the machine comes
-    and goes, and the scheduler's pace follows the slowest steps.
+    ``rows`` and ``prompts`` give the seconds of a step with only n decode rows, or only n prompt tokens. ``row_seen``
+    and ``prompt_seen`` are seconds for each token that a row, or a prompt token, attends to. ``windows`` are the same
+    for layers with a sliding window: (window, seconds of a row, seconds of a prompt token).
+
+    ``request`` is the time of a request before its first step, and each other streamed response adds ``beside``. A
+    server adds ``served`` to a step, and ``row`` for each of its rows. ``hop`` is the time of a step between stages.
+
+    ``noise`` are slowdowns relative to the usual time, ``EVERY`` seconds apart. Other work on the machine comes and
+    goes, and the scheduler's pace follows the slowest steps.
     """
 
     rows: Mapping[int, float]
@@ -76,7 +78,10 @@ class StepCosts:
             self._lines[name] = [n for n, _ in ordered], [seconds for _, seconds in ordered]
 
     def step(self, rows: int, seen: int, prompts: int, prompts_seen: int) -> float:
-        """Seconds of a step of ``rows`` that see ``seen`` tokens together, and ``prompts`` tokens of prompts."""
+        """Return the seconds of a step of ``rows`` decode rows and ``prompts`` prompt tokens.
+
+        The rows attend to ``seen`` tokens in all, the prompt tokens to ``prompts_seen``.
+        """
         beside = self.row_seen * seen + self.prompt_seen * prompts_seen
         for window, of_row, of_prompt in self.windows:
             beside += of_row * min(seen, rows * window) + of_prompt * min(prompts_seen, prompts * window)
@@ -87,16 +92,16 @@ class StepCosts:
         return self._at("prompts", rows + prompts) + sampling + beside
 
     def next_step(self, rows: int, seen: int) -> float:
-        """Seconds that a step of ``rows`` rows takes longer if each row sees one more token."""
+        """Return the additional seconds of a step with ``rows`` rows if each row attends to one more token."""
         windows = sum(of_row for window, of_row, _ in self.windows if seen < rows * window)
         return rows * (self.row_seen + windows)
 
     def slowed(self, when: float) -> float:
-        """How many times as long as usual a step takes that begins at this time."""
+        """Return the slowdown of a step that begins at a time, relative to the usual time."""
         return self.noise[int(when / EVERY) % len(self.noise)]
 
     def _at(self, name: str, count: int) -> float:
-        """The time on the straight line between the two nearest numbers; beyond the last one, on the last line."""
+        """Interpolate linearly between the two nearest sizes. Beyond the last size, extend the last line."""
         numbers, seconds = self._lines[name]
         if len(numbers) == 1:
             return seconds[0] * count / numbers[0]
@@ -105,7 +110,7 @@ class StepCosts:
         return y0 + (y1 - y0) * (count - x0) / (x1 - x0)
 
     def on(self, other: Rates, here: Rates, work: PlanWork) -> StepCosts:
-        """Those of a machine with other rates: each step takes as many times as long as its roof does."""
+        """Return the costs on a machine with other rates. The time of each step scales with its roofline time."""
 
         def ratio(tokens: int, outputs: int) -> float:
             return work.seconds(tokens, outputs, other) / work.seconds(tokens, outputs, here)
@@ -123,9 +128,9 @@ class StepCosts:
         )
 
     def over(self, stages: int, link: Link, work: PlanWork) -> StepCosts:
-        """Those of a model over several machines like this one: a step goes through all of them.
+        """Return the costs of a model over ``stages`` machines like this one. Each step passes through all stages.
 
-        Parts of a long prompt are in all stages at a time (``cluster/staged_runner.py``); rows are not.
+        The parts of a long prompt run in all stages at once (``cluster/staged_runner.py``); decode rows do not.
         """
         if stages == 1:
             return self
@@ -141,20 +146,20 @@ class StepCosts:
 
 
 def _through(tokens: int, seconds: float, stages: int) -> float:
-    """The time of a step in parts through stages that each take the same time of it."""
+    """Return the time of a step in parts, pipelined through stages that take equal times."""
     parts = -(-tokens // PART)
     return seconds * (parts + stages - 1) / (parts * stages)
 
 
 class PlanWork:
-    """What the steps of a plan must read and multiply. ``width`` is that of its residual stream."""
+    """Bytes that the steps of a plan read, and their multiply-adds. ``width`` is the width of the residual stream."""
 
     def __init__(self, plan: Plan, width: int) -> None:
         self._plan, self.border_bytes = plan, 4 * width
         self._costs: dict[tuple[int, int], Cost] = {}
 
     def seconds(self, tokens: int, outputs: int, rates: Rates) -> float:
-        """The least time of a step."""
+        """Return the roofline time of a step, its lower bound."""
         key = tokens, outputs
         if key not in self._costs:
             counts = {"tokens": tokens, "outputs": outputs, "sequences": outputs, "once": 1}
@@ -166,9 +171,9 @@ class PlanWork:
         return self._costs[key].seconds(rates)
 
     def estimated(self, machine: Machine) -> StepCosts:
-        """The time of steps of a model that is not here, at the usual parts of the roofs.
+        """Estimate the step costs of a model that is not loaded, at the usual fractions of the roofs.
 
-        Beside the weights are counted: keys and values, read for each row; states, read and written for each row; the
+        Besides the weights they include: keys and values, read for each row; states, read and written for each row; the
         products of attention over a prompt, at the rate of 8-bit products.
         """
         rates = Rates(OF_MEMORY * machine.rates.read, OF_INT8 * machine.rates.multiply)
@@ -186,12 +191,12 @@ class PlanWork:
 
 
 def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts:
-    """The time of steps on this machine: medians of some rounds, and how it changes.
+    """Measure the step costs on this machine, as medians of several rounds, and their noise.
 
-    ``told`` hears how far it is, before each measurement.
+    ``told`` is called with the progress before each measurement.
 
     Raises:
-        InvalidRequest: the context is too small for that.
+        InvalidRequest: the context is too small for the measurement.
     """
     limits = llm.runner.limits
     if llm.context < LEAST_CONTEXT:
@@ -235,11 +240,11 @@ def measured(llm: LLM, told: Told = lambda done, total, what: None) -> StepCosts
 
 
 def _texts(llm: LLM, count: int, depth: int) -> float:
-    """Seconds of a step of ``count`` different texts after ``depth`` tokens, as the engine makes them."""
+    """Return the median seconds of an engine step of ``count`` different sequences after ``depth`` tokens."""
     ids, size = some_ids(llm.runner, depth), llm.inputs.vocabulary
     made: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together([llm.request(one, max_new_tokens=1, **made) for one in prompts])  # into the prefix cache
+    run_together([llm.request(one, max_new_tokens=1, **made) for one in prompts])  # fills the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
     groups = [llm.request(one, max_new_tokens=MADE, **made) for one in prompts]
@@ -248,12 +253,12 @@ def _texts(llm: LLM, count: int, depth: int) -> float:
     gate.set()
     for group in groups:
         group.wait()
-    steps = np.array(times[count - 1 :: count])  # when the last text of each step had its token
+    steps = np.array(times[count - 1 :: count])  # times of the last token of each step
     return float(np.median(np.diff(steps[MADE // 4 :])))
 
 
 def _prompt(llm: LLM, count: int, depth: int) -> float:
-    """Seconds of a step that reads ``count`` tokens of a prompt after ``depth``, none of which is wanted."""
+    """Return the seconds of a step that prefills ``count`` tokens after ``depth`` tokens, without outputs."""
     runner, ids = llm.runner, some_ids(llm.runner, count)
     with held(runner, 1) as (table,):
         for _ in range(depth // count):
@@ -264,7 +269,7 @@ def _prompt(llm: LLM, count: int, depth: int) -> float:
 
 
 def _noise(llm: LLM, count: int) -> tuple[float, ...]:
-    """How many times as long as usual the same step takes, over some time."""
+    """Return the slowdowns of the same step over time, relative to its median."""
     start, found = time.perf_counter(), list[tuple[float, float]]()
     while not found or found[-1][0] < WATCHED:
         seconds = _prompt(llm, count, 0)

@@ -1,4 +1,4 @@
-"""What users ask: when, after how long a prompt, for how long an answer, and what of the prompt others have, too."""
+"""Simulated traffic: arrival times, lengths of prompts and answers, shared prefixes, and conversations."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 from pellucid.measure.load import Lengths, arrivals
 
-MOST_BEGUN = 10_000  # conversations: more are more than a simulation ends with
+MOST_BEGUN = 10_000  # conversations: no simulation can finish more
 OWN = 1 << 40
-"""Placeholder token ids from here on are a session's own; those of shared beginnings are below."""
+"""First placeholder token id of a session's own tokens. Ids of shared prefixes are below."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Sessions of ``turns`` requests, each after the answer to the one before and ``think`` seconds.
+    """Sessions of ``turns`` requests. Each request follows ``think`` seconds after the previous answer.
 
-    A prompt is what was said so far, and ``prompt`` tokens more; the first one begins with one of ``prefixes`` texts
-    of ``shared`` tokens, which are a part of its length. Answers have ``tokens`` tokens. Sessions begin at random
-    times, so that there are ``rate`` requests per second, or ``clients`` send one request after the other. The same
-    ``seed`` makes the same traffic.
+    A prompt is the conversation so far and ``prompt`` new tokens. The first prompt of a session begins with one of
+    ``prefixes`` shared texts; its ``shared`` tokens are a part of the prompt's length. Answers have ``tokens`` tokens.
+    Sessions begin at random times with ``rate`` requests per second together, or ``clients`` send one request after the
+    other. The same ``seed`` makes the same traffic.
     """
 
     prompt: Lengths
@@ -39,11 +39,11 @@ class Traffic:
         return self.turns * (self.prompt.longest + self.tokens.longest)
 
     def session(self, number: int) -> Session:
-        """The session of this number."""
+        """Return the session of a number."""
         return Session(self, number, random.Random(f"{self.seed} {number}"))
 
     def begun(self) -> Iterator[tuple[float, Session]]:
-        """The sessions that have begun before, and when each has its next request: as many as there are on average."""
+        """Yield the sessions that began earlier, in their average number: (time of the next request, session)."""
         by = random.Random(f"{self.seed} begun")
         count = min(round((self.rate or 0.0) * self.think), MOST_BEGUN)
         for number in range(count if self.turns > 1 else 0):
@@ -54,15 +54,15 @@ class Traffic:
             yield by.random() * self.think, session
 
     def arrivals(self) -> Iterator[float]:
-        """The times at which sessions begin."""
+        """Yield the start times of sessions."""
         return arrivals(self.seed, (self.rate or 1.0) / self.turns)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Requests that are known: the prompt of each, and how many tokens its answer has.
+    """Known requests: the prompt and the number of answer tokens of each.
 
-    They come at ``times``, or ``clients`` send one after the other.
+    They arrive at ``times``, or ``clients`` send one request after the other.
     """
 
     requests: Sequence[tuple[Sequence[int], int]]
@@ -71,37 +71,37 @@ class Replay:
     think: float = 0.0
 
     def session(self, number: int) -> KnownSession:
-        """The request of this number."""
+        """Return the request of a number."""
         return KnownSession(*self.requests[number])
 
     def begun(self) -> Iterator[tuple[float, KnownSession]]:
-        """None has begun before."""
+        """Yield no sessions: all begin within the simulation."""
         return iter(())
 
     def arrivals(self) -> Iterator[float]:
-        """The times of the requests."""
+        """Yield the times of the requests."""
         return iter(self.times)
 
 
 @dataclass(eq=False)
 class KnownSession:
-    """A request that is known."""
+    """A session of one known request."""
 
     prompt: Sequence[int]
     tokens: int
     left: int = 0
 
     def request(self) -> tuple[list[int], int]:
-        """The prompt, and how many tokens its answer has."""
+        """Return the prompt and the number of answer tokens."""
         return list(self.prompt), self.tokens
 
     def answered(self, answer: Sequence[int]) -> None:
-        """It was answered: nothing follows."""
+        """Ignore the answer: no request follows."""
 
 
 @dataclass(eq=False)
 class Session:
-    """A conversation. Token ids are placeholders, of which only matters which are equal."""
+    """A conversation. Token ids are placeholders: only their equality matters."""
 
     traffic: Traffic
     number: int
@@ -113,7 +113,7 @@ class Session:
         self.left = self.traffic.turns
 
     def request(self) -> tuple[list[int], int]:
-        """The next prompt, and how many tokens its answer will have."""
+        """Return the next prompt and the number of its answer tokens."""
         traffic = self.traffic
         count = min(traffic.prompt.drawn(self.by), traffic.prompt.longest)
         self.left -= 1
@@ -125,10 +125,10 @@ class Session:
         return list(self.text), min(traffic.tokens.drawn(self.by), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
-        """It was answered."""
+        """Append the answer to the conversation."""
         self.text += answer
 
     def say(self, count: int) -> None:
-        """The text goes on with so many tokens, which no other has."""
+        """Append ``count`` tokens that no other conversation has."""
         start = (OWN + (self.number << 20)) + len(self.text)
         self.text += range(start, start + count)

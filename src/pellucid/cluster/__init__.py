@@ -1,6 +1,7 @@
-"""One server over several engines: replicas on Ray, requests that outlive them (docs/decisions/0033-replicas.md).
+"""One server over several engines: replicas run on Ray, and requests survive the loss of a replica.
 
     ingress: HTTP → tokenize → route ──ZeroMQ──► replica: engine → tokens ──ZeroMQ──► text of an answer
 
-Needs the extra: pip install 'pellucid[cluster]'. Nothing outside of this folder imports it but the command line.
+See docs/decisions/0033-replicas.md. Needs the extra: pip install 'pellucid[cluster]'. Only the command line and
+``capacity/`` import this folder.
 """

@@ -1,4 +1,4 @@
-"""What runs in Ray's processes: a replica, and the stages before its last one."""
+"""Ray actors: a replica, and the stages before its last stage."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 
-ORPHANED = 600.0  # seconds after which a replica ends that no server asks or waits for
-AGAIN = 1.0  # seconds until stages are looked for again
+ORPHANED = 600.0  # seconds without a server after which a replica ends
+AGAIN = 1.0  # seconds between two attempts to reach the stages
 
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """What a replica runs: a model's ``source``, ``load`` options of ``pellucid.load``, and ``cpus`` of a machine.
+    """Settings of a replica: the model's ``source``, its ``load`` options (see ``pellucid.load``), and its ``cpus``.
 
-    There are ``least`` replicas, up to ``most`` when there is much to do. Each has ``stages``, which run a part of the
-    model's blocks on ``cpus`` each.
+    Between ``least`` and ``most`` replicas run, depending on the load. Each replica is divided into ``stages``. A stage
+    runs a part of the model's blocks on ``cpus`` cores.
     """
 
     source: str
@@ -49,7 +49,7 @@ class ReplicaSettings:
 
 
 class StageActor:
-    """A stage before the last one in a process of Ray, which starts it again when it ends."""
+    """A stage before the last one, in a Ray process. Ray restarts it when it ends."""
 
     def __init__(self, settings: ReplicaSettings, secret: str, number: int) -> None:
         self._settings, self._secret, self._number = settings, ClusterSecret(secret), number
@@ -57,11 +57,11 @@ class StageActor:
         self._lock = asyncio.Lock()
 
     async def listen(self) -> str:
-        """Load the stage and listen, once. Returns its address."""
+        """Load the stage and listen, once. Return the address."""
         async with self._lock:
             if self._server is None:
                 self._server = await asyncio.to_thread(self._loaded)
-                # A thread that the process does not wait for when it ends.
+                # Daemon: the process may end while it serves.
                 threading.Thread(target=self._server.serve, name="pellucid-stage", daemon=True).start()
         return self._server.address
 
@@ -74,11 +74,11 @@ class StageActor:
 
 
 class ReplicaActor:
-    """A replica in a process of Ray. After it was ended it is made again, and loads its model again.
+    """A replica in a Ray process. Ray restarts it after a crash; the new process loads the model again.
 
-    It outlives the server that has made it, which may be started again. Without any it ends after ``orphaned`` seconds,
-    so that its cores are free; also where it was made again and has loaded nothing since nobody has asked for it. A
-    server that comes later makes another one.
+    The replica survives the server that created it, so a restarted server finds it again. Without any server it ends
+    after ``orphaned`` seconds and frees its cores. This includes a restarted process that no server has asked to load
+    the model. A later server creates a new replica.
     """
 
     def __init__(self, settings: ReplicaSettings, secret: str, name: str, orphaned: float = ORPHANED) -> None:
@@ -92,7 +92,7 @@ class ReplicaActor:
         self._stages: list[Any] = []
 
     def _started(self) -> list[Any]:
-        """The stages before this one; they end with it."""
+        """Start the earlier stages. They end with this actor."""
         settings, secret = self._settings, self._secret.text
         make = ray.remote(StageActor).options(
             num_cpus=settings.cpus, max_restarts=-1, max_concurrency=8, scheduling_strategy="SPREAD"
@@ -104,7 +104,7 @@ class ReplicaActor:
         return found
 
     async def _lost(self, replica: Replica) -> None:
-        """A stage is gone: what runs goes on elsewhere, or here when all stages are there again."""
+        """Handle the loss of a stage: running requests move to other replicas, or wait until all stages are back."""
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
         replica.drain()
@@ -118,12 +118,12 @@ class ReplicaActor:
                 addresses = await self._addresses()
                 await asyncio.to_thread(runner.begin_all, addresses)
                 break
-            except Exception as error:  # whatever it is, without its stages the replica is of no use
+            except Exception as error:  # any error: the replica cannot run without its stages
                 failures.add(f"{type(error).__name__}: {error}")
         replica.resume()
 
     async def listen(self) -> tuple[str, str, str]:
-        """Load the model and listen, once. Returns the address, the secret, and where it runs."""
+        """Load the model and listen, once. Return the address, the secret, and the host and process for the log."""
         from pellucid.loading import load
 
         self._asked = time.monotonic()
@@ -142,11 +142,11 @@ class ReplicaActor:
         return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
 
     async def waited_for(self) -> None:
-        """A server is there, and waits until it listens."""
+        """Note that a server is alive and waits for this replica to listen."""
         self._asked = time.monotonic()
 
     async def _watch(self) -> None:
-        """End when no server is there any more."""
+        """End the replica when no server has been heard for ``orphaned`` seconds."""
         while time.monotonic() - self._heard < self._orphaned:
             await asyncio.sleep(self._orphaned / 10)
         if self._replica:
@@ -156,7 +156,7 @@ class ReplicaActor:
 
     @property
     def _heard(self) -> float:
-        """When a server was heard last."""
+        """Time of the last sign of a server."""
         return max(self._asked, self._replica.last_heard) if self._replica else self._asked
 
     async def _serve(self, replica: Replica) -> None:
@@ -167,25 +167,25 @@ class ReplicaActor:
         self._end()
 
     def _end(self) -> None:
-        """End the process. Otherwise Ray would start it again."""
+        """End the process for good. Without ``ray.kill`` Ray would restart it."""
         ray.kill(ray.get_runtime_context().current_actor)
 
     async def served(self) -> None:
-        """Wait until it ends."""
+        """Wait until the replica ends."""
         assert self._serving is not None
         await asyncio.shield(self._serving)
 
 
 def _options(settings: ReplicaSettings) -> dict[str, Any]:
-    """The options of ``load``: a thread for each of its cores, unless a number was asked for."""
+    """Return the options of ``load``: one thread for each core, unless the settings give a number."""
     return {**settings.load, "threads": settings.load.get("threads") or settings.cpus}
 
 
 def _here() -> str:
-    """The address of this machine in the cluster."""
+    """Return the address of this machine in the cluster."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 async def answer(ref: Any) -> Any:
-    """What an actor answers, as a coroutine, of which asyncio can make a task."""
+    """Return an actor's reply. A coroutine, so that asyncio can make a task of it."""
     return await ref

@@ -1,12 +1,11 @@
-"""One-way connections between stages: TCP that is read by the thread that waits, encrypted.
+"""Encrypted one-way TCP connections between stages. The thread that waits for a message reads it from the socket.
 
-ZeroMQ passes each message through threads of its own on both sides, which is most of what a hop costs. Here the thread
-that needs a message reads it from the socket. The key of a channel is drawn for it, and both sides are told it over
-CurveZMQ (``cluster/stages.py``).
+ZeroMQ passes each message through its own threads on both sides, which is most of the cost of a hop. Here no other
+thread is involved. Each channel has a random key; both sides receive it over CurveZMQ (``cluster/stages.py``).
 
-A frame is the length of what follows (4 bytes, little-endian), then AES-GCM (NIST SP 800-38D) of the message with the
-number of the frame as nonce and its length as associated data. The first frame is empty: it shows that the sender has
-the key.
+A frame is the length of its ciphertext (4 bytes, little-endian) and the ciphertext: a message encrypted with AES-GCM
+(NIST SP 800-38D). The nonce is the number of the frame, and the bytes of the length are the associated data. The first
+frame is empty: it proves that the sender has the key.
 """
 
 from __future__ import annotations
@@ -27,27 +26,24 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pellucid.cluster.lost import StageLost
 from pellucid.cluster.refusals import RefusalLog
 
-HEAD, TAG = 4, 16  # bytes of the length, and those that AES-GCM adds
+HEAD, TAG = 4, 16  # bytes of the length field, and of the AES-GCM tag
 GREETING = HEAD + TAG
-MOST = 1 << 29  # bytes of a frame
-TURN = 0.1  # seconds after which who waits looks at what else there is
-EARLY, LOOKS = (
-    2e-4,
-    5e-4,
-)  # seconds: before a message is expected, and how long one is looked for without a wait
+MOST = 1 << 29  # maximum bytes of a frame
+TURN = 0.1  # seconds that a read blocks before the caller checks for other events
+EARLY, LOOKS = 2e-4, 5e-4  # seconds: the sleep ends this early; then the socket is polled this long
 YIELD = getattr(os, "sched_yield", lambda: None)
-SMALL = 1 << 14  # bytes of a message that is kept to rehearse
-MOST_SELECTED = 1024  # the numbers of files that ``select`` takes are below
-STRANGERS, GREETS = 64, 2.0  # connections that may wait to be known, and seconds of each
+SMALL = 1 << 14  # bytes: a larger message is not kept for ``rehearse``
+MOST_SELECTED = 1024  # file descriptors for ``select`` are below this limit
+STRANGERS, GREETS = 64, 2.0  # unauthenticated connections at a time, and seconds for each
 
 
 def drawn_key() -> bytes:
-    """A new key of a channel."""
+    """Return a new random key for a channel."""
     return secrets.token_bytes(32)
 
 
 class _Counter:
-    """The numbers of frames, each a nonce of 12 bytes."""
+    """Counts frames; each number is a nonce of 12 bytes."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -58,10 +54,10 @@ class _Counter:
 
 
 class Sender:
-    """The end of a channel that sends, connected to ``address`` ("127.0.0.1:40123").
+    """Sending end of a channel, connected to ``address`` ("127.0.0.1:40123").
 
     Raises:
-        StageLost: nobody listens there; ``send``: the other end is gone, or has taken nothing for ``seconds``.
+        StageLost: nobody listens there. In ``send``: the other end is gone, or has read nothing for ``seconds``.
     """
 
     def __init__(self, address: str, key: bytes, seconds: float) -> None:
@@ -88,12 +84,12 @@ class Sender:
             raise StageLost(f"a stage is gone: {error}") from None
 
     def close(self) -> None:
-        """Close it; the other end hears of it."""
+        """Close the connection. The other end notices it."""
         self._socket.close()
 
 
 class Receiver:
-    """The end of a channel that receives, of a connection whose first frame has been read."""
+    """Receiving end of a channel. The first frame of its connection has been read."""
 
     def __init__(self, connection: socket.socket, cipher: AESGCM, nonce: _Counter) -> None:
         self._socket, self._cipher, self._nonce = connection, cipher, nonce
@@ -102,17 +98,17 @@ class Receiver:
         self._waits = deque([0.0], maxlen=8)
         self._last: tuple[bytes, bytes, bytes] | None = None
         self.rehearse: Callable[[bytes], object] = lambda message: None
-        """Is called with the last message shortly before one is expected, to do what will be done with that.
+        """Called with the last message shortly before the next one is expected, to run the same code on it in advance.
 
-        A step reads all weights, and leaves nothing else in the processor's caches: what has just been done takes a
-        third of the time when it is done again.
+        A step reads all weights, which displaces everything else from the processor's caches. Work that was just done
+        takes a third of the time when it is repeated.
         """
 
     def receive(self) -> bytes | None:
-        """The next message; None if none has come within ``TURN``.
+        """Return the next message, or None if none arrives within ``TURN`` seconds.
 
         Raises:
-            StageLost: the other end is gone, or what has come is no message of it.
+            StageLost: the other end is gone, or the received frame is invalid.
         """
         while True:
             if self._filled >= HEAD:
@@ -122,7 +118,7 @@ class Receiver:
                     raise StageLost(f"a stage sent {size:,} bytes at once; the limits are {TAG} and {MOST:,}")
                 if self._filled >= end:
                     break
-            if self._filled == len(self._buffer):  # grows with what comes, not with what a length claims
+            if self._filled == len(self._buffer):  # grows with received bytes, not with a claimed length
                 self._buffer += bytes(len(self._buffer))
             try:
                 count = self._read()
@@ -145,10 +141,10 @@ class Receiver:
         return message
 
     def _read(self) -> int:
-        """Read what is there into the buffer, or wait for it. Returns how many bytes came; 0: the other end is closed.
+        """Read available bytes into the buffer, or wait for some. Return their number; 0 if the other end is closed.
 
-        A thread that the system wakes goes on late. So it waits for the system until shortly before the time that the
-        shortest of the last waits took, then it looks again and again for a short time, and only then it waits again.
+        The system wakes a sleeping thread late. So the thread sleeps until shortly before the shortest of the last 8
+        waits would end. Then it polls the socket for ``LOOKS`` seconds, and only after that it sleeps again.
         """
         start, until = time.perf_counter(), min(self._waits) - EARLY
         try:
@@ -162,18 +158,18 @@ class Receiver:
                     try:
                         return self._socket.recv_into(room, 0, socket.MSG_DONTWAIT)
                     except BlockingIOError:
-                        YIELD()  # another stage may have less cores than it needs
+                        YIELD()  # another stage may need this core
                 return self._socket.recv_into(room)
         finally:
             self._waits.append(time.perf_counter() - start)
 
     def close(self) -> None:
-        """Close it; the other end hears of it."""
+        """Close the connection. The other end notices it."""
         self._socket.close()
 
 
 class Listener:
-    """Listens at a port of ``host`` until those who have one of the keys are connected."""
+    """Listens at a free port of ``host`` until a sender has connected with each key."""
 
     def __init__(self, host: str) -> None:
         self._refusals = RefusalLog("a stage")
@@ -183,10 +179,12 @@ class Listener:
     def accept(
         self, keys: Sequence[bytes], seconds: float, is_over: Callable[[], bool] = lambda: False
     ) -> list[Receiver]:
-        """A channel for each of the keys, in their order. Whoever else connects is refused. Listens no more then.
+        """Accept one channel for each key, in the order of ``keys``, then stop listening.
+
+        Connections without one of the keys are refused.
 
         Raises:
-            StageLost: they have not all come within ``seconds``, or ``is_over``.
+            StageLost: not all senders connect within ``seconds``, or ``is_over`` returns True.
         """
         ciphers, found = {key: AESGCM(key) for key in keys}, dict[bytes, Receiver]()
         waiting, end = dict[socket.socket, tuple[bytes, float]](), time.monotonic() + seconds
@@ -218,10 +216,10 @@ class Listener:
     def _meet(
         self, selector: selectors.BaseSelector, waiting: dict[socket.socket, tuple[bytes, float]]
     ) -> None:
-        """A connection comes."""
+        """Accept a connection, which has not authenticated yet."""
         try:
             connection, _ = self._socket.accept()
-        except OSError:  # it has gone
+        except OSError:  # the peer has closed it
             return
         if len(waiting) == STRANGERS:
             connection.close()
@@ -238,7 +236,7 @@ class Listener:
         ciphers: Mapping[bytes, AESGCM],
         found: dict[bytes, Receiver],
     ) -> None:
-        """More of the first frame of a connection comes."""
+        """Read more of a connection's first frame. A whole frame shows which key the sender has, if any."""
         before, came = waiting[ready]
         try:
             more = ready.recv(GREETING - len(before))
@@ -275,12 +273,15 @@ class Listener:
         connection.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._socket.close()
 
 
 def _prepare(connection: socket.socket, option: int, seconds: float) -> None:
-    """Small frames are sent at once; a call waits for ``seconds`` in the system, which costs no call to poll."""
+    """Send small frames at once (TCP_NODELAY), and let the kernel time out blocking calls after ``seconds``.
+
+    With a timeout of its own, Python would poll the socket before each call.
+    """
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     whole = int(seconds)

@@ -1,4 +1,4 @@
-"""The replicas of a model, as an ingress sees them: what runs where, and where it goes when a replica is gone."""
+"""The replicas of a model as an ingress sees them: where each request runs, and where it is retried after a loss."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import KernelError, PellucidError, QueueFull
 
 MOST_LOSSES = 3
-"""How many replicas may be lost under a request before it is given up, all of which had begun with it and none of which
-has made a token for it: it may be what ends them.
+"""Number of replicas that a request may lose before it fails, because the request itself may crash them.
+
+A loss counts only if the replica had begun the request. A new token resets the count.
 """
 PATIENCE = 120.0
-"""Seconds that a request waits where no replica is up."""
+"""Seconds that a request waits while no replica is up."""
 
 
 class RemoteTask(ABC):
-    """Something that runs on a replica, and on another one if that is lost. It belongs to the fleet's event loop.
+    """A task on a replica, retried on another replica after a loss. Use it in the fleet's event loop.
 
-    ``prompt`` is what it begins with, by which a replica is chosen.
+    The router chooses the replica by the token ids of ``prompt``.
     """
 
     what: str
@@ -35,23 +36,23 @@ class RemoteTask(ABC):
         self.prompt = prompt
         self.losses = self._progress = 0
         self.began = True
-        """Whether the replica that it was sent to has begun with it."""
+        """True if the current replica has begun the task."""
         self.name, self.joins = "", False
-        """By what name replicas know it, and whether one may have it already."""
+        """Name of the task on replicas, and True if a replica may already have a task of this name."""
         self.elsewhere: list[ReplicaLink] = []
 
     @property
     def progress(self) -> int:
-        """How much has been made."""
+        """Amount of output so far."""
         return 0
 
     @property
     def complete(self) -> bool:
-        """Whether all of it has come, and only the word that it has ended is missing."""
+        """True if the whole output has arrived, and only the ``end`` message is missing."""
         return False
 
     def lost(self) -> int:
-        """Its replica was lost. Returns how many have been since it has last got on."""
+        """Count the loss of its replica. Return the number of losses since its last progress."""
         if self.progress > self._progress:
             self.losses = 0
         self.losses += self.began
@@ -59,25 +60,25 @@ class RemoteTask(ABC):
         return self.losses
 
     def joined(self) -> None:  # noqa: B027 - most have nothing more to tell
-        """A replica was asked for it by its name: what ``body`` would say beside that can be told."""
+        """Called after a replica was asked for the task by name: sends what the request by name leaves out."""
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
-        """What the replica is asked for: all that is left to do."""
+        """Return the request for the replica: all work that is left to do."""
 
     @abstractmethod
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
-        """Take a message about it. Returns whether it has ended."""
+        """Handle a message about the task. Return True if the task has ended."""
 
     @abstractmethod
     def fail(self, error: PellucidError) -> None:
-        """It has ended with an error."""
+        """End the task with an error."""
 
 
 class Fleet:
-    """The replicas at some addresses. Make it, and use it, in one event loop.
+    """The replicas at some addresses. Create and use it in one event loop.
 
-    ``queue`` is how many requests may be there at a time, beyond those that the replicas can run together.
+    ``queue`` limits the requests at a time, beyond the number that the replicas can run together.
     """
 
     def __init__(self, secret: ClusterSecret, queue: int = 1024) -> None:
@@ -91,47 +92,47 @@ class Fleet:
         self._count = 0
         self._up = asyncio.Event()
         self.moved = 0
-        """How many requests have gone from one replica to another."""
+        """Number of times that a request moved from one replica to another."""
         self.prefix_hits = self.prefix_queries = 0
-        """Pages of prompts that their replica had, of all whole pages of prompts."""
+        """Whole pages of prompts that the chosen replica had in its prefix cache, and all whole pages of prompts."""
 
     @property
     def links(self) -> list[ReplicaLink]:
-        """The connections to all replicas."""
+        """Connections to all replicas."""
         return list(self._links.values())
 
     @property
     def running(self) -> int:
-        """Requests that are with a replica."""
+        """Number of requests on replicas."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a replica."""
+        """Number of requests that wait for a replica."""
         return len(self._waiting)
 
     def add(self, address: str, secret: ClusterSecret | None = None) -> None:
-        """A replica more, or one at another address; it may have a secret of its own."""
+        """Add the replica at an address. It may have its own secret."""
         if address not in self._links and not self._context.closed:
             self._links[address] = ReplicaLink(
                 self._context, secret or self._secret, self.session, address, self._hear, self._changed
             )
 
     async def remove(self, address: str, *, planned: bool = False) -> None:
-        """A replica less: what runs there goes elsewhere. If that is ``planned``, it is no loss."""
+        """Remove a replica; its requests move to other replicas. A ``planned`` removal does not count as a loss."""
         if link := self._links.pop(address, None):
             link.draining = True
             await link.close()
             self._leave(link, planned=planned)
 
     async def ready(self, seconds: float) -> None:
-        """Wait until a replica is up. Raises TimeoutError."""
+        """Wait until a replica is up. Raises TimeoutError after ``seconds``."""
         await asyncio.wait_for(self._up.wait(), seconds)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function in the event loop, and wait for it: for those who may be in another thread.
+        """Call a function in the event loop and wait for it. May be called from any thread.
 
-        Raises: what the function raises.
+        Raises: any error of the function.
         """
 
         async def run() -> None:
@@ -150,7 +151,7 @@ class Fleet:
         """Run a task.
 
         Raises:
-            QueueFull: too many are here.
+            QueueFull: the queue is full.
         """
         slots = sum(link.slots for link in self._links.values() if link.up)
         if len(self._running) + len(self._waiting) >= slots + self._queue:
@@ -164,7 +165,7 @@ class Fleet:
             self._send(task)
 
     def _join(self, task: RemoteTask, links: list[ReplicaLink]) -> None:
-        """Ask a replica, and then the others, whether it has a task already; if none has, it is sent to one."""
+        """Ask replicas one after the other for the task by name. If none has it, send it to a replica."""
         link = links.pop()
         task.elsewhere = links
         self._put(task, link)
@@ -177,13 +178,13 @@ class Fleet:
         self._running[self._count], self._parts[task] = (link, task), self._count
 
     def tell(self, task: RemoteTask, kind: str, *fields: Any) -> None:
-        """Send a message about a task to the replica that it is with; without one nobody hears it."""
+        """Send a message about a task to its replica. Without a replica the message is dropped."""
         part = self._parts.get(task)
         if part is not None:
             self._running[part][0].send(kind, part, *fields)
 
     def cancel(self, task: RemoteTask) -> None:
-        """End a task, wherever it is."""
+        """Cancel a task, on its replica or in the queue."""
         if timer := self._waiting.pop(task, None):
             timer.cancel()
         part = self._parts.get(task)
@@ -193,7 +194,7 @@ class Fleet:
             self._end(part)
 
     async def close(self) -> None:
-        """End everything."""
+        """Fail all tasks and close all connections."""
         for task in [*self._waiting, *self._parts]:
             self.cancel(task)
             task.fail(QueueFull("the server ends: ask again later"))
@@ -202,7 +203,7 @@ class Fleet:
         self._context.destroy(linger=0)
 
     def _send(self, task: RemoteTask) -> None:
-        """Send a task to the replica that fits best; without one it waits. A complete task needs none."""
+        """Send a task to the best replica, or let it wait if there is none. A complete task only has to end."""
         if task.complete:
             task.take("end", ({},))
             return
@@ -223,13 +224,13 @@ class Fleet:
         task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: ask again later"))
 
     def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
-        """A message about a part. Those of parts that were given up, or are elsewhere by now, are ignored."""
+        """Handle a message about a part, a task on one replica. Messages about ended or moved parts are ignored."""
         kind, part, *fields = message
         own = self._running.get(part)
         if own is None or own[0] is not link:
             return
         task = own[1]
-        if kind == "unknown":  # it does not have what was asked for by name
+        if kind == "unknown":  # the replica has no task of this name
             self._end(part)
             links = [one for one in task.elsewhere if one.up]
             if links:
@@ -242,12 +243,12 @@ class Fleet:
         elif kind == "error":
             self._end(part)
             task.fail(wire.error_of(fields))
-        elif kind == "lost":  # a part of the replica itself is gone
+        elif kind == "lost":  # a stage of the replica is gone
             self._lose(part)
         else:
             try:
                 ended = task.take(kind, fields)
-            except Exception as error:  # the replica is another one than it says
+            except Exception as error:  # the replica breaks the protocol
                 self._end(part)
                 task.fail(KernelError(f"a replica has sent what fits nothing: {error}"))
             else:
@@ -261,7 +262,7 @@ class Fleet:
         return task
 
     def _again(self, part: int) -> None:
-        """A part goes on elsewhere."""
+        """Send the task of a part to another replica."""
         task = self._end(part)
         self.moved += 1
         self._send(task)
@@ -272,7 +273,7 @@ class Fleet:
         else:
             self._up.clear()
         if not link.up:
-            if link.address in self._links:  # else it was given up, and what ran there is sent on
+            if link.address in self._links:  # else ``remove`` moves its tasks
                 self._leave(link)
             return
         waiting, self._waiting = self._waiting, {}
@@ -281,7 +282,7 @@ class Fleet:
             self._send(task)
 
     def _leave(self, link: ReplicaLink, *, planned: bool = False) -> None:
-        """A replica is gone: what ran there goes on elsewhere. If that was ``planned``, it is no loss."""
+        """Move all tasks of a replica that is gone. A ``planned`` removal does not count as a loss."""
         for part, (whose, _) in list(self._running.items()):
             if whose is link and planned:
                 self._again(part)
@@ -289,7 +290,7 @@ class Fleet:
                 self._lose(part)
 
     def _lose(self, part: int) -> None:
-        """A part has lost its replica. It goes on elsewhere, but not forever: it may be what ends them."""
+        """Retry the task of a part whose replica is lost, or fail it after ``MOST_LOSSES`` losses."""
         task = self._running[part][1]
         if task.complete or task.lost() < MOST_LOSSES:
             self._again(part)

@@ -1,4 +1,4 @@
-"""Texts that are generated on a replica, and go on where another one is when that is lost."""
+"""Generation on a replica, which continues on another replica after a loss."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pellucid.trace.stream import LIMIT
 
 
 class RemoteGroup(TextGroup):
-    """A prompt that several sequences continue on replicas. ``asked`` are the options as they were given.
+    """A prompt that several sequences continue on replicas. ``asked`` are the options as given.
 
-    The tokens so far, with what the chain goes on from, are all that a replica needs to go on: the same request makes
-    the same tokens everywhere.
+    To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
+    request generates the same tokens on every replica.
     """
 
     @property
     def resumable(self) -> bool:  # type: ignore[override]
-        """Of several answers the order of the tokens is another one each time."""
+        """True for a single sequence. With several sequences the order of their tokens differs each time."""
         return len(self.builders) == 1
 
     def __init__(
@@ -65,16 +65,19 @@ class RemoteGroup(TextGroup):
 
     @property
     def facts(self) -> PromptFacts:
-        """What is known of the prompt so far."""
+        """Facts about the prompt so far."""
         return self._facts
 
     @property
     def speculation(self) -> list[tuple[int, int]]:
-        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        """Numbers of proposed and of accepted draft tokens, for each sequence."""
         return [(proposed, accepted) for proposed, accepted in self._speculation]
 
     def named(self, name: str, joins: bool) -> None:
-        """Give it a name; if it ``joins``, what a replica has made under this name comes first."""
+        """Name the request. With ``joins``, it starts with the output that a replica already has under this name.
+
+        Without a given seed, the name determines the seed.
+        """
         self._task.name, self._task.joins = name, joins
         if self.options.seed is None and not self.builders[0].chain.greedy:
             seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
@@ -84,12 +87,12 @@ class RemoteGroup(TextGroup):
                 builder.chain = chain
 
     def start(self) -> None:
-        """Start it."""
+        """Start the request."""
         self._begun = time.perf_counter()
         self._fleet.call(partial(self._fleet.submit, self._task))
 
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """Start it, and yield (sequence number, token)."""
+        """Start the request, and yield (sequence number, token)."""
         self.start()
         return self._streamed()
 
@@ -106,12 +109,12 @@ class RemoteGroup(TextGroup):
             self.close()
 
     async def finished(self) -> None:
-        """Wait until it has ended. Cancelling this ends it."""
+        """Wait until the request has ended. Cancelling this cancels the request."""
         async for _ in self._streamed():
             pass
 
     def wait(self) -> None:
-        """Wait in a thread, which is not the fleet's, until it has ended."""
+        """Wait until the request has ended. Call it in a thread other than the fleet's."""
         asyncio.run_coroutine_threadsafe(self._whole(), self._fleet.loop).result()
 
     async def _whole(self) -> None:
@@ -126,7 +129,7 @@ class RemoteGroup(TextGroup):
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
     ) -> RemoteStream:
-        """What its replicas compute of some points from its next step on, until the stream is closed.
+        """Stream values at some points, from the next step on until the stream is closed.
 
         Raises: as ``TraceStream``.
         """
@@ -145,30 +148,30 @@ class RemoteGroup(TextGroup):
             self._stream = None
 
     def tell_watch(self) -> None:
-        """Tell the replica that runs it who watches it, if one does."""
+        """Tell the current replica about the stream that watches the request, if there is one."""
         if watch := self._watch():
             self._tell("watch", *watch)
 
     def _watch(self) -> list[Any]:
-        """What a replica must know of who watches it, if somebody does."""
+        """Return the fields of the ``watch`` message; empty if no stream watches the request."""
         if self._stream is None:
             return []
         return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
 
     def close(self) -> None:
-        """End it."""
+        """Cancel the request unless it has ended."""
         if not self._ended and self._begun:
             self._ended = True
             self._fleet.call(partial(self._fleet.cancel, self._task))
 
     def left(self) -> dict[str, Any]:
-        """What a replica is asked for: the sequences that have not ended, each after the tokens that it has."""
+        """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
         asked, deadline = dict(self._asked), self._how.deadline
         if asked.get("max_time") is not None:
             asked["max_time"] = max(asked["max_time"] - passed, 1e-3)
         if any(one.ids for one in self.builders):
-            asked["prompt_logprobs"] = None  # they have come with the first token
+            asked["prompt_logprobs"] = None  # they came with the first token
         numbers = [number for number, one in enumerate(self.builders) if not one.ended]
         return {
             "prompt": self._prompt,
@@ -186,7 +189,7 @@ class RemoteGroup(TextGroup):
         }
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
-        """Take a message of a replica. Returns whether it has ended."""
+        """Handle a message of the replica. Return True if the request has ended."""
         if kind == "token":
             number, index, *values = fields
             if not 0 <= number < len(self.builders):
@@ -200,7 +203,7 @@ class RemoteGroup(TextGroup):
             self._queue.put_nowait((number, token))
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(builder.ids for builder in self.builders):  # else it is another replica that goes on
+            if not any(builder.ids for builder in self.builders):  # facts of the first replica
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:
@@ -214,13 +217,13 @@ class RemoteGroup(TextGroup):
         return False
 
     def fail(self, error: PellucidError) -> None:
-        """It has ended with an error."""
+        """End the request with an error."""
         self._ended = True
         self._queue.put_nowait(error)
 
 
 class _GenerateTask(RemoteTask):
-    """The texts of a group."""
+    """The task of a ``RemoteGroup``: generation of its sequences."""
 
     what = "generate"
 
@@ -252,7 +255,7 @@ class _GenerateTask(RemoteTask):
 
 
 class RemoteCall(RemoteTask):
-    """Something with one result, which is made again elsewhere if its replica is lost: vectors, a beam search."""
+    """A call with one result (vectors, a beam search). After the loss of its replica it is repeated on another."""
 
     def __init__(self, what: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
         super().__init__(prompt)
@@ -279,7 +282,7 @@ class RemoteCall(RemoteTask):
 
 
 async def called(fleet: Fleet, what: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
-    """The result of a call. Cancelling this ends it."""
+    """Return the result of a call. Cancelling this cancels the call."""
     call = RemoteCall(what, prompt, body)
     fleet.submit(call)
     try:

@@ -1,4 +1,4 @@
-"""The ingress: the server's own app in front of replicas. It reads requests, and writes answers of tokens that come."""
+"""The ingress: the server's own app in front of replicas. It parses requests, and writes the responses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.run import Settings, listen, run_app
 
-PATIENCE = 120.0  # seconds
-UNLIMITED = 1 << 62  # bytes: weights are elsewhere
+PATIENCE = 120.0  # seconds that a request waits for its model's replicas
+UNLIMITED = 1 << 62  # bytes: the replicas hold the weights
 
 
 def serve_cluster(
@@ -32,8 +32,8 @@ def serve_cluster(
 ) -> None:
     """Serve models on replicas until SIGTERM or Ctrl-C.
 
-    The first model's replicas are started now, others' when they are asked for. SIGHUP replaces all replicas, one after
-    the other.
+    The replicas of the first model start now, the replicas of other models with their first request. SIGHUP replaces
+    all replicas, one after the other.
 
     Raises:
         InvalidRequest: there is no such cluster, or the address to listen at is taken.
@@ -43,7 +43,7 @@ def serve_cluster(
     connect(address)
 
     def load(name: str) -> Coroutine[Any, Any, SupervisedModel]:
-        seconds = math.inf if name == names[0] else PATIENCE  # whoever asks for another one waits for it
+        seconds = math.inf if name == names[0] else PATIENCE  # a request waits while another model loads
         return supervised(opened(models[name]), models[name], secret, queue, seconds)
 
     pool = ModelPool(names, load, UNLIMITED, any_name=settings.any_model, local=False)

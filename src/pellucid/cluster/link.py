@@ -1,4 +1,4 @@
-"""A connection from an ingress to one replica: messages there and back, and whether it is alive."""
+"""A connection from an ingress to one replica. It carries messages in both directions, and detects a loss."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from pellucid.cluster.routing import ReplicaLoad
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.engine.state import EngineState
 
-PINGS = 1.0  # seconds between two signs of life
-AGAIN = 0.5  # seconds until a connection that was lost is tried again
+PINGS = 1.0  # seconds between two pings
+AGAIN = 0.5  # seconds before a lost connection is retried
 
 
 class ReplicaLink:
-    """Talks to the replica at an ``address``. ``up`` from its welcome until the connection is lost.
+    """Connection to the replica at ``address``. ``up`` is True from the welcome message until the connection is lost.
 
-    ``hear`` gets its messages about parts, ``changed`` is called when it is up or lost. It connects again by itself.
+    ``hear`` receives messages about parts. ``changed`` is called when the link comes up or is lost. The link reconnects
+    by itself.
     """
 
     def __init__(
@@ -46,30 +47,30 @@ class ReplicaLink:
         self._tasks = [asyncio.ensure_future(self._live())]
 
     def send(self, *message: Any) -> None:
-        """Send a message; if the replica is gone, nobody hears it."""
+        """Send a message. It is lost if the replica is gone."""
         if self._socket is not None:
             with suppress(zmq.ZMQError):
                 self._socket.send(wire.pack([message]))
 
     async def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection for good."""
         for one in self._tasks:
             one.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _live(self) -> None:
-        """Connect, and connect again after each loss."""
+        """Connect, and reconnect after each loss."""
         while True:
             try:
                 await self._connected()
-            except Exception as error:  # whatever it has sent, it may do better on another connection
+            except Exception as error:  # any error: a new connection may work
                 self._failures.add(f"its connection was left: {type(error).__name__}: {error}")
             finally:
                 self._lost()
             await asyncio.sleep(AGAIN)
 
     async def _connected(self) -> None:
-        """One connection, until it is lost."""
+        """Run one connection until it is lost."""
         socket = self._socket = self._context.socket(zmq.DEALER)
         sockets, parts = [socket], list[asyncio.Future[Any]]()
         try:

@@ -1,4 +1,4 @@
-"""What is raised where a part of a model on another machine is gone."""
+"""The error for a lost stage of a model on several machines."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pellucid.errors import PellucidError
 
 
 class StageLost(PellucidError):
-    """A stage of the model is gone, and with it what the cache had of all sequences: they must be read again."""
+    """A stage of the model is gone, and its part of the cache with it: all sequences must be prefilled again."""

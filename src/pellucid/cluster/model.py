@@ -1,4 +1,4 @@
-"""A model on replicas, as the server uses models: its file is here, without weights, and its engine elsewhere."""
+"""A model on replicas, with the interface of a local model: its file is here without weights, its engine elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NAMES = [one.name for one in fields(EngineState) if one.name != "stage_seconds"]
 class RemoteModel:
     """A ``serve.model.ServedModel`` whose requests run on the replicas of a fleet.
 
-    Functions that wait are for threads other than the fleet's. Each replica has the blocks in so many ``stages``.
+    Call blocking methods in threads other than the fleet's. Each replica is divided into ``stages``.
     """
 
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
@@ -76,7 +76,7 @@ class RemoteModel:
 
     @property
     def inputs(self) -> Inputs:
-        """Reads prompts."""
+        """Turns prompts into token ids."""
         return self._opened.inputs
 
     @property
@@ -91,7 +91,7 @@ class RemoteModel:
 
     @property
     def context(self) -> int:
-        """The limit on the tokens of prompt and answer together."""
+        """Limit on the tokens of prompt and answer together."""
         return self.inputs.context
 
     @property
@@ -101,13 +101,13 @@ class RemoteModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights here: none."""
+        """Bytes of the weights in this process: none."""
         return 0
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteGroup:
-        """A request for ``n`` answers, checked but not started. Takes the options of ``LLM.generate``.
+        """Make and check a request for ``n`` answers, but do not start it. Takes the options of ``LLM.generate``.
 
-        Raises: as ``LLM.request``, and InvalidRequest for what cannot be sent: functions.
+        Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
         """
         edits, watching = self._edits(options.pop("edits", None))
         how = self._admission.with_options(options)
@@ -116,7 +116,7 @@ class RemoteModel:
         n = whole("n", n, 1, wire.MOST_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
-        # What a replica would refuse is refused here, before an answer begins.
+        # Refuse here what a replica would refuse, before a response begins.
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
         sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
@@ -129,7 +129,7 @@ class RemoteModel:
         return group
 
     def _edits(self, given: Any) -> tuple[list[EditOf], Watching | None]:
-        """The edits of a request, which a replica takes, and what they reach. Raises InvalidRequest."""
+        """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
         edits = [] if given is None else listed(given)
         watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(one.values) * 4 for one in edits if one.values is not None)
@@ -153,7 +153,7 @@ class RemoteModel:
     def watch(
         self, group: TextGroup, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream:
-        """As ``LLM.watch``, on whatever replica the request is."""
+        """As ``LLM.watch``, on the replica that runs the request."""
         assert isinstance(group, RemoteGroup)
         refuse_watched(group)
         return group.watch(self.points, names, limit, notify)
@@ -164,7 +164,7 @@ class RemoteModel:
             asked = json.dumps(fields).encode()
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
-        # No replica has more of it than another: the question says which has the first turn.
+        # No prefix cache helps here, so a checksum spreads the calls over replicas.
         body = {"name": name, "fields": asked, "client": self._admission.client}
         made: bytes = await called(self.fleet, f"look/{what}", [crc32(asked)], body)
         return made
@@ -180,12 +180,12 @@ class RemoteModel:
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
-        """The vectors of sentences whose token ids are known, float32 (len(encoded), D)."""
+        """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
         body = {"encoded": [list(one) for one in encoded], "client": self._admission.client}
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
-        """The sums over all replicas, without their stages; the most threads that one has."""
+        """Sums over all replicas, without the times of stages. ``threads`` is the maximum over replicas."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
         sums = {name: sum(getattr(one, name) for one in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting
@@ -193,7 +193,7 @@ class RemoteModel:
         return EngineState(**sums)
 
     def replica_states(self) -> ReplicaStates:
-        """How each replica is."""
+        """State of each replica."""
         fleet = self.fleet
         return ReplicaStates(
             {link.load.name: link.state if link.up else None for link in fleet.links},
@@ -203,7 +203,7 @@ class RemoteModel:
         )
 
     def close(self) -> None:
-        """Close the file, and give the replicas up. May be called again."""
+        """Close the file and the connections to replicas. May be called again."""
         self._wait(self.fleet.close())
         self.checkpoint.close()
 
@@ -212,10 +212,10 @@ class RemoteModel:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as values that can be sent.
+    """Return options as values that can be sent.
 
     Raises:
-        InvalidRequest: one is a function or another object.
+        InvalidRequest: a value is a function or another object.
     """
     made = {}
     for name, value in options.items():

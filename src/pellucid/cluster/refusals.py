@@ -1,4 +1,4 @@
-"""The log of refused connections and messages: a few lines, then a count of the others."""
+"""The log of refused connections and messages: a few lines, then a count of further refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def say(line: str) -> None:
 class RefusalLog:
     """Writes up to ``MOST_LINES`` lines in ``SECONDS``, each after ``who``, and counts further refusals.
 
-    Strangers may connect as often as they like without filling the log. For one thread.
+    Strangers cannot fill the log by connecting often. Use it in one thread.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RefusalLog:
             self._more += 1
 
     def tell(self) -> None:
-        """Report the number of refusals without a line, if their ``SECONDS`` are over."""
+        """Report the number of refusals without a line once their ``SECONDS`` are over."""
         if self._now() - self._began < SECONDS:
             return
         if self._more:

@@ -1,4 +1,4 @@
-"""A replica: one model with its engine, which runs what ingresses ask for and sends back each token when it is made."""
+"""A replica: one model with its engine. It runs the requests of ingresses and sends back each token at once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ from pellucid.cluster.work import WORKS
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
-TELLS = 0.1  # seconds between two reports of what it has and does
-FORGETS = (
-    60.0  # seconds after which what nobody asks about any more is ended, and what has ended is forgotten
-)
-LATELY = 5.0  # seconds within which an ingress that is there is heard
+TELLS = 0.1  # seconds between two reports of state to ingresses
+FORGETS = 60.0  # seconds after which a silent ingress and an ended request are forgotten
+LATELY = 5.0  # seconds: an ingress that was heard within them is alive
 DOMAIN = b"pellucid"
 MOST_NAME = 256  # characters
 
@@ -46,23 +44,23 @@ class Replica:
     ) -> None:
         self.llm, self.secret, self.name = llm, secret, name
         self._lost, self._recovering = lost, False
-        # Strangers that connect do not hide what is said of ingresses.
+        # Two logs, so that refused strangers do not hide errors of ingresses.
         self._strangers, self._refusals = RefusalLog(f"replica {name}"), RefusalLog(f"replica {name}")
         self._parts: dict[tuple[bytes, int], AskedPart] = {}
         self._known = KnownParts()
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._lock = threading.Lock()
-        """Of what is known and of the outbox."""
+        """Guards ``_known`` and ``_outbox``."""
         self._pages: list[tuple[int, bool]] = []
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
         self._closing = asyncio.Event()
         self.last_heard = time.monotonic()
-        """When an ingress has last been heard."""
+        """Time of the last message from an ingress."""
         self._drains = False
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Begin to listen; returns the address: "tcp://127.0.0.1:40123"."""
+        """Start to listen. Return the address: "tcp://127.0.0.1:40123"."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
@@ -82,7 +80,7 @@ class Replica:
         return f"tcp://{host}:{number}"
 
     async def serve(self) -> None:
-        """Answer until ``close``."""
+        """Serve ingresses until ``close``."""
         tasks = [asyncio.ensure_future(one) for one in (self._receive(), self._report(), self._refused())]
         closing = asyncio.ensure_future(self._closing.wait())
         try:
@@ -106,20 +104,20 @@ class Replica:
         self._closing.set()
 
     def drain(self) -> None:
-        """Take no new requests until ``resume``, and hand over those that run: ingresses send them elsewhere."""
+        """Refuse new requests until ``resume``, and hand over the running requests: ingresses send them elsewhere."""
         self._drains = True
         for one in list(self._parts.values()):
             one.cancel()
 
     def resume(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
         self._drains = False
         for sender in self._sessions:
             self._welcome(sender)
 
     @property
     def busy(self) -> bool:
-        """Whether something runs still."""
+        """True if a request is still running."""
         return bool(self._parts) or self.llm.engine.running > 0
 
     async def _receive(self) -> None:
@@ -134,7 +132,7 @@ class Replica:
                 self._refusals.add(f"a message was refused: {type(error).__name__}: {error}")
 
     async def _refused(self) -> None:
-        """Say who was refused before they were heard."""
+        """Log connections that fail authentication."""
         while True:
             event = (await self._monitor.recv_multipart())[0]
             kind = int.from_bytes(event[:2], "little")
@@ -152,7 +150,7 @@ class Replica:
             version, session = fields
             if version != wire.VERSION:
                 raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
-            # What the same ingress asked for on a connection that it has lost runs elsewhere by now.
+            # The same ingress has sent the requests of its lost connection elsewhere by now.
             for other in [one for one, whose in self._sessions.items() if whose == session and one != sender]:
                 self._forget(other)
             self._sessions[sender] = session
@@ -197,7 +195,7 @@ class Replica:
             raise wire.WireError(f"a message of kind {kind!r}")
 
     def _welcome(self, sender: bytes) -> None:
-        """An ingress may send requests."""
+        """Tell an ingress that it may send requests."""
         pages = self.llm.runner.cache.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
@@ -206,7 +204,7 @@ class Replica:
             self._known.forget(part)
 
     def _stage_lost(self) -> None:
-        """What runs cannot go on here, for now."""
+        """Refuse new requests, and start the recovery of the stages."""
         if self._lost is not None and not self._recovering:
             self._recovering = True
             self._drains = True
@@ -219,14 +217,14 @@ class Replica:
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
     def _remember(self, part: AskedPart) -> None:
-        """A part begins: it is known by its number, and by its name for some time."""
+        """Register a new part by its number, and by its name for some time."""
         self._parts[part.sender, part.number] = part
         with self._lock:
             self._known.add(part)
 
     def _join(self, sender: bytes, number: int, name: str) -> None:
-        """Another ingress, or the same after it was started again, asks for a part by its name: it gets all of it."""
-        with self._lock:  # what is made meanwhile comes after it
+        """Hand a named part and all its messages to another connection: of another ingress, or of a restarted one."""
+        with self._lock:  # new messages follow the messages so far
             part = self._known.get(name)
             if part is None:
                 self._put(sender, ["unknown", number])
@@ -240,18 +238,18 @@ class Replica:
                 self._parts[sender, number] = part
             for kind, _, *fields in part.messages:
                 self._put(sender, [kind, number, *fields])
-        if part.watch:  # whoever takes it over watches it anew
+        if part.watch:  # the new connection starts its own watch
             part.watch.end()
 
     async def _guarded(self, part: AskedPart, work: Any) -> None:
-        """Run one part; its end is told whatever it is."""
+        """Run one part, and report its end or its error."""
         try:
             if self._drains:
                 self._tell(part, "moved")
                 return
             await work
         except asyncio.CancelledError:
-            raise  # ``_over`` tells it
+            raise  # ``_over`` reports it
         except StageLost:
             self._forget_name(part)
             self._stage_lost()
@@ -262,7 +260,7 @@ class Replica:
             self._tell(part, "error", *wire.error_fields(error))
 
     def _over(self, part: AskedPart, work: Any, task: asyncio.Task[None]) -> None:
-        """A part has ended, whether or not it has begun."""
+        """Clean up after a part that has ended, or was cancelled before it began."""
         if task.cancelled():
             work.close()
             self._forget_name(part)
@@ -272,23 +270,23 @@ class Replica:
         self._parts.pop((part.sender, part.number), None)
 
     def _tell(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """Send a message about a part, from any thread, and keep it for those who may ask for it by name."""
+        """Send a message about a part, from any thread, and keep it for a later request by name."""
         with self._lock:
             message = [kind, part.number, *fields]
             self._known.keep(part, message)
             self._put(part.sender, message)
 
     def _tell_now(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """As ``_tell``, for those alone who have asked."""
+        """Send a message about a part to its current ingress, without keeping it."""
         self._send(part.sender, [kind, part.number, *fields])
 
     def _send(self, to: bytes, message: list[Any]) -> None:
-        """Send a message with those of the same step, from any thread."""
+        """Queue a message for the next flush, from any thread. Messages of one step travel together."""
         with self._lock:
             self._put(to, message)
 
     def _put(self, to: bytes, message: list[Any]) -> None:
-        """Put a message in the outbox; the first one there wakes the loop. Under the lock."""
+        """Put a message in the outbox. The first message there wakes the event loop. Call it under the lock."""
         self._outbox.append((to, message))
         if len(self._outbox) == 1:
             with suppress(RuntimeError):  # the loop is closed
@@ -306,7 +304,7 @@ class Replica:
                     self._socket.send_multipart([to, frame])
 
     def _forget(self, sender: bytes) -> None:
-        """End what an ingress has asked for."""
+        """Cancel the requests of an ingress, and forget it."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
         for (whose, _), part in list(self._parts.items()):
@@ -314,7 +312,7 @@ class Replica:
                 part.cancel()
 
     def _leave(self, sender: bytes) -> None:
-        """An ingress has ended, as it was told to. Without another one nobody needs this replica."""
+        """Handle the planned end of an ingress. The replica closes if no other ingress is alive."""
         self._forget(sender)
         if all(heard < time.monotonic() - LATELY for heard in self._heard.values()):
             self.close()
@@ -323,7 +321,7 @@ class Replica:
         self._pages.append((name, comes))
 
     async def _report(self) -> None:
-        """Tell all ingresses what is here, and end what nobody asks about."""
+        """Report state and prefix-cache changes to all ingresses, and forget silent ingresses."""
         engine = self.llm.engine
         before = (0, 0.0)
         while True:

@@ -1,11 +1,11 @@
-"""Which replica a request goes to: the one that has most of its beginning, unless that has too much to do already.
+"""The router: sends a request to the replica that has most of its prefix cached, unless that replica is overloaded.
 
-Beginnings are compared by the names of their pages, which replicas publish (``runtime/prefix_cache.py``). Requests that
-no replica knows are spread by rendezvous hashing of their first page (Thaler and Ravishankar 1998), so that equal
-beginnings meet. How much a replica may have is bounded by its share of all requests (consistent hashing with bounded
-loads, Mirrokni, Thorup and Zadimoghaddam 2018): a share is weighted by how fast the replica's steps are.
+Prefixes are compared by the names of their pages, which replicas publish (``runtime/prefix_cache.py``). Requests
+without a cached prefix are spread by rendezvous hashing of their first page (Thaler and Ravishankar 1998), so that
+equal prefixes meet. The load of a replica is bounded by its share of all requests (consistent hashing with bounded
+loads, Mirrokni, Thorup and Zadimoghaddam 2018). Replicas with faster steps have a larger share.
 
-No socket and no model is needed.
+The router needs no socket and no model.
 """
 
 from __future__ import annotations
@@ -21,32 +21,30 @@ from numpy.typing import NDArray
 from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
-"""How much more than its share a replica may have before requests go elsewhere, as a part of the share."""
-MOST_SENT = 20_000  # names of pages that are remembered of what was sent to a replica
+"""Load that a replica may have above its share before requests go elsewhere, as a fraction of the share."""
+MOST_SENT = 20_000  # page names of sent requests that are remembered for each replica
 
 
 @dataclass(eq=False)
 class ReplicaLoad:
-    """What is known of a replica: the ``pages`` that it has, how many requests were sent to it and have not ended, and
-    how many seconds a step takes.
-    """
+    """A replica as the router sees it: its cached ``pages``, its ``running`` requests, the mean seconds of a step."""
 
     name: str
     pages: set[int] = field(default_factory=set)
     running: int = 0
     step_seconds: float = 0.0
     sent: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """Names of pages of requests that were sent to it: it will have them soon."""
+    """Page names of requests sent to the replica, which will soon have these pages."""
 
     def __post_init__(self) -> None:
         self.rename(self.name)
 
     def rename(self, name: str) -> None:
-        """It has another name, by which it is drawn."""
+        """Change the name, which seeds the replica's draws."""
         self.name, self.seed = name, _digest(name)
 
     def has(self, names: Sequence[int]) -> int:
-        """How many of a text's first pages it has, or will have."""
+        """Return the number of leading pages of a prompt that the replica has or will have."""
         count = 0
         for name in names:
             if name not in self.pages and name not in self.sent:
@@ -55,7 +53,7 @@ class ReplicaLoad:
         return count
 
     def expect(self, names: Iterable[int]) -> None:
-        """A text of these pages is sent to it."""
+        """Note that a prompt with these pages is sent to the replica."""
         for name in names:
             self.sent[name] = None
             self.sent.move_to_end(name)
@@ -63,7 +61,7 @@ class ReplicaLoad:
             self.sent.popitem(last=False)
 
     def lost(self, names: Iterable[int]) -> None:
-        """Pages that it had are gone."""
+        """Note that the replica has evicted these pages."""
         for name in names:
             self.pages.discard(name)
             self.sent.pop(name, None)
@@ -71,7 +69,7 @@ class ReplicaLoad:
 
 @dataclass(frozen=True)
 class ChosenReplica:
-    """Where a request goes, how many of its first pages are there, and the names of all of its pages."""
+    """A routing decision: the replica, its number of cached leading pages, and the names of all pages of the prompt."""
 
     replica: ReplicaLoad
     pages: int
@@ -79,10 +77,10 @@ class ChosenReplica:
 
 
 def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = SPARE) -> ChosenReplica:
-    """The replica for a prompt, of those that can take one; there must be one at least.
+    """Choose a replica for a prompt. ``replicas`` are the replicas that accept requests, at least one.
 
-    Of those that may have more: the one that has most of its pages, then the one that is drawn. If none may, the one
-    that has the least to do for its share.
+    Among replicas below their bound the one with most cached pages wins, then the lowest draw. If all are at their
+    bound, the replica with the least load for its share wins.
     """
     names, count = list(page_names(ids)), len(replicas)
     begins = names[0] if names else _digest(repr(list(ids)))
@@ -96,12 +94,15 @@ def choose(ids: Sequence[int], replicas: Sequence[ReplicaLoad], spare: float = S
 
 
 def _digest(text: str) -> int:
-    """64 bits of a hash."""
+    """Return 64 bits of a hash."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
-    """Numbers drawn by a text's beginning and each replica (SplitMix64, Steele et al. 2014): the lowest wins."""
+    """Return a pseudo-random number for each replica: the lowest wins.
+
+    The prompt's first page and the replica's name are mixed as in SplitMix64 (Steele et al. 2014).
+    """
     drawn = np.fromiter((one.seed for one in replicas), np.uint64, len(replicas)) ^ np.uint64(begins)
     drawn = (drawn ^ (drawn >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     drawn = (drawn ^ (drawn >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -110,7 +111,7 @@ def _draws(begins: int, replicas: Sequence[ReplicaLoad]) -> NDArray[np.uint64]:
 
 
 def _shares(step_seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each replica's part of the work, by the speed of its steps; unknown ones are as fast as the mean."""
+    """Return each replica's fraction of the work, by the speed of its steps. An unknown speed counts as the mean."""
     known = step_seconds[step_seconds > 0]
     usual = known.mean() if len(known) else 1.0
     speeds: NDArray[np.float64] = 1.0 / np.where(step_seconds > 0, step_seconds, usual)

@@ -1,4 +1,4 @@
-"""Who may talk: a shared secret gives replicas and ingresses their CURVE keys (CurveZMQ, RFC 26 of ZeroMQ)."""
+"""Authentication: replicas and ingresses derive their CURVE keys from a shared secret (CurveZMQ, RFC 26 of ZeroMQ)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zmq.utils import z85
 from pellucid.cluster import wire
 from pellucid.errors import InvalidRequest
 
-LEAST = 16  # characters of a secret
+LEAST = 16  # minimum characters of a secret
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class ClusterSecret:
-    """A secret that all parts of a cluster have. Whoever does not have it is refused before it is heard.
+    """A secret that all parts of a cluster share. A peer without it is refused before any of its messages is read.
 
     Raises:
         InvalidRequest: it is too short.
@@ -42,7 +42,7 @@ class ClusterSecret:
 
     @classmethod
     def drawn(cls) -> ClusterSecret:
-        """A new secret."""
+        """Return a new random secret."""
         return cls(secrets.token_urlsafe(32))
 
     def __repr__(self) -> str:
@@ -50,23 +50,23 @@ class ClusterSecret:
 
     @property
     def replica(self) -> Keys:
-        """The keys of replicas, which listen."""
+        """Keys of replicas, which listen."""
         return self._keys(b"replica")
 
     @property
     def ingress(self) -> Keys:
-        """The keys of those who ask them."""
+        """Keys of ingresses, which connect."""
         return self._keys(b"ingress")
 
     def secure(self, socket: Any, *, listens: bool) -> None:
-        """Give a socket of ZeroMQ the keys of who ``listens`` or of who asks, its bounds, and signs of life."""
+        """Configure a ZeroMQ socket: keys (of a replica if it ``listens``, or of an ingress), limits and heartbeats."""
         own = self.replica if listens else self.ingress
         socket.curve_secretkey, socket.curve_publickey = own.secret, own.public
         if listens:
             socket.curve_server = True
         else:
             socket.curve_serverkey = self.replica.public
-        socket.sndhwm = socket.rcvhwm = 0  # a request is bounded, and so is what is sent for it
+        socket.sndhwm = socket.rcvhwm = 0  # no limit: requests are bounded, and so are their messages
         socket.maxmsgsize = wire.MOST_FRAME
         socket.heartbeat_ivl, socket.heartbeat_timeout = wire.HEARTBEAT, wire.DEAD
 
@@ -77,7 +77,7 @@ class ClusterSecret:
 
 
 class OnlyIngress:
-    """Lets in whoever has the ingress's key."""
+    """Accepts only peers with the ingress's key."""
 
     def __init__(self, public: bytes) -> None:
         self._public = public

@@ -1,6 +1,6 @@
-"""The last stage of a model over several machines, which leads those before it (``cluster/stages.py``).
+"""The last stage of a model over several machines. It leads the earlier stages (``cluster/stages.py``).
 
-Long steps are cut into parts, so that a stage works on one while the next works on the one before.
+Long steps are cut into parts, so that a stage works on one part while the next stage works on the previous part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
-BACKLOG = 512  # calls of the cache that are sent at the latest
+BACKLOG = 512  # logged cache calls that are sent without waiting for a step
 
 
 class ReplicatedCache(CacheManager):
@@ -95,13 +95,13 @@ class ReplicatedCache(CacheManager):
 
 
 class StagedRunner(ModelRunner):
-    """The last stage, which leads those before it, whose addresses are ``stages``.
+    """Model runner of the last stage. It leads the earlier stages, at the addresses ``stages``.
 
-    Use it in place of a `ModelRunner`; after a `StageLost`, ``begin_all`` begins again with empty caches.
+    Use it in place of a `ModelRunner`. After a `StageLost`, ``begin_all`` starts again with empty caches.
 
     Raises:
         StageLost: a stage does not answer.
-        InvalidRequest: the plan cannot be cut so often.
+        InvalidRequest: the plan cannot be cut into that many stages.
     """
 
     cache: ReplicatedCache
@@ -140,10 +140,10 @@ class StagedRunner(ModelRunner):
         self.begin_all(self.stages)
 
     def begin_all(self, stages: Sequence[str], seconds: float = PATIENCE) -> None:
-        """Begin with stages at these addresses, and with empty caches. No sequence may have pages.
+        """Start a session with the stages at these addresses, with empty caches. No sequence may have pages.
 
         Raises:
-            StageLost: one does not answer.
+            StageLost: a stage does not answer within ``seconds``.
         """
         with self.cache.lock:
             self._telling, self.lost = False, True
@@ -151,14 +151,14 @@ class StagedRunner(ModelRunner):
             self._disconnect()
             self.stages, self._log = list(stages), []
             counts = self._connect(self.cache.prefixes.limit, time.monotonic() + seconds)
-            # All have as many pages as the one with the least memory: else they would run out at other times.
+            # All stages use the page counts of the smallest stage, so that they run out of pages at the same time.
             for pool, count in zip(self.cache.kv.pools, counts):
                 pool.hold_back(count)
             self._telling, self.lost = True, False
             self.tell("pages", counts)
 
     def _connect(self, limit: int, end: float) -> list[int]:
-        """Begin with all stages. Returns how many pages all of them have."""
+        """Connect to all stages. Return the number of pages that every stage has, for each pool."""
         session, keys = time.monotonic_ns(), [drawn_key() for _ in range(2 * len(self.stages))]
         commands, vectors = keys[: len(self.stages)], keys[len(self.stages) :]
         for n, address in enumerate(self.stages):
@@ -197,7 +197,7 @@ class StagedRunner(ModelRunner):
         self._controls, self._monitors, self._commands, self._vectors = [], [], [], None
 
     def tell(self, *call: Any) -> None:
-        """A call of the cache, for the others."""
+        """Log a cache call for the other stages."""
         if not self._telling:
             return
         self._log.append(list(call))
@@ -210,12 +210,12 @@ class StagedRunner(ModelRunner):
         try:
             for one in self._commands:
                 one.send(frame)
-        except StageLost as error:  # the next step, or the one that waits, says so
+        except StageLost as error:  # the current or the next step raises the error
             print(str(error), file=sys.stderr, flush=True)
             self.lost = True
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step, in parts if it is long. As `ModelRunner.forward`.
+        """Run one step as `ModelRunner.forward`; a long step is cut into parts.
 
         Raises:
             StageLost: a stage is gone.
@@ -232,7 +232,7 @@ class StagedRunner(ModelRunner):
             self.cache.drain()
             parts, steps = _parts(chunks), []
             if len(parts) > 1:
-                self._allocate(chunks)  # all pages, before anything is sent
+                self._allocate(chunks)  # allocate all pages before anything is sent
             for part in parts:
                 self._steps += 1
                 steps.append(self._steps)
@@ -242,7 +242,7 @@ class StagedRunner(ModelRunner):
             try:
                 made = [self._run_part(part, step) for part, step in zip(parts, steps)]
             except BaseException as error:
-                # Pages run out in all stages alike; after any other error their caches may differ.
+                # All stages run out of pages together. After any other error their caches may differ.
                 self.lost = self.lost or not isinstance(error, CacheFull)
                 raise
             finally:
@@ -252,17 +252,17 @@ class StagedRunner(ModelRunner):
         return _joined(chunks, parts, made)
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
-        """Refused: most of the operations are elsewhere."""
+        """Refused: most operations run on other machines."""
         raise InvalidRequest("the model runs on several machines: measure it on one")
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
-        """Run a part of a step when its vectors come."""
+        """Run a part of a step once its vectors arrive."""
         made = self._run_alone(part, self._incoming(step, part))
         self.stage_seconds[-1] += time.perf_counter() - self._arrived
         return made
 
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
-        """The vectors of a step, when the stage before has made them."""
+        """Yield the vectors of a step once the previous stage has computed them."""
         try:
             if self.lost or self._vectors is None:
                 raise StageLost("a stage of the model is gone: ask again later")
@@ -277,12 +277,12 @@ class StagedRunner(ModelRunner):
             raise
 
     def _rehearse(self, message: bytes) -> None:
-        """Vectors like the last ones are expected."""
+        """Parse the last vectors again and wake the threads, shortly before new vectors are expected."""
         received_of(message, self._borders, len(self.stages))
         self.wake()
 
     def _is_lost(self) -> bool:
-        """Whether a stage is gone or has failed."""
+        """True if a stage is gone or has failed."""
         for socket, monitor in zip(self._controls, self._monitors):
             if monitor.poll(0):
                 return True
@@ -294,7 +294,7 @@ class StagedRunner(ModelRunner):
         return False
 
     def close(self) -> None:
-        """Stop the threads and the connections. The stages before go on, and wait for another lead."""
+        """Stop the threads and close the connections. The earlier stages keep running and wait for another lead."""
         super().close()
         self._disconnect()
         if not self._context.closed:
@@ -303,10 +303,10 @@ class StagedRunner(ModelRunner):
 
 
 def _ready(socket: Any, stage: str, session: int, end: float) -> tuple[list[int], str]:
-    """What a stage answers a lead that begins: the counts of its pages, and where it listens.
+    """Wait until a stage is ready for a new session. Return its page counts and the address where it listens.
 
     Raises:
-        StageLost: it does not answer until ``end``.
+        StageLost: the stage does not answer before ``end``.
     """
     while socket.poll(max(0, int(1000 * (end - time.monotonic())))):
         for kind, *fields in wire.unpack(socket.recv()):
@@ -318,7 +318,7 @@ def _ready(socket: Any, stage: str, session: int, end: float) -> tuple[list[int]
 
 
 def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-    """The parts of a step of at most ``PART`` tokens each, in order, with the rows that are wanted of their tokens."""
+    """Cut a step into parts of at most ``PART`` tokens, in order. Each part has the outputs of its own tokens."""
     parts: list[list[Chunk]] = [[]]
     room = PART
     for chunk in chunks:
@@ -338,7 +338,7 @@ def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
 def _joined(
     chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], made: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """The rows of a step, of those of its parts: in the order of the chunks."""
+    """Return the output rows of a step in the order of its chunks, from the rows of its parts."""
     by: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
     for part, rows in zip(parts, made):
         at = 0

@@ -1,13 +1,12 @@
-"""A model over several machines: each runs some of its blocks, and keeps what these have in the cache.
+"""A model over several machines: each stage runs some of its blocks and caches their keys, values and states.
 
-The last stage leads (``cluster/staged_runner.py``): it has the engine, samples, and tells all others of each step which
-tokens of which sequences run.
-Vectors (T, width) go from stage to stage. Caches are not copied: a cache does the same with the same calls, so the lead
-sends each stage the calls that its own cache has had, in their order, and all of them have the same pages for the same
-sequences, each with its own layers in them.
+The last stage leads (``cluster/staged_runner.py``). It has the engine, samples, and tells the other stages the tokens
+and sequences of each step. Vectors (T, width) go from stage to stage. Caches are not copied: equal calls have equal
+effects on a cache, so the lead sends the calls of its own cache to each stage, in order. All stages then have the same
+pages for the same sequences, and each stores the layers of its own blocks there.
 
-The lead finds the stages over CurveZMQ, by the cluster's secret. There it tells them the keys of the channels
-(``cluster/channel.py``) on which commands and vectors go, and there a stage tells that it has failed.
+The lead reaches the stages over CurveZMQ with the cluster's secret. On this connection it sends the keys of the
+channels for commands and vectors (``cluster/channel.py``), and a stage reports a failure.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 SECONDS = struct.Struct("<d")
-PATIENCE = 60.0  # seconds that a step may take in the stages before
-NUMBER = 8  # bytes of a step's number, before its vectors; and of each of the seconds that follow it
+PATIENCE = 60.0  # seconds that the earlier stages may take for a step
+NUMBER = 8  # bytes of a step's number, and of each stage's seconds; both precede the vectors
 
 
 def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *, listens: bool) -> Any:
-    """A socket with the cluster's keys."""
+    """Return a new socket with the cluster's keys."""
     made = context.socket(kind)
     secret.secure(made, listens=listens)
     made.linger, made.rcvtimeo = 0, int(1000 * TURN)
@@ -49,7 +48,7 @@ def keyed_socket(context: zmq.Context[Any], kind: int, secret: ClusterSecret, *,
 
 
 def authenticator(context: zmq.Context[Any], secret: ClusterSecret) -> Any:
-    """Lets in whoever has the secret, to all sockets of a context that listen."""
+    """Start and return an authenticator for all listening sockets of a context. It refuses peers without the secret."""
     from zmq.auth.thread import ThreadAuthenticator
 
     made = ThreadAuthenticator(context)
@@ -59,10 +58,10 @@ def authenticator(context: zmq.Context[Any], secret: ClusterSecret) -> Any:
 
 
 def stage_of(plan: Plan, number: int, count: int) -> Stage:
-    """One of the stages of a plan.
+    """Return stage ``number`` of a plan that is cut into ``count`` stages.
 
     Raises:
-        InvalidRequest: there is none of this number, or the plan cannot be cut so often.
+        InvalidRequest: the number is out of range, or the plan cannot be cut into that many stages.
     """
     if not 0 <= number < count:
         raise InvalidRequest(f"stage={number}: there are {count}, numbered from 0")
@@ -70,7 +69,7 @@ def stage_of(plan: Plan, number: int, count: int) -> Stage:
 
 
 def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
-    """Makes the runner of a stage before the last one: ``make`` of ``load``."""
+    """Return the ``make`` option of ``load`` for a stage before the last one: a function that makes its runner."""
 
     def make(checkpoint: Any, model: Any, plan: Plan, *more: Any, **options: Any) -> ModelRunner:
         limits, threads, progress, executor = more
@@ -81,7 +80,7 @@ def runner_of(number: int, count: int) -> Callable[..., ModelRunner]:
 
 
 class StageServer:
-    """A stage before the last one: does what the lead says until ``close``. For one thread."""
+    """Serves a stage before the last one: follows the lead until ``close``. Use it in one thread."""
 
     def __init__(self, runner: ModelRunner, secret: ClusterSecret, host: str = "127.0.0.1") -> None:
         if runner.stage is None or not runner.stage.sends:
@@ -103,11 +102,11 @@ class StageServer:
         self._closed = False
 
     def close(self) -> None:
-        """End ``serve``, soon; from any thread."""
+        """End ``serve`` soon. May be called from any thread."""
         self._closed = True
 
     def serve(self) -> None:
-        """Answer the lead, in a thread of its own."""
+        """Follow the lead. Call it in a thread of its own."""
         self.runner.executor.placement.sit(0)
         try:
             while not self._closed:
@@ -124,7 +123,7 @@ class StageServer:
             self._context.destroy(linger=0)
 
     def _commanded(self, commands: Receiver) -> None:
-        """Do what the lead says, until it says nothing for a while."""
+        """Execute commands of the lead until none arrives for a while."""
         while (frame := commands.receive()) is not None:
             for kind, *fields in wire.unpack(frame):
                 if kind == "step":
@@ -133,7 +132,7 @@ class StageServer:
                     self._call(kind, fields)
 
     def _controlled(self) -> None:
-        """A lead begins."""
+        """Handle a message that starts the session of a lead, if there is one."""
         try:
             sender, frame = self._control.recv_multipart()
         except zmq.Again:
@@ -145,8 +144,11 @@ class StageServer:
                 self._connect(*fields)
 
     def _hello(self, sender: bytes, version: int, session: int, limit: int, keys: list[bytes]) -> None:
-        """A lead begins, with an empty cache; ``keys`` are those of its commands, and of vectors that come here."""
-        if version != wire.VERSION:  # the lead that is there goes on
+        """Start the session of a lead, with an empty cache.
+
+        ``keys`` are the keys of the channels for its commands and for vectors that arrive here.
+        """
+        if version != wire.VERSION:  # the current lead keeps its session
             other = wire.WireError(f"a lead speaks version {version!r}; this stage {wire.VERSION}")
             self._tell(sender, "failed", *wire.error_fields(other))
             return
@@ -164,9 +166,9 @@ class StageServer:
         self._control.send_multipart([lead, wire.pack([message])])
 
     def _connect(self, following: str, key: bytes) -> None:
-        """All stages listen: meet the one after, then the lead and the one before."""
+        """Connect to the next stage, then accept the lead and the previous stage. All stages are listening."""
         listener, self._listener = self._listener, None
-        if listener is None:  # a key is for one channel
+        if listener is None:  # each key is for a single channel
             raise wire.WireError("a lead connects twice")
         try:
             self._next = Sender(following, key, PATIENCE)
@@ -183,21 +185,21 @@ class StageServer:
         self._listener = self._commands = self._received = self._next = None
 
     def _fail(self, error: Exception) -> None:
-        """Tell the lead. What it has said since counts no more: the cache here is not its cache any more."""
+        """Report a failure to the lead, and drop its further commands: this cache no longer equals the lead's cache."""
         print(f"a stage: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         self._disconnect()
         if self._lead:
             self._tell(self._lead, "failed", *wire.error_fields(error))
 
     def _is_over(self) -> bool:
-        """Whether to wait for a stage is of no use: a lead begins, or this one ends."""
+        """True if waiting for another stage is pointless: a lead starts a session, or this stage is closed."""
         return self._closed or bool(self._control.poll(0))
 
     def _table(self, number: int) -> BlockTable:
         return self._tables.setdefault(number, BlockTable())
 
     def _call(self, kind: str, fields: list[Any]) -> None:
-        """Do what the lead's cache has done. What failed there fails here."""
+        """Repeat a call of the lead's cache. A call that failed there fails here too."""
         cache, prefixes = self.runner.cache.kv, self.runner.cache.prefixes
         if kind == "allocate":
             number, tokens = fields
@@ -228,7 +230,7 @@ class StageServer:
             raise wire.WireError(f"a call of {kind!r}")
 
     def _rehearse(self, frame: bytes) -> None:
-        """A step like the last one is expected."""
+        """Prepare the last step again, shortly before the next step is expected."""
         for kind, *fields in wire.unpack(frame):
             if kind == "step":
                 _, parts = fields
@@ -238,7 +240,7 @@ class StageServer:
                 )
 
     def _step(self, number: int, parts: Sequence[Sequence[Any]]) -> None:
-        """Run a part of a step, and send what it makes to the next stage: vectors, and the seconds of each stage."""
+        """Run a part of a step. Send its vectors and the seconds of each stage so far to the next stage."""
         chunks = [Chunk(self._table(table), tokens, outputs) for table, tokens, outputs in parts]
         before = Received(b"", [])
         began = time.perf_counter()
@@ -258,20 +260,20 @@ class StageServer:
             taken = SECONDS.pack(time.perf_counter() - began)
             self._next.send(b"".join([head, taken, *(one.data for one in vectors)]))
 
-        with contextlib.suppress(CacheFull):  # so it was at the lead, which does not wait
+        with contextlib.suppress(CacheFull):  # the lead has run out of pages too, and does not wait
             self.runner.forward_stage(chunks, incoming(), send)
 
 
 @dataclass(frozen=True)
 class Received:
-    """What comes over a border in a step: the seconds of each stage before, packed, and vectors (rows, width)."""
+    """Data from the previous stage for a step: seconds of each earlier stage, packed, and vectors (rows, width)."""
 
     seconds: bytes
     vectors: list[NDArray[np.float32]]
 
 
 def _agree(ours: int, theirs: int) -> None:
-    """Refuse to go on with a cache that is not the lead's."""
+    """Raise WireError if the cache differs from the lead's cache."""
     if ours != theirs:
         raise wire.WireError(f"the cache has {ours} tokens of a sequence, that of the lead {theirs}")
 
@@ -284,11 +286,13 @@ def await_vectors(
     is_over: Callable[[], bool],
     before: int,
 ) -> Received:
-    """What comes of a step over ``borders``, after ``before`` stages; what steps before sent, which failed, is left.
+    """Wait for the data of step ``number`` over ``borders``; ``before`` is the number of earlier stages.
+
+    Data of earlier steps, which failed, is skipped.
 
     Raises:
-        StageLost: they do not come within ``PATIENCE`` seconds, or ``is_over``.
-        WireError: they have other sizes.
+        StageLost: the vectors do not arrive within ``PATIENCE`` seconds, or ``is_over`` returns True.
+        WireError: the vectors have another size.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -305,7 +309,7 @@ def await_vectors(
 
 
 def received_of(message: bytes, borders: Sequence[Border], before: int) -> Received:
-    """What a message has. Raises WireError if that is no whole rows."""
+    """Parse a message from the previous stage. Raises WireError if it does not hold whole rows."""
     start = NUMBER * (1 + before)
     rows, rest = divmod(len(message) - start, 4 * sum(border.width for border in borders))
     if rest or rows < 0:

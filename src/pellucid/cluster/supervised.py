@@ -1,4 +1,4 @@
-"""A model with the replicas that are started for it, in a server's event loop or in a thread of its own."""
+"""A model together with its supervised replicas, in a server's event loop or in a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from pellucid.loading import OpenModel, open_model
 from pellucid.plan.stages import cut
 from pellucid.plan.weights import layouts
 
-UNLIMITED = 1 << 30  # requests: whoever asks waits for them
+UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
 OPENING = ("context", "chat_template", "cap_context", "pulls")
-"""Those options of ``loading.load`` that are of the file, and so ``loading.open_model``'s too."""
+"""Options of ``loading.load`` that concern the file. ``loading.open_model`` takes them too."""
 
 
 class SupervisedModel(RemoteModel):
-    """A model with the supervisor of its replicas, which end with it."""
+    """A model on replicas that owns their supervisor."""
 
     def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
         super().__init__(opened, supervisor.fleet, supervisor.settings.stages)
         self.supervisor = supervisor
 
     def close(self) -> None:
-        """End the replicas, and close the file."""
+        """Close the supervisor and the file. Replicas that no other server uses end."""
         self._wait(self.supervisor.close())
         super().close()
 
 
 def opened(settings: ReplicaSettings) -> OpenModel:
-    """The file of a model.
+    """Open the file of a model.
 
     Raises:
-        InvalidRequest: it cannot be divided into so many stages; otherwise as ``open_model``.
+        InvalidRequest: the model cannot be divided into that many stages; otherwise as ``open_model``.
     """
     found = open_model(
         settings.source, **{name: value for name, value in settings.load.items() if name in OPENING}
@@ -53,11 +53,11 @@ def opened(settings: ReplicaSettings) -> OpenModel:
 async def supervised(
     found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
 ) -> SupervisedModel:
-    """A model when its first replica is up.
+    """Start the replicas of a model. Return the model when its first replica is up.
 
     Raises:
-        QueueFull: that has not been so within ``seconds``.
-        PellucidError: what the replica has failed with.
+        QueueFull: no replica is up within ``seconds``.
+        PellucidError: the error of the replica that failed.
     """
     supervisor = Supervisor(Fleet(secret, queue), settings, secret)
     try:
@@ -74,7 +74,7 @@ async def supervised(
 def model_on_cluster(
     settings: ReplicaSettings, address: str, secret: ClusterSecret
 ) -> Iterator[SupervisedModel]:
-    """A model on a cluster, for threads: an event loop of its own talks to the replicas.
+    """Yield a model on a cluster, for use in threads. Its own event loop talks to the replicas.
 
     Raises: as ``opened``, ``connect`` and ``supervised``.
     """

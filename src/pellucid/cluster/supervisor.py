@@ -1,7 +1,7 @@
-"""Replicas as actors of Ray: it places them, starts them again when they end, and says where they are.
+"""Replicas as Ray actors. Ray places them, restarts them after a crash, and finds them by name.
 
-Ray's head may be away, and does not answer until it is back. Questions to it are asked in threads: requests do not pass
-through Ray, and go on.
+Ray's head may be down; calls to it then block until it is back. So each call has its own thread. Requests do not pass
+through Ray and continue.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from pellucid.errors import InvalidRequest, PellucidError, QueueFull
 
 T = TypeVar("T")
 NAMESPACE = "pellucid"
-SCALES = 2.0  # seconds between two looks at how many replicas are needed
+SCALES = 2.0  # seconds between two checks of the number of replicas
 BUSY, IDLE = 0.75, 0.25
-"""Requests for each sequence that the replicas can run: above BUSY one more is started, below IDLE one ends."""
-QUIET = 60.0  # seconds that a replica must have been too many
-DRAINS = 30.0  # seconds that requests have to end before they are handed over
-MOST_FAILURES = 60  # times that a replica cannot be started before another takes its place
-SAYS = 5.0  # seconds after which it is said that there is no room, and between two looks at that
-LEAVES = 0.3  # seconds that replicas have to hear that a server leaves
-REACHES = 5.0  # seconds to reach a cluster's address, or its head at the end
-TURN = 0.05  # seconds between two looks at what is waited for
-RESTARTS = 1.0  # seconds until a replica that could not be reached is asked again
-WAITS = 60.0  # seconds after which a replica that loads hears again that it is waited for
+"""Requests per sequence that the replicas can run: a replica is added above BUSY, and removed below IDLE."""
+QUIET = 60.0  # seconds of low load before a replica is removed
+DRAINS = 30.0  # seconds that running requests have before they move to another replica
+MOST_FAILURES = 60  # failed starts before another replica takes its place
+SAYS = 5.0  # seconds between two checks for replicas without a machine
+LEAVES = 0.3  # seconds to deliver the message that a server leaves
+REACHES = 5.0  # timeout in seconds: reaching a cluster's address, and its head at the end
+TURN = 0.05  # seconds between two polls
+RESTARTS = 1.0  # seconds before an unreachable replica is retried
+WAITS = 60.0  # seconds between two messages to a loading replica that a server waits
 
 
 class Supervisor:
-    """Keeps the replicas of a model running, and tells a fleet where they are. Use it in the fleet's event loop."""
+    """Keeps the replicas of a model running, and tells a fleet their addresses. Use it in the fleet's event loop."""
 
     def __init__(self, fleet: Fleet, settings: ReplicaSettings, secret: ClusterSecret) -> None:
         self.fleet, self.settings, self._secret = fleet, settings, secret
         self._kept: dict[str, _Kept] = {}
-        # An ingress that is started again finds the replicas that it had.
+        # The same settings give the same names, so a restarted ingress finds its replicas.
         self._prefix = f"replica-{_digest(settings)}-"
         self._names = set[str]()
-        """All that there have been: a name is free again only some time after its actor has ended."""
+        """All names used so far. Ray frees a name only some time after its actor has ended."""
         self._quiet = 0.0
         self._tasks = list[asyncio.Task[None]]()
         self._closed = self._replacing = False
         self.failure: PellucidError | None = None
-        """Why no replica can be started."""
+        """Error that prevents any replica from starting."""
 
     async def start(self) -> None:
-        """Start as many replicas as there are at least; those of an ingress that has ended are found again."""
+        """Start the minimum number of replicas. Replicas of an earlier ingress are reused."""
         known = [one for one in await asked(ray.util.list_named_actors) if one.startswith(self._prefix)]
         for name in sorted(known)[: self.settings.most]:
             self._add(name)
@@ -74,8 +74,8 @@ class Supervisor:
         """Wait until a replica is up.
 
         Raises:
-            QueueFull: none is after so many ``seconds``.
-            PellucidError: what the first one has failed with.
+            QueueFull: no replica is up after ``seconds``.
+            PellucidError: the error of the first replica that failed.
         """
         up, end = asyncio.ensure_future(self.fleet.ready(math.inf)), time.monotonic() + seconds
         try:
@@ -89,7 +89,7 @@ class Supervisor:
             up.cancel()
 
     async def _tell_placed(self) -> None:
-        """Say how many replicas have a machine, while others wait for one."""
+        """Log the number of placed replicas while others wait for a machine."""
         told = 0, 0
         while True:
             await asyncio.sleep(SAYS)
@@ -105,9 +105,9 @@ class Supervisor:
             told = now
 
     async def replace(self) -> None:
-        """Replace all replicas by new ones, one after the other; requests go on elsewhere and lose nothing.
+        """Replace all replicas, one after the other. Requests move to other replicas and lose nothing.
 
-        The new one comes first if a machine has room for it.
+        The new replica starts first if a machine has room for it.
         """
         if self._replacing:
             return
@@ -133,7 +133,7 @@ class Supervisor:
                 await self._remove(name, DRAINS)
 
     async def close(self) -> None:
-        """Leave all replicas, which end if no other server uses them; those that have not begun are ended."""
+        """Leave all replicas. Replicas that no other server uses end; replicas that are not up are killed."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -150,7 +150,7 @@ class Supervisor:
         self._kept.clear()
 
     def _add(self, name: str | None = None) -> None:
-        """One replica more: a new one, or the one of a name."""
+        """Add a replica: a new one, or the replica with a given name."""
         if name is None:
             name = next(one for n in count(1) if (one := f"{self._prefix}{n}") not in self._names)
         self._names.add(name)
@@ -158,7 +158,7 @@ class Supervisor:
         self._kept[name].task = asyncio.ensure_future(self._keep(self._kept[name]))
 
     def _made(self, name: str) -> Any:
-        """The actor of a name, which is started unless it is there."""
+        """Return the actor of a name. It is started if it does not exist."""
         made = ray.remote(ReplicaActor).options(
             name=name,
             namespace=NAMESPACE,
@@ -173,7 +173,7 @@ class Supervisor:
         return made.remote(self.settings, self._secret.text, name)
 
     async def _keep(self, one: _Kept) -> None:
-        """Know where a replica is, also after it was started again."""
+        """Start a replica, and keep its address up to date after restarts."""
         failures = 0
         while True:
             try:
@@ -189,11 +189,11 @@ class Supervisor:
             except RayError as error:
                 failures += 1
                 cause = getattr(error, "cause", None)
-                if isinstance(cause, PellucidError):  # what a new start would not change
+                if isinstance(cause, PellucidError):  # a restart would fail again
                     self.failure = cause
                     self._kept.pop(one.name, None)
                     await _kill(one.actor)
-                    if any(link.up for link in self.fleet.links):  # else whoever waits for the first is told
+                    if any(link.up for link in self.fleet.links):  # else ``ready`` raises the error
                         say(f"{one.name} cannot be started: {cause}")
                     return
                 has_ended = one.actor is not None and await asked(lambda: _has_ended(one.name))
@@ -210,7 +210,7 @@ class Supervisor:
             await asyncio.sleep(RESTARTS)
 
     async def _remove(self, name: str, seconds: float) -> None:
-        """End a replica: at once, or when what runs there has ended; after ``seconds`` it is handed over."""
+        """End a replica once its requests have ended. Requests left after ``seconds`` move to other replicas."""
         one = self._kept.pop(name, None)
         if one is None:
             return
@@ -227,7 +227,7 @@ class Supervisor:
         await _kill(one.actor)
 
     async def _scale(self) -> None:
-        """One replica more while there is too much to do, one less after a quiet time."""
+        """Add a replica under high load, and remove a replica after a time of low load."""
         while True:
             await asyncio.sleep(SCALES)
             slots = sum(link.slots for link in self.fleet.links if link.up)
@@ -242,7 +242,7 @@ class Supervisor:
 
 
 async def _listens(actor: Any) -> tuple[str, str, str]:
-    """What a replica says when it listens; until then it hears that it is waited for."""
+    """Return the reply of a replica's ``listen``. Until it arrives, tell the replica regularly that a server waits."""
     asked = asyncio.ensure_future(answer(actor.listen.remote()))
     try:
         while not (await asyncio.wait([asked], timeout=WAITS))[0]:
@@ -254,7 +254,7 @@ async def _listens(actor: Any) -> tuple[str, str, str]:
 
 
 def _has_ended(name: str) -> bool:
-    """Whether a replica has ended for good: Ray does not start it again."""
+    """True if a replica has ended for good, so that Ray does not restart it."""
     try:
         ray.get_actor(name, NAMESPACE)
     except ValueError:
@@ -271,11 +271,11 @@ async def _kill(actor: Any) -> None:
 
 
 async def asked(question: Callable[[], T]) -> T:
-    """The answer of Ray's head to a question. Without the head the thread that asks waits, and nothing else.
+    """Call Ray's head in a new thread, and return the result. While the head is down, only this thread blocks.
 
-    Each question has a thread of its own: a pool would fill with waiting threads, and delay the server's end.
+    A thread pool would fill with blocked threads and delay the server's end.
 
-    Raises: what the question raises.
+    Raises: any error of ``question``.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
@@ -297,15 +297,16 @@ async def asked(question: Callable[[], T]) -> T:
 
 
 def _digest(settings: ReplicaSettings) -> str:
-    """Of what a replica runs, however many there are."""
+    """Return a digest of the settings without the number of replicas."""
     what = repr((settings.source, sorted(settings.load.items()), settings.cpus, settings.stages))
     return hashlib.blake2b(what.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(eq=False)
 class _Kept:
-    """A replica that is kept running: its ``actor`` (None until it is made), whether a machine was found for it, where
-    it listens (empty while it starts), and what looks after it.
+    """A supervised replica. ``placed`` is True once it has a machine, and ``task`` supervises it.
+
+    ``actor`` is None until it is created. ``address`` is empty while the replica starts.
     """
 
     name: str
@@ -316,7 +317,7 @@ class _Kept:
 
 
 def connect(address: str) -> None:
-    """Join the Ray cluster at an address; "auto" is the one of this machine, or a new one of this machine alone.
+    """Join the Ray cluster at an address. "auto" is the cluster of this machine, or a new local cluster.
 
     Raises:
         InvalidRequest: there is no cluster at the address.
@@ -330,7 +331,7 @@ def connect(address: str) -> None:
                 ray.init(include_dashboard=False, **options)
         else:
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), REACHES).close()  # Ray itself tries for a minute
+            socket.create_connection((host, int(port)), REACHES).close()  # Ray itself retries for a minute
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]

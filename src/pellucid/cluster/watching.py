@@ -1,9 +1,10 @@
-"""A request on a replica is watched: frames travel when those before them have been read, and follow where it goes.
+"""Watching a request on a replica. A watch moves with its request to another replica.
 
     replica: engine → TraceStream → PartWatch ── frames ──► ingress: RemoteStream → reader
                                               ◄─ "more" ──
 
-What waits for a reader waits in the replica's ``TraceStream``, with its limits: a slow reader loses frames there.
+The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
+limits: a slow reader loses frames there.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pellucid.trace.selection import Selected
 from pellucid.trace.stream import TraceFrame, TraceStream
 
 Group: TypeAlias = tuple[list[int], int, RequestGroup]
-"""The numbers of a request's chains, how many tokens each has had before, and the request."""
-TOGETHER = 4 << 20  # bytes of frames that are sent together; one frame may have more
-NEVER = 1 << 31  # a position that no text has
+"""A request: the numbers of its chains, the number of tokens that each chain had before, and the request itself."""
+TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
+NEVER = 1 << 31  # a position beyond every sequence
 NUMBERS = count(1)
 
 
 def _parts(stream: TraceStream) -> list[Selected]:
-    """What a stream has frames of, each once; both sides know them by their numbers."""
+    """Return the distinct selections of a stream. Both sides refer to them by index."""
     return list(dict.fromkeys(stream.selected))
 
 
 class RemoteStream(TraceStream):
-    """The frames of a request on a replica, which sends more when those that are here have been read.
+    """The frames of a request on a replica. The replica sends more once the received frames are read.
 
-    A replica that goes on with the request reads all its tokens again; no row comes twice because of that. ``tell``
-    sends a message about the request to its replica.
+    A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
+    ``tell`` sends a message about the request to its replica.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class RemoteStream(TraceStream):
         self._next: list[list[int]] = []
 
     def begin(self, prompt: int, made: Sequence[int]) -> list[Any]:
-        """A replica gets the request, with a prompt of so many tokens, after which each sequence has ``made`` some.
+        """Prepare for a new replica of the request. Return the fields of its ``watch`` message.
 
-        Returns what it must know.
+        The prompt has ``prompt`` tokens, and sequence i has generated ``made[i]`` tokens.
         """
-        if not self._next:  # the prompt is read for the first sequence alone
+        if not self._next:  # only the first sequence prefills the prompt
             firsts = [prompt * (number > 0) for number in range(len(made))]
             self._next = [[max(first, one.tokens.start) for one in self._parts] for first in firsts]
         self._known = [prompt + tokens for tokens in made]
@@ -74,12 +75,12 @@ class RemoteStream(TraceStream):
         return [self.number, self._names, self.limit, [self._wanted(of) for of in self._next]]
 
     def _wanted(self, positions: Sequence[int]) -> int:
-        """The first position that a sequence has rows to come for, if there are any."""
+        """Return the first position whose rows a sequence still lacks; ``NEVER`` if it has all rows."""
         found = (at for at, one in zip(positions, self._parts) if at < one.tokens.stop)
         return min(found, default=NEVER)
 
     def take(self, number: int, piece: bytes, more: bool) -> None:
-        """A piece of what the replica sends. Raises WireError if it fits nothing."""
+        """Handle a piece of the replica's frames. Raises WireError if they are too large or malformed."""
         if number != self.number or self.closed:
             return
         self._pieces += piece
@@ -95,17 +96,17 @@ class RemoteStream(TraceStream):
         self.notify()
 
     def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
-        """Rows from position ``first`` on: what has not come before is a frame."""
+        """Add rows from position ``first`` on, without the rows that have arrived before."""
         part, stop, seen = self._parts[at], first + len(values), self._next[sequence][at]
         known = self._known[sequence]
-        # The first token of a step stays; what was read ahead of it is read again if it was wrong.
+        # The first token of a step is final. Rows of later draft tokens come again if the drafts are rejected.
         stays = min(stop, known) if first < known else first + (first > part.tokens.start)
         self._next[sequence][at] = max(seen, stays)
         if (old := max(seen - first, 0)) < len(values):
             self._here.append(TraceFrame(sequence, part, range(first + old, stop), values[old:]))
 
     def frames(self) -> Iterator[TraceFrame]:
-        """The frames that are here. When they have been read, the replica may send more."""
+        """Yield the frames that have arrived. Once they are read, the replica may send more."""
         while self._here:
             yield self._here.popleft()
         if not self._all_read:
@@ -113,13 +114,13 @@ class RemoteStream(TraceStream):
             self._tell("more", self.number)
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """Drop the frames, and accept no more."""
         self._here.clear()
         super().close()
 
 
 class PartWatch:
-    """Whoever watches a request on this replica. ``send`` sends a message about it. It belongs to the event loop."""
+    """The watch of a request on its replica. ``send`` sends a message about it. Use it in the event loop."""
 
     def __init__(self, llm: LLM, send: Callable[..., object]) -> None:
         self._llm, self._send, self._loop = llm, send, asyncio.get_running_loop()
@@ -131,12 +132,12 @@ class PartWatch:
         self._wanted = self._called = False
 
     def begin(self, groups: Sequence[Group]) -> None:
-        """The requests are made, and will start."""
+        """Watch these requests, which are created but not started."""
         self._groups = groups
         self._attach()
 
     def hear(self, kind: str, number: int, *fields: Any) -> None:
-        """What an ingress says: "watch" with names, limit and first positions, "more", "unwatch".
+        """Handle a message of the ingress: "watch" with names, limit and first positions, "more", or "unwatch".
 
         Raises:
             InvalidRequest: a name stands for no point, or a number is out of range.
@@ -163,14 +164,17 @@ class PartWatch:
             group.attach([probes[number] for number in numbers])
 
     def first_output(self, number: int, prompt: int) -> int | None:
-        """Of a sequence that goes on after a ``prompt`` of so many tokens: whence its logits are wanted again."""
+        """Return the first position with output rows that a continued sequence computes again for the watch.
+
+        None if no watched point has output rows. The prompt has ``prompt`` tokens.
+        """
         stream = self._stream
         if stream is None or all(one.point.rows != "outputs" for one in stream.selected):
             return None
         return max(self._first[number], prompt - 1)
 
     def end(self) -> None:
-        """Nobody watches any more."""
+        """End the watch."""
         if self._stream is not None:
             self._stream.close()
             self._stream, self._frames = None, iter(())
@@ -178,7 +182,7 @@ class PartWatch:
                 group.attach([])
 
     async def flush(self) -> None:
-        """The requests end here: send all that waits, which is bounded, whether it was asked for or not."""
+        """Send all waiting frames at the end of the requests, also without a "more". Their size is bounded."""
         if self._stream is None:
             return
         settled = asyncio.Event()
@@ -191,7 +195,7 @@ class PartWatch:
             self.end()
 
     def _notify(self) -> None:
-        """Frames wait: called in the engine's thread."""
+        """Schedule a push of new frames. Called in the engine's thread."""
         if self._wanted and not self._called:
             self._called = True
             with suppress(RuntimeError):  # the loop is closed
@@ -204,7 +208,10 @@ class PartWatch:
             self._send_frames(self._stream, frames)
 
     def _next_frames(self) -> list[Any]:
-        """Some of the frames that wait, as plain values; not more than may wait, though the engine makes more."""
+        """Return some of the waiting frames as plain values.
+
+        Their number is bounded, because the engine may make frames faster than this loop takes them.
+        """
         assert self._stream is not None
         made, size = list[Any](), 0
         most = self._stream.limit * len(self._places)

@@ -1,6 +1,6 @@
-"""Messages between an ingress and replicas: MessagePack, of plain values alone; nothing in them is code.
+"""Messages between an ingress and replicas: MessagePack with plain values only. Nothing in them is code.
 
-A frame has a list of messages, each a list that begins with its kind.
+A frame is a list of messages. Each message is a list that begins with its kind.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from pellucid.sample.trace import TokenTrace
 from pellucid.trace.edits import EditOf
 
 VERSION = 4
-"""Of this protocol. An ingress and a replica of different versions do not talk."""
+"""Version of this protocol. Replicas and stages refuse a peer of another version."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
-PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes: what is larger than a piece is sent in several, up to so much
-MOST_SEQUENCES = 256  # texts of one request
-HEARTBEAT, DEAD = 1000, 3000  # milliseconds between signs of life; without one until a connection is lost
+PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of one value
+MOST_SEQUENCES = 256  # sequences of one request
+HEARTBEAT, DEAD = 1000, 3000  # milliseconds between heartbeats, and without any until a connection is lost
 
 
 class WireError(PellucidError):
-    """A frame is no frame of this protocol."""
+    """A frame does not follow this protocol."""
 
 
 def pack(messages: Sequence[Sequence[Any]]) -> bytes:
-    """A frame of messages."""
+    """Pack messages into a frame."""
     made: bytes = msgpack.packb(messages, use_bin_type=True)
     return made
 
 
 def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
-    """Frames of messages, none larger than the other side takes; what is too large by itself is told as an error."""
+    """Pack messages into frames that the other side accepts. A message that is too large becomes an error message."""
     part, size = list[bytes](), 0
     for message in messages:
         packed: bytes = msgpack.packb(message, use_bin_type=True)
@@ -64,15 +64,15 @@ def frames(messages: Sequence[Sequence[Any]]) -> Iterator[bytes]:
 
 
 def _listed(packed: Sequence[bytes]) -> bytes:
-    """A frame of messages that are packed: MessagePack's form of a list of up to 65,535 elements."""
+    """Join packed messages into a frame: MessagePack's list of up to 65,535 elements."""
     return b"\xdc" + len(packed).to_bytes(2, "big") + b"".join(packed)
 
 
 def unpack(frame: bytes) -> list[list[Any]]:
-    """The messages of a frame. Raises WireError."""
+    """Return the messages of a frame. Raises WireError."""
     try:
         found = msgpack.unpackb(frame, raw=False, strict_map_key=False)
-    except Exception as error:  # whatever MessagePack says of bytes from elsewhere
+    except Exception as error:  # any error of MessagePack
         raise WireError(f"a frame of {len(frame):,} bytes is no MessagePack: {error}") from None
     if not isinstance(found, list) or not all(
         isinstance(one, list) and one and isinstance(one[0], str) for one in found
@@ -82,16 +82,16 @@ def unpack(frame: bytes) -> list[list[Any]]:
 
 
 def pieces(whole: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Bytes in pieces that fit into messages, one at least, and whether more come."""
+    """Split bytes into pieces that fit into messages, at least one. Yield (piece, True if more pieces follow)."""
     for start in range(0, max(len(whole), 1), PIECE):
         yield whole[start : start + PIECE], start + PIECE < len(whole)
 
 
 def edit_fields(edit: EditOf) -> list[Any]:
-    """An edit as plain values.
+    """Return an edit as plain values.
 
     Raises:
-        InvalidRequest: it calls a function.
+        InvalidRequest: the edit calls a function.
     """
     if edit.function is not None:
         raise InvalidRequest(
@@ -102,13 +102,13 @@ def edit_fields(edit: EditOf) -> list[Any]:
 
 
 def edit_of(fields: Sequence[Any]) -> EditOf:
-    """The edit of plain values. Raises WireError, InvalidRequest."""
+    """Return the edit of plain values. Raises WireError, InvalidRequest."""
     where, factor, values = fields
     return EditOf(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: MadeToken) -> list[Any]:
-    """A token as plain values."""
+    """Return a token as plain values."""
     logprobs, trace = token.logprobs, token.trace
     return [
         token.id,
@@ -133,7 +133,7 @@ def token_fields(token: MadeToken) -> list[Any]:
 
 
 def token_of(fields: Sequence[Any]) -> MadeToken:
-    """The token of plain values."""
+    """Return the token of plain values."""
     *plain, logprobs, trace = fields
     row = None
     if logprobs is not None:
@@ -148,7 +148,7 @@ def token_of(fields: Sequence[Any]) -> MadeToken:
 
 
 def facts_fields(facts: PromptFacts) -> list[Any]:
-    """Facts of a prompt as plain values."""
+    """Return the facts of a prompt as plain values."""
     return [
         facts.cached,
         facts.queue,
@@ -157,7 +157,7 @@ def facts_fields(facts: PromptFacts) -> list[Any]:
 
 
 def facts_of(fields: Sequence[Any]) -> PromptFacts:
-    """The facts of plain values."""
+    """Return the facts of plain values."""
     cached, queue, logprobs = fields
     return PromptFacts(
         cached, queue, None if logprobs is None else Logprobs(*(array_of(one) for one in logprobs))
@@ -165,7 +165,7 @@ def facts_of(fields: Sequence[Any]) -> PromptFacts:
 
 
 def beams_fields(beams: Beams) -> list[Any]:
-    """The result of a beam search as plain values, without its chain."""
+    """Return the result of a beam search as plain values, without its chain."""
     return [
         [list(astuple(one)) for one in beams.texts],
         [list(astuple(one)) for one in beams.tree],
@@ -176,7 +176,7 @@ def beams_fields(beams: Beams) -> list[Any]:
 
 
 def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
-    """The result of plain values."""
+    """Return the beam search of plain values."""
     texts, tree, usage, timings, seed = fields
     return Beams(
         [BeamText(*one) for one in texts],
@@ -189,13 +189,13 @@ def beams_of(fields: Sequence[Any], chain: Sequence[SamplerStep]) -> Beams:
 
 
 def array_fields(values: NDArray[Any]) -> list[Any]:
-    """An array: its type, shape and little-endian bytes."""
+    """Return an array as its dtype, shape and little-endian bytes."""
     kind = values.dtype.newbyteorder("<")
     return [kind.str, list(values.shape), _bytes(values, kind)]
 
 
 def array_of(fields: Sequence[Any]) -> NDArray[Any]:
-    """The array of plain values. Raises WireError if its bytes do not fill its shape."""
+    """Return the array of plain values. Raises WireError if its bytes do not fill its shape."""
     kind, shape, raw = fields
     try:
         if np.dtype(kind).hasobject:
@@ -210,13 +210,17 @@ def _bytes(values: NDArray[Any], kind: Any) -> bytes:
 
 
 def error_fields(error: BaseException) -> list[str]:
-    """An error: the name of its class, and its message."""
+    """Return the class name and the message of an error."""
     name = type(error).__name__
     return [name, str(error) if isinstance(error, PellucidError) else f"{name}: {error}"]
 
 
 def error_of(fields: Sequence[str]) -> PellucidError:
-    """The error of a name and a message: of the same class if it is one of ours that takes a message alone."""
+    """Return the error of a class name and a message.
+
+    The class is looked up in ``pellucid.errors``. KernelError replaces an unknown class, and FileFormatError, which
+    takes more than a message.
+    """
     name, message = fields
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PellucidError) and kind is not errors.FileFormatError:

@@ -1,4 +1,4 @@
-"""What a replica does for an ingress: texts, sentence vectors, beam searches, looks; each tells what it makes."""
+"""Work of a replica for an ingress: generation, sentence vectors, beam searches and looks (``serve/look``)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pellucid.serve.pool import MOST_WORK
 from pellucid.trace.trace import Trace
 
 Tell: TypeAlias = Callable[..., object]
-"""Is called with the kind and the fields of a message, from any thread."""
+"""Function that sends a message, given its kind and fields. It may be called from any thread."""
 LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
-"""Threads of what cannot be ended, so that it holds up no request."""
+"""Threads for work that cannot be cancelled, so that it delays no request."""
 
 
 async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWatch) -> None:
-    """Texts after a prompt: of the chains ``numbers``, each after the tokens that it has ``begun``."""
+    """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
     if body["watch"]:
         watch.hear("watch", *body["watch"])
     groups = await asyncio.to_thread(_groups, llm, body, watch)
@@ -55,10 +55,10 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWat
 
 
 def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
-    """The requests of a body: one request for all new chains, and one for each continued chain.
+    """Return the requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
-        WireError: ``numbers`` is no list of different numbers below the limit.
+        WireError: ``numbers`` is not a list of different numbers below the limit.
     """
     numbers, begun = (
         _numbers(body["numbers"]),
@@ -85,7 +85,7 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
 
 
 def _numbers(given: Any) -> list[int]:
-    """The numbers of chains, each once."""
+    """Return the numbers of chains, which must differ."""
     listed = given if isinstance(given, list) else []
     found = [one for one in listed if type(one) is int and 0 <= one < wire.MOST_SEQUENCES]
     if not found or len(found) != len(listed) or len(set(found)) != len(found):
@@ -99,7 +99,7 @@ def _chains(options: Options, numbers: Sequence[int]) -> list[Chain]:
 
 
 def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
-    """A token was made: called in the engine's thread."""
+    """Send a generated token. Called in the engine's thread."""
     numbers, begun, group = of
     index = begun + len(group.builders[at].ids) - 1
     if index == begun and at == 0:
@@ -108,32 +108,32 @@ def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
 
 
 async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
-    """Sentence vectors."""
+    """Compute sentence vectors."""
     tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
 
 
 async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
-    """A beam search."""
+    """Run a beam search."""
     search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 
 async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
-    """Recorded values of a prompt, and of what follows it: it ends when it is cancelled, as every request."""
+    """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
     reading = await asyncio.to_thread(TraceReading.of, _fields(body), _own(llm, body))
     await finished(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
 async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
-    """What is asked about the model."""
+    """Answer a question about the model (``LOOKS``)."""
     fields, read, own = _fields(body), LOOKS[what], _own(llm, body)
     made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, own)))
     _tell_json(tell, await made)
 
 
 def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
-    """The model for the client that asks."""
+    """Return the model, whose requests count for the client that asks."""
     return llm.for_client(str(body["client"]))
 
 
@@ -142,7 +142,7 @@ def _fields(body: Mapping[str, Any]) -> Body:
 
 
 def _tell_json(tell: Tell, made: str) -> None:
-    """Tell an answer in pieces, ASCII as the server's own."""
+    """Send a JSON answer in pieces. It is ASCII, as the server's own JSON."""
     if len(made) > wire.MOST_WHOLE:
         raise InvalidRequest(
             f"an answer of {len(made) >> 20:,} MiB; the limit is {wire.MOST_WHOLE >> 20} MiB: ask for less"
@@ -158,4 +158,4 @@ WORKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, PartWatch], Coroutin
     "look/trace": trace,
     **{f"look/{what}": partial(look, what) for what in LOOKS},
 }
-"""By the names that ingresses ask for."""
+"""Functions by the names that ingresses send."""
