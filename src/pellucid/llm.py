@@ -23,11 +23,11 @@ from pellucid.engine.draft import DraftModel
 from pellucid.engine.embedding import EmbeddingTask
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
+from pellucid.engine.job import Admission
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.probe import Watching
 from pellucid.engine.request import Request, RequestGroup
-from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
 from pellucid.engine.state import EngineState
 from pellucid.engine.text_group import run_together
@@ -142,7 +142,7 @@ class LLM(TracingModel):
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
                 Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
                 ``priority`` (a whole number, 0) and ``deadline`` (seconds) say when it runs beside others
-                (``engine/run.py``).
+                (``engine/job.py``).
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import RequestGroup
-from pellucid.engine.run import USUAL
 from pellucid.engine.text_group import TextGroup, run_together
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief

@@ -12,8 +12,9 @@ from typing import Any
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import TARGET
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
-from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
-from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput, Wait

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 
 from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
+from pellucid.engine.job import USUAL, Admission, RunningJob
 from pellucid.engine.messages import Abort, BetweenSteps, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.pace import Pace, counts
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.run import USUAL, Admission, End, Run, RunningJob, copied, hand_over
+from pellucid.engine.run import End, Run, copied, hand_over
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task, Wait

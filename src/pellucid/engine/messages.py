@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from pellucid.engine.job import RunningJob
 from pellucid.runtime.sequence import CachedSequence
-
-if TYPE_CHECKING:
-    from pellucid.engine.run import RunningJob
 
 
 class Submit(Struct, frozen=True):

@@ -13,9 +13,10 @@ from msgspec import structs
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import SequenceWatch, Watching
-from pellucid.engine.run import USUAL, Admission, Run
+from pellucid.engine.run import Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.sample.chain import Chain

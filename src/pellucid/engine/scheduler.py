@@ -22,52 +22,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.fairness import FairShares
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
 from pellucid.engine.reading import ReadingTask
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.pipeline import Scheduled, Task
+from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import CachedSequence
 
 OLDEST = 4
 """The oldest prompt of a client has 1 / OLDEST of the room for prompts."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: it waits for pages of others.
-
-    Jobs of one ``client`` share its part of the machine.
-    """
-
-    task: Task[Any]
-    priority: int = 0
-    client: str = ""
-    number: int = 0
-    paused: bool = False
-    parked: bool = False
-    begun: bool = False
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Its place in the order: lower comes first."""
-        return -self.priority, self.number
-
-    @property
-    def waited(self) -> float:
-        """Seconds since it came."""
-        return 0.0
-
-    @property
-    def has_pages(self) -> bool:
-        return any(one.table.length for one in self.task.texts())
 
 
 class Scheduler:

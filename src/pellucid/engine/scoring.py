@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.probe import Watching, blame_edits, raise_of
-from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import KernelError
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence

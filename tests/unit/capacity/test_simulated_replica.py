@@ -18,8 +18,8 @@ from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedTe
 from pellucid.capacity.simulate import Outcome, Simulation
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Replay, Traffic
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
-from pellucid.engine.scheduler import Job
 from pellucid.llm import LLM
 from pellucid.measure.load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits

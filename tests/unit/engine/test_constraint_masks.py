@@ -17,8 +17,8 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
+from pellucid.engine.job import Admission
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.run import Admission
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars import matching

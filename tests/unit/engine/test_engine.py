@@ -21,7 +21,7 @@ import pellucid
 from pellucid.engine import compiled
 from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.engine import AHEAD, Engine
-from pellucid.engine.run import Admission
+from pellucid.engine.job import Admission
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.scoring import ScoringTask
 from pellucid.engine.speculation import MOST, Gain

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
+from pellucid.engine.job import Job
 from pellucid.engine.pace import LEAST, Pace
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled
