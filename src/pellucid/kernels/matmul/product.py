@@ -105,7 +105,7 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
 
 
 def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with a tile of at most ``most`` tokens (``TILES``)."""
+    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, up to ``most``."""
     tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
 
     @simd.jit
