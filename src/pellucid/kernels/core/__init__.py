@@ -7,7 +7,7 @@ isa.py               the instruction set that kernels are compiled for
 compiler.py          compiles a function with Numba
 interrupts.py        delays Ctrl-C while the compiler runs
 library.py           compiles kernels or loads them from the cache
-fingerprint.py       hashes of what a kernel depends on
+fingerprint.py       hashes of a kernel's dependencies
 elf.py               reads and checks object files
 linker.py            links object files into this process
 compile_process.py   a process that compiles kernels

@@ -64,7 +64,7 @@ def _write(process: subprocess.Popen[bytes], line: str) -> bool:
 
 
 def main() -> None:
-    """Compile the kernels whose keys standard input lists."""
+    """Compile the kernels whose keys arrive on standard input."""
     answers, sys.stdout = sys.stdout, sys.stderr  # other output must not mix with the answers
     gc.disable()  # the process takes 250 MB instead of 200, and 5 % less time
     nice = int(sys.stdin.readline())

@@ -136,7 +136,7 @@ def _check_frames(table: bytes) -> set[int]:
 class ObjectFile:
     """An object file that can be linked and defines ``function``.
 
-    ``outside`` returns True for a name that this process defines outside the file.
+    ``outside`` returns True if this process defines a name that the file does not define.
 
     Raises:
         BadObject: the file is damaged, or is not an object file for this machine.

@@ -103,7 +103,7 @@ class Target(Struct, frozen=True):
     triple: str
     cpu: str
     machine: frozenset[str]
-    """All features of the machine, including those that are disabled for the set."""
+    """All features of the machine, including features that are disabled for the set."""
     lacks: frozenset[str] = frozenset()
     """Features known to LLVM that the machine does not have."""
 
@@ -114,7 +114,7 @@ class Target(Struct, frozen=True):
 
     @property
     def feature_text(self) -> str:
-        """The features as LLVM expects them, including disabled features, because the CPU's name implies features."""
+        """The features as LLVM expects them. Disabled features are listed too, because the CPU's name implies them."""
         off = (self.machine | self.lacks) - self.features
         return ",".join([*sorted(f"-{name}" for name in off), *sorted(f"+{name}" for name in self.features)])
 

@@ -6,7 +6,7 @@
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
     relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
-    clamped_silu  x * sigmoid(sharpness * x) * (1 + up), with x <= limit, up within +-limit (OpenAI 2025, gpt-oss)
+    clamped_silu  x * sigmoid(sharpness * x) * (1 + up), x clamped to <= limit, up to +-limit (OpenAI 2025, gpt-oss)
     sigmoid     1 / (1 + e^-x): a gate
     none        x: a product with up
 

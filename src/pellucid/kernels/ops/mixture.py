@@ -176,9 +176,10 @@ def _keep_groups(simd: Any, best: int) -> Any:
 
 @kernel("route", RouteRecord)
 def build_route(simd: Any, kind: str, group_best: int) -> Any:
-    """Build the router. ``kind`` is "softmax" or "sigmoid". The ``group_best`` (1 or 2) best keys of a group rank it.
+    """Build the router. ``kind`` is "softmax" or "sigmoid".
 
-    A row of ``keys`` has room for one number per group after the experts' numbers.
+    A group's rank is the sum of its ``group_best`` best keys, 1 or 2. A row of ``keys`` has room for one number per
+    group after the experts' numbers.
     """
     at, word, load, store = RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
     load_i32, store_i32 = simd.load_i32, simd.store_i32

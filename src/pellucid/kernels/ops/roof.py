@@ -81,7 +81,7 @@ def round_products(key: KernelKey) -> int:
 
 
 def reference(rounds: int) -> NDArray[np.int32]:
-    """Compute what every thread writes to its row of ``out``: (16,) int32 sums that wrap around."""
+    """Compute the row that every thread writes to ``out``: (16,) int32 sums that wrap around."""
     count = chain_count()
     unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
     chains = np.array([_first(chain) for chain in range(count)], np.int32)
@@ -103,7 +103,10 @@ def _first(chain: int) -> list[int]:
 
 @kernel("roof.multiply", MultiplyRecord)
 def build_multiply(simd: Any) -> Any:
-    """Build 8-bit multiply-adds. Signed factors are the chains' sums of the last round, so they are not constants."""
+    """Build 8-bit multiply-adds.
+
+    The signed factors are the chains' sums at the start of a round, so they are neither loaded nor constant.
+    """
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
@@ -150,7 +153,7 @@ def build_multiply(simd: Any) -> Any:
 
 
 def tiles_reference(rounds: int) -> NDArray[np.int32]:
-    """Compute what every thread writes with tiles: (16,) int32 sums over all rows, which wrap around."""
+    """Compute the row that every thread writes with tiles: (16,) int32 sums over all rows, which wrap around."""
     total = np.zeros(16, np.int64)
     for i in range(SIDES):
         values = np.frombuffer(np.int32(FACTOR ^ 0x01010101 * i).tobytes(), np.int8).astype(np.int64)

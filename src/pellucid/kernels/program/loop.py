@@ -1,8 +1,8 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
-A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 says whether a
-barrier follows: 0 no; 1 yes; n > 1 yes, unless the step record's word at offset n - 2 is 1. One call runs one step,
-without Python in the loop.
+A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 defines the barrier
+that follows: 0: none; 1: a barrier; n > 1: a barrier unless the step record's word at offset n - 2 is 1. One call runs
+one step, without Python in the loop.
 
 The control block consists of 64-byte lines, so that no two threads write to the same line:
 

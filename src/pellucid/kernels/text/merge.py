@@ -2,8 +2,8 @@
 
 The symbols of a pre-token are the ids of its bytes or characters. The neighbouring pair with the lowest rank merges,
 the leftmost if ranks are equal, until no pair merges (Sennrich et al. 2016, "Neural machine translation of rare words
-with subword units"). If a pre-token is itself a piece of the vocabulary, its first merge checks that the symbols merge
-to this piece. From then on the piece is looked up instead.
+with subword units"). If a pre-token is itself a piece of the vocabulary, its first merge checks whether the symbols
+merge to this piece. If they do, the piece is looked up from then on.
 
 The table of pairs uses open addressing with linear probing; its size is a power of two and some slots are free. A
 pair's value is rank << 32 | id, or NEVER if it does not merge. Pairs of bytes have a table indexed by their values.
@@ -21,7 +21,7 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, over
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # a piece of the vocabulary: its symbols merge to it, or differ
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # do the symbols of a piece of the vocabulary merge to it?
 
 
 class PairsRecord(Record):
@@ -114,7 +114,7 @@ def byte_symbols(simd: Any) -> Any:
 
 
 def character_symbols(simd: Any, value_of: Any) -> Any:
-    """Make ``start`` as :func:`byte_symbols`, but of characters. An unknown character becomes bytes or the unknown id."""
+    """Make ``start`` as in :func:`byte_symbols`, for characters. Unknown characters become bytes or the unknown id."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)

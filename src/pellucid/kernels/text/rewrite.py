@@ -201,7 +201,10 @@ def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
 
 
 def rewriting(simd: Any, rules: str) -> Any:
-    """Make ``rewrite``, which writes the new text of one span to ``out`` from ``first`` on. Returns its end, or -1."""
+    """Make ``rewrite``, which writes the new text of one span to ``out`` from ``first`` on.
+
+    It returns the end of the new text, or -1 to give up.
+    """
     at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i64, run_of, superfluous = simd.store_i64, running(simd), spacing(simd)
     length_of, code_point = decoding(simd)
