@@ -110,7 +110,7 @@ class StepRecord(Record):
     row_count: Address  # (B,) int32, the sequence's number of rows
     length: Address  # (B,) int32, the sequence's number of tokens after this step
     pages: Address  # (groups, B, page_stride) int32, the sequence's pages in each group of cached layers
-    encoder_length: Address  # (B,) int32, number of tokens of the encoder sequence for cross attention; 0: none
+    encoder_length: Address  # (B,) int32, tokens of the encoder sequence for cross attention; 0: none
     encoder_pages: Address  # (groups, B, page_stride) int32, the pages of the encoder sequence
     page_stride: int  # entries of a row of the block tables
     group_stride: int  # bytes from one group's block tables to the next

@@ -52,7 +52,7 @@ class RewriteRecord(ChangedRecord):
     written: Address  # targets, each preceded by its length in one byte; then PADDING
     flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART, PICTURE
     slots: Address  # a tree of the rules (text/words.py)
-    rules: Address  # int32 for each slot: index in ``written`` of the target of the rule that ends there, or -1
+    rules: Address  # int32 for each slot: index in ``written`` of the target of its rule, or -1
     collapse: int  # 1: only the first of consecutive spaces stays
     trim: int  # 1: spaces at the ends of a span are removed
     prefix: Address  # written before each span that is not empty
