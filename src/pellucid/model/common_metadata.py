@@ -107,7 +107,7 @@ def even(config: Config, key: str, dims: int) -> int:
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
-    """For each layer, True if it has a sliding window: from ``layer_types``, or else ``default``."""
+    """True for each layer with a sliding window, from ``layer_types`` or else from ``default``."""
     kinds = {"sliding_attention": True, "full_attention": False}
     return config.each("layer_types", kinds, len(default)) or default
 
@@ -129,7 +129,7 @@ def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int]
 
 
 def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
-    """Set the window of the sliding layers to ``window`` tokens. ``fields`` replaces other fields of their attention."""
+    """Set the window of the sliding layers to ``window`` tokens. ``fields`` are other new fields of their attention."""
     return spec.change_attention(
         lambda layer, attention: replace(attention, window=window, **fields) if sliding[layer] else attention
     )

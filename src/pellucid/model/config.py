@@ -24,9 +24,9 @@ class Config(Struct, frozen=True):
     """A table of metadata values, with the path of the file for error messages.
 
     ``prefix`` is put before every key. ``parent`` is the name of the table that contains this table, followed by a dot,
-    or "". ``aliases`` maps keys to the names that the file uses instead (``known_as``). ``read`` collects the full names
-    of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of tensors
-    that were read as metadata.
+    or "". ``aliases`` maps keys to the names that the file uses instead (``known_as``). ``read`` collects the full
+    names of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of
+    tensors that were read as metadata.
     """
 
     values: Mapping[str, Any]
@@ -180,7 +180,7 @@ class Config(Struct, frozen=True):
         return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
     def by_layer(self, key: str, layers: int) -> list[int]:
-        """A whole number >= 0 for each layer. The file has a list of ``layers`` numbers, or one number for all layers."""
+        """A whole number >= 0 for each layer, from a list of ``layers`` numbers or from one number for all layers."""
         import numpy as np
 
         value = self.value(key)
@@ -195,7 +195,7 @@ class Config(Struct, frozen=True):
         return [int(one) for one in self._get(key, _MISSING, check, wanted)]
 
     def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """A list of numbers >= 0, with the length of the default. Infinity may be written as in Python or transformers."""
+        """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
 
         def infinite(v: Any) -> bool:
             return v == INFINITY or (isinstance(v, float) and v == math.inf)

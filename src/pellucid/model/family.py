@@ -1,4 +1,4 @@
-"""Families of models: their declaration in the files of ``families/``, and the discovery of these files."""
+"""``Family``, the declaration of a family of models, and the discovery of the files in ``families/``."""
 
 from __future__ import annotations
 

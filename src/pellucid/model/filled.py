@@ -14,8 +14,8 @@ class Slot(Struct, frozen=True):
 
     ``plus`` is added to every value. (Gemma's norms multiply by 1 + w; its GGUF files store 1 + w, its safetensors w.)
     ``transpose``: the file stores the matrix as (inputs, outputs), like GPT-2's Conv1D. ``rows`` (start, stop) selects
-    rows of the matrix after transposition: the queries of a fused QKV tensor, or one expert of a tensor (E, N, D), whose
-    rows are numbered over all experts. In a vector, ``rows`` selects values. ``step`` selects every ``step``-th row of
+    rows of the matrix after transposition: the queries of a fused QKV tensor, or one expert of a tensor (E, N, D), with
+    rows numbered over all experts. In a vector, ``rows`` selects values. ``step`` selects every ``step``-th row of
     ``rows``. ``columns`` (start, stop) selects columns of a transposed matrix. ``flat``: the tensor is read as one
     vector, regardless of its dimensions. ``negative_exp``: the value is -e^x of the stored x.
     """

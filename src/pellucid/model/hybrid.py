@@ -18,7 +18,7 @@ KINDS = {
     "full_attention": False,
     "attention": False,
 }
-"""Whether a layer is recurrent, by its name in ``layer_types``; older configurations have other names than newer."""
+"""Names in ``layer_types`` → True for recurrent layers. Older and newer configurations use different names."""
 
 
 def layer_types(config: Config, key: str, layers: int) -> list[bool] | None:

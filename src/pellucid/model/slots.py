@@ -93,7 +93,7 @@ def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> 
 
 
 class _SlotPart(Struct, frozen=True, dict=True):
-    """The part of a slot that one tensor fills."""
+    """The part of a slot that is filled by a single tensor."""
 
     checkpoint: Checkpoint
     source: Slot
@@ -145,7 +145,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _gathered(self) -> NDArray[np.uint8]:
-        """The bytes of transposed rows, which are not contiguous in the file. Reads only the matrices with these rows."""
+        """The bytes of transposed rows, which are not contiguous in the file. Reads only the matrices with the rows."""
         rows, step = self.source.rows, self.source.step
         if self.source.columns is not None:
             return self._rows_as_columns(*self.source.columns)

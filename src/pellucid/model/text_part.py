@@ -33,7 +33,7 @@ SHARED = (TIED, "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class TextPart:
-    """A view of a `Checkpoint` with only the text model. ``original`` maps its tensor names to the names in the file."""
+    """A view of a `Checkpoint` with only the text model. ``original`` maps its tensor names to names in the file."""
 
     kind = "safetensors"
 

@@ -10,8 +10,8 @@ Every key of ``config.json``, and every key of GGUF that begins with the name of
 
 The tables contain the keys in the configurations of transformers 5.24 and the constants of gguf 0.19, for models like
 the models of ``families/``. Unknown keys are not refused: training and conversion tools add keys that change nothing,
-and such a key must not prevent loading. Tools add no keys to the tables that a family reads, for example
-``rope_parameters``. An unknown key in these tables is refused.
+and such a key must not prevent loading. Tables that a family reads, for example ``rope_parameters``, do not contain
+keys of tools. An unknown key in these tables is refused.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def feedforward(
 
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
-    """x = max(0, x - cut). ``cut`` is the quantile ``part`` of a normal distribution with the row's mean and variance."""
+    """x = max(0, x - cut). ``cut`` is the quantile ``part`` of a normal distribution fitted to the row."""
     from statistics import NormalDist  # slow to import, and few models need it
 
     deviations = NormalDist().inv_cdf(part)

@@ -217,9 +217,9 @@ class Operation(Struct, frozen=True):
     multiply_adds: int = 0
     rows: RowKind = "tokens"
     partitions: Mapping[str, str] = field(default_factory=dict)
-    """Partition of each buffer in which every thread touches only its own part. Operations with the same partition of a
-    buffer need no barrier between them. ``REPLICATED``: in a step with one row each thread has a copy, thread t in
-    row t. In steps with several rows the buffer is not replicated.
+    """Buffer → partition, for buffers that are divided among the threads: each thread touches only its own part.
+    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one row
+    each thread has a copy, thread t in row t. In steps with several rows the buffer is not replicated.
     """
     includes: tuple[str, ...] = ()
     views: tuple[View | None, ...] = ()

@@ -23,7 +23,7 @@ PART = 128
 
 
 class Border(Struct, frozen=True):
-    """A buffer that one stage sends to the next, with one row of ``width`` values per token."""
+    """A buffer that a stage sends to the next stage, with a row of ``width`` values for each token."""
 
     name: str
     width: int

@@ -32,7 +32,7 @@ def spread_streams(builder: Builder, x: str) -> None:
 
 
 def join_streams(builder: Builder, streams: str) -> str:
-    """Join the picked streams (R, S, D) to one vector (R, D): the mean of the first stream and projections of the rest."""
+    """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and of projections of the others."""
     kind, width = builder.spec.altup, builder.spec.embedding.width
     assert kind is not None
     rows, apart = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
