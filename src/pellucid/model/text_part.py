@@ -43,9 +43,7 @@ class TextPart:
         table = checkpoint.metadata[TABLE]
         above = {key: value for key, value in checkpoint.metadata.items() if key in SHARED}
         self.metadata: Mapping[str, object] = {**above, **table}
-        if (
-            above.get(TIED) is True
-        ):  # the head belongs to the whole model; a separate matrix is still used
+        if above.get(TIED) is True:  # the head belongs to the whole model; a separate matrix is still used
             self.metadata = {**self.metadata, TIED: True}
         marked = any(MARK in name for name in checkpoint.tensors)
         named = {name: _alone(name, marked) for name in checkpoint.tensors}

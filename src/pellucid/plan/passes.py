@@ -21,9 +21,8 @@ from pellucid.plan.builder import COUNT, NO_BIAS
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 
 OUTPUTS: Final = "outputs"
-CAN_QUANTIZE: Mapping[
-    str, Callable[[Operation], Value]
-] = {  # kernel → a width that must be a multiple of a block, so that no two threads write to the same block
+# Kernel → a width that must be a multiple of a block, so that no two threads write to the same block.
+CAN_QUANTIZE: Mapping[str, Callable[[Operation], Value]] = {
     "norm": lambda op: op.fields["width"],
     "activation": lambda op: op.fields["width"],
     "attention": lambda op: op.kernel["value_dim"],
@@ -104,9 +103,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             fused = before.with_fields(quantized=op.fields["out"])
             kernel = before.kernel.replace(activation_bits=op.kernel["activation_bits"])
             partitions = dict(before.partitions)
-            if (
-                before.writes[0] in partitions
-            ):  # the blocks have the same partition as the row that is written
+            if before.writes[0] in partitions:  # the blocks have the same partition as the rows
                 partitions[op.writes[0]] = partitions[before.writes[0]]
             out[-1] = replace(
                 fused, kernel=kernel, writes=(*before.writes, *op.writes), partitions=partitions

@@ -22,7 +22,7 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
 USUAL_BYTES, PART = 512 << 20, 16
-SPARE = 64  # an eviction frees 1/64 of the pages or bytes beyond the need, so that the tree is seldom searched
+SPARE = 64  # an eviction frees 1/64 more than needed, so that the tree is seldom searched
 
 
 class _Node(Struct, eq=False):

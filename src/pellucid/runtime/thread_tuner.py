@@ -36,11 +36,11 @@ class ThreadTuner:
     def __init__(self, most: int) -> None:
         self.threads, self._most = most, most
         self._seconds: dict[int, float] = {}  # recent mean duration of a step, by number of threads
-        self._steps = self._steps_since_switch = 0  # number of steps: in total, and with this number of threads
+        self._steps = self._steps_since_switch = 0  # steps in total, and with this number of threads
         self._attempt_interval = FIRST
         self._attempt_from = 0  # the number of threads before the current attempt; 0: no attempt
         self._attempts = 0  # number of failed attempts; it selects the next number to try
-        self._halved_from = 0  # the number of threads before the team was halved; 0: no halving is being judged
+        self._halved_from = 0  # the number of threads before the current halving; 0: no halving
         self._has_waited = False
 
     def tell(self, waits: int, seconds: float) -> None:

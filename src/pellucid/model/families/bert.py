@@ -68,9 +68,6 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 BERT = Family(
     "bert",
     safetensors={"bert": from_config},
-    unused=(
-        r"(bert\.)?embeddings\.position_ids",
-        r"(bert\.)?pooler\..+",
-    ),  # position_ids is a table of 0, 1, 2 ...
+    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+"),  # position_ids: 0, 1, 2 ...
     passed_over=(r"cls\..+",),  # the heads of pre-training
 )

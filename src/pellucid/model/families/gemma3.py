@@ -51,9 +51,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     gemma.agreed("rope.global.freq_base", gemma, "rope.freq_base")
     base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
     rotary = replace(full.rotary, base=base)
-    if (
-        rotary.scaling and rotary.scaling.kind == "linear"
-    ):  # the file states the scaled context
+    if rotary.scaling and rotary.scaling.kind == "linear":  # the file states the scaled context
         rotary = replace(rotary, scaling=replace(rotary.scaling, trained_context=0))
     full = replace(full, rotary=rotary)
     rotary = Rotary(local, rotary.dims, "half")  # scaling applies to full blocks only, as in llama.cpp

@@ -9,10 +9,7 @@ from pellucid.model.tensor_names import TRANSFORMERS
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    for key in (
-        "activation_function",
-        "layer_norm_epsilon",
-    ):  # keys of older files; transformers does not use them
+    for key in ("activation_function", "layer_norm_epsilon"):  # in older files; transformers ignores them
         config.value(key)
     return spec
 
