@@ -1,4 +1,4 @@
-"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks for each full one.
+"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks per full block.
 
 Sliding blocks have the rotary base 10,000, full blocks have the base in the file. The embedding is scaled by sqrt(D).
 Norms multiply by 1 + w: GGUF files store 1 + w, safetensors store w.
