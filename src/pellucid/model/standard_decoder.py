@@ -107,13 +107,13 @@ class StandardDecoder(Struct, frozen=True):
     ``sinks``: heads have attention sinks.
 
     Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
-    ``gated``; ``feedforward_bias`` (default); ``widening`` is the default of F / D (0: the file must state F).
-    ``mixture`` describes the experts.
+    ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
+    the file must state F). ``mixture`` describes the experts.
 
-    Norms: ``norm`` (with the default epsilon) and ``placement``; ``final_norm`` is the norm after the last block.
-    ``usual_context`` is the default context (0: the file must state it).
+    Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
+    block. ``usual_context`` is the default context (0: the file must state it).
 
-    Head: ``tied`` (default) and ``head_bias``.
+    Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
     Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``further_layers`` is the key
     of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF

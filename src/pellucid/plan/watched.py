@@ -8,8 +8,7 @@ plan changes, and no bit of its results.
     edit      changes columns of a value
     pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
     remade    recomputes patterns for the next operation, mix
-    mix       changes the output of heads to the output with changed patterns
-                                                               kernels/trace/mix.py
+    mix       applies changed patterns to the output of heads  kernels/trace/mix.py
 """
 
 from __future__ import annotations
