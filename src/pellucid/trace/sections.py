@@ -1,4 +1,4 @@
-"""An explanation as HTML for notebooks, which run no scripts; ``trace/report.py`` makes a page of it."""
+"""An explanation as HTML for notebooks, which run no scripts. ``trace/report.py`` makes a page with scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Explained: TypeAlias = Any
 
 
 def sections(found: Explained) -> str:
-    """All stages, in the order of the pipeline."""
+    """The sections of all stages, in the order of the pipeline."""
     parts = [_tokens(found), _positions(found), _layers(found)]
     if found.attribution is not None:
         parts.append(_attribution(found.attribution))
