@@ -41,7 +41,7 @@ LIMITS = {
 class Grammar:
     """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form.
 
-    ``long_runs``: it may force long texts.
+    ``long_runs`` is True if the grammar may force long texts.
     """
 
     kind: str
@@ -53,7 +53,7 @@ def compiled(kind: str, value: Any) -> Grammar:
     """The checked grammar of an option's value.
 
     Raises:
-        InvalidRequest: it is invalid, too deep, too large, or uses something that is not implemented.
+        InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
     """
     return _checked(kind, _READERS[kind](kind, value))
 
@@ -75,7 +75,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 
 def _problem(source: str) -> str:
-    """Why llguidance refuses a grammar; empty if it does not."""
+    """The reason why llguidance refuses a grammar; empty if the grammar is valid."""
     return workers.lane("large").submit(_validated, source).result()
 
 
