@@ -63,7 +63,7 @@ class StopStrings:
 
 
 class StopCriteria:
-    """Decides after each piece of text whether the text ends, and with which reason.
+    """Decides after each piece of text whether the text ends, and names the reason.
 
     ``max_time`` is in seconds from construction.
     """
