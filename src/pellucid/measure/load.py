@@ -230,7 +230,7 @@ async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]
 
 
 def _read(made: Sample, came: Sequence[tuple[float, bytes]]) -> None:
-    """Read the events of a stream from the parts that ``came``, with their arrival times.
+    """Read the events of a stream from its parts: (arrival time, bytes).
 
     The parts are parsed after the end of the stream: parsing during the stream takes CPU time from the measured server.
     """

@@ -25,7 +25,7 @@ from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import lookup
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
-"""The formats for which sizes are listed."""
+"""The formats of the listed sizes."""
 USUAL = "Q4_K"
 
 

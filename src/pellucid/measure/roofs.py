@@ -22,7 +22,8 @@ READ = KernelKey("roof.read")
 class Roofs:
     """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument that ``read`` will get.
 
-    ``placement`` places the threads and the buffer that they read: as a model's threads, or by default as usual.
+    ``placement`` places the threads and the buffer that they read. It may be the placement of a model's threads; by
+    default it is the usual placement.
 
     Raises:
         KernelError: a kernel did not compile.

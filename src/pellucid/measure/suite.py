@@ -245,7 +245,7 @@ def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[
 def _lengths(
     name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
 ) -> list[int]:
-    """The lengths, without duplicates. Defaults are cut to what fits; a user's lengths that do not fit raise."""
+    """The lengths, without duplicates. Defaults are cut to ``most``. A user's length above ``most`` raises."""
     if given is not None:
         return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
     if most < max(default):

@@ -313,7 +313,7 @@ class BeamSearch:
     def _advance(
         self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
     ) -> Iterator[Future[None]]:
-        """Replace a group's beams by the best candidates, and finish those that end. Yields as ``advance``."""
+        """Replace a group's beams by the best candidates, and finish the texts that end. Yields as ``advance``."""
         running: list[Beam] = []
         for rank, (score, at, token) in enumerate(candidates):
             if len(running) == self._size and rank >= 2 * self._size:

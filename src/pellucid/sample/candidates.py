@@ -182,7 +182,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return self if k >= len(self.raw) else self._take_ranked(self.top(k))
 
     def keep_likeliest(self, mass: float) -> Candidates:
-        """The fewest candidates whose probabilities sum to ``mass``: the most likely ones, ranked."""
+        """The fewest candidates whose probabilities sum to ``mass``: the most likely candidates, ranked."""
         if not self.ranked and len(self.raw) > FEW:
             places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
             return self._take_ranked(places)
@@ -331,7 +331,7 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
 
 
 def least_float32(bound: float) -> np.float32:
-    """The least float32 that is not below ``bound``: a float32 compares with it as it does with the float64.
+    """The least float32 that is not below ``bound``. Comparing a float32 with it or with ``bound`` has the same result.
 
     NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
     """

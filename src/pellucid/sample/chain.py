@@ -1,6 +1,6 @@
 """The chain: sampler steps in order, then softmax, then a draw. Greedy decoding takes the most likely token instead.
 
-``Chain`` is the configuration that a request asks for. ``Sampler`` is a chain bound to one sequence, with its history.
+``Chain`` is the configuration of a request. ``Sampler`` is a chain bound to one sequence, with its history.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEED_BITS = 64  # bits of a seed; the bits above them are the number of the sequ
 
 @dataclass(frozen=True)
 class Draw:
-    """One sampled token, and how it was chosen.
+    """One sampled token, and the record of its choice.
 
     ``logits`` are the model's logits. The first ``vocabulary`` of them belong to tokens. ``candidates`` are the
     candidates after the chain, ``place`` is the token's position among them. ``number`` is the random number, None if
@@ -177,7 +177,7 @@ class Sampler:
 
     @property
     def forced(self) -> list[int]:
-        """Tokens that must come next, whatever the logits are."""
+        """Tokens that must come next, regardless of the logits."""
         return next((list(step.forced) for step in self.steps if step.forced), [])
 
     @property

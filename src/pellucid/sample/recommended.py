@@ -86,8 +86,8 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a request, completed with the options that the model's file recommends.
 
-    If the request sets the whole chain (``samplers``), recommended options are ignored. Mirostat, which replaces other
-    steps of kind "cut", and these steps exclude each other: the steps of the request stay.
+    If the request sets the whole chain (``samplers``), recommended options are ignored. Mirostat replaces all other
+    steps of kind "cut": if the request uses mirostat, recommended options of these steps are ignored, and vice versa.
     """
     steps = owners()
     if asked.get("samplers") is not None:

@@ -191,7 +191,7 @@ class SamplerStep:
         return False
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        """The step for one request: with its data about the vocabulary, and with its own state if it has one.
+        """The step bound to one request, with its data about the vocabulary, and with its own state if it needs state.
 
         Raises:
             InvalidRequest: a value does not fit the vocabulary.
@@ -214,7 +214,7 @@ class SamplerStep:
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, whatever the logits are; several of them run in one step."""
+        """Tokens that must come next, regardless of the logits. Several of them run in one step."""
         return ()
 
     @property

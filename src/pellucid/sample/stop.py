@@ -94,5 +94,5 @@ class StopCriteria:
         return (certain + self._stop_strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
-        """End the text with ``text``, because the model ended it. Returns the rest, including what was held back."""
+        """End the text with ``text``, because the model ended it. Returns the rest, with any held-back text."""
         return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -48,7 +48,7 @@ def of_draw(draw: Draw) -> TokenTrace:
 
 
 def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """The ``top`` most likely tokens and the chosen one: ids, and probabilities in the model and after the chain."""
+    """The ``top`` most likely tokens and the chosen token: ids, and probabilities in the model and after the chain."""
     ids = draw.logits.first(draw.vocabulary).top(top).tolist()
     ids = np.array(ids if draw.token in ids else [*ids, draw.token])
     before, after = np.exp(draw.logits.log_probabilities(ids)), np.zeros(len(ids))

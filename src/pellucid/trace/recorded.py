@@ -224,7 +224,7 @@ def _is_character(given: Any, tokens: int) -> bool:
 def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
     """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
 
-    Each size has its own bound. A bound on the product would not do: a size of 0 makes any product 0.
+    Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
     """
     ends = name.rpartition(".")[2]
     rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]

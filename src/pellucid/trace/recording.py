@@ -36,7 +36,7 @@ class PlacedPart(Struct, frozen=True):
 class BoundEdit(Struct, frozen=True):
     """A run of an edit's columns: the selected part, the edit, the values for this run, and the columns.
 
-    ``alike``: a single row of values is for all positions.
+    If ``alike`` is True, a single row of values is for all positions.
     """
 
     selected: Selected

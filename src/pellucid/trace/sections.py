@@ -9,7 +9,7 @@ import numpy as np
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
 Explained: TypeAlias = Any
-"""A ``PromptExplanation``, whose module imports this one."""
+"""A ``PromptExplanation``. Its module imports this module."""
 
 
 def sections(found: Explained) -> str:

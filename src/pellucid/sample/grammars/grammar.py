@@ -25,7 +25,7 @@ from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
 DEEPEST, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
-MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts, characters of one and of all
+MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts; characters of each, of all
 # White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
 # needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}

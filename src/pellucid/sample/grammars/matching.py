@@ -261,7 +261,7 @@ class Matching:
                 advanced.set_result(None)
                 if self._state[0]:
                     return
-                # The mask comes first: without the GIL, it finds forced tokens of any number.
+                # The mask comes first: it finds any number of forced tokens without the GIL.
                 self._fill()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):

@@ -110,7 +110,7 @@ class _SchemaChecker:
         self.kind, self.root, self.patterns = kind, schema, 0
 
     def check(self) -> None:
-        """Check every subschema, and how deeply they are nested."""
+        """Check every subschema, and the depth of their nesting."""
         depths: dict[int, int] = {}
         stack: list[tuple[Any, Iterator[Any]]] = []
 
@@ -140,7 +140,7 @@ class _SchemaChecker:
                 )
 
     def _inner(self, node: Any) -> Iterator[Any]:
-        """The direct subschemas of a schema, and the one that it refers to."""
+        """The direct subschemas of a schema, and the target of its reference."""
         yield target(self.root, node)
         for _, one in subschemas(node):
             yield one

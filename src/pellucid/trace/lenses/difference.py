@@ -18,7 +18,7 @@ from pellucid.trace.trace import SequenceTrace
 class PointDifference:
     """The difference of a point in two runs: |a - b| / |b| and the cosine over all positions.
 
-    ``by_position`` (T,) is the relative difference of each position, and ``position`` has the largest.
+    ``by_position`` (T,) is the relative difference at each position. ``position`` has the largest difference.
     """
 
     name: str
