@@ -1,5 +1,6 @@
-"""Schemas without a finite text: for example a required property that refers to the schema that contains it.
+"""Schemas without a finite text: they require themselves again in every text.
 
+Examples are a required property that refers to the schema that contains it, and a list of at least one such item.
 A part of a schema without a finite text can never be complete, so a schema that allows no text replaces it. If the
 whole schema has no finite text, it is refused. Numbers between two bounds get a limit on their decimals.
 """
