@@ -64,7 +64,6 @@ class Engine:
         self._queue: int | None = None
         self._waiting = 0
         self.steps, self.step_seconds = 0, 0.0
-        """Steps so far, and their time."""
         self._settled: list[threading.Event] = []
         self._process = os.getpid()
 

@@ -1,7 +1,7 @@
-"""The least that a step must read and multiply, whatever the implementation. Divided by the roofs, it gives a time.
+"""Lower bounds of the bytes and multiply-adds of a step, for any implementation. With the roofs they give a time.
 
-Weights are read once per step, keys and values once for each sequence that decodes a token. Multiply-adds are those
-with weights, for the rows of the step, each counted once, however many 8-bit products it is made of. Attention over
+Weights are read once per step, keys and values once for each sequence that decodes a token. Only multiply-adds with
+weights are counted, for all rows of the step. Each counts once, even if it takes several 8-bit products. Attention over
 many tokens is bound by its own products, which are not counted.
 """
 
@@ -37,11 +37,11 @@ class Cost:
         return Cost(self.nbytes + other.nbytes, self.multiply_adds + other.multiply_adds)
 
     def seconds(self, rates: Rates) -> float:
-        """The least time that it takes: reading and multiplying may overlap, so the longer of the two."""
+        """The minimum time in seconds: the longer of reading and multiplying, because the two may overlap."""
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
-        """Which of the two takes longer: "memory" or "int8"."""
+        """The limiting resource: "memory" or "int8"."""
         return "int8" if self.multiply_adds / rates.multiply > self.nbytes / rates.read else "memory"
 
 
@@ -71,10 +71,10 @@ def operation_cost(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) 
 
 
 def weight_bytes(op: Operation, rows: int) -> int:
-    """The bytes of weights that a step of so many rows reads.
+    """The bytes of weights that a step of ``rows`` rows reads.
 
-    Of a mixture it reads each expert that some token has chosen: as many as can be expected of tokens that choose
-    independently.
+    In a mixture, a step reads each expert that any token has chosen. The number of experts is the expected number for
+    tokens that choose independently.
     """
     if not rows or not op.kernel.name.startswith("matmul_experts"):
         return op.weight_bytes if rows else 0
@@ -84,7 +84,10 @@ def weight_bytes(op: Operation, rows: int) -> int:
 
 
 def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -> int:
-    """The bytes of keys and values that an operation reads for chunks of one token; of states, read and written."""
+    """The bytes of the cache that an operation uses.
+
+    It reads keys and values for chunks of one token. It reads and writes states for every chunk.
+    """
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
     for shape, part in _parts_read(op, runner.cache.kv.layers):
@@ -96,7 +99,7 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
 
 
 def _parts_read(op: Operation, layers: Sequence[CachedLayer]) -> Iterator[tuple[CachedLayer, str]]:
-    """The cached layers that an operation reads; of states the part of each."""
+    """The cached layers that an operation reads, each with the part of its state ("" for keys and values)."""
     for name in op.reads:
         if name.startswith("cache."):
             _, layer, *part = name.split(".")
@@ -114,17 +117,16 @@ def token_bytes(shape: LayerShape) -> int:
 
 
 def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
-    """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep the window's alone."""
+    """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep only the window."""
     kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
     return sum(token_bytes(layer) * count for layer, count in kept)
 
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """Cost of attention for each token that a token sees, in all layers with a ``window`` (0: none).
+    """The cost of attention per row and token that the row sees, in all layers with a ``window`` (0: none).
 
-    A step that makes text reads ``nbytes`` of keys and values for each row; one that reads a prompt does
-    ``multiply_adds``, at the rate of 8-bit products.
+    Decode reads ``nbytes`` of keys and values. Prefill does ``multiply_adds``, at the rate of 8-bit products.
     """
 
     window: int
@@ -133,7 +135,7 @@ class AttentionCost:
 
 
 def attention_costs(plan: Plan) -> list[AttentionCost]:
-    """The cost of a plan's attention, by windows. Layers that use the keys of others read them too."""
+    """The costs of a plan's attention, one for each window. Layers that use the keys of other layers read them too."""
     found: dict[int, AttentionCost] = {}
     for op in plan.operations:
         for shape, _ in _parts_read(op, plan.layers):

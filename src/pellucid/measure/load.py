@@ -1,8 +1,9 @@
-"""The load of clients on a server with OpenAI's API, as the clients see it.
+"""Load test of a server with OpenAI's API, measured by its clients.
 
-Works on any such server, so that peers are measured alike: llama-server, vLLM, pellucid serve. Either so many clients
-send one request after the other (a closed loop), or requests come at a rate, at random times (an open loop: a Poisson
-process). A prompt has about one token for each word; its first words are the same in all requests.
+It works on any server with this API (llama-server, vLLM, pellucid serve), and measures all of them in the same way. In
+a closed loop, a number of clients send one request after the other. In an open loop, requests arrive at random times
+with a given rate (a Poisson process). A prompt has about one token for each word. Its first words are the same in all
+requests.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Lengths:
         """Read "128", "64-256" or "128~32".
 
         Raises:
-            InvalidRequest: it is none of these.
+            InvalidRequest: the text has another form.
         """
         found = LENGTH.fullmatch(str(text))
         if not found:
@@ -62,16 +63,16 @@ class Lengths:
 
     @property
     def usual(self) -> int:
-        """The mean."""
+        """The mean length."""
         return self.low if self.normal else (self.low + self.high) // 2
 
     @property
     def longest(self) -> int:
-        """A length that no more than one of 30,000 exceeds."""
+        """A length that at most one in 30,000 lengths exceeds."""
         return self.low + 4 * self.high if self.normal else self.high
 
     def drawn(self, by: random.Random) -> int:
-        """A length."""
+        """Draw a length."""
         if self.normal:
             return max(1, round(by.gauss(self.low, self.high)))
         return by.randint(self.low, self.high)
@@ -79,10 +80,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is sent: ``requests`` to the ``model`` at ``url``, in the ``api`` "completions" or "chat".
+    """The requests of a load test: ``requests`` requests to ``model`` at ``url``, with ``api`` "completions" or "chat".
 
-    ``prompt`` and ``tokens`` are the lengths of prompts and answers; all prompts begin with the same ``shared`` words.
-    ``body`` has more fields of each request. Requests of the same ``seed`` are the same.
+    ``prompt`` and ``tokens`` are the lengths of prompts and answers. All prompts begin with the same ``shared`` words.
+    ``body`` has further fields of each request. The same ``seed`` gives the same requests.
     """
 
     url: str
@@ -123,7 +124,9 @@ class Workload:
 
 @dataclass
 class Sample:
-    """What came of a request: when it was sent, the times of events that have text, tokens, or an ``error``."""
+    """The result of a request: the time at which it was ``sent``, the ``times`` of events with text, the numbers of
+    tokens, and the ``error`` if it failed.
+    """
 
     sent: float
     times: list[float] = field(default_factory=list)
@@ -139,12 +142,12 @@ class Sample:
 
     @property
     def per_token(self) -> float:
-        """Mean seconds of a token after the first."""
+        """Mean seconds per token after the first token."""
         return (self.times[-1] - self.times[0]) / max(self.tokens - 1, 1)
 
 
 def arrivals(seed: int, rate: float) -> Iterator[float]:
-    """Times in seconds at which requests come, so many per second, at random: a Poisson process."""
+    """Yield random arrival times of requests in seconds, with ``rate`` requests per second: a Poisson process."""
     by, now = random.Random(seed), 0.0
     while True:
         now += by.expovariate(rate)
@@ -158,10 +161,10 @@ def loaded(
     rate: float | None = None,
     told: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Send the requests of ``clients`` that wait for their answers, or at a ``rate`` in requests per second.
+    """Send the requests with ``clients`` that wait for their responses, or at a ``rate`` in requests per second.
 
-    Returns the figures: tokens and requests per second, and percentiles of seconds. ``told`` hears how many are
-    answered.
+    Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``told`` is called
+    with the number of finished requests and the number of all requests.
 
     Raises:
         InvalidRequest: a number is out of range, or the server cannot be reached.
@@ -178,7 +181,7 @@ async def _loaded(
     work: Workload, clients: int | None, rate: float | None, told: Callable[[int, int], object]
 ) -> dict[str, Any]:
     found, bodies = list[Sample](), work.bodies()
-    headers = {"Accept-Encoding": "identity"}  # the parts are read as they come
+    headers = {"Accept-Encoding": "identity"}  # raw parts are read, without decompression
     if work.key:
         headers["Authorization"] = f"Bearer {work.key}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
@@ -207,7 +210,7 @@ async def _loaded(
 
 
 async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]) -> Sample:
-    """Send a request, and take the times of its events."""
+    """Send a request, and record the times of its events."""
     made = Sample(time.perf_counter())
     path = "completions" if work.api == "completions" else "chat/completions"
     try:
@@ -227,9 +230,9 @@ async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]
 
 
 def _read(made: Sample, came: Sequence[tuple[float, bytes]]) -> None:
-    """Read the events of a stream, of which parts ``came`` at some times.
+    """Read the events of a stream from its parts: (arrival time, bytes).
 
-    They are read when all are there: a tool that reads them as they come takes time from the server that it measures.
+    The parts are parsed after the end of the stream: parsing during the stream takes CPU time from the measured server.
     """
     unfinished = b""
     for at, part in came:
@@ -240,7 +243,7 @@ def _read(made: Sample, came: Sequence[tuple[float, bytes]]) -> None:
 
 
 def _take(made: Sample, event: Mapping[str, Any], at: float) -> None:
-    """Take an event that came at a time."""
+    """Record an event that arrived at the time ``at``."""
     if event.get("error"):
         made.error = shown(str(event["error"]))
     if usage := event.get("usage"):
@@ -274,7 +277,7 @@ def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """The percentiles of seconds, by the nearest rank."""
+    """The percentiles of times in seconds, by the nearest rank."""
     ordered = sorted(values)
     if not ordered:
         return {f"p{part}": 0.0 for part in PERCENTILES}
@@ -285,7 +288,7 @@ def models_of(url: str, key: str | None) -> list[str]:
     """The models of a server.
 
     Raises:
-        InvalidRequest: there is no server with OpenAI's API.
+        InvalidRequest: ``url`` has no server with OpenAI's API.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:

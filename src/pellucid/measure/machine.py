@@ -61,7 +61,7 @@ def cpu_name() -> str:
 
 
 def _nodes(usable: Processors) -> int | str:
-    """How many there are, and whether weights can lie near the threads that read them."""
+    """The number of memory (NUMA) nodes, and a remark if this process cannot place weights on a node."""
     count = len(usable.nodes)
     return f"{count}, where this process may place no memory" if count > 1 and not may_place() else count
 

@@ -1,6 +1,6 @@
 """Models on paper: the plan and the size of a model whose shape is known, without its weights.
 
-The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``), and the publication they are from.
+The shapes are in ``paper.json``: a family, its dimensions (``pellucid.testing``), and the publication as the source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import lookup
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
-"""The formats whose sizes are stated."""
+"""The formats of the listed sizes."""
 USUAL = "Q4_K"
 
 
@@ -33,8 +33,8 @@ USUAL = "Q4_K"
 class Paper:
     """A model on paper.
 
-    ``form`` is the format of the plan's matrices, where their columns are whole blocks. ``active`` are the parameters
-    that a token uses, ``file_bytes`` the sizes by format.
+    ``form`` is the format of the plan's matrices, if their columns are whole blocks. ``active`` is the number of
+    parameters that a token uses. ``file_bytes`` are the sizes of the file by format.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Paper:
 
     @property
     def kept(self) -> str:
-        """The keys and values of a token in words: for each kind of layer its heads, and the widths of a head."""
+        """A description of a token's keys and values: for each kind of layer its heads, and the widths of a head."""
         kinds = Counter(layer for layer in self.plan.layers if isinstance(layer, LayerShape))
         said = [
             f"{count} layers x {one.kv_heads} heads x ({one.head_dim} + {one.value_dim}) {one.kv_dtype}"
@@ -87,16 +87,19 @@ class Paper:
         return sum(op.multiply_adds for op in self.plan.operations)
 
     def decode(self, rates: Rates, seen: int = 0) -> float:
-        """Tokens per second of one sequence that a machine allows, after ``seen`` tokens.
+        """The maximum tokens per second of one sequence on a machine, after ``seen`` tokens.
 
-        For each it reads the weights, the keys and values of the tokens that are seen, and the states.
+        Each token reads the weights, the keys and values of the tokens that it sees, and the states.
         """
         kept = sum(one.nbytes * min(seen, one.window or seen) for one in attention_costs(self.plan))
         nbytes = self.read_bytes + kept + states_read(self.plan)
         return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def prefill(self, rates: Rates) -> float:
-        """Tokens per second of a prompt that a machine allows: it multiplies. Attention's products are not counted."""
+        """The maximum prefill tokens per second on a machine, from its rate of multiply-adds.
+
+        Attention's products are not counted.
+        """
         return rates.multiply / self.multiply_adds
 
 
@@ -136,7 +139,10 @@ def paper(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> P
 
 
 def _format(slot: str, shape: Shape, wanted: str) -> Format:
-    """The format of a slot: F32 for vectors and routers; another one if the columns are no whole blocks."""
+    """The format of a slot: F32 for vectors and routers, else ``wanted``.
+
+    Columns that are not whole blocks of ``wanted`` have Q8_0 or F16.
+    """
     if len(shape) < 2 or slot.endswith((".bias", ".router.weight", "norm.weight")):
         return lookup("F32", slot)
     found = lookup(wanted, slot)
@@ -150,7 +156,7 @@ def _bytes(slot: str, shape: Shape, wanted: str) -> int:
 
 
 def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:
-    """The parameters of a slot that a token uses: of the experts, those that are chosen; of a table, a row."""
+    """The number of a slot's parameters that a token uses: only the chosen experts, and only one row of a table."""
     tied = spec.head is not None and spec.head.tied
     if slot == "per_layer.embed.weight" or (slot == "embed.weight" and spec.head and not tied):
         return shape[-1]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the seconds of each operation, and what it must read and multiply."""
+"""Profile of a step: the seconds of each operation, and the bytes and multiply-adds that it needs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pellucid.measure.suite import held, prefill, some_ids
 from pellucid.plan.plan import Operation
 from pellucid.runtime.batch import Chunk
 
-ENOUGH = 0.05  # seconds for which a round repeats a short step
-WHOLE = 2  # whole steps before each profiled one
+ENOUGH = 0.05  # seconds of a round, which repeats a short step
+WHOLE = 2  # whole steps before each profiled step
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Timed:
         return Timed(self.seconds + other.seconds, self.cost + other.cost, self.count + other.count)
 
     def rate(self, rates: Rates) -> str:
-        """The rate reached in what bounds it: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" if it has no roof.
+        """The reached rate of the limiting resource: "41.2 GB/s", "310 GMAC/s" (10⁹ multiply-adds); "" without a roof.
 
-        A rate above the memory's is marked: the operation reads from caches.
+        A rate above the memory's rate is marked: the operation reads from caches.
         """
         if self.cost == Cost() or not self.seconds:
             return ""
@@ -49,7 +49,7 @@ class Timed:
         return f"{value:,.{0 if value >= 100 else 1}f} {'GMAC/s' if int8 else 'GB/s'}{cached}"
 
     def share(self, rates: Rates) -> float | None:
-        """The share of its roof that it reaches; None if it has none, or reads from caches."""
+        """The reached share of the roof; None if the operation has no roof, or reads from caches."""
         if self.cost == Cost() or not self.seconds:
             return None
         reached = self.cost.seconds(rates) / self.seconds
@@ -60,7 +60,7 @@ class Timed:
 class Profile:
     """The profile of a step: a description, each operation's time in plan order, and the machine's limits.
 
-    ``rates`` are the highest measured: no operation multiplies faster, and a faster read comes from caches.
+    ``rates`` are the highest measured rates: no operation multiplies faster, and a faster read is a read from caches.
     """
 
     what: str
@@ -74,7 +74,7 @@ class Profile:
         return together(self.timed)
 
     def kinds(self) -> dict[tuple[str, str], Timed]:
-        """Sums by stage, without the number of its block, and kernel."""
+        """Sums by stage (without its block number) and kernel."""
         found: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
             stage = re.sub(r"^blocks\.\d+\.", "", op.label)
@@ -97,8 +97,8 @@ def profile_step(
 ) -> Profile:
     """Profile a step of ``tokens`` tokens of a sequence with ``depth`` tokens of context: medians of ``rounds`` rounds.
 
-    A round repeats the step for some milliseconds. The cache is left as it was. The memory's rate is measured with a
-    buffer of ``roof_bytes``, by default as many as the step reads.
+    A round repeats the step for some milliseconds. The cache does not change. The memory's rate is measured with a
+    buffer of ``roof_bytes``, by default the bytes that the step reads.
     """
     *_, found = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
     assert found is not None
@@ -113,7 +113,7 @@ def profile_turns(
     progress: CompileProgress | None = None,
     roof_bytes: int | None = None,
 ) -> Generator[Profile | None, None, None]:
-    """As ``profile_step``, for a `ReadingTask`: other steps may run where it yields. The last value is the profile."""
+    """As ``profile_step``, for a `ReadingTask`: other steps may run at each yield. The last value is the profile."""
     what = f"a step of {tokens:,} token{'s' if tokens > 1 else ''}" + (f" after {depth:,}" if depth else "")
     with held(runner, 1) as (sequence,):
         ids, most = some_ids(runner, depth), runner.limits.tokens
@@ -161,8 +161,8 @@ def _profile(
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     """The time of each operation in one step, (operations,) float64, in seconds.
 
-    Whole steps run before it: shared caches evict weights that are not read, and a profiled step, which runs in pieces,
-    leaves them the time to do so.
+    Whole steps run before the profiled step. A profiled step runs in pieces, which gives shared caches the time to
+    evict weights that are not read.
     """
     for _ in range(WHOLE):
         forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]

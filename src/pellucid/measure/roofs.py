@@ -14,7 +14,7 @@ from pellucid.runtime.memory import aligned
 from pellucid.runtime.placement import Placement
 
 MAX_BYTES = 2 << 30  # more than any cache holds: a larger buffer is read at the same rate
-WARM, TIMES = 3, 16  # runs that fill the caches; runs that a rate is the mean of
+WARM, TIMES = 3, 16  # runs that fill the caches; runs whose mean is the rate
 MULTIPLY_ROUNDS = 100_000  # a quarter of a millisecond and more
 READ = KernelKey("roof.read")
 
@@ -22,7 +22,8 @@ READ = KernelKey("roof.read")
 class Roofs:
     """Measures the limits with its own ``threads`` threads. ``nbytes`` is the largest argument that ``read`` will get.
 
-    The threads and what they read are where ``placement`` says, which is that of a model's team, or the usual one.
+    ``placement`` places the threads and the buffer that they read. It may be the placement of a model's threads; by
+    default it is the usual placement.
 
     Raises:
         KernelError: a kernel did not compile.
@@ -48,7 +49,7 @@ class Roofs:
     def read(self, nbytes: int, *, fastest: bool = False) -> float:
         """Bytes read per second, from a buffer of ``nbytes`` (2 GiB at most) that is read repeatedly.
 
-        The mean of some runs, or the ``fastest`` of them, which other work on the machine affects least.
+        Returns the mean rate of several runs, or the rate of the ``fastest`` run, which other load affects least.
         """
         strips = max(min(nbytes // roof.STRIP, self._strips), self.threads)
         seconds = self._seconds(READ, fastest, data=self._data.ctypes.data, strips=strips)

@@ -1,4 +1,4 @@
-"""Rounds: every workload runs once per round, each right after its roof, so that a busy moment affects all alike."""
+"""Rounds: every workload runs once per round, right after its roof, so that other load affects all of them equally."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Figure:
 
     @property
     def roof(self) -> float:
-        """The most units per second that the machine's rates allow: the median over the rounds."""
+        """The maximum units per second at the machine's rates: the median over the rounds."""
         return statistics.median(self._roofs)
 
     @property
     def bound(self) -> str:
-        """What sets the roof: "memory" or "int8"."""
+        """The resource that sets the roof: "memory" or "int8"."""
         return statistics.mode(self.cost.bound(rates) for rates in self.rates)
 
     @property

@@ -1,8 +1,8 @@
 """The workloads: prefill of prompts, decode of one sequence or several together, sentence vectors.
 
 A workload has a ``kind`` and a description ``what``, the ``unit`` that it counts and the ``count`` of a run. ``steps``
-are the chunks of the timed steps, with placeholder sequences of which only the lengths are right. ``seconds`` runs it
-on a runner, and leaves the runner's cache as it was.
+are the chunks of the timed steps, with placeholder sequences that have only the right lengths. ``seconds`` runs the
+workload on a runner, and does not change the runner's cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST = 1 << 24  # the largest number of tokens that an option accepts
 
 @contextlib.contextmanager
 def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
-    """Empty sequences, whose pages are returned to the cache at the end."""
+    """Empty sequences, whose pages are freed at the end."""
     sequences = [cache.BlockTable() for _ in range(count)]
     try:
         yield sequences
@@ -52,7 +52,7 @@ def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> 
 
 
 def some_ids(runner: ModelRunner, count: int) -> list[int]:
-    """``count`` token ids for a prompt. The time does not depend on which ones they are."""
+    """``count`` token ids for a prompt. The time of a step does not depend on the ids."""
     return [(100 + i % 1000) % runner.spec.embedding.vocabulary for i in range(count)]
 
 
@@ -74,7 +74,7 @@ class PrefillWorkload:
         return self.tokens
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """One step for each part of the prompt; the last one has an output."""
+        """One step for each part of the prompt; the last step has an output."""
         for first in range(0, self.tokens, runner.limits.tokens):
             last = min(first + runner.limits.tokens, self.tokens)
             yield [Chunk(cache.BlockTable(first), range(first, last), int(last == self.tokens))]
@@ -126,7 +126,7 @@ class DecodeWorkload:
 
 @dataclass(frozen=True)
 class EmbedWorkload:
-    """Sentence vectors of ``sentences`` sentences of ``tokens`` tokens, as many per step as fit."""
+    """Sentence vectors of ``sentences`` sentences of ``tokens`` tokens, in as few steps as possible."""
 
     tokens: int
     sentences: int = 1
@@ -144,7 +144,7 @@ class EmbedWorkload:
         return self.sentences * max(1, SENTENCE_TOKENS // (self.tokens * self.sentences))
 
     def steps(self, runner: ModelRunner) -> Iterator[list[Chunk]]:
-        """As many sentences per step as the runner's pages, tokens and sequences allow."""
+        """Steps with the maximum number of sentences that the runner's pages, tokens and sequences allow."""
         limits = runner.limits
         together = min(limits.tokens // self.tokens, limits.sequences, self.sentences)
         while not runner.cache.kv.fits([self.tokens] * together):
@@ -169,7 +169,7 @@ Workload: TypeAlias = PrefillWorkload | DecodeWorkload | EmbedWorkload
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user asks to measure. None means the defaults. A 0 in a list is skipped: (0,) leaves that kind out.
+    """A user's choice of measurements. None means the defaults. A 0 in a list is skipped: (0,) leaves a kind out.
 
     ``prompts`` are lengths, ``depths`` tokens of context, ``batches`` numbers of sequences that are decoded together,
     ``tokens`` is the number of tokens to decode.
@@ -195,7 +195,7 @@ def suite(spec: ModelSpec, context: int, wishes: Wishes) -> tuple[list[Workload]
     """The workloads to measure, and notes on defaults that do not fit into the context.
 
     Raises:
-        InvalidRequest: a wish does not fit into the context or a step, or nothing is left to measure.
+        InvalidRequest: a chosen value does not fit into the context or a step, or nothing is left to measure.
     """
     notes: list[str] = []
     chosen = (_text_workloads if spec.causal else _sentence_workloads)(context, wishes, notes)
@@ -245,7 +245,7 @@ def _sentence_workloads(context: int, wishes: Wishes, notes: list[str]) -> list[
 def _lengths(
     name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
 ) -> list[int]:
-    """The lengths, without duplicates. Defaults are cut to what fits; a user's lengths that do not fit raise."""
+    """The lengths, without duplicates. Defaults are cut to ``most``. A user's length above ``most`` raises."""
     if given is not None:
         return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
     if most < max(default):

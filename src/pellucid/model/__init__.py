@@ -1,17 +1,17 @@
-"""What a model is, and the readers that find this out from a checkpoint.
+"""The spec of a model, and the readers that derive it from a checkpoint.
 
 spec.py              ``ModelSpec`` and its parts
 positions.py         the parts about positions
 filled.py            ``Model``: a spec and the tensors that fill its slots
 shapes.py            the slots of a spec, and their shapes
 read.py              a checkpoint → its ``Model``, checked
-family.py            ``Family``: what a file of ``families/`` declares; discovery
+family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
-standard_decoder.py        reads decoders that are built like Llama
-standard_mixture.py        reads mixtures of experts
-hybrid.py            what readers of models with recurrent layers share
-text_part.py         the text model inside a model that also sees
-common_metadata.py   metadata that several families write alike
+standard_decoder.py  reads decoders with the structure of Llama
+standard_mixture.py  reads mixtures of experts
+hybrid.py            shared parts of readers of models with recurrent layers
+text_part.py         the text model of a multimodal checkpoint
+common_metadata.py   metadata that several families share
 tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read

@@ -26,11 +26,11 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
     "relu2": "relu2",
 }
-"""The activation functions by their names in transformers."""
+"""Activation functions by their names in transformers."""
 
 
 def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | None) -> Attention:
-    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``; no rotary positions without a pairing."""
+    """Causal attention from ``<architecture>.attention.*`` and ``.rope.*``. ``pairing`` None: no rotary positions."""
     heads, head_dim = heads_of(config, "attention.head_count", "attention.key_length", "embedding_length")
     value_dim = config.count("attention.value_length", head_dim)
     rotary = None if pairing is None else _gguf_rotary(checkpoint, config, pairing, head_dim)
@@ -39,7 +39,7 @@ def gguf_attention(checkpoint: Checkpoint, config: Config, pairing: Pairing | No
 
 
 def _gguf_kv_heads(config: Config, heads: int) -> int:
-    """G: a number or, in models with recurrent layers, one for each layer, which is 0 without attention."""
+    """G. In models with recurrent layers the file may list G for each layer, with 0 for layers without attention."""
     key = "attention.head_count_kv"
     if not config.has(key) or isinstance(config.value(key), int):
         return int(config.divisor(key, "attention.head_count", heads))
@@ -50,7 +50,7 @@ def _gguf_kv_heads(config: Config, heads: int) -> int:
 
 
 def gguf_of_layers(config: Config, key: str) -> int:
-    """A number, or the one that a list of a number for each layer has beside zeros."""
+    """A number, or the only number besides 0 in a list with a number for each layer."""
     value = config.value(key)
     if value is None or isinstance(value, int):
         return int(config.count(key))
@@ -62,7 +62,7 @@ def gguf_of_layers(config: Config, key: str) -> int:
 
 def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:
     scaling = None
-    # As in llama.cpp, a factor without a type is a linear one, and so is the older key.
+    # As in llama.cpp, a factor without a type means linear scaling, and so does the older key.
     kinds = {"none": "none", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
     kind = config.one_of("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
@@ -96,10 +96,10 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
 
 
 def even(config: Config, key: str, dims: int) -> int:
-    """How many values rotate, which they do in pairs.
+    """Check that ``dims``, the number of rotated values of a head, is even. Returns it.
 
     Raises:
-        FileFormatError: it is an odd number; the message names ``key``.
+        FileFormatError: the number is odd. The message names ``key``.
     """
     if dims % 2:
         raise config.wrong(key, f"is {dims}, an odd number")
@@ -107,14 +107,14 @@ def even(config: Config, key: str, dims: int) -> int:
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
-    """Whether each layer has a sliding window: ``layer_types``, or else ``default``."""
+    """True for each layer with a sliding window, from ``layer_types`` or else from ``default``."""
     kinds = {"sliding_attention": True, "full_attention": False}
     return config.each("layer_types", kinds, len(default)) or default
 
 
 def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int], bool]) -> ModelSpec:
-    """The spec with the windows that ``use_sliding_window`` switches on, in the layers that ``layer_types`` says, or
-    else in those that ``by_default`` says.
+    """Set the windows that ``use_sliding_window`` switches on. ``layer_types`` names the layers with a window; without
+    ``layer_types``, ``by_default`` selects them.
     """
     window = config.amount("sliding_window") if config.flag("use_sliding_window", False) else 0
     default = [window > 0 and by_default(layer) for layer in range(len(spec.blocks))]
@@ -129,7 +129,7 @@ def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int]
 
 
 def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
-    """The spec whose sliding layers see a window of so many tokens. ``fields`` replace others of their attention."""
+    """Set the window of the sliding layers to ``window`` tokens. ``fields`` are other new fields of their attention."""
     return spec.change_attention(
         lambda layer, attention: replace(attention, window=window, **fields) if sliding[layer] else attention
     )
@@ -141,7 +141,7 @@ def except_every(n: int, layers: int) -> list[bool]:
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:
-    """H and K. If the file does not state K, it is D / H."""
+    """H and K. The default of K is D / H."""
     if config.has(head_dim_key):
         return config.count(heads_key), config.count(head_dim_key)
     heads = config.divisor(heads_key, width_key)
@@ -149,7 +149,7 @@ def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) 
 
 
 def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
-    """V, the number of rows of the embedding; 1 if there is no embedding, which is reported elsewhere.
+    """V, the number of rows of the embedding; 1 if the file has no embedding (a later check reports this).
 
     Raises:
         FileFormatError: the file states another number.
@@ -163,9 +163,9 @@ def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
-    """Whether the embedding is also the output projection: the file says so and has no other matrix.
+    """True if the output projection is tied to the embedding: the file says so and has no separate matrix.
 
-    If the file says so but has a matrix of its own, that matrix is used, as in transformers 5 and llama.cpp.
+    If the file says so but has a separate matrix, this matrix is used, as in transformers 5 and llama.cpp.
     """
     return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
@@ -174,9 +174,9 @@ FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "ro
 
 
 def frequency_factors(checkpoint: Checkpoint, config: Config, name: str = FREQUENCIES) -> tuple[float, ...]:
-    """A tensor of divisors of the rotary frequencies; empty if there is none.
+    """The divisors of the rotary frequencies from a tensor; empty if the file does not have the tensor.
 
-    llama.cpp stores Llama 3's frequency scaling so, and LongRoPE's.
+    llama.cpp stores the frequency scaling of Llama 3 and LongRoPE in this way.
     """
     if name not in checkpoint.tensors:
         return ()
@@ -195,9 +195,9 @@ def rope_parameters(
 ) -> tuple[float, RotaryScaling | None]:
     """Base and scaling of the rotary positions, optionally of one type of layer.
 
-    transformers 5 has both in ``rope_parameters``, with a table for each type of layer if these differ. Before version
-    5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``; with several types of layers
-    it applied to "full_attention".
+    transformers 5 has both in ``rope_parameters``. If the types of layers differ, each type has its own table. Before
+    version 5 the base was a separate key, ``base_key``, and the scaling was in ``rope_scaling``. With several types of
+    layers this scaling applied to "full_attention".
 
     Raises:
         FileFormatError: the two forms contradict each other.
@@ -217,7 +217,7 @@ def rope_parameters(
 
 
 def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScaling | None:
-    # "mrope" gives a position in an image three numbers, and a position in a text one number.
+    # With "mrope" a position in an image has three numbers. A position in a text has one.
     kinds = {
         "default": "",
         "dynamic": "dynamic",
@@ -233,7 +233,7 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
     if kind == "dynamic":
         return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(STATED))
     if kind == "linear":
-        # With a factor for each type of layer, as in Gemma 3, the context that the file states is the scaled one.
+        # With a factor for each type of layer, as in Gemma 3, the file states the scaled context.
         trained = 0 if of_layers else config.count(STATED, 0)
         return RotaryScaling("linear", parameters.number("factor"), trained_context=trained)
     if kind == "llama3":
@@ -253,7 +253,7 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
 
 
 def _longrope(parameters: Config, config: Config) -> RotaryScaling:
-    """LongRoPE's parameters, as transformers reads them."""
+    """The parameters of LongRoPE, read as in transformers."""
     where = parameters if parameters.has(ORIGINAL) else config
     trained = where.count(ORIGINAL)
     parameters.agreed(ORIGINAL, config, ORIGINAL)
@@ -269,12 +269,12 @@ def _longrope(parameters: Config, config: Config) -> RotaryScaling:
 
 
 def longrope_magnitude(factor: float, trained: int) -> float:
-    """The factor of cosines and sines that LongRoPE recommends (Ding et al. 2024; transformers)."""
+    """Recommended factor of cosines and sines of LongRoPE (Ding et al. 2024; transformers)."""
     return 1.0 if factor <= 1 or trained < 2 else math.sqrt(1 + math.log(factor) / math.log(trained))
 
 
 def _yarn(parameters: Config, config: Config) -> RotaryScaling:
-    """YaRN's parameters, as transformers reads them."""
+    """The parameters of YaRN, read as in transformers."""
     factor = parameters.number("factor")
     mscale, mscale_all = parameters.cap("mscale"), parameters.cap("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
@@ -282,7 +282,7 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
         raise parameters.wrong("mscale", "and mscale_all_dim go together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
-    stated = parameters.has(ORIGINAL)  # if not, transformers extends the context of the whole model
+    stated = parameters.has(ORIGINAL)  # otherwise transformers extends the context of the whole model
     return RotaryScaling(
         "yarn",
         factor,
@@ -295,18 +295,19 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
 
 
 def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
-    """The factor of cosines and sines that YaRN recommends (Peng et al. 2023, section 3.4)."""
+    """Recommended factor of cosines and sines of YaRN (Peng et al. 2023, section 3.4)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def rotary_dims(
     config: Config, head_dim: int, default: float = 1.0, older: str = "partial_rotary_factor"
 ) -> int:
-    """How many of a head's values are rotated: a fraction, stated in ``rope_parameters`` or before version 5 beside it,
-    as ``older``.
+    """Number of rotated values of a head. The file states them as a fraction of ``head_dim``.
+
+    The fraction is in ``rope_parameters``; before transformers 5 it was the top-level key ``older``.
 
     Raises:
-        FileFormatError: it is no even number.
+        FileFormatError: the number is not even, or below 2.
     """
     parameters, key = config.table("rope_parameters"), "partial_rotary_factor"
     stated = parameters.number(key, config.number(older, default, most=1.0), most=1.0)
@@ -321,15 +322,15 @@ def rotary_dims(
 
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")
-"""Modules of sentence-transformers that are part of every sentence vector here, or that change none."""
+"""Modules of sentence-transformers without weights: sentence vectors here already include them."""
 
 
 def sentence_pooling(checkpoint: Checkpoint, config: Config, width: int) -> Pooling:
-    """Mean pooling of rows of ``width``, the only kind that is implemented.
+    """Mean pooling of rows of ``width`` values, the only implemented kind.
 
     Raises:
-        UnsupportedModel: sentence-transformers' files in the model's folder require another kind, or further modules,
-            whose weights are in folders of their own.
+        UnsupportedModel: the files of sentence-transformers in the model's folder require another kind of pooling, or
+            further modules, which have weights in separate folders.
     """
     modules = checkpoint.path / MODULES
     if modules.is_file():

@@ -1,4 +1,4 @@
-"""A file's metadata: every value is checked for type and range, and an error names the wrong one."""
+"""The metadata of a file. The type and range of every value are checked, and errors name the wrong value."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pellucid.errors.messages import brief
 T = TypeVar("T")
 _MISSING: Any = object()
 LIMIT = 1 << 24  # the largest dimension
-INFINITY = {"__float__": "Infinity"}  # as transformers 5 writes it, because JSON has none
+INFINITY = {"__float__": "Infinity"}  # written by transformers 5, because JSON has no infinity
 MOST = 1e12  # the largest other number; rotary bases reach 1e9
 
 
 class Config(Struct, frozen=True):
-    """A table of values, with the path for error messages. ``prefix`` is put before every key.
+    """A table of metadata values, with the path of the file for error messages.
 
-    ``read`` collects the full names of the keys that were read, so that ``model/unread_keys.py`` can find those that a
-    reader has left out; ``tensors`` likewise the names of tensors that are read as metadata. ``parent`` is the name of
-    the table that contains this one, with a dot, or "". ``aliases`` are the names that the file has for keys, where
-    these differ (``known_as``).
+    ``prefix`` is put before every key. ``parent`` is the name of the table that contains this table, followed by a dot,
+    or "". ``aliases`` maps keys to the names that the file uses instead (``known_as``). ``read`` collects the full
+    names of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of
+    tensors that were read as metadata.
     """
 
     values: Mapping[str, Any]
@@ -42,10 +42,10 @@ class Config(Struct, frozen=True):
         return replace(self, prefix=prefix)
 
     def known_as(self, aliases: Mapping[str, str]) -> Config:
-        """The same table, in which a key that is absent has the value of its alias.
+        """The same table, but an absent key has the value of its alias.
 
         Raises:
-            FileFormatError: both are there and differ.
+            FileFormatError: a key and its alias are both present and differ.
         """
         for key, alias in aliases.items():
             self.agreed(key, self, alias)
@@ -53,28 +53,28 @@ class Config(Struct, frozen=True):
         return replace(self, aliases=used)
 
     def _stored(self, key: str) -> str:
-        """A key's name in the table."""
+        """The name of a key in the table."""
         return self.prefix + self.aliases.get(key, key)
 
     def name(self, key: str) -> str:
-        """A key's full name, with its table and its prefix, as the file has it."""
+        """The full name of a key in the file, with its table and prefix."""
         return self.parent + self._stored(key)
 
     def value(self, key: str) -> Any:
-        """The value as stored, or None if there is none. The key counts as read."""
+        """The stored value; None if it is absent. The key counts as read."""
         self.read.add(self.name(key))
         return self.values.get(self._stored(key))
 
     def has(self, key: str) -> bool:
-        """Whether there is a value; null counts as absent. The key does not count as read."""
+        """True if the key has a value other than null. The key does not count as read."""
         return self.values.get(self._stored(key)) is not None
 
     def states(self, key: str) -> bool:
-        """Whether there is such a key, be its value null. The key does not count as read."""
+        """True if the key is present, even with the value null. The key does not count as read."""
         return self._stored(key) in self.values
 
     def wrong(self, key: str, problem: str) -> FileFormatError:
-        """The error about a key's value."""
+        """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
 
     def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
@@ -102,7 +102,7 @@ class Config(Struct, frozen=True):
         return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
 
     def amount(self, key: str, required: bool = False, *, limit: int = LIMIT) -> int:
-        """A whole number, or 0 if the value is absent, false or 0: there is no window, there are no experts."""
+        """A whole number, or 0 if the value is absent, false or 0 (for example: no window, no experts)."""
         if required and not self.has(key):
             raise self.wrong(key, f"missing; it must be a whole number from 0 to {limit:,}")
         value = self.value(key)
@@ -113,7 +113,7 @@ class Config(Struct, frozen=True):
         )
 
     def cap(self, key: str, default: float = 0.0) -> float:
-        """A positive number, or 0 if the value is 0 or null: there is no cap. ``default``, if there is no such key."""
+        """A positive number; 0 (no cap) if the value is 0 or null; ``default`` if the key is absent."""
         value = self.value(key)
         if not self.states(key):
             return default
@@ -135,7 +135,7 @@ class Config(Struct, frozen=True):
         return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
 
     def token_ids(self, key: str, vocabulary: int) -> None:
-        """Check that a token id, or each of a list of them, is below ``vocabulary``. Null and -1 stand for no token."""
+        """Check that a token id, or each id of a list, is below ``vocabulary``. Null and -1 mean no token."""
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and -1 <= token < vocabulary):
@@ -149,7 +149,7 @@ class Config(Struct, frozen=True):
         return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read, tensors=self.tensors)
 
     def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
-        """The choices that a list of ``count`` strings names; None if there is no list."""
+        """The choices named by a list of ``count`` strings; None if the key is absent."""
 
         def check(v: Any) -> bool:
             fine = isinstance(v, list) and len(v) == count
@@ -159,7 +159,7 @@ class Config(Struct, frozen=True):
         return None if value is None else [choices[one] for one in value]
 
     def switches(self, key: str, count: int) -> list[bool] | None:
-        """A list of ``count`` truth values, or of numbers that are 0 or 1; None if there is no list."""
+        """A list of ``count`` booleans, or of numbers that are 0 or 1; None if the key is absent."""
         import numpy as np
 
         def check(v: Any) -> bool:
@@ -172,7 +172,7 @@ class Config(Struct, frozen=True):
         return None if value is None else [bool(one) for one in value]
 
     def numbers(self, key: str, limit: int) -> set[int]:
-        """The whole numbers of a list, from 0 to below ``limit``; none if absent."""
+        """The whole numbers of a list, from 0 to ``limit`` - 1; empty if the key is absent."""
 
         def check(v: Any) -> bool:
             return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
@@ -180,7 +180,7 @@ class Config(Struct, frozen=True):
         return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
     def by_layer(self, key: str, layers: int) -> list[int]:
-        """A whole number from 0 for each layer: a list of ``layers``, or one number for all."""
+        """A whole number >= 0 for each layer, from a list of ``layers`` numbers or from one number for all layers."""
         import numpy as np
 
         value = self.value(key)
@@ -195,7 +195,7 @@ class Config(Struct, frozen=True):
         return [int(one) for one in self._get(key, _MISSING, check, wanted)]
 
     def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many numbers from 0 as the default has. They may be infinite, in Python's way or in transformers'."""
+        """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
 
         def infinite(v: Any) -> bool:
             return v == INFINITY or (isinstance(v, float) and v == math.inf)
@@ -210,9 +210,9 @@ class Config(Struct, frozen=True):
         return tuple(math.inf if infinite(one) else float(one) for one in found)
 
     def deviations(self, key: str, count: int) -> list[float]:
-        """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if absent.
+        """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if the key is absent.
 
-        Within them, the normal distribution's quantiles are above 0 and below 1 in float64.
+        From -8 to 8, the cumulative normal distribution is above 0 and below 1 in float64.
         """
         import numpy as np
 
@@ -235,7 +235,7 @@ class Config(Struct, frozen=True):
         return [float(one) for one in self._get(key, _MISSING, check, "a list of positive numbers")]
 
     def one_number(self, key: str, choices: Mapping[int, Any]) -> int:
-        """A whole number that is one of the choices; 0 if absent or 0."""
+        """A whole number among the choices; 0 if the value is absent or 0."""
         value = self.amount(key)
         if value and value not in choices:
             known = ", ".join(map(str, sorted(choices)))
@@ -245,7 +245,7 @@ class Config(Struct, frozen=True):
         return value
 
     def agreed(self, key: str, other: Config, other_key: str) -> None:
-        """Check that two keys with the same meaning do not differ, if both are present."""
+        """Check that two keys with the same meaning have equal values, if both are present."""
         mine, its = self.value(key), other.value(other_key)
         if mine is not None and its is not None and mine != its:
             raise self.wrong(
@@ -253,7 +253,7 @@ class Config(Struct, frozen=True):
             )
 
     def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
-        """The choice that a string names; an unknown string is an error that lists the known ones."""
+        """The choice that a string names. The error for an unknown string lists the known names."""
         value = self.text(key, default)
         if value not in choices:
             known = ", ".join(sorted(choices))
@@ -263,7 +263,7 @@ class Config(Struct, frozen=True):
         return choices[value]
 
     def refuse(self, key: str, *harmless: Any) -> None:
-        """Refuse an option that changes the arithmetic and is not implemented, unless it is absent or harmless."""
+        """Refuse an option that is not implemented and changes the computation, unless its value is harmless."""
         value = self.value(key)
         if value is not None and not (isinstance(value, (bool, int, str, dict)) and value in harmless):
             raise UnsupportedModel(f"{self.path.name}: {self.name(key)} = {brief(value)} is not supported")

@@ -1,4 +1,4 @@
-"""The parts of a spec, in words."""
+"""Describes the parts of a spec in words."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ RECURRENT: Mapping[type, str] = {
 
 
 def parts(spec: ModelSpec) -> list[str]:
-    """The parts that a model is made of, in the order of the pipeline."""
+    """The parts of a model in words, in the order of computation."""
     inside = [*_attention(spec), *_recurrent(spec), *_feedforward(spec)]
     return [*_positions(spec), *_blocks(spec), *inside, *_head(spec)]
 
 
 def recurrent(kind: Recurrent) -> str:
-    """The kind of a recurrent layer: "Mamba-2"."""
+    """The name of a kind of recurrent layer: "Mamba-2"."""
     return RECURRENT[type(kind)]
 
 
 def feedforward(kind: FeedForward) -> str:
-    """The function of a feed-forward: "gated SiLU"."""
+    """The activation function of a feed-forward: "gated SiLU"."""
     return f"{'gated ' if kind.gated else ''}{ACTIVATIONS[kind.activation]}"
 
 

@@ -1,4 +1,4 @@
-"""A family of models: what a file of ``families/`` declares, and the discovery of these files."""
+"""``Family``, the declaration of a family of models, and the discovery of the files in ``families/``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FAMILIES = "pellucid.model.families"
 
 
 class Family(Struct, frozen=True):
-    """A family of models: its name, and its readers by the name of the architecture in the file.
+    """A family of models: its name, and its readers by architecture.
 
-    That name is ``general.architecture`` for ``gguf`` and ``model_type`` of ``config.json`` for ``safetensors``.
-    ``unused`` are patterns of tensors that a file may hold and that no slot needs: tables that are computed here, and
-    the pooler of BERT, whose vector only heads see. ``passed_over`` are patterns of tensors of parts that are left out;
-    a line says so.
+    The architecture is ``general.architecture`` in ``gguf`` and ``model_type`` of ``config.json`` in ``safetensors``.
+    ``unused`` lists patterns of tensors that a file may have but no slot needs: tables that are computed here, and the
+    pooler of BERT, whose output only classification heads read. ``passed_over`` lists patterns of tensors of parts that
+    are not loaded. A warning reports them.
 
-    The others are for `pellucid.testing`. ``keys`` are the keys of config.json by dimension ("width") that are not the
-    usual ones, and ``biases`` the tensors of GGUF files by which a reader sees that there are biases, where that is
-    usual. ``pattern`` are the kinds of layers of a usual model, which repeat, under the key "pattern" of config.json;
-    with ``kv_by_layer`` GGUF states the number of key/value heads of each layer, which is 0 without attention.
-    ``gguf_usual`` are metadata of GGUF that the reader takes with this value alone.
+    The other fields are for `pellucid.testing`. ``keys`` maps dimensions ("width") to keys of config.json that differ
+    from the usual keys. ``biases`` lists the GGUF tensors that show a reader that the usual model has biases.
+    ``pattern`` is the repeating pattern of layer types of a usual model; config.json has it under the key for
+    "pattern". With ``kv_by_layer``, GGUF states the number of key/value heads of each layer, 0 for layers without
+    attention. ``gguf_usual`` maps GGUF keys to the only value that the reader accepts.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Family(Struct, frozen=True):
 
 @functools.cache
 def known_families() -> Mapping[str, Family]:
-    """Every family in the folder, by name.
+    """All families of the folder by name.
 
     Raises:
         TypeError: two files declare the same family.
@@ -60,7 +60,7 @@ def known_families() -> Mapping[str, Family]:
 
 @functools.cache
 def architectures(kind: str) -> Mapping[str, Family]:
-    """The family of each architecture, for one kind of file, "gguf" or "safetensors".
+    """The family of each architecture, for a kind of file, "gguf" or "safetensors".
 
     Raises:
         TypeError: two families read the same architecture.
@@ -70,5 +70,5 @@ def architectures(kind: str) -> Mapping[str, Family]:
 
 @functools.lru_cache(maxsize=64)
 def family_of(architecture: str, kind: str) -> Family | None:
-    """The family of an architecture, for one kind of file, or None."""
+    """The family of an architecture for a kind of file; None if the architecture is not known."""
     return find(FAMILIES, Family, lambda family: tuple(family.readers(kind)), architecture)

@@ -1,4 +1,4 @@
-"""What readers of models with recurrent layers share: which layers are recurrent; Mamba-2's dimensions and names."""
+"""Shared parts of readers of models with recurrent layers: types of layers, dimensions and tensor names of Mamba-2."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ KINDS = {
     "full_attention": False,
     "attention": False,
 }
-"""Whether a layer is recurrent, by its name in ``layer_types``; older configurations have other names than newer."""
+"""Names in ``layer_types`` → True for recurrent layers. Older and newer configurations use different names."""
 
 
 def layer_types(config: Config, key: str, layers: int) -> list[bool] | None:
-    """Whether each layer is recurrent, from a list of names; None if there is no list."""
+    """For each layer, True if it is recurrent, from a list of names; None if the key is absent."""
     return config.each(key, KINDS, layers)
 
 
 def mixed(spec: ModelSpec, recurrent: Recurrent, where: Sequence[bool]) -> ModelSpec:
-    """The spec with a recurrent layer instead of attention in some blocks."""
+    """Replace attention by a recurrent layer in the blocks that ``where`` selects."""
     return replace(
         spec,
         blocks=tuple(
@@ -38,17 +38,17 @@ def mixed(spec: ModelSpec, recurrent: Recurrent, where: Sequence[bool]) -> Model
 
 
 def beside(spec: ModelSpec, recurrent: Recurrent) -> ModelSpec:
-    """The spec with a recurrent layer beside the attention of every block."""
+    """Add a recurrent layer beside the attention of every block."""
     return spec.with_blocks(recurrent=recurrent)
 
 
 def gguf_recurrent(config: Config, layers: int) -> list[bool]:
-    """Whether each layer is recurrent: those without key/value heads are."""
+    """For each layer, True if it is recurrent: it has no key/value heads."""
     return [not heads for heads in config.by_layer("attention.head_count_kv", layers)]
 
 
 def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
-    """Mamba-2's dimensions, from the keys of an architecture."""
+    """The dimensions of Mamba-2, from the GGUF keys of an architecture."""
     heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
     return Mamba(
         heads=heads,
@@ -61,7 +61,7 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
 
 
 MOST_TAPS = 64
-"""The convolution is direct: published models have 3 or 4 taps."""
+"""Maximum number of taps. Published models have 3 or 4, and the convolution kernel sums directly over them."""
 
 SHAPE_KEYS = {
     "state_heads": "mamba_n_heads",
@@ -71,7 +71,7 @@ SHAPE_KEYS = {
     "taps": "mamba_d_conv",
     "pattern": "layer_types",
 }
-"""The keys of Mamba-2's dimensions, by the names that `pellucid.testing` has for them."""
+"""The keys of Mamba-2's dimensions, by their names in `pellucid.testing`."""
 
 MAMBA_KEYS = {
     "heads": "mamba_n_heads",
@@ -84,13 +84,14 @@ MAMBA_KEYS = {
     "output_bias": "mamba_proj_bias",
     "expand": "mamba_expand",
 }
-"""The keys of config.json that most families have, by what they mean. "expand": the inner width by the model's."""
+"""The usual keys of config.json, by meaning. "expand" is the inner width divided by the model width."""
 
 
 def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str) -> Mamba:
-    """Mamba-2's dimensions, from ``config.json``; ``keys`` are other names than those of ``MAMBA_KEYS``.
+    """The dimensions of Mamba-2, from ``config.json``. ``keys`` replaces names in ``MAMBA_KEYS``.
 
-    ``inner`` is the key of the inner width, of all heads together; by default it is ``mamba_expand`` times the model's.
+    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is
+    ``mamba_expand`` times the model width.
     """
     names = {**MAMBA_KEYS, **keys}
     heads, width = config.count(names["heads"]), 0
@@ -120,7 +121,7 @@ def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str
 
 
 def _limits(config: Config) -> tuple[float, float]:
-    """The limits of a token's step."""
+    """The limits of the step size of a token."""
     low, high = config.several("time_step_limit", (0.0, math.inf))
     if low > high:
         raise config.wrong(
@@ -130,12 +131,12 @@ def _limits(config: Config) -> tuple[float, float]:
 
 
 _INNER = ("gate", "x", "b", "c", "step")
-"""The parts of Mamba-2's projection, in the order of its rows."""
+"""The parts of Mamba-2's input projection, in the order of its rows."""
 _CONVOLVED = ("x_conv", "b_conv", "c_conv")
 
 
 def with_mamba(names: TensorNames, module: str) -> TensorNames:
-    """Names with those of Mamba-2's tensors in transformers; ``module`` is what they begin with."""
+    """Add the names of Mamba-2's tensors in transformers. ``module`` is their prefix."""
     found = {
         **dict.fromkeys((f"recurrent.{part}" for part in _INNER), f"{module}.in_proj"),
         **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), f"{module}.conv1d"),
@@ -149,7 +150,7 @@ def with_mamba(names: TensorNames, module: str) -> TensorNames:
 
 
 def with_gguf_mamba(names: TensorNames) -> TensorNames:
-    """Names with those of Mamba-2's tensors in llama.cpp."""
+    """Add the names of Mamba-2's tensors in llama.cpp."""
     found = {
         **dict.fromkeys((f"recurrent.{part}" for part in _INNER), "ssm_in"),
         **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), "ssm_conv1d"),

@@ -1,4 +1,4 @@
-"""How a model knows the positions of tokens: parts of a spec (``spec.py``)."""
+"""The position encodings of a spec (``spec.py``)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ Pairing = Literal["interleaved", "half"]
 
 
 class RotaryScaling(Struct, frozen=True):
-    """The scaling of rotary frequencies for contexts longer than the trained one.
+    """The scaling of rotary frequencies for contexts longer than the trained context.
 
-    ``linear`` divides all frequencies by ``factor``. ``llama3`` divides the low ones, leaves the high ones and
-    interpolates in between (Llama Team 2024, as in transformers' ``_compute_llama3_parameters``). ``yarn`` divides
-    those that turn less than ``slow`` times over the trained context, leaves those that turn more than ``fast`` times,
-    interpolates in between, and multiplies cosines and sines by ``magnitude`` (Peng et al. 2023). ``longrope`` divides
-    each frequency by its own number, of ``short`` if the model's context is at most ``trained_context``, otherwise of
-    ``long``, and multiplies likewise (Ding et al. 2024). ``dynamic`` grows the base with the model's context beyond
-    ``trained_context`` (transformers' ``_compute_dynamic_ntk_parameters``).
+    - ``linear`` divides all frequencies by ``factor``.
+    - ``llama3`` divides low frequencies by ``factor``, keeps high frequencies and interpolates in between (Llama Team
+      2024, as in transformers' ``_compute_llama3_parameters``).
+    - ``yarn`` divides frequencies with fewer than ``slow`` rotations over the trained context by ``factor``, keeps
+      frequencies with more than ``fast`` rotations, and interpolates in between. It multiplies cosines and sines by
+      ``magnitude`` (Peng et al. 2023).
+    - ``longrope`` divides each frequency by its own divisor: from ``short`` if the context is at most
+      ``trained_context``, otherwise from ``long``. It also multiplies by ``magnitude`` (Ding et al. 2024).
+    - ``dynamic`` increases the base if the context exceeds ``trained_context`` (transformers'
+      ``_compute_dynamic_ntk_parameters``).
 
-    The model's context is the one that it is run with (decision 42).
+    Here, the context is the context length at run time (decision 42).
     """
 
     kind: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
@@ -32,25 +35,25 @@ class RotaryScaling(Struct, frozen=True):
     slow: float = 1.0
     magnitude: float = 1.0
     whole_pairs: bool = True
-    """Whether ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
+    """True if ``yarn`` rounds the limits of the interpolation outwards to whole pairs."""
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
 
     @property
     def reach(self) -> int:
-        """The context that it makes possible; 0: the one that the file states."""
+        """The longest context with this scaling; 0: the context that the file states."""
         return int(self.factor * self.trained_context) if self.kind in ("linear", "yarn", "dynamic") else 0
 
 
 class Rotary(Struct, frozen=True):
-    """Rotary positions: the base of the frequencies, how many of a head's values are rotated, and how they pair."""
+    """Rotary positions: the base of the frequencies, the number of rotated values of a head, and their pairing."""
 
     base: float
     dims: int
     pairing: Pairing
     scaling: RotaryScaling | None = None
     factors: tuple[float, ...] = ()
-    """A divisor for each of the dims/2 frequencies, if the file has its own."""
+    """A divisor for each of the dims/2 frequencies, if the file has divisors."""
 
 
 class Learned(Struct, frozen=True):
@@ -62,8 +65,8 @@ class Learned(Struct, frozen=True):
 class Sinusoidal(Struct, frozen=True):
     """Fixed vectors of sines and cosines, added to the embedding (Vaswani et al. 2017).
 
-    As in tensor2tensor: pair j of D/2 has the frequency base^(-j / (D/2 - 1)); the first half of the vector holds the
-    sines, the second the cosines. The first token has position ``offset``.
+    As in tensor2tensor, pair j of D/2 has the frequency base^(-j / (D/2 - 1)). The first half of the vector holds the
+    sines, the second half the cosines. The first token has position ``offset``.
     """
 
     base: float

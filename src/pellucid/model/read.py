@@ -1,4 +1,4 @@
-"""From an opened checkpoint to its model: the family's reader, then checks of everything in the file."""
+"""Reads the model of an open checkpoint: runs the reader of its family, then checks everything in the file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from pellucid.weights.joined import METHOD
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
-    """The spec of a checkpoint, and which tensor fills which slot.
+    """Read the spec of a checkpoint, and the tensors that fill its slots.
 
     Raises:
-        UnsupportedModel: the architecture, or an option of the file, is not implemented; the message lists what is.
+        UnsupportedModel: the architecture, or an option of the file, is not implemented. The message lists the
+            implemented names.
         FileFormatError: the metadata contradicts itself, or a tensor is missing or has another shape.
     """
     refuse_companion(checkpoint)
@@ -44,14 +45,14 @@ def read_model(checkpoint: Checkpoint) -> Model:
 
 TASK = re.compile(r".+For([A-Z]\w*)")
 TEXT_TASKS = ("CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining")
-"""Tasks of transformers' classes that have the weights of a language model or an encoder."""
+"""Tasks in names of transformers' classes that have the weights of a language model or an encoder."""
 
 
 def _check_task(config: Config) -> None:
-    """Refuse a model whose class in transformers has another head: a classifier would make text.
+    """Refuse a model with another kind of head, for example a classifier: it would run as a language model.
 
     Raises:
-        UnsupportedModel: no class that ``architectures`` names makes text or vectors.
+        UnsupportedModel: no class in ``architectures`` generates text or sentence vectors.
     """
     stated = config.value("architectures")
     names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
@@ -64,10 +65,10 @@ def _check_task(config: Config) -> None:
 
 
 def _check_quantization(config: Config) -> None:
-    """Refuse weights that are quantised in a way that is not implemented (``weights/joined.py``)."""
+    """Refuse quantization methods that are not implemented (``weights/joined.py``)."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
-        for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show it
+        for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show their values
             config.table("quantization_config").value(key)
     else:
         config.refuse("quantization_config", {})
@@ -91,7 +92,7 @@ def _read(checkpoint: Checkpoint, config: Config) -> Model:
     _check_layers(checkpoint, model)
     _check_tensors(checkpoint, model)
     _check_unused(checkpoint, model, family, config)
-    for key in ("bos_token_id", "eos_token_id"):  # of config.json; the tokenizer checks the others
+    for key in ("bos_token_id", "eos_token_id"):  # keys of config.json; the tokenizer checks the other ids
         config.token_ids(key, model.spec.embedding.vocabulary)
     check_unread(config, f"{architecture}." if gguf else "")
     return model
@@ -113,7 +114,7 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
         found = [shape_of(tensor, source) for tensor, source in zip(tensors, sources)]
         joined, needed, wrong = _joined(found), shape, tensors[0]
         of_experts = len(shape) == 3 or sources[0].flat
-        if of_experts and len(found) == shape[0] and len(found[0]) == len(shape) - 1:  # one source for each
+        if of_experts and len(found) == shape[0] and len(found[0]) == len(shape) - 1:  # a source per expert
             needed = shape[1:]
             wrong, joined = next(
                 ((tensor, one) for tensor, one in zip(tensors, found) if one != needed), (wrong, needed)
@@ -129,16 +130,16 @@ def _check_tensors(checkpoint: Checkpoint, model: Model) -> None:
 
 
 def _joined(found: Sequence[Shape]) -> Shape:
-    """The shape of tensors whose rows follow each other; that of the first if they do not fit."""
+    """The shape of tensors with concatenated rows; the shape of the first tensor if they do not fit."""
     if len(found) == 1 or not all(found) or any(one[1:] != found[0][1:] for one in found):
         return found[0]
     return (sum(one[0] for one in found), *found[0][1:])
 
 
 def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: Config) -> None:
-    """Refuse tensors and rows that no slot uses: a tensor such as a bias would have changed the result.
+    """Refuse tensors and rows that no slot uses: ignoring a bias, for example, would change the results.
 
-    Warns about parts that are left out.
+    Warns about parts that are not loaded.
     """
     used: dict[str, list[tuple[int, int] | None]] = {}
     for slot in model.slots:
@@ -183,13 +184,13 @@ def _check_unused(checkpoint: Checkpoint, model: Model, family: Family, config: 
 def _unused_rows(
     checkpoint: Checkpoint, name: str, model: Model, parts: list[tuple[int, int] | None]
 ) -> tuple[int, int] | None:
-    """The first range of a tensor's rows that no slot takes; None if all rows are taken."""
+    """The first range of rows of a tensor that no slot uses; None if all rows are used."""
     ranges = [part for part in parts if part is not None]
-    if len(ranges) < len(parts):  # some slot takes the whole tensor
+    if len(ranges) < len(parts):  # a slot uses the whole tensor
         return None
     sources = (source for slot in model.slots for source in model.sources(slot) if source.tensor == name)
     one = next(sources)
-    # Columns of a transposed matrix are rows of the stored one.
+    # Columns of a transposed matrix are rows of the stored matrix.
     one = replace(one, rows=None, columns=None, transpose=one.transpose and one.columns is None)
     whole = shape_of(checkpoint.tensors[name], one)
     rows = whole[0] if len(whole) == 1 else prod(whole[:-1])
@@ -202,7 +203,7 @@ def _unused_rows(
 
 
 def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
-    """Refuse a file with more layers than its metadata states: the model would run without its last ones."""
+    """Refuse a file with more layers than its metadata states: the model would run without its last layers."""
     layers, pattern = len(model.spec.blocks), _layer_pattern(model)
     found = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
     layers_in_file = max(found - _further_layers(checkpoint, model), default=-1) + 1
@@ -215,21 +216,21 @@ def _check_layers(checkpoint: Checkpoint, model: Model) -> None:
 
 
 FURTHER = "eh_proj"
-"""The tensor of layers that predict further tokens, which joins the last hidden state and the next token's embedding
-(DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
+"""A tensor that only layers for multi-token prediction have. It joins the last hidden state with the embedding of the
+next token (DeepSeek-AI 2024, DeepSeek-V3, section 2.2).
 """
 
 
 def _further_layers(checkpoint: Checkpoint, model: Model) -> set[int]:
-    """The numbers of the layers that the model knowingly leaves out."""
+    """Numbers of the layers that are deliberately not loaded."""
     pattern, layers = _layer_pattern(model), len(model.spec.blocks)
     found = {int(m[1]) for name in checkpoint.tensors if FURTHER in name and (m := pattern.match(name))}
     return found & set(range(layers, layers + model.further_layers))
 
 
 def _layer_pattern(model: Model) -> re.Pattern[str]:
-    """Matches the beginning of the names of a block's tensors; its group is the block's number."""
-    # In every format, the tensor names of two blocks differ only by the block's number.
+    """A pattern for the beginning of the names of a block's tensors. Its group is the number of the block."""
+    # In every format, the tensor names of two blocks differ only in the number of the block.
     prefixes = {
         source.tensor.partition(".0.")[0]
         for slot in model.slots

@@ -1,4 +1,4 @@
-"""The slots of a spec and the shape of each: the plan and the checks of files agree through this table."""
+"""The slots of a spec and their shapes. Both the plan and the checks of files use this table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Slot names and shapes, row-major: a matrix that maps D inputs to N outputs is (N, D); of E experts (E, N, D)."""
+    """Slot names and shapes, row-major. A matrix from D inputs to N outputs is (N, D); for E experts (E, N, D)."""
     return dict(_slots(spec))
 
 
@@ -107,7 +107,7 @@ def _block(name: str, block: Block, width: int) -> Iterator[tuple[str, Shape]]:
 
 
 def sublayers(block: Block) -> list[str]:
-    """The parts of a block that have norms of their own. A recurrent layer beside attention shares the latter's."""
+    """The parts of a block with their own norms. A recurrent layer beside attention shares the norm of attention."""
     mixer = "attention" if block.attention else "recurrent" if block.recurrent else ""
     return [part for part in (mixer, "feedforward" if block.feedforward else "") if part]
 
@@ -207,7 +207,7 @@ def _recurrent(name: str, kind: Recurrent, width: int) -> Iterator[tuple[str, Sh
 
 
 def _rates(name: str, heads: int) -> Iterator[tuple[str, Shape]]:
-    """The rate at which each head's state decays, and what is added to its step."""
+    """The decay rate of each head's state, and the bias of its step size."""
     yield f"{name}.rate.weight", (heads,)
     yield f"{name}.rate.bias", (heads,)
 

@@ -1,4 +1,4 @@
-"""The stored values of a slot: whole tensors, rows of tensors, transposed tensors, several joined (``filled.Slot``)."""
+"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``filled.Slot``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 def shape_of(tensor: Tensor, source: Slot) -> Shape:
-    """The shape of the part of a tensor that a slot takes.
+    """The shape of the part of a tensor that a slot uses.
 
     Raises:
         FileFormatError: the tensor has too few rows, or cannot be transposed.
@@ -61,17 +61,17 @@ def shape_of(tensor: Tensor, source: Slot) -> Shape:
 
 
 def format_of(tensor: Tensor, source: Slot) -> Format:
-    """The format of the part of a tensor that a slot takes: quantised rows that become columns are decoded.
+    """The format of the part of a tensor that a slot uses. Quantized rows that become columns are dequantized to F32.
 
     Raises:
-        UnsupportedModel: the tensor's format is not implemented.
+        UnsupportedModel: the format of the tensor is not implemented.
     """
     form = lookup(tensor.format, f"tensor {shown(tensor.name)}")
     return form if source.columns is None or form.packed.is_float else lookup("F32", tensor.name)
 
 
 def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
-    """The number of rows of a tensor that are taken as columns."""
+    """Number of rows of a tensor that are used as columns."""
     start, stop = columns
     if len(tensor.shape) != 2 or not 0 <= start < stop <= tensor.shape[0]:
         raise FileFormatError(
@@ -84,7 +84,7 @@ def _columns(tensor: Tensor, columns: tuple[int, int]) -> int:
 
 
 def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> list[tuple[Slot, ...]]:
-    """The sources of each expert's matrix: a tensor of its own, or its rows of one tensor (E, N, D)."""
+    """The sources of each expert's matrix: separate tensors, or the expert's rows of one tensor (E, N, D)."""
     if len(sources) == 1 and experts > 1:
         rows = prod(shape_of(checkpoint.tensors[sources[0].tensor], sources[0])[:-1]) // experts
         return [(replace(sources[0], rows=(i * rows, (i + 1) * rows)),) for i in range(experts)]
@@ -93,7 +93,7 @@ def by_expert(checkpoint: Checkpoint, sources: Sequence[Slot], experts: int) -> 
 
 
 class _SlotPart(Struct, frozen=True, dict=True):
-    """The part of a slot that one tensor fills."""
+    """The part of a slot that is filled by a single tensor."""
 
     checkpoint: Checkpoint
     source: Slot
@@ -120,7 +120,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return prod(self.shape[:-1])
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with the part's bytes from ``start`` on."""
+        """Fill ``out`` with the bytes of the part from ``start`` on."""
         if self.source.transpose:
             out[:] = self._gathered[start : start + len(out)]
             return
@@ -134,9 +134,9 @@ class _SlotPart(Struct, frozen=True, dict=True):
         self.checkpoint.read(self.tensor.name, skipped + start, out)
 
     def _every(self, start: int, count: int) -> NDArray[np.uint8]:
-        """``count`` bytes from ``start`` on of every ``step``-th row, or of every such value of a vector."""
+        """``count`` bytes, from ``start`` on, of every ``step``-th row of a matrix or value of a vector."""
         step, size = self.source.step, self.row_bytes if len(self.shape) > 1 else self.form.block_bytes
-        begin, end = start // size, -(-(start + count) // size)  # of the rows that are taken
+        begin, end = start // size, -(-(start + count) // size)  # range among the selected rows
         first = (self.source.rows or (0, 0))[0] + begin * step
         last = first + (end - begin - 1) * step + 1
         rows = self._stored(first * size, last * size).reshape(-1, size)[::step].reshape(-1)
@@ -145,7 +145,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
 
     @cached_property
     def _gathered(self) -> NDArray[np.uint8]:
-        """The bytes of transposed rows, which do not follow each other in the file. Only what holds them is read."""
+        """The bytes of transposed rows, which are not contiguous in the file. Reads only the matrices with the rows."""
         rows, step = self.source.rows, self.source.step
         if self.source.columns is not None:
             return self._rows_as_columns(*self.source.columns)
@@ -157,14 +157,14 @@ class _SlotPart(Struct, frozen=True, dict=True):
         *_, inputs, outputs = self.tensor.shape
         size = inputs * outputs * self.form.block_bytes
         start, stop = rows or (0, self.tensor.nbytes // size * outputs)
-        first, last = start // outputs, -(-stop // outputs)  # of the matrices that hold the rows
+        first, last = start // outputs, -(-stop // outputs)  # range of the matrices with these rows
         values = self._stored(first * size, last * size).view(f"V{self.form.block_bytes}")
         by_row = values.reshape(-1, inputs, outputs).transpose(0, 2, 1).reshape(-1, inputs)
         begin = first * outputs
         return np.ascontiguousarray(by_row[start - begin : stop - begin : step]).reshape(-1).view(np.uint8)
 
     def _rows_as_columns(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of rows of a matrix, transposed."""
+        """The bytes of the transpose of some rows of a matrix."""
         form, (_, blocks, size) = stored_as(self.tensor)
         stored = self._stored(start * blocks * size, stop * blocks * size)
         if form is not self.form:
@@ -173,7 +173,7 @@ class _SlotPart(Struct, frozen=True, dict=True):
         return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
 
     def _stored(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Some of the tensor's bytes."""
+        """Read the bytes from ``start`` to ``stop`` of the tensor."""
         out = np.empty(stop - start, np.uint8)
         self.checkpoint.read(self.tensor.name, start, out)
         return out
@@ -183,8 +183,8 @@ class SlotReader:
     """Reads a slot from a checkpoint. ``form`` is its block format, ``shape`` its shape.
 
     Raises:
-        UnsupportedModel: a tensor's format is not implemented, the joined tensors differ in format or columns, or a
-            vector is cut inside a block; from ``read`` and ``values``: a quantised matrix would have to be transposed.
+        UnsupportedModel: the format of a tensor is not implemented, the joined tensors differ in format or columns, or
+            a vector is cut inside a block; from ``read`` and ``values``: a quantized matrix is stored transposed.
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
@@ -209,12 +209,12 @@ class SlotReader:
 
     @property
     def blocks_shape(self) -> tuple[int, int, int]:
-        """The shape of the bytes: (rows, blocks, block_bytes). A vector is one row."""
+        """The shape of the slot's bytes: (rows, blocks, block_bytes). A vector is one row."""
         rows = prod(self.shape[:-1])
         return rows, self.shape[-1] // self.form.block, self.form.block_bytes
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out``, (n,) uint8, with the slot's bytes from ``start`` on. May be called from several threads."""
+        """Fill ``out``, (n,) uint8, with the bytes of the slot from ``start`` on. Thread-safe."""
         done = 0
         for part in self._parts:
             size = part.rows * part.row_bytes
@@ -225,13 +225,13 @@ class SlotReader:
             start -= size
 
     def values(self) -> NDArray[np.float32]:
-        """The values as float32 in the slot's shape, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
+        """The values as float32 in the shape of the slot, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
         found = []
         for part in self._parts:
             raw = np.empty(part.rows * part.row_bytes, np.uint8)
             part.read(0, raw)
             shape = (part.rows, part.shape[-1] // self.form.block, self.form.block_bytes)
-            with np.errstate(all="ignore"):  # a file may hold numbers that are not finite
+            with np.errstate(all="ignore"):  # a file may have numbers that are not finite
                 decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
                 decoded = -np.exp(decoded) if part.source.negative_exp else decoded
                 found.append(decoded + np.float32(part.source.plus))

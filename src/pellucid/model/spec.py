@@ -1,4 +1,4 @@
-"""What a model is: frozen dataclasses, made of parts. Nothing here computes; ``plan/`` turns a spec into operations.
+"""The spec of a model: frozen structs, one for each part. ``plan/`` turns a spec into operations.
 
 The file is over 400 lines because every part of a model is defined here, each in a few lines.
 
@@ -25,8 +25,8 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "clamped_silu
 class Embedding(Struct, frozen=True):
     """Token embeddings (V, D), multiplied by ``scale``. BERT also has token ``types`` and a ``norm``.
 
-    If ``narrow`` is not 0, embeddings are (V, ``narrow``); a matrix widens them to D, and another one narrows the final
-    vectors before the head (OPT-350M).
+    If ``narrow`` is not 0, embeddings are (V, ``narrow``). A matrix projects them to D, and a second matrix projects
+    the final vectors back before the head (OPT-350M).
     """
 
     vocabulary: int
@@ -38,9 +38,7 @@ class Embedding(Struct, frozen=True):
 
 
 class Norm(Struct, frozen=True):
-    """``rms`` or ``layer`` normalisation. ``layer`` has a bias, unless ``bias`` is False; ``weight`` is whether it has
-    weights.
-    """
+    """``rms`` or ``layer`` normalization. ``weight``: it has weights. ``layer`` has a bias unless ``bias`` is False."""
 
     kind: Literal["rms", "layer"]
     eps: float
@@ -49,16 +47,17 @@ class Norm(Struct, frozen=True):
 
     @property
     def has_bias(self) -> bool:
-        """Whether a bias is added."""
+        """True if the norm adds a bias."""
         return self.kind == "layer" and self.bias
 
 
 class Latent(Struct, frozen=True):
-    """Latent attention (DeepSeek-AI 2024, DeepSeek-V2): keys and values of all heads are made of one vector.
+    """Latent attention (DeepSeek-AI 2024, DeepSeek-V2): keys and values of all heads are projections of one vector.
 
-    ``rank`` is the width of that vector, ``query_rank`` that of the one that queries are made of (0: of the token
-    itself); ``norm`` is the norm of both. The first ``plain_dim`` values of a head's query and key have no position;
-    the others are rotated, and all heads share them in the key.
+    ``rank`` is the width of this latent vector. ``query_rank`` is the width of the latent vector of queries (0: queries
+    are projections of the token itself). ``norm`` is the norm of both latent vectors. The first ``plain_dim`` values of
+    a head's query and key have no position. The other values are rotated; all heads share the rotated values of the
+    key.
     """
 
     rank: int
@@ -68,7 +67,7 @@ class Latent(Struct, frozen=True):
 
 
 class Attention(Struct, frozen=True):
-    """One block's attention: H heads of width K, G key/value heads."""
+    """The attention of a block: H heads of width K, G key/value heads."""
 
     heads: int
     kv_heads: int
@@ -76,21 +75,21 @@ class Attention(Struct, frozen=True):
     scale: float
     causal: bool = True
     window: int = 0
-    """How many tokens a token sees, itself and those before it; 0: all."""
+    """Number of tokens that a token attends to, itself and the tokens before it; 0: all."""
     chunked: bool = False
-    """Whether windows do not slide: a token sees those of its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
+    """True: the window does not slide. A token attends to its own chunk of ``window`` tokens (Meta 2025, Llama 4)."""
     rotary: Rotary | None = None
     qk_norm: Norm | None = None
-    """The norm of queries and keys, of each head's part."""
+    """The norm of queries and keys, separately for each head."""
     qk_norm_whole: bool = False
-    """Whether this norm is that of a token's queries of all heads together, and of its keys."""
+    """True: ``qk_norm`` normalizes the queries of all heads together, and the keys of all heads together."""
     softcap: float = 0.0
     bias: bool = False
     output_bias: bool = False
     value_dim: int = 0
-    """V, the width of a head's values; 0: as wide as its keys, K."""
+    """V, the width of a head's values; 0: K, the width of its keys."""
     alibi: bool = False
-    """Whether scores fall with the distance, with a slope for each head (Press et al. 2022)."""
+    """True: scores decrease with the distance, with a slope for each head (Press et al. 2022)."""
     alibi_most: float = 8.0
     """The smallest slope is 2^-alibi_most (for a number of heads that is a power of two)."""
     alibi_scale: float = 1.0
@@ -100,21 +99,21 @@ class Attention(Struct, frozen=True):
     of a score then depends on the key's position instead of the distance.
     """
     clip: float = 0.0
-    """If not 0, queries, keys and values are kept between -clip and clip, before norms and positions."""
+    """If not 0, queries, keys and values are clipped to -clip ... clip, before norms and positions."""
     sinks: bool = False
-    """Whether each head has a learned sink, a score that takes part of the attention weight (Xiao et al. 2023)."""
+    """True: each head has a learned sink, a score that absorbs a part of the attention weight (Xiao et al. 2023)."""
     cross: bool = False
-    """Whether queries see the keys and values of the chunk's encoder instead of those of their own sequence."""
+    """True: cross attention. Queries read the keys and values of the chunk's encoder, not of their own sequence."""
     v_norm: Norm | None = None
-    """The norm of each head's values."""
+    """The norm of the values of each head."""
     keys_as_values: bool = False
-    """Whether the values are the projection of the keys, before these are normalised and rotated."""
+    """True: values are the projected keys, before keys are normalized and rotated."""
     shared: int | None = None
-    """The block whose keys and values are used, instead of keys and values of its own."""
+    """Number of the block whose keys and values are shared; None: the block has its own."""
     query_scale: QueryScale | None = None
     latent: Latent | None = None
     gate: bool = False
-    """Whether what is attended is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
+    """True: the attention output is multiplied by the sigmoid of a projection of the token (Qwen Team 2025)."""
     output_scale: float = 1.0
     """A factor of the output."""
 
@@ -124,10 +123,10 @@ class Attention(Struct, frozen=True):
 
 
 class FeedForward(Struct, frozen=True):
-    """``gated``: down(f(gate x) * up x); else down(f(up x)).
+    """A feed-forward: down(f(gate x) * up x) if ``gated``, otherwise down(f(up x)).
 
-    ``limit`` and ``sharpness`` are those of ``clamped_silu``. ``gate_scale`` is a factor of f's argument,
-    ``output_scale`` one of the output.
+    ``limit`` and ``sharpness`` are parameters of ``clamped_silu``. ``gate_scale`` is a factor of the argument of f,
+    ``output_scale`` a factor of the output.
     """
 
     width: int
@@ -139,20 +138,20 @@ class FeedForward(Struct, frozen=True):
     gate_scale: float = 1.0
     output_scale: float = 1.0
     sparsity: float = 0.0
-    """A part p of the gate's values that is cut off: f sees max(0, gate - cut), where ``cut`` is the p-quantile of a
-    normal distribution with the mean and the deviation of the token's gate values; 0: f sees the gate
+    """The fraction p of gate values that is cut off: the argument of f is max(0, gate - cut), where ``cut`` is the
+    p-quantile of a normal distribution with the mean and standard deviation of the token's gate values. 0: no cut
     (Gemma Team 2025, Gemma 3n).
     """
 
 
 class Router(Struct, frozen=True):
-    """The choice of a token's experts: the ``chosen`` with the highest scores of E ``experts``.
+    """The choice of a token's experts: the ``chosen`` experts with the highest scores among E ``experts``.
 
-    A score is the softmax of the router's outputs over all experts, or the sigmoid of the expert's own. It is also the
-    weight of the expert's result; ``normalize`` divides a token's weights by their sum, ``scale`` multiplies them.
-    ``correction`` is whether each expert has a number that is added to its score for the choice alone. If there are
-    several ``groups`` of experts, only the best ``kept`` groups take part; a group's rank is the sum of its
-    ``group_best`` best scores (DeepSeek-AI 2024, DeepSeek-V3).
+    Scores are the softmax of the router's outputs over all experts, or the sigmoid of each output. The score is also
+    the weight of the expert's output. ``normalize`` divides the weights of a token by their sum, and ``scale``
+    multiplies them. With ``correction``, each expert has a bias that is added to its score for the choice only. With
+    several ``groups`` of experts, only experts of the best ``kept`` groups are chosen. Groups are ranked by the sum of
+    their ``group_best`` highest scores (DeepSeek-AI 2024, DeepSeek-V3).
     """
 
     experts: int
@@ -168,14 +167,14 @@ class Router(Struct, frozen=True):
     output_scale: float = 1.0
     """A factor of the router's outputs, before they become scores."""
     expert_scale: bool = False
-    """Whether each expert has a number that multiplies its weight, after the weights are normalised."""
+    """True: each expert has a factor of its weight, applied after the weights are normalized."""
 
 
 class Mixture(Struct, frozen=True):
-    """A mixture of experts: the weighted sum of the feed-forwards that a token's router chooses (Shazeer et al. 2017).
+    """Mixture of experts (Shazeer et al. 2017): the weighted sum of the feed-forwards that a router chooses.
 
-    ``expert`` is the feed-forward of each expert. ``shared``, if there is one, is that of an expert that all tokens
-    use; ``shared_gate`` is whether its result is multiplied by the sigmoid of a projection of the token.
+    ``expert`` is the feed-forward of each expert. ``shared`` is the feed-forward of an expert that all tokens use
+    (None: no shared expert). With ``shared_gate`` its output is multiplied by the sigmoid of a projection of the token.
     """
 
     router: Router
@@ -183,22 +182,22 @@ class Mixture(Struct, frozen=True):
     shared: FeedForward | None = None
     shared_gate: bool = False
     input_weights: bool = False
-    """Whether weights multiply what an expert's first matrices make of the token, instead of its result (Meta 2025,
+    """True: the weight of an expert multiplies the outputs of its first matrices, instead of its output (Meta 2025,
     Llama 4).
     """
     norms: Norm | None = None
-    """If there is one, router and experts read the residual stream, each through a norm of its own, and the sum of the
-    experts' results and the shared expert's result each have a norm before they are added (Gemma Team 2026, Gemma 4).
+    """If set, router and experts read the residual stream, each through its own norm. The sum of the experts' outputs
+    and the output of the shared expert each have a norm before they are added (Gemma Team 2026, Gemma 4).
     """
 
 
 class DeltaNet(Struct, frozen=True):
     """Gated DeltaNet (Yang et al. 2024): a recurrent layer whose state is a matrix (K, V) for each of H heads.
 
-    G heads of queries and keys have width ``key_dim`` K, the H ``heads`` of values width ``value_dim`` V. Queries, keys
-    and values go through a convolution over the last ``taps`` tokens. H / G heads use the queries and keys of one head:
-    consecutive ones or, if ``tiled``, every G-th (as llama.cpp orders them). ``norm`` is that of each head's output,
-    which is then gated.
+    G heads of queries and keys have width ``key_dim`` K, the H ``heads`` of values have width ``value_dim`` V. Queries,
+    keys and values go through a convolution over the last ``taps`` tokens. H / G value heads share the queries and keys
+    of one head: consecutive value heads or, if ``tiled``, every G-th value head (the order of llama.cpp). ``norm``
+    normalizes the output of each head, which is then gated.
     """
 
     heads: int
@@ -213,11 +212,11 @@ class DeltaNet(Struct, frozen=True):
 class Mamba(Struct, frozen=True):
     """Mamba-2 (Dao and Gu 2024): a recurrent layer whose state is a matrix (N, P) for each of H heads.
 
-    The values x of the H ``heads`` have width ``head_dim`` P; N is ``state``. B and C are those of ``groups`` groups of
-    heads. x, B and C go through a convolution over the last ``taps`` tokens. The output is gated and then, if there is
-    a ``norm``, normalised, each group by itself; with ``norm_first`` in the other order. A token's step stays within
-    ``limits``. ``multipliers`` are factors of the gate, x, B, C and the step, ``output_scale`` is one of the output
-    (Falcon-H1).
+    The values x of the H ``heads`` have width ``head_dim`` P. N is ``state``. Heads form ``groups`` groups, and the
+    heads of a group share B and C. x, B and C go through a convolution over the last ``taps`` tokens. The output is
+    gated and then normalized by ``norm``, separately for each group (None: not normalized). With ``norm_first`` it is
+    normalized before the gate. The step size of a token is clamped to ``limits``. ``multipliers`` are factors of the
+    gate, x, B, C and the step size, ``output_scale`` is a factor of the output (Falcon-H1).
     """
 
     heads: int
@@ -246,14 +245,14 @@ Recurrent: TypeAlias = "DeltaNet | Mamba | ShortConvolution"
 
 
 class Block(Struct, frozen=True):
-    """A transformer block: attention or a recurrent layer, or both of the same input; then a feed-forward.
+    """A transformer block: attention, a recurrent layer, or both with the same input; then a feed-forward.
 
-    Each of the three may be missing.
+    Each of the three parts may be missing.
 
     ``placement`` of the norms: "pre" before attention and feed-forward; "post" after each residual addition;
     "sandwich" before, and again on the output before it is added; "output" only on the output before it is added.
-    "parallel": attention and feed-forward read the same residual stream, each through its own norm; "shared": through
-    the same one. Outputs are multiplied by ``residual_scale`` before they are added.
+    "parallel": attention and feed-forward read the same residual stream, each through its own norm; "shared": both
+    read the same norm. Outputs are multiplied by ``residual_scale`` before they are added.
     """
 
     attention: Attention | None
@@ -263,18 +262,18 @@ class Block(Struct, frozen=True):
     residual_scale: float = 1.0
     recurrent: Recurrent | None = None
     scalar: bool = False
-    """Whether the block's output is multiplied by a number that the file has for it."""
+    """True: the file has a scalar that multiplies the output of the block."""
     laurel: int = 0
-    """The rank of a learned residual beside attention's (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
+    """The rank of a learned residual beside attention (Gemma Team 2025, Gemma 3n: LAuReL); 0: none."""
 
 
 class PerLayer(Struct, frozen=True):
-    """Embeddings for each layer (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P in every block.
+    """Per-layer embeddings (Gemma Team 2025, Gemma 3n): a token has a vector of ``width`` P for every block.
 
-    They are the rows of a table (V, L P), times ``scale``, and a projection of the embedding, which is multiplied by
-    ``projection_scale`` and normalised; both are added and multiplied by ``sum_scale``. At the end of its block, P
-    numbers made of the residual stream go through ``activation``, are multiplied by the vector, projected and
-    normalised, and added.
+    The vectors are ``sum_scale`` times the sum of two terms: a row of a table (V, L P) times ``scale``, and a
+    projection of the embedding, multiplied by ``projection_scale`` and normalized. At the end of a block, the residual
+    stream is projected to P values. They go through ``activation`` and are multiplied by the vector of the block. The
+    product is projected, normalized and added to the residual stream.
     """
 
     width: int
@@ -283,26 +282,26 @@ class PerLayer(Struct, frozen=True):
     sum_scale: float
     activation: Activation
     vocabulary: int = 0
-    """The table's rows, if it has fewer than the vocabulary: tokens from there on take row 0. 0: as many rows."""
+    """Number of rows of the table if it is smaller than the vocabulary (0: equal). Larger token ids use row 0."""
 
 
 class AltUp(Struct, frozen=True):
-    """Alternating updates (Baykal et al. 2023): S ``streams`` of the residual, of which blocks read and change one.
+    """Alternating updates (Baykal et al. 2023): S residual ``streams``. Blocks compute only the ``active`` stream.
 
-    A block predicts all streams from all of them, works on the ``active`` one, and adds what it has changed to all.
-    The factors of both are made of the active stream.
+    Before a block, all streams are predicted from all streams. The block computes the active stream. Its change is then
+    added to all streams. The coefficients of both steps are computed from the active stream.
     """
 
     streams: int
     active: int = 0
     scaled: bool = True
-    """Whether the active stream has a weight for each of its values before it meets embeddings of the layer."""
+    """True: a weight vector multiplies the active stream before it is combined with the per-layer embeddings."""
 
 
 class Head(Struct, frozen=True):
-    """Projection to the vocabulary. ``tied`` uses the embedding's matrix; ``softcap`` 0 means none.
+    """The projection to the vocabulary. ``tied``: its matrix is the embedding.
 
-    Logits are multiplied by ``scale`` before they are capped.
+    Logits are multiplied by ``scale`` and then capped by ``softcap`` (0: not capped).
     """
 
     tied: bool
@@ -312,10 +311,11 @@ class Head(Struct, frozen=True):
 
 
 class Pooling(Struct, frozen=True):
-    """Pooling of a sequence's rows into one vector: their mean, scaled to length 1 if ``normalize``.
+    """Pooling of the rows of a sequence into one vector: their mean, scaled to length 1 if ``normalize``.
 
-    ``matryoshka`` lists the shorter lengths that the model is trained for (Kusupati et al. 2022,
-    https://arxiv.org/abs/2205.13147): the first numbers of a vector. Empty: any length; None: the model states none.
+    ``matryoshka`` lists the shorter lengths for which the model is trained (Kusupati et al. 2022,
+    https://arxiv.org/abs/2205.13147): a shorter vector is the first part of the vector. Empty: any length; None: the
+    model states no lengths.
     """
 
     kind: Literal["mean"] = "mean"
@@ -324,7 +324,7 @@ class Pooling(Struct, frozen=True):
 
 
 class ModelSpec(Struct, frozen=True):
-    """A whole model. Language models have a ``head``, sentence encoders ``pooling``."""
+    """The spec of a whole model. Language models have a ``head``, sentence encoders have ``pooling``."""
 
     family: str
     name: str
@@ -339,7 +339,7 @@ class ModelSpec(Struct, frozen=True):
     pooling: Pooling | None = None
 
     def change_attention(self, change: Callable[[int, Attention], Attention]) -> ModelSpec:
-        """A copy in which each attention is what ``change`` makes of its block's number and of it."""
+        """A copy with each attention replaced by ``change``(number of its block, attention)."""
         return replace(
             self,
             blocks=tuple(
@@ -349,13 +349,13 @@ class ModelSpec(Struct, frozen=True):
         )
 
     def with_attention(self, **fields: Any) -> ModelSpec:
-        """A copy with other fields of the attention of every block."""
+        """A copy with ``fields`` replaced in the attention of every block."""
         return self.change_attention(lambda _, attention: replace(attention, **fields))
 
     def change_feedforward(
         self, change: Callable[[FeedForward | Mixture], FeedForward | Mixture]
     ) -> ModelSpec:
-        """A copy in which each feed-forward is what ``change`` makes of it."""
+        """A copy with each feed-forward replaced by ``change``(feed-forward)."""
         return replace(
             self,
             blocks=tuple(
@@ -365,17 +365,17 @@ class ModelSpec(Struct, frozen=True):
         )
 
     def with_blocks(self, **fields: Any) -> ModelSpec:
-        """A copy with other fields of every block."""
+        """A copy with ``fields`` replaced in every block."""
         return replace(self, blocks=tuple(replace(block, **fields) for block in self.blocks))
 
     @property
     def attentions(self) -> list[Attention]:
-        """The attention of each block that has one."""
+        """The attentions of all blocks that have attention."""
         return [block.attention for block in self.blocks if block.attention]
 
     @property
     def attention(self) -> Attention:
-        """The attention of the first block that has one.
+        """The attention of the first block that has attention.
 
         Raises:
             UnsupportedModel: no block has attention.
@@ -386,18 +386,18 @@ class ModelSpec(Struct, frozen=True):
 
     @property
     def longest(self) -> int:
-        """The largest context that the model may be run with: the file's, or as far as its rotary scaling reaches."""
+        """The largest possible context: the context in the file, or the reach of the rotary scaling if it is longer."""
         scalings = (kind.rotary.scaling for kind in self.attentions if kind.rotary and kind.rotary.scaling)
         return max(self.context, *(scaling.reach for scaling in scalings), 0)
 
     @property
     def causal(self) -> bool:
-        """Whether the model generates text."""
+        """True if the model generates text."""
         return self.head is not None
 
     @property
     def output_width(self) -> int:
-        """Columns of the output: V for a language model, D for an encoder."""
+        """Number of output columns: V for a language model, D for a sentence encoder."""
         return self.embedding.vocabulary if self.head else self.embedding.width
 
     def __repr__(self) -> str:

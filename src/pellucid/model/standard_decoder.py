@@ -1,11 +1,11 @@
-"""One reader for decoder-only transformers; the differences between their families are data.
+"""One reader for decoder-only transformers. The differences between their families are data.
 
     QWEN2 = StandardDecoder("qwen2", bias=True).family()
 
-The defaults are Llama's: attention and a gated feed-forward with RMS norms before them, rotary positions. Tensors have
-llama.cpp's names in GGUF and transformers' names in safetensors. What data cannot say, a family changes in the finished
-spec (``gguf_change``, ``config_change``; ``gguf_seen``: what is seen from the tensors). A family that differs more has
-its own readers, made of the parts in ``common_metadata.py`` (Gemma 3, BERT).
+The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
+Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
+the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_seen`` depends on the tensors). A
+family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 3, BERT).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
-"""(metadata, spec) → the spec with what is peculiar to a family. In GGUF the metadata are those of the architecture."""
+"""(metadata, spec) → the spec with the changes of a family. GGUF metadata are the keys of the architecture."""
 
 KEYS: Mapping[str, str] = {
     "context": "max_position_embeddings",
@@ -63,10 +63,10 @@ KEYS: Mapping[str, str] = {
     "feedforward_bias": "mlp_bias",
     "window": "",
 }
-"""The keys of config.json, by what they mean. ``output_bias`` is by default the same key as ``bias``."""
+"""The keys of config.json by meaning. The default of ``output_bias`` is the key of ``bias``."""
 
 UNGROUPED_KEYS: Mapping[str, str] = {"kv_heads": "", "head_dim": "", "bias": "", "feedforward_bias": ""}
-"""The keys of families from before grouped heads, whose biases are not an option either."""
+"""The keys of families without grouped-query attention and without options for biases."""
 
 GPT_KEYS: Mapping[str, str] = {
     **UNGROUPED_KEYS,
@@ -78,7 +78,7 @@ GPT_KEYS: Mapping[str, str] = {
     "activation": "activation_function",
     "norm_eps": "layer_norm_epsilon",
 }
-"""The keys of GPT-2, which GPT and GPT-J share."""
+"""The keys of GPT-2. GPT and GPT-J share them."""
 
 GPT_ALIASES: Mapping[str, str] = {
     "n_positions": "max_position_embeddings",
@@ -86,38 +86,41 @@ GPT_ALIASES: Mapping[str, str] = {
     "n_head": "num_attention_heads",
     "n_layer": "num_hidden_layers",
 }
-"""Their newer names."""
+"""Newer names of keys in ``GPT_KEYS``."""
 
 
 class StandardDecoder(Struct, frozen=True):
-    """The data of a family of decoders.
+    """The data of a family of decoders. A *default* is a value for files that do not state it.
 
-    ``name`` is the family's; ``model_type`` is the name in config.json if that differs, ``architecture`` the one in
-    GGUF, None if no GGUF file has one of its own. ``also`` and ``gguf_also`` are other names of
-    the same models.
+    Names: ``name`` is the name of the family, ``model_type`` its name in config.json if it differs. ``architecture`` is
+    its name in GGUF if it differs; None: the family has no GGUF architecture. ``also`` and ``gguf_also`` are further
+    names of the same models.
 
-    Attention: ``gguf_pairing`` is the order of rotary pairs in the rows of GGUF's q and k, ``pairing`` that of
-    config.json's models, ``base`` the rotary base if config.json does not say,
-    ``usual_positions`` the table ``rope_parameters`` if it has none, ``rotated`` the fraction of a head's
-    values that are rotated if it does not say, ``partial`` whether it may say so if all are by default; ``rope_keys``
-    are the keys of the base and of that fraction in files from before transformers 5.
-    ``bias`` and ``output_bias`` are whether q, k and v, and the attention's output, have biases if the file does not
-    say; ``head_norm`` and ``whole_norm`` whether each head's queries and keys have a norm, or those of all heads
-    together; as a string ``head_norm`` is the key of config.json that says so, and GGUF's tensors show it; ``sinks``
-    whether there are attention sinks. Feed-forward: ``activation``, its names in config.json, ``gated``, and
-    ``feedforward_bias`` if the file does not say; ``widening`` is F / D if the file does not say F (0: it must);
-    ``mixture`` are its experts. Norms: ``norm`` (with the usual epsilon), ``placement``, ``final_norm`` whether there
-    is one after the last block. ``usual_context`` is the context if the file does not say (0: it must). Head: ``tied``
-    is whether it uses the embedding's matrix if the file does not say, ``head_bias`` whether it has a bias.
-    ``further_layers`` is config.json's key of how many layers follow that predict further tokens, which generation does
-    not need; in GGUF they are among the layers.
+    Positions: ``gguf_pairing`` is the pairing of rotary values in GGUF, ``pairing`` the pairing in config.json models.
+    ``base`` is the default rotary base, ``rotated`` the default fraction of rotated values of a head, and
+    ``usual_positions`` the default table ``rope_parameters``. With ``partial``, config.json may state the fraction
+    although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
 
-    ``layer_count`` is how many layers config.json has, if no key has the number itself; ``pattern`` are the kinds of
-    layers of a usual model, and ``kv_by_layer`` is whether GGUF shows them (see ``Family``).
+    Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
+    the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
+    ``head_norm`` is a string, it is the key of config.json that states the norm; in GGUF the tensors show it.
+    ``sinks``: heads have attention sinks.
 
-    ``keys`` are keys of config.json with other names than in ``KEYS``; a key without a name is not read. ``aliases``
-    are further names of some of them, by key, as transformers reads them or older files have them. ``unused`` are
-    patterns of tensors that no slot needs, ``passed_over`` patterns of parts that are left out (see ``Family``).
+    Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
+    ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
+    the file must state F). ``mixture`` describes the experts.
+
+    Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
+    block. ``usual_context`` is the default context (0: the file must state it).
+
+    Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
+
+    Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``further_layers`` is the key
+    of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
+    counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
+
+    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``aliases`` maps keys to further
+    names that transformers reads or older files use. For ``unused`` and ``passed_over`` see ``Family``.
     """
 
     name: str
@@ -165,7 +168,7 @@ class StandardDecoder(Struct, frozen=True):
     config_change: Change = lambda config, spec: spec
 
     def family(self) -> Family:
-        """The family, with readers for both kinds of checkpoint."""
+        """The `Family` with readers for both kinds of checkpoint."""
         own, experts = (
             self.architecture is not None,
             self.mixture.dimensions if self.mixture and self.mixture.in_config else {},
@@ -191,7 +194,7 @@ class StandardDecoder(Struct, frozen=True):
         )
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
-        """Read GGUF metadata. Whether there are biases is seen from the tensors."""
+        """Read GGUF metadata. The tensors show if the model has biases."""
         own = config.under(f"{config.text('general.architecture')}.")
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
@@ -321,7 +324,7 @@ class StandardDecoder(Struct, frozen=True):
 
 
 def _count(config: Config, key: str, default: int) -> int:
-    """A whole number from 1; without a default the file must state it."""
+    """A whole number >= 1. Without a default, the file must state it."""
     return int(config.count(key, default) if default else config.count(key))
 
 

@@ -1,8 +1,8 @@
-"""One reader for mixtures of experts; the differences between their families are data.
+"""One reader for mixtures of experts. The differences between their families are data.
 
     StandardDecoder("olmoe", mixture=StandardMixture(keys={"width": "intermediate_size"}))
 
-In GGUF the keys are llama.cpp's. What they leave open, such as whether weights are normalised, is the family's.
+GGUF files have the keys of llama.cpp. The family states facts that are not in the keys, for example normalized weights.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ KEYS: Mapping[str, str] = {
     "shared_width": "",
     "dense": "",
 }
-"""The keys of config.json, by what they mean; a key without a name is not read.
+"""The keys of config.json by meaning. A key with the name "" is not read.
 
-``shared`` is how many times as wide as an expert the shared one is, ``shared_width`` its width; ``dense`` how many of
-the first layers have no experts.
+``shared`` is the width of the shared expert as a multiple of an expert's width, ``shared_width`` its width. ``dense``
+is the number of first layers without experts.
 """
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""The keys of the number of experts: older versions of transformers wrote others than newer ones, by family."""
+"""Keys of the number of experts. They depend on the family and on the version of transformers."""
 
-MOST_OF_ALL = 1 << 16  # experts of all layers; DeepSeek V3 has 14,848
-MOST = 4096  # experts; a file could state any number, and each has tensors
+MOST_OF_ALL = 1 << 16  # limit of experts in all layers together; DeepSeek V3 has 14,848
+MOST = 4096  # limit of experts in a layer: a file could state any number, and each expert has tensors
 GATES: Mapping[int, Score] = {1: "softmax", 2: "sigmoid", 3: "softmax"}
-"""llama.cpp's numbers; 3 is the softmax of the chosen scores, which is that of all scores, normalised."""
+"""Scores by llama.cpp's numbers. 3 is the softmax over the chosen experts: the normalized softmax over all experts."""
 SOFTMAX_OF_CHOSEN = 3
 
 
 class StandardMixture(Struct, frozen=True):
     """The data of a family's mixtures.
 
-    ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` as in ``spec.Router``, if the file does not
-    say (``gguf_normalize`` for GGUF files if that differs). ``shared_gate`` is whether the shared expert has a gate.
-    ``optional``: files without experts are of this family too; with ``unsaid`` config.json then does not state their
-    number, and without ``in_config`` no config.json has any. ``every``:
-    config.json states which layers have experts as Qwen's does (``decoder_sparse_step``, ``mlp_only_layers``).
-    ``correction_key`` is config.json's key of whether there is a ``correction``.
+    ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` are defaults of the fields of ``spec.Router``.
+    ``gguf_normalize`` is the default of ``normalize`` in GGUF files if it differs. ``shared_gate``: the shared expert
+    has a gate. ``optional``: the family also has models without experts. With ``unsaid`` their config.json does not
+    state the number of experts. ``in_config`` False: no config.json of the family has experts. ``every``: config.json
+    states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``). ``correction_key`` is the
+    key of config.json for ``correction``.
     """
 
     score: Score = "softmax"
@@ -78,7 +78,7 @@ class StandardMixture(Struct, frozen=True):
         return {"experts": EXPERTS[0], "chosen": keys["chosen"], "expert_width": keys["width"]}
 
     def from_gguf(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
-        """Each layer's feed-forward, from the keys of an architecture."""
+        """The feed-forward of each layer, from the GGUF keys of an architecture."""
         experts = config.amount("expert_count", limit=MOST)
         limit_experts(config, "expert_count", experts, layers)
         if not experts:
@@ -102,7 +102,7 @@ class StandardMixture(Struct, frozen=True):
         router = replace(
             router,
             score=GATES[gate] if gate else self.score,
-            group_best=2,  # llama.cpp's for every architecture
+            group_best=2,  # in llama.cpp for every architecture
             normalize=config.flag("expert_weights_norm", normalize) or gate == SOFTMAX_OF_CHOSEN,
         )
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
@@ -110,7 +110,7 @@ class StandardMixture(Struct, frozen=True):
         return [dense if layer < first else mixture for layer in range(layers)]
 
     def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
-        """Each layer's feed-forward, from ``config.json``."""
+        """The feed-forward of each layer, from ``config.json``."""
         keys = {**KEYS, **self.keys}
         experts = _experts(config, self.optional, self.unsaid) if self.in_config else 0
         if not experts:
@@ -168,7 +168,7 @@ class StandardMixture(Struct, frozen=True):
 
 
 def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
-    """Refuse more experts in all layers together than any model has: each of them has names and places."""
+    """Refuse more experts in all layers together than any model has: each expert has tensor names and slots."""
     if experts * layers > MOST_OF_ALL:
         raise config.wrong(
             key,
@@ -177,8 +177,8 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
 
 
 def _experts(config: Config, optional: bool, unsaid: bool) -> int:
-    """E, under any of its names; 0 if it is ``optional`` and the file says so."""
-    # False is how files say that there is nothing of the kind.
+    """E, under any of its names; 0 if experts are ``optional`` and the file has none."""
+    # Files write false for "no experts".
     said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
     if not said and unsaid:
         return 0

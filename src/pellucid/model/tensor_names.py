@@ -1,4 +1,4 @@
-"""Tensor names that most families share: llama.cpp's in GGUF, transformers' decoders' in safetensors."""
+"""Tensor names that most families share: names of llama.cpp in GGUF, of transformers in safetensors."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from pellucid.model.spec import DeltaNet, ModelSpec
 
 
 class TensorNames(Struct, frozen=True):
-    """The names of a format's tensors, without ".weight" and ".bias".
+    """The names of the tensors in a format, without ".weight" and ".bias".
 
-    ``model`` and ``block`` map places, such as "attention.q", to names; those of blocks follow ``prefix`` and the
-    block's number. A key with a part, "attention.sinks.weight", stands for the tensor's whole name. Places of a block
-    with the same name share its tensor: their rows follow each other in the order of the slots (queries, keys, values;
-    gate, up). In the name of an expert's tensor "{}" is the expert's number; without it, one tensor holds those of all
-    experts, (E, N, D), and places that share it have their rows within each expert, one after the other or, if
-    ``alternating``, in turn. ``transposed`` are the places whose matrices are stored as (inputs, outputs).
-    ``norm_plus`` is added to the weights of norms, except those of ``plain_norms``. ``by_group`` are shared tensors
-    whose rows are by group: for each key/value head those of its queries, of its key and of its value (GPT-NeoX); for
-    each head those of its queries and of its output gate; for each key head of a recurrent layer those of its parts
-    (Qwen3-Next). ``log_rates``: the rates of recurrent layers are stored as log(-rate). ``flat`` are places whose
-    vectors are stored with several dimensions.
+    ``model`` and ``block`` map places, for example "attention.q", to names. Names of blocks follow ``prefix`` and the
+    number of the block. A key that ends with a part, "attention.sinks.weight", maps to the whole name of the tensor.
+
+    Places of a block with the same name share a tensor: their rows are concatenated in the order of the slots (queries,
+    keys, values; gate, up). ``by_group`` lists shared tensors whose rows are ordered by group instead: for each
+    key/value head the rows of its queries, key and value (GPT-NeoX); for each head the rows of its query and output
+    gate; for each key head of a recurrent layer the rows of its parts (Qwen3-Next).
+
+    In the name of an expert's tensor, "{}" is the number of the expert. A name without "{}" is one tensor (E, N, D) for
+    all experts. Places that share it have their rows within each expert, concatenated or, if ``alternating``,
+    interleaved.
+
+    ``transposed`` lists the places whose matrices are stored as (inputs, outputs). ``norm_plus`` is added to the
+    weights of norms, except ``plain_norms``. ``log_rates``: the rates of recurrent layers are stored as log(-rate).
+    ``flat`` lists the places whose vectors are stored with several dimensions.
     """
 
     model: Mapping[str, str]
@@ -42,14 +46,15 @@ class TensorNames(Struct, frozen=True):
     flat: frozenset[str] = field(default_factory=frozenset)
 
     def with_names(self, model: Mapping[str, str] | None = None, **block: str) -> TensorNames:
-        """A copy with other names. In ``block`` a dot in a place is written as "__"."""
+        """A copy with other names. In the keywords ``block``, "__" stands for a dot in a place."""
         named = {place.replace("__", "."): name for place, name in block.items()}
         return replace(self, model={**self.model, **(model or {})}, block={**self.block, **named})
 
     def found_in(self, tensors: Container[str]) -> TensorNames:
-        """These names, or those of a file that was saved without the head: they lack the first part, "transformer.".
+        """The names for a file, adapted to two variants.
 
-        transformers reads both; the published files of GPT-2 and BLOOM are such.
+        Files may have fused experts (``with_fused_experts``). Files that were saved without the head lack the first
+        part of names, "transformer.": for example the published files of GPT-2 and BLOOM. transformers reads both.
         """
         fused = (f"{self.prefix}.{layer}.{FUSED}" for layer in range(MOST_DENSE))
         if "feedforward.experts.gate.weight" not in self.block and any(name in tensors for name in fused):
@@ -62,33 +67,34 @@ class TensorNames(Struct, frozen=True):
         return replace(self, model=model, prefix=self.prefix.removeprefix(base))
 
     def with_fused_experts(self) -> TensorNames:
-        """A copy with transformers 5's names of tensors that hold all experts."""
+        """A copy with the names of transformers 5 for tensors of all experts."""
         return self.with_experts(FUSED, FUSED.replace("gate_up", "down"))
 
     def with_experts(self, gate_up: str, down: str, *, transposed: bool = False) -> TensorNames:
-        """A copy in which one tensor has the gates and ups of all experts, and another one their downs."""
+        """A copy with one tensor for gates and up-projections of all experts, and one for their down-projections."""
         named = {"gate": gate_up, "up": gate_up, "down": down}
         block = {f"feedforward.experts.{part}.weight": name for part, name in named.items()}
         places = {f"feedforward.experts.{part}" for part in named} if transposed else ()
         return replace(self, block={**self.block, **block}, transposed=self.transposed.union(places))
 
     def found_in_gguf(self, tensors: Container[str]) -> TensorNames:
-        """These names, or those of a file in which one tensor has what these give several.
+        """The names for a GGUF file that may store several places in one tensor.
 
-        It has queries, keys and values; or, in older files of models with latent attention, what makes keys and values.
+        The tensor has queries, keys and values; or, in older files of models with latent attention, the up-projections
+        of keys and values.
         """
         if "attention.k_up" in self.block and "blk.0.attn_kv_b.weight" in tensors:
             return self.with_names(attention__k_up="attn_kv_b", attention__v_up="attn_kv_b")
-        hybrid = "recurrent.q" in self.block  # whose recurrent layers have a tensor of this name
+        hybrid = "recurrent.q" in self.block  # recurrent layers of hybrid models use the name attn_qkv
         if "blk.0.attn_qkv.weight" not in tensors or hybrid:
             return self
         return self.with_names(attention__q="attn_qkv", attention__k="attn_qkv", attention__v="attn_qkv")
 
     def slots(self, spec: ModelSpec) -> dict[str, Slot | tuple[Slot, ...]]:
-        """Every slot of the spec, filled by tensors with these names.
+        """The slots of the spec, filled by tensors with these names.
 
         Raises:
-            UnsupportedModel: the layers have more attention heads than any model has; each may have places of its own.
+            UnsupportedModel: the layers have more attention heads than any model has. Each head may have its own slots.
         """
         if (heads := sum(attention.heads for attention in spec.attentions)) > MOST_HEADS:
             raise UnsupportedModel(
@@ -139,7 +145,7 @@ Slots: TypeAlias = Mapping[str, "Slot | tuple[Slot, ...]"]
 
 
 def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
-    """The slots that share a tensor, each with its rows."""
+    """The slots that share a tensor, each with its range of rows."""
     found, start = {}, 0
     for name, shape in shared:
         slot = slots[name]
@@ -152,7 +158,7 @@ def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
 def _rows_by_group(
     spec: ModelSpec, slots: Slots, shared: Iterable[tuple[str, Shape]]
 ) -> dict[str, tuple[Slot, ...]]:
-    """The slots that share a tensor, each with its rows in every group of heads."""
+    """The slots that share a tensor, each with its range of rows in every group of heads."""
     groups = _group_count(spec, [name for name, _ in shared])
     sizes = {name: shape[0] // groups for name, shape in shared}
     each, found, before = sum(sizes.values()), {}, 0
@@ -165,18 +171,18 @@ def _rows_by_group(
     return found
 
 
-MOST_HEADS = 1 << 16  # of all layers; Llama 3.1 405B has 16,128
+MOST_HEADS = 1 << 16  # limit of heads in all layers together; Llama 3.1 405B has 16,128
 FUSED = "mlp.experts.gate_up_proj"
 MOST_DENSE = 8
-"""The first layers among which one has experts, in files with fused experts."""
+"""Number of first layers that are searched for fused experts: the very first layers may be dense."""
 DIRECT = {"attention.q": "attention.q_direct", "attention.q_rotary": "attention.q_rotary_direct"}
-"""Places of latent attention whose queries are made of the token itself, not of a narrower vector."""
+"""Places of latent attention with queries projected from the token itself, not from a latent vector."""
 
 
 def _up_by_head(slots: Slots, shared: Sequence[tuple[str, Shape]]) -> dict[str, tuple[Slot, ...]]:
-    """The matrices that make keys and values of a latent vector: a tensor has the rows of each head's key, then value.
+    """The up-projections of keys and values from a shared tensor: for each head the rows of its key, then of its value.
 
-    Those of keys are transposed, because they are multiplied with queries.
+    The matrices of keys are transposed, because queries are multiplied by them.
     """
     (keys, (heads, _, plain)), (values, (_, value_dim, _)) = shared
     key, value = slots[keys], slots[values]
@@ -190,7 +196,7 @@ def _up_by_head(slots: Slots, shared: Sequence[tuple[str, Shape]]) -> dict[str, 
 
 
 def _group_count(spec: ModelSpec, slots: Sequence[str]) -> int:
-    """The number of groups by which the rows of a block's tensor are ordered."""
+    """Number of groups in the rows of a block's tensor."""
     _, index, kind, _ = slots[0].split(".", 3)
     block = spec.blocks[int(index)]
     if kind == "recurrent":
@@ -202,7 +208,7 @@ def _group_count(spec: ModelSpec, slots: Sequence[str]) -> int:
 
 
 def _of_experts(source: Slot, experts: int) -> tuple[Slot, ...]:
-    """The tensors of the experts, whose names differ in their numbers."""
+    """The tensors of all experts. Their names differ only in the number of the expert."""
     return tuple(
         replace(source, tensor=source.tensor.replace("{}", str(expert))) for expert in range(experts)
     )
@@ -211,9 +217,9 @@ def _of_experts(source: Slot, experts: int) -> tuple[Slot, ...]:
 def _rows_by_expert(
     slots: Slots, shared: Iterable[tuple[str, Shape]], alternating: bool
 ) -> dict[str, tuple[Slot, ...]]:
-    """The slots of several parts of all experts that share a tensor, each with its rows in every expert.
+    """The slots that share a tensor of all experts, each with its range of rows in every expert.
 
-    The tensor of biases (E, N) counts as one vector.
+    A tensor of biases (E, N) is treated as one vector.
     """
     sizes = {name: shape[1] for name, shape in shared}
     each, found, before = sum(sizes.values()), {}, 0
@@ -263,7 +269,7 @@ GGUF = TensorNames(
     },
     "blk",
 )  # fmt: skip
-"""llama.cpp's names."""
+"""The names of llama.cpp."""
 
 TRANSFORMERS = TensorNames(
     {"embed": "model.embed_tokens", "norm": "model.norm", "project": "lm_head"},
@@ -295,4 +301,4 @@ TRANSFORMERS = TensorNames(
 """The names of most decoders in transformers."""
 
 TRANSFORMERS_SANDWICH = TRANSFORMERS.with_names(feedforward__norm="pre_feedforward_layernorm")
-"""The names of decoders in transformers with norms before and after attention and feed-forward."""
+"""The names of decoders in transformers that have norms before and after attention and feed-forward."""

@@ -1,7 +1,7 @@
 """The text model of a checkpoint that also has parts for images or sounds (``...ForConditionalGeneration``).
 
-Its configuration is the table ``text_config``, its tensors begin with "language_model." or "model.language_model.". It
-is read as if it were alone; the other parts are passed over, with one line that says so.
+Its configuration is the table ``text_config``. Its tensors begin with "language_model." or "model.language_model.". It
+is read like a checkpoint of the text model alone. A warning reports the other parts, which are not loaded.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 TABLE = "text_config"
 MARK = "language_model."
 ALONE = ("model.", "lm_head.")
-"""The beginnings of names of a text model's own tensors."""
+"""Prefixes of tensor names in a checkpoint of the text model alone."""
 TIED = "tie_word_embeddings"
 SHARED = (TIED, "bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys that either table may state."""
+"""Keys that may be at the top level or in ``text_config``."""
 
 
 class TextPart:
-    """The `Checkpoint` of the text model alone; ``original`` are the names that its tensors have in the file."""
+    """A view of a `Checkpoint` with only the text model. ``original`` maps its tensor names to names in the file."""
 
     kind = "safetensors"
 
@@ -43,9 +43,7 @@ class TextPart:
         table = checkpoint.metadata[TABLE]
         above = {key: value for key, value in checkpoint.metadata.items() if key in SHARED}
         self.metadata: Mapping[str, object] = {**above, **table}
-        if (
-            above.get(TIED) is True
-        ):  # the head belongs to the whole model; a matrix of its own is used all the same
+        if above.get(TIED) is True:  # the head belongs to the whole model; a separate matrix is still used
             self.metadata = {**self.metadata, TIED: True}
         marked = any(MARK in name for name in checkpoint.tensors)
         named = {name: _alone(name, marked) for name in checkpoint.tensors}
@@ -65,7 +63,7 @@ class TextPart:
         return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read, tensors=whole.tensors)
 
     def in_file(self, model: Model) -> Model:
-        """The model with the names of the file's tensors. Warns about the parts that are passed over."""
+        """The model with the tensor names of the file. Warns about parts that are not loaded."""
 
         def named(source: Slot) -> Slot:
             return replace(source, tensor=self.original[source.tensor])
@@ -98,7 +96,7 @@ class TextPart:
 
 
 def _alone(name: str, marked: bool) -> str:
-    """The name that a tensor has in the text model alone; "" if it is not the text model's."""
+    """The name of a tensor in a checkpoint of the text model alone; "" if it belongs to another part."""
     before, mark, rest = name.partition(MARK)
     if mark and before in ("", "model."):
         return f"{before}{rest}"

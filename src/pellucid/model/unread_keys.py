@@ -1,17 +1,17 @@
 """Checks of the metadata keys that a model's family does not read.
 
-Every key of ``config.json``, and every key of GGUF that begins with the architecture's name, is one of these:
+Every key of ``config.json``, and every key of GGUF that begins with the name of the architecture, is one of five kinds:
 
-    read        by the family's reader; ``Config`` records it
-    harmless    the computation does not depend on it: token ids, dropout, how the model was trained and saved
-    neutral     it can change the result, but has the value that does not: a soft-cap of null
+    read        read by the reader of the family; ``Config`` records it
+    harmless    the computation does not depend on it: token ids, dropout, training and saving of the model
+    neutral     it can change the result, but has a value that does not, for example a soft-cap of null
     refused     it can change the result, has another value, and the family does not implement it: UnsupportedModel
-    unknown     no table has it: a warning in one line, unless it is off (null, false, 0, empty)
+    unknown     in no table: a one-line warning, unless it is off (null, false, 0, empty)
 
-The tables contain what the configurations of transformers 5.24 and the constants of gguf 0.19 have for models like
-those of ``families/``. Unknown keys are not refused: training and conversion tools add keys of their own that change
-nothing, and a model that cannot be loaded because of such a key is useless. Tables that a family reads, such as
-``rope_parameters``, contain no such keys: an unknown key in them is refused.
+The tables contain the keys in the configurations of transformers 5.24 and the constants of gguf 0.19, for models like
+the models of ``families/``. Unknown keys are not refused: training and conversion tools add keys that change nothing,
+and such a key must not prevent loading. Tables that a family reads, for example ``rope_parameters``, do not contain
+keys of tools. An unknown key in these tables is refused.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 
 Neutral: TypeAlias = Callable[[Any, Config], bool]
-"""(value, the whole configuration) → whether the value has no effect."""
+"""(value, the whole configuration) → True if the value has no effect."""
 
 
 def only(*values: Any) -> Neutral:
-    """These values are neutral."""
+    """Rule: these values are neutral."""
     return lambda value, _: isinstance(value, (bool, int, float, str, list, dict)) and value in values
 
 
 def same_as(*keys: str) -> Neutral:
-    """A value equal to that of one of the keys is neutral."""
+    """Rule: a value equal to the value of any of the ``keys`` is neutral."""
     return lambda value, config: any(
         _plain(value) and value == config.values.get(config.prefix + k) for k in keys
     )
 
 
 def every(kind: Any) -> Neutral:
-    """A list that contains nothing else is neutral."""
+    """Rule: a list of only ``kind`` is neutral."""
     return lambda value, _: isinstance(value, list) and all(one == kind for one in value)
 
 
 def either(*some: Neutral) -> Neutral:
-    """A value that one of the rules finds neutral is neutral."""
+    """Rule: a value is neutral if any of the rules says so."""
     return lambda value, config: any(one(value, config) for one in some)
 
 
@@ -56,7 +56,7 @@ def _plain(value: Any) -> bool:
 
 
 def _no_window(value: Any, config: Config) -> bool:
-    """Whether the window is switched off, or as long as the context."""
+    """True if the window is switched off, or at least as long as the context."""
     get = config.values.get
     context = get("max_position_embeddings", get(config.prefix + "context_length"))
     wide = type(value) is int and type(context) is int and value >= context > 0
@@ -64,7 +64,7 @@ def _no_window(value: Any, config: Config) -> bool:
 
 
 def _no_pattern(value: Any, config: Config) -> bool:
-    """Whether there is no window, so that the layers that would have one do not matter."""
+    """True if the model has no window. The pattern of sliding layers then has no effect."""
     windows = (
         config.values.get(config.prefix + key) for key in ("sliding_window", "attention.sliding_window")
     )
@@ -72,7 +72,7 @@ def _no_pattern(value: Any, config: Config) -> bool:
 
 
 def _head_dim(value: Any, config: Config) -> bool:
-    """Whether the value is D / H, the default."""
+    """True if the value is D / H, the default."""
     width, heads = (config.values.get(key) for key in ("hidden_size", "num_attention_heads"))
     return type(value) is type(width) is type(heads) is int and value * heads == width
 
@@ -85,7 +85,7 @@ def _table(groups: Mapping[Neutral, str]) -> dict[str, Neutral]:
 
 
 HARMLESS = re.compile(
-    # names, and how the model was trained and saved
+    # names, and information about training and saving
     r"model_type|architectures|auto_map|torch_dtype|dtype|transformers_version|transformers\.js_config|.*_version|"
     r"unsloth_fixed|is_llama_config|model_name|name_or_path|license|base_model.*|peft_.*|gradient_checkpointing|"
     r"directionality|pooler_\w+|matryoshka_dimensions|"  # BERT: the pooler, which is not run; shorter vectors
@@ -93,23 +93,23 @@ HARMLESS = re.compile(
     r"_.*|"  # private attributes of a configuration class
     # training
     r"altup_coef_clip|\w*dropout\w*|\w*_pdrop|\w*layerdrop|\w*_coef(ficient)?|rescale_prenorm_residual|"
-    # what a call returns and how it runs, not what it computes; pretraining_tp splits a product into parts
+    # outputs of a call and its execution, not the computation; pretraining_tp splits a product into parts
     r"reorder_and_upcast_attn|use_cache|cache_implementation|return_dict\w*|use_return_dict|torchscript|"
     r"output_(hidden_states|attentions|past|router_logits)|"
     r"chunk_size_feed_forward|pretraining_tp|tf_legacy_loss|use_bfloat16|use_flash_attn\w*|use_flash_attention_2|attn_implementation|"
     r"use_memory_efficient_attention|unpad_inputs|num_logits_to_keep|classifier_\w+|summary_\w+|"
-    # tokens (the tokenizer reads what it needs), and defaults of generation
+    # tokens (the tokenizer reads the keys that it needs), and defaults of generation
     r"\w+_token_ids?|\w+_token_index|tokenizer_class|prefix|suppress_tokens|begin_suppress_tokens|bad_words_ids|"
     r"max_length|min_length|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|"
     r"top_p|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
     r"num_return_sequences|remove_invalid_values|exponential_decay_length_penalty|max_new_tokens|"
-    # details of options that are refused themselves: experts, windows by depth, other scalings
+    # details of options that are refused themselves: experts, windows by layer, other scalings
     r"num_experts_per_tok|top_k_experts|moe_(?!num_experts)\w+|norm_topk_prob|router_\w+|first_k_dense_replace|decoder_sparse_step|"
     r"qk_head_dim|num_mtp_layers|mamba_expand|expand|n_group|topk_group|routed_scaling_factor|mamba_chunk_size|chunk_size|use_mamba_kernels|mamba_ssm_cache_dtype|residual_in_fp32|time_step_(min|max|floor)|"
     r"block_multiple_of|block_ffn_dim_multiplier|max_window_layers|max_sequence_length|max_seq_len|model_max_length|original_max_position_embeddings|"
     r"tie_word_embeddings|is_decoder|bos_token_id|eos_token_id"
 )
-"""Harmless keys of config.json. A family reads the keys about tied heads and decoders itself if they matter to it."""
+"""Harmless keys of config.json. A family reads keys about tied heads and decoders itself if it depends on them."""
 
 CHANGING: dict[str, Neutral] = {
     **_table(
@@ -156,18 +156,18 @@ IN_ROPE: dict[str, Neutral] = {
     "attention_factor": ONE,
     "partial_rotary_factor": ONE,
     "original_max_position_embeddings": lambda value, _: True,  # only scalings that read it use it
-    # how positions of images are split; the three numbers of a text's position are the same
+    # the parts of image positions; in a text all three numbers of a position are equal
     "mrope_section": lambda value, _: True,
     "mrope_interleaved": lambda value, _: True,
 }
-"""Keys of the tables of rotary parameters, and their neutral values. Keys that are not listed are refused."""
+"""Keys of the tables of rotary parameters, and their neutral values. Other keys are refused."""
 
 GGUF_HARMLESS = re.compile(
     r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_\w+)|interleave_moe_layer_step|"
     r"expert_(used_count|feed_forward_length|shared_feed_forward_length|weights_scale|weights_norm|gating_func|"
     r"group_count|group_used_count)|decoder_start_token_id|leading_dense_block_count|n_deepstack_layers"
 )
-"""Harmless keys of GGUF, after the architecture's name. Those about experts matter only if there are experts."""
+"""Harmless keys of GGUF, without the architecture. Keys about experts have no effect without experts."""
 
 GGUF_CHANGING: dict[str, Neutral] = {
     **_table(
@@ -190,16 +190,16 @@ GGUF_CHANGING: dict[str, Neutral] = {
     "attention.sliding_window_pattern": _no_pattern,
     "attention.key_length_swa": same_as("attention.key_length"),
     "attention.value_length_swa": same_as("attention.value_length"),
-    "rope.dimension_sections": lambda value, _: True,  # how positions of images are split
+    "rope.dimension_sections": lambda value, _: True,  # the parts of image positions
     "rope.global.freq_base": same_as("rope.freq_base"),
     "rope.dimension_count_swa": same_as("rope.dimension_count"),
     "embedding_length_out": same_as("embedding_length"),
 }
-"""Keys of GGUF, after the architecture's name, that can change the result, and their neutral values."""
+"""Keys of GGUF, without the architecture, that can change the result, and their neutral values."""
 
 
 def check_unread(config: Config, prefix: str = "") -> None:
-    """Check the keys that a reader has left out; in GGUF, those that begin with ``prefix``. Warns about unknown keys.
+    """Check the keys that a reader did not read; in GGUF, keys that begin with ``prefix``. Warns about unknown keys.
 
     Raises:
         UnsupportedModel: a key changes the result.

@@ -1,19 +1,23 @@
-"""From a model's spec to a plan, the list of operations that a step runs, and to the program that executes it.
+"""Builds a plan from the spec of a model, and binds it to memory as a program.
+
+A plan is the list of operations that a step runs.
 
 plan.py          ``Plan``, ``Operation``, ``Buffer``: the data
-builder.py       what a plan is built with; the matrix product
+builder.py       collects buffers and operations; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
-per_layer.py     embeddings for each layer, and what a block does with its own
+per_layer.py     embeddings for each layer, and their use in a block
 streams.py       several residual streams, and a learned residual beside attention
-block.py         a transformer block, made of the next five
+block.py         a transformer block, built from the next five files
 attention.py     attention over the cache
 recurrent/       recurrent layers, by kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
-norm.py          normalisation
+norm.py          normalization
 project.py       the final norm, then logits or pooled vectors
-passes.py        rewrites of the list: operations are fused, barriers placed
+passes.py        rewrites of the list: fuse operations, place barriers
+watched.py       operations that record or change values
+stages.py        pipeline stages: parts of a plan for several machines
 weights.py       the packed matrices and the vectors of a plan
-bind.py          addresses are filled in
+bind.py          fills in addresses
 """

@@ -1,4 +1,4 @@
-"""Attention: each token gathers values from the tokens that it sees. (T, D) → (T, D)."""
+"""Attention over the cached keys and values. (T, D) → (T, D)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pellucid.runtime.cache_layout import LayerShape
 
 
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
-    """out = attention(x), not yet added to the residual stream."""
+    """out = attention(x), without the residual addition."""
     stage = f"blocks.{layer}.attention"
     if kind.chunked and not (kind.causal and kind.window):
         raise UnsupportedModel(f"{stage}: chunks are of causal attention, and have a number of tokens")
@@ -49,7 +49,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         "v": (kind.kv_heads, kind.value_dim, shape.value_dim),
     }
     for name in made:
-        if not (name == "v" and kind.keys_as_values):  # these are in the cache's heads already
+        if not (name == "v" and kind.keys_as_values):  # such values already have the heads of the cache
             made[name] = regroup(builder, f"{stage}.{name}_heads", made[name], *dims[name])
     norms = {"v": kind.v_norm, **dict.fromkeys("qk", None if kind.qk_norm_whole else kind.qk_norm)}
     for name, of in made.items():
@@ -78,7 +78,7 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
 
 
 def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape, x: str) -> dict[str, str]:
-    """The buffers of queries and, unless those of another block are used, keys and values."""
+    """The buffers of queries, keys and values by name. A block that shares keys and values has only queries."""
     widths = {
         "q": kind.heads * kind.head_dim,
         "k": kind.kv_heads * kind.head_dim,
@@ -107,9 +107,9 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
 def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: str, out: str) -> str:
     """Latent attention in its absorbed form (DeepSeek-AI 2024, DeepSeek-V2, section 2.1).
 
-    A token's key is its latent vector and a rotated part, the same for all heads; its value is the latent vector. A
-    head's query is multiplied by the matrix that would make its key of the latent vector, and what it gathers by the
-    one that would make its value. So the cache holds one head, and each of its keys is read once for all heads.
+    All heads share the key of a token: its latent vector, followed by a rotary part. The value is the latent vector.
+    Each head multiplies its query by its key up-projection matrix, and its attention output by its value up-projection
+    matrix. So the cache holds a single head, and each key is read once for all heads.
     """
     heads_, rank, rotated = kind.heads, latent.rank, kind.head_dim - latent.plain_dim
     if kind.rotary is None or kind.qk_norm or kind.gate or kind.query_scale or kind.clip:
@@ -161,9 +161,9 @@ def _output(builder: Builder, stage: str, kind: Attention, attended: str, out: s
 def _by_head(
     builder: Builder, stage: str, x: str, count: int, width: int, features: int, out: str, apart: int = 0
 ) -> str:
-    """Multiply each head of x (T, count, width) with its matrix of the slot ``stage``.weight (count, features, width).
+    """Multiply each head of x (T, count, width) by its matrix in the slot ``stage``.weight (count, features, width).
 
-    Heads of the result are ``apart`` values apart, by default as many as its whole vectors hold.
+    The heads of the result have a stride of ``apart`` values, by default ``features`` rounded up to whole vectors.
     """
     packed, slot = builder.layouts[f"{stage}.weight"], f"{stage}.weight"
     padded = round_up(width, ROWS if packed.is_float else BLOCK)
@@ -215,7 +215,7 @@ def _by_head(
 
 
 def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
-    """The layer's keys and values in the cache, whose heads are whole vectors."""
+    """The shape of the layer in the cache. Heads are padded to the unit of the KV dtype."""
     if kind.shared is not None:
         if kind.shared not in builder.cached_attention:
             raise UnsupportedModel(f"{stage}: block {kind.shared} has no keys and values to share")
@@ -234,7 +234,7 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
 
 
 def regroup(builder: Builder, stage: str, x: str, count: int, width: int, wanted: int) -> str:
-    """(T, count, width) as (T, count, wanted): with zeros behind each head, or without them."""
+    """Convert (T, count, width) to (T, count, wanted): pad each head with zeros, or remove the padding."""
     if width == wanted:
         return x
     return place(builder, stage, x, count, width, builder.buffer(f"{x}.heads", count * wanted), wanted)
@@ -252,9 +252,9 @@ def place(
     offset: int = 0,
     start: int = 0,
 ) -> str:
-    """Copy (T, count, width) into out (T, count, wanted), from ``offset`` of each head on; zeros follow.
+    """Copy (T, count, width) into out (T, count, wanted), at ``offset`` of each head. Zeros follow.
 
-    The first head begins with the value ``start`` of a row of x.
+    The first head begins at column ``start`` of x.
     """
     rows = builder.buffers[x].rows
     fields: dict[str, Value] = {
@@ -276,7 +276,7 @@ def place(
 
 
 def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShape, k: str, v: str) -> int:
-    """Write keys and values into the cache's pages. Returns the index of the layer in the cache."""
+    """Write keys and values to the cache. Returns the index of the layer in the cache."""
     layer = builder.cached(shape)
     fields: dict[str, Value] = {
         "k": At(k),
@@ -301,11 +301,11 @@ def _write_cache(builder: Builder, stage: str, kind: Attention, shape: LayerShap
 
 
 def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
-    """The type of keys and values if the caller leaves it open.
+    """Default dtype of keys and values.
 
-    float32 with the finest activations, because it rounds nothing; bfloat16 with activations of 8 bits, whose error is
-    larger than that of bfloat16 products; float16 with floating-point weights, and where keys have biases: these can be
-    so large that the rounding of a key to 8 bits is seen in the scores (Qwen 2.5).
+    float32 for the finest activations: it rounds nothing. float16 for floating-point weights, and for keys with biases:
+    the biases can be large, and then rounding a key to 8 bits changes the scores (Qwen 2.5). bfloat16 otherwise: 8-bit
+    activations have a larger error than bfloat16 products.
     """
     if builder.activation_bits == FINEST:
         return "f32"
@@ -315,7 +315,7 @@ def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
 def _attend(
     builder: Builder, stage: str, layer: int, layer_shape: LayerShape, kind: Attention, q: str, width: int = 0
 ) -> str:
-    """softmax(q Kᵀ) V. A head's result has ``width`` values, by default those of a value head."""
+    """softmax(q Kᵀ) V. The result of a head has ``width`` values, by default the width of a value head."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     builder.divide(attended, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None

@@ -1,4 +1,4 @@
-"""Binds a plan to memory: the addresses of buffers, packed weights and cache pages are filled into the records."""
+"""Binds a plan to memory: fills the addresses of buffers, packed weights and cache pages into the records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pellucid.weights.pack import Matrix
 
 
 class Arrays(Struct, frozen=True):
-    """The memory of a plan: each buffer by name, (rows, width) or the bytes of activation blocks."""
+    """The memory of a plan: buffers by name, as (rows, width) or as the bytes of activation blocks."""
 
     by_name: dict[str, NDArray[Any]]
 
@@ -49,7 +49,7 @@ def allocate(plan: Plan, limits: Mapping[RowKind, int]) -> Arrays:
 
 
 def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) -> None:
-    """Allocate the buffers of a plan that are not among the ``arrays`` yet."""
+    """Allocate the buffers of a plan that are missing in ``arrays``, and add them."""
     for name, buffer in plan.buffers.items():
         if name not in arrays.by_name:
             arrays.by_name[name] = _array(buffer, limits[buffer.rows])
@@ -70,7 +70,7 @@ def bind(
     cache: KVCache,
     progress: CompileProgress | None = None,
 ) -> Program:
-    """The program of a plan. Compiles the kernels that this machine has not compiled yet.
+    """Create the program of a plan. Compiles the kernels that this machine has not compiled yet.
 
     Raises:
         KernelError: a kernel did not compile.
@@ -88,7 +88,7 @@ def bind(
     buffers = {name: address(arrays.by_name[name]) for name in plan.buffers}
 
     def word(value: Value) -> int | float:
-        if isinstance(value, (int, float)):  # most are
+        if isinstance(value, (int, float)):  # the most frequent case
             return value
         match value:
             case At(buffer, offset):
@@ -122,7 +122,7 @@ def bind(
 
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
-    """The places of a value in the table of records: (record, word)."""
+    """The positions of a value in the table of records: (record index, word index)."""
     found = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record
@@ -133,8 +133,9 @@ def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
 
 
 def _barrier(op: Operation) -> int:
-    """The barrier word of a record: 0 never, 1 always, otherwise unless there is one row.
+    """The barrier word of a record: 0 for no barrier, 1 for a barrier in every step.
 
-    The last is 2 + the offset of the number of rows in the step's record.
+    A value above 1 means a barrier in steps with more than one row: 2 + the offset of the number of rows in the step's
+    record.
     """
     return {"none": 0, "always": 1, "rows": 2 + COUNT[op.rows]}[op.barrier]

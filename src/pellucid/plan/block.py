@@ -1,6 +1,4 @@
-"""A transformer block: attention or a recurrent layer, then feed-forward, each with its norms and added to the
-residual stream.
-"""
+"""A transformer block: attention or a recurrent layer, then feed-forward, each with norms and a residual addition."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ Inside: TypeAlias = Callable[[str, str], str]
 
 
 class Sublayer(Struct, frozen=True):
-    """Attention, a recurrent layer or a feed-forward: its stage, what computes it, and the factor of its output."""
+    """Attention, a recurrent layer or a feed-forward: its stage, its function, and the factor of its output."""
 
     stage: str
     inside: Inside
@@ -33,7 +31,7 @@ class Sublayer(Struct, frozen=True):
 
 
 def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
-    """Update x to the block's output."""
+    """Update x to the output of the block."""
     groups = [
         group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)) if group
     ]
@@ -60,7 +58,7 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
 
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
-    """Attention and the recurrent layer: if the block has both, they read the same input."""
+    """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
     found, at = [], f"blocks.{layer}"
     if (attending := kind.attention) is not None:
         scale = kind.residual_scale * attending.output_scale
@@ -78,7 +76,7 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         return [Sublayer(stage, lambda i, o: mixture(builder, stage, inner, i, o, x), kind.residual_scale)]
     if isinstance(inner, FeedForward):
         scale = kind.residual_scale * inner.output_scale
-        # The last feed-forward computes the rows of the outputs alone (passes.py), so finer activations cost little.
+        # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
         last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
         bits = builder.fine_bits if last and kind.placement not in ("parallel", "shared") else 0
         return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o, bits), scale)]
@@ -86,9 +84,9 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
 
 
 def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
-    """x = x + inside(x), with the norms in the places that the block's ``placement`` states.
+    """x = x + inside(x), with norms as the ``placement`` of the block states.
 
-    Sublayers of one group read the same norm of x. Returns what they have read.
+    The sublayers of a group read the same norm of x. Returns the buffer that they read.
     """
     first, before = group[0].stage, x
     if len(group) > 1 and kind.placement != "pre":
@@ -108,7 +106,7 @@ def _sequential(builder: Builder, kind: Block, x: str, group: list[Sublayer]) ->
 
 
 def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]]) -> str:
-    """x = x + attention(norm(x)) + feedforward(norm(x)): all norms come before x changes."""
+    """x = x + attention(norm(x)) + feedforward(norm(x)). All norms are computed before x changes."""
     inputs, normed = [], ""
     for number, group in enumerate(groups):
         if not normed or kind.placement == "parallel":

@@ -1,7 +1,6 @@
-"""What a plan is built with: buffers by name, operations in order, and the matrix product.
+"""The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` ... ``project.py`` append their operations with it, unfused; the passes make the list
-fast.
+The functions of ``embedding.py`` ... ``project.py`` append unfused operations to it. The passes then optimize the list.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from pellucid.plan.plan import (
 )
 from pellucid.runtime.cache_layout import CachedLayer
 
-COUNT: Mapping[RowKind, int] = {  # buffers of one row have no operation of their own
+COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
@@ -42,17 +41,17 @@ NO_BIAS = Fill(0.0, ROWS)
 
 
 def columns(width: int) -> str:
-    """The name of a partition: each thread has some columns of a buffer of this width."""
+    """Name of a partition: each thread has some columns of a buffer of this width."""
     return f"columns of {width}"
 
 
 def tiles(width: int) -> str:
-    """The name of a partition: each thread has some columns of some rows (``kernels/matmul/division.py``)."""
+    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/division.py``)."""
     return f"tiles of {width}"
 
 
 def heads(count: int) -> str:
-    """The name of a partition: the (row, head) pairs, row by row, are divided into one run for each thread.
+    """Name of a partition: each thread has a contiguous range of the (row, head) pairs, in row-major order.
 
     A row has ``count`` heads.
     """
@@ -60,11 +59,11 @@ def heads(count: int) -> str:
 
 
 class Builder:
-    """Collects a plan.
+    """Collects the buffers and operations of a plan.
 
-    ``layouts`` states how each slot's matrix is packed, ``activation_bits`` (8, 16 or 24) the number of bits that
-    activations are quantised to for integer products, ``kv_dtype`` the type of keys and values, one of
-    ``kv_layout.KV_DTYPES`` (None: the type that suits the activations and weights).
+    ``layouts`` is the packed layout of each slot's matrix. ``activation_bits`` (8, 16 or 24) is the width of quantized
+    activations in integer products. ``kv_dtype`` is the dtype of keys and values, a name in ``kv_layout.KV_DTYPES``
+    (None: a default for these activations and weights).
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class Builder:
             kv_dtype,
         )
         self.fine_bits = max(16, activation_bits)
-        """The bits of activations where finer ones pay most (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
+        """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
-        self.cached_attention: dict[int, int] = {}  # block → the number of its attention's layer in the cache
+        self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
         self.operations: list[Operation] = []
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
@@ -98,10 +97,10 @@ class Builder:
         activation_bits: int = 0,
         whole: bool = False,
     ) -> str:
-        """Declare a buffer of this width from now on; its memory is shared with earlier uses of the name.
+        """Declare a buffer with this width. Earlier uses of the name share its memory.
 
-        Layers may have different widths: the memory is as wide as the widest use, and each use has rows of its own
-        width, rounded up to a whole vector.
+        Layers may use a buffer with different widths. The memory has the width of the widest use. Each use has rows of
+        its own width, rounded up to whole vectors.
 
         Raises:
             UnsupportedModel: two uses of a name differ in rows or type.
@@ -118,34 +117,37 @@ class Builder:
         return name
 
     def divide(self, name: str, parts: int, count: int, apart: int = 0) -> None:
-        """A buffer's rows hold ``parts`` of ``count`` values, ``apart`` columns apart (0: without padding)."""
+        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``apart`` (0: count)."""
         self._views[name] = View(parts, count, apart or count, self._widths[name])
 
     def spread(self, name: str, parts: int, count: int, places: str) -> None:
-        """A token's ``parts`` of ``count`` values are rows of a buffer, whose numbers are in the buffer ``places``."""
+        """Declare that each of a token's ``parts``, of ``count`` values, is a row of a buffer.
+
+        The buffer ``places`` has the row numbers.
+        """
         width = self._widths[name] // parts
         self._views[name] = View(parts, count, width, width, places)
 
     def conceal(self, name: str) -> None:
-        """A buffer's rows are not those of the tokens: what is written to it is no value that can be watched."""
+        """Declare that the rows of a buffer do not belong to tokens. Its values cannot be traced."""
         self._views[name] = None
 
     def emit(self, operation: Operation) -> None:
-        """Append an operation. What it writes is divided as its buffer is at this time."""
+        """Append an operation. Records the current view of each buffer that it writes."""
         views = tuple(self._views.get(buffer) for buffer in operation.writes)
         self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
     def width_of(self, buffer: str) -> int:
-        """Number of columns of a buffer in its current use: whole vectors."""
+        """Number of columns of a buffer in its current use, in whole vectors."""
         return self._widths[buffer]
 
     def count_of(self, buffer: str) -> int:
-        """Number of columns of a buffer that hold values; the others are zeros."""
+        """Number of columns of a buffer that hold values. The other columns are zeros."""
         return self._counts[buffer]
 
     def quantized(self, x: str, stage: str, activation_bits: int) -> str:
-        """The activation blocks of a buffer; quantisation is emitted once until the buffer changes."""
+        """The buffer of activation blocks of x. Quantization is emitted once until x changes."""
         width, rows = self.width_of(x), self.buffers[x].rows
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
@@ -168,13 +170,10 @@ class Builder:
         activation_bits: int = 0,
         parts: int = 1,
     ) -> str:
-        """out = x Wᵀ (+ bias), with the matrix (out_features, width of x) of ``slot``.weight.
+        """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
 
-        ``parts`` says how many heads the result has.
-
-        The bias is that of the same slot, or of the slot that ``bias`` names.
-
-        ``activation_bits``, if not 0, replaces the plan's.
+        ``parts`` is the number of heads of the result. If ``bias`` is a name, the bias comes from the slot of this
+        name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the plan.
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
@@ -240,7 +239,7 @@ class Builder:
         return a
 
     def scale(self, stage: str, x: str, factor: float) -> str:
-        """x *= factor; nothing if the factor is 1."""
+        """x *= factor. Emits no operation if the factor is 1."""
         return self.in_place(stage, "scale", x, factor=factor) if factor != 1 else x
 
     def softcap(self, stage: str, x: str, cap: float) -> str:
@@ -252,7 +251,7 @@ class Builder:
         return self.in_place(stage, "clip", x, most=most)
 
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
-        """Change x by a kernel whose record has x, its width, its rows and ``fields``, and that reads ``others``."""
+        """Change x in place by a kernel that also reads ``others``. Its record has x, width, rows and ``fields``."""
         width, rows = self.width_of(x), self.buffers[x].rows
         fields |= {"x": At(x), "width": width, "rows": COUNT[rows]}
         shape = f"({LETTER[rows]}, {width})"
@@ -260,12 +259,12 @@ class Builder:
         return x
 
     def cached(self, shape: CachedLayer) -> int:
-        """Add a layer to the cache. Returns its number there."""
+        """Add a layer to the cache. Returns its number in the cache."""
         self.layers.append(shape)
         return len(self.layers) - 1
 
     def finish(self, output: str) -> Plan:
-        """The plan, with ``output`` as the buffer of its result."""
+        """Return the plan. ``output`` is the buffer of its result."""
         return Plan(
             tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers), self.tables
         )

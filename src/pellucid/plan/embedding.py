@@ -1,4 +1,4 @@
-"""Tokens to vectors: (T,) ids → (T, D)."""
+"""Embedding: token ids (T,) → vectors (T, D)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def lookup(
     add: bool = False,
     limit: int = 0,
 ) -> str:
-    """Look up rows of a table: x = factor * table[index], or added to x.
+    """Look up rows of a table: x = factor * table[index], or x += factor * table[index] with ``add``.
 
-    ``index`` is a field of the step, or -1 for row 0. If ``limit`` is not 0, indices from there on stand for row 0.
+    ``index`` is the offset of a field in the step's record, or -1 for row 0. If ``limit`` is not 0, indices >=
+    ``limit`` mean row 0.
     """
     width, packed = builder.width_of(x), builder.layouts[slot]
     fields: dict[str, Value] = {
@@ -40,20 +41,20 @@ def lookup(
 
 
 def embed(builder: Builder) -> str:
-    """The first value of the residual stream: token embeddings, scaled."""
+    """The initial residual stream: scaled token embeddings."""
     embedding = builder.spec.embedding
     x = builder.buffer("x", embedding.width)
     row = builder.buffer("narrow", embedding.narrow) if embedding.narrow else x
     lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     if embedding.narrow:
         builder.linear("embed.widen", row, "embed.widen", embedding.width, x)
-    if embedding.types:  # one segment: every token is of type 0
+    if embedding.types:  # inputs are a single segment: every token has type 0
         lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
     return x
 
 
 def embedding_norm(builder: Builder, x: str) -> str:
-    """Normalise the sum of token, type and position vectors, if the model does so (BERT)."""
+    """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
     if builder.spec.embedding.norm:
         norm(builder, "embed.norm", "embed.norm", builder.spec.embedding.norm, x, x)
     return x

@@ -1,7 +1,4 @@
-"""Feed-forward: each token separately is projected up, passed through a non-linearity and projected down.
-
-(T, D) → (T, D).
-"""
+"""Feed-forward: up-projection, activation function and down-projection of each token. (T, D) → (T, D)."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ from pellucid.plan.plan import At, Operation, Value
 def feedforward(
     builder: Builder, stage: str, kind: FeedForward, x: str, out: str, activation_bits: int = 0
 ) -> str:
-    """out = down(f(gate x) * up x), or down(f(up x)); not yet added to the residual stream.
+    """out = down(f(gate x) * up x), or down(f(up x)), without the residual addition.
 
-    ``stage`` is also the name of its slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the plan's.
+    ``stage`` is also the prefix of its slots: "blocks.3.feedforward". ``activation_bits``, if not 0, replaces the value
+    of the plan.
     """
 
     def linear(part: str, x: str, width: int, out: str) -> str:
@@ -33,7 +31,7 @@ def feedforward(
 
 
 def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
-    """x = max(0, x - cut): ``cut`` is a row's quantile ``part``, if its values are normally distributed."""
+    """x = max(0, x - cut). ``cut`` is the quantile ``part`` of a normal distribution fitted to the row."""
     from statistics import NormalDist  # slow to import, and few models need it
 
     deviations = NormalDist().inv_cdf(part)
@@ -41,7 +39,7 @@ def _sparsify(builder: Builder, stage: str, x: str, part: float) -> None:
 
 
 def activate(builder: Builder, stage: str, kind: FeedForward, x: str, up: str, shape: str) -> None:
-    """x = f(x) * up, or f(x) without ``up``, with a feed-forward's f."""
+    """x = f(x) * up, or f(x) without ``up``, with the activation function f of a feed-forward."""
     apply(builder, stage, kind.activation, x, up, shape, kind.limit, kind.sharpness)
 
 
@@ -55,7 +53,7 @@ def apply(
     limit: float = 0.0,
     sharpness: float = 0.0,
 ) -> None:
-    """x = f(x) * up, or f(x) without ``up``; ``function`` is one of ``kernels/ops/activation.py``."""
+    """x = f(x) * up, or f(x) without ``up``. ``function`` is the name of f in ``kernels/ops/activation.py``."""
     width, reads = builder.width_of(x), (x, up) if up else (x,)
     fields: dict[str, Value] = {
         "x": At(x),

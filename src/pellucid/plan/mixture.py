@@ -1,8 +1,8 @@
-"""A mixture of experts: a router chooses some experts for each token, whose results are summed. (T, D) → (T, D).
+"""Mixture of experts: a router chooses experts for each token, and their outputs are summed. (T, D) → (T, D).
 
-The choices of a step are grouped by expert, so that the weights of an expert are read once for all of its tokens, and
-those of an expert without tokens not at all. With C choices a token, T * C rows go through the experts: in a buffer
-(T, C * F) they follow each other in the order of the groups.
+The tokens of a step are grouped by expert: the weights of an expert are read once for all its tokens, and experts
+without tokens are not read. With C chosen experts per token, T * C rows run through the experts. A buffer (T, C * F)
+holds these rows in the order of the groups.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pellucid.plan.plan import At, Operation, Value, Vector, Weights
 
 
 def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, residual: str) -> str:
-    """out = the sum of the chosen experts' results (and the shared one's), not yet added to the residual stream.
+    """out = sum of the outputs of the chosen experts and of the shared expert, without the residual addition.
 
-    Router and experts read x, or ``residual`` through norms of their own.
+    Router and experts read x. In a mixture with its own norms they read norms of ``residual`` instead.
     """
     router, expert = kind.router, kind.expert
     for part in (expert, kind.shared or expert):
@@ -63,17 +63,17 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
 
 
 def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str) -> str:
-    """out = norm(x), if the mixture has norms of its own; "" if not."""
+    """out = norm(x) if the mixture has its own norms, otherwise ""."""
     return norm(builder, stage, stage, kind.norms, x, out) if kind.norms else ""
 
 
 def _choice_stride(router: Router) -> int:
-    """Bytes from one token's choices to the next, in buffers (T, C)."""
+    """Bytes from the choices of one token to the choices of the next, in buffers (T, C)."""
     return 4 * round_up(router.chosen, ROWS)
 
 
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
-    """The experts of each token and their weights."""
+    """Choose the experts of each token and their weights."""
     experts, chosen = router.experts, router.chosen
     scores = builder.linear(
         f"{stage}.router", x, f"{stage}.router", experts, builder.buffer("scores", experts), bias=router.bias
@@ -105,7 +105,7 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
 
 
 def _group(builder: Builder, stage: str, router: Router) -> None:
-    """The rows of each expert."""
+    """Group the choices of all tokens by expert."""
     runs = builder.buffer("runs", router.experts + 1, "once", whole=True)
     sources = builder.buffer("sources", router.chosen, whole=True)
     places = builder.buffer("places", router.chosen, whole=True)
@@ -127,9 +127,9 @@ def _group(builder: Builder, stage: str, router: Router) -> None:
 def _experts(
     builder: Builder, stage: str, part: str, kind: Mixture, x: str, out: str, features: int, *, gathered: bool
 ) -> str:
-    """out (T, C * features): the product of each row with its expert's matrix.
+    """out (T, C * features): the product of each row with the matrix of its expert.
 
-    ``gathered``: x has a row for each token, (T, D); otherwise one for each choice, (T, C * F).
+    With ``gathered``, x has a row for each token, (T, D); otherwise x has a row for each choice, (T, C * F).
     """
     slot, router, bias = f"{stage}.experts.{part}", kind.router, kind.expert.bias
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
@@ -177,7 +177,7 @@ def _experts(
 
 
 def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) -> None:
-    """x (T, C, features) *= the weight of each choice."""
+    """Multiply x (T, C, features) by the weight of each choice."""
     width = builder.width_of(x) // router.chosen
     fields: dict[str, Value] = {
         "x": At(x),

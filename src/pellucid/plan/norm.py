@@ -1,4 +1,4 @@
-"""Normalisation of rows, or of each head's part of a row."""
+"""Normalization of rows, or of each head of a row."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def norm(
     apart: bool = False,
     factor: float = 1.0,
 ) -> str:
-    """out = norm(x), with the weight (and bias) of ``slot``; each of a row's ``parts`` is normalised separately.
+    """out = norm(x), with the weight (and bias) of ``slot``. Each of the ``parts`` of a row is normalized separately.
 
-    A part has ``count`` values, 0: as many as the buffer says; zeros may follow up to the next part. ``apart``: each
-    part has weights of its own. A norm without weights multiplies by ``factor``.
+    A part has ``count`` values (0: the values of a row, divided by ``parts``). Zeros may follow up to the next part.
+    With ``apart``, each part has its own weights. A norm without weights multiplies by ``factor``.
     """
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
-    if out != x:  # in place, rows stay divided as they are
+    if out != x:  # in place, the buffer keeps its view
         builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     if parts > 1:

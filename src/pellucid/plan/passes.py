@@ -1,12 +1,11 @@
-"""Rewrites of a plan, or of its operations, with the same results, bit for bit.
+"""Passes: rewrites of a plan that keep every bit of its results.
 
-pick_early      the operations behind the last one that mixes tokens compute only the rows whose logits are wanted
-fuse_quantize   an operation writes its output also as activation blocks, which saves a pass over memory
+pick_early      operations after the last attention or recurrent layer compute only the output rows
+fuse_quantize   an operation also writes its output as activation blocks, which saves a pass over memory
 fuse_residual   a matrix product without a bias adds directly to the residual stream
-replicate_norms steps with one row replicate a norm and the quantisation of its output on each thread, instead of
-                waiting for the thread that computes them
-place_barriers  threads meet only where an operation reads what another thread has written, or overwrites what another
-                thread may still read or write
+replicate_norms steps with one row replicate a norm and the quantization of its output on each thread, so that no thread
+                waits for another
+place_barriers  a barrier follows an operation only if a later one reads or overwrites data of another thread
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ def optimize(plan: Plan) -> Plan:
 
 
 def pick_early(plan: Plan) -> Plan:
-    """Move `pick` in front of the operations that work row by row and read nothing else of what comes before them.
+    """Move `pick` before the last operations that work row by row and need only the buffer that `pick` reads.
 
-    In most models these are the feed-forward of the last block, which most tokens of a prompt then skip. Their other
-    buffers become new ones, with a row for each output.
+    In most models these operations are the feed-forward of the last block: most tokens of a prompt then skip it. The
+    moved operations write to new buffers, with one row per output.
     """
     operations, buffers = list(plan.operations), plan.buffers
     at = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
@@ -58,7 +57,7 @@ def pick_early(plan: Plan) -> Plan:
 
 
 def _first_of_tail(operations: list[Operation], at: int) -> int:
-    """The first operation that can follow the `pick` at ``at``; this itself if there is none."""
+    """Index of the first operation that can follow the `pick` at index ``at``; ``at`` if no operation can."""
     first, needed = at, set(operations[at].reads)
     for index in range(at - 1, -1, -1):
         op = operations[index]
@@ -71,7 +70,7 @@ def _first_of_tail(operations: list[Operation], at: int) -> int:
 
 
 def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
-    """An operation on the rows of outputs, with its buffers' names replaced."""
+    """Rewrite an operation to compute only output rows, with its buffers renamed by ``names``."""
 
     def renamed(value: Value) -> Value:
         return At(names[value.buffer], value.offset) if isinstance(value, At) else value
@@ -89,7 +88,7 @@ def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
 
 
 def fuse_quantize(operations: list[Operation]) -> list[Operation]:
-    """Fuse norm, activation or attention with the quantisation of its output."""
+    """Fuse a norm, activation or attention with the quantization of its output."""
     out: list[Operation] = []
     for op in operations:
         before = out[-1] if out else None
@@ -102,9 +101,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
             fused = before.with_fields(quantized=op.fields["out"])
             kernel = before.kernel.replace(activation_bits=op.kernel["activation_bits"])
             partitions = dict(before.partitions)
-            if (
-                before.writes[0] in partitions
-            ):  # the blocks belong to the row that is written, so threads divide them like the row
+            if before.writes[0] in partitions:  # the blocks have the same partition as the rows
                 partitions[op.writes[0]] = partitions[before.writes[0]]
             out[-1] = replace(
                 fused, kernel=kernel, writes=(*before.writes, *op.writes), partitions=partitions
@@ -115,7 +112,7 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 
 def _whole_blocks(op: Operation) -> bool:
-    """Whether an operation can write activation blocks, and no two threads would write to one block."""
+    """True if an operation can write activation blocks and no two threads would write to one block."""
     if not (name := traits(op).quantizes):
         return False
     width = op.fields[name] if name in op.fields else op.kernel[name]
@@ -154,9 +151,9 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
 
 
 def replicate_norms(operations: list[Operation]) -> list[Operation]:
-    """Replicate norms that only matrix products read, also through `quantize`.
+    """Replicate norms that only matrix products read, directly or through `quantize`.
 
-    In steps with one row each thread makes and reads a copy.
+    In steps with one row each thread computes and reads its own copy.
     """
     out = list(operations)
     for index, op in enumerate(operations):
@@ -176,7 +173,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
 
 
 def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) -> Iterator[int]:
-    """Yield the indices of the operations that read buffers before these are written again."""
+    """Yield the indices of the operations that read ``buffers`` before the buffers are overwritten."""
     alive = set(buffers)
     for index in range(first, len(operations)):
         if alive & set(operations[index].reads):
@@ -187,9 +184,9 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
 
 
 def place_barriers(operations: list[Operation]) -> list[Operation]:
-    """Mark the operations after which threads must meet: read after write, write after read, write after write."""
+    """Add the barriers for dependencies: read after write, write after read, write after write."""
     out: list[Operation] = []
-    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers, and how threads divide them
+    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers with their partitions
     writes: set[tuple[str, str | None]] = set()
     for op in operations:
         op_reads = {(b, op.partitions.get(b)) for b in op.reads}
@@ -211,9 +208,9 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
 def _conflicts(
     before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
 ) -> set[tuple[str, str | None]]:
-    """The accesses in ``before`` to a buffer of ``now``, except those that divide it among threads in the same way.
+    """The accesses in ``before`` to a buffer of ``now``, except accesses with the same partition.
 
-    Accesses to replicated buffers always count, because they agree only in steps with one row.
+    Accesses to replicated buffers always count, because their partitions agree only in steps with one row.
     """
     return {
         (buffer, how)

@@ -1,4 +1,4 @@
-"""Embeddings for each layer: a token's vectors for all blocks, made once, and what a block does with its own.
+"""Per-layer embeddings: vectors of a token for all blocks, computed once, and their use in a block.
 
 (Gemma Team 2025, Gemma 3n)
 """
@@ -17,7 +17,7 @@ from pellucid.plan.plan import Vector
 
 
 def per_layer_embeddings(builder: Builder, x: str) -> None:
-    """Make the vectors of all blocks from the tokens and from x, the embedding: (T, L P)."""
+    """Compute the vectors of all blocks, (T, L P), from the token ids and the embedding x."""
     kind, layers = builder.spec.per_layer, len(builder.spec.blocks)
     if kind is None:
         return
@@ -25,7 +25,7 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     builder.linear("per_layer.project", x, "per_layer.project", layers * kind.width, made)
     builder.scale("per_layer.project_scale", made, kind.projection_scale)
     how = builder.spec.blocks[0].norm
-    padded = round_up(kind.width, ROWS)  # a norm takes parts of whole vectors
+    padded = round_up(kind.width, ROWS)  # the parts of a norm are whole vectors
     parts = regroup(builder, "per_layer.parts", made, layers, kind.width, padded)
     norm(builder, "per_layer.norm", "per_layer.norm", how, parts, parts, parts=layers, count=kind.width)
     table = builder.buffer("per_layer.table", layers * kind.width)
@@ -38,7 +38,7 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
 
 
 def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
-    """out = norm(project(f(gate x) * the token's vector for this block)), not yet added to the residual stream."""
+    """out = norm(project(f(gate x) * per-layer embedding of this block)), without the residual addition."""
     stage = f"blocks.{layer}.per_layer"
     gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", kind.width, "per_layer.gate")
     own = builder.buffer("per_layer.own", kind.width)
@@ -49,6 +49,6 @@ def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, 
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:
-    """x *= the block's number."""
+    """x *= the scalar weight of the block."""
     stage = f"blocks.{layer}.scalar"
     builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))

@@ -1,7 +1,7 @@
-"""A plan: a model as a flat list of operations over named buffers. Plain data.
+"""A plan: a model as a flat list of operations over named buffers.
 
-It can be printed, sliced and rewritten; ``passes.py`` holds the rewrites, ``bind.py`` turns it into the table of
-records that the executor runs. Building a plan reads no weights and compiles nothing.
+A plan is plain data: it can be printed, sliced and rewritten. ``passes.py`` rewrites it, and ``bind.py`` turns it into
+the table of records that the executor runs. Building a plan reads no weights and compiles nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPLICATED = "replicated"
 class Buffer(Struct, frozen=True):
     """A named array of a step: ``rows`` x ``width``.
 
-    Its type is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8, 16 or 24.
+    Its dtype is float32, int32 if ``whole``, or activation blocks of ``activation_bits`` 8, 16 or 24.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Buffer(Struct, frozen=True):
 
 
 class View(Struct, frozen=True):
-    """What a row of a buffer holds: ``parts`` (heads, say) of ``count`` values, each ``apart`` columns from the last.
+    """The contents of a row of a buffer: ``parts`` (for example heads) of ``count`` values, with a stride of ``apart``.
 
-    A row has ``width`` columns in all; those between the parts are padding. With ``places`` each part has a row of its
-    own, whose number is in that buffer, (T, parts) int32.
+    A row has ``width`` columns. The columns between the parts are padding. With ``places`` each part has its own row;
+    the buffer ``places`` (T, parts) int32 has the row numbers.
     """
 
     parts: int
@@ -54,65 +54,65 @@ class View(Struct, frozen=True):
 
     @property
     def place_width(self) -> int:
-        """Columns of a row of ``places``, whole vectors."""
+        """Number of columns of ``places``, in whole vectors."""
         return round_up(self.parts, ROWS)
 
 
 class At(Struct, frozen=True):
-    """The address of a buffer, or of what is ``offset`` bytes behind."""
+    """The address of a buffer plus ``offset`` bytes."""
 
     buffer: str
     offset: int = 0
 
 
 class Weights(Struct, frozen=True):
-    """The address of a slot's packed matrix, or of those of ``experts``, each in whole groups of 16 rows."""
+    """The address of a slot's packed matrix, or of the matrices of ``experts``, each in whole groups of 16 rows."""
 
     slot: str
     experts: int = 1
 
 
 class Vector(Struct, frozen=True):
-    """The address of a slot's values as float32; of a matrix (N, J) as (J, N) if ``by_column``."""
+    """The address of a slot's values as float32. With ``by_column`` a matrix (N, J) is transposed to (J, N)."""
 
     slot: str
     by_column: bool = False
 
 
 class Constant(Struct, frozen=True):
-    """The address of a small float64 array that the plan contains (rotary frequencies)."""
+    """The address of a small float64 array of the plan (for example rotary frequencies)."""
 
     name: str
 
 
 class Fill(Struct, frozen=True):
-    """The address of ``count`` float32 numbers, all equal to ``number``: what a missing bias or weight amounts to."""
+    """The address of ``count`` float32 numbers, all equal to ``number``. Replaces a missing bias or weight."""
 
     number: float
     count: int
 
 
 class Cache(Struct, frozen=True):
-    """The address of a part of a cached layer in page 0 of its group: "keys", "values", or of a state."""
+    """The address of a part of a cached layer in page 0 of its group: "keys", "values", or a part of a state."""
 
     layer: int
     part: str
 
 
 class ScoreBias(Struct, frozen=True):
-    """The address of a table's values for head 0, for a query at position 0 and a key at position 0."""
+    """The address in a table of the value for head 0, a query at position 0 and a key at position 0."""
 
     table: str
 
 
 class PageBytes(Struct, frozen=True):
-    """Bytes from one page of a cached layer's group to the next."""
+    """Bytes from one page to the next in the group of a cached layer."""
 
     layer: int
 
 
 class CacheGroup(Struct, frozen=True):
-    """The number of a cached layer's group, which has its own block tables."""
+    """The number of the group of a cached layer. Each group has its own pages in a block table."""
 
     layer: int
 
@@ -123,13 +123,13 @@ Value: TypeAlias = (
 
 
 BEYOND = 15
-"""Values of a table that the attention kernel may read beyond the last key."""
+"""Number of values of a table that the attention kernel may read beyond the last key."""
 
 
 class DistanceTable(Struct, frozen=True):
-    """Values that are added to attention scores by the distance of a key: -slope * |distance|, for each head.
+    """Attention score biases by the distance of a key: -slope * |distance|, for each head.
 
-    It covers ``past`` distances from 0 backwards and ``future`` ones from 1 forwards.
+    The table covers ``past`` distances from 0 backwards and ``future`` distances from 1 forwards.
     """
 
     slopes: tuple[float, ...]
@@ -137,11 +137,11 @@ class DistanceTable(Struct, frozen=True):
     future: int
 
     moves: ClassVar[bool] = True
-    """True: the column of a key depends on the query's position too."""
+    """True: the column of a key depends also on the position of the query."""
 
     @property
     def columns(self) -> int:
-        """Values of a head."""
+        """Number of values of a head."""
         return self.past + self.future + BEYOND
 
     @property
@@ -150,14 +150,14 @@ class DistanceTable(Struct, frozen=True):
         return self.past - 1
 
     def values(self) -> NDArray[np.float32]:
-        """(H, columns) float32; distance 0 is in column ``past`` - 1."""
+        """The table (H, columns) float32. Distance 0 is in column ``past`` - 1."""
         distances = np.abs(np.arange(self.columns) - self.origin)
         values: NDArray[np.float32] = (-np.outer(self.slopes, distances)).astype(np.float32)
         return values
 
 
 class KeyTable(Struct, frozen=True):
-    """Values that are added to attention scores by the position of a key: scale * slope * position, for each head.
+    """Attention score biases by the position of a key: scale * slope * position, for each head.
 
     Slope, position and their product are rounded to bfloat16 (transformers' ``build_alibi_tensor`` of Falcon).
     """
@@ -176,11 +176,11 @@ class KeyTable(Struct, frozen=True):
 
     @property
     def columns(self) -> int:
-        """Values of a head."""
+        """Number of values of a head."""
         return self.positions + BEYOND
 
     def values(self) -> NDArray[np.float32]:
-        """(H, columns) float32; position 0 is in column 0."""
+        """The table (H, columns) float32. Position 0 is in column 0."""
         slopes = rounded_to_bfloat16(np.array(self.unscaled))
         positions = rounded_to_bfloat16(np.arange(self.columns))
         products = rounded_to_bfloat16(np.outer(slopes, positions))
@@ -189,7 +189,7 @@ class KeyTable(Struct, frozen=True):
 
 
 def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
-    """The nearest bfloat16 of finite numbers, as float32; ties to even."""
+    """Round finite numbers to the nearest bfloat16, as float32. Ties to even."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return rounded.astype(np.uint32).view(np.float32)
@@ -198,12 +198,13 @@ def rounded_to_bfloat16(x: NDArray[Any]) -> NDArray[np.float32]:
 class Operation(Struct, frozen=True):
     """One operation: the stage of the model that it computes, its kernel and its record.
 
-    ``stage`` names the value that it writes, whatever has been fused: "blocks.0.attention.residual" is the residual
-    stream after attention in every plan. ``includes`` are earlier stages that it also computes, whose values are not in
-    memory.
+    ``stage`` names the value that the operation writes, whatever has been fused: "blocks.0.attention.residual" is the
+    residual stream after attention in every plan. ``includes`` lists earlier stages that are fused into the operation.
+    Their values are not in memory.
 
-    ``reads`` and ``writes`` name buffers, and "cache.3" for a layer's pages; the barriers follow from them.
-    ``weight_bytes`` is how much of the weights it reads in a step, ``multiply_adds`` how many it computes for a row.
+    ``reads`` and ``writes`` name buffers, or the pages of a layer ("cache.3"). They determine the barriers.
+    ``weight_bytes`` is the number of bytes of weights read per step, ``multiply_adds`` the number of multiply-adds per
+    row.
     """
 
     stage: str
@@ -216,15 +217,15 @@ class Operation(Struct, frozen=True):
     multiply_adds: int = 0
     rows: RowKind = "tokens"
     partitions: Mapping[str, str] = field(default_factory=dict)
-    """How threads divide the buffers of which each thread touches only its own part. Operations that divide a buffer in
-    the same way need no barrier between them. ``REPLICATED``: in a step with one row each thread has a copy, thread t
-    in row t; this says nothing about steps with several rows.
+    """Buffer → partition, for buffers that are divided among the threads: each thread touches only its own part.
+    Operations with the same partition of a buffer need no barrier between them. ``REPLICATED``: in a step with one row
+    each thread has a copy, thread t in row t. In steps with several rows the buffer is not replicated.
     """
     includes: tuple[str, ...] = ()
     views: tuple[View | None, ...] = ()
-    """What the buffers that it writes hold; None: no value of the model, or none in the order of the tokens."""
+    """The view of each written buffer; None: no value of the model, or its rows are not in token order."""
     barrier: Barrier = "none"
-    """Whether all threads must meet before the next operation: always, or only if there is more than one row."""
+    """The barrier before the next operation: none, always, or only in steps with more than one row ("rows")."""
 
     @property
     def label(self) -> str:
@@ -238,10 +239,10 @@ class Operation(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """Operations in order, the buffers they use, and the constants they need.
+    """Operations in order, with their buffers and constants.
 
-    ``output`` is the buffer with a step's result: logits (R, V), or sentence vectors (B, D). ``layers`` is the shape of
-    each layer in the cache.
+    ``output`` is the buffer with the result of a step: logits (R, V), or sentence vectors (B, D). ``layers`` is the
+    shape of each layer in the cache.
     """
 
     operations: tuple[Operation, ...]
@@ -251,11 +252,11 @@ class Plan(Struct, frozen=True):
     layers: tuple[CachedLayer, ...] = ()
     tables: Mapping[str, DistanceTable | KeyTable] = field(default_factory=dict)
     source: Plan | None = None
-    """The plan before the passes; None for a plan that none has changed."""
+    """The plan before the passes; None if this plan is not optimized."""
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights that its operations read."""
+        """Bytes of packed weights that its operations read."""
         return sum(op.weight_bytes for op in self.operations)
 
     def kernels(self) -> list[KernelKey]:
@@ -263,7 +264,7 @@ class Plan(Struct, frozen=True):
         return list(dict.fromkeys(op.kernel for op in self.operations))
 
     def _repr_html_(self) -> str:
-        """The operations as a table, of the first two blocks alone."""
+        """The operations as a table. Only the first two blocks are shown."""
         from pellucid.util.display import table
 
         rows = []

@@ -1,4 +1,4 @@
-"""Positions: vectors are added to the embedding, rotary ones rotate queries and keys, ALiBi lowers scores."""
+"""Positions: learned or sinusoidal vectors, rotary angles of queries and keys, ALiBi biases of scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.plan.plan import At, Constant, DistanceTable, KeyTable, Operation,
 
 
 def position(builder: Builder, x: str) -> str:
-    """Add learned or sinusoidal vectors to x; for rotary ones, compute the step's angles, one table for each kind."""
+    """Add learned or sinusoidal vectors to x. Compute the rotary angles of the step, one table per kind."""
     if isinstance(builder.spec.position, Learned):
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
@@ -26,7 +26,7 @@ def position(builder: Builder, x: str) -> str:
 
 
 def sinusoidal_frequencies(kind: Sinusoidal, width: int) -> tuple[float, ...]:
-    """Radians per position of each of D/2 pairs."""
+    """Frequencies of the D/2 pairs, in radians per position."""
     pairs = width // 2
     return tuple(kind.base ** (-j / (pairs - 1)) for j in range(pairs))
 
@@ -46,10 +46,10 @@ def _add_sinusoids(builder: Builder, kind: Sinusoidal, x: str) -> None:
 
 
 def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
-    """How much the score of each head falls per token of distance (Press et al. 2022).
+    """Slope of each head: the decrease of its score per token of distance (Press et al. 2022).
 
-    A geometric sequence from 2^(-most/H) to 2^-most if H is a power of two; otherwise the sequence for the next lower
-    power of two, followed by every second value of the one for the next higher.
+    A geometric sequence from 2^(-most/H) to 2^-most if H is a power of two. Otherwise the sequence for the next lower
+    power of two, followed by every second value of the sequence for the next higher power.
     """
     lower = 1 << (heads.bit_length() - 1)
     found = [2.0 ** (-most * (i + 1) / lower) for i in range(lower)]
@@ -58,7 +58,7 @@ def alibi_slopes(heads: int, most: float = 8.0) -> tuple[float, ...]:
 
 
 def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count: int) -> None:
-    """Multiply the queries of ``count`` heads by the factor of their positions."""
+    """Multiply the queries of ``count`` heads by a factor that depends on their position."""
     width = builder.width_of(q)
     fields: dict[str, Value] = {
         "x": At(q),
@@ -73,7 +73,7 @@ def scale_queries(builder: Builder, stage: str, kind: QueryScale, q: str, count:
 
 
 def alibi_table(builder: Builder, kind: Attention) -> str:
-    """The name of the table of values that are added to the scores of each head."""
+    """Add the ALiBi table of an attention kind to the plan. Returns its name."""
     name = f"alibi.{kind.heads}.{kind.alibi_most:g}.{kind.alibi_scale:g}" + ("" if kind.causal else ".both")
     slopes, context = alibi_slopes(kind.heads, kind.alibi_most), builder.spec.context
     if kind.alibi_rounded:
@@ -103,19 +103,19 @@ def rotate(builder: Builder, stage: str, rotary: Rotary, x: str, count: int, hea
 
 
 def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
-    """Radians per position of each pair: base^(-2j/dims), scaled as the model states.
+    """Rotary frequency of each pair in radians per position: base^(-2j/dims), with the scaling of the model.
 
-    ``context`` is how many tokens the model is run with.
+    ``context`` is the context length at run time, in tokens.
 
     Raises:
-        UnsupportedModel: the file's divisors are not one positive number for each pair.
+        UnsupportedModel: the divisors in the file are not one positive number per pair.
     """
     plain = [rotary.base ** (-2 * j / rotary.dims) for j in range(rotary.dims // 2)]
     scaling = rotary.scaling
     divisors = rotary.factors
     if scaling is not None and scaling.kind == "longrope":
         divisors = scaling.short if context <= scaling.trained_context else scaling.long
-        for given in (scaling.short, scaling.long):  # both, so that a fault does not depend on the context
+        for given in (scaling.short, scaling.long):  # check both: an error must not depend on the context
             _check_divisors(given, len(plain))
     if divisors:
         _check_divisors(divisors, len(plain))
@@ -135,7 +135,7 @@ def inverse_frequencies(rotary: Rotary, context: int) -> tuple[float, ...]:
         wavelength = 2 * math.pi / f
         if wavelength < high:
             out.append(f)
-        elif wavelength > low or low == high:  # Llama 4 Scout has one border
+        elif wavelength > low or low == high:  # Llama 4 Scout has equal factors
             out.append(f / scaling.factor)
         else:
             span = scaling.high_frequency_factor - scaling.low_frequency_factor
@@ -153,8 +153,9 @@ def _check_divisors(divisors: tuple[float, ...], pairs: int) -> None:
 
 
 def _dynamic(rotary: Rotary, scaling: RotaryScaling, plain: list[float], context: int) -> tuple[float, ...]:
-    """Frequencies of the base that grows with the context: base a^(dims / (dims - 2)), where a is 1 up to the trained
-    context, and ``factor`` more for each further one.
+    """Dynamic NTK scaling: frequencies of the base b a^(dims / (dims - 2)), where b is the base of the model.
+
+    The growth a is 1 up to the trained context. Each further multiple of the trained context adds ``factor``.
     """
     if rotary.dims < 4:
         raise UnsupportedModel(
@@ -168,7 +169,7 @@ def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[f
     """Frequencies after YaRN (Peng et al. 2023, section 3.2; transformers' ``_compute_yarn_parameters``)."""
 
     def pair(turns: float) -> float:
-        """The pair that turns so often over the trained context."""
+        """The (fractional) index of the pair that makes ``turns`` rotations over the trained context."""
         ratio = scaling.trained_context / (turns * 2 * math.pi)
         return rotary.dims * math.log(ratio) / (2 * math.log(rotary.base))
 
@@ -186,7 +187,7 @@ def _yarn(rotary: Rotary, scaling: RotaryScaling, plain: list[float]) -> tuple[f
 
 
 def _rotary_kinds(builder: Builder) -> list[Rotary]:
-    """The rotary positions of the model's layers, each once."""
+    """The distinct rotary positions of the model's layers."""
     return list(dict.fromkeys(kind.rotary for kind in builder.spec.attentions if kind.rotary))
 
 

@@ -1,4 +1,4 @@
-"""From the last vectors to the model's output: logits (R, V) of the wanted rows, or sentence vectors (B, D)."""
+"""The output of the model: logits (R, V) of the output rows, or sentence vectors (B, D)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.plan.streams import STREAMS, join_streams
 
 
 def final_norm(builder: Builder, x: str) -> str:
-    """Pick the rows whose logits are wanted and normalise them: (T, D) → (R, D). Encoders keep every row."""
+    """Pick the output rows and normalize them: (T, D) → (R, D). Sentence encoders keep every row."""
     altup = builder.spec.altup
     x = STREAMS if altup else x
     width = builder.width_of(x)
@@ -43,7 +43,7 @@ def project(builder: Builder, x: str) -> str:
         slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
         if embedding.narrow:
             x = builder.linear("project.narrow", x, "project.narrow", embedding.narrow, "narrowed")
-        # Finer activations cost little for so few rows, and no later layer reduces an error made here.
+        # Finer activations cost little for few rows, and no later layer reduces an error of this product.
         logits = builder.linear(
             "project",
             x,

@@ -1,7 +1,7 @@
-"""Cuts a plan between blocks into stages, which run one after the other on several machines.
+"""Pipeline stages: cuts a plan between blocks into parts that run one after the other on several machines.
 
-What a stage must be given is found in the plan itself: the buffers that it reads before it writes them. Operations that
-read no buffer and come before the blocks, such as the angles of positions, are made in every stage that reads them.
+A stage receives the buffers that it reads before it writes them. Operations that read no buffer and come before the
+blocks, for example the rotary angles, are repeated in every stage that reads their output.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pellucid.plan.plan import Operation, Plan
 CACHE = "cache."
 
 PART = 128
-"""Tokens of a part of a long step: one stage works on a part while the next works on the one before."""
+"""Number of tokens in a part of a long step. Consecutive stages work on consecutive parts at the same time."""
 
 
 class Border(Struct, frozen=True):
-    """A buffer whose rows, one for each token, go from a stage to the next: its ``name`` and its ``width`` there."""
+    """A buffer that a stage sends to the next stage, with a row of ``width`` values for each token."""
 
     name: str
     width: int
 
 
 class Stage(Struct, frozen=True):
-    """A part of a plan, with its ``number`` from 0: its ``blocks``, what it receives and what it sends."""
+    """A part of a plan: its ``number`` from 0, its ``blocks``, and the buffers that it receives and sends."""
 
     plan: Plan
     number: int
@@ -44,10 +44,10 @@ class Stage(Struct, frozen=True):
 
 
 def cut(plan: Plan, count: int) -> list[Stage]:
-    """``count`` stages of a plan, about equal in the bytes of their weights.
+    """Cut a plan into ``count`` stages with about the same number of bytes of weights.
 
     Raises:
-        InvalidRequest: the plan has fewer places where it can be cut.
+        InvalidRequest: the plan cannot be cut into this number of stages.
     """
     source = plan.source or plan
     if source.buffers[source.output].rows != "outputs":
@@ -71,7 +71,7 @@ def cut(plan: Plan, count: int) -> list[Stage]:
     for number, part in enumerate(parts):
         later = [op for one in parts[number + 1 :] for op in one]
         before = [op for one in parts[:number] for op in one]
-        # What a later stage reads passes through all stages between.
+        # A buffer that a later stage reads passes through all stages between.
         receives = _borders(before, [*part, *later]) if number else ()
         sends = _borders([*before, *part], later) if later else ()
         made = optimize(replace(source, operations=tuple(part), output=source.output if not later else ""))
@@ -85,7 +85,7 @@ def _block(op: Operation) -> int | None:
 
 
 def _starts(operations: Sequence[Operation]) -> list[int]:
-    """The first operation of each block."""
+    """Indices of the first operation of each block."""
     found: dict[int, int] = {}
     for index, op in enumerate(operations):
         if (block := _block(op)) is not None:
@@ -94,19 +94,19 @@ def _starts(operations: Sequence[Operation]) -> list[int]:
 
 
 def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
-    """Whether nothing behind a place reads what a layer before it keeps in the cache."""
+    """True if no operation from index ``at`` on uses the cache of a layer before it."""
     written = {name for op in operations[:at] for name in op.writes if name.startswith(CACHE)}
     return not any(written & {*op.reads, *op.writes} for op in operations[at:])
 
 
 def _made_again(operations: Sequence[Operation]) -> dict[str, Operation]:
-    """The buffers that hold what an operation has made of nothing, each with that operation."""
+    """The operations outside blocks that read no buffer, by the buffer that they write. Stages repeat them."""
     last = {name: op for op in operations for name in op.writes}
     return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
 
 
 def _needed(before: Sequence[Operation], after: Sequence[Operation]) -> list[tuple[str, int]]:
-    """The buffers that ``after`` reads as ``before`` has left them, with their widths there."""
+    """The buffers that ``before`` writes and ``after`` reads before it writes them, with their widths."""
     widths: dict[str, int] = {}
     for op in before:
         for name, view in zip(op.writes, op.views):
@@ -129,7 +129,7 @@ def _borders(before: Sequence[Operation], after: Sequence[Operation]) -> tuple[B
 def _balanced(
     operations: Sequence[Operation], starts: Sequence[int], places: Sequence[int], count: int
 ) -> list[int]:
-    """The blocks before which a plan is cut, so that the largest stage has as few bytes of weights as possible."""
+    """The first blocks of the stages after the first stage. Minimizes the bytes of weights of the largest stage."""
     ends = [*starts[1:], len(operations)]
     sizes = [sum(op.weight_bytes for op in operations[a:b]) for a, b in zip(starts, ends)]
     sums = [0]

@@ -1,5 +1,6 @@
-"""Several residual streams, of which each block changes one, and the learned residual beside attention.
+"""Several residual streams (AltUp), and a learned residual beside attention (Laurel).
 
+A block computes only the active stream. All streams are predicted before the block and corrected after it.
 (Baykal et al. 2023, AltUp; Gemma Team 2025, Gemma 3n)
 """
 
@@ -16,7 +17,7 @@ STREAMS, PREDICTED = "streams", "predicted"
 
 
 def spread_streams(builder: Builder, x: str) -> None:
-    """Make the streams (T, S, D) from the embedding: itself, and projections of it that are as large."""
+    """Create the streams (T, S, D): the embedding, and projections of it with the same RMS."""
     kind = builder.spec.altup
     if kind is None:
         return
@@ -31,7 +32,7 @@ def spread_streams(builder: Builder, x: str) -> None:
 
 
 def join_streams(builder: Builder, streams: str) -> str:
-    """One vector (R, D) of the picked streams (R, S, D): the mean of the first and of the others, projected."""
+    """Join the picked streams (R, S, D) to (R, D): the mean of the first stream and of projections of the others."""
     kind, width = builder.spec.altup, builder.spec.embedding.width
     assert kind is not None
     rows, apart = builder.buffers[streams].rows, builder.width_of(streams) // kind.streams
@@ -48,7 +49,7 @@ def join_streams(builder: Builder, streams: str) -> str:
 
 
 def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
-    """Before a block: its prediction of the streams, of which the active one becomes x."""
+    """Before a block: predict all streams. x becomes the prediction of the active stream."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     apart = builder.width_of(x)
     place(builder, f"{stage}.active", STREAMS, 1, width, x, width, start=kind.active * apart)
@@ -65,7 +66,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
 
 
 def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
-    """After a block: what it has changed is added to all streams. Returns the active stream, scaled."""
+    """After a block: correct all streams by the change that it made. Returns the active stream, scaled."""
     stage, width = f"blocks.{layer}.altup", builder.count_of(x)
     coefs = _coefficients(builder, f"{stage}.correct", stage, kind, x, kind.streams)
     out = builder.buffer("corrected", width)
@@ -83,7 +84,7 @@ def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
 
 
 def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
-    """Add x to all streams but the first."""
+    """Add x to all streams except the first."""
     fields: dict[str, Value] = {
         "streams": At(STREAMS),
         "width": builder.width_of(x),
@@ -95,7 +96,7 @@ def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
 
 
 def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:
-    """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned residual of low rank beside attention's."""
+    """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned low-rank residual beside attention."""
     stage, width = f"blocks.{layer}.laurel", builder.count_of(x)
     low = builder.linear(f"{stage}.left", normed, f"{stage}.left", kind.laurel, "laurel.low")
     made = builder.linear(f"{stage}.right", low, f"{stage}.right", width, "laurel")
@@ -106,7 +107,7 @@ def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> No
 
 
 def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
-    """The factors (T, ``count``) of a prediction or a correction, made of the active stream."""
+    """The coefficients (T, ``count``) of a prediction or a correction, computed from the active stream."""
     how, at = builder.spec.blocks[0].norm, f"{stage}.router"
     routed = norm(builder, f"{slot}_norm", f"{at}_norm", how, x, "altup.normed")
     made = builder.linear(f"{slot}_router", routed, at, kind.streams, "modalities")
@@ -126,7 +127,7 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
 
 
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
-    """Make each row of x as large as that of ``like``."""
+    """Scale each row of x to the RMS of the same row of ``like``."""
     builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
 
 

@@ -1,14 +1,14 @@
-"""Watched plans: a plan with operations that copy values out, or change them, after the operations that make these.
+"""Watched plans: plans with additional operations that record or change values.
 
-A value is meant by the number of its operation in the plan before any pass. The passes fuse what lies side by side, so
-what a watched operation makes stays in memory because another operation follows it; nothing else of the plan changes,
-and no bit of its results.
+A watch names a value by the index of its operation in the plan before the passes. The added operation follows the
+watched operation. The passes fuse only adjacent operations, so the watched value stays in memory. Nothing else in the
+plan changes, and no bit of its results.
 
-    tap       columns of a value are copied                    kernels/trace/columns.py
-    edit      columns of a value are changed
-    pattern   scores or patterns of heads are computed again   kernels/trace/pattern.py
-    remade    the same, to be changed by the operation after it: mix, which changes what the heads gather
-                                                               kernels/trace/mix.py
+    tap       copies columns of a value                        kernels/trace/columns.py
+    edit      changes columns of a value
+    pattern   recomputes attention scores or patterns          kernels/trace/pattern.py
+    remade    recomputes patterns for the next operation, mix
+    mix       applies changed patterns to the output of heads  kernels/trace/mix.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
 OUT, REMADE = "trace", "trace.remade"
-"""What stand for the memory of traces, and for patterns that are changed, among the things that operations write."""
+"""Names in ``reads`` and ``writes`` for the memory of traces, and for patterns that a mix changes."""
 PATTERN_FIELDS = (
     *(
         "q",
@@ -56,13 +56,14 @@ MIX_FIELDS = (
 )
 Kind = Literal["tap", "edit", "pattern", "remade", "mix"]
 ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "pattern": 3}
-"""What follows an operation, in order: what changes its value comes before what records it."""
+"""Order of the operations that follow a watched operation: changes of its value come before recordings."""
 
 
 class Tap(Struct, frozen=True):
-    """Columns ``first`` to ``first + count - 1`` of what an operation writes to its buffer ``write``, copied out.
+    """A recording of columns ``first`` to ``first + count - 1`` of the value that an operation writes.
 
-    They are those of the rows of ``part``, if the parts have rows of their own.
+    ``write`` is the index of the buffer among the buffers that the operation writes. If the parts of a token have
+    separate rows, the columns are in the rows of part ``part``.
     """
 
     operation: int
@@ -73,9 +74,9 @@ class Tap(Struct, frozen=True):
 
 
 class Edit(Struct, frozen=True):
-    """Columns of what an operation writes, as in ``Tap``, that are changed.
+    """A change of columns of the value that an operation writes. Fields are as in ``Tap``.
 
-    ``paused``: the step stops before it, so that a function can say what becomes of the value.
+    With ``paused`` the step stops before the edit, and a Python function computes the change.
     """
 
     operation: int
@@ -87,9 +88,9 @@ class Edit(Struct, frozen=True):
 
 
 class PatternTap(Struct, frozen=True):
-    """The patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention operation.
+    """A recording of the patterns (``raw``: the scores) of heads ``first`` to ``first + count - 1`` of an attention.
 
-    Taps of one ``block`` are recorded side by side, in their order.
+    Taps of the same ``block`` are recorded side by side, in their order.
     """
 
     operation: int
@@ -100,7 +101,7 @@ class PatternTap(Struct, frozen=True):
 
 
 class PatternEdit(Struct, frozen=True):
-    """The patterns of heads ``first`` to ``first + count - 1`` of an attention operation, changed."""
+    """A change of the patterns of heads ``first`` to ``first + count - 1`` of an attention operation."""
 
     operation: int
     first: int
@@ -108,7 +109,7 @@ class PatternEdit(Struct, frozen=True):
 
 
 class StateTap(Struct, frozen=True):
-    """A part of the recurrent state of a cached layer, after the last token of a step: ``size`` values."""
+    """A recording of a part of the recurrent state of a cached layer after a step: ``size`` values."""
 
     layer: int
     part: str
@@ -116,7 +117,7 @@ class StateTap(Struct, frozen=True):
 
 
 class Watch(Struct, frozen=True):
-    """What is done to the values of some rows: ``taps`` that record together, ``patterns``, and edits in order.
+    """Recordings and changes of values of a sequence. Edits are in order, and all ``taps`` record together.
 
     ``states`` are read from the cache after the step, without an operation.
     """
@@ -129,7 +130,7 @@ class Watch(Struct, frozen=True):
 
 
 class Site(Struct, frozen=True):
-    """Where an operation of a watch is in a plan: ``record`` is its number among the plan's operations."""
+    """The place of an operation of a watch in a plan: ``record`` is its index among the plan's operations."""
 
     watch: int
     kind: Kind
@@ -138,9 +139,9 @@ class Site(Struct, frozen=True):
 
 
 def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
-    """The optimised form of a ``plan`` without passes, with the operations of all ``watches``, and where these are.
+    """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize it. Returns also their sites.
 
-    Edits of a value come before its taps, which record what the edits leave.
+    The edits of a value come before its taps: a tap records the edited value.
     """
     after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):
@@ -154,7 +155,7 @@ def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]
         for kind, own in parts.items():
             for at, part in enumerate(own):
                 made = _operation(plan.operations[part.operation], part)
-                # What a mix reads is ready when all threads have made it.
+                # This write causes a barrier: a mix reads the patterns of all threads.
                 writes = (*made.writes, REMADE) if kind == "remade" else made.writes
                 follows = replace(made, stage=f"{OUT}/{number}/{kind}/{at}", writes=writes)
                 after.setdefault(part.operation, []).append((ORDER[kind], follows))
@@ -173,7 +174,7 @@ def _sites(plan: Plan) -> Iterator[Site]:
 
 
 def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Operation:
-    """The operation that follows ``op``; the addresses that change from step to step are 0."""
+    """The operation that follows ``op``. Addresses that change with each step are 0."""
     if isinstance(part, PatternEdit):
         fields: dict[str, Value] = {name: op.fields[name] for name in MIX_FIELDS} | {"first": part.first}
         fields |= dict.fromkeys(("rows", "pattern", "pattern_stride", "pattern_head", "entries"), 0)

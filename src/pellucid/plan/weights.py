@@ -1,4 +1,4 @@
-"""The weights of a plan: how each slot's matrix is packed; the packed matrices and the float32 vectors."""
+"""The weights of a plan: the packed layout of each slot, the packed matrices and the float32 vectors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pellucid.weights.pack import Matrix, Packing, filled, pack, packer, prepare
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
-    """How each slot's matrix is packed.
+    """The packed layout of each slot's matrix.
 
     Raises:
-        UnsupportedModel: a tensor's format is not implemented; the message lists those that are.
+        UnsupportedModel: the format of a tensor is not implemented. The message lists the implemented formats.
     """
     found = {}
     for slot in model.slots:
@@ -35,7 +35,7 @@ def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
 
 
 def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
-    """The kernels that pack the matrices that a plan refers to."""
+    """The kernels that pack the matrices of a plan."""
     values = (value for op in plan.operations for value in op.fields.values())
     sources = (model.sources(value.slot)[0] for value in values if isinstance(value, Weights))
     found = ((checkpoint.tensors.get(source.tensor), source) for source in sources)
@@ -46,10 +46,10 @@ def packers(checkpoint: Checkpoint, model: Model, plan: Plan) -> set[KernelKey]:
 def load_weights(
     checkpoint: Checkpoint, model: Model, plan: Plan, placement: Placement
 ) -> tuple[dict[str, Matrix], dict[Vector, NDArray[np.float32]]]:
-    """The packed matrices by slot, and the float32 vectors, that a plan refers to.
+    """Load the packed matrices of a plan by slot, and its float32 vectors.
 
-    Each thread's part of a matrix is near it; the matrices of experts are near all threads in turns, because which
-    thread reads what of them depends on the tokens.
+    Each thread's part of a matrix lies in the memory of its NUMA node. The matrices of experts are interleaved over the
+    nodes, because the tokens decide which thread reads which part.
     """
     values = [value for op in plan.operations for value in op.fields.values()]
     packings: dict[str, list[Packing]] = {}
@@ -65,7 +65,7 @@ def load_weights(
     for wanted in dict.fromkeys(v for v in values if isinstance(v, Vector)):
         stored = SlotReader(checkpoint, model.sources(wanted.slot)).values().reshape(shapes[wanted.slot])
         stored = stored.T if wanted.by_column else stored
-        # The norm of a head, or of a part of a row, is read up to a whole vector.
+        # The kernel reads the weights of a norm of heads up to a whole vector.
         width = (
             round_up(stored.shape[-1], BLOCK) + ROWS if stored.ndim == 1 else round_up(stored.shape[-1], ROWS)
         )
@@ -78,7 +78,7 @@ def load_weights(
 def _packings(
     checkpoint: Checkpoint, sources: Sequence[Slot], experts: int, arena: Arena, placement: Placement
 ) -> list[Packing]:
-    """What packs a slot's matrix, or those of its experts: one after the other, each in whole groups of 16 rows."""
+    """The packings of a slot's matrix or of its experts' matrices: contiguous, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
     columns = filled(packed, blocks) * readers[0].form.block

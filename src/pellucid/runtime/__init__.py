@@ -1,14 +1,14 @@
 """Threads, memory, the key/value cache and the arrays of a step.
 
-executor.py       threads that run programs
-processors.py     the cores, nodes, memory and share of the machine that this process may use
-placement.py      on which cores threads run, in which memory weights and pages lie
-thread_tuner.py   how many of the threads run a small step
-batch.py          the arrays of a step: which tokens of which sequences run
+executor.py       the threads that run programs
+processors.py     cores, NUMA nodes, memory and CPU quota available to this process
+placement.py      binds threads to cores, and places weights and pages in the memory of NUMA nodes
+thread_tuner.py   the number of threads for small steps
+batch.py          the batch of a step, and its arrays
 cache.py          the key/value cache: block tables, forks, snapshots
-prefix_cache.py   what the cache holds of ended texts, found by their tokens
-cache_layout.py   what layers keep in the cache, and which of them share pages
-pool.py           pages of one size, and who uses them
+prefix_cache.py   pages of earlier sequences, shared by new sequences with the same prefix
+cache_layout.py   the data of each layer in the cache, and the groups of layers that share pages
+pool.py           pages of one size, with reference counts
 memory.py         aligned memory
-call.py           one compiled kernel, called from Python
+call.py           a compiled kernel, called from Python
 """

@@ -1,4 +1,4 @@
-"""The ragged batch of a step: which tokens of which sequences run, and whose logits are wanted."""
+"""The ragged batch of a step: the chunks of tokens of its sequences, and the rows that need logits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pellucid.runtime.memory import address, aligned
 
 
 class EditEntry(NamedTuple):
-    """What becomes of a value x at a position: ``factor`` * x + ``values`` (None: nothing is added).
+    """A change of a value x at a position to ``factor`` * x + ``values`` (None: nothing is added).
 
-    ``values`` are float32, as many as the edit has columns.
+    ``values`` has one float32 for each column of the edit.
     """
 
     position: int
@@ -27,10 +27,10 @@ class EditEntry(NamedTuple):
 
 
 class PatternEntry(NamedTuple):
-    """What becomes of the pattern p of a position, and of the head with this number in its edit.
+    """A change of the attention pattern p of a position to ``factor`` * p + ``values`` (None: nothing is added).
 
-    ``factor`` * p + ``values`` (None: nothing is added): float32, one for each token up to the last of the step, and
-    zeros up to a multiple of 32.
+    ``head`` is the index of the head among the heads of its edit. ``values`` has one float32 for each token up to the
+    last token of the step, and zeros up to a multiple of 32.
     """
 
     position: int
@@ -40,9 +40,9 @@ class PatternEntry(NamedTuple):
 
 
 class Probe(Protocol):
-    """What is watched and changed in one sequence. It is used in the thread that runs the step.
+    """Records and changes values of one sequence. The thread that runs the step calls it.
 
-    ``watch`` says which values (a ``plan.watched.Watch``); sequences with equal ones share operations.
+    ``watch`` names the values (a ``plan.watched.Watch``). Sequences with equal watches share operations.
     """
 
     @property
@@ -50,28 +50,28 @@ class Probe(Protocol):
 
     @property
     def private(self) -> bool:
-        """Whether the sequence's keys and values are not those of its tokens, so that no other may use them."""
+        """True if edits change the sequence's keys and values, so that no other sequence may use them."""
         ...
 
     @property
     def first_recorded(self) -> int | None:
-        """The first position whose values are recorded, so that it has to be computed; None: no position is."""
+        """The first recorded position, which must be computed; None: no position is recorded."""
         ...
 
     def positions(self, start: int, stop: int) -> range:
-        """The positions from ``start`` to ``stop`` - 1 whose values are recorded."""
+        """The recorded positions from ``start`` to ``stop`` - 1."""
         ...
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
-        """Take the columns of all taps of values with such ``rows`` (a ``RowKind``), (n, columns), in order."""
+        """Receive the columns of all taps on buffers of the kind ``rows`` (a ``RowKind``), (n, columns), in order."""
         ...
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """Take the rows of all pattern taps of a block, (n, heads, tokens), in order."""
+        """Receive the rows of all pattern taps of a block, (n, heads, tokens), in order."""
         ...
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
-        """Take the state of state tap ``number`` after a position: values that are still the cache's own."""
+        """Receive the values of state tap ``number`` after a position. ``values`` is a view of the cache: copy it."""
         ...
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
@@ -83,14 +83,14 @@ class Probe(Protocol):
         ...
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """The entries of a paused edit whose columns are ``values`` (n, columns), at positions from ``start`` on."""
+        """The entries of paused edit ``number``, from its columns ``values`` (n, columns) at positions >= ``start``."""
         ...
 
 
 class Chunk(Struct, frozen=True):
-    """The next tokens of one sequence. The logits of its last ``outputs`` rows are wanted.
+    """The next tokens of one sequence. The step computes logits for the last ``outputs`` tokens.
 
-    ``encoder`` holds the keys and values for cross attention; ``probe`` watches and changes values.
+    ``encoder`` holds the keys and values for cross attention. ``probe`` records and changes values.
     """
 
     table: BlockTable
@@ -104,7 +104,7 @@ STEP_TOKENS, STEP_OUTPUTS, STEP_SEQUENCES = 256, 64, 64
 
 
 class StepLimits(Struct, frozen=True):
-    """Limits of a step: T tokens, R rows of logits, B sequences; and the context in tokens."""
+    """Limits of a step: T ``tokens``, R rows of logits (``outputs``), B ``sequences``; the ``context`` in tokens."""
 
     context: int
     tokens: int = STEP_TOKENS
@@ -113,7 +113,7 @@ class StepLimits(Struct, frozen=True):
 
 
 def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
-    """Raise InvalidRequest if chunks exceed the limits of a step, or one wants more rows than it has tokens."""
+    """Raise InvalidRequest if chunks exceed the limits of a step, or a chunk has more outputs than tokens."""
     tokens = outputs = 0
     for chunk in chunks:
         tokens, outputs = tokens + len(chunk.tokens), outputs + chunk.outputs
@@ -132,7 +132,7 @@ def check_step(chunks: Sequence[Chunk], limits: StepLimits) -> None:
 
 
 def steps_of(chunks: Sequence[Chunk], limits: StepLimits) -> Iterator[list[Chunk]]:
-    """Chunks in as many steps as they need, in order; each must fit into a step."""
+    """Divide chunks into steps, in order. Each chunk must fit into a step."""
     first = 0
     while first < len(chunks):
         part: list[Chunk] = []
@@ -149,8 +149,8 @@ def steps_of(chunks: Sequence[Chunk], limits: StepLimits) -> Iterator[list[Chunk
 class StepArrays:
     """The arrays that a step's record points to, allocated once for the largest step.
 
-    ``tokens`` T, ``outputs`` R, ``sequences`` B and ``pages`` of a sequence are the limits of a step. ``groups`` is the
-    number of attention groups of the cache. Each of ``threads`` threads has ``scratch`` bytes of work space.
+    ``tokens`` T, ``outputs`` R, ``sequences`` B and ``pages`` per sequence are the limits of a step. ``groups`` is the
+    number of attention groups of the cache. Each of the ``threads`` threads has ``scratch`` bytes of work space.
     """
 
     def __init__(
@@ -199,16 +199,16 @@ class StepArrays:
         )
 
     def fill_outputs(self, count: int) -> None:
-        """Write a step without sequences, of ``count`` rows that are all outputs."""
+        """Write a step of ``count`` rows without sequences. All rows are outputs."""
         self.output_rows[:count] = np.arange(count)
         self.record[:3] = count, count, 0
 
     def fill(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """Write a batch into the arrays; its block tables have their pages already. Returns (T, R)."""
+        """Write a batch into the arrays. The pages of its block tables are already allocated. Returns (T, R)."""
         row = output = 0
         for index, chunk in enumerate(chunks):
             table, count = chunk.table, len(chunk.tokens)
-            if count == 1:  # the most frequent case, without the overhead of slices
+            if count == 1:  # the most frequent case avoids the overhead of slices
                 self.token_ids[row], self.positions[row] = chunk.tokens[0], table.length
             else:
                 rows = slice(row, row + count)

@@ -1,15 +1,16 @@
-"""The cache: the owner of what layers keep of the tokens before, which it gives to sequences as they grow.
+"""The key/value cache: owns the pages of keys, values and states, and allocates them to sequences.
 
-Each group of layers has a pool of pages (``cache_layout.py``). A sequence's block table lists its pages in each group;
-those that have slid out of a group's window are given back.
+Each group of layers has a pool of pages (``cache_layout.py``). The block table of a sequence lists its pages in each
+group. Pages that have slid out of a group's window are released.
 
-Pages are copied on write: a fork of a sequence shares its pages until one of the two writes to them. Of the shared
-pages, only the last one is written to, if it is not full yet; a sequence that is not its only owner gets a copy first.
-A state needs no copy: a step reads it from one page and writes it to another, or to the same one if nobody shares it.
+Pages are copied on write: a fork of a sequence shares its pages until one of the two sequences writes to them. A
+sequence writes only to its last page, and only if the page is not full. If the page is shared, the sequence first gets
+a copy. A state needs no copy: a step reads it from one page and writes it to another page, or to the same page if the
+page is not shared.
 
-A sequence can be truncated to any length whose keys and values are still there. A state cannot be taken back, nor can a
-page that has slid out of a window; so at some page borders a sequence keeps a *snapshot*, the state and the pages of
-the windows at that length, and is truncated to one of these.
+A sequence can be truncated to any length whose keys and values are still in the cache. Two things cannot be restored:
+an earlier state, and pages that have slid out of a window. So at some page borders a sequence keeps a *snapshot*: the
+state, and the pages of the windows, at this length. The sequence is then truncated to the length of a snapshot.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from pellucid.runtime.pool import Pool
 
 NONE = -1
 SPARE_BYTES = 64 << 20
-"""Memory that free pages keep: pages that are used again need not be provided again."""
+"""Bytes of memory that free pages keep, so that the system need not provide it again for the next sequences."""
 
 
 class Blocks(Struct):
-    """A sequence's pages in one group, in order, from page ``first`` on: those before it were given back."""
+    """The pages of a sequence in one group, in order, from page ``first`` on. Earlier pages were released."""
 
     first: int = 0
     pages: list[int] = field(default_factory=list)
 
     @property
     def end(self) -> int:
-        """Number of pages, with those that were given back."""
+        """Number of pages, including released pages."""
         return self.first + len(self.pages)
 
 
 class Snapshot(Struct, frozen=True):
-    """What brings a sequence back to ``length`` tokens: by group the pages of its window, and the state's page."""
+    """The state page and, by group, the window pages of a sequence at ``length`` tokens. Truncation restores them."""
 
     length: int
     windows: dict[int, Blocks]
@@ -52,9 +53,9 @@ class Snapshot(Struct, frozen=True):
 
 
 class BlockTable(Struct):
-    """What the cache holds for a sequence: its ``length`` in tokens, and its pages in each attention group.
+    """The part of a sequence that is in the cache: its ``length`` in tokens, and its pages in each attention group.
 
-    ``state`` is the page of its state, ``next_state`` the one that the running step writes; NONE: no page.
+    ``state`` is the page of its state. ``next_state`` is the state page that the running step writes. NONE: no page.
     """
 
     length: int = 0
@@ -63,16 +64,16 @@ class BlockTable(Struct):
     next_state: int = NONE
     snapshots: list[Snapshot] = field(default_factory=list)
     number: int = 0
-    """By which other stages of the model know it (``cluster/stages.py``); 0: they do not."""
+    """The id of the sequence in other pipeline stages of the model (``cluster/stages.py``); 0: no id."""
 
 
 class KVCache:
-    """Pools of pages for all groups of ``layers``; ``pages`` is how many each has, in the order of the groups.
+    """Pools of pages for all groups of ``layers``. ``pages`` is the number of pages of each group, in order.
 
-    Their memory is near all threads in turns, if a ``placement`` says where these are.
+    With a ``placement``, the memory of the pages is interleaved over the NUMA nodes of all threads.
 
     Raises:
-        CacheFull: the machine does not have that much memory; from ``allocate``: a sequence needs more pages than
+        CacheFull: the machine does not have this much memory; from ``allocate``: a sequence needs more pages than
             are free.
     """
 
@@ -82,7 +83,7 @@ class KVCache:
         self.layers = tuple(layers)
         self.groups = groups_of(self.layers)
         self.reclaim: Callable[[Mapping[int, int]], None] = lambda needed: None
-        """Called when pages run out, with the number that is needed in each group, to free those of ended texts."""
+        """Called when pages run out, with the number of needed pages per group. Evicts pages of ended sequences."""
         total = sum(group.page_bytes * count for group, count in zip(self.groups, pages, strict=True))
         try:
             self.pools = tuple(Pool(group.page_bytes, count) for group, count in zip(self.groups, pages))
@@ -106,18 +107,18 @@ class KVCache:
 
     @property
     def free_pages(self) -> int:
-        """Number of pages of all groups that nobody owns."""
+        """Number of free pages of all groups."""
         return sum(pool.free for pool in self.pools)
 
     def trim(self) -> None:
-        """Give the memory of free pages back to the system, if they have more than ``SPARE_BYTES``."""
+        """Return the memory of free pages to the system if it is more than ``SPARE_BYTES``."""
         if sum(pool.idle_bytes for pool in self.pools) > SPARE_BYTES:
             for pool in self.pools:
                 pool.trim()
 
     @property
     def has_states(self) -> bool:
-        """Whether a sequence has a state; its pages are those of the last pool."""
+        """True if sequences have a recurrent state. The last pool holds the pages of states."""
         return self._states is not None
 
     def group(self, layer: int) -> int:
@@ -129,21 +130,22 @@ class KVCache:
         return self.pools[self._group_of[layer]].page_bytes
 
     def address(self, layer: int, part: str) -> int:
-        """The address of a part of a layer ("keys", "values", or of its state) in page 0 of its group."""
+        """The address of a part of a layer ("keys", "values", or a part of its state) in page 0 of its group."""
         group = self._group_of[layer]
         within = self.groups[group].offsets[layer] + self.layers[layer].offset(part)
         return self.pools[group].address + within
 
     def fits(self, lengths: Sequence[int]) -> bool:
-        """Whether new sequences of these lengths fit into an empty cache together, each read in one step."""
+        """True if an empty cache has room for new sequences of ``lengths`` together, each computed in one step."""
         needed = sum(-(-length // PAGE) for length in lengths)
         states = self._states is None or len(lengths) <= self._states.count
         return states and all(needed <= self.pools[group].count for group in self.attention)
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
-        """Give a block table the pages for ``tokens`` more tokens. ``begin`` and ``advance`` surround the step.
+        """Allocate the pages of a block table for ``tokens`` more tokens.
 
-        With ``in_place`` False the step may be discarded: it writes the state to another page.
+        ``begin`` is called before the step, ``advance`` after it. With ``in_place`` False the step may be discarded:
+        it writes the state to another page.
 
         Raises:
             CacheFull: not enough pages are free.
@@ -156,7 +158,7 @@ class KVCache:
                 f"the last step of a sequence of {table.length:,} tokens was interrupted, and its state is lost: "
                 "truncate it, and run its tokens again"
             )
-        if self._states is None and self._has_room(table, tokens):  # of most tokens
+        if self._states is None and self._has_room(table, tokens):  # the most frequent case
             return
         if self._short(table, tokens, in_place):
             self.reclaim(self._needed(table, tokens, in_place))
@@ -178,7 +180,7 @@ class KVCache:
             table.next_state = table.state
 
     def _has_room(self, table: BlockTable, tokens: int) -> bool:
-        """Whether the pages that a sequence has take ``tokens`` more tokens."""
+        """True if ``tokens`` more tokens fit into the pages that a sequence already has."""
         end = table.length + tokens
         return all(
             blocks.end * PAGE >= end and not self._writes_to_shared(table, group)
@@ -186,7 +188,7 @@ class KVCache:
         )
 
     def _short(self, table: BlockTable, tokens: int, in_place: bool) -> str:
-        """What is missing for ``tokens`` more tokens; "" if nothing is."""
+        """Error message if ``tokens`` more tokens need pages that are not free; "" if all pages are free."""
         for group, needed in self._needed(table, tokens, in_place).items():
             pool = self.pools[group]
             if needed <= pool.free:
@@ -204,7 +206,7 @@ class KVCache:
         return ""
 
     def _needed(self, table: BlockTable, tokens: int, in_place: bool) -> dict[int, int]:
-        """The number of pages that ``tokens`` more tokens need in each group."""
+        """Number of new pages in each group for ``tokens`` more tokens."""
         needed = {
             group: self._missing(table, tokens, group) + self._writes_to_shared(table, group)
             for group in self.attention
@@ -215,35 +217,35 @@ class KVCache:
 
     @staticmethod
     def _missing(table: BlockTable, tokens: int, group: int) -> int:
-        """Pages to append for ``tokens`` more tokens; a step that failed may have left some."""
+        """Number of pages to append for ``tokens`` more tokens. A failed step may already have appended some."""
         return max(0, -(-(table.length + tokens) // PAGE) - table.blocks[group].end)
 
     def _writes_to_shared(self, table: BlockTable, group: int) -> bool:
-        """Whether the next token goes into a page that other block tables have too."""
+        """True if the next token goes into a page that other block tables share."""
         index, used = divmod(table.length, PAGE)
         blocks = table.blocks[group]
         return used > 0 and self.pools[group].shared(blocks.pages[index - blocks.first])
 
     def _needs_state(self, table: BlockTable, in_place: bool) -> bool:
-        """Whether the next step needs a new page for a state; a step that failed may have left one."""
+        """True if the next step needs a new state page. A failed step may already have allocated the page."""
         if self._states is None or table.next_state != NONE:
             return False
         return not in_place or table.state == NONE or self._states.shared(table.state)
 
     def next_state(self, table: BlockTable, layer: int, part: str, size: int) -> NDArray[np.float32]:
-        """A view of a part of a layer's state that the running step has written, (size,) float32."""
+        """A view of a part of the state that the running step has written for a layer, (size,) float32."""
         assert self._states is not None
         group = self.groups[self._group_of[layer]]
         start = group.offsets[layer] + self.layers[layer].offset(part)
         return self._states.bytes_of(table.next_state)[start : start + 4 * size].view(np.float32)
 
     def begin(self, table: BlockTable) -> None:
-        """The step begins to write. If it is interrupted, a state that it writes in place is lost."""
+        """Mark the begin of a step. If the step is interrupted, a state that it writes in place is lost."""
         if table.next_state == table.state:
             table.state = NONE
 
     def advance(self, table: BlockTable, tokens: int) -> None:
-        """The step has written ``tokens`` more tokens. Pages that have slid out of a window are given back."""
+        """Mark the end of a step that wrote ``tokens`` tokens. Releases pages that have slid out of a window."""
         if self._states:
             if table.state != NONE:
                 self._states.release(table.state)
@@ -261,7 +263,7 @@ class KVCache:
                 blocks.first += gone
 
     def _keep(self, table: BlockTable) -> None:
-        """Add a snapshot of a sequence that ends at a page border, and forget one if there are too many."""
+        """Add a snapshot of a sequence that ends at a page border. If there are too many snapshots, drop one."""
         windows = {}
         for group in self.windows:
             first = self.groups[group].first_needed(table.length)
@@ -272,14 +274,14 @@ class KVCache:
             self._forget(table, _least_useful([one.length for one in table.snapshots]))
 
     def _shared_blocks(self, table: BlockTable, group: int, first: int) -> Blocks:
-        """A sequence's pages in a group from page ``first`` to the last token's, each with one more user."""
+        """Share the pages of a sequence in a group, from page ``first`` to the page of the last token."""
         blocks = table.blocks[group]
         first = max(first, blocks.first)
         pages = blocks.pages[first - blocks.first : -(-table.length // PAGE) - blocks.first]
         return Blocks(first, [self.pools[group].share(page) for page in pages])
 
     def _forget(self, table: BlockTable, index: int) -> None:
-        """Give up a snapshot."""
+        """Drop a snapshot and release its pages."""
         snapshot = table.snapshots.pop(index)
         for group, blocks in snapshot.windows.items():
             self._release(group, blocks, 0)
@@ -287,14 +289,14 @@ class KVCache:
             self._states.release(snapshot.state)
 
     def _release(self, group: int, blocks: Blocks, keep: int) -> None:
-        """Give up the pages from page ``keep`` on."""
+        """Release the pages from page ``keep`` on."""
         index = max(0, keep - blocks.first)
         for page in reversed(blocks.pages[index:]):
             self.pools[group].release(page)
         del blocks.pages[index:]
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """A copy of a block table that can diverge. It shares the pages as long as possible."""
+        """Copy a block table. The copy shares the pages until one of the two sequences writes to them."""
         states = self._states
         return BlockTable(
             table.length,
@@ -314,12 +316,12 @@ class KVCache:
         )
 
     def truncate(self, table: BlockTable, length: int) -> int:
-        """Drop the tokens from ``length`` on, and free the pages that held only those (0: all pages).
+        """Drop the tokens from ``length`` on, and release the pages that held only these tokens (0: all pages).
 
-        Returns how many tokens the sequence has afterwards: fewer than ``length`` if only a snapshot of an earlier
-        length is left.
+        Returns the number of tokens that remain: fewer than ``length`` if only a snapshot of an earlier length
+        can be restored.
         """
-        if self._states and table.next_state != NONE:  # of a step that did not end
+        if self._states and table.next_state != NONE:  # a step did not end
             if table.next_state != table.state:
                 self._states.release(table.next_state)
             table.next_state = NONE
@@ -341,7 +343,7 @@ class KVCache:
         return length
 
     def _holds(self, table: BlockTable, length: int) -> bool:
-        """Whether what a sequence of ``length`` tokens needs is still there."""
+        """True if the block table still has the pages and the state of a sequence of ``length`` tokens."""
         if self._states and length and (length < table.length or table.state == NONE):
             return False
         return not length or all(
@@ -349,7 +351,7 @@ class KVCache:
         )
 
     def _restore(self, table: BlockTable) -> int:
-        """Bring a sequence back to its last snapshot. Returns the snapshot's length; 0 if there is none."""
+        """Restore the last snapshot of a sequence. Returns its length; 0 if there is no snapshot."""
         if not table.snapshots:
             return 0
         snapshot = table.snapshots[-1]
@@ -364,10 +366,10 @@ class KVCache:
 
 
 def _least_useful(lengths: Sequence[int]) -> int:
-    """The index of the length that can be missed most easily, of several in ascending order; never the last.
+    """Index of the snapshot to drop, from ``lengths`` in ascending order. The last snapshot is never dropped.
 
-    A sequence that is truncated to below it would go back to the one before: this costs most where lengths are few,
-    and is asked for most often near the end.
+    Without a snapshot, truncation falls back to the snapshot before it. The cost is the distance between the two
+    neighbours of the snapshot, divided by its distance from the end: truncation near the end is most frequent.
     """
     end, before = lengths[-1] + PAGE, [0, *lengths]
     costs = [(after - before[i]) / (end - lengths[i]) for i, after in enumerate(lengths[1:])]

@@ -1,11 +1,11 @@
-"""What layers keep in the cache, and which of them share pages.
+"""The layout of cache pages: the data of each layer, and the groups of layers that share pages.
 
-Layers that keep the same tokens are a *group*: all layers with full attention; those with a window of a certain size;
-those with chunks of a certain size.
+Layers that keep the same tokens form a *group*: all layers with full attention, all layers with a window of the same
+size, or all layers with chunks of the same size.
 A page holds the keys and values of 64 tokens in every layer of its group, one layer after the other
-(``kernels/attention/kv_layout.py`` defines the layout of a layer), so it can be copied, hashed or freed as one run of
-bytes. Recurrent layers keep one state for a sequence instead of something for each token: a page of their group holds
-the states of all of them.
+(``kernels/attention/kv_layout.py`` defines the layout of a layer). A page is contiguous: it is copied, hashed or freed
+as a whole. Recurrent layers keep one state per sequence instead of data for each token. All recurrent layers form one
+group, and a page of this group holds the states of all its layers.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pellucid.runtime.memory import CACHE_LINE
 from pellucid.runtime.processors import machine_bytes
 
 SLACK = PAGE
-"""Tokens that are kept beyond a window, so that a sequence can be truncated by a few."""
+"""Number of tokens kept beyond a window, so that a sequence can be truncated by a few tokens."""
 STATES_KEPT = 4
-"""Snapshots that a sequence keeps if it has a state; with windows alone it keeps one."""
+"""Number of snapshots of a sequence with a recurrent state. A sequence that has only windows keeps one snapshot."""
 
 
 class LayerShape(Struct, frozen=True):
     """The heads of one layer: G key/value heads, keys of width K and values of width V.
 
-    ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``. ``window`` is how many tokens a token sees, itself among them; 0:
-    all. ``chunked``: of those only the tokens of its own chunk of ``window`` tokens.
+    ``kv_dtype`` is a name in ``kv_layout.KV_DTYPES``. ``window`` is the number of tokens that a token attends to,
+    including itself (0: all tokens). With ``chunked``, a token attends only to its own chunk of ``window`` tokens.
     """
 
     kv_heads: int
@@ -42,25 +42,25 @@ class LayerShape(Struct, frozen=True):
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of a page's keys in this layer."""
+        """Bytes of this layer's keys in a page."""
         return self.kv_heads * head_bytes(self.kv_dtype, self.head_dim)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page's keys and values in this layer."""
+        """Bytes of this layer's keys and values in a page."""
         return self.key_bytes + self.kv_heads * head_bytes(self.kv_dtype, self.value_dim)
 
     def seen(self, length: int) -> int:
-        """How many tokens the last one of a sequence of ``length`` tokens sees, itself among them."""
+        """Number of tokens that the last token of a sequence of ``length`` tokens attends to, including itself."""
         return length - _first_seen(length, self.window, self.chunked)
 
     def offset(self, part: str) -> int:
-        """Where the "keys" or "values" begin in the layer's part of a page."""
+        """Offset in bytes of the "keys" or "values" in the layer's part of a page."""
         return {"keys": 0, "values": self.key_bytes}[part]
 
 
 class StateShape(Struct, frozen=True):
-    """The state of one recurrent layer: its parts by name, each a number of float32 values."""
+    """The state of one recurrent layer: the name of each part, and its number of float32 values."""
 
     parts: tuple[tuple[str, int], ...]
     window: ClassVar[int] = 0
@@ -73,13 +73,13 @@ class StateShape(Struct, frozen=True):
         return sum(_lines(size) for _, size in self.parts)
 
     def offset(self, part: str) -> int:
-        """Where a part begins in the layer's state."""
+        """Offset in bytes of a part in the layer's state."""
         names = [name for name, _ in self.parts]
         return sum(_lines(size) for _, size in self.parts[: names.index(part)])
 
 
 def _lines(values: int) -> int:
-    """Bytes of whole cache lines for float32 values."""
+    """Bytes of a number of float32 values, rounded up to whole cache lines."""
     return -(-4 * values // CACHE_LINE) * CACHE_LINE
 
 
@@ -87,7 +87,7 @@ CachedLayer: TypeAlias = LayerShape | StateShape
 
 
 class LayerGroup(Struct, frozen=True):
-    """Layers that share pages. ``offsets`` is where each of them begins in a page, by its number."""
+    """Layers that share pages. ``offsets`` maps the number of a layer to its offset in a page, in bytes."""
 
     window: int
     chunked: bool
@@ -96,19 +96,19 @@ class LayerGroup(Struct, frozen=True):
     page_bytes: int
 
     def first_needed(self, length: int) -> int:
-        """The first page that a sequence of ``length`` tokens still needs."""
+        """Index of the first page that a sequence of ``length`` tokens still needs."""
         return _first_seen(length + 1, self.window, self.chunked) // PAGE
 
 
 def _first_seen(length: int, window: int, chunked: bool) -> int:
-    """The first token that the last one of a sequence of ``length`` tokens sees."""
+    """Index of the first token that the last token of a sequence of ``length`` tokens attends to."""
     if not window:
         return 0
     return max(0, (length - 1) // window * window if chunked else length - window)
 
 
 def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
-    """The groups, in the order of their first layers; that of the states, if there is one, is the last."""
+    """Group ``layers``. Groups are in the order of their first layers, but the group of recurrent layers is last."""
     members: dict[tuple[bool, int, bool], dict[int, CachedLayer]] = {}
     for number, layer in enumerate(layers):
         members.setdefault((layer.recurrent, layer.window, layer.chunked), {})[number] = layer
@@ -125,10 +125,11 @@ def groups_of(layers: Iterable[CachedLayer]) -> tuple[LayerGroup, ...]:
 def page_counts(
     layers: Iterable[CachedLayer], context: int, step_tokens: int, sequences: int, memory: int | None = None
 ) -> list[int]:
-    """Pages of each group for ``sequences`` contexts of ``context`` tokens. Memory is only taken when it is touched.
+    """Number of pages of each group for ``sequences`` contexts of ``context`` tokens.
 
-    The pages of a group take at most a quarter of the ``memory`` (None: this machine's), unless that is less than one
-    context and one page for each sequence. A step may bring ``step_tokens`` tokens before a window slides.
+    A group has at least the pages of one context plus one page for each sequence. Beyond this minimum, its pages take
+    at most a quarter of ``memory`` (None: the memory of this machine). The system provides the memory of a page when
+    the page is first touched. A step may add ``step_tokens`` tokens before a window slides.
     """
     pages = -(-context // PAGE)
     allowed = (machine_bytes() if memory is None else memory) // 4
@@ -137,7 +138,7 @@ def page_counts(
 
 def _page_count(group: LayerGroup, pages: int, step_tokens: int, sequences: int, allowed: int) -> int:
     if group.recurrent:
-        pages = STATES_KEPT + 2  # the sequence's state, the next step's state, and the snapshots
+        pages = STATES_KEPT + 2  # the snapshots, the sequence's state, and the next step's state
     elif group.window:
         sliding = -(-(group.window + SLACK + step_tokens) // PAGE) + 1
         pages = min(pages, sliding) + -(-group.window // PAGE) + 1

@@ -13,9 +13,9 @@ from pellucid.runtime.memory import address
 
 
 class Call:
-    """A compiled kernel as a function of its record's fields; the ``known`` fields are fixed.
+    """A compiled kernel as a function of the fields of its record. The ``known`` fields are fixed.
 
-    Arrays among the known fields are kept alive; the record holds their addresses.
+    The record holds the addresses of arrays. Arrays among the known fields are kept alive.
     """
 
     def __init__(self, key: KernelKey, record: type[Record], **known: Any) -> None:

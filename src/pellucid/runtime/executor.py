@@ -1,9 +1,9 @@
-"""Runs programs: threads that are started once execute one compiled loop.
+"""Runs programs on a team of threads. The threads start once, and all execute the same compiled loop.
 
-A program is a table of records (``kernels/core/record.py``). ``run`` sets an epoch, the workers see it, every thread
-goes through the table, and all threads meet at the end. Between steps a worker spins for half a millisecond (50 µs if
-there are more threads than cores), and is then parked on a condition until it is needed for a step: small steps run on
-as many threads as are fastest (``thread_tuner.py``).
+A program is a table of records (``kernels/core/record.py``). ``run`` announces a step by a new epoch. Every thread then
+executes the records of the table in order, and all threads meet at the end. Between steps a worker spins for half a
+millisecond (50 µs if there are more threads than cores). Then it waits on a condition until a step needs it: the thread
+tuner chooses the number of threads for small steps (``thread_tuner.py``).
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ LOOP_KERNELS = (KernelKey("loop.lead"), KernelKey("loop.work"))
 
 
 class Program(Struct, frozen=True):
-    """A table of records ready to run; ``keep`` holds the arrays that its addresses point into."""
+    """A table of records, ready to run. ``keep`` holds the arrays that the addresses in the records point into."""
 
     records: NDArray[np.int64]
     keep: Sequence[Any]
 
 
 class Executor:
-    """A team of ``threads`` threads, including the caller's. It runs one step at a time; others wait.
+    """A team of ``threads`` threads, including the calling thread. It runs one step at a time; other callers wait.
 
-    ``placement`` says to which cores the other threads are bound; by default to none.
+    ``placement`` binds the other threads to cores. By default they are not bound.
 
     Raises:
-        KernelError: from ``run``, when a kernel reports failure.
-        ValueError: there are more threads than ``loop.MAX_THREADS``.
+        KernelError: from ``run``, if a kernel reports failure.
+        ValueError: ``threads`` is above ``loop.MAX_THREADS``.
         InvalidRequest: from ``run``, in a process forked after the team was started.
     """
 
@@ -75,8 +75,9 @@ class Executor:
     def run(self, program: Program, step: NDArray[np.int64], *, small: int = 0) -> None:
         """Run one step: every record of the program. Releases the GIL.
 
-        All threads run it, except that a ``small`` step (its number of tokens; 0: it is none), in which threads meet
-        every few microseconds, runs on as many as are fastest for its size and program.
+        ``small`` is the number of tokens of a small step; 0: the step is not small, and all threads run it. The threads
+        of a small step meet every few microseconds, so it runs on the fastest number of threads for its size and
+        program.
         """
         if self.forked:
             raise InvalidRequest(FORKED)
@@ -84,7 +85,7 @@ class Executor:
             self._run(program, step, small)
 
     def tuner(self, program: Program, small: int) -> ThreadTuner:
-        """What chooses the number of threads for small steps of this size and length of the program."""
+        """The thread tuner for small steps of this size, by the length of the program."""
         return self._tuners[small, len(program.records)]
 
     def _run(self, program: Program, step: NDArray[np.int64], small: int) -> None:
@@ -102,12 +103,12 @@ class Executor:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child of the process that started the threads."""
+        """True if this process was forked from the process that started the threads."""
         return os.getpid() != self._process
 
     @property
     def closed(self) -> bool:
-        """Whether the threads have been stopped; ``run`` would then wait for them forever."""
+        """True if the threads have been stopped. ``run`` would then wait for them forever."""
         return not self._finalizer.alive
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ class Executor:
 
 
 class _Team:
-    """The state that workers share with the executor. It does not keep the executor alive."""
+    """The state that workers share with the executor. Holds no reference to the executor."""
 
     def __init__(self, control: NDArray[np.int64], placement: Placement) -> None:
         self.control, self.placement = control, placement
@@ -143,7 +144,7 @@ class _Team:
 
 
 def _work(team: _Team, thread: int) -> None:
-    """The body of a worker thread: run steps in compiled code; when that returns, park until there is another step."""
+    """Body of a worker thread: run steps in compiled code. When it returns, park until the next step."""
     team.placement.sit(thread)
     native = shared().function(LOOP_KERNELS[1])
     control, seen_at = team.control, (loop.PASSED + loop.LINE * thread + 8) // 8
@@ -159,18 +160,18 @@ def _work(team: _Team, thread: int) -> None:
 
 
 def _takes_part(thread: int, epoch: int) -> bool:
-    """Whether a thread takes part in this epoch's step."""
+    """True if a thread runs the step of this epoch."""
     return thread < epoch & ((1 << loop.ACTIVE_BITS) - 1)
 
 
 def _has_new_step(control: NDArray[np.int64], thread: int, seen_at: int) -> bool:
-    """Whether there is a step that a thread takes part in and has not run yet."""
+    """True if a thread has not yet run the current step, and is needed for it."""
     epoch = int(control[loop.EPOCH // 8])
     return epoch != control[seen_at] and _takes_part(thread, epoch)
 
 
 def table(rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """The records, each a list of words with its header, as one array; each is padded to the same length."""
+    """Pack records into one array (records, RECORD_WORDS) int64. A record is a list of words, padded with zeros."""
     out = np.zeros((len(rows), RECORD_WORDS), np.int64)
     for record, words in zip(out, rows):
         record[: len(words)] = words

@@ -1,4 +1,4 @@
-"""Memory that begins at a cache line, as vectors and per-thread records need it."""
+"""Memory aligned to cache lines, for vector instructions and per-thread records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CACHE_LINE = 64
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
-    """(nbytes,) uint8, uninitialised. The system provides the memory when it is first touched."""
+    """Allocate (nbytes,) uint8, uninitialised. The system provides the memory when it is first touched."""
     raw = np.empty(nbytes + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + nbytes]
@@ -24,15 +24,15 @@ def aligned(nbytes: int) -> NDArray[np.uint8]:
 def address(array: NDArray[Any]) -> int:
     """The address of an array's first element.
 
-    It takes a third of the time of ``array.ctypes.data``, and is called for every token.
+    Takes a third of the time of ``array.ctypes.data``. It is called for every token.
     """
     return int(array.__array_interface__["data"][0])
 
 
 def give_back(array: NDArray[np.uint8]) -> None:
-    """Release the whole pages of a part of an array to the system. Nobody needs the contents of the part.
+    """Return the system pages that lie inside an array to the system. The contents of the array are lost.
 
-    Later reads of the part find arbitrary numbers. Does nothing on systems other than Linux.
+    Later reads of the array find arbitrary numbers. Does nothing on systems other than Linux.
     """
     start = -(-address(array) // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address(array) + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
@@ -42,7 +42,7 @@ def give_back(array: NDArray[np.uint8]) -> None:
 
 
 def give_back_heap() -> None:
-    """Give the system what the allocator keeps of freed memory; takes some milliseconds. Does nothing without glibc."""
+    """Return freed memory that the allocator keeps to the system. Takes some milliseconds; needs glibc."""
     if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
 
@@ -53,7 +53,7 @@ def _c_library() -> ctypes.CDLL:
 
 
 class Arena:
-    """Allocates parts of large blocks of memory, which the system maps with large pages if it can.
+    """An allocator that divides large blocks of memory. The system maps large blocks with huge pages if it can.
 
     With pages of 4 KiB, a step that reads 100 MB of weights looks up 25,000 addresses; with pages of 2 MiB, 50.
     """
@@ -64,7 +64,7 @@ class Arena:
         self._left = np.empty(0, np.uint8)
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """(nbytes,) uint8, uninitialised, beginning at a cache line."""
+        """Allocate (nbytes,) uint8, uninitialised and aligned to a cache line."""
         whole = -(-nbytes // CACHE_LINE) * CACHE_LINE
         if whole > len(self._left):
             self._left = aligned(max(whole, self.BLOCK))

@@ -1,9 +1,9 @@
-"""On which cores a team's threads run, and in which memory weights and pages lie.
+"""Placement on NUMA nodes: the cores of a team's threads, and the memory of weights and pages.
 
-On a machine with several memory nodes (NUMA: two sockets, for example) a core reads its own node's memory faster, and
-all nodes together give their sum. So the threads are spread evenly over the nodes, each thread's part of every matrix
-lies in its node's memory, and what all threads read, keys and values and the matrices of experts, lies in turns in the
-memory of each. Memory is placed when it is first touched, whoever touches it.
+On a machine with several NUMA nodes (two sockets, for example) a core reads the memory of its own node faster, and the
+bandwidths of the nodes add up. So the threads are spread evenly over the nodes, and each thread's part of every matrix
+lies in the memory of its node. All threads read keys, values and the matrices of experts: these pages are interleaved
+over the nodes. The system places a page when it is first touched, no matter which thread touches it.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from pellucid.runtime.processors import Processors, processors
 Pin = Literal["none", "nodes", "cores"]
 PINS: tuple[str, ...] = get_args(Pin)
 
-HUGE = 2 << 20  # bytes of a huge page, which must lie in memory of one policy
-SMALLEST = 2 * HUGE  # of a node's part of a matrix: smaller ones are not worth their borders
+HUGE = 2 << 20  # bytes of a huge page; all its memory must have the same policy
+SMALLEST = 2 * HUGE  # smallest part of a matrix per node; smaller parts are mostly rounding to huge pages
 
 _MBIND = {"x86_64": 237, "aarch64": 235}  # system calls of Linux: man 2 mbind
 _PREFERRED, _INTERLEAVE = 1, 3
 
 
 class Placement:
-    """The places of ``threads`` threads.
+    """Binds ``threads`` threads to cores, and places memory near them.
 
-    ``pin`` says what each thread is bound to: "nodes", the cores of a node; "cores", a core of its own; "none". By
-    default "nodes" on a machine that has several and lets this process place memory, and "none" on others.
+    ``pin`` is "nodes" (each thread is bound to the cores of a node), "cores" (each thread is bound to its own core) or
+    "none". The default is "nodes" on a machine that has several nodes and lets this process place memory, and "none"
+    on other machines.
 
     Raises:
-        InvalidRequest: ``pin`` is none of these, there are more threads than cores to bind to, or the system binds
-            no threads.
+        InvalidRequest: ``pin`` has another value, there are more threads than cores to bind to, or the system cannot
+            bind threads.
     """
 
     def __init__(self, threads: int, pin: str | None = None, machine: Processors | None = None) -> None:
@@ -73,15 +74,15 @@ class Placement:
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """The node of each thread; all the same if memory is not placed."""
+        """The node of each thread. If memory is not placed, all nodes are 0."""
         return self._nodes
 
     def seat(self, thread: int) -> frozenset[int] | None:
-        """The logical processors that a thread is bound to; None: it is not."""
+        """The logical processors that a thread is bound to; None: it is not bound."""
         return self._seats[thread]
 
     def sit(self, thread: int) -> None:
-        """Bind the calling thread, which is this one of the team, if the system still gives it these processors."""
+        """Bind the calling thread as thread ``thread`` of the team, if its processors are still available."""
         seat = self._seats[thread]
         if seat is not None:
             with contextlib.suppress(OSError):
@@ -89,7 +90,7 @@ class Placement:
 
     @contextlib.contextmanager
     def seated(self) -> Iterator[None]:
-        """Bind the calling thread like thread 0 of the team for a while."""
+        """Context manager that binds the calling thread like thread 0 of the team."""
         if self._seats[0] is None:
             yield
             return
@@ -102,9 +103,9 @@ class Placement:
                 os.sched_setaffinity(0, before)
 
     def divide(self, memory: NDArray[np.uint8], ends: Sequence[int]) -> None:
-        """Place memory that nobody has touched: the bytes from ``ends[t - 1]`` to ``ends[t]`` near thread t.
+        """Place untouched memory: the bytes from ``ends[t - 1]`` to ``ends[t]`` go to the node of thread t.
 
-        Borders lie between huge pages. Parts smaller than two of these are in turns near all threads.
+        Borders are rounded to huge pages. Memory of less than two huge pages per node is interleaved instead.
         """
         if len(memory) < SMALLEST * len(set(self._nodes)):
             self.interleave(memory)
@@ -118,23 +119,23 @@ class Placement:
                 begin = border
 
     def interleave(self, memory: NDArray[np.uint8]) -> None:
-        """Place the pages of memory, which nobody has touched, in turns near all threads."""
+        """Interleave the pages of untouched memory over the nodes of all threads."""
         self._place(memory, _INTERLEAVE, sorted(set(self._nodes)))
 
     def _place(self, memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> None:
-        """Place the pages that begin in ``memory``. It is a wish: a full node's pages go elsewhere."""
+        """Place the pages that begin in ``memory``. If a node is full, its pages go to other nodes."""
         if len(set(self._nodes)) > 1 and len(memory):
             _mbind(memory, policy, nodes)
 
 
 @functools.cache
 def may_place() -> bool:
-    """Whether the system places memory for this process. In many containers it does not."""
+    """True if the system lets this process place memory. Many containers do not."""
     return _mbind(np.empty(4 * os.sysconf("SC_PAGE_SIZE"), np.uint8), _PREFERRED, processors().nodes[:1])
 
 
 def _mbind(memory: NDArray[np.uint8], policy: int, nodes: Sequence[int]) -> bool:
-    """Ask Linux to place the pages that begin in ``memory`` by a policy. Whether it agrees."""
+    """Ask Linux to place the pages that begin in ``memory`` by a policy. True if it accepts."""
     number = _MBIND.get(platform.machine())
     if number is None or not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""A pool of memory pages of one size, with a count of the users of each."""
+"""A pool of memory pages of one size, with a reference count for each page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pellucid.runtime.memory import address, aligned, give_back
 
 
 class Pool:
-    """``count`` pages of ``page_bytes``.
+    """``count`` pages of ``page_bytes`` bytes, with a reference count for each page.
 
-    The system provides the memory of a page when it is first touched: a large count costs nothing until it is used.
+    The system provides the memory of a page when the page is first touched: unused pages cost nothing.
 
     Raises:
-        MemoryError, ValueError: the machine does not have that much memory.
+        MemoryError, ValueError: the machine does not have this much memory.
     """
 
     def __init__(self, page_bytes: int, count: int) -> None:
@@ -32,48 +32,48 @@ class Pool:
 
     @property
     def address(self) -> int:
-        """The address of page 0; page p is p * ``page_bytes`` further on."""
+        """The address of page 0. Page p is at this address + p * ``page_bytes``."""
         return address(self._memory)
 
     @property
     def free(self) -> int:
-        """Number of pages that nobody uses."""
+        """Number of free pages."""
         return len(self._free)
 
     def hold_back(self, count: int) -> None:
-        """Give out no more than ``count`` pages from now on."""
+        """Reserve pages, so that at most ``count`` pages are usable from now on."""
         while self._held < self.count - count:
             self.take()
             self._held += 1
 
     def take(self) -> int:
-        """A page for one user, uninitialised. There must be a free one."""
+        """Allocate an uninitialised page with reference count 1. A page must be free."""
         page = self._free.pop()
         self._users[page] = self._touched[page] = 1
         return page
 
     def share(self, page: int) -> int:
-        """The page, with one more user."""
+        """Increment the reference count of a page and return the page."""
         self._users[page] += 1
         return page
 
     def shared(self, page: int) -> bool:
-        """Whether a page has several users."""
+        """True if the reference count of a page is above 1."""
         return self._users[page] > 1
 
     def release(self, page: int) -> None:
-        """One user less; a page without users is free."""
+        """Decrement the reference count of a page. At 0 the page is free."""
         self._users[page] -= 1
         if not self._users[page]:
             self._free.append(page)
 
     @property
     def idle_bytes(self) -> int:
-        """Bytes of memory that free pages have, because they were in use before."""
+        """Bytes of memory that free pages still occupy because they were used before."""
         return self.page_bytes * sum(self._touched[page] for page in self._free)
 
     def trim(self) -> None:
-        """Give the memory of free pages back to the system."""
+        """Return the memory of free pages to the system."""
         for page in sorted(page for page in self._free if self._touched[page]):
             give_back(self.bytes_of(page))
             self._touched[page] = 0
@@ -83,7 +83,7 @@ class Pool:
         return self._memory[page * self.page_bytes : (page + 1) * self.page_bytes]
 
     def copy(self, page: int) -> int:
-        """A copy of a page, for one user; the other page has one user less. There must be a free page."""
+        """Copy a page to a new page with reference count 1, and release the original. A page must be free."""
         own = self.take()
         self.bytes_of(own)[:] = self.bytes_of(page)
         self.release(page)

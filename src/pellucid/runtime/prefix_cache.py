@@ -1,12 +1,11 @@
-"""The prefix cache: what the cache holds of earlier texts, for texts that begin in the same way.
+"""The prefix cache: pages of earlier sequences, shared by new sequences with the same prefix.
 
-It is a tree of pages. A node has the tokens of one page, and the path from the root to it all tokens before: pages are
-found by their content. A node is one more user of its page in each attention group; in groups with a window the page
-may be gone. A node may have the state at the end of its tokens. The last node of a path may have fewer tokens than a
-page.
+The prefix cache is a tree of pages. A node has the tokens of one page, and the path from the root has all tokens before
+them: pages are found by their content. A node holds a reference to its page in each attention group. In a group with a
+window the page may have been released. A node may also hold the state at the end of its tokens. The last node of a path
+may have fewer tokens than a page.
 
-The least recently used nodes leave first: when their pages are needed, or when all together take more memory than they
-may.
+The least recently used nodes are evicted when their pages are needed, or when the tree exceeds its memory limit.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.cache import NONE, Blocks, BlockTable, KVCache
 
 USUAL_BYTES, PART = 512 << 20, 16
-SPARE = 64  # one page in so many is freed beyond those that are needed, so that the tree is seldom searched
+SPARE = 64  # an eviction frees 1/64 more than needed, so that the tree is seldom searched
 
 
 class _Node(Struct, eq=False):
-    """``pages`` by attention group, NONE if the page is gone; ``used`` grows with each use.
+    """A node of the tree: the tokens of one page, or of a part of a page at the end of a sequence.
 
-    ``name`` stands for its tokens and all before them, if it has a whole page.
+    ``pages`` are by attention group; NONE: the page was released. ``used`` is the time of the last use, a counter.
+    ``name`` identifies the tokens of a whole page and all tokens before them (``page_name``).
 
-    ``whole`` are the children with a whole page, by their tokens, ``parts`` those with fewer tokens.
+    ``whole`` maps tokens to the children with a whole page. ``parts`` lists the children with fewer tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class _Node(Struct, eq=False):
 
     @property
     def is_kept(self) -> bool:
-        """True if the tree still has this node of a whole page, and therefore all nodes before it."""
+        """True if this node of a whole page, and therefore all nodes before it, are still in the tree."""
         return self.parent is not None and self.parent.whole.get(self.tokens) is self
 
     def children(self) -> Iterator[_Node]:
@@ -65,9 +65,9 @@ class _Node(Struct, eq=False):
 
 
 class PrefixCache:
-    """The prefix cache of a `KVCache`, which asks it for pages when they run out. It takes ``limit`` bytes at most.
+    """The prefix cache of a `KVCache`, at most ``limit`` bytes. The `KVCache` calls it to evict pages if none is free.
 
-    Callers hold the lock under which the cache is used.
+    Callers hold the lock of the `KVCache`.
     """
 
     def __init__(self, cache: KVCache, limit: int) -> None:
@@ -75,15 +75,15 @@ class PrefixCache:
         self._root, self._clock = _Node(), count(1)
         self._stuck = 0
         self.nbytes = 0
-        """Bytes of its pages, whether or not a running sequence uses them too."""
+        """Bytes of its pages, including pages that running sequences share."""
         self.listener: Callable[[int, bool], object] | None = None
-        """Is called with the name of a whole page (``page_names``) when it comes, True, and when it goes, False."""
+        """Called with the name of a whole page (``page_names``) and True when it is added, False when evicted."""
         cache.reclaim = self._reclaim
 
     def find(self, ids: Sequence[int], most: int) -> BlockTable:
-        """A new block table of the longest beginning of ``ids``, of at most ``most`` tokens, that is there.
+        """A new block table with the longest cached prefix of ``ids``, at most ``most`` tokens.
 
-        A window or a state may make it shorter than what the tree has of the tokens.
+        A released window page or a missing state may make it shorter than the prefix in the tree.
         """
         path = self._path(ids, most)
         for index in range(len(path) - 1, -1, -1):
@@ -97,7 +97,7 @@ class PrefixCache:
         return BlockTable()
 
     def match(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens of ``ids`` in the cache, regardless of windows and states."""
+        """Length of the prefix of ``ids`` in the tree, at most ``most`` tokens, regardless of windows and states."""
         return sum(common for _, common in self._path(ids, most))
 
     def insert(
@@ -108,10 +108,10 @@ class PrefixCache:
         grows: bool = False,
         path: list[_Node] | None = None,
     ) -> None:
-        """Keep what a block table holds, whose tokens ``tokens`` begin with. The table itself does not change.
+        """Add the pages of a block table, which hold the first ``tokens``. The table itself does not change.
 
-        If it ``grows``, only its whole pages: a page that is kept would be copied before the next token. ``path`` has
-        the nodes of the pages that earlier calls for the same text have kept; it is extended.
+        If the sequence still ``grows``, only whole pages are added: adding the last page would force a copy before the
+        next token. ``path`` lists the nodes that earlier calls added for the same sequence; this call extends it.
         """
         cache, path = self._cache, [] if path is None else path
         pages, end = dict(enumerate(table.blocks)), table.length // PAGE * PAGE if grows else table.length
@@ -139,11 +139,11 @@ class PrefixCache:
         self._touch(node)
         if self.nbytes > max(self.limit, self._stuck):
             self._remove_leaves(lambda: self.nbytes <= self.limit - self.limit // SPARE)
-            # If running texts hold what is left, it is not looked for again at once.
+            # If running sequences hold the rest, the next search waits until the tree has grown.
             self._stuck = self.nbytes + self.limit // SPARE if self.nbytes > self.limit else 0
 
     def clear(self) -> None:
-        """Give up all pages."""
+        """Release all pages."""
         for node in list(self._root.below()):
             self._release(node)
             self._tell(node, False)
@@ -158,7 +158,7 @@ class PrefixCache:
             self.listener(node.name, comes)
 
     def _path(self, ids: Sequence[int], most: int) -> list[tuple[_Node, int]]:
-        """The nodes of the beginning of ``ids``, each with the number of its tokens that are in it."""
+        """The nodes that match the first ``most`` tokens of ``ids``, each with its number of matching tokens."""
         path, node, done = list[tuple[_Node, int]](), self._root, 0
         while done < most:
             part = tuple(ids[done : done + PAGE])
@@ -175,7 +175,10 @@ class PrefixCache:
         return path
 
     def _most_common(self, node: _Node, part: tuple[int, ...]) -> tuple[_Node | None, int]:
-        """The child that begins most like ``part``, and in how many tokens. With states, all of its."""
+        """The child with the longest common prefix with ``part``, and the length of this prefix.
+
+        In models with states all tokens of the child must match, and the child must have a state.
+        """
         best: tuple[_Node | None, int] = (None, 0)
         for child in node.children():
             common = _common(child.tokens, part)
@@ -186,7 +189,7 @@ class PrefixCache:
         return best
 
     def _windows_at(self, path: list[tuple[_Node, int]], group: int, length: int) -> bool:
-        """Whether the pages that a sequence of ``length`` tokens needs in a group with a window are there."""
+        """True if the tree has all pages that a sequence of ``length`` tokens needs in a group with a window."""
         first = self._cache.groups[group].first_needed(length)
         return all(node.pages[group] != NONE for node, _ in path[first : -(-length // PAGE)])
 
@@ -200,7 +203,7 @@ class PrefixCache:
         return BlockTable(length, blocks, cache.pools[-1].share(state) if cache.has_states else NONE)
 
     def _child(self, node: _Node, part: tuple[int, ...]) -> _Node | None:
-        """The child with these tokens, a new one if there is none; None if another child has them and more."""
+        """Find or add the child with the tokens ``part``. None if another child holds these tokens and more."""
         if found := node.whole.get(part):
             return found
         whole = len(part) == PAGE
@@ -222,7 +225,7 @@ class PrefixCache:
         return child
 
     def _fill(self, node: _Node, index: int, pages: Mapping[int, Blocks]) -> None:
-        """Give a node, whose page is the ``index``-th of its text, the pages that it lacks."""
+        """Add missing pages to a node. Its page has number ``index`` in the sequence."""
         for group, blocks in pages.items():
             if node.pages[group] == NONE and blocks.first <= index < blocks.end:
                 pool = self._cache.pools[group]
@@ -235,13 +238,13 @@ class PrefixCache:
             self.nbytes += self._cache.pools[-1].page_bytes
 
     def _touch(self, node: _Node | None) -> None:
-        """A node and those before it have been used."""
+        """Set the time of the last use of a node and of all nodes before it."""
         now = next(self._clock)
         while node:
             node.used, node = now, node.parent
 
     def _reclaim(self, needed: Mapping[int, int]) -> None:
-        """Free pages of groups: as many as are needed, as far as there are such that no sequence uses."""
+        """Evict pages until each group has the number of free pages in ``needed``, as far as sequences allow."""
         for group, pages in needed.items():
             pool = self._cache.pools[group]
             if pool.free >= pages:
@@ -255,7 +258,7 @@ class PrefixCache:
                     self._remove_leaves(lambda pool=pool, pages=pages: pool.free >= pages, group)  # type: ignore[misc]
 
     def _drop(self, group: int, enough: int) -> None:
-        """Free states or pages of a group with a window; their nodes stay."""
+        """Release states, or pages of a group with a window. Their nodes stay in the tree."""
         pool, recurrent = self._cache.pools[group], self._cache.groups[group].recurrent
         for node in sorted(self._root.below(), key=lambda node: node.used):
             page = node.state if recurrent else node.pages[group]
@@ -272,16 +275,17 @@ class PrefixCache:
                 return
 
     def _prune(self, node: _Node | None) -> None:
-        """Remove a node that has nothing left and that leads nowhere, and those before it."""
+        """Remove a leaf without pages and state. Repeat this with its parents."""
         while node and node.parent and node.is_leaf and node.state == NONE and set(node.pages) <= {NONE}:
             parent = node.parent
             self._remove(node)
             node = parent
 
     def _remove_leaves(self, enough: Callable[[], bool], group: int | None = None) -> None:
-        """Remove the least recently used nodes whose pages no sequence uses, from the ends of texts on.
+        """Evict the least recently used leaves whose pages no sequence uses, until ``enough`` is true.
 
-        With a ``group`` also nodes whose pages are in use, if a page of the group before them is not.
+        With a ``group``, also evict leaves whose pages are in use if a node before them has an unused page of the
+        group.
         """
         number = count()
         leaves = [(node.used, next(number), node) for node in self._root.below() if node.is_leaf]
@@ -298,7 +302,7 @@ class PrefixCache:
                 heapq.heappush(leaves, (parent.used, next(number), parent))
 
     def _has_unused(self, node: _Node, group: int) -> bool:
-        """True if a node before this one has a page of the group that no sequence uses."""
+        """True if a node before this node has a page of the group that no sequence uses."""
         pool, before = self._cache.pools[group], node.parent
         while before and before.parent:
             if before.pages[group] != NONE and not pool.shared(before.pages[group]):
@@ -316,7 +320,7 @@ class PrefixCache:
             node.parent.parts.remove(node)
 
     def _release(self, node: _Node) -> None:
-        """Give up a node's pages."""
+        """Release the pages of a node."""
         for group, page in enumerate(node.pages):
             if page != NONE:
                 self._cache.pools[group].release(page)
@@ -335,13 +339,13 @@ def usual_bytes(weights: int, memory: int) -> int:
 
 
 def page_name(before: int, tokens: Sequence[int]) -> int:
-    """The name of a page by its tokens and the name of the page before it (0: there is none): 63 bits, never 0."""
+    """The name of a page: a hash of its tokens and the name of the page before it (0: no page). 63 bits, never 0."""
     digest = blake2b(before.to_bytes(8, "little") + array("q", tokens).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1 or 1
 
 
 def page_names(ids: Sequence[int]) -> Iterator[int]:
-    """The names of the whole pages of a text, in order: equal names mean equal texts up to there."""
+    """The names of the whole pages of a text, in order. Equal names mean equal texts up to the end of the page."""
     name = 0
     for start in range(0, len(ids) // PAGE * PAGE, PAGE):
         name = page_name(name, ids[start : start + PAGE])
@@ -349,5 +353,5 @@ def page_names(ids: Sequence[int]) -> Iterator[int]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the common beginning."""
+    """Length of the common prefix."""
     return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))

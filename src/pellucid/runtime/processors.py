@@ -1,4 +1,4 @@
-"""What this process may use: which cores, how much of them, near which memory they are; how much memory is free."""
+"""Resources available to this process: cores with their NUMA nodes, CPU quota, total and free memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SYSTEM = Path("/")
 
 
 class Core(Struct, frozen=True):
-    """A physical core: the logical processors of it that may be used, and its NUMA node."""
+    """A physical core: its NUMA node, and its logical processors that this process may use."""
 
     node: int
     cpus: frozenset[int]
 
 
 class Processors(Struct, frozen=True):
-    """What a process may use; ``cores`` are in the order of their nodes.
+    """The processors that a process may use. ``cores`` are sorted by node.
 
-    ``quota`` is how many processors' time it may take (a container's limit); None: any.
+    ``quota`` is a container's limit of CPU time, in processors; None: no limit.
     """
 
     cores: tuple[Core, ...]
@@ -32,15 +32,15 @@ class Processors(Struct, frozen=True):
 
     @property
     def usable(self) -> int:
-        """Number of logical processors."""
+        """Number of usable logical processors, at most the quota."""
         return self._within_quota(sum(len(core.cpus) for core in self.cores))
 
     @property
     def threads(self) -> int:
-        """How many threads run a step by default: one for each physical core.
+        """Default number of threads of a step: one for each physical core, at most the quota.
 
-        Hyper-threads share the resources that limit the kernels. More threads than the quota would all be stopped for
-        the rest of each period of the scheduler.
+        Hyper-threads share the resources that limit the kernels. If there are more threads than the quota, the system
+        stops all of them for the rest of each scheduling period.
         """
         return min(self._within_quota(len(self.cores)), MAX_THREADS)
 
@@ -54,18 +54,18 @@ class Processors(Struct, frozen=True):
 
 
 def processors() -> Processors:
-    """Those of this process."""
+    """The processors of this process."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Processors(_cores(SYSTEM, frozenset(allowed)), _quota(SYSTEM))
 
 
 def core_count() -> int:
-    """Number of physical cores of the machine, with those that this process may not use; 0: the system does not say."""
+    """Number of physical cores of the machine, including cores that this process may not use; 0: not known."""
     return len(_cores(SYSTEM, frozenset(_listed(SYSTEM / "sys/devices/system/cpu/online"))))
 
 
 def machine_bytes() -> int:
-    """The bytes of memory that the process may use, by its machine and its container; 0: the system does not say."""
+    """Bytes of memory that the process may use: the lower limit of machine and container; 0: not known."""
     return _machine_bytes(SYSTEM)
 
 
@@ -78,12 +78,12 @@ def _machine_bytes(system: Path) -> int:
 
 
 def free_bytes() -> int | None:
-    """The bytes of memory that this process can still get, by the machine and its container; None: not known."""
+    """Bytes of memory that this process can still allocate, limited by machine and container; None: not known."""
     return _free_bytes(SYSTEM)
 
 
 def _free_bytes(system: Path) -> int | None:
-    """Source: the Linux kernel's documentation, filesystems/proc.rst and admin-guide/cgroup-v2.rst (memory.max)."""
+    """Free memory. Source: Linux kernel documentation, filesystems/proc.rst, admin-guide/cgroup-v2.rst (memory.max)."""
     said = ((*line.split(), "", "") for line in _text(system / "proc/meminfo").splitlines())
     free = [1024 * int(kib) for name, kib, *_ in said if name == "MemAvailable:" and kib.isdecimal()]
     free += [max(0, most - used) for most, used in _memory_limits(system)]
@@ -91,7 +91,7 @@ def _free_bytes(system: Path) -> int | None:
 
 
 def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
-    """The most bytes that the process's control groups may take, and those that they take."""
+    """Limit and usage of memory, in bytes, of each control group of the process that has a limit."""
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
     for group, version in _groups(system, "memory"):
         most, used = (_text(group / name).strip() for name in names[version])
@@ -101,7 +101,7 @@ def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(8)
 def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
-    """The cores of ``allowed`` logical processors; one that the system does not describe is a core of node 0."""
+    """The cores of the ``allowed`` logical processors. A processor without description is a core of node 0."""
     node_of = {}
     for folder in (system / "sys/devices/system/node").glob("node[0-9]*"):
         node_of.update(dict.fromkeys(_listed(folder / "cpulist"), int(folder.name.removeprefix("node"))))
@@ -115,9 +115,9 @@ def _cores(system: Path, allowed: frozenset[int]) -> tuple[Core, ...]:
 
 @functools.lru_cache(8)
 def _quota(system: Path) -> float | None:
-    """The least quota of the process's control groups (cgroups), version 2 or 1; None: there is none.
+    """The lowest CPU quota of the process's control groups (cgroups), version 2 or 1; None: no quota.
 
-    Source: the Linux kernel's documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
+    Source: Linux kernel documentation, admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
     """
     quotas = (
         _quota_1(group) if version == 1 else _quota_2(group) for group, version in _groups(system, "cpu")
@@ -126,7 +126,7 @@ def _quota(system: Path) -> float | None:
 
 
 def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """The folders of the process's control groups that may limit something, and their version, 1 or 2."""
+    """The folders of the process's control groups for a controller, and their version, 1 or 2."""
     for line in _text(system / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.replace("\0", "").split(":", 2), "", ""][:3]
         roots, version = [system / "sys/fs/cgroup"], 2
@@ -135,7 +135,7 @@ def _groups(system: Path, controller: str) -> Iterator[tuple[Path, int]]:
         elif controllers:
             continue
         for root in roots:
-            # Inside of a container the path may be that of the host; the root is the container's group then.
+            # Inside a container the path may be the path on the host. The root is then the container's group.
             group = root / path.lstrip("/")
             yield from ((one, version) for one in (group, *group.parents) if one.is_relative_to(root))
 
@@ -149,12 +149,12 @@ def _quota_1(group: Path) -> float | None:
 
 
 def _processors_of(limit: str, period: str) -> float | None:
-    """How many processors' time a limit in each period is; None: it is no limit."""
+    """Convert a limit of CPU time per period to a number of processors; None: no limit."""
     return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _listed(path: Path) -> Iterable[int]:
-    """The numbers of a list such as "0-3,8"; none if there is no such file."""
+    """The numbers of a list such as "0-3,8" in a file; empty if the file does not exist."""
     for part in _text(path).strip().split(","):
         first, _, last = part.partition("-")
         if first.isdecimal():

@@ -1,4 +1,4 @@
-"""A text in the cache: its tokens, of which the first ones have been read."""
+"""A sequence: its tokens, and the block table of the tokens that are in the cache."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import BlockTable
 
 MOST_AHEAD = 7
-"""Tokens that a text which is made may read in the same step as its last one: those that are forced or proposed."""
+"""Maximum number of forced or draft tokens that a decoding sequence runs in one step after its last token."""
 
 
 class CachedSequence:
-    """``tokens``, of which the block table ``table`` holds the first ones. The others are read in the next steps.
+    """A sequence of ``tokens``. The block table ``table`` holds the first of them; the next steps compute the others.
 
-    The outputs of the tokens from ``wanted`` on are needed (by default the last token's), so that only tokens before it
-    may come from the prefix cache; ``cached`` is how many did (None: it has not been read), ``matched`` how many the
-    scheduler expects to (None: it has not looked). With ``whole`` all tokens are read in one step.
+    The outputs of the tokens from ``wanted`` on are needed (by default the output of the last token). Only tokens
+    before ``wanted`` may come from the prefix cache. ``cached`` is the number of tokens that came from it (None: the
+    sequence has not run). ``matched`` is the number of tokens that the scheduler expects to find there (None: it has
+    not looked). With ``whole`` all tokens run in one step.
 
-    ``probe`` watches and changes its values. What a prefix cache has were computed without it, so a sequence whose
-    values are changed neither finds nor leaves anything there, and what is recorded is computed.
+    ``probe`` records and changes values of the sequence. The pages of a prefix cache were computed without the probe.
+    So a sequence with changed values neither reads nor fills the prefix cache, and recorded positions are always
+    computed.
 
-    A sequence that loses its pages reads its tokens again: nothing else depends on how far it has been read.
+    A sequence that loses its pages computes its tokens again. Nothing else depends on the number of computed tokens.
     """
 
     def __init__(
@@ -41,16 +43,16 @@ class CachedSequence:
 
     @property
     def left(self) -> int:
-        """How many tokens have not been read."""
+        """Number of tokens that have not been computed."""
         return len(self.tokens) - self.table.length
 
     @property
     def decodes(self) -> bool:
-        """True if the next tokens are decode rows: the last token, and the forced or proposed tokens after it."""
+        """True if the next tokens are decode rows: the last token, and the forced or draft tokens after it."""
         return 0 < self.table.length >= self.wanted and self.left <= 1 + MOST_AHEAD
 
     def chunk(self, most: int, rows: int) -> Chunk:
-        """The next tokens: ``most`` of them, with ``rows`` outputs, or fewer."""
+        """The next tokens of the sequence: at most ``most`` tokens, with at most ``rows`` outputs."""
         start = self.table.length
         stop = min(start + most, len(self.tokens), max(self.wanted, start) + rows)
         outputs = max(0, stop - max(self.wanted, start))
@@ -58,7 +60,7 @@ class CachedSequence:
 
     @property
     def findable(self) -> int:
-        """How many of its first tokens may come from the prefix cache."""
+        """Number of first tokens that may come from the prefix cache."""
         if self.whole or self.private:
             return 0
         recorded = self.probe.first_recorded if self.probe else None
@@ -66,10 +68,10 @@ class CachedSequence:
 
     @property
     def private(self) -> bool:
-        """Whether no other sequence may use its keys and values."""
+        """True if no other sequence may use its keys and values."""
         return self.probe is not None and self.probe.private
 
     @property
     def shared_tokens(self) -> Sequence[int]:
-        """The tokens by which others may find its pages: none if it is private."""
+        """The tokens that identify its pages in the prefix cache: none if the sequence is private."""
         return () if self.private else self.tokens

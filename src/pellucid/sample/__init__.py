@@ -1,4 +1,4 @@
-"""Sampling: from logits to a token, and when to stop.
+"""Sampling: from logits to a token, and the stop criteria.
 
     logits → sampler steps, in order → softmax → draw → token
 
@@ -7,13 +7,13 @@ step.py         the interface of a sampler step, the token history, the registry
 steps/          the sampler steps, one file each
 chain.py        ``Chain``, the configuration, and ``Sampler``, a chain bound to one sequence
 random.py       counter-based random numbers
-options.py      the options of a generation, checked; they make the chain and the stop criteria
+options.py      the checked options of a generation, which define the chain and the stop criteria
 checking.py     checks of option values by type and range
 spelling.py     words in options → token ids
 stop.py         stop strings and other stop criteria
 grammars/       constraints: JSON schemas, regexes, choices, grammars
 beams.py        beam search
 logprobs.py     log-probabilities of tokens
-comparison.py   what one step did to a distribution
-trace.py        how a token was chosen, as data
+comparison.py   the effect of a step on a distribution
+trace.py        the record of a token's choice
 """

@@ -2,16 +2,16 @@
 
     logits of each beam → log-softmax → steps of the chain → + the beam's score → the best over all beams → beams
 
-A beam's score is the sum of its tokens' log-probabilities. Each step considers at least twice as many candidates
-(beams × tokens) as there are beams, so that enough are left if half of them end. A candidate that ends and ranks among
-the first becomes a finished text. Its score is divided by its length to the power of ``length_penalty``. The finished
-texts with the best scores are the result.
+A beam's score is the sum of its tokens' log-probabilities. Each step considers at least 2 * beams candidates (beams ×
+tokens), so that enough candidates are left if half of them end. A candidate that ends becomes a finished text if it
+ranks among the best. Its score is divided by its length to the power of ``length_penalty``. The finished texts with the
+best scores are the result.
 
 Groups (diverse beam search; Vijayakumar et al. 2016) search separately, but each choice of a token by an earlier group
 in the same step costs that token ``diversity_penalty``. Beam sampling draws candidates without replacement in
 proportion to their likelihood, by adding Gumbel noise to their scores (Kool et al. 2019), instead of taking the best.
 
-The search knows no model: ``BeamSearch.step`` takes logits and returns the next beams, each with the beam it continues.
+The search does not depend on a model: ``BeamSearch.step`` takes logits, and returns the next beams with their parents.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ MAX_BEAMS = 64
 
 @dataclass(frozen=True)
 class BeamOptions:
-    """The options of beam search. Names and meanings are those of transformers.
+    """The options of beam search, with the names and meanings of transformers.
 
-    ``num_beams`` texts are searched at a time; the ``num_return_sequences`` best ones are returned. ``early_stopping``
-    True ends the search as soon as there are ``num_beams`` finished texts; False, when a better one is unlikely (no
-    running beam would be better if it ended now); "never", only when a better one is impossible (even if all further
-    tokens of the best beam were certain). ``num_beam_groups`` divides the beams into groups. With ``do_sample``
-    candidates are drawn and all steps of the chain apply; without it, only those that change logits or forbid tokens.
+    ``num_beams`` texts are searched at a time, and the best ``num_return_sequences`` texts are returned.
+    ``early_stopping`` True ends the search as soon as there are ``num_beams`` finished texts. False ends it when a
+    better text is unlikely (no running beam would be better if it ended now), "never" only when a better text is
+    impossible (even if all further tokens of the best beam were certain). ``num_beam_groups`` divides the beams into
+    groups. With ``do_sample``, candidates are drawn and all steps of the chain apply. Without it, only steps that
+    change logits or forbid tokens apply.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -92,7 +93,7 @@ class BeamOptions:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BeamOptions:
-        """Those of a search's options, which are taken out of them."""
+        """Remove the options of beam search from ``options``, and return them."""
         known = cls.__dataclass_fields__
         return cls(**{name: options.pop(name) for name in list(options) if name in known})
 
@@ -103,7 +104,7 @@ class Node:
 
     ``score`` is the sum of log-probabilities up to its ``token``. ``step`` is the step that considered it, ``ended``
     the step after which it was no longer running. ``state`` is "running", "finished" (``final_score`` includes the
-    length penalty), "extended" (its continuations go on) or "pruned"; ``why`` is the reason.
+    length penalty), "extended" (a continuation is running) or "pruned" (``why`` is the reason).
     """
 
     id: int
@@ -143,8 +144,9 @@ class _Group(Struct):
     beams: list[Beam]
     finished: list[Node] = field(default_factory=list)
     best: float = -math.inf
-    """The score that decides whether a better text may still come. With a single group it is that of the best running
-    beam, as in transformers 5; with several, that of the best candidate, even if it has just ended, as in version 4."""
+    """The score that decides whether a better text is still possible. With a single group, it is the score of the best
+    running beam, as in transformers 5. With several groups, it is the score of the best candidate, even if the
+    candidate has just ended, as in transformers 4."""
     done: bool = False
 
 
@@ -164,9 +166,9 @@ def gumbel(seed: int) -> Noise:
 
 
 class BeamSearch:
-    """A running beam search. ``limit`` is the maximum number of tokens of a text; ``ends`` are the tokens that end one.
+    """A running beam search. ``limit`` is the maximum number of tokens of a text, ``ends`` are the tokens that end it.
 
-    A group that is done counts as choosing ``padding`` (by default the lowest of ``ends``) with all of its beams, as in
+    All beams of a group that is done count as choosing ``padding`` (by default the lowest of ``ends``), as in
     transformers.
     """
 
@@ -191,7 +193,7 @@ class BeamSearch:
 
     @property
     def done(self) -> bool:
-        """Whether the search is over."""
+        """True if the search is over."""
         return all(group.done for group in self._groups)
 
     def step(self, rows: Sequence[NDArray[np.float32]]) -> list[Beam]:
@@ -227,7 +229,7 @@ class BeamSearch:
         """The best finished texts, best first. The search need not be over.
 
         Raises:
-            NothingLeft: there is none, because the steps of the chain forbade every token.
+            NothingLeft: no text is finished, because the steps of the chain forbade every token.
         """
         if self._nothing_left is not None and not self.finished:
             raise self._nothing_left
@@ -239,7 +241,7 @@ class BeamSearch:
 
     @property
     def finished(self) -> list[Node]:
-        """The last tokens of the finished texts that may become results."""
+        """The last nodes of the finished texts that may become results."""
         return [node for group in self._groups for node in group.finished]
 
     def ids(self, node: int) -> list[int]:
@@ -260,7 +262,7 @@ class BeamSearch:
                 group.done = True
 
     def end(self) -> None:
-        """Free what the samplers hold: the search has ended."""
+        """Free the resources of the samplers after the end of the search."""
         for beam in [beam for group in self._groups for beam in group.beams]:
             beam.sampler.end()
         self._sampler.end()
@@ -285,7 +287,7 @@ class BeamSearch:
                 start = start.plus(tokens, -self.options.diversity_penalty * counts)
             try:
                 remaining, _ = beam.sampler.apply_steps(start)
-            except NothingLeft as error:  # other beams may go on
+            except NothingLeft as error:  # other beams may continue
                 self._nothing_left = error
                 continue
             if self.options.do_sample:
@@ -311,7 +313,7 @@ class BeamSearch:
     def _advance(
         self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
     ) -> Iterator[Future[None]]:
-        """Replace a group's beams by the best candidates, and finish those that end. Yields as ``advance``."""
+        """Replace a group's beams by the best candidates, and finish the texts that end. Yields as ``advance``."""
         running: list[Beam] = []
         for rank, (score, at, token) in enumerate(candidates):
             if len(running) == self._size and rank >= 2 * self._size:
@@ -352,13 +354,13 @@ class BeamSearch:
             self._prune(node, f"it ends, but is not among the best {self._size}")
 
     def _finish(self, group: _Group, node: Node, reason: str) -> None:
-        """Finish a text. It is kept if it is one of the group's best so far."""
+        """Finish a text. The group keeps only its best finished texts."""
         node.finish_reason = reason
         length = node.step + 1
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty
         group.finished.append(node)
-        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier one wins ties
+        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier text wins ties
         for other in group.finished[self._size :]:
             other.state, other.why = "pruned", f"{self._size} finished texts are better"
         del group.finished[self._size :]

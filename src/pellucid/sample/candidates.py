@@ -40,7 +40,7 @@ TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains 
 class Sums(Struct, frozen=True):
     """Sums over weights exp(z), z = logit - highest logit.
 
-    ``total`` is the sum of exp(z), ``moment`` that of exp(z) * z, ``blocks`` are the sums of exp(z) of each ``BLOCK``.
+    ``total`` is the sum of exp(z), ``moment`` the sum of exp(z) * z, ``blocks`` the sums of exp(z) of each ``BLOCK``.
     """
 
     total: float
@@ -54,15 +54,15 @@ class Sums(Struct, frozen=True):
 
 
 DAMAGED = "the weights are damaged, or a kernel is wrong"
-"""Why logits are no distribution, as messages end, unless edits have made them so (``engine/probe.py``)."""
+"""The end of messages about logits without a distribution, unless edits are the cause (``engine/probe.py``)."""
 
 
 class Candidates(Struct, frozen=True, dict=True):
-    """Tokens ``ids`` (n,), None for the whole vocabulary, whose logits are ``raw`` (n,) float32 / ``temperature``.
+    """Tokens ``ids`` (n,), None for the whole vocabulary. Their logits are ``raw`` (n,) float32 / ``temperature``.
 
     They are in ascending order of ids or, if ``ranked``, in descending order of logits with the lowest id first on
-    ties. ``temperature`` is 1e-30 to 1e30. A logit of minus infinity marks a forbidden token; at least one logit is
-    finite, none is NaN or plus infinity.
+    ties. ``temperature`` is 1e-30 to 1e30. A logit of minus infinity marks a forbidden token. At least one logit is
+    finite. No logit is NaN or plus infinity.
     """
 
     ids: Ints | None
@@ -80,7 +80,7 @@ class Candidates(Struct, frozen=True, dict=True):
         """
         raw = np.ascontiguousarray(logits, np.float32)
         made, best = cls(None, raw), int(raw.argmax())
-        # Every token needs both: the lock of a cached property would be taken twice for each.
+        # Set directly: every token needs both, and a cached property takes a lock.
         made.__dict__.update(best=best, highest=float(raw[best]))
         if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
             raise KernelError(f"{where}: the logit of id {made.best} is {made.highest}: {DAMAGED}")
@@ -101,7 +101,7 @@ class Candidates(Struct, frozen=True, dict=True):
 
     @property
     def possible(self) -> bool:
-        """Whether at least one token is not forbidden."""
+        """True if at least one token is not forbidden."""
         return len(self.raw) > 0 and self.highest > -math.inf
 
     def logits(self, places: Ints | slice = slice(None)) -> Floats:
@@ -176,13 +176,13 @@ class Candidates(Struct, frozen=True, dict=True):
         return places
 
     def keep_top(self, k: int) -> Candidates:
-        """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are no more."""
+        """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are at most ``k``."""
         if self.ranked:
             return self.first(k)
         return self if k >= len(self.raw) else self._take_ranked(self.top(k))
 
     def keep_likeliest(self, mass: float) -> Candidates:
-        """The fewest candidates whose probabilities sum to ``mass``: the most likely ones, ranked."""
+        """The fewest candidates whose probabilities sum to ``mass``: the most likely candidates, ranked."""
         if not self.ranked and len(self.raw) > FEW:
             places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
             return self._take_ranked(places)
@@ -229,7 +229,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return Candidates(self.ids[order], raw[order], self.temperature)
 
     def plus(self, ids: Ints, amounts: NDArray[np.floating[Any]]) -> Candidates:
-        """A copy with ``amounts`` added to the logits of ``ids``; tokens that are no candidates are skipped."""
+        """A copy with ``amounts`` added to the logits of ``ids``; tokens that are not candidates are skipped."""
         among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
         ids, amounts = ids[among], amounts[among]
         places = self.places(ids)
@@ -264,7 +264,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return self._replace(None, out)
 
     def places(self, ids: Ints) -> Ints:
-        """The positions of tokens; tokens that are no candidates are left out."""
+        """The positions of tokens; tokens that are not candidates are left out."""
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
         order = np.argsort(self.ids, kind="stable")
@@ -294,7 +294,7 @@ class Candidates(Struct, frozen=True, dict=True):
         return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
     def _take_ranked(self, places: Ints) -> Candidates:
-        """The candidates at some positions, which are in order of rank."""
+        """The candidates at some positions, in order of rank."""
         made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
         made.__dict__["highest"] = self.highest
         return made
@@ -331,7 +331,7 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
 
 
 def least_float32(bound: float) -> np.float32:
-    """The least float32 that is not below ``bound``: a float32 compares with it as it does with the float64.
+    """The least float32 that is not below ``bound``. Comparing a float32 with it or with ``bound`` has the same result.
 
     NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
     """

@@ -1,6 +1,6 @@
 """The chain: sampler steps in order, then softmax, then a draw. Greedy decoding takes the most likely token instead.
 
-``Chain`` is the configuration that a request asks for. ``Sampler`` is a chain bound to one sequence, with its history.
+``Chain`` is the configuration of a request. ``Sampler`` is a chain bound to one sequence, with its history.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, Toke
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-SEED_BITS = 64  # of a seed; the bits above them number the sequences of one request
+SEED_BITS = 64  # bits of a seed; the bits above them are the number of the sequence in its request
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sampled token, and how it was chosen.
+    """One sampled token, and the record of its choice.
 
-    ``logits`` are the model's, of which the first ``vocabulary`` belong to tokens. ``candidates`` are what the chain
-    left of them, ``place`` is the token's position among these. ``number`` is the random number drawn, None if greedy.
-    ``traces`` are what each step did, None unless ``watch``. ``probability`` is the token's after the chain, where a
-    step goes on from it (else 1).
+    ``logits`` are the model's logits. The first ``vocabulary`` of them belong to tokens. ``candidates`` are the
+    candidates after the chain, ``place`` is the token's position among them. ``number`` is the random number, None if
+    greedy. ``traces`` are the effects of the steps, None without ``watch``. ``probability`` is the token's probability
+    after the chain if a step needs it, else 1.
     """
 
     token: int
@@ -85,8 +85,8 @@ class Chain:
     ) -> Sampler:
         """Bind the chain to the continuation of a prompt.
 
-        ``ends`` are the tokens that end the text. ``spare_core`` says that the model leaves a core idle. Only ids below
-        ``vocabulary`` may come; by default all of the tokenizer's.
+        ``ends`` are the tokens that end the text. ``spare_core`` is True if the model leaves a core idle. Only ids
+        below ``vocabulary`` (by default the tokenizer's) can be sampled.
 
         Raises:
             InvalidRequest: a step's value does not fit the vocabulary.
@@ -98,7 +98,7 @@ class Chain:
 
 
 class Sampler:
-    """A chain bound to one sequence. ``sample`` gives a token and appends it to the history.
+    """A chain bound to one sequence. ``sample`` returns a token, and appends it to the history.
 
     A model may have more logits than there are tokens, because matrices are padded. The extra logits count in the
     model's distribution, as in transformers and llama.cpp, but are never drawn: the chain starts without them.
@@ -112,7 +112,7 @@ class Sampler:
         self._workers = [step for step in steps if type(step).preparing is not SamplerStep.preparing]
 
     def sample(self, logits: NDArray[np.floating[Any]], *, watch: bool = False) -> Draw:
-        """Sample the next token from ``logits`` (V,) float32. ``watch`` records what each step did.
+        """Sample the next token from ``logits`` (V,) float32. ``watch`` records the effect of each step.
 
         Raises:
             KernelError: a logit is NaN or plus infinity, or all are minus infinity: there is no distribution.
@@ -146,7 +146,7 @@ class Sampler:
         return remaining
 
     def accept(self, token: int, probability: float = 1.0) -> None:
-        """Append a token to which the chain had given a ``probability``; steps go on from it."""
+        """Append a token with its ``probability`` after the chain, and let the steps record it."""
         for step in self._observers:
             step.accept(token, probability)
         self.history.append(token)
@@ -154,7 +154,7 @@ class Sampler:
     def apply_steps(
         self, candidates: Candidates, *, watch: bool = False
     ) -> tuple[Candidates, tuple[StepTrace, ...] | None]:
-        """The candidates after all steps, and with ``watch`` what each step did.
+        """The candidates after all steps, and with ``watch`` the effect of each step.
 
         Raises:
             NothingLeft: the steps forbid every token.
@@ -172,12 +172,12 @@ class Sampler:
 
     @property
     def complete(self) -> bool:
-        """Whether a step says that the text is complete."""
+        """True if a step reports that the text is complete."""
         return any(step.complete for step in self.steps)
 
     @property
     def forced(self) -> list[int]:
-        """Tokens that must come next, whatever the logits are."""
+        """Tokens that must come next, regardless of the logits."""
         return next((list(step.forced) for step in self.steps if step.forced), [])
 
     @property
@@ -187,11 +187,11 @@ class Sampler:
 
     @property
     def preparing(self) -> Future[None] | None:
-        """The job that must end before the next token can be sampled; None if it can be."""
+        """The job that must end before the next token can be sampled; None if no job is running."""
         return next((job for step in self._workers if (job := step.preparing)), None)
 
     def end(self) -> None:
-        """The text has ended: free what the steps have."""
+        """Free the resources of the steps after the end of the text."""
         for step in self.steps:
             step.end()
 

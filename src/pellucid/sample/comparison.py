@@ -1,6 +1,6 @@
-"""What a step of the chain did to a distribution: a comparison of the candidates before and after it.
+"""The effect of a sampler step on a distribution: a comparison of the candidates before and after the step.
 
-It runs only if a trace is requested; then it takes a few passes over the vocabulary for each step.
+The comparison runs only if a trace is requested. It takes a few passes over the vocabulary for each step.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Logprobs:
 
     ``ids`` (n,) are the tokens, ``chosen`` (n,) their log-probabilities, ``ranks`` (n,) their ranks (1 is the most
     likely). ``top_ids`` (n, N) are the most likely tokens in descending order, ``top`` (n, N) their log-probabilities.
-    If there are fewer than N candidates, the rest has id -1 and minus infinity.
+    If there are fewer than N candidates, the rest has id -1 and log-probability minus infinity.
     """
 
     ids: Ints
@@ -46,11 +46,10 @@ class TokenLogprobs:
 
 
 def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: int) -> TokenLogprobs:
-    """The log-probability of a token among candidates, and those of the most likely ones.
+    """The log-probabilities of a token and of the most likely alternatives among candidates.
 
-    It is minus infinity if the token is not a candidate. If the candidates are all logits of a model, they may
-    outnumber its ``vocabulary``: all of them count in the softmax, but the alternatives and the rank include only
-    tokens.
+    The token's log-probability is minus infinity if it is not a candidate. A model may have more logits than tokens in
+    its ``vocabulary``. All logits then count in the softmax, but the alternatives and the rank include only tokens.
     """
     tokens = candidates.first(vocabulary) if candidates.ids is None else candidates
     count = min(alternatives, len(tokens))

@@ -1,4 +1,4 @@
-"""The options of a generation, checked; they make the chain and the stop criteria."""
+"""The checked options of a generation, which define the chain and the stop criteria."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ CHECKS: Mapping[str, Check] = {
 }
 LOGPROBS_OF = one_of("logits", "chain")
 LISTS: Mapping[str, Check] = {"stop": texts(MAX_STOPS), "stop_token_ids": tokens(MAX_STOP_IDS)}
-"""The checks of options that are empty where they are None."""
+"""The checks of list options. None stands for an empty list."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a text is generated. The options of the chain's steps are in ``sampling``, by name.
+    """The options of a generation. The options of the chain's steps are in ``sampling``, by name.
 
     ``samplers`` are the names of the chain's steps in order, or steps themselves; None means all steps in their default
     order. ``seed`` None draws a seed, which the result reports. ``stop`` strings end the text and are not part of it.
     ``stop_token_ids`` end it like the model's own end tokens, which ``ignore_eos`` disables. ``max_new_tokens`` None
-    means as many as the context has room for. ``max_time`` is in seconds and is checked after each token. ``until`` is
-    called with the text so far, by the thread that reads it, and ends it by returning True. ``logprobs`` N records the
-    log-probability of each token and of the N most likely ones; ``prompt_logprobs`` N does so for the tokens of the
-    prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" what the chain left of it. ``watch`` records
-    what each step of the chain did, for each token. ``prompt_lookup`` reads tokens together that have followed the same
-    tokens before, where that is faster, and ``draft`` those that the model's draft proposes; the text does not change.
-    ``keep_special`` are control tokens that stand in the text, by id, or True for all.
+    means all tokens that the context has room for. ``max_time`` is in seconds and is checked after each token.
+    ``until`` is called with the text so far, by the thread that reads it, and ends the text by returning True.
+    ``logprobs`` N records the log-probability of each token and of the N most likely tokens; ``prompt_logprobs`` N does
+    the same for the tokens of the prompt. ``logprobs_of`` "logits" uses the model's distribution, "chain" the
+    distribution after the chain. ``watch`` records the effect of each step of the chain on each token.
+    ``prompt_lookup`` and ``draft`` allow speculative decoding where it is faster; the text does not change. The draft
+    tokens are tokens that followed the same tokens before, or the proposals of the model's draft. ``keep_special`` are
+    the ids of control tokens that appear in the text, or True for all control tokens.
 
     Raises:
         InvalidRequest: a value has the wrong type or is out of range.
@@ -88,15 +89,17 @@ class Options:
         if self.until is not None and not callable(self.until):
             raise InvalidRequest(f"until={brief(self.until)}: must be a function of the text so far")
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # the class is frozen; NumPy's numbers are now Python's
+            object.__setattr__(self, name, value)  # the class is frozen; NumPy numbers become Python numbers
         object.__setattr__(self, "_steps", _active_steps(self.samplers, self.sampling))
 
     @classmethod
     def of(cls, also: Iterable[str] = (), /, **options: Any) -> Options:
-        """Options by name, including those of the steps. ``also`` are further names that an error message may suggest.
+        """Make options from names and values, including options of the steps.
+
+        ``also`` are further names that an error message may suggest.
 
         Raises:
-            InvalidRequest: a value is invalid, or a name is not an option; the message suggests the nearest.
+            InvalidRequest: a value is invalid, or a name is not an option; the message suggests the nearest names.
         """
         sampling = {name: options.pop(name) for name in list(options) if name in owners()}
         for name in options:
@@ -123,13 +126,13 @@ class Options:
         """The tokens that end the text.
 
         Raises:
-            InvalidRequest: one is outside the ``vocabulary``.
+            InvalidRequest: a token is outside the ``vocabulary``.
         """
         own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def skipped(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The control tokens that do not stand in the text."""
+        """The control tokens that do not appear in the text."""
         special = tokenizer.vocabulary.special_ids
         if not self.keep_special:
             return special
@@ -141,7 +144,7 @@ class Options:
 
 
 def check_of(name: str) -> Check | None:
-    """The check of an option, of a generation or of a step; None if it has no check of its own."""
+    """The check of an option of a generation or of a step; None if the option has no check."""
     if (check := CHECKS.get(name) or LISTS.get(name)) is None and name in owners():
         check = next(one.metadata.get("check") for one in fields(owners()[name]) if one.name == name)
     return check

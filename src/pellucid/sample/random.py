@@ -1,10 +1,10 @@
 """Random numbers that depend only on the seed and the token's index: counter-based (Philox; Salmon et al. 2011).
 
-Each token of a seed has a block of four numbers. ``DRAW`` and ``XTC`` say which of them is used for what, so a step
-that needs a number does not change the numbers of other steps.
+Each token of a seed has a block of four numbers. The draw uses number ``DRAW`` and the XTC step number ``XTC``, so a
+step that needs a number does not change the numbers of other steps.
 
-The generator is Philox 4x64 with ten rounds, as in NumPy. Written in Python, it takes a tenth of the time that it takes
-to construct NumPy's generator for a single number.
+The generator is Philox 4x64 with ten rounds, as in NumPy. For a single number, this Python code takes a tenth of the
+time of constructing NumPy's generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS = 10
 
 
 def uniform(seed: int, index: int, which: int = DRAW) -> float:
-    """The number in [0, 1) of token ``index`` of a seed. ``seed`` is below 2**128, ``index`` below 2**64 - 1."""
+    """The random number in [0, 1) for token ``index``. ``seed`` is below 2**128, ``index`` below 2**64 - 1."""
     a, b, c, d = index + 1, 0, 0, 0  # NumPy increments the counter before the first block
     key, other = seed & _WORD, seed >> 64
     for _ in range(ROUNDS):

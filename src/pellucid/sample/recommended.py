@@ -1,6 +1,6 @@
 """The sampling options that a model's file recommends: ``generation_config.json``, or ``general.sampling.*`` in GGUF.
 
-They replace the usual defaults; what a request asks for comes before both.
+They replace the usual defaults. The options of a request override both.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ GGUF_KEYS: Mapping[str, str] = {
     "general.sampling.mirostat_tau": "mirostat_tau",
     "general.sampling.mirostat_eta": "mirostat_eta",
 }
-"""The options by the keys of each kind of file."""
+"""The option of each key, by kind of file."""
 
 
 def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
     """The options that a file recommends, by name. Warns about a value that no step accepts, and leaves it out.
 
-    A file that states how to cut the distribution, but no ``min_p``, means that there is none.
+    If a file recommends ``top_k`` or ``top_p`` but no ``min_p``, then ``min_p`` is off.
 
     Raises:
         FileFormatError: ``generation_config.json`` is damaged.
@@ -72,7 +72,7 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
             continue
         found[option] = number
     steps = owners()
-    if any(steps[name].alone and found[name] for name in found):  # it stands in for the other cuts
+    if any(steps[name].alone and found[name] for name in found):  # it replaces the other cuts
         found = {
             name: value for name, value in found.items() if steps[name].alone or steps[name].kind != "cut"
         }
@@ -84,10 +84,10 @@ def recommended(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]) -> dict[str, Any]:
-    """What a request asks for, and beyond that what the model's file recommends.
+    """The options of a request, completed with the options that the model's file recommends.
 
-    A chain that the request states whole (``samplers``) leaves no place for recommended steps. A step that stands in
-    for others that cut (mirostat) and these exclude each other: those of the request stay.
+    If the request sets the whole chain (``samplers``), recommended options are ignored. Mirostat replaces all other
+    steps of kind "cut": if the request uses mirostat, recommended options of these steps are ignored, and vice versa.
     """
     steps = owners()
     if asked.get("samplers") is not None:
@@ -102,7 +102,7 @@ def with_recommended(asked: Mapping[str, Any], recommendation: Mapping[str, Any]
 
 
 def _number(value: Any) -> int | float:
-    """A number as Python's; a float32 of GGUF, such as 0.7, as the decimal that was meant."""
+    """A value as a Python number. A float32 of GGUF, such as 0.7, becomes the decimal that was meant."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRequest("it must be a number")
     return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value

@@ -12,7 +12,7 @@ from pellucid.util.checks import token_id
 
 
 def spellings(context: RequestContext, name: str, entry: int | str | Sequence[int]) -> list[tuple[int, ...]]:
-    """The token sequences that an entry stands for. A text has two: at the beginning of a text, and after a space.
+    """The token sequences of an entry. A text has two: its tokens at the beginning of a text, and after a space.
 
     Raises:
         InvalidRequest: an id is outside the vocabulary.
@@ -25,7 +25,7 @@ def spellings(context: RequestContext, name: str, entry: int | str | Sequence[in
 
 
 def single(context: RequestContext, name: str, entry: int | str) -> int:
-    """The single token that an entry stands for.
+    """The single token of an entry.
 
     Raises:
         InvalidRequest: a text is not exactly one token, or an id is outside the vocabulary.

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 Kind = Literal["change", "forbid", "scale", "cut"]
-"""What a step does: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
-unlikely tokens. Greedy decoding applies only the first two."""
+"""The effect of a step: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
+unlikely tokens. Greedy decoding applies only "change" and "forbid"."""
 
 Check = Callable[[str, Any], Any]
 """(name, value) → the value in the form that the step stores. Raises InvalidRequest."""
@@ -60,11 +60,11 @@ class TokenizerProtocol(Protocol):
 
 
 class RequestContext(Struct, frozen=True):
-    """What a step knows of its request.
+    """The facts about a request that its steps use.
 
-    ``ends`` are the tokens that end the text. ``seed`` is the chain's, in which the sequence's number is above the bits
-    of the request's seed. ``spare_core`` says that the model leaves a core idle. ``vocabulary`` is the number of tokens
-    that the tokenizer and the model both have.
+    ``ends`` are the tokens that end the text. ``seed`` is the chain's seed: the request's seed in the low bits, the
+    number of the sequence above them. ``spare_core`` is True if the model leaves a core idle. ``vocabulary`` is the
+    number of tokens that the tokenizer and the model both have.
     """
 
     tokenizer: TokenizerProtocol
@@ -80,7 +80,7 @@ class RequestContext(Struct, frozen=True):
 
 
 class TokenCounts:
-    """Counts of tokens. Adding a token takes constant time (amortized), however many are counted."""
+    """Counts of tokens. Adding a token takes amortized constant time."""
 
     def __init__(self) -> None:
         self._ids, self._counts = np.zeros(64, np.int64), np.zeros(64, np.int64)
@@ -115,7 +115,7 @@ class TokenCounts:
 
 
 class TokenHistory:
-    """The tokens before the one that is being sampled: those of the prompt, then the generated ones."""
+    """The tokens before the next token: the tokens of the prompt, then the generated tokens."""
 
     def __init__(self, prompt: Sequence[int], seed: int = 0) -> None:
         self.prompt_length, self.seed = len(prompt), seed
@@ -177,7 +177,8 @@ class SamplerStep:
     order: ClassVar[int]
     kind: ClassVar[Kind]
     alone: ClassVar[bool] = False
-    """Whether this step, if active, replaces the other steps of kind "cut" in the default chain. Beams refuse it."""
+    """True if this step, when active, replaces the other steps of kind "cut" in the default chain.
+    Beam search refuses it."""
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -186,11 +187,11 @@ class SamplerStep:
 
     @property
     def idle(self) -> bool:
-        """Whether the step has no effect with these values, so that it can be left out."""
+        """True if the step has no effect with these values, so that it can be left out."""
         return False
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        """The step for one request: with its data about the vocabulary, and with its own state if it has one.
+        """The step bound to one request, with its data about the vocabulary, and with its own state if it needs state.
 
         Raises:
             InvalidRequest: a value does not fit the vocabulary.
@@ -203,7 +204,7 @@ class SamplerStep:
 
     @property
     def complete(self) -> bool:
-        """Whether the text is complete, so that no token may follow."""
+        """True if the text is complete, so that no token may follow."""
         return False
 
     @property
@@ -213,7 +214,7 @@ class SamplerStep:
 
     @property
     def forced(self) -> Sequence[int]:
-        """Tokens that must come next, whatever the logits are; several of them run in one step."""
+        """Tokens that must come next, regardless of the logits. Several of them run in one step."""
         return ()
 
     @property
@@ -223,14 +224,14 @@ class SamplerStep:
 
     @property
     def preparing(self) -> Future[None] | None:
-        """The job that must end before ``apply`` can be called, which waits otherwise; None if it can be."""
+        """The job that ``apply`` would wait for; None if no job is running."""
         return None
 
     def accept(self, token: int, probability: float) -> None:
         """Record a sampled token and its probability after the chain."""
 
     def end(self) -> None:
-        """The text has ended: free what the step has."""
+        """Free the resources of the step after the end of the text."""
 
     def fork(self) -> SamplerStep:
         """A copy that can diverge; the step itself if it has no state."""

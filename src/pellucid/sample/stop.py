@@ -1,8 +1,8 @@
 """Stop criteria besides the model's end tokens: stop strings, a time limit, a token limit.
 
 Stop strings are found across token boundaries. The text ends before the stop string that is complete first. Text that
-may be the beginning of a stop string is held back until this is certain, so the result does not depend on how the text
-is split into pieces.
+may begin a stop string is held back until the following text decides, so the result does not depend on how the text is
+split into pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 class StopStrings:
     """Finds stop strings in a stream of text. If several are complete at the same character, the longest counts.
 
-    ``stops`` are non-empty strings. ``found`` is the one that was found, or None.
+    ``stops`` are non-empty strings. ``found`` is the stop string that was found, or None.
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
@@ -28,7 +28,7 @@ class StopStrings:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was found."""
+        """True if a stop string was found."""
         return self.found is not None
 
     def push(self, text: str) -> str:
@@ -63,7 +63,7 @@ class StopStrings:
 
 
 class StopCriteria:
-    """Decides after each piece of text whether it is the last one, and why.
+    """Decides after each piece of text whether the text ends, and names the reason.
 
     ``max_time`` is in seconds from construction.
     """
@@ -94,5 +94,5 @@ class StopCriteria:
         return (certain + self._stop_strings.flush() if reason else certain), reason
 
     def flush(self, text: str) -> str:
-        """End the text with ``text``, because the model ended it. Returns the rest, including what was held back."""
+        """End the text with ``text``, because the model ended it. Returns the rest, with any held-back text."""
         return self._stop_strings.push(text) + self._stop_strings.flush()

@@ -1,4 +1,4 @@
-"""How a token was chosen, as data: its rank in the model's distribution, and what each step of the chain did."""
+"""The record of a token's choice: its rank in the model's distribution, and the effect of each step of the chain."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pellucid.sample.logprobs import of_token
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """How a token was chosen: ``steps`` of the chain, and the random ``number`` drawn (None: greedy).
+    """The choice of a token: the effects of the chain's ``steps``, and the random ``number`` (None: greedy).
 
-    ``entropy`` (in nats) is that of the model's distribution, in which the token has ``probability`` and ``rank`` (1 is
-    the most likely). After the chain it has ``final_probability`` and ``final_rank``.
+    ``entropy`` is the entropy of the model's distribution in nats. ``probability`` and ``rank`` (1 is the most likely)
+    are the token's in the model's distribution, ``final_probability`` and ``final_rank`` after the chain.
     """
 
     token: int
@@ -48,7 +48,7 @@ def of_draw(draw: Draw) -> TokenTrace:
 
 
 def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """The ``top`` most likely tokens and the chosen one: ids, and probabilities in the model and after the chain."""
+    """The ``top`` most likely tokens and the chosen token: ids, and probabilities in the model and after the chain."""
     ids = draw.logits.first(draw.vocabulary).top(top).tolist()
     ids = np.array(ids if draw.token in ids else [*ids, draw.token])
     before, after = np.exp(draw.logits.log_probabilities(ids)), np.zeros(len(ids))

@@ -1,4 +1,4 @@
-"""Watching and changing a run: points, edits, and lenses on what was recorded.
+"""Tracing and intervention: record values at named points, edit them, and analyse them with lenses.
 
 from pellucid.trace import ablate, logit_lens
 
@@ -66,7 +66,7 @@ _LENSES = {
     "lenses.neighbours": ("neighbours", "similarity", "vector_of", "word_map"),
     "lenses.patching": ("patch_sweep",),
 }
-"""Names by module. A module is imported when somebody asks for a name of it: models load sooner without lenses."""
+"""Names by module. A module is imported at the first use of a name, so that a model loads without the lenses."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The bytes that a trace may take: values take room, which is given back when nothing refers to them any more."""
+"""The memory budget of a trace, in bytes. Recorded values use bytes of it until nothing refers to the values."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import threading
 
 
 class TraceBudget:
-    """``most`` bytes that are shared by all that a trace records. ``taken`` are those of values that are there.
+    """A budget of ``most`` bytes for all values that a trace records. ``taken`` is the number of bytes in use.
 
-    Before a request runs, room for its prompt is reserved; its values take that room first.
+    Before a request runs, bytes for its prompt are reserved. Its values use the reserved bytes first.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken = self._reserved = 0
-        # Bytes may be given back while this thread holds the lock: by a garbage collection.
+        # Reentrant: a garbage collection may release bytes while this thread holds the lock.
         self._lock = threading.RLock()
 
     def take(self, nbytes: int, reserve: ReservedBytes | None = None) -> TakenBytes | None:
-        """Room for values, as far as possible from what is reserved for them; None if there is none."""
+        """Take ``nbytes`` for values, from ``reserve`` as far as possible. Returns None if too few bytes are free."""
         with self._lock:
             kept = min(nbytes, reserve.left) if reserve is not None else 0
             if self.taken + self._reserved + nbytes - kept > self.most:
@@ -30,7 +30,7 @@ class TraceBudget:
         return TakenBytes(self, nbytes)
 
     def reserve(self, nbytes: int) -> ReservedBytes | int:
-        """Room for the values of a prompt, or if there is none, how many bytes are free."""
+        """Reserve ``nbytes`` for the values of a prompt. If too few bytes are free, returns their number instead."""
         with self._lock:
             free = self.most - self.taken - self._reserved
             if nbytes > free:
@@ -39,14 +39,14 @@ class TraceBudget:
         return ReservedBytes(self, nbytes)
 
     def give_back(self, taken: int, reserved: int) -> None:
-        """As if they had not been taken or reserved."""
+        """Release bytes that were taken or reserved."""
         with self._lock:
             self.taken -= taken
             self._reserved -= reserved
 
 
 class TakenBytes:
-    """Bytes that values take; the budget has them again when this object is gone."""
+    """Bytes that values use. They are released when this object is deleted."""
 
     __slots__ = ("_budget", "_nbytes")
 
@@ -58,7 +58,7 @@ class TakenBytes:
 
 
 class ReservedBytes:
-    """Bytes that are reserved; ``left`` have not been taken yet, and the budget has these again when it is gone."""
+    """Reserved bytes. The ``left`` bytes, which are not taken yet, are released when this object is deleted."""
 
     __slots__ = ("_budget", "left")
 

@@ -1,4 +1,4 @@
-"""Edits: what becomes of a value of a run. Each is for a part of a point, at some positions.
+"""Edits (interventions): changes of values during a run. An edit changes a part of a point at some positions.
 
     ablate("blocks.3.attention.heads[heads=2]")                     zeros, or ``values`` such as a mean
     scale("blocks.3.feedforward.hidden[dims=17]", 2.0)              x * factor
@@ -6,11 +6,11 @@
     replace("blocks.3.residual", values)                            the values of another run
     call("blocks.3.residual", function)                             function(values) in place of the values
     replace("blocks.3.attention.pattern[heads=0]", pattern)         a pattern: (keys,), (H, keys) or (H, T, keys)
-    forbid_expert(3, 17), force_expert(3, 17)                       what a mixture's router chooses in block 3
-    forbid_token(42), force_token(42, tokens="5")                   what comes, or comes after position 5
+    forbid_expert(3, 17), force_expert(3, 17)                       the experts that the router of block 3 chooses
+    forbid_token(42), force_token(42, tokens="5")                   the next token, here after position 5
 
-Values have the shape of the selected part, (T, ...) with a row for each selected position from the first on, or (...)
-for all positions. A position without a row stays unchanged; a row without a position is refused.
+Values have a row for each selected position, (T, ...), from the first selected position on. A single row (...) applies
+to all positions. A position without a row stays unchanged. A row without a position is refused.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Function = Callable[[NDArray[np.float32]], Any]
 
 @dataclass(frozen=True, eq=False)
 class EditOf:
-    """What becomes of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function`` of x.
+    """An edit of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function``(x).
 
-    ``values`` have a row for each selected position, or are those of all positions alike.
+    ``values`` have a row for each selected position, or a single row for all positions.
     """
 
     where: str
@@ -63,27 +63,27 @@ def ablate(where: str, values: ArrayLike = 0.0) -> EditOf:
 
 
 def scale(where: str, factor: float) -> EditOf:
-    """Multiply a part of a point."""
+    """Multiply a part of a point by ``factor``."""
     return EditOf(where, factor)
 
 
 def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
-    """Add ``factor`` times a vector to a part of a point: steering."""
+    """Add ``factor`` times a vector to a part of a point (steering)."""
     number = np.float32(real("factor", factor, -LARGEST, LARGEST))
     with np.errstate(over="ignore"):
         return EditOf(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
 
 
 def replace(where: str, values: ArrayLike) -> EditOf:
-    """Put values in place of those of a part of a point: those of another run, say (activation patching)."""
+    """Replace a part of a point by ``values``, such as the values of another run (activation patching)."""
     return EditOf(where, 0.0, values)
 
 
 def call(where: str, function: Function) -> EditOf:
-    """Put ``function(values)`` in place of the values, float32 (n, ...), of the positions of a step.
+    """Replace the values of a step, float32 (n, ...) for n positions, by ``function(values)``.
 
-    It is called in the thread that runs the steps of all requests, which wait for it. None leaves the values as they
-    are.
+    The function is called in the thread that runs the steps of all requests, so all requests wait for it. If it
+    returns None, the values stay unchanged.
     """
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
@@ -91,12 +91,12 @@ def call(where: str, function: Function) -> EditOf:
 
 
 def forbid_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
-    """A mixture's router does not choose an expert, at positions of ``tokens``, such as "3:9"."""
+    """Prevent a mixture's router from choosing an expert at the positions ``tokens``, such as "3:9"."""
     return ablate(f"blocks.{block}.feedforward.router[dims={expert}; tokens={tokens}]", -LARGEST)
 
 
 def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
-    """A mixture's router chooses an expert: its score becomes that of the best one, and a little more."""
+    """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         made = scores.copy()
@@ -109,12 +109,12 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
 
 
 def forbid_token(token: int, tokens: str = ":") -> EditOf:
-    """A token does not come after the positions ``tokens``."""
+    """Forbid a token as the next token after the positions ``tokens``."""
     return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
 
 
 def force_token(token: int, tokens: str) -> EditOf:
-    """A token comes after each of the positions ``tokens``."""
+    """Force a token as the next token after each of the positions ``tokens``."""
 
     def only(logits: NDArray[np.float32]) -> NDArray[np.float32]:
         made = np.full_like(logits, -LARGEST)
@@ -126,7 +126,7 @@ def force_token(token: int, tokens: str) -> EditOf:
 
 
 def listed(edits: Any) -> list[EditOf]:
-    """A request's edits, as a list. Raises InvalidRequest."""
+    """Return a request's edits as a list. Raises InvalidRequest if ``edits`` is not a list or tuple."""
     if not isinstance(edits, (list, tuple)):
         raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
     return list(edits)
@@ -149,10 +149,12 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
 
 
 def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.float32], bool]:
-    """Values as rows of the selected columns, (n, heads * dims) float32, and whether one row is for all positions.
+    """Return values as rows of the selected columns, and True if a single row is for all positions.
+
+    The rows are (n, heads * dims) float32.
 
     Raises:
-        InvalidRequest: they have another shape than the selected part.
+        InvalidRequest: the values have another shape than the selected part.
     """
     made = _numbers(edit.where, values)
     own = shape_of(selected)
@@ -160,7 +162,7 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
         return np.full((1, int(np.prod(own))), made, np.float32), True
     if made.shape == own or made.shape == (int(np.prod(own)),):
         return np.ascontiguousarray(made.reshape(1, -1)), True
-    if made.ndim == len(own) + 2 and len(made) == 1:  # as a trace gives them: (B, T, ...)
+    if made.ndim == len(own) + 2 and len(made) == 1:  # the shape of a trace's arrays: (B, T, ...)
         made = made[0]
     if made.ndim == len(own) + 1 and made.shape[1:] == own:
         return np.ascontiguousarray(made.reshape(len(made), -1)), False
@@ -172,13 +174,13 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
 
 
 def pattern_rows(selected: Selected, edit: EditOf) -> NDArray[np.float32]:
-    """Values of a pattern as (heads, rows, keys) float32; one row is for all positions alike.
+    """Return values of a pattern as (heads, rows, keys) float32. A single row is for all positions.
 
     Raises:
-        InvalidRequest: they are no (keys,), (heads, keys) or (heads, rows, keys).
+        InvalidRequest: the shape is none of (keys,), (heads, keys) and (heads, rows, keys).
     """
     made, heads = _numbers(edit.where, edit.values), len(selected.heads)
-    if made.ndim == 4 and len(made) == 1:  # as a trace gives them: (B, H, T, T')
+    if made.ndim == 4 and len(made) == 1:  # the shape of a trace's arrays: (B, H, T, T')
         made = made[0]
     if made.ndim == 1:
         made = np.broadcast_to(made, (heads, len(made)))
@@ -199,7 +201,7 @@ def shape_of(selected: Selected) -> tuple[int, ...]:
 
 
 class ColumnRun(Struct, frozen=True):
-    """Columns of a buffer that follow each other, in the rows of ``part`` if parts have rows of their own."""
+    """Consecutive columns of a buffer. If each part has its own rows, the columns are in the rows of ``part``."""
 
     part: int
     first: int

@@ -1,9 +1,10 @@
-"""The whole pipeline for one prompt, stage by stage with real numbers: what ``pellucid explain`` shows.
+"""The whole pipeline for one prompt, stage by stage, with real numbers. ``pellucid explain`` shows it.
 
     tokenize → embed → +position → blocks → project → softmax → sample → detokenize
 
-It runs the prompt once, traced, and looks at the last position: what each layer would have said, which heads and
-feed-forwards made the chosen token likely and where those heads looked, and how the chain chose.
+The prompt runs once, with a trace. The explanation is about the last position: the prediction after each layer (logit
+lens), the contributions of heads and feed-forwards to the chosen token's logit, the tokens that these heads attend to,
+and the effect of each sampler step.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ExplainedModel(TracedModel, Protocol):
 
 @dataclass(frozen=True)
 class ExplainedPiece:
-    """A token of the prompt: its text, the first components of its embedding, and that vector's length."""
+    """A token of the prompt: its text, the first components of its embedding, and the embedding's norm."""
 
     id: int
     text: str
@@ -50,7 +51,10 @@ class ExplainedPiece:
 
 @dataclass(frozen=True)
 class ExplainedHead:
-    """A head that counts: what it adds to the chosen token's logit, and the tokens it looked at most, with weights."""
+    """An important head: its contribution to the chosen token's logit, and the tokens with the most attention weight.
+
+    ``contribution`` is None without an attribution. ``looked_at`` lists the tokens with their weights.
+    """
 
     layer: int
     head: int
@@ -60,7 +64,7 @@ class ExplainedHead:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that might have come, and its probabilities in the model and after the chain."""
+    """A candidate for the next token: its logit, and its probabilities in the model and after the chain."""
 
     text: str
     id: int
@@ -71,11 +75,12 @@ class Alternative:
 
 @dataclass(frozen=True, repr=False)
 class PromptExplanation:
-    """What happened to a prompt on its way to the next token.
+    """The explanation of a prompt and of the token that follows it.
 
-    ``position`` says in words what the positions do. ``layers`` is the lens at the last position; ``attribution`` is
-    None where a model's residual stream is no sum (``notes`` say so). ``patterns`` are the attention of the heads in
-    ``heads``, (n, T, T). ``tokens`` are the tokens that were generated, each with what the chain did for it.
+    ``position`` describes the effect of positions in sentences. ``layers`` is the logit lens at the last position.
+    ``attribution`` is None if the model's residual stream is not a sum (``notes`` say so). ``patterns`` are the
+    attention patterns of the first heads of ``heads``, (n, T, T). ``tokens`` are the generated tokens, each with its
+    trace of the chain.
     """
 
     prompt: str
@@ -97,7 +102,7 @@ class PromptExplanation:
         return f"PromptExplanation({self.prompt!r} → {self.text!r}, {size})"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {
             "prompt": self.prompt,
             "pieces": [asdict(piece) for piece in self.pieces],
@@ -114,7 +119,7 @@ class PromptExplanation:
         }
 
     def html(self) -> str:
-        """A report: the page of ``pellucid look`` with this run in it, one HTML file that needs nothing else.
+        """Return a report: the page of ``pellucid look`` with this run, as a self-contained HTML file.
 
         Raises:
             InvalidRequest: the model was closed.
@@ -134,12 +139,12 @@ def explain(
     """Explain how a model continues a text.
 
     Args:
-        top: how many tokens are shown of each distribution.
-        heads: how many heads are shown.
-        options: as for ``generate``; one token is made unless ``max_new_tokens`` says otherwise.
+        top: number of tokens that are shown of each distribution.
+        heads: number of heads that are shown.
+        options: options of ``generate``; the default of ``max_new_tokens`` is 1.
 
     Raises:
-        InvalidRequest: the model makes no text, or an argument is out of range; otherwise as ``generate``.
+        InvalidRequest: the model generates no text, or an argument is out of range; otherwise as ``generate``.
     """
     if not model.spec.head:
         raise InvalidRequest(
@@ -220,7 +225,10 @@ def _pieces(sequence: SequenceTrace, name: str, count: int) -> list[ExplainedPie
 def _heads(
     sequence: SequenceTrace, patterns: Sequence[str], found: Attribution | None, count: int, last: int
 ) -> list[ExplainedHead]:
-    """The heads that add most to the chosen token's logit; without an attribution those that look at one token most."""
+    """The heads with the largest contributions to the chosen token's logit, in absolute value.
+
+    Without an attribution: the heads with the largest attention weight on a single token.
+    """
     made = []
     if found is not None:
         chosen: list[tuple[int, int, float | None]] = [
@@ -259,7 +267,7 @@ def _position_points(model: TracedModel) -> list[str]:
 
 
 def _position(model: TracedModel, sequence: SequenceTrace, last: int) -> list[str]:
-    """What positions do to this prompt, in sentences with numbers."""
+    """Describe the effect of positions on this prompt, in sentences with numbers."""
     spec, said = model.spec, list[str]()
     if isinstance(spec.position, (Learned, Sinusoidal)):
         kind = "learned" if isinstance(spec.position, Learned) else "sinusoidal"

@@ -1,4 +1,4 @@
-"""What lenses need of a model: to run it and trace it, its weights as float32, and the order of its residual stream."""
+"""A model as lenses use it: traced runs, the weights as float32, and the points of the residual stream in order."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
 
-ROWS = 4096  # rows of the embedding matrix that are decoded at once
+ROWS = 4096  # rows of the embedding matrix that are dequantized at once
 
 
 class OpenedModel(Protocol):
-    """A model's file and tokenizer, which need not be loaded to run."""
+    """A model's file and tokenizer. The model need not be loaded."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -55,7 +55,7 @@ class TracedModel(OpenedModel, Protocol):
 
 
 class ModelWeights:
-    """A model's weights as float32, read from its file when they are asked for."""
+    """A model's weights as float32, read from its file on demand."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -65,7 +65,7 @@ class ModelWeights:
         return read_model(self._checkpoint)
 
     def has(self, slot: str) -> bool:
-        """Whether the model has a slot: "blocks.3.attention.output.weight"."""
+        """True if the model has a slot, such as "blocks.3.attention.output.weight"."""
         return bool(self._model.sources(slot))
 
     def values(self, slot: str) -> NDArray[np.float32]:
@@ -73,21 +73,21 @@ class ModelWeights:
         return SlotReader(self._checkpoint, self._model.sources(slot)).values()
 
     def rows(self, slot: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Some rows of a slot's matrix."""
+        """Rows ``start`` to ``stop`` - 1 of a slot's matrix."""
         (source, *others) = self._model.sources(slot)
         if others or source.transpose or source.rows is not None or source.step > 1:
             return self.values(slot)[start:stop]
         return SlotReader(self._checkpoint, (replace(source, rows=(start, stop)),)).values()
 
     def vector(self, slot: str, size: int, missing: float) -> NDArray[np.float64]:
-        """The values of a vector as float64; all ``missing`` if the model does not have it."""
+        """The vector of a slot as float64; filled with ``missing``, (size,), if the model does not have the slot."""
         if not self.has(slot):
             return np.full(size, missing)
         return self.values(slot).astype(np.float64).reshape(-1)
 
 
 def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[np.float64]:
-    """The row of the head's matrix that makes a token's logit of the normalised vector, (D,) float64."""
+    """The row of the output head that maps the normalised vector to a token's logit, (D,) float64."""
     assert spec.head is not None
     slot = "embed.weight" if spec.head.tied else "project.weight"
     row: NDArray[np.float64] = weights.rows(slot, token, token + 1)[0].astype(np.float64)
@@ -99,7 +99,7 @@ def unembedding(spec: ModelSpec, weights: ModelWeights, token: int) -> NDArray[n
 def backward_of_norm(
     norm: Norm | None, weight: NDArray[np.float64], x: NDArray[np.float64], gradient: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed: the norm is linear then."""
+    """The vector g with g·x = gradient·(norm(x) - bias). The scale of x is held fixed, which makes the norm linear."""
     if norm is None:
         return gradient
     centred = x - x.mean() if norm.kind == "layer" else x
@@ -111,7 +111,8 @@ def stream_points(model: TracedModel) -> list[str]:
     """The points that write the residual stream, in order: "embed", "blocks.0.attention.residual", ...
 
     Raises:
-        InvalidRequest: the model has several streams, or normalises or scales the sum, so that it is no sum of parts.
+        InvalidRequest: the residual stream is not a sum of parts, because the model has several streams, or
+            normalises or scales the sum.
     """
     spec = model.spec
     if spec.altup or any(block.scalar or block.laurel or block.placement == "post" for block in spec.blocks):
@@ -133,7 +134,7 @@ def _is_alias(name: str) -> bool:
 
 
 def residual_points(model: TracedModel) -> list[str]:
-    """The residual stream before the first block and after each, by name: "embed", "blocks.0.residual", ..."""
+    """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
     source = model.plan.source or model.plan
     before = [
         point.name
@@ -145,10 +146,10 @@ def residual_points(model: TracedModel) -> list[str]:
 
 
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
-    """Run a prompt, and return what was recorded of its tokens.
+    """Run a prompt, and return the trace of its sequence.
 
-    Raises: as ``LLM.generate`` and ``LLM.trace``, and InvalidRequest if there are several prompts, or if not all of it
-    fits into the trace's budget.
+    Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
+    fit into the trace's budget.
     """
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
@@ -165,7 +166,7 @@ def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence
 
 
 def token_of(model: OpenedModel, token: int | str) -> int:
-    """A token's id: of an id, or of a text that is one token.
+    """Return the id of a token, which is given as an id or as the text of a single token.
 
     Raises:
         InvalidRequest: the text is several tokens, or the id is outside the vocabulary.

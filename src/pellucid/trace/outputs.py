@@ -1,6 +1,6 @@
-"""Points behind the logits: the tokens, what the sampler's chain did for each, their times, and what the cache had.
+"""Output points: generated tokens, the effect of each sampler step on them, their times, and the use of the cache.
 
-They are not values of the plan but of the request, and are read from its outputs. N are the tokens that were generated.
+They are values of the request, not of the plan, and are read from its outputs. N is the number of generated tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "e
 
 
 class Outputs(Protocol):
-    """What a sequence of a request has generated: ``engine/request.py``'s builder."""
+    """The generated outputs of a sequence. ``OutputBuilder`` (``engine/text_group.py``) implements it."""
 
     ids: list[int]
     times: list[float]
@@ -35,7 +35,7 @@ class Outputs(Protocol):
 
 
 class OutputPoint(Struct, frozen=True):
-    """A point that ``of`` makes of a sequence's outputs; ``sampled`` ones need the chain to be watched."""
+    """A point whose values ``of`` computes from a sequence's outputs. ``sampled`` points need a trace of the chain."""
 
     name: str
     about: str
@@ -47,7 +47,7 @@ class OutputPoint(Struct, frozen=True):
 
 
 def output_points() -> Mapping[str, OutputPoint]:
-    """All of them, by name, in the order of the pipeline."""
+    """All output points by name, in the order of the pipeline."""
     return {one.name: one for one in _points()}
 
 
@@ -100,7 +100,7 @@ def _each(of: Callable[[TokenTrace], Any]) -> Callable[[Outputs], list[Any]]:
 
 
 def _step(name: str) -> Callable[[Outputs], list[list[float]]]:
-    """The columns of a step, for each token; NaN where the step was not in the chain."""
+    """The columns of a sampler step for each token; NaN if the step was not in the chain."""
     nothing = [float("nan")] * len(STEP_COLUMNS)
 
     def of(made: Outputs) -> list[list[float]]:
@@ -115,7 +115,7 @@ def _step(name: str) -> Callable[[Outputs], list[list[float]]]:
 
 
 def all_points(plan: Plan) -> dict[str, Point]:
-    """The points of a plan, and for a plan with logits those behind them, by name, in the order of the pipeline."""
+    """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
     made = points_of(plan)
     if "project.logits" in made:
         made |= {name: _as_point(one) for name, one in output_points().items()}
@@ -123,14 +123,14 @@ def all_points(plan: Plan) -> dict[str, Point]:
 
 
 def _as_point(one: OutputPoint) -> Point:
-    """A point as the list of all points has it."""
+    """Convert an output point to a ``Point``."""
     sizes, letters = ((one.columns,), ("C",)) if one.columns else ((), ())
     view = View(1, max(one.columns, 1), max(one.columns, 1), max(one.columns, 1))
     return Point(one.name, "output", -1, 0, view, "outputs", one.dtype, letters, sizes, one.about, one.unit)
 
 
 def array_of(name: str, made: Outputs | None) -> NDArray[Any]:
-    """The values of a point, (N,) or (N, columns); none if the sequence has no outputs."""
+    """The values of an output point, (N,) or (N, columns); empty if the sequence has no outputs."""
     one = output_points()[name]
     kind = np.int32 if one.dtype == "int32" else np.float32
     values = np.asarray([] if made is None else one.of(made), kind)

@@ -1,9 +1,9 @@
-"""Points: the named values of a run that can be watched and changed.
+"""Points (hook points): the named values of a run that can be recorded and changed.
 
-A point is what an operation of the plan without passes writes, under the name of its stage: "blocks.3.attention.q".
-Some stages have names that say more of the value than of the operation (``RENAMED``). Scores and patterns of attention,
-which no operation has in memory, are computed beside it. "blocks.3.residual" is what block 3 leaves in the residual
-stream.
+A point is an output of an operation in the plan before passes. Its name is the name of the operation's stage, such as
+"blocks.3.attention.q". Some points have another name, which describes the value instead of the operation (``RENAMED``).
+No operation stores the scores and patterns of attention, so they are computed separately. "blocks.3.residual" is the
+residual stream after block 3.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pellucid.runtime.cache_layout import StateShape
 PointKind = Literal["value", "probabilities", "pattern", "scores", "state", "output"]
 ENDLESS = 1 << 31  # more tokens than a text has
 RESIDUAL = "x"
-"""The buffer of the residual stream."""
+"""The name of the residual stream's buffer."""
 HIDDEN_KERNELS = ("quantize", "pick", "heads")
-"""Kernels that copy a value, or write it in another form."""
+"""Kernels that copy or convert a value. Their outputs are not points."""
 RENAMED = {
     "attention.attend": "attention.heads",
     "feedforward.down": "feedforward.output",
@@ -45,12 +45,12 @@ RENAMED_BESIDE: Mapping[str, Mapping[str, str]] = {
         "feedforward.sum": "feedforward.output",
     },
 }
-"""Names in blocks that have a stage beside them: there, another stage makes the value that a name stands for."""
+"""Names of stages in blocks that have the stage of the key: there, another stage computes the value of a name."""
 SECOND = {
     "feedforward.experts": "feedforward.expert_weights",
     "recurrent.step_softplus": "recurrent.decay",
 }
-"""Names of what an operation writes beside its first value."""
+"""Names of an operation's second output, by the name of its first output."""
 ABOUT: Mapping[str, str] = {
     "embed": "the token's row of the embedding matrix",
     "embed.types": "the embedding, with the vector of the token's type added",
@@ -121,9 +121,10 @@ LETTERS: Mapping[str, tuple[str, ...]] = {
 
 
 class AttentionMask(Struct, frozen=True):
-    """Which tokens a position of an attention sees: those before it if ``causal``, in a ``window`` if it is not 0.
+    """The attention mask: the tokens that a position sees.
 
-    ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the encoder's.
+    A ``causal`` mask excludes the tokens after the position. A ``window`` limits the number of tokens up to the
+    position (0: no limit). ``chunked`` windows do not overlap. In ``cross`` attention the tokens are the encoder's.
     """
 
     causal: bool
@@ -132,7 +133,7 @@ class AttentionMask(Struct, frozen=True):
     cross: bool
 
     def seen(self, position: int) -> range:
-        """The tokens that a position sees, where the text has them."""
+        """The range of tokens that a position sees. It may go beyond the end of the text."""
         if self.cross:
             return range(ENDLESS)
         first = 0
@@ -144,14 +145,16 @@ class AttentionMask(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Point:
-    """A value: its ``name``, the ``sizes`` of its last dimensions with their ``letters``, what it is, and its unit.
+    """A named value: its ``name``, the ``sizes`` and ``letters`` of its last dimensions, a description and a unit.
 
-    ``operation`` is the number of the operation that makes it in the plan without passes, ``write`` which of that
-    operation's buffers it is in, as ``view`` says. Patterns and scores have a row for each head and token. Only the
-    ``rows`` of this kind have it: values behind the last block are computed where logits are wanted. Points of kind
-    "output" are not the plan's, and say by ``said`` and ``measured`` what they are (``trace/outputs.py``).
-    "probabilities" are the softmax of a value. Of kind "state" is a ``part`` of the recurrent state of layer ``write``
-    of the cache, after the last token of each step. Patterns and scores have the ``mask`` of their attention.
+    ``operation`` is the index of the operation that computes the value, in the plan before passes. ``write`` is the
+    index of that operation's output buffer, and ``view`` the place of the value in it. ``rows`` is the kind of rows
+    that have the value: after the last block, values are computed only at positions whose logits are needed. ``said``
+    and ``measured``, if given, are the description and the unit.
+
+    Values of kind "pattern" and "scores" have a row for each head and token, and the ``mask`` of their attention. Kind
+    "probabilities" is the softmax of a value. Kind "state" is a ``part`` of the recurrent state after the last token of
+    each step; its ``write`` is the layer of the cache. Kind "output" is not part of the plan (``trace/outputs.py``).
     """
 
     name: str
@@ -173,7 +176,7 @@ class Point:
 
     @property
     def shape(self) -> str:
-        """The shape with its sizes: "(B, T, H 9, K 64)"; of a pattern "(B, H 9, T, T')", from query to key."""
+        """The shape with its sizes, such as "(B, T, H 9, K 64)"; for a pattern "(B, H 9, T, T')", from query to key."""
         if self.kind in ("pattern", "scores"):
             return f"(B, H {self.sizes[0]}, T, T')"
         if self.kind == "output":
@@ -184,7 +187,7 @@ class Point:
 
     @property
     def about(self) -> str:
-        """What it is, in a few words."""
+        """A short description of the value."""
         kind = _kind(self.name)
         return (
             self.said
@@ -195,17 +198,17 @@ class Point:
 
     @property
     def unit(self) -> str:
-        """The unit of its numbers, "" for those of the model's own space."""
+        """The unit of the value; "" for values without a unit, such as activations."""
         return self.measured or UNITS.get(_kind(self.name), "")
 
     @property
     def heads(self) -> int:
-        """The number of heads, or other parts, that can be selected; 0 if it has none."""
+        """The number of heads, or other parts, that can be selected; 0 if the point has none."""
         return self.view.parts if len(self.sizes) == 2 else 0
 
 
 def _kind(name: str) -> str:
-    """The name without its block: "attention.q"."""
+    """A point's name without its block, such as "attention.q"."""
     parts = name.split(".")
     return ".".join(parts[2:]) if parts[0] == "blocks" else name
 
@@ -252,7 +255,7 @@ def _points(plan: Plan) -> Iterator[Point]:
 
 
 def _renamed(stage: str, stages: Container[str]) -> str:
-    """The name of a stage's value, in a plan with ``stages``."""
+    """The name of a stage's point, in a plan with ``stages``."""
     parts = stage.split(".")
     if parts[0] != "blocks":
         return stage
@@ -296,7 +299,7 @@ def _patterns(number: int, op: Operation, name: str) -> Iterator[Point]:
 
 
 def _states(plan: Plan, number: int, op: Operation) -> Iterator[Point]:
-    """The parts of a recurrent state that an operation writes."""
+    """The points of a recurrent state that an operation writes, one for each part."""
     for value in op.fields.values():
         shape = plan.layers[value.layer] if isinstance(value, Cache) else None
         if isinstance(value, Cache) and isinstance(shape, StateShape):
@@ -311,7 +314,7 @@ def _states(plan: Plan, number: int, op: Operation) -> Iterator[Point]:
 
 
 def _ends_block(plan: Plan, number: int) -> bool:
-    """Whether an operation is the last of its block that writes the residual stream."""
+    """True if an operation is the last in its block that writes the residual stream."""
     op = plan.operations[number]
     if not op.stage.startswith("blocks.") or RESIDUAL not in op.writes:
         return False

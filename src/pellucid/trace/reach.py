@@ -1,7 +1,7 @@
-"""Which positions an edit reaches: an edit that changes nothing is refused before the run, or reported after it.
+"""The positions that an edit reaches. An edit without effect is refused before the run, or reported after it.
 
-Before a run the engine knows the most tokens that a sequence reads, and the first position whose logits are computed.
-An answer that ends sooner may leave an edit unused: ``unused`` reports it.
+Before a run the engine knows the maximum number of tokens that a sequence reads, and the first position whose logits
+are computed. A sequence that ends earlier may leave an edit unused: ``unused`` reports it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pellucid.trace.selection import Selected
 class EditReach(Struct, frozen=True):
     """The positions that an edit of a selected part changes.
 
-    ``rows`` is the number of its rows of values, one for each position (None: one row for all positions). ``keys`` is
-    one more than the last key with a weight, of a pattern.
+    ``rows`` is the number of rows of values, one row for each position (None: a single row for all positions). For a
+    pattern, ``keys`` is the number of keys up to the last key with a weight.
     """
 
     where: str
@@ -39,11 +39,11 @@ class EditReach(Struct, frozen=True):
     def refuse(self, tokens: int, most: int, first_output: int) -> None:
         """Refuse the edit if a sequence cannot reach all of it.
 
-        The prompt has ``tokens`` tokens, the sequence reads ``most`` at most, and logits are computed from position
-        ``first_output`` on.
+        The prompt has ``tokens`` tokens, and the sequence reads at most ``most`` tokens. Logits are computed from
+        position ``first_output`` on.
 
         Raises:
-            InvalidRequest: no position is reached, or values are left over.
+            InvalidRequest: the edit reaches no position, or has values for positions or keys that are not reached.
         """
         first, where = self.selected.tokens.start, f"edit of {brief(self.where)}"
         text = f"a prompt of {tokens:,} tokens"
@@ -70,7 +70,7 @@ class EditReach(Struct, frozen=True):
             )
 
     def unused(self, count: int) -> str:
-        """A sentence about the part that begins after ``count`` read tokens; "" if all of the edit was used."""
+        """A sentence about the unused part of the edit, after ``count`` read tokens; "" if the whole edit was used."""
         first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
         if first >= count:
             said = f"it changed nothing: it begins at position {first:,}, and {ended}"
@@ -85,7 +85,8 @@ def reach_of(selected: Selected, edit: EditOf) -> EditReach:
     """The reach of an edit of a part.
 
     Raises:
-        InvalidRequest: values do not fit the part, or stand where nothing is selected or seen.
+        InvalidRequest: the values do not fit the part, or are for positions that are not selected, or for keys that a
+            position does not see.
     """
     where, point = f"edit of {brief(edit.where)}", selected.point
     if point.rows == "sequences" and selected.tokens.start:
@@ -111,9 +112,9 @@ def reach_of(selected: Selected, edit: EditOf) -> EditReach:
 
 
 def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -> None:
-    """Refuse ``weights`` (rows, keys) of a pattern's edit on keys that a position does not see.
+    """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
 
-    One row is for all positions; the first of them sees the fewest keys.
+    A single row is for all positions. It is checked at the first position, which sees the fewest keys.
     """
     mask = selected.point.mask
     assert mask is not None
@@ -134,11 +135,11 @@ def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -
 
 
 def refuse_unreached(reaches: Sequence[EditReach], tokens: int, most: int, first_output: int) -> None:
-    """Refuse edits that a sequence cannot reach: ``EditReach.refuse``. Raises InvalidRequest."""
+    """Refuse edits that a sequence cannot reach (``EditReach.refuse``). Raises InvalidRequest."""
     for one in reaches:
         one.refuse(tokens, most, first_output)
 
 
 def unused(reaches: Sequence[EditReach], count: int) -> list[str]:
-    """Sentences about edits that begin after ``count`` read tokens: ``EditReach.unused``."""
+    """Sentences about unused parts of edits, after ``count`` read tokens (``EditReach.unused``)."""
     return [said for one in reaches if (said := one.unused(count))]

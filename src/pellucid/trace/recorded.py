@@ -1,12 +1,12 @@
-"""A recorded run in one file: what was asked, the tokens that came, and arrays of a trace.
+"""A recorded run in one file: the request, the generated tokens, and arrays of a trace.
 
     run = llm.record("The capital of France is", "blocks.*.residual", max_new_tokens=8)
     run.save("paris.run")
     run = RecordedRun.open("paris.run")         # needs no model
     llm.resume(run, 0, token=" Lyon").text      # what if it had said Lyon?
 
-The file is a safetensors file whose metadata has one JSON document, "pellucid.run". Nothing in it is trusted: lengths,
-types and shapes are checked, and it holds no code.
+The file is in safetensors format, with one JSON document in its metadata, "pellucid.run". The contents are not trusted:
+lengths, types and shapes are checked, and the file holds no code.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ KEY, VERSION = "pellucid.run", 1
 TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = MOST_SIZE = 1 << 24
-MOST_RANK = 4  # of an array
+MOST_RANK = 4  # dimensions of an array
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RecordedRun(Mapping[str, NDArray[Any]]):
-    """A run: ``prompt`` and generated ``ids``, their ``pieces`` (texts), the whole ``text`` that was generated.
+    """A run: the ``prompt`` ids, the generated ``ids``, the ``pieces`` (texts) of both, and the generated ``text``.
 
-    ``options`` come from the request, with the drawn ``seed``; ``chain`` lists the sampler steps that had an effect,
-    ``edits`` describe the edits. ``model`` names the model, ``shape`` describes it (``shape_of``). ``parts`` has, for
-    an array with a part of its point, the ``first`` token, the ``heads`` and the ``dims``. ``question`` is the prompt
-    as text. ``characters`` lists the characters that span several tokens: [first, stop, text]
-    (``tokenize/stages/characters.py``). ``answers`` holds further answers of the server's interface for the page:
-    [path, body, answer]. ``notes`` are for readers. As a mapping it has the recorded arrays by the names of their
-    points: (T, ...), a row for each token that was read, or for each selected token.
+    ``options`` are the request's options, and ``seed`` is the seed that was used. ``chain`` lists the sampler steps
+    that had an effect, and ``edits`` describes the edits. ``model`` identifies the model (``identity``), ``shape``
+    describes it (``shape_of``). ``parts`` has the ``first`` token, the ``heads`` and the ``dims`` of each array that
+    holds only a part of its point. ``question`` is the prompt as text. ``characters`` lists the characters that span
+    several tokens: [first, stop, text] (``tokenize/stages/characters.py``). ``answers`` holds responses of the server
+    for the page: [path, body, response]. ``notes`` are remarks for readers.
+
+    As a mapping, the run holds the recorded arrays by point name: (T, ...), with a row for each token that was read, or
+    for each selected token.
     """
 
     model: dict[str, Any]
@@ -74,7 +76,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A recorded array. Raises InvalidRequest if there is none of this name."""
+        """The recorded array of a point. Raises InvalidRequest if the run has no array of this name."""
         if name not in self.arrays:
             raise InvalidRequest(
                 f"point={brief(name)}: the run has no such array; it has {', '.join(list(self)[:5])}"
@@ -88,7 +90,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         return name in self.arrays
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A recorded array, or the default if there is none of this name."""
+        """The recorded array of a point, or the default if the run has no array of this name."""
         return self.arrays.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
@@ -101,7 +103,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
         """Write the run to a file.
 
         Raises:
-            InvalidRequest: it cannot be written.
+            InvalidRequest: the file cannot be written.
         """
         try:
             with open(path, "wb") as file:
@@ -111,7 +113,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             raise InvalidRequest(f"path={str(path)!r}: the run cannot be written: {reason(error)}") from error
 
     def _bytes(self) -> Iterator[bytes]:
-        """What a file of the run holds, in parts."""
+        """Yield the contents of the run's file, in parts."""
         facts = {name: getattr(self, name) for name in (*FACTS, *MORE)}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
         header: dict[str, Any] = {"__metadata__": metadata}
@@ -127,7 +129,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             yield np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 
     def html(self) -> str:
-        """The page of ``pellucid look`` with this run in it: one HTML file that needs nothing else."""
+        """Return the page of ``pellucid look`` with this run, as a self-contained HTML file."""
         from pellucid.web.bundle import page_of_run
 
         return page_of_run(
@@ -136,10 +138,10 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
 
     @classmethod
     def open(cls, path: str | Path) -> RecordedRun:
-        """Read a run.
+        """Read a run from a file.
 
         Raises:
-            FileFormatError: the file is no recorded run, or damaged.
+            FileFormatError: the file is not a recorded run, or is damaged.
         """
         path = Path(path)
         file = ModelFile(path)
@@ -176,7 +178,7 @@ FACTS: Mapping[str, type | tuple[type, ...]] = {
     "chain": list,
     "edits": list,
 }
-"""The names and types of what the document has."""
+"""The required fields of the document, with their types."""
 MORE: Mapping[str, type] = {
     "shape": dict,
     "parts": dict,
@@ -185,11 +187,11 @@ MORE: Mapping[str, type] = {
     "notes": list,
     "characters": list,
 }
-"""Those of what it may have."""
+"""The optional fields of the document, with their types."""
 
 
 def _check(path: Path, facts: dict[str, Any]) -> None:
-    """Check a document that was read. Raises FileFormatError."""
+    """Check the fields of a document. Raises FileFormatError."""
     if facts.get("version") != VERSION:
         raise FileFormatError(path, KEY, f"version {brief(facts.get('version'))} is not known; {VERSION} is")
     for name, kind in FACTS.items():
@@ -222,7 +224,7 @@ def _is_character(given: Any, tokens: int) -> bool:
 def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> None:
     """Check the shape of an array of a run of ``tokens`` tokens. Raises FileFormatError.
 
-    Sizes are bounded one by one: a size of 0 makes the product 0, whatever the others are.
+    Each size has its own bound. A bound on the product is not enough: a size of 0 makes any product 0.
     """
     ends = name.rpartition(".")[2]
     rows = shape[1:] if ends in ("pattern", "scores") and len(shape) == 3 else shape[:1]
@@ -236,14 +238,16 @@ def _check_shape(path: Path, name: str, shape: Sequence[int], tokens: int) -> No
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:
-    """What a recorded run says about its model, and what must fit when it is resumed."""
+    """The identity of a model in a recorded run. A run resumes only on a model of the same identity."""
     return {"name": spec.name, "family": spec.family, "vocabulary": spec.embedding.vocabulary}
 
 
 def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
-    """What a page says of a model: how it knows positions ("rotary", "added", "alibi" or "none"), the ``slopes`` of
-    ALiBi of each head, its ``width``, the number of its ``tokens``, which may be fewer than its logits, and the blocks
-    that rotate by each point of ``angles``.
+    """The description of a model for the page.
+
+    ``position`` is the kind of position encoding: "rotary", "added", "alibi" or "none". ``slopes`` are the ALiBi slopes
+    of the heads. ``tokens`` is the size of the vocabulary, which may be smaller than the number of logits. ``angles``
+    lists the blocks that rotate by each table of angles, by the table's point.
     """
     tables = list(plan.tables.values())
     position = "alibi" if tables else "none"
@@ -276,7 +280,7 @@ def _angles(plan: Plan) -> dict[str, list[int]]:
 
 
 def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
-    """Which part of their points arrays have, if they have not all of them."""
+    """The selected parts of points, by point name. Points that are selected as a whole are left out."""
     found = {}
     for one in selected:
         part: dict[str, Any] = {}
@@ -292,10 +296,10 @@ def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a file can hold.
+    """Return options as plain values, which a file can hold.
 
     Raises:
-        InvalidRequest: one is a function or another object.
+        InvalidRequest: an option is a function or another object.
     """
     made = {}
     for name, value in options.items():

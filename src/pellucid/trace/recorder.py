@@ -1,4 +1,4 @@
-"""Records a sequence: the blocks of values that its steps hand over, and the arrays that are made of them."""
+"""The recorder of a sequence: it collects blocks of values from the steps, and builds arrays from them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pellucid.trace.outputs import array_of
 from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
 from pellucid.trace.selection import Selected
 
-SOME = 3  # edits that a message names
+SOME = 3  # maximum number of edits that a message names
 
 
 class RecordedBlock(NamedTuple):
-    """Values that a step has recorded at ``positions``, (n, ...), and the room that they take."""
+    """Values of a step at ``positions``, (n, ...). ``room`` are their bytes of the trace's budget."""
 
     positions: range
     values: NDArray[np.float32]
@@ -30,11 +30,12 @@ class RecordedBlock(NamedTuple):
 
 
 class SequenceProbe:
-    """Records one sequence and changes its values. ``budget`` gives room for each block (None: none is kept).
+    """Records the values of one sequence, and applies edits to them.
 
-    ``reserve`` is room that the sequence has before it runs. ``error`` is what an edit's function has raised;
-    ``tokens`` returns the tokens that the sequence has read, and ``outputs`` has those that it has generated. ``told``
-    hears of every block, whether it is kept or not.
+    Each block takes bytes of ``budget`` (None: no block is kept), first from the bytes that ``reserve`` holds.
+    ``error`` is the exception that an edit's function raised. ``tokens`` returns the tokens that the sequence has read,
+    and ``outputs`` holds the generated tokens. ``told`` is called with every block, including blocks that are not kept.
+    ``dropped`` counts the blocks that did not fit into the budget.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SequenceProbe:
         return self.recording.tokens.start if self.recording.placed else None
 
     def follow(self, other: SequenceProbe) -> None:
-        """The sequence goes on after the tokens that ``other`` has recorded."""
+        """Continue after the tokens that ``other`` has recorded."""
         self._blocks = {rows: list(blocks) for rows, blocks in other._blocks.items()}
         self._patterns = {number: list(blocks) for number, blocks in other._patterns.items()}
         self._states = {number: dict(states) for number, states in other._states.items()}
@@ -96,7 +97,7 @@ class SequenceProbe:
         self._put(self._blocks.setdefault(rows, []), positions, values)
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
-        """As in ``Probe``. What edits make of the pattern is recorded."""
+        """As in ``Probe``. The pattern is recorded after its edits."""
         first = 0
         for tap in self.recording.watch.patterns:
             if tap.block == block:
@@ -127,14 +128,14 @@ class SequenceProbe:
             states[position] = RecordedBlock(one, values.copy(), room)
 
     def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
-        """Add a block. Positions that were read before, by a sequence that lost its pages, say, have its values now."""
+        """Add a block. It replaces earlier values of its positions: a sequence that lost its pages reads them again."""
         if blocks and blocks[-1].positions.stop > positions.start:
             self._make_way(blocks, positions)
         if room := self._room(values.nbytes):
             blocks.append(RecordedBlock(positions, values, room))
 
     def _make_way(self, blocks: list[RecordedBlock], positions: range) -> None:
-        """Take some positions out of blocks."""
+        """Remove some positions from blocks."""
         before = blocks[:]
         blocks.clear()
         while before:
@@ -144,7 +145,7 @@ class SequenceProbe:
                 continue
             rest = [range(own.start, positions.start), range(positions.stop, own.stop)]
             copies = [(part, values[part.start - own.start : part.stop - own.start].copy()) for part in rest]
-            del block, _, values  # and with it their room
+            del block, _, values  # releases their bytes of the budget
             for part, copy in copies:
                 if len(part) and (room := self._room(copy.nbytes)):
                     blocks.append(RecordedBlock(part, copy, room))
@@ -164,14 +165,17 @@ class SequenceProbe:
         return self.recording.pattern_edits[number].entries(start, stop)
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
-        """As in ``Probe``. An error of the function is kept for the sequence's task, and changes nothing."""
+        """As in ``Probe``. If the function raises, ``error`` keeps the exception for the sequence's task.
+
+        The values then stay unchanged.
+        """
         one = self.recording.edits[number]
         tokens = one.selected.tokens
         low, high = max(start, tokens.start), min(start + len(values), tokens.stop)
         if low >= high or self.error is not None or one.edit.function is None:
             return []
         part = values[low - start : high - start].reshape(high - low, *shape_of(one.selected))
-        part.flags.writeable = False  # what becomes of it is what the function returns
+        part.flags.writeable = False  # only the function's return value changes it
         try:
             given = one.edit.function(part)
             if given is None:
@@ -184,7 +188,7 @@ class SequenceProbe:
         except PellucidError as error:
             self.error = error
             return []
-        except BaseException as error:  # whatever it is, it ends this request alone
+        except BaseException as error:  # any exception ends only this request
             told = f"{type(error).__name__}: {shown(str(error))}"
             self.error = InvalidRequest(f"edit of {brief(one.edit.where)}: the function fails: {told}")
             self.error.__cause__ = error
@@ -193,11 +197,11 @@ class SequenceProbe:
 
     @property
     def count(self) -> int:
-        """How many of its tokens the sequence has read."""
+        """The number of tokens that the sequence has read."""
         return len(self.tokens())
 
     def array(self, selected: Selected) -> NDArray[Any]:
-        """The values of a selected part: (T, ...) from the first selected position on; NaN where none is recorded.
+        """The values of a selected part: (T, ...) from the first selected position on; NaN at unrecorded positions.
 
         Patterns and scores are (heads, T, T'), from query to key.
         """

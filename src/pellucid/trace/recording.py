@@ -1,4 +1,4 @@
-"""What is recorded and changed in the sequences of a request: parts of points as taps, and edits with their values."""
+"""The recordings and edits of a request: parts of points as taps, and edits with their columns and values."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from pellucid.trace.reach import reach_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
-"""Runs of columns of one edit: each is an operation of the step."""
+"""Maximum number of runs of columns of an edit. Each run is an operation of the step."""
 
 
 class PlacedPart(Struct, frozen=True):
-    """The place of a selected part: the columns of each run of heads in a block of values, or its pattern block."""
+    """A selected part and its ``places``: the first column of each run of heads in a block of values.
+
+    A pattern has the index of its block of pattern taps instead, a state the index of its state tap.
+    """
 
     selected: Selected
     places: tuple[int, ...]
 
 
 class BoundEdit(Struct, frozen=True):
-    """A run of an edit's columns: which selected part and edit it is of, and the columns that it changes."""
+    """A run of an edit's columns: the selected part, the edit, the values for this run, and the columns.
+
+    If ``alike`` is True, a single row of values is for all positions.
+    """
 
     selected: Selected
     edit: EditOf
@@ -41,9 +47,9 @@ class BoundEdit(Struct, frozen=True):
 
 
 class BoundPatternEdit(Struct, frozen=True):
-    """A run of heads of a pattern's edit: ``values`` (heads, rows, keys) for the positions of ``tokens`` in order.
+    """A run of heads of a pattern edit: ``values`` (heads, rows, keys) for the positions ``tokens`` in order.
 
-    One row is for all positions alike, None for nothing that is added. ``first`` is the run's first head.
+    A single row is for all positions. None adds nothing. The run has ``count`` heads from head ``first`` on.
     """
 
     factor: float
@@ -54,7 +60,7 @@ class BoundPatternEdit(Struct, frozen=True):
     count: int
 
     def entries(self, start: int, stop: int) -> list[PatternEntry]:
-        """The entries of the positions from start to stop - 1."""
+        """The entries of the positions from ``start`` to ``stop`` - 1."""
         found = []
         for position in range(max(start, self.tokens.start), min(stop, self.tokens.stop)):
             for head in range(self.count):
@@ -64,7 +70,10 @@ class BoundPatternEdit(Struct, frozen=True):
         return found
 
     def _row(self, head: int, position: int, tokens: int) -> NDArray[np.float32] | None:
-        """What is added to a head's row of a position, for so many tokens; None if nothing is."""
+        """The values to add to a head's row at a position, padded to a multiple of ``SPAN``; None if there are none.
+
+        ``tokens`` is the number of keys.
+        """
         if self.values is None:
             return None
         at = 0 if self.values.shape[1] == 1 else position - self.tokens.start
@@ -77,10 +86,10 @@ class BoundPatternEdit(Struct, frozen=True):
 
 
 class Recording:
-    """What is recorded (``selected``) and changed (``edits``, each with the part that it changes).
+    """The parts to record (``selected``), and the ``edits``, each with the part that it changes.
 
     Raises:
-        InvalidRequest: an edit's values do not fit its part, or stand where nothing is; or scores are to be changed.
+        InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (scores, say).
     """
 
     def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
@@ -154,17 +163,17 @@ class Recording:
         return PlacedPart(selected, tuple(places))
 
     def bytes_for(self, tokens: int) -> int:
-        """Bytes that a sequence of so many tokens takes."""
+        """The number of bytes that a sequence of ``tokens`` tokens takes."""
         rows = len(range(max(self.tokens.start, 0), min(self.tokens.stop, tokens)))
         heads = sum(one.count for one in self.watch.patterns)
         each = 4 * sum(self._columns.values())
         each += 4 * sum(one.size for one in self.watch.states)
-        # A pattern's row is stored with as many tokens as its step has seen: all, if it is the only step.
+        # A row of a pattern has a weight for each token of its step's context: for all tokens, if there is one step.
         return rows * (each + 4 * heads * tokens)
 
 
 def _spanned(selected: Sequence[Selected]) -> range:
-    """The positions that any of the parts is recorded at, and those between."""
+    """The range from the first to the last position at which any of the parts is recorded."""
     if not selected:
         return range(0)
     return range(min(one.tokens.start for one in selected), max(one.tokens.stop for one in selected))
@@ -190,7 +199,7 @@ def _bound_pattern(selected: Selected, edit: EditOf) -> list[BoundPatternEdit]:
 
 
 def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
-    """Refuse edits of one head's pattern that would not know of each other."""
+    """Refuse two edits of the same head's pattern: their effects would not combine."""
     seen = set[tuple[int, int]]()
     for one in edits:
         heads = {(one.operation, head) for head in range(one.first, one.first + one.count)}
@@ -223,7 +232,7 @@ def _bound(selected: Selected, edit: EditOf) -> list[BoundEdit]:
 
 
 def part_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The selected part of rows of a block, (n, heads, values)."""
+    """The selected part of a block's ``rows``, (n, heads, values)."""
     made, dims = _heads_of(placed, rows), placed.selected.dims
     if placed.selected.point.kind == "probabilities":
         raised = np.exp(made - made.max(-1, keepdims=True))
@@ -242,7 +251,7 @@ def _heads_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float
 def values_of(
     recording: Recording, rows: str, positions: range, block: NDArray[np.float32]
 ) -> Iterator[tuple[Selected, range, NDArray[Any]]]:
-    """The parts of a block that a step has handed over: each with its positions and its values, (n, ...)."""
+    """Yield the selected parts of a step's block of values, each with its positions and its values, (n, ...)."""
     for selected, placed in recording.placed.items():
         point, tokens = selected.point, selected.tokens
         if point.kind not in ("value", "probabilities") or point.rows != rows:
@@ -257,7 +266,10 @@ def values_of(
 def patterns_of(
     recording: Recording, block: int, positions: range, rows: NDArray[np.float32]
 ) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
-    """The patterns that a step has handed over for a ``block`` of pattern taps, (n, heads, tokens)."""
+    """Yield the selected patterns in a step's rows of a ``block`` of pattern taps, each with its positions.
+
+    The values of a pattern are (n, heads, tokens).
+    """
     for selected, placed in recording.placed.items():
         if selected.point.kind not in ("pattern", "scores") or placed.places != (block,):
             continue
@@ -270,7 +282,7 @@ def patterns_of(
 def entries_of(
     one: BoundEdit, values: NDArray[np.float32] | None, alike: bool, factor: float, start: int, stop: int
 ) -> list[EditEntry]:
-    """The entries of the positions from start to stop - 1 that are selected and have values."""
+    """The entries of the positions from ``start`` to ``stop`` - 1 that are selected and have values."""
     tokens = one.selected.tokens
     if values is None:
         return [EditEntry(p, factor, None) for p in range(max(start, tokens.start), min(stop, tokens.stop))]

@@ -1,6 +1,6 @@
-"""The report of an explanation: a recorded run for the page (``web/bundle.py``), and what the model was asked beside.
+"""The report of an explanation: a recorded run for the page (``web/bundle.py``), and the responses that the page needs.
 
-It holds what the stages of the page read: of vectors their lengths alone, where the page shows no more.
+It holds only values that the page shows. If the page shows only the norm of a vector, the report holds only the norm.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from pellucid.trace.trace import SequenceTrace
 
 MOST_BYTES = 48 << 20  # of arrays
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
-"""Tokens that were generated, of which a report tells; the likeliest after each; characters whose merges it shows."""
+"""Limits of a report: generated tokens, most likely tokens at each position, characters with merges."""
 MOST_LENS, TOP, MOST_WORDS, MOST_SEARCHED, NEAR = 160, 3, 24, 8, 10
-"""Limits of the page's requests: lens tokens, likeliest tokens, map tokens, searched tokens, neighbours of a token."""
+"""Limits of the page's requests: lens tokens, most likely tokens, map tokens, searched tokens, neighbours per token."""
 WHOLE = ("embed", "position")
 CHOICE = ("feedforward.router", "feedforward.experts", "feedforward.expert_weights")
 LENGTHS = tuple(
     f"{part}.{kind}" for part in ("attention", "feedforward", "recurrent") for kind in ("output", "post_norm")
 )
 ENDS = ("feedforward.hidden", "project.logits")
-"""Read where a token is drawn, and nowhere else."""
+"""Points that are recorded only at positions where a token is sampled."""
 
 
 @dataclass(frozen=True)
 class ReportSource:
-    """What a report is made of: the run that was explained, from token ``last`` on which it made text.
+    """The data of a report: the explained run. Token ``last`` is the last token of the prompt.
 
-    ``edits`` describe what was changed, ``options`` are those that a file can hold.
+    ``edits`` describes the edits. ``options`` are the options that a file can hold.
     """
 
     model: TracedModel
@@ -47,11 +47,11 @@ class ReportSource:
     """An ``engine.output.Generation``."""
     last: int
     layers: Sequence[int]
-    """The blocks that count most: their patterns come first."""
+    """The most important blocks. Their patterns come first."""
     edits: list[str]
     options: dict[str, Any]
     attributes: bool
-    """Whether the model's residual stream is a sum, which can be attributed."""
+    """True if the model's residual stream is a sum, so that logits can be attributed to its parts."""
 
 
 def _kind(name: str) -> str:
@@ -60,7 +60,7 @@ def _kind(name: str) -> str:
 
 
 def needed(model: TracedModel, last: int) -> list[str]:
-    """The points that a report of a prompt reads, whose last token is ``last``."""
+    """The points that the report of a prompt reads. Token ``last`` is the last token of the prompt."""
     found, end = list[str](), last + SHOWN
     for name, point in model.points.items():
         kind = _kind(name)
@@ -76,7 +76,7 @@ def needed(model: TracedModel, last: int) -> list[str]:
 
 
 def recorded(source: ReportSource, question: str) -> RecordedRun:
-    """The run with its arrays, as many as a report holds, and the answers to what the page asks of a model.
+    """Return the run for the page, with arrays up to the report's limit, and the responses that the page requests.
 
     Raises: as the lenses.
     """
@@ -133,7 +133,7 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 
 
 def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The arrays of a report, those first that count most."""
+    """Yield the arrays of a report, the most important arrays first."""
     sequence, points = source.sequence, source.model.points
     blocks = {f"blocks.{layer}.attention.pattern" for layer in source.layers}
     patterns = [name for name, point in points.items() if point.kind == "pattern"]
@@ -153,7 +153,7 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
-    positions = range(min(MOST_LENS, len(read)))  # a row for each of them was recorded
+    positions = range(min(MOST_LENS, len(read)))  # every position was recorded
     found = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
     yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, found.as_dict()]
 
@@ -166,7 +166,7 @@ def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
 
 
 def _pieces(source: ReportSource) -> Iterator[list[Any]]:
-    """The texts of the likeliest tokens, where tokens were drawn."""
+    """The texts of the most likely tokens at each position where a token was sampled."""
     piece = source.model.tokenizer.piece
     for row in source.sequence["project.logits"][:, : source.model.tokenizer.vocab_size]:
         ids = np.argsort(-row, kind="stable")[:MOST_LIKELY].tolist()

@@ -1,4 +1,4 @@
-"""An explanation as HTML for notebooks, which run no scripts; ``trace/report.py`` makes a page of it."""
+"""An explanation as HTML for notebooks, which run no scripts. ``trace/report.py`` makes a page with scripts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from pellucid.util.display import bar, escaped, heat, section, shade, table
 
 Explained: TypeAlias = Any
-"""A ``PromptExplanation``, whose module imports this one."""
+"""A ``PromptExplanation``. Its module imports this module."""
 
 
 def sections(found: Explained) -> str:
-    """All stages, in the order of the pipeline."""
+    """The sections of all stages, in the order of the pipeline."""
     parts = [_tokens(found), _positions(found), _layers(found)]
     if found.attribution is not None:
         parts.append(_attribution(found.attribution))

@@ -1,8 +1,8 @@
 """Selections of points: "blocks.*.residual", "blocks.5.attention.pattern[heads=0,3; tokens=2:9]".
 
-``*`` stands for a part of a name between two dots, ``**`` for any number of parts; a negative number of a block counts
-from the last one. ``heads`` and ``dims`` (of each head, or of a vector) are numbers and ranges: "3,0", "2:9", "5:".
-Values follow their order, and no number comes twice. ``tokens`` (positions) are one number or one range.
+``*`` stands for a part of a name between two dots, ``**`` for any number of parts. A negative block number counts from
+the last block. ``heads`` and ``dims`` (of each head, or of a vector) are lists of numbers and ranges: "3,0", "2:9",
+"5:". Values are in the written order, and each number occurs once. ``tokens`` (positions) is one number or one range.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Selected(Struct, frozen=True):
         return self.heads == tuple(range(self.point.view.parts))
 
     def runs(self) -> list[tuple[int, int]]:
-        """The selected heads as runs: (first head, how many)."""
+        """The selected heads as runs of consecutive heads: (first head, number of heads)."""
         return runs_of(self.heads)
 
 
 def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Numbers as runs of those that follow each other: (first, how many)."""
+    """Numbers as runs of consecutive numbers: (first number, count)."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and sum(found[-1]) == number:
@@ -59,10 +59,10 @@ def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def select(points: Mapping[str, Point], wanted: Sequence[str]) -> list[Selected]:
-    """The parts of points that texts select, in the order of the pipeline for each text.
+    """Return the parts of points that the texts select, for each text in the order of the pipeline.
 
     Raises:
-        InvalidRequest: a text selects nothing, or what a point does not have.
+        InvalidRequest: a text selects nothing, or a part that its point does not have.
     """
     return [one for text in wanted for one in _selected(points, text)]
 
@@ -93,7 +93,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
 
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
-    """The parts of a name; a negative number of a block is that of the block."""
+    """Split a name into its parts, and resolve a negative block number."""
     parts = name.split(".")
     if parts[0] == "blocks" and len(parts) > 1 and re.fullmatch(r"-\d{1,9}", parts[1]):
         blocks = {int(one.split(".")[1]) for one in points if one.startswith("blocks.")}
@@ -102,8 +102,8 @@ def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:
 
 
 def _fits(wanted: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the parts of a name are those that are wanted, of which ``**`` is any number."""
-    ends = {0}  # how many parts the wanted ones so far can have taken
+    """True if the parts of a name match the ``wanted`` parts, where ``**`` matches any number of parts."""
+    ends = {0}  # the numbers of parts that the wanted parts so far can match
     for one in wanted:
         if one == "**":
             ends = set(range(min(ends, default=len(parts) + 1), len(parts) + 1))
@@ -113,7 +113,7 @@ def _fits(wanted: Sequence[str], parts: Sequence[str]) -> bool:
 
 
 def _fits_part(wanted: str, part: str) -> bool:
-    """Whether a part has the pieces between the stars of the wanted one, in order."""
+    """True if a part matches the ``wanted`` part, where ``*`` matches any characters."""
     first, *others = wanted.split("*")
     if not others:
         return part == first
@@ -137,7 +137,7 @@ def _nearest(points: Mapping[str, Point], name: str) -> str:
 
 
 def _given(text: str, inside: str) -> dict[str, str]:
-    """The keys of a bracket: a part without one belongs to the key before it."""
+    """Read the keys and values of a bracket. A part without a key belongs to the key before it."""
     found: dict[str, str] = {}
     last = ""
     for part in re.split("[,;]", inside):
@@ -157,7 +157,7 @@ def _given(text: str, inside: str) -> dict[str, str]:
 
 
 def _numbers(text: str, key: str, value: str | None, size: int) -> tuple[int, ...]:
-    """The numbers that a value lists, below ``size``, in the order that is written. Raises InvalidRequest."""
+    """The numbers below ``size`` that a value lists, in the written order. Raises InvalidRequest."""
     if value is None:
         return tuple(range(size))
     found, parts = dict[int, None](), value.split(",")

@@ -1,7 +1,8 @@
-"""A trace that is read while the request runs: frames of values, of which a slow reader loses some.
+"""A trace that is read while the request runs, as frames of values. A slow reader loses frames.
 
-A frame is what a step has recorded of a point in one sequence. At most ``limit`` blocks of frames wait, and 64 MiB;
-further ones are dropped and counted, so that a reader never holds up a step or fills memory.
+A frame holds the values of a point that a step has recorded in one sequence. At most ``limit`` blocks of frames, and at
+most 64 MiB, wait for the reader. Further blocks are dropped and counted, so that a reader never delays a step or fills
+memory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
 
 @dataclass(frozen=True, repr=False)
 class TraceFrame:
-    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...); of a pattern (n, heads, tokens)."""
+    """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens)."""
 
     sequence: int
     selected: Selected
@@ -42,9 +43,9 @@ class TraceFrame:
 
 
 class FrameReader:
-    """Calls a function with every frame of a stream, in a thread of its own, until it is closed.
+    """Calls a function with every frame of a stream, in its own thread, until it is closed.
 
-    ``close`` waits until all frames that are there have been read, and raises what the function has raised.
+    ``close`` waits until all waiting frames have been read. It raises the exception of the function, if there is one.
     """
 
     def __init__(self, stream: TraceStream, function: Callable[[TraceFrame], object]) -> None:
@@ -55,7 +56,7 @@ class FrameReader:
         self._thread.start()
 
     def notify(self) -> None:
-        """Frames are there."""
+        """Signal that frames are waiting."""
         self._ready.set()
 
     def _work(self) -> None:
@@ -74,14 +75,14 @@ class FrameReader:
                 return
 
     def stop(self) -> None:
-        """End without reading what is left."""
+        """Stop without reading the waiting frames."""
         self._stream.close()
         self._over = True
         self._ready.set()
         self._thread.join()
 
     def close(self) -> None:
-        """No frame comes any more."""
+        """Read the waiting frames, and stop. Raises the exception of the function, if there is one."""
         self._over = True
         self._ready.set()
         self._thread.join()
@@ -91,13 +92,13 @@ class FrameReader:
 
 
 class TraceStream:
-    """What is recorded of a request while it runs. Iterate over ``frames``; ``close`` ends it for both sides.
+    """The recorded values of a running request. Iterate over ``frames``; ``close`` ends the stream for both sides.
 
-    ``notify`` is called, in the engine's thread, when frames are there or the stream has ended; ``ended`` when it is
-    closed.
+    ``notify`` is called in the engine's thread when frames are waiting or the stream has ended. ``ended`` is called
+    when the stream is closed.
 
     Raises:
-        InvalidRequest: a name stands for no point.
+        InvalidRequest: a name matches no point, or a point that is not a value of a step.
     """
 
     def __init__(
@@ -119,16 +120,16 @@ class TraceStream:
         self.ended: Callable[[], object] = lambda: None
         self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
         self.dropped = self._bytes = 0
-        """Frames that nobody has read in time."""
+        """The number of blocks of frames that were dropped, because the reader was too slow."""
         self.closed = False
 
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
-        """Probes for the sequences of a request; of each the ``first`` position that is wanted, if it is not 0."""
+        """Return probes for ``count`` sequences. ``first`` has the first position to record of each (0 by default)."""
         starts = [*first[:count], *[0] * (count - len(first))]
         return [_StreamedProbe(self._recording, self, number, start) for number, start in enumerate(starts)]
 
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
-        """A step has recorded a block: of a kind of rows, or of pattern taps by its number."""
+        """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
         with self._lock:
             full = len(self._waiting) >= self.limit or self._bytes + block.nbytes > MOST_BYTES
             if self.closed or full:
@@ -139,7 +140,7 @@ class TraceStream:
         self.notify()
 
     def frames(self) -> Iterator[TraceFrame]:
-        """The frames that wait."""
+        """Yield the waiting frames."""
         while self._waiting:
             with self._lock:
                 sequence, what, positions, block = self._waiting.popleft()
@@ -153,7 +154,7 @@ class TraceStream:
                 yield TraceFrame(sequence, selected, own, values)
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """End the stream, and drop the waiting frames."""
         with self._lock:
             was_closed, self.closed = self.closed, True
             self._waiting.clear()
@@ -163,7 +164,7 @@ class TraceStream:
 
 
 class _StreamedProbe(SequenceProbe):
-    """Records one sequence into a stream. What the prefix cache has is not computed for it, and not recorded."""
+    """Records one sequence into a stream. Positions from the prefix cache are not computed, and so not recorded."""
 
     def __init__(self, recording: Recording, stream: TraceStream, number: int, first: int) -> None:
         super().__init__(recording, None)
@@ -176,11 +177,11 @@ class _StreamedProbe(SequenceProbe):
 
     @property
     def first_recorded(self) -> int | None:
-        """As in ``Probe``: a request that somebody looks at costs no more than it would."""
+        """As in ``Probe``: None, because a stream must not add computation to its request."""
         return None
 
     def positions(self, start: int, stop: int) -> range:
-        """As in ``Probe``: none when nobody reads any more."""
+        """As in ``Probe``; empty once the stream is closed."""
         if self._stream.closed:
             return range(start, start)
         return super().positions(min(max(start, self._first), stop), stop)

@@ -33,10 +33,10 @@ MOST_SHOWN, MOST_ROWS = 8, 40  # patterns or sequences, and rows, of a display
 
 
 class SequenceTrace:
-    """What was recorded of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
+    """The recorded values of one sequence: ``trace["blocks.3.residual"]`` is (T, ...).
 
-    ``ids`` are the tokens that it has read, ``pieces`` their texts; row t of an array is that of token t, or of the
-    first selected one. The last token of a generated text is not read.
+    ``ids`` are the tokens that the sequence has read, ``pieces`` their texts. Row t of an array belongs to token t; if
+    positions are selected, row 0 belongs to the first selected token. The last token of a generated text is not read.
     """
 
     def __init__(self, trace: Trace, probe: SequenceProbe) -> None:
@@ -46,7 +46,7 @@ class SequenceTrace:
         return f"SequenceTrace({len(self):,} tokens, {len(self._trace.selected):,} points)"
 
     def _repr_html_(self) -> str:
-        """The attention patterns as heat maps, and the sizes of what else was recorded."""
+        """The attention patterns as heat maps, and a table of the other recorded points with their shapes."""
         import html
 
         from pellucid.util.display import heat, table
@@ -66,12 +66,12 @@ class SequenceTrace:
         return "".join([*parts, table(["point", "shape", "what it is"], rows[:MOST_ROWS])])
 
     def __len__(self) -> int:
-        """How many tokens were read while it was recorded."""
+        """The number of tokens that the sequence has read."""
         return self._probe.count
 
     @property
     def ids(self) -> list[int]:
-        """The tokens."""
+        """The ids of the tokens that the sequence has read."""
         return list(self._probe.tokens())
 
     @property
@@ -86,19 +86,19 @@ class SequenceTrace:
 
     @property
     def dropped(self) -> int:
-        """How many blocks of values did not fit into the budget."""
+        """The number of blocks of values that did not fit into the budget."""
         return self._probe.dropped
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The values of a point, (T, ...); of a pattern (H, T, T'). Raises InvalidRequest if it was not selected."""
+        """The values of a point, (T, ...), or (H, T, T') of a pattern. Raises InvalidRequest if it was not selected."""
         return self._probe.array(self._trace.one(name))
 
 
 class Trace(Mapping[str, NDArray[Any]]):
-    """Arrays by the names of points, (B, T, ...): a row for each sequence that ran, in the order in which they began.
+    """Recorded arrays by point name, (B, T, ...), with a row for each sequence, in the order of their start.
 
-    Sequences that are shorter than the longest are filled up with NaN (chosen experts with -1). ``sequences`` has each
-    of them by itself. ``dropped`` counts what did not fit into the ``budget`` of bytes.
+    Shorter sequences are padded with NaN (chosen experts with -1). ``sequences`` holds the ``SequenceTrace`` of each
+    sequence. ``dropped`` counts the blocks of values that did not fit into the ``budget`` of bytes.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Trace(Mapping[str, NDArray[Any]]):
                 )
         self.sequences: list[SequenceTrace] = []
         self.stream: TraceStream | None = None
-        """Where what is recorded is told while it runs."""
+        """The stream that receives the values during the run, or None."""
         self._lock, self.piece = threading.Lock(), piece
 
     def __repr__(self) -> str:
@@ -135,7 +135,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         return "".join(sequence._repr_html_() for sequence in self.sequences[:MOST_SHOWN])
 
     def __bool__(self) -> bool:
-        return True  # one with edits alone, and no points, is a trace
+        return True  # a trace may have edits and no points
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -144,7 +144,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         return name in self._by_name
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The values of a point, or the default for one that was not selected."""
+        """The values of a point, or the default if the point was not selected."""
         if name not in self._by_name:
             return default
         return self[name]
@@ -156,7 +156,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         return len(self._by_name)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The values of a point. Raises InvalidRequest if it was not selected, or nothing ran."""
+        """The values of a point. Raises InvalidRequest if the point was not selected, or no sequence has run."""
         one = self.one(name)
         if not self.sequences:
             raise InvalidRequest(f"point={brief(name)}: nothing has run while it was traced")
@@ -164,13 +164,13 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     @property
     def dropped(self) -> int:
-        """How many blocks of values did not fit into the budget."""
+        """The number of blocks of values that did not fit into the budget."""
         return sum(sequence.dropped for sequence in self.sequences)
 
     def one(self, name: str) -> Selected:
-        """The part of a point that was selected. Raises InvalidRequest."""
+        """The selected part of a point. Raises InvalidRequest if the point was not selected."""
         found = self._by_name.get(name)
-        if found is None and isinstance(name, str):  # a bracket, or a negative number of a block
+        if found is None and isinstance(name, str):  # the name has a bracket, or a negative block number
             asked = select(self._points, [name])
             found = self._by_name.get(asked[0].name) if len(asked) == 1 else None
             if found is not None and "[" in name and found != asked[0]:
@@ -184,16 +184,16 @@ class Trace(Mapping[str, NDArray[Any]]):
 
     @property
     def budget(self) -> int:
-        """The bytes that it may take."""
+        """The maximum number of bytes of the trace."""
         return self._budget.most
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it has taken."""
+        """The number of bytes that the trace uses."""
         return self._budget.taken
 
     def watching(self, edits: Sequence[EditOf] = ()) -> RequestTrace:
-        """This trace for a request, which has ``edits`` of its own too.
+        """Return this trace for one request, whose ``edits`` apply in addition to the trace's edits.
 
         Raises:
             InvalidRequest: an edit does not fit its point.
@@ -212,7 +212,7 @@ class Trace(Mapping[str, NDArray[Any]]):
 
 
 class RequestTrace:
-    """What is recorded and changed in the sequences of a request: the ``Watching`` of the engine."""
+    """The recordings and edits of one request. Implements the engine's ``Watching``."""
 
     def __init__(
         self, recording: Recording, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
@@ -260,10 +260,10 @@ class RequestTrace:
 
 
 def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tuple[Selected, EditOf]]:
-    """Each edit with the parts that it changes.
+    """Return each edit with each part that it changes.
 
     Raises:
-        InvalidRequest: something is no edit, or changes no point.
+        InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.
     """
     for edit in edits:
         if not isinstance(edit, EditOf):
@@ -272,7 +272,7 @@ def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tu
 
 
 def _stacked(parts: Sequence[NDArray[Any]], selected: Selected) -> NDArray[Any]:
-    """Arrays of sequences as one, filled up to the longest."""
+    """Stack the arrays of sequences, padded to the longest sequence."""
     shape = tuple(max(sizes) for sizes in zip(*(part.shape for part in parts)))
     filling: Any = np.nan if selected.point.dtype == "float32" else -1
     made = np.full((len(parts), *shape), filling, parts[0].dtype)

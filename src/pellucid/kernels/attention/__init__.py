@@ -1,8 +1,8 @@
-"""Attention over the paged key/value cache, and how a page holds keys and values.
+"""Attention over the paged key/value cache, and the layout of keys and values in a page.
 
 attention.py     the operation: its formula, its reference, and its tiles
-rows.py          which queries a tile has, and which tokens they see
-walk.py          a tile's way over the pages: scores, softmax, weighted values
+rows.py          the queries of a tile, and the tokens that they see
+walk.py          walks over the pages of a tile: scores, softmax, weighted values
 page_loops.py    the loops for one page and any number of rows
 tiles.py         the inner loops, softmax among them
 bf16_tiles.py    the inner loops over bfloat16 pages

@@ -12,16 +12,17 @@ softmax and contributes no value (Xiao et al. 2023). Keys and values come from t
 
 A *row* is one query head of one token. Rows that share a key/value head (the heads of its group, and neighbouring
 tokens) walk the pages together in *tiles* (``attention/walk.py``): each key and value is loaded once for eight rows.
-Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied as it is.
+Tiles of more than eight rows widen a page to float32 once; bfloat16 is multiplied without widening.
 
-The past is cut into *pieces* of 512 tokens, counted from the start of the sequence. Each piece has its own unnormalised
-softmax and is then joined to the pieces before it (Milakov and Gimelshein 2018):
+The tokens that a sequence attends to, its *past*, are cut into *pieces* of 512 tokens, counted from the start of the
+sequence. Each piece has its own unnormalised softmax and is then joined to the pieces before it (Milakov and Gimelshein
+2018):
 
     M' = max(M, m)    sum = sum e^(M - M') + s e^(m - M')    out = out e^(M - M') + o e^(m - M')
 
 A row's result depends only on its own sequence and position. Pieces and the pages of a piece are aligned to the cache
-and summed in a fixed order, whatever other rows are in the tile, however prompts are split into steps, and whichever
-thread runs the tile. ``attention/work_split.py`` distributes the tiles over the threads.
+and summed in a fixed order. The order depends neither on other rows in the tile, nor on the split of prompts into
+steps, nor on the thread. ``attention/work_split.py`` distributes the tiles over the threads.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ class AttentionRecord(Record):
     kv_heads: int  # G
     keys: Address  # G heads of page 0, see kv_layout.py
     values: Address  # G heads of page 0
-    group: int  # the layer's group in the cache, which has its own block tables
+    group: int  # the layer's group in the cache; a group has its own block tables
     page_bytes: int  # from one page to the next
     scale: float
     softcap: float  # 0: none
     causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
     window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
-    chunked: int  # 1: and of those only the tokens of its own chunk of ``window`` tokens
-    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0; the biases for keys at other
-    # positions follow in order. The kernel may read, but does not use, 15 numbers after the last token's.
+    chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
+    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
+    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
     bias: Address
     bias_stride: int  # bytes from one head to the next
-    bias_step: int  # bytes that the biases move back for each query position: 4 by distance, 0 by key
+    bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
     sinks: Address  # (H,) float32, or 0: none
-    cross: int  # 1: keys and values are those of the sequence's encoder (cross attention)
+    cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
     quantized: Address  # (T, H * V / 32) activation blocks, or 0: not written
 
@@ -105,7 +106,7 @@ def reference(
 
 @kernel("attention", AttentionRecord, quantizes="value_dim")
 def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
-    """Attention of a step; ``head_dim`` is K, ``value_dim`` V, ``kv_dtype`` one of ``kv_layout.KV_DTYPES``.
+    """Build attention. ``head_dim`` is K, ``value_dim`` is V, ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``.
 
     ``activation_bits`` is the width of the activation blocks.
     """

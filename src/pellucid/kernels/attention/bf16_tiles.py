@@ -1,7 +1,7 @@
-"""The inner loops of attention over bfloat16 keys and values: those of ``attention/tiles.py``, in pairs.
+"""The inner loops of attention over bfloat16 keys and values: the loops of ``attention/tiles.py``, in pairs of numbers.
 
-Queries and weights are rounded to bfloat16 too. Each step multiplies and adds two columns of a score, or two tokens of
-a sum (``simd/bf16_dot.py``). The cache stores the pairs in the order of the products, so nothing is widened.
+Queries and weights are rounded to bfloat16 too. Each multiply-add takes two columns of a score, or two tokens of a sum
+(``simd/bf16_dot.py``). The cache stores the pairs in the order of the products, so nothing is widened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pellucid.kernels.attention.tiles import ROWS, SPAN, Prefetch, register_bloc
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
     """Make the loop for the scores of ``rows`` queries (rows, K) with ``span`` tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out)
+    The loop takes (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out).
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -56,8 +56,11 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from an even token on.
 
-    If ``count`` is odd, the weight after the last token's is read and must be finite; the value after it is ignored.
-    (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count, out)
+    If ``count`` is odd, the weight after the last token's weight is read and must be finite; the value after the last
+    value is ignored.
+
+    The loop takes (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count,
+    out).
     """
     from numba.core import cgutils
     from numba.core import types as t

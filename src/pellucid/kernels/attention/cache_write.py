@@ -26,7 +26,7 @@ class CacheWriteRecord(Record):
 
 @kernel("cache_write", CacheWriteRecord)
 def build(simd: Any, kv_dtype: str) -> Any:
-    """Cache write of a step; ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``."""
+    """Build the cache write of a step. ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``."""
     at, step_at, load, load_i32 = CacheWriteRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     write_keys, write_values = writer(simd, kv_dtype)
     some = head_bytes(kv_dtype, SCALED)
@@ -44,7 +44,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
         page_bytes = load(record + at.page_bytes)
         tables = load(step + step_at.pages) + load(record + at.group) * load(step + step_at.group_stride)
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        # Split by (token, head) like rotary and the norms of heads: a thread finds its input in its own cache.
+        # Split by (token, head) like rotary and the norms of heads: a thread's input is in its own CPU cache.
         total = load(step + step_at.tokens) * heads
         begin, end = total * thread // threads, total * (thread + 1) // threads
         for s in range(load(step + step_at.sequences)):

@@ -1,4 +1,4 @@
-"""The layout of keys and values in a page of the cache, and the helpers of kernels that write and read pages.
+"""The layout of keys and values in a page of the cache, and helpers for kernels that write and read pages.
 
 A page holds S = ``PAGE`` tokens of every key/value head. A head's keys are stored by columns, (K, S), so that the
 scores of 16 tokens are one vector and need no horizontal sum. Its values are stored by tokens, (S, V).
@@ -24,14 +24,15 @@ PAGE = 64  # S, tokens of a page
 KV_DTYPES = ("f16", "bf16", "q8_0", "f32")
 SIZE = {"f16": 2, "bf16": 2, "q8_0": 1, "f32": 4}  # bytes of a number
 SCALED = 32  # columns that share a scale in q8_0
-# Numbers are clamped to these: infinity times a weight of 0 would be NaN in the rows that do not see the token.
+# Largest magnitudes. Numbers are clamped to them: infinity times a weight of 0 would be NaN in rows that do not see the
+# token.
 LARGEST = {
     "f16": 65504.0, "bf16": 3.3895313892515355e38, "q8_0": 127 * 65504.0, "f32": 3.4028234663852886e38,
 }  # fmt: skip
 
 
 def unit(kv_dtype: str) -> int:
-    """The number that the width of a head must be a multiple of."""
+    """Return the unit of head widths: the width of a head must be a multiple of it."""
     return SCALED if kv_dtype == "q8_0" else 16
 
 
@@ -46,7 +47,7 @@ def head_bytes(kv_dtype: str, width: int) -> int:
 
 
 def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
-    """Round numbers (..., width) as storing them in the cache does."""
+    """Round numbers (..., width) in the same way as the cache stores them."""
     x = np.clip(x, -np.float32(LARGEST[kv_dtype]), np.float32(LARGEST[kv_dtype]))
     if kv_dtype == "f32":
         return x
@@ -64,12 +65,12 @@ def rounded(x: NDArray[np.float32], kv_dtype: str) -> NDArray[np.float32]:
 
 
 def blocks(kv_dtype: str, width: int) -> tuple[int, int]:
-    """The number of column blocks of a head and the columns of each; columns of a block share a scale, if any."""
+    """Return the number of column blocks of a head and the columns of a block. A block has one scale in q8_0."""
     return (width // SCALED, SCALED) if kv_dtype == "q8_0" else (1, width)
 
 
 def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: Any, token: Any) -> list[Any]:
-    """Load a column block's scales for 16 tokens from ``token`` on and for the next 16; None for unscaled types."""
+    """Load a column block's scales for 16 tokens from ``token`` on and for the next 16 tokens. None without scales."""
     if kv_dtype != "q8_0":
         return [None, None]
     place = e.at(e.at(keys, width * PAGE), e.times(e.at(e.times(block, PAGE), token), 2))
@@ -77,7 +78,7 @@ def key_scales(e: Any, simd: Any, kv_dtype: str, width: int, keys: Any, block: A
 
 
 def value_scale(e: Any, simd: Any, kv_dtype: str, width: int, values: Any, token: Any, column: int) -> Any:
-    """Broadcast the scale of a token's columns from ``column`` on; None for unscaled types."""
+    """Load and broadcast the scale of a token's columns from ``column`` on. None for types without scales."""
     if kv_dtype != "q8_0":
         return None
     place = e.at(e.at(values, width * PAGE), e.times(token, width // SCALED * 2))
@@ -95,7 +96,7 @@ def load16(e: Any, simd: Any, kv_dtype: str, address: Any, scale: Any) -> Any:
 def writer(simd: Any, kv_dtype: str) -> tuple[Any, Any]:
     """Make the helpers (keys, values) that write one token of one head.
 
-    (x, its width, the head in the page, the token's slot in the page, 32 spare bytes)
+    Both take (x, its width, the head in the page, the token's slot in the page, 32 spare bytes).
     """
     largest = np.float32(LARGEST[kv_dtype])
 

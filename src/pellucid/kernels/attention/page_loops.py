@@ -29,7 +29,7 @@ class PageLoops(NamedTuple):
 
 
 def page_loops(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, stride: int) -> PageLoops:
-    """Make the helpers for a page; rows of scores are ``stride`` bytes apart.
+    """Make the helpers for a page. Rows of scores are ``stride`` bytes apart.
 
     ``open_keys`` and ``open_values`` take (rows of the tile, the head in the page, out). ``scores`` and ``values`` take
     the number of rows of the tile and ``count``, the number of rows to compute, at most 8.
@@ -94,8 +94,7 @@ def _scores_of_few(
 ) -> Any:
     """Make the helper for scores of at most 8 rows, from loops over 8, 4, 3, 2 and 1 rows.
 
-    Less than 8 rows read a page of which all ``tokens`` are wanted in the order of memory, if there are enough
-    registers.
+    Fewer than 8 rows read a page in the order of memory if all its tokens are needed and there are enough registers.
     """
     from pellucid.kernels.simd.types import LANES, TARGET
 

@@ -1,4 +1,4 @@
-"""Rows and tiles of attention: which queries they are, and which tokens they see.
+"""Rows and tiles of attention: the queries of a tile, and the tokens that they see.
 
 A *row* is one query head of one token. The rows of a sequence that share a key/value head are numbered from 0 in the
 order (token, head of the group). A *tile* is a run of consecutive rows.
@@ -13,7 +13,7 @@ from pellucid.kernels.core.record import StepRecord
 
 
 class Tile(NamedTuple):
-    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head; a value inside kernels."""
+    """Rows ``first`` to ``first + rows - 1`` of a sequence and a key/value head. A value inside kernels."""
 
     record: int
     step: int
@@ -25,9 +25,9 @@ class Tile(NamedTuple):
 
 
 class Past(NamedTuple):
-    """The tokens that a sequence attends to, including those of this step; a value inside kernels.
+    """The tokens that a sequence attends to, including the tokens of this step. A value inside kernels.
 
-    In cross attention they are the tokens of its encoder.
+    In cross attention: the tokens of the sequence's encoder.
     """
 
     length: int  # number of tokens
@@ -82,7 +82,7 @@ def _place_of(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def place_of(tile, row):
-        """Return the row's number among all (token, query head) pairs of the step."""
+        """Return the row's index among all (token, query head) pairs of the step."""
         first_token = load_i32(load(tile.step + step_at.first_row) + 4 * tile.sequence)
         head = tile.kv_head * tile.group + row % tile.group
         return (first_token + row // tile.group) * load(tile.record + at.heads) + head
@@ -95,7 +95,7 @@ def _earliest(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def earliest(tile, position):
-        """Return the first token that the one at a position sees."""
+        """Return the first token that the token at a position sees."""
         window, first = load(tile.record + at.window), 0
         if window != 0 and load(tile.record + at.chunked) != 0:
             first = position // window * window
@@ -111,7 +111,7 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
 
     @simd.jit
     def seen(tile, past, first, rows):
-        """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; it starts at a whole span."""
+        """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; begin is a multiple of SPAN."""
         window = load(tile.record + at.window)
         begin, end = 0, past.length
         if load(tile.record + at.causal) != 0:

@@ -1,9 +1,9 @@
 """The inner loops of attention: scores of a few rows, softmax of one row, weighted values of a few rows.
 
 They read keys and values as the cache stores them (``attention/kv_layout.py``) or widened to float32, with the same
-bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read the shorter
-types as stored therefore prefetch what is ``ahead`` and ``further`` bytes after the page. A page that is read in some
-passes is read in strides; it is prefetched in the order of memory nevertheless, which is faster.
+bits. Pages are scattered in memory, so hardware prefetchers do not find the next page. The loops that read types
+shorter than float32 therefore prefetch the data ``ahead`` and ``further`` bytes after the page. Several passes over a
+page read it in strides. It is still prefetched in the order of memory, which is faster.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.ops.elementwise import tanh_vector
 
-ROWS = 8  # most rows of a loop
+ROWS = 8  # maximum number of rows of a loop
 SPAN = 32  # tokens whose scores a loop computes
-WIDEST = 4  # most vectors of a row in a block of registers
+WIDEST = 4  # maximum number of vectors of a row in a block of registers
 
 
 class Prefetch(NamedTuple):
-    """The prefetches of a loop over a page: what is ``ahead`` and, with ``twice``, ``further`` bytes after ``start``.
+    """Prefetches of a loop over a page: the data ``ahead`` and, with ``twice``, ``further`` bytes after ``start``.
 
-    The loop may go over the page in several passes of ``iterations`` iterations; each prefetches a share.
+    The loop may run over the page in several passes of ``iterations`` iterations. Each pass prefetches a share.
     """
 
     start: Any
@@ -34,7 +34,7 @@ class Prefetch(NamedTuple):
     twice: bool
 
     def share(self, e: Any, iteration: Any, before: int, size: int) -> None:
-        """Prefetch the ``size`` bytes of an iteration. ``before``: those of an iteration of all passes before this."""
+        """Prefetch ``size`` bytes in an iteration. ``before``: bytes per iteration of all earlier passes together."""
         place = e.at(e.times(self.iterations, before), e.times(iteration, size))
         e.prefetch_scattered(e.at(self.start, place), size, self.ahead, self.further, twice=self.twice)
 
@@ -42,7 +42,7 @@ class Prefetch(NamedTuple):
 def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPAN) -> Any:
     """Make the loop for the scores of ``rows`` queries (rows, K) with ``span`` tokens of a page, from ``token`` on.
 
-    (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out)
+    The loop takes (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out).
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -99,8 +99,8 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
 def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
     """Split ``rows`` rows of ``vectors`` vectors of sums into blocks that fit into registers: rows and vectors.
 
-    Of 16 registers three rows of one vector use six for sums, too few to hide the time that a multiply-add takes; they
-    get two vectors, which take turns.
+    On sets with 16 registers, three rows of one vector would use only six registers for sums: too few to hide the
+    latency of a multiply-add. Three rows therefore get two vectors each, which take turns.
     """
     few = max(1, min(rows, simd.ISA.sums))
     each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
@@ -118,8 +118,8 @@ def turns(
 ) -> Iterator[tuple[slice, Any]]:
     """Yield (vectors, half): the vectors of a block whose operands are loaded together, and one of ``halves``.
 
-    The vectors are all, or one at a time, if the sums leave no registers for the operands of all. Then a fence after
-    every turn keeps the compiler from loading early, which would push sums out of the registers.
+    Yields all vectors together. If the sums leave no registers for the operands of all vectors, yields one vector at a
+    time. A fence after every turn then keeps the compiler from loading early, which would spill sums.
     """
     vectors = len(totals[0])
     crowded = len(totals) * vectors > simd.ISA.sums
@@ -134,7 +134,7 @@ def turns(
 
 
 def store_scores(e: Any, totals: list[list[Any]], rows: range, tokens: range, out: Any, stride: Any) -> None:
-    """Store the sums of a block, some vectors of tokens for each row; rows of scores are ``stride`` bytes apart."""
+    """Store the sums of a block: some vectors of tokens for each row. Rows of scores are ``stride`` bytes apart."""
     for r, row in zip(rows, totals):
         where = e.at(out, e.b.mul(stride, e.const(r)))
         for part, total in zip(tokens, row):
@@ -144,7 +144,8 @@ def store_scores(e: Any, totals: list[list[Any]], rows: range, tokens: range, ou
 def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     """Make the loop that adds ``count`` tokens' weighted values to ``rows`` sums (rows, V), from ``token`` on.
 
-    (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count, out)
+    The loop takes (weights, bytes between rows of weights, a head's values in the page, token, ahead, further, count,
+    out).
     """
     from numba.core import cgutils
     from numba.core import types as t
@@ -231,7 +232,7 @@ def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: 
 
 
 def _copier(simd: Any, emit: Any) -> Any:
-    """Make a helper (source, out) of ``emit(emitter, source, out)``."""
+    """Make a helper (source, out) from ``emit(emitter, source, out)``."""
     from numba.core import types as t
     from numba.extending import intrinsic
 
@@ -263,7 +264,7 @@ def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
     def softmax(scores, out, base, end, first, last, cap, bias, told):
         """Turn the scores of tokens base <= t < end into weights; weights are 0 outside first <= t < last.
 
-        The weights are written to ``out``, which may be equal to ``scores`` or before it. ``bias`` is the address of
+        The weights are written to ``out``, which may equal ``scores`` or lie before it. ``bias`` is the address of
         token 0's bias, or 0. The largest score and the sum of the weights are written to ``told``: minus infinity and 0
         if no token is seen.
         """

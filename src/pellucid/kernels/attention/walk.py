@@ -1,8 +1,7 @@
 """The walk of a tile over the past: scores, softmax and weighted values, piece by piece.
 
-``ScratchLayout`` is the layout of a tile's data in a thread's scratch memory. The result of a piece, the rows' sums
-followed by their states, is written to an address that the caller chooses, and joined to the pieces before it from
-there.
+``ScratchLayout`` is the layout of a tile's data in a thread's scratch memory. The result of a piece is the rows' sums
+followed by their states. It is written to an address that the caller chooses, and then joined to the pieces before it.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from pellucid.kernels.attention.tiles import ROWS, softmax_of_row
 from pellucid.kernels.core.record import SCRATCH_HEADER
 from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
-TOGETHER = 64  # most rows of a tile
-PIECE = 512  # tokens that have a softmax of their own
+TOGETHER = 64  # maximum number of rows of a tile
+PIECE = 512  # tokens of a piece, which has its own softmax
 STATE = 8  # bytes of a row's state: the largest score and the sum of the weights, float32
 # Bytes between rows of scores. A power of two would map all rows to the same cache sets.
 SCORES = PIECE * 4 + 64
@@ -92,12 +91,13 @@ def walk(
 ) -> Walk:
     """Make the helpers for a tile. ``at`` holds the field offsets of attention's record.
 
-    They are meant to be called without another helper in between: Numba optimises all code below a function again for
-    every level of calls, and the inner loops dominate the time to compile.
+    Call them without another helper in between: Numba optimises all code below a function again for every level of
+    calls, and the inner loops dominate the compile time.
     """
     from pellucid.kernels.simd.types import TARGET
 
-    # Tokens whose keys have as many bytes as a stream is prefetched ahead, where that is done twice.
+    # Distance of the ``further`` prefetch in tokens: the pages whose keys fill the first prefetch distance of a stream,
+    # at least two pages.
     far = PAGE * max(2, TARGET.stream[0][0] // head_bytes(kv_dtype, head_dim))
     space, loops = ScratchLayout(head_dim, value_dim), page_loops(simd, head_dim, value_dim, kv_dtype, SCORES)
     keys_of = _page_of(simd, at.keys, at.page_bytes, head_bytes(kv_dtype, head_dim))
@@ -140,13 +140,13 @@ def _begin(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scratc
 def _page_of(simd: Any, in_page_0: int, page_bytes: int, each: int) -> Any:
     """Make the helper that locates a head's keys or values in a page.
 
-    ``in_page_0`` and ``page_bytes`` are offsets of fields of the record, ``each`` is the bytes of one head.
+    ``in_page_0`` and ``page_bytes`` are offsets of fields of the record; ``each`` is the size of one head in bytes.
     """
     load, load_i32 = simd.load_i64, simd.load_i32
 
     @simd.jit
     def page_of(tile, past, token):
-        """Return their address in the page that holds a token."""
+        """Return the head's address in the page that holds a token."""
         head = load(tile.record + in_page_0) + tile.kv_head * each
         return head + load_i32(past.pages + token // PAGE * 4) * load(tile.record + page_bytes)
 
@@ -168,14 +168,14 @@ def _scores(
 
     @simd.jit
     def after_keys(tile, past, start, stop, token):
-        """Return what is read when the keys up to a token have been: keys of the piece, then its values."""
+        """Return the address that is read after the keys up to a token: keys of the piece, then its values."""
         if token < stop:
             return keys_of(tile, past, token)
         return values_of(tile, past, min(start + token - stop, stop - 1))
 
     @simd.jit
     def write_scores(tile, past, scratch, piece):
-        """Compute the scores of a piece, page by page, while prefetching what comes next."""
+        """Compute the scores of a piece, page by page, and prefetch the data that follows."""
         page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):
@@ -246,7 +246,7 @@ def _values(
 
     @simd.jit
     def after_values(tile, past, stop, end, token, here):
-        """Return what is read when the values up to a token have been: values of the piece, then keys of the next."""
+        """Return the address that is read after the values up to a token: values of the piece, then the next keys."""
         if token < stop:
             return values_of(tile, past, token)
         if token < end:
@@ -255,7 +255,7 @@ def _values(
 
     @simd.jit
     def add_values(tile, past, scratch, piece, sums):
-        """Add a piece's weighted values to the rows' sums, while prefetching what comes next."""
+        """Add a piece's weighted values to the rows' sums, and prefetch the data that follows."""
         page, (begin, end) = scratch + page_at, seen(tile, past, tile.first, tile.rows)
         start, stop = max(begin, piece) // PAGE * PAGE, min(end, piece + PIECE)
         for t0 in range(start, stop, PAGE):

@@ -57,7 +57,7 @@ def _extent(simd: Any, rows: RowHelpers) -> Any:
         start, stop = seen_by(tile)
         first_piece = start // PIECE * PIECE
         pieces = (max(stop, start + 1) - first_piece + PIECE - 1) // PIECE
-        # Loading keys and values costs as much as the arithmetic of ROWS rows.
+        # Loading keys and values costs the same as the arithmetic of ROWS rows.
         return first_piece, pieces, (max(stop - start, 0) + SPAN) * (tile.rows + ROWS)
 
     return extent
@@ -68,8 +68,9 @@ def _units(simd: Any) -> Any:
     def units(tile, pieces, by_pieces):
         """Return the number of a tile's units, which can go to different threads.
 
-        A tile of at most ROWS rows has its pieces as units, or its rows if these are more and not ``by_pieces``:
-        threads with some of the rows read all keys and values. A larger tile is one unit.
+        The units of a tile of at most ROWS rows are its pieces. If the tile has more rows than pieces, and without
+        ``by_pieces``, the units are its rows: each thread then reads all keys and values for its rows. A larger tile is
+        one unit.
         """
         if tile.rows > ROWS:
             return 1

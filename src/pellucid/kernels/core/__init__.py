@@ -1,16 +1,16 @@
-"""What kernels are made with.
+"""Declaration, compilation, caching and linking of kernels.
 
-definitions.py       declares kernels; discovery
+definitions.py       declares and discovers kernels
 record.py            the arguments of a kernel, as words in memory
-host.py              the machine in LLVM's terms
+host.py              this machine in LLVM's terms
 isa.py               the instruction set that kernels are compiled for
 compiler.py          compiles a function with Numba
 interrupts.py        delays Ctrl-C while the compiler runs
 library.py           compiles kernels or loads them from the cache
-fingerprint.py       hashes of what a kernel depends on
+fingerprint.py       hashes of a kernel's dependencies
 elf.py               reads and checks object files
-linker.py            links them into this process
+linker.py            links object files into this process
 compile_process.py   a process that compiles kernels
-together.py          several of them compile what a new model needs
-beside.py            one of them compiles while the model runs
+together.py          compiles the kernels of a new model in several processes
+beside.py            compiles kernels in the background, while the model runs
 """

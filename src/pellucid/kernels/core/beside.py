@@ -1,8 +1,8 @@
-"""Compiles kernels beside what runs, so that no call has to wait for the compiler.
+"""Compiles kernels in the background, so that no call waits for the compiler.
 
-The compiler runs in a process of low priority (``compile_process.py``). It goes on when this process ends, so that the
-next one finds the kernels. A thread waits for it. Where nothing can be kept in the cache folder, or no process started,
-the thread compiles itself.
+The compiler runs in a process of low priority (``compile_process.py``), and a thread waits for it. The compiling
+process continues after this process ends, so that the next process finds the kernels in the cache. If the cache folder
+cannot be written, or no process can be started, the thread compiles the kernels itself.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pellucid.kernels.core.compile_process import started, tell
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, can_cache, shared
 
-NICE = 10  # how much lower its priority is
-LOOKS = 0.2  # seconds between looks whether this process ends
+NICE = 10  # added to the nice value of the compiling process
+LOOKS = 0.2  # seconds between checks if this process ends
 
 
 class Beside:
-    """Kernels of a library that are compiled beside what runs. Use the instance that ``beside()`` returns."""
+    """Compiles kernels of a library in the background. Use the instance that ``beside()`` returns."""
 
     def __init__(self, library: Library) -> None:
         self._library, self._lock = library, threading.Lock()
         self.threads: dict[frozenset[KernelKey], threading.Thread] = {}
 
     def ready(self, keys: Iterable[KernelKey], *, compiles: bool) -> bool:
-        """Whether kernels are loaded or cached. If not, and if it ``compiles``, that begins now."""
+        """True if the kernels are loaded or cached. If not, and if ``compiles`` is set, start to compile them."""
         keys = list(keys)
         if self._library.is_cached(keys):
             return True
@@ -48,12 +48,12 @@ class Beside:
     def _compile(self, keys: Collection[KernelKey]) -> None:
         """Compile kernels: the body of a thread, which ends soon after the main thread.
 
-        What does not compile stays absent; whoever wants it later hears why.
+        A kernel that does not compile stays absent: the next ``load`` of it raises the error.
         """
         process = _started(keys) if can_cache() else None
         while process is not None and process.poll() is None:
             if not threading.main_thread().is_alive():
-                process.returncode = 0  # it goes on, and nobody waits for it
+                process.returncode = 0  # the process continues, and nobody waits for it
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOKS)
@@ -65,12 +65,12 @@ class Beside:
 
 @functools.cache
 def beside() -> Beside:
-    """What is compiled beside this process, for its library."""
+    """Return the background compiler for the library of this process."""
     return Beside(shared())
 
 
 def _started(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
-    """A process that compiles kernels and ends; None if none can be started."""
+    """Start a process that compiles kernels and ends. Returns None if no process can be started."""
     process = started(NICE, answers=False)
     if process is None:
         return None

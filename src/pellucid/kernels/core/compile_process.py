@@ -1,9 +1,10 @@
 """A process that compiles kernels and writes them to the cache folder.
 
-The compiler is written in Python: in a thread it would take the interpreter from the others. The first line of the
-process's standard input is its nice value, each further line a key. A key is pickled, since it may hold a packed
-layout; only the process that started this one can write there. The process writes a line when it is ready for the
-first key, and one when it is done with a key, which says whether the folder has it now.
+The compiler is written in Python: in a thread it would hold the GIL and stop the other threads.
+
+The first line of standard input is the nice value. Each further line is a key, pickled because it may hold a packed
+layout. Unpickling is safe: only the parent process can write there. The process writes ``READY`` when it is ready for
+the first key. After each key it writes ``KEPT`` if the cache folder now has the kernel, else ``LOST``.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ READY, KEPT, LOST = b"ready\n", b"kept\n", b"lost\n"
 
 
 def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
-    """A process that compiles kernels; None if there is no Python that can be started.
+    """Start a process that compiles kernels. Returns None if no Python can be started.
 
-    ``nice`` is how much lower its priority is; without ``answers`` what it writes is lost.
+    ``nice`` is added to its nice value. Without ``answers`` its output is discarded.
     """
     if not sys.executable or getattr(sys, "frozen", False):
         return None
@@ -40,7 +41,7 @@ def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if answers else subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the process that started it
+            start_new_session=True,  # Ctrl-C reaches only the parent process
         )
     except OSError:
         return None
@@ -49,7 +50,7 @@ def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
 
 
 def tell(process: subprocess.Popen[bytes], key: KernelKey) -> bool:
-    """Give a key to a process. Returns False if it has ended already."""
+    """Send a key to a process. Returns False if the process has ended."""
     return _write(process, pickle.dumps(key).hex())
 
 
@@ -63,8 +64,8 @@ def _write(process: subprocess.Popen[bytes], line: str) -> bool:
 
 
 def main() -> None:
-    """Compile what standard input names."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever else prints is no answer
+    """Compile the kernels whose keys arrive on standard input."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # other output must not mix with the answers
     gc.disable()  # the process takes 250 MB instead of 200, and 5 % less time
     nice = int(sys.stdin.readline())
     if hasattr(os, "nice"):
@@ -75,7 +76,7 @@ def main() -> None:
         key = pickle.loads(bytes.fromhex(line))
         with contextlib.suppress(KernelError):
             shared().load([key])
-        kept = Library().is_cached([key])  # a library that has loaded nothing knows the folder alone
+        kept = Library().is_cached([key])  # a new library looks only into the folder
         answers.buffer.write(KEPT if kept else LOST)
         answers.flush()
-    os._exit(0)  # there is nothing to tidy up, which would take a tenth of a second
+    os._exit(0)  # skips the interpreter's cleanup, which takes a tenth of a second

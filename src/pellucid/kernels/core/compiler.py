@@ -1,10 +1,10 @@
-"""Compiles kernels with Numba for a ``Target``. Only this file depends on how Numba compiles.
+"""Compiles kernels with Numba for a ``Target``. Only this file depends on the internals of Numba's compiler.
 
-By default Numba compiles for the host with all its features, or as environment variables say. Kernels are a target of
-their own in Numba's registry, with dispatchers and contexts that lead to an LLVM target machine for ``TARGET``. Nothing
-is loaded here, so the target may be another machine than the host.
+By default Numba compiles for the host with all its features, or as environment variables say. Kernels are a separate
+target in Numba's registry. Its dispatchers and contexts use an LLVM target machine for ``TARGET``. This module loads no
+code, so the target may differ from the host.
 
-Importing this module imports Numba, so it is imported only to compile a kernel.
+Importing this module imports Numba. Import it only to compile a kernel.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class KernelContext(cpu.CPUContext):
         self._internal_codegen = KernelCodegen(NAME)
 
     def post_lowering(self, mod, library):
-        """Align the stack of functions on sets with 256-bit registers. Numba's runtime is not linked.
+        """Align the stack on instruction sets with 256-bit registers. Do not link Numba's runtime.
 
-        Vectors that do not fit into registers are spilled to the stack. LLVM decides that too late to align the stack
-        for them, and half of the spilled vectors would cross a cache line.
+        Vectors that do not fit into registers are spilled to the stack. LLVM decides on spills too late to align the
+        stack for them. Without this alignment half of the spilled vectors would cross a cache line.
         """
         for function in mod.functions if TARGET.isa.lanes == 8 else ():
             if not function.is_declaration:
@@ -103,7 +103,7 @@ class KernelDispatcher(dispatcher.Dispatcher):
 
 
 def jit(function: Any) -> Any:
-    """Make a function for use in kernels: a dispatcher, which compiles it at its first call from a kernel.
+    """Make a dispatcher for use in kernels. It compiles the function when a kernel first calls it.
 
     The compiled function raises nothing, and LLVM may inline it.
     """
@@ -141,7 +141,7 @@ def target_machine() -> Any:
 
 
 def compiled(body: Any, arguments: Any) -> tuple[str, Any]:
-    """Compile a kernel. Returns its symbol and its library, with ``emit_native_object`` and ``get_asm_str``."""
+    """Compile a kernel. Returns its symbol and its library, which has ``emit_native_object`` and ``get_asm_str``."""
     body.compile(arguments)
     result = body.overloads[arguments]
     return result.fndesc.llvm_func_name, result.library

@@ -1,4 +1,4 @@
-"""Declares kernels by a name, a record and a function that builds the body. They are found by their decorator's line.
+"""Declares kernels: a name, a record and a function that builds the body. Discovery searches sources for the decorator.
 
     @kernel("add", AddRecord)
     def build_add(simd, **parameters):
@@ -7,11 +7,11 @@
         return body
 
 The body of an operation takes four integers: the address of its record, the address of the step's record
-(``record.py``), the number of its thread, and how many threads there are. All threads call it; each works on its part.
-It returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (in ``text``, ``logits``,
-``program`` and ``matmul/pack.py``) also take four integers, of which most use only the address of their record.
+(``record.py``), the index of its thread, and the number of threads. All threads call the body; each works on its part.
+The body returns nothing, raises nothing and allocates nothing. Kernels that Python calls directly (in ``text``,
+``logits``, ``program`` and ``matmul/pack.py``) also take four integers, but most use only the address of their record.
 
-Compiled, it is a C function with Numba's calling convention: it takes the addresses for a return value and for an
+A compiled body is a C function with Numba's calling convention: it takes the addresses for a return value and for an
 error, then the four integers, and returns an int32 status.
 """
 
@@ -34,7 +34,7 @@ from pellucid.util.registry import file_of
 
 @dataclass(frozen=True, init=False, eq=False)
 class KernelKey:
-    """Identifies a kernel: its name and the parameters that it is generated for (hashable values).
+    """Identifies a kernel by its name and the parameters that it is generated for (hashable values).
 
     KernelKey("norm", kind="rms", activation_bits=8)
     """
@@ -46,7 +46,7 @@ class KernelKey:
     def __init__(self, name: str, **parameters: Any) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "parameters", tuple(parameters.items()))
-        # Whatever order the parameters were given in. Keys are looked up some thousand times at a start.
+        # Independent of the order of the parameters. Stored, because a start looks up keys some thousand times.
         object.__setattr__(self, "_identity", (name, *sorted(self.parameters)))
 
     def __eq__(self, other: object) -> bool:
@@ -71,7 +71,7 @@ class KernelKey:
 
     @property
     def file_stem(self) -> str:
-        """A file name for it: readable, and exact by its hash."""
+        """File name for the key: a readable name and a hash of all parameters."""
         exact = hashlib.sha256(repr(self._identity).encode()).hexdigest()[:12]
         return f"{self.name}-{exact}"
 
@@ -101,7 +101,7 @@ class Definition(Struct, frozen=True):
 
     @property
     def module(self) -> str:
-        """The module that declares it."""
+        """Name of the module that declares the kernel."""
         return self.build.__module__
 
 
@@ -133,9 +133,9 @@ def kernel(
 
 @functools.cache
 def _modules() -> dict[str, str]:
-    """The module that declares each kernel, by the kernel's name, as their sources say.
+    """Map the name of each kernel to the module that declares it, as found in the sources.
 
-    A process needs some fifteen kernels. To import all modules instead takes 40 ms.
+    A process needs some fifteen kernels. Importing all modules instead would take 40 ms.
     """
     found: dict[str, str] = {}
     for folder in sorted(one for one in ROOT.iterdir() if one.is_dir() and one.name not in _WITHOUT):
@@ -155,9 +155,13 @@ def definitions() -> dict[str, Definition]:
 
 @functools.cache
 def definition(name: str) -> Definition:
-    """The kernel with this name, whose module is imported then."""
+    """Return the kernel with this name. Imports the module that declares it.
+
+    Raises:
+        KernelError: no kernel has this name.
+    """
     if (module := _modules().get(name)) is not None:
-        importlib.import_module(module)  # also waits for a thread that imports it
+        importlib.import_module(module)  # also waits if another thread is importing it
     elif name not in _definitions:
         raise KernelError(f'no kernel is called {name}: no line of kernels/ begins with @kernel("{name}"')
     return _definitions[name]

@@ -1,9 +1,9 @@
 """Reads object files and checks that they can be linked. LLVM aborts the process on a damaged file.
 
-In: the bytes of an object file. Out: its sections, symbols and relocations, or `BadObject`. The checks cover what a
+In: the bytes of an object file. Out: its sections, symbols and relocations, or `BadObject`. The checks cover all that a
 linker (``linker.py``, LLVM's RuntimeDyld) relies on: the file is a little-endian 64-bit ELF object for this machine;
-sections, names, symbols and relocations are within it; undefined symbols are defined in this process. The instructions
-themselves cannot be checked.
+sections, names, symbols and relocations lie within the file; this process defines the undefined symbols. The
+instructions themselves cannot be checked.
 
 Source: System V ABI, gABI chapter 4 (https://gabi.xinuos.com/elf/); relocations: the psABI of x86-64 and of AArch64.
 """
@@ -25,15 +25,15 @@ _UNWIND, _ADDRSIG = 0x70000001, 0x6FFF4C03
 _TYPES = {0, _PROGBITS, _SYMTAB, _STRTAB, _RELA, _NOTE, _NOBITS, _GROUP, _UNWIND, _ADDRSIG}
 _WRITE, _ALLOCATED, _EXECINSTR, _MERGE, _STRINGS = 0x1, 0x2, 0x4, 0x10, 0x20  # SHF_WRITE, SHF_ALLOC, …
 _INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK, SHF_GROUP, SHF_X86_64_LARGE
-# Without SHF_COMPRESSED and SHF_TLS.
+# Accepted flags. SHF_COMPRESSED and SHF_TLS are not accepted.
 _FLAGS = _WRITE | _ALLOCATED | _EXECINSTR | _MERGE | _STRINGS | _INFO_LINK | _IN_GROUP | _X86_64_LARGE
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
 _STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and others follow
-_MOST_ZEROS = 1 << 24  # most bytes of a section or symbol without contents
+_MOST_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
 _MOST_ALIGNMENT = 1 << 12
 
-# For each machine: its number in the header, and the relocations that LLVM emits and a linker supports. Those of x86-64
-# are R_X86_64_64, _PC32, _PLT32 and _PC64.
+# For each machine: its number in the header, and the types of relocations that LLVM emits and a linker supports. The
+# types of x86-64 are R_X86_64_64, _PC32, _PLT32 and _PC64.
 _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     "x86_64": (62, frozenset([1, 2, 4, 24])),
     "aarch64": (
@@ -44,15 +44,15 @@ _MACHINES: dict[str, tuple[int, frozenset[int]]] = {
     ),
 }
 
-_WIDE = {1, 24, 257, 260}  # the relocations that fill in 8 bytes
+_WIDE = {1, 24, 257, 260}  # types of relocations that fill in 8 bytes
 
 
 class BadObject(ValueError):
-    """This object file cannot be linked."""
+    """The object file cannot be linked."""
 
 
 class Section(NamedTuple):
-    """A section as its header states it: ``name`` is a place in the table of names, ``info`` its target if any."""
+    """A section header: ``name`` is an offset into the table of names, ``info`` the index of the target section."""
 
     name: int
     kind: int
@@ -67,22 +67,22 @@ class Section(NamedTuple):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it is part of the program."""
+        """True if the section is part of the loaded program."""
         return bool(self.flags & _ALLOCATED)
 
     @property
     def is_code(self) -> bool:
-        """Whether it holds instructions."""
+        """True if the section holds instructions."""
         return bool(self.flags & _EXECINSTR)
 
     @property
     def is_constant(self) -> bool:
-        """Whether its contents are in the file and never change."""
+        """True if the contents are in the file and never change."""
         return self.kind != _NOBITS and not self.flags & _WRITE
 
 
 class Symbol(NamedTuple):
-    """A symbol: ``value`` is its place in the section of this number. ``section`` is 0 if it is not in the file."""
+    """A symbol: ``value`` is its offset in the section with index ``section``; ``section`` is 0 if it is undefined."""
 
     name: str
     section: int
@@ -90,7 +90,7 @@ class Symbol(NamedTuple):
 
 
 class Relocation(NamedTuple):
-    """A place in a section that is filled in when the address of a symbol, by its number, is known."""
+    """A place in a section that a linker fills in with a symbol's address. ``section`` and ``symbol`` are indices."""
 
     section: int
     place: int
@@ -109,7 +109,7 @@ def _aligns(value: int) -> bool:
 
 
 def _check_frames(table: bytes) -> set[int]:
-    """Check that the records of an unwind table, which LLVM walks when it loads it, are within it and of known form.
+    """Check that the records of an unwind table lie within the table and have a known form: LLVM walks them at load.
 
     Returns the offsets of the function addresses, which relocations fill in.
 
@@ -121,7 +121,7 @@ def _check_frames(table: bytes) -> set[int]:
         begins = at + 4
         back = int.from_bytes(table[begins : begins + 4], "little")
         if back == 0:
-            # Version 1, augmentation "zR", factors 1 and -8 (-4 on AArch64), a register, relative addresses.
+            # Version 1, augmentation "zR", alignment factors 1 and -8 (-4 on AArch64), a register, relative addresses.
             head = table[begins + 4 : begins + 13]
             _require(head[:6] in (b"\1zR\0\1\x78", b"\1zR\0\1\x7c"), "unknown unwind tables")
             _require(head[7:8] == b"\1" and head[8:9] in (b"\x1b", b"\x1c"), "unknown unwind addresses")
@@ -136,10 +136,10 @@ def _check_frames(table: bytes) -> set[int]:
 class ObjectFile:
     """An object file that can be linked and defines ``function``.
 
-    ``outside`` tells whether this process defines a name that the file does not.
+    ``outside`` returns True if this process defines a name that the file does not define.
 
     Raises:
-        BadObject: it is damaged, or no object file for this machine.
+        BadObject: the file is damaged, or is not an object file for this machine.
     """
 
     def __init__(self, code: bytes, function: str, outside: Callable[[str], bool]) -> None:
@@ -153,11 +153,11 @@ class ObjectFile:
         _require(any(one.name == function and one.section for one in self.symbols), f"no function {function}")
 
     def content(self, section: Section) -> bytes:
-        """The bytes of a section."""
+        """Return the bytes of a section."""
         return self._code[section.offset : section.offset + section.size]
 
     def unwinds(self, section: Section) -> bool:
-        """Whether a linker treats a section as unwind tables."""
+        """True if a linker treats the section as unwind tables."""
         return section.kind == _UNWIND or self._names[section.name :].startswith(b".eh_frame\0")
 
     def _read(self, code: bytes, outside: Callable[[str], bool]) -> None:
@@ -192,7 +192,7 @@ class ObjectFile:
             _require(section.is_loaded, "unwind tables that are not loaded")
 
     def _strings(self, index: int) -> bytes:
-        """The contents of a string table."""
+        """Return the contents of a string table."""
         section = self.sections[index]
         found = self.content(section)
         whole = len(found) == section.size and found[-1:] == b"\0"

@@ -1,7 +1,7 @@
 """Hashes everything that compiled code depends on. The hashes name the files of the object code cache.
 
-``environment`` covers what all kernels share: Python, Numba, LLVM, the CPU and its features, the instruction set.
-``sources`` covers the source files of one kernel: the module that declares it, the modules of this package that it
+``environment`` covers the dependencies of all kernels: Python, Numba, LLVM, the CPU and its features, the instruction
+set. ``sources`` covers the source files of one kernel: the module that declares it, the modules of this package that it
 imports, and the compiler. A change to a text kernel therefore does not recompile attention.
 """
 
@@ -22,19 +22,19 @@ from pellucid.kernels.core.definitions import PACKAGE, ROOT
 from pellucid.kernels.core.host import package_version
 
 COMPILER = (f"{PACKAGE}.core.compiler", f"{PACKAGE}.simd")
-"""The modules that every kernel is compiled with, whether or not its own module imports them."""
+"""Modules that every kernel is compiled with, even if its own module does not import them."""
 HOST = f"{PACKAGE}.core.host"
-"""Does not count, with what it imports: what it finds out about the machine is in ``environment``."""
+"""Not part of ``sources``, like its imports: ``environment`` contains its findings about the machine."""
 _IMPORT = re.compile(
     rf"[ \t]*(?:from[ \t]+({re.escape(PACKAGE)}[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]*)"
     rf"|import[ \t]+({re.escape(PACKAGE)}[\w.]*))"
 )
-"""A statement at the start of a line."""
+"""An import statement at the start of a line."""
 
 
 @functools.cache
 def environment() -> str:
-    """The hash of what all kernels depend on, except their sources."""
+    """Return the hash of everything that all kernels depend on, except their sources."""
     target = isa.target()
     facts = (
         sys.version, sys.platform, package_version("numba"), package_version("llvmlite"),
@@ -46,7 +46,7 @@ def environment() -> str:
 
 @functools.cache
 def sources(module: str) -> str:
-    """The hash of the source files that the kernels of a module depend on."""
+    """Return the hash of the source files that the kernels of a module depend on."""
     digest = hashlib.sha256()
     for name in sorted(_closure((module, *COMPILER))):
         digest.update(name.encode() + _source(name).digest)
@@ -54,12 +54,12 @@ def sources(module: str) -> str:
 
 
 def source_bytes(module: str) -> int:
-    """The size of the source files that the kernels of a module depend on, beside those that all depend on."""
+    """Return the bytes of the source files that a module's kernels depend on, without the files of ``COMPILER``."""
     return sum(_source(name).size for name in _closure((module,)) - _closure(COMPILER))
 
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
-    """The given modules and all modules of this package that they import, directly or indirectly."""
+    """Return the given modules and all modules of this package that they import, directly or indirectly."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -71,7 +71,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
 
 
 class _Source(Struct, frozen=True):
-    """A module's source file: its hash, the modules of this package that it names in import statements, its size."""
+    """A module's source file: its hash, the modules of this package that it imports, its size in bytes."""
 
     digest: bytes
     imports: tuple[str, ...]
@@ -84,13 +84,13 @@ def _source(module: str) -> _Source:
     file = path / "__init__.py" if _is_package(module) else path.with_suffix(".py")
     try:
         content = file.read_bytes()
-    except FileNotFoundError:  # a name that is no module
+    except FileNotFoundError:  # the imported name is not a module
         return _Source(b"", ())
     return _Source(hashlib.sha256(content).digest(), tuple(_imports(content.decode())), len(content))
 
 
 def _path(module: str) -> Path:
-    """The path of a module, without a suffix."""
+    """Return the path of a module, without a suffix."""
     return ROOT.joinpath(*module.removeprefix(PACKAGE).strip(".").split("."))
 
 
@@ -100,8 +100,8 @@ def _is_package(module: str) -> bool:
 
 
 def _imports(text: str) -> Iterator[str]:
-    """The modules that a source names in import statements, at its top or inside a function."""
-    at = text.find(PACKAGE)  # faster than a search for the expression
+    """Yield the modules that a source imports, at its top or inside a function."""
+    at = text.find(PACKAGE)  # faster than a search with the regular expression
     while at >= 0:
         match = _IMPORT.match(text, text.rfind("\n", 0, at) + 1)
         at = text.find(PACKAGE, match.end() if match else at + 1)

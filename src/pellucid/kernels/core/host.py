@@ -1,9 +1,9 @@
-"""The machine in LLVM's terms: its triple, its CPU's name and features.
+"""This machine in LLVM's terms: its triple, its CPU's name and features.
 
-LLVM takes 40 ms to load, so on Linux with x86-64, where kernels are linked without it (``linker.py``), its answer is
-kept beside the compiled kernels. Its name is a hash of what Linux says about the processor and of LLVM's version. A
-program that emulates another processor while Linux still names the real one (Intel's SDE, Valgrind) needs a home of
-its own (``PELLUCID_HOME``).
+LLVM takes 40 ms to load. On Linux with x86-64 kernels are linked without LLVM (``linker.py``), so its answer is cached
+beside the compiled kernels. The file name is a hash of Linux's description of the processor and of LLVM's version. A
+program that emulates another processor while Linux still names the real processor (Intel's SDE, Valgrind) needs its own
+home folder (``PELLUCID_HOME``).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pellucid.kernels.core.linker import BY_ITSELF
 from pellucid.util.private import Folder
 
 FOLDER = "machines"
-FORM = b"1"  # of the kept answer
-MAX_FILES = 16  # a home may be shared by machines of several kinds
+FORM = b"1"  # format version of the cached answer
+MAX_FILES = 16  # machines of several kinds may share a home folder
 _CPUINFO = Path("/proc/cpuinfo")
 _FIELDS = re.compile(rb"^(?:vendor_id|cpu family|model|model name|stepping|flags)[ \t]*:.*$", re.MULTILINE)
 
 
 class Host(NamedTuple):
-    """A machine: LLVM's triple, the CPU's name, the features that it has, and those known to LLVM that it lacks."""
+    """A machine: LLVM's triple, the CPU's name, its features, and the features known to LLVM that it lacks."""
 
     triple: str
     cpu: str
@@ -38,13 +38,13 @@ class Host(NamedTuple):
 
 @functools.cache
 def host() -> Host:
-    """This machine."""
+    """Return this machine, from the cache if it is there."""
     place = _place() if BY_ITSELF else None
     if place is None:
         return _asked()
     try:
         folder = Folder(FOLDER)
-    except InvalidRequest:  # there is no home; whoever needs it says so
+    except InvalidRequest:  # there is no home folder; code that needs it reports the error
         return _asked()
     if (kept := folder.read(place, used=True)) is not None:
         triple, cpu, features, lacks = json.loads(kept)
@@ -65,7 +65,7 @@ def _asked() -> Host:
 
 
 def _place() -> str | None:
-    """The name of the kept answer; None if Linux does not say what the processor is."""
+    """Return the file name of the cached answer, or None if Linux does not describe the processor."""
     try:
         with _CPUINFO.open("rb") as file:
             first = file.read(1 << 14).partition(b"\n\n")[0]
@@ -78,10 +78,10 @@ def _place() -> str | None:
 
 
 def package_version(package: str) -> str:
-    """What tells the installed versions of a package apart: its ``_version.py``.
+    """Return a text that identifies the installed version of a package: the contents of its ``_version.py``.
 
-    Packages made with versioneer have this file. ``importlib.metadata`` takes longer to import than all this module
-    does.
+    Packages made with versioneer have this file. For other packages ``importlib.metadata`` returns the version; its
+    import alone takes longer than the rest of this module.
     """
     try:
         return Path(find_spec(package).origin).with_name("_version.py").read_text()  # type: ignore[union-attr, arg-type]

@@ -1,8 +1,8 @@
 """The instruction set that kernels are compiled for, and the CPU features that the compiler may use.
 
 ``PELLUCID_ISA`` overrides the choice of the set; an unknown or unsupported name is an error. ``amx`` runs everywhere:
-where the CPU or the system lacks it, its tiles are emulated, slowly, for tests. For an x86 set, features of better sets
-are disabled, because LLVM would use them by itself; ``portable`` may use all that the host has.
+if the CPU or the operating system lacks tiles, they are emulated, slowly, for tests. For an x86 set, features of better
+sets are disabled, because LLVM would otherwise use them. ``portable`` may use all features of the host.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pellucid.kernels.core.host import Host, host
 
 
 class Isa(Struct, frozen=True):
-    """An instruction set: its name, a description, the CPU features it needs, and those that are disabled for it.
+    """An instruction set: its name, a description, the CPU features that it needs, and the features disabled for it.
 
-    Features have LLVM's names. A CPU needs all features of one group of ``needs``. Every feature whose name starts with
-    one of ``without`` is disabled.
+    Features have LLVM's names. A CPU needs all features of at least one group of ``needs``. A feature is disabled if
+    its name starts with an entry of ``without``.
     """
 
     name: str
@@ -31,30 +31,30 @@ class Isa(Struct, frozen=True):
     needs: tuple[frozenset[str], ...]
     without: tuple[str, ...] = ()
     sums: int = 16
-    """The number of 16-lane sums that a matrix product keeps in registers, besides its operands."""
+    """Number of 16-lane sums that a matrix product keeps in registers, besides its operands."""
     lanes: int = 16
-    """32-bit lanes of a register."""
+    """Number of 32-bit lanes of a register."""
 
     terms: int = 1
-    """Dot products of 4-bit weights that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
+    """Number of 4-bit dot products that are added in 16 bits before their sum is widened; 1 if sums have 32 bits."""
     unpacks: bool = False
-    """Whether products of many tokens on vectors unpack weights once for all of them (``matmul/int8_vectors.py``)."""
+    """True if products of many tokens on vectors unpack weights once for all tokens (``matmul/int8_vectors.py``)."""
     tiles: bool = False
-    """Whether products of many tokens run on tile registers (``simd/tiles.py``)."""
+    """True if products of many tokens run on tile registers (``simd/tiles.py``)."""
     vectors: str = ""
-    """The set that vectors are computed with, if it is another one."""
+    """Name of the set that vectors are computed with, if it is another set."""
 
     @property
     def vector_set(self) -> str:
-        """The name of the set that vectors are computed with."""
+        """Name of the set that vectors are computed with."""
         return self.vectors or self.name
 
     def runs_with(self, features: frozenset[str]) -> bool:
-        """Whether a CPU with these features can run the set."""
+        """True if a CPU with these features can run the set."""
         return any(group <= features for group in self.needs)
 
     def compiled_with(self, features: frozenset[str]) -> frozenset[str]:
-        """The features of a CPU that the compiler may use."""
+        """Return the features of a CPU that the compiler may use."""
         return frozenset(name for name in features if not name.startswith(self.without))
 
 
@@ -68,8 +68,8 @@ AMX = Isa(
 )
 
 # Best first. A CPU with AVX-512 has the 256-bit vpdpbusd in another encoding, so it can run and test ``avxvnni``.
-# ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature, so the
-# compiler uses whatever the CPU has.
+# ``portable`` is for CPUs that have none of the other sets. It names no instruction and disables no feature: the
+# compiler uses all features of the CPU.
 KNOWN: tuple[Isa, ...] = (
     AMX,
     Isa("avx512vnni", "512-bit vpdpbusd", (_VNNI,), without=("amx",)),
@@ -97,13 +97,13 @@ KNOWN: tuple[Isa, ...] = (
 
 
 class Target(Struct, frozen=True):
-    """What kernels are compiled for: an instruction set, and the machine in LLVM's terms."""
+    """The compile target of kernels: an instruction set, and the machine in LLVM's terms."""
 
     isa: Isa
     triple: str
     cpu: str
     machine: frozenset[str]
-    """All features of the machine, including those that are disabled for the set."""
+    """All features of the machine, including features that are disabled for the set."""
     lacks: frozenset[str] = frozenset()
     """Features known to LLVM that the machine does not have."""
 
@@ -114,28 +114,28 @@ class Target(Struct, frozen=True):
 
     @property
     def feature_text(self) -> str:
-        """The features as LLVM expects them. Disabled ones are listed, because the CPU's name implies features."""
+        """The features as LLVM expects them. Disabled features are listed too, because the CPU's name implies them."""
         off = (self.machine | self.lacks) - self.features
         return ",".join([*sorted(f"-{name}" for name in off), *sorted(f"+{name}" for name in self.features)])
 
     def has(self, feature: str) -> bool:
-        """Whether the compiler may use a feature."""
+        """True if the compiler may use a feature."""
         return feature in self.features
 
     @property
     def stream(self) -> tuple[tuple[int, int], ...]:
-        """The prefetches of a stream from memory: (bytes ahead of its use, cache level; 1 is L1).
+        """Prefetches for a stream from memory, as pairs: bytes ahead of the use, cache level (1 is L1).
 
         Zen cores track few outstanding lines for L1 and L2, so a line is prefetched twice: early into L3, then into L2.
-        With this, one thread on Zen 4 reads 26 GB/s of Q4_1; with one prefetch into L2 21 GB/s, into L1 16 GB/s. One
-        prefetch into L1 is best on Emerald Rapids.
+        One thread on Zen 4 then reads 26 GB/s of Q4_1. With a single prefetch it reads 21 GB/s (into L2) or 16 GB/s
+        (into L1). A single prefetch into L1 is best on Emerald Rapids.
         """
         return ((32768, 3), (8192, 2)) if self.cpu.startswith("znver") else ((16384, 1),)
 
 
 @functools.cache
 def _host() -> Host:
-    """The host, without tiles that Linux does not give."""
+    """Return the host, without the tile features if Linux does not permit tiles."""
     found = host()
     if not found.features >= _TILES or _may_use_tiles():
         return found
@@ -144,7 +144,7 @@ def _host() -> Host:
 
 
 def _may_use_tiles() -> bool:
-    """Ask Linux for the tile registers, which a process has only on request. It is granted to all of its threads."""
+    """Ask Linux for permission to use tile registers, for all threads. Returns True if Linux grants it."""
     if not sys.platform.startswith("linux"):
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18  # Linux: Documentation/arch/x86/xstate.rst
@@ -152,17 +152,17 @@ def _may_use_tiles() -> bool:
 
 
 def host_features() -> frozenset[str]:
-    """LLVM's names of the host CPU's features."""
+    """Return LLVM's names of the host CPU's features."""
     return _host().features
 
 
 def possible() -> tuple[Isa, ...]:
-    """The instruction sets that the host can run, best first."""
+    """Return the instruction sets that the host can run, best first."""
     return tuple(isa for isa in KNOWN if isa.runs_with(host_features()))
 
 
 def emulated() -> tuple[Isa, ...]:
-    """The instruction sets that the host can only emulate, with the vectors of its best set."""
+    """Return the instruction sets that the host can only emulate, with the vectors of its best set."""
     best = possible()[0]
     tiles = replace(
         best, name=AMX.name, description=f"tiles, emulated with {best.name}", tiles=True, vectors=best.name
@@ -171,10 +171,10 @@ def emulated() -> tuple[Isa, ...]:
 
 
 def choose() -> Isa:
-    """The instruction set to use: ``PELLUCID_ISA`` if it is set, else the best one that the host can run.
+    """Return the instruction set to use: ``PELLUCID_ISA`` if it is given, else the best set that the host can run.
 
     Raises:
-        InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or one that this CPU does not have.
+        InvalidRequest: ``PELLUCID_ISA`` names an unknown set, or a set that this CPU does not have.
     """
     wanted, here = os.environ.get("PELLUCID_ISA", ""), possible()
     if not wanted:
@@ -187,7 +187,7 @@ def choose() -> Isa:
 
 
 def target() -> Target:
-    """What this process compiles for: the host, with the set that ``choose`` returns.
+    """Return the compile target of this process: the host, with the set that ``choose`` returns.
 
     Raises:
         InvalidRequest: as for ``choose``.

@@ -1,12 +1,12 @@
 """Compiles kernels, caches their object code on disk, and loads it.
 
-A kernel is compiled once for a machine: Numba compiles the Python function to an object file, which is kept in a cache
-folder. The names of the folder and of the file contain hashes of everything that the code depends on
+A kernel is compiled once for a machine: Numba compiles the Python function to an object file, which is stored in a
+cache folder. The names of the folder and of the file contain hashes of everything that the code depends on
 (``fingerprint.py``), so an object is never stale. Later processes link the object (``linker.py``) and do not import
 Numba.
 
-The folder holds only object code, no pickles. A file is loaded if only this user can have written it, if its content is
-what was written under its name (``pellucid/util/private.py``), and if it can be linked (``elf.py``). Otherwise the
+The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
+content was written under its name (``pellucid/util/private.py``), and if it can be linked (``elf.py``). Otherwise the
 kernel is compiled again.
 """
 
@@ -32,13 +32,13 @@ from pellucid.util.private import Folder
 
 
 class CompileProgress(Protocol):
-    """Progress callback: kernels done, total, name of the next one."""
+    """Progress callback: kernels done, total, name of the next kernel."""
 
     def __call__(self, done: int, total: int, label: str) -> None: ...
 
 
 def cache_folder() -> Path:
-    """The cache folder of compiled kernels, or the folder it would be if there is none that can be trusted."""
+    """Return the cache folder of compiled kernels, or its intended path if there is no folder that can be trusted."""
     return _folder().path or home() / _folder_name()
 
 
@@ -51,18 +51,18 @@ def _folder() -> Folder:
 
 
 def file_name(key: KernelKey) -> str:
-    """The name of a kernel's file in the cache folder; it depends on the kernel's sources."""
+    """Return the name of a kernel's file in the cache folder. It depends on the kernel's sources."""
     return f"{key.file_stem}-{sources(definition(key.name).module)}.o"
 
 
 @functools.lru_cache(maxsize=1)
 def _folder_at_first_use(_: Path) -> Folder:
-    """The cache folder as it was on first use. The argument is the home folder, so that a new home has a new entry."""
+    """Return the cache folder as of its first use. The argument is the home folder: a new home has a new entry."""
     return _folder()
 
 
 def can_cache() -> bool:
-    """Whether kernels that are compiled now are cached for later processes."""
+    """True if kernels that are compiled now are cached for later processes."""
     return _folder_at_first_use(home()).keeps
 
 
@@ -123,12 +123,16 @@ class Library:
             raise KernelError(f"{key}: the system does not let its code run: {reason(error)}") from error
 
     def is_cached(self, keys: Iterable[KernelKey]) -> bool:
-        """Whether all these kernels are loaded or cached, so that none has to be compiled."""
+        """True if all these kernels are loaded or cached, so that none has to be compiled."""
         folder = _folder_at_first_use(home())  # this method is called often
         return all(key in self._addresses or folder.has(file_name(key)) for key in keys)
 
     def compile_one(self, key: KernelKey) -> None:
-        """Compile and load a kernel. Other threads can load and compile meanwhile. Raises as ``load``."""
+        """Compile and load a kernel. Other threads can load and compile kernels meanwhile.
+
+        Raises:
+            KernelError: the kernel did not compile.
+        """
         symbol, code = compile_kernel(key)
         with self._lock:
             if key not in self._addresses:
@@ -153,12 +157,12 @@ class Library:
 
 @functools.cache
 def shared() -> Library:
-    """The process's library. There is only one, because compiled code cannot be unloaded."""
+    """Return the process's library. There is only one library, because compiled code cannot be unloaded."""
     return Library()
 
 
 def _parts(content: bytes) -> tuple[str, bytes]:
-    """What ``compile_kernel`` returned, of a cached file: the name, a NUL byte, the object file. Raises BadObject."""
+    """Split a cached file at its NUL byte into the function's name and the object file. Raises BadObject."""
     symbol, _, code = content.partition(b"\0")
     try:
         return symbol.decode(), code
@@ -167,7 +171,7 @@ def _parts(content: bytes) -> tuple[str, bytes]:
 
 
 def _link_made(symbol: str, code: bytes, key: KernelKey) -> int:
-    """Link what this process has compiled. Raises KernelError."""
+    """Link an object file that this process has compiled. Raises KernelError."""
     try:
         return linker.link_with_llvm(code, symbol)
     except BadObject as error:
@@ -185,7 +189,7 @@ def compile_kernel(key: KernelKey) -> tuple[str, bytes]:
 
 
 def assembly(key: KernelKey) -> str:
-    """The assembly of one kernel, for reading and for tests that look for an instruction.
+    """Return the assembly of one kernel, for reading and for tests that look for an instruction.
 
     Raises:
         KernelError: the kernel did not compile.

@@ -3,8 +3,9 @@
 In: the bytes of an object file and the name of its function. Out: the function's address. Linked code stays until the
 process ends.
 
-On Linux with x86-64 ``link`` does this by itself, so that a process whose kernels are all cached needs no LLVM, which
-takes 40 ms to load, and 1 ms more for each kernel. Elsewhere, and for what this process has just compiled, LLVM links.
+On Linux with x86-64 ``link`` does this without LLVM, so a process whose kernels are all cached does not load LLVM. LLVM
+takes 40 ms to load, and 1 ms more for each kernel. On other systems, and for kernels that this process has just
+compiled, LLVM links.
 
 Source: System V ABI, AMD64 supplement, section 4.4 (https://gitlab.com/x86-psABIs/x86-64-ABI).
 """
@@ -24,14 +25,14 @@ from pellucid.kernels.core.elf import BadObject, ObjectFile, Relocation
 BY_ITSELF = sys.platform == "linux" and os.uname().machine == "x86_64"
 _ADDRESS = 1  # R_X86_64_64, in 8 bytes
 _DISTANCES = {2: struct.Struct("<i"), 4: struct.Struct("<i"), 24: struct.Struct("<q")}  # _PC32, _PLT32, _PC64
-_engines: list[Any] = []  # LLVM's, which hold what they have linked
+_engines: list[Any] = []  # LLVM's engines, which hold the code that they have linked
 
 
 def link(code: bytes, function: str) -> int:
     """Link an object file that may be damaged. Returns the address of its function.
 
     Raises:
-        BadObject: it is damaged, or needs what this process does not have.
+        BadObject: the file is damaged, or needs a symbol that this process does not have.
         OSError: the system does not provide memory for code.
     """
     if not BY_ITSELF:
@@ -50,7 +51,7 @@ def link(code: bytes, function: str) -> int:
 
 
 def check(code: bytes, function: str) -> None:
-    """Raise `BadObject` unless ``link`` can link an object file, wherever the system places it."""
+    """Raise `BadObject` unless ``link`` can link an object file at any address that the system may choose."""
     if BY_ITSELF:
         image = _Image(code, function)
         image.at(_outside("mmap") or 0)  # new memory is near the libraries
@@ -59,15 +60,15 @@ def check(code: bytes, function: str) -> None:
 
 
 def link_with_llvm(code: bytes, function: str) -> int:
-    """Link an object file that this process has made or that ``check`` accepts: others make LLVM end the process.
+    """Link an object file that this process has made or that ``check`` accepts: LLVM aborts the process on other files.
 
     Raises:
-        BadObject: LLVM refuses it, or it does not define the function.
+        BadObject: LLVM refuses the file, or the file does not define the function.
     """
     from llvmlite import binding
 
-    # Each kernel has its own engine. Numba's names of helpers are unique in one process, not among object files:
-    # with a shared engine, a kernel could be linked to another kernel's helper of the same name.
+    # Each kernel has its own engine. Numba's names of helpers are unique in a process, but not across object files. In
+    # a shared engine a kernel could be linked to another kernel's helper of the same name.
     engine = execution_engine()
     try:
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
@@ -82,7 +83,7 @@ def link_with_llvm(code: bytes, function: str) -> int:
 
 
 def execution_engine() -> Any:
-    """An engine of LLVM, which links object files."""
+    """Create an LLVM engine, which links object files."""
     from llvmlite import binding
 
     binding.initialize_native_target()
@@ -98,7 +99,7 @@ def _read(code: bytes, function: str) -> ObjectFile:
 
 
 class _Image:
-    """An object file's part in memory: its code, and from the next page on its constants.
+    """The loaded part of an object file: its code and, from the next page on, its constants.
 
     Raises:
         BadObject: the file is damaged, or has variables.
@@ -131,7 +132,7 @@ class _Image:
         return self._places[section]
 
     def at(self, base: int) -> bytes:
-        """The contents for memory that begins at ``base``."""
+        """Return the contents for memory that begins at ``base``."""
         memory = bytearray(self.size)
         for index, place in self._places.items():
             section = self._object.sections[index]
@@ -157,7 +158,7 @@ class _Image:
 
 
 def _outside(name: str) -> int | None:
-    """The address of a name that this process defines, or None."""
+    """Return the address of a name that this process defines, or None."""
     try:
         return ctypes.addressof(ctypes.c_char.in_dll(_process(), name))
     except ValueError:
@@ -166,7 +167,7 @@ def _outside(name: str) -> int | None:
 
 @functools.cache
 def _process() -> Any:
-    """The process's own library of functions."""
+    """Return this process as a library of C functions."""
     process = ctypes.CDLL(None, use_errno=True)
     process.mmap.restype = ctypes.c_void_p
     process.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -176,7 +177,7 @@ def _process() -> Any:
 
 
 def _mapped(size: int) -> int:
-    """The address of new memory of a size, which may be written. Never freed: threads may run in it until the end."""
+    """Return the address of new writable memory. It is never freed: threads may run in it until the process ends."""
     access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     address: int | None = _process().mmap(None, size, access, kind, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):

@@ -1,8 +1,8 @@
 """Records: the arguments of a compiled operation, as a row of 64-bit words with named fields.
 
 A kernel receives the address of its record and the address of the step's record. A field is an address, an integer or a
-float64. All are eight bytes wide, so NumPy can write a record and a compiled kernel can read it without a common struct
-layout.
+float64. All fields are eight bytes wide, so NumPy can write a record and a compiled kernel can read it without a shared
+struct layout.
 
     class Scale(Record):
         x: Address          # (T, D) float32
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 WORD = 8
-HEADER = 2  # words before a record's own fields: the kernel's address, and whether a barrier follows
+HEADER = 2  # words before a record's own fields: the kernel's address, and the barrier that follows
 RECORD_WORDS = 32
 # Bytes at the start of a thread's scratch memory for counters that threads share; zero when not in use.
 SCRATCH_HEADER = 64
@@ -42,7 +42,7 @@ _KINDS: Mapping[str, type] = {"Address": Address, "Count": Count, "int": int, "f
 
 
 class _Offsets:
-    """``Record.at``: a named tuple, which Numba takes for constants. Made when it is first used: it takes 0.3 ms."""
+    """``Record.at``: a named tuple, which Numba treats as constants. Made at first use, because that takes 0.3 ms."""
 
     def __get__(self, instance: object, record: type[Record]) -> Any:
         made: Any = namedtuple(f"{record.__name__}At", list(record.fields))  # type: ignore[misc]
@@ -51,14 +51,14 @@ class _Offsets:
 
 
 class Record:
-    """Base class of all records. Its fields are the annotations, in order; their types are those of ``_KINDS``."""
+    """Base class of all records. Its fields are the annotations, in order, with types from ``_KINDS``."""
 
     at: ClassVar[Any]
     fields: ClassVar[dict[str, type]] = {}
     header: ClassVar[int] = HEADER
 
     def __init_subclass__(cls) -> None:
-        # Not by ``get_type_hints``, which takes 0.3 ms too.
+        # ``get_type_hints`` would take another 0.3 ms.
         own = {
             name: kind if isinstance(kind, type) else _KINDS[kind]
             for name, kind in cls.__annotations__.items()
@@ -71,8 +71,8 @@ class Record:
     def pack(cls, values: Mapping[str, int | float], *header: int) -> list[int]:
         """Return the record as int64 words: the header, zeros by default, and the fields in order.
 
-        Every field must be given, and either none or all words of the header, which only the loop over a program reads
-        (kernels/program/loop.py).
+        All fields must be given. The words of the header are all given or all omitted; only the loop over a program
+        reads them (kernels/program/loop.py).
         """
         if header and len(header) != cls.header:
             raise TypeError(f"{cls.__name__}: {len(header)} words of a header; it has {cls.header}")
@@ -105,16 +105,16 @@ class StepRecord(Record):
     sequences: int  # B
     token_ids: Address  # (T,) int32
     positions: Address  # (T,) int32
-    output_rows: Address  # (R,) int32, rows of the T
+    output_rows: Address  # (R,) int32, row indices below T
     first_row: Address  # (B,) int32, the sequence's first row
     row_count: Address  # (B,) int32, the sequence's number of rows
-    length: Address  # (B,) int32, the sequence's tokens after this step
+    length: Address  # (B,) int32, the sequence's number of tokens after this step
     pages: Address  # (groups, B, page_stride) int32, the sequence's pages in each group of cached layers
     encoder_length: Address  # (B,) int32, tokens of the encoder sequence for cross attention; 0: none
     encoder_pages: Address  # (groups, B, page_stride) int32, the pages of the encoder sequence
     page_stride: int  # entries of a row of the block tables
     group_stride: int  # bytes from one group's block tables to the next
     states: Address  # (B,) int32, the page of the sequence's state before this step; -1: zeros
-    next_states: Address  # (B,) int32, the page of its state after this step
+    next_states: Address  # (B,) int32, the page of the sequence's state after this step
     scratch: Address  # scratch memory of all threads
-    scratch_bytes: int  # scratch memory of one thread
+    scratch_bytes: int  # bytes of scratch memory of one thread

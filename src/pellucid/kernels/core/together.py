@@ -1,6 +1,6 @@
-"""Compiles what a new model needs in several processes at a time (``compile_process.py``).
+"""Compiles the kernels of a new model in several processes at once (``compile_process.py``).
 
-One process takes 7 to 24 seconds for the kernels of a model, a third of it and more for the longest.
+One process takes 7 to 24 seconds for the kernels of a model. The longest kernel takes a third of this time or more.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.fingerprint import source_bytes
 from pellucid.kernels.core.library import CompileProgress, can_cache, shared
 
-MOST = 3  # processes: more would only wait for the one with the longest kernel
-MEMORY = 250 << 20  # bytes that each takes
-STARTUP_SECONDS = 30.0  # after which a process that does not answer is something else than Python
+MOST = 3  # processes: more would only wait for the process with the longest kernel
+MEMORY = 250 << 20  # bytes of memory that each process takes
+STARTUP_SECONDS = 30.0  # a process that does not answer by then is not Python
 WORTH = 60_000
-"""Bytes of the sources of all kernels but the longest, from which on it is faster to start processes.
+"""Bytes of the sources of all kernels but the longest: from this size on, several processes are faster than one.
 
-How long a kernel takes to compile follows the size of its sources: attention and matrix products, some 90 KB each,
-take 2 to 9 s; most others, 10 to 40 KB, less than 1 s.
+The time to compile a kernel follows the size of its sources. Attention and matrix products, some 90 KB each, take 2 to
+9 s; most others, 10 to 40 KB, take less than 1 s.
 """
 Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
-"""READY of a process, keys that it has compiled, and None when it gets no more."""
+"""READY from a process, keys that it has compiled, and None when it receives no more keys."""
 
 
 def compile_together(
     keys: Iterable[KernelKey], processes: int, free: int | None, progress: CompileProgress | None = None
 ) -> None:
-    """Compile the kernels that are not cached, in up to so many processes, with half of the ``free`` bytes of memory.
+    """Compile the kernels that are not cached, in up to ``processes`` processes with half of ``free`` bytes of memory.
 
-    Nothing is compiled where one process would be as fast, or what is compiled could not be kept. What does not compile
-    stays absent. Whoever loads an absent kernel compiles it, or hears why that fails.
+    Does nothing if one process would be as fast, or if compiled kernels cannot be cached. A kernel that does not
+    compile stays absent. A later load of an absent kernel compiles it or raises the error.
     """
     library = shared()
     absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
@@ -54,7 +54,7 @@ def compile_together(
         _run(team, absent, progress)
     finally:
         for one in team:
-            one.kill()  # a process forked meanwhile may hold its input open
+            one.kill()  # closing its input is not enough: a process forked meanwhile may hold it open
         for one in team:
             one.wait()
 
@@ -66,7 +66,7 @@ def _work(key: KernelKey) -> int:
 def _run(
     team: list[subprocess.Popen[bytes]], keys: list[KernelKey], progress: CompileProgress | None
 ) -> None:
-    """Give each process the next key as soon as it is done with one."""
+    """Give each process the next key as soon as it has compiled a kernel."""
     waiting, events, left = deque(keys), Events(), dict.fromkeys(keys)
     working, wait = 0, STARTUP_SECONDS
     for one in team:
@@ -91,7 +91,7 @@ def _run(
 
 
 def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: Events) -> None:
-    """Give a process one key after the other, until none is left, it has ended, or what it compiles is not kept."""
+    """Give a process one key after the other, until no key is left, it ends, or the cache does not keep its kernels."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:

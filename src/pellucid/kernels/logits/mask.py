@@ -1,6 +1,6 @@
 """Replaces the logits of the tokens that a bit mask forbids by minus infinity.
 
-In: logits (n,) float32, n >= 16, and a bit for each in uint32 words, the lowest bit first. Out: (n,) float32. Called
+In: logits (n,) float32, n >= 16, and a bit for each logit in uint32 words, lowest bit first. Out: (n,) float32. Called
 directly from Python.
 """
 
@@ -23,7 +23,7 @@ class MaskRecord(Record):
 
 
 def reference(logits: NDArray[Any], mask: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The reference in NumPy."""
+    """Compute the reference in NumPy."""
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)]
     return np.where(bits, logits, np.float32(-np.inf)).astype(np.float32)
 

@@ -1,10 +1,10 @@
-"""The weights of a distribution, exp((x - highest) * scale), their sums, and what the entropy needs. Float64.
+"""The weights of a distribution, exp((x - highest) * scale), and sums for its total and its entropy, in float64.
 
-In: logits (n,) float32, n >= 16, none above ``highest``, some perhaps -inf. Out, float64: the weights (n,), optional;
-their sum over each block of 1,024; their total sum; the sum of weight * (x - highest) * scale. The weights divided by
-the total are softmax(x * scale), whose entropy is log(total) - (last sum) / total.
+In: logits (n,) float32, n >= 16, at most ``highest``, possibly -inf. Out, float64: the weights (n,), optional; their
+sum over each block of 1,024; their total sum; the sum of weight * (x - highest) * scale. The weights divided by the
+total are softmax(x * scale), whose entropy is log(total) - (last sum) / total.
 
-Called directly from Python. Sums within a block run over 16 lanes, then over the blocks in order.
+Called directly from Python. A block is summed in 16 lanes; the sums of blocks are added in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 
 BLOCK = 1024  # logits that share a partial sum
-LEAST = -800.0  # an exponent whose weight is 0
+LEAST = -800.0  # smallest exponent; its weight is 0
 
 
 class SoftmaxRecord(Record):
@@ -26,15 +26,15 @@ class SoftmaxRecord(Record):
     count: int  # n, at least 16
     highest: float
     scale: float  # positive and finite
-    weights: Address  # (n,) float64; 0: not wanted
+    weights: Address  # (n,) float64; 0: not written
     blocks: Address  # (n / BLOCK, rounded up,) float64
-    totals: Address  # (2,) float64: the sum of the weights, and of weight * (x - highest) * scale
+    totals: Address  # (2,) float64: sums of weight, and of weight * (x - highest) * scale
 
 
 def reference(
     logits: NDArray[Any], highest: float, scale: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
-    """The reference in NumPy: weights, sums of blocks, totals."""
+    """Compute the reference in NumPy: weights, sums of blocks, totals."""
     z = np.maximum((logits.astype(np.float64) - highest) * scale, LEAST)
     weights = np.where(z < -708, 0, np.exp(z))
     blocks = np.array([weights[at : at + BLOCK].sum() for at in range(0, len(z), BLOCK)])
@@ -51,7 +51,7 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def exponents(x, highest, scale):
-        """(x - highest) * scale, clamped to LEAST, where the weight is 0."""
+        """Return (x - highest) * scale, but at least LEAST, where the weight is 0."""
         z = (widen(x) - splat(highest)) * splat(scale)
         return select_below(z, splat(LEAST), splat(LEAST), z)
 
@@ -71,7 +71,7 @@ def build(simd: Any) -> Any:
                 if weights != 0:
                     vstore(weights + i * 8, w)
             rest = (stop - first) & 15
-            if rest != 0:  # load the last 16 again and keep the ones that are new
+            if rest != 0:  # load the last 16 logits again and keep only the new logits
                 x = vload(logits + (stop - 16) * 4)
                 if weights != 0:
                     vstore(weights + (stop - 16) * 8, vexp(exponents(x, highest, scale)))

@@ -1,7 +1,7 @@
 """The number of finite logits, and the sums of their distances to the highest and of the squared distances. Float64.
 
-In: logits (n,) float32, n >= 16, none above ``highest``, some perhaps -inf, which do not count. Out: (3,) float64.
-Called directly from Python, which computes the mean and the standard deviation from them.
+In: logits (n,) float32, n >= 16, at most ``highest``; logits of -inf do not count. Out: (3,) float64. Called directly
+from Python, which computes the mean and the standard deviation from the output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SpreadRecord(Record):
 
 
 def reference(logits: NDArray[Any], highest: float) -> NDArray[np.float64]:
-    """The reference in NumPy."""
+    """Compute the reference in NumPy."""
     x = logits[logits > -np.inf].astype(np.float64) - highest
     return np.array([len(x), x.sum(), (x * x).sum()])
 
@@ -48,7 +48,7 @@ def build(simd: Any) -> Any:
             x = select_below(x, far, nothing, x)
             sums, squares = sums + x, fma(x, x, squares)
         rest = count & 15
-        if rest != 0:  # load the last 16 again and keep the ones that are new
+        if rest != 0:  # load the last 16 logits again and keep only the new logits
             x = keep(vload(logits + (count - 16) * 4), 16 - rest, 16, np.float32(-np.inf))
             y = widen(x) - highest
             numbers = numbers + select_below(y, far, nothing, one)

@@ -1,7 +1,8 @@
-"""The indices of the k highest logits in descending order; of equal logits the lowest index first.
+"""The indices of the k highest logits in descending order; equal logits are in the order of their indices.
 
-In: logits (n,) float32 without NaN, n >= k. Out: indices (k,) int64. Called directly from Python. In one pass, a heap
-holds the best logits so far, the worst of them at the root; 128 logits at a time are skipped if none exceeds the root.
+In: logits (n,) float32 without NaN, n >= k. Out: indices (k,) int64. Called directly from Python. The kernel makes one
+pass. A heap holds the best logits so far, with the worst at its root; 128 logits at a time are skipped if none exceeds
+the root.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TopRecord(Record):
 
 
 def reference(logits: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """The reference in NumPy."""
+    """Compute the reference in NumPy."""
     return np.lexsort((np.arange(len(logits)), -logits.astype(np.float64)))[:k]
 
 
@@ -37,7 +38,7 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def sink(values, places, size, hole, value, place):
-        """Puts an entry at ``hole`` or below it, so that no parent is better than its children."""
+        """Put an entry at ``hole`` or below it, so that no parent is better than its children."""
         while True:
             child = 2 * hole + 1
             if child >= size:
@@ -57,7 +58,7 @@ def build(simd: Any) -> Any:
 
     @simd.jit
     def consider(logits, first, stop, values, places, k):
-        """Replaces the root by each of some logits that exceeds it."""
+        """Replace the root by each logit from ``first`` to ``stop`` that exceeds it."""
         for i in range(first, stop):
             x = load_f32(logits + i * 4)
             if x > load_f32(values):
@@ -82,7 +83,7 @@ def build(simd: Any) -> Any:
                 consider(logits, i, i + LOOK, values, places, k)
             i += LOOK
         consider(logits, i, count, values, places, k)
-        for last in range(k - 1, 0, -1):  # heap sort: the worst goes last
+        for last in range(k - 1, 0, -1):  # heap sort: the worst logit moves to the end
             value, place = load_f32(values + last * 4), load(places + last * 8)
             store_f32(values + last * 4, load_f32(values))
             store_i64(places + last * 8, load(places))

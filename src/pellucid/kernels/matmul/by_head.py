@@ -1,8 +1,8 @@
-"""Matrix product of heads: each head of a row is multiplied with a matrix of its own (latent attention).
+"""Matrix product of heads: each head of a row is multiplied with its own matrix (latent attention).
 
-In: rows (T, H, D) of floats or activation blocks, packed weights (H, N, D). Out: (T, H, N) float32, in rows in which
-the heads may lie further apart. The sums of a row are those of ``int8.py`` and ``floats.py``, in the same order for
-every tile, so they never depend on the other rows.
+In: rows (T, H, D) of floats or activation blocks, packed weights (H, N, D). Out: (T, H, N) float32; the heads of a row
+may lie further apart than N. ``int8.py`` and ``floats.py`` compute the sums of a row, in the same order for every tile,
+so they never depend on the other rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ByHeadRecord(Record):
     out: Address  # (T, H, N) float32
     out_stride: int  # bytes from one row to the next
     out_head: int  # bytes from one head to the next
-    zeros: Address  # (16,) float32: nothing is added
+    zeros: Address  # (16,) float32 zeros, the addend
     rows: Count  # T
 
 
@@ -61,7 +61,7 @@ def _product(simd: Any, sums: TileSums) -> Any:
     def body(record, step, thread, threads):
         heads, groups = load(record + at.heads), load(record + at.groups)
         rows = load(step + load(record + at.rows))
-        # The work is a line of the heads' pairs of groups; each thread has an equal part of it.
+        # The pairs of groups of all heads form one line; each thread has an equal part of it.
         pairs = (groups + 1) // 2
         start, stop = heads * pairs * thread // threads, heads * pairs * (thread + 1) // threads
         for head in range(heads):
@@ -74,11 +74,11 @@ def _product(simd: Any, sums: TileSums) -> Any:
 
 @kernel("matmul_heads_int8", ByHeadRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
-    """Integer products."""
+    """Build products of quantized weights with activation blocks."""
     return _product(simd, int8.sums(packed, activation_bits))
 
 
 @kernel("matmul_heads_float", ByHeadRecord, product=True)
 def build_float(simd: Any, packed: PackedLayout) -> Any:
-    """Products of floats."""
+    """Build products of floats."""
     return _product(simd, floats.sums(packed))

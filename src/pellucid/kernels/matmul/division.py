@@ -1,11 +1,11 @@
-"""How threads divide the output (T, N) of a matrix product: by columns, and by rows too where threads are many.
+"""Divides the output (T, N) of a matrix product among threads: by columns, and also by rows if threads are many.
 
-With few rows each thread has some columns of all rows, so that it reads its part of the weights and no other. With many
-rows that leaves threads without work: 576 columns are 18 blocks, of which 16 threads have one or two. Then groups of
-neighbouring threads share the columns, and each thread of a group has some of the rows.
+With few rows each thread computes some columns of all rows, so that it reads only its own part of the weights. With
+many rows this leaves threads idle: 576 columns are 18 blocks, so each of 16 threads has one block or two. Groups of
+neighbouring threads then share columns, and each thread of a group computes some of the rows.
 
-Operations on such an output, activation functions for example, divide it in the same way: no thread needs a value that
-another one has computed, and no barrier is needed between the two.
+Operations on this output, activation functions for example, divide it in the same way. No thread then needs a value
+from another thread, and no barrier is needed between the two operations.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 
 BLOCK = 32  # columns that are not divided: a block of activations
 UNIT = 16  # rows that are not divided: a tile of the widest kernel
-FEWEST = 32  # rows of a thread, if rows are divided at all
-READING = 16  # a block of weights that comes into a core's cache takes about as long as the products of this many rows
-WORTH = 20  # rows are divided more finely if that takes at least one part in this many off the time
+FEWEST = 32  # minimum rows of a thread, if rows are divided
+READING = 16  # loading a block of weights into a core's cache takes about the time of the products of this many rows
+WORTH = 20  # rows are divided more finely if this saves at least 1/20 of the time
 
 
 def division(simd: Any) -> Any:
-    """Make the helper (columns, rows, thread, threads) → a thread's (first column, last, first row, last).
+    """Make the helper (columns, rows, thread, threads) → a thread's (first column, end, first row, end).
 
-    The ends are excluded. Columns are multiples of ``BLOCK``, except the last one.
+    The ends are excluded. Bounds of columns are multiples of ``BLOCK``, except the end of all columns.
     """
 
     @simd.jit
     def row_parts(blocks, rows, threads):
-        """Return how many threads share the same columns."""
+        """Return the number of threads that share the same columns."""
         parts, units = 1, (rows + UNIT - 1) // UNIT
         least = (blocks + threads - 1) // threads * (units * UNIT + READING)
         for tried in range(2, min(threads, rows // FEWEST) + 1):
-            across = threads // tried  # of 13 threads, two parts of the rows keep 12
+            across = threads // tried  # with two parts, 12 of 13 threads work
             time = (blocks + across - 1) // across * ((units + tried - 1) // tried * UNIT + READING)
             if time * WORTH < least * (WORTH - 1):
                 parts, least = tried, time
@@ -62,5 +62,5 @@ part_of_thread: Part = division(SimpleNamespace(jit=lambda function: function))
 
 
 def column_ends(columns: int, threads: int) -> list[int]:
-    """The ends of the threads' columns if rows are not divided, as they never are when a token is generated."""
+    """Return the ends of the threads' columns for a single row, as in decode: rows are then not divided."""
     return [part_of_thread(columns, 1, thread, threads)[1] for thread in range(threads)]

@@ -1,10 +1,10 @@
 """Matrix product of a mixture of experts: every row is multiplied with the matrix of its own expert.
 
-In: rows of floats or activation blocks, packed weights (E, N, D), and the rows' numbers grouped by expert
+In: rows of floats or activation blocks, packed weights (E, N, D), and the row indices grouped by expert
 (``ops/mixture.py``). Out: (T * chosen, N) float32, in the order of the groups.
 
-The weights of an expert are read once for all of its rows, and not at all if it has none. The sums of a row are those
-of ``int8.py`` and ``floats.py``, in the same order for every tile, so they never depend on the other rows.
+The weights of an expert are read once for all its rows, and not at all if no row chose it. ``int8.py`` and
+``floats.py`` compute the sums of a row, in the same order for every tile, so they never depend on the other rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.kernels.matmul.product import TileSums, rectangle
 
-READING = 4  # reading an expert's weights takes about as long as multiplying them with this many tokens
+READING = 4  # reading an expert's weights takes about the time of multiplying them with this many tokens
 
 
 class ExpertsRecord(Record):
@@ -75,8 +75,8 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
         x = load(record + at.x)
         if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
             x += thread * load(record + at.x_stride)
-        # The work is a line: each expert with rows has one unit for each of its rows, and some for reading, in each of
-        # its pairs of groups. Each thread has an equal part of the line.
+        # The work is a line. For each pair of groups, an expert with rows has one unit per row and READING units for
+        # loading the weights. Each thread has an equal part of the line.
         pairs, total = (groups + 1) // 2, 0
         for expert in range(experts):
             rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
@@ -98,11 +98,11 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
 
 @kernel("matmul_experts_int8", ExpertsRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
-    """Integer products. ``gathered``: the rows of x are those of tokens, found by their numbers."""
+    """Build products of quantized weights. ``gathered``: x has one row per token, found by the index in ``sources``."""
     return _product(simd, int8.sums(packed, activation_bits), gathered)
 
 
 @kernel("matmul_experts_float", ExpertsRecord, product=True)
 def build_float(simd: Any, packed: PackedLayout, gathered: bool) -> Any:
-    """Products of floats."""
+    """Build products of floats."""
     return _product(simd, floats.sums(packed), gathered)

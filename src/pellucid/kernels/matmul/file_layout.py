@@ -1,7 +1,7 @@
 """The block formats of quantized weights in files, described as data.
 
 The kernel that packs weights is generated from a ``FileLayout`` (``pack.py``), and the NumPy decoder reads it
-(``weights/quant``). A block covers as many columns as a scale unit of the packed layout.
+(``weights/quant``). A block covers the columns of one scale unit of the packed layout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class BitPlane(Struct, frozen=True):
     run: int
 
     def place(self, value: int) -> tuple[int, int]:
-        """Return where a value's bits are: the byte of the block, and the lowest bit in that byte."""
+        """Return the place of a value's bits: the byte of the block, and the lowest bit in this byte."""
         run, inside = divmod(value, self.run * 8 // self.bits)
         return self.offset + run * self.run + inside % self.run, inside // self.run * self.bits
 
@@ -36,7 +36,7 @@ class BitField(Struct, frozen=True):
 
 
 class ScaleField(Struct, frozen=True):
-    """Scales or minima of a block. Each is concatenated from bit fields, lowest bits first, minus ``minus``."""
+    """Scales or minima of a block. Each number joins bit fields, lowest bits first, and subtracts ``minus``."""
 
     numbers: tuple[tuple[BitField, ...], ...]
     minus: int = 0
@@ -45,7 +45,7 @@ class ScaleField(Struct, frozen=True):
 class FileLayout(Struct, frozen=True):
     """A block: ``values`` numbers in ``nbytes`` bytes.
 
-    ``planes`` hold the values' bits, lowest first. ``flip`` are bits that are stored inverted. ``scale_fields`` are in
+    ``planes`` hold the values' bits, lowest first. The bits of ``flip`` are stored inverted. ``scale_fields`` are in
     the order of ``PackedLayout.scale_fields``.
     """
 
@@ -60,10 +60,10 @@ class FileLayout(Struct, frozen=True):
 
 
 def whole(byte: int, count: int = 1) -> ScaleField:
-    """``count`` 8-bit numbers, starting at ``byte``."""
+    """Return the field of ``count`` 8-bit numbers that start at ``byte``."""
     return ScaleField(tuple((BitField(byte + i, 0, 8),) for i in range(count)))
 
 
 def half(byte: int) -> ScaleField:
-    """The float16 at ``byte``."""
+    """Return the field of the float16 at ``byte``."""
     return ScaleField(((BitField(byte, 0, 8), BitField(byte + 1, 0, 8)),))

@@ -56,5 +56,5 @@ def build(simd: Any, packed: PackedLayout) -> Any:
 
 
 def sums(packed: PackedLayout) -> TileSums:
-    """How a tile's sums are computed."""
+    """Return the emitter of a tile's sums."""
     return TileSums(functools.partial(_emit_sums, packed))

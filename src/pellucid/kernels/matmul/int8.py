@@ -2,9 +2,9 @@
 
 In: activation blocks (T, D/32; ``quantize.py``), packed weights (N, D). Out: (T, N) float32.
 
-The products of a block of 32 columns are summed exactly in int32: with activations of 24 bits those of the top plane,
-and those of the other planes, so that sum = fma(2^14, sum of the top plane, sum of the others). Blocks are summed in
-float32 in ascending order, with fused multiply-adds:
+The products of a block of 32 columns are summed exactly in int32. With activations of 24 bits the top plane has its own
+int32 sum, and sum = fma(2^14, sum of the top plane, sum of the other planes). Blocks are summed in float32 in ascending
+order, with fused multiply-adds:
 
     total = fma(sum, w_scale * x_scale, total)    then, with a minimum,    total = fma(w_min, x_sum, total)
 
@@ -44,7 +44,7 @@ def reference(
 
 
 def _column(e: Any, packed: PackedLayout, weights: Any) -> Any:
-    """A function that emits vector i of the block whose planes are at ``weights``, as ``exact`` wants it."""
+    """Return a function for ``exact`` that emits vector i of the block whose planes are at ``weights``."""
     from pellucid.kernels.matmul import operands
 
     signed = as_signed(packed)
@@ -97,12 +97,12 @@ def _emit_sums(
 
 @kernel("matmul_int8", MatmulRecord, by_row=True, product=True)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
-    """Integer matrix product; ``activation_bits`` is 8, 16 or 24: one to three planes of bytes."""
+    """Build the integer matrix product. ``activation_bits`` is 8, 16 or 24: one to three planes of bytes."""
     return product(simd, sums(packed, activation_bits))
 
 
 def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
-    """How a tile's sums are computed."""
+    """Return the emitter of a tile's sums."""
     planes = activation_bits // 8
     return TileSums(
         functools.partial(_emit_sums, packed, planes), planes, functools.partial(_many_tokens, packed, planes)
@@ -110,7 +110,7 @@ def sums(packed: PackedLayout, activation_bits: int) -> TileSums:
 
 
 def _many_tokens(packed: PackedLayout, planes: int, simd: Any, gathered: bool) -> ManyTokens | None:
-    """The helper for many tokens; None if this instruction set multiplies them as fast in small tiles."""
+    """Return the helper for many tokens, or None if small tiles are as fast on this instruction set."""
     if simd.ISA.tiles and int8_tiles.fits(packed):
         return int8_tiles.many_tokens(simd, packed, planes, gathered)
     if simd.ISA.unpacks and int8_vectors.pays(packed):

@@ -8,11 +8,11 @@ from typing import Any
 from pellucid.kernels.matmul.int8_scaled import SUMS, TOPS
 from pellucid.kernels.matmul.packed_layout import BLOCK, PackedLayout
 
-CHAINS = 4  # independent partial sums of a block; those of the next block are independent too
+CHAINS = 4  # independent partial sums of a block; the next block's sums are independent too
 
 
 def as_signed(packed: PackedLayout) -> bool:
-    """Whether weights are used as signed bytes, which have no zero point."""
+    """True if weights are used as signed bytes, which have no zero point."""
     from pellucid.kernels.simd import int8_dot
 
     return packed.zero_point == 128 and int8_dot.wants_signed(packed.most)
@@ -21,11 +21,11 @@ def as_signed(packed: PackedLayout) -> bool:
 def exact(
     e: Any, packed: PackedLayout, planes: int, column: Callable[[int], Any], part: int, xs: list[Any]
 ) -> list[list[Any]]:
-    """Emit a part's exact int32 sums for each token: one for each plane, one lane for each of 16 rows.
+    """Emit a part's exact int32 sums for each token: a vector for each plane, with a lane for each of 16 rows.
 
-    ``column(i)`` is vector i of the block's eight: lane r has columns 4i to 4i+3 of row r as bytes, which are signed
-    if ``as_signed`` says so. ``xs`` are the addresses of the tokens' activation blocks. The tokens are interleaved at
-    every vector of weights to hide latency; integer sums do not depend on the order.
+    ``column(i)`` is vector i of the block's eight vectors: lane r has columns 4i to 4i+3 of row r as bytes, which are
+    signed if ``as_signed`` is true. ``xs`` are the addresses of the tokens' activation blocks. The tokens are
+    interleaved at every vector of weights to hide latency; integer sums do not depend on the order.
     """
     from pellucid.kernels import simd
     from pellucid.kernels.simd import int8_dot
@@ -35,12 +35,12 @@ def exact(
     signed = as_signed(packed)
 
     def zero_point(plane: int, x: Any) -> Any:
-        # It applies to the top plane, and to the last plane, whose unit is 1.
+        # It applies to the last plane, whose unit is 1, and to the top plane of 24 bits.
         if not packed.zero_point or signed or plane not in (planes - 1, planes - 3):
             return e.fill(simd.i32, 0)
         return _zero_point(e, packed, planes, part, x, SUMS if plane == planes - 1 else TOPS)
 
-    # The zero point is where a sum starts. Where sums of 16 bits fill the registers, it is added when they are done.
+    # A sum starts at the zero point. If sums of 16 bits fill the registers, the zero point is added at the end.
     late = simd.ISA.terms > 1
 
     def begin(plane: int, x: Any) -> Any:
@@ -53,7 +53,7 @@ def exact(
         for token, x in zip(sums, xs):
             for plane, one in enumerate(token):
                 one.add(weights, e.splat(e.load(e.at(x, BLOCK * plane + 4 * i), simd.i32)))
-        # Products that are summed in 16 bits would wait for their pair, with too few registers.
+        # Products that are summed in 16 bits take turns at every vector: waiting for a pair takes too many registers.
         if len(xs) > 1 and (i % 2 or late):
             int8_dot.take_turns(e, [one for token in sums for one in token])
     totals = []
@@ -73,11 +73,11 @@ def _zero_point(e: Any, packed: PackedLayout, planes: int, part: int, x: Any, of
 
     def in_all_lanes(at: int) -> Any:
         value = e.splat(e.load(e.at(sums, at), simd.i32), lanes)
-        # LLVM would compute with the number and then move the result to a vector; a value of ``together`` is a vector.
+        # LLVM would compute with a scalar and then move the result to a vector; ``together`` returns a vector.
         return e.together([value])[0] if simd.ISA.terms > 1 else value
 
     minus = in_all_lanes(4 * part)
-    if part == 0 and packed.sub < BLOCK:  # stored are the sums of the whole block and of its second half
+    if part == 0 and packed.sub < BLOCK:  # a block stores the sums of the whole block and of its second half
         minus = e.b.sub(minus, in_all_lanes(4))
     shift = packed.zero_point.bit_length() - 1
     return e.joined([e.b.shl(minus, e.fill(simd.i32, shift, lanes))] * (simd.LANES // lanes))

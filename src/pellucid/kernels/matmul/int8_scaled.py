@@ -1,4 +1,4 @@
-"""Emits the float side of integer products: exact sums of a block, scaled and added to a total (see ``int8.py``)."""
+"""Emits the float part of integer products: exact sums of a block, scaled and added to a total (see ``int8.py``)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from pellucid.kernels.matmul.packed_layout import BLOCK
 from pellucid.kernels.matmul.quantize import TOP
 
-SUMS, TOPS = 8, 16  # where a block's sums are behind its planes
+SUMS, TOPS = 8, 16  # offsets in bytes of a block's sums after its planes
 
 
 def add_scaled(e: Any, planes: int, total: Any, sums: Sequence[Any], scales: list[Any], x: Any) -> Any:
-    """Emit the sum of a token's total and a block's exact sums, scaled. A part has a sum for each plane."""
+    """Emit a token's total plus a block's scaled exact sums. ``sums`` has, for each part, a sum for each plane."""
     from pellucid.kernels import simd
 
     def joined(of_planes: list[Any]) -> list[Any]:
-        """The sum of all planes, but that of the top plane of 24 bits by itself."""
+        """Return the sum of all planes; with 24 bits, the sum of the top plane and the sum of the other planes."""
         *tops, last = of_planes
         if tops:
             last = e.b.add(e.b.shl(tops.pop(), e.fill(simd.i32, 7)), last)

@@ -4,9 +4,9 @@
         tiles     exact int32 sums → memory: 16 tokens x 16 rows each
         add       sums, scaled → totals in float32
 
-A block of packed weights is a B tile already, and the planes of 16 tokens' blocks are A tiles where they are. A zero
-point is subtracted when weights are unpacked, so that sums need none. The float side takes as long as the tiles; an
-operation less for each sum counts.
+A block of unpacked weights is a B tile without further change, and the planes of 16 tokens' blocks are A tiles in
+place. The zero point is subtracted when weights are unpacked, so sums need no zero point. The float part takes as long
+as the tiles, so every operation per sum counts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ GROUPS = 2  # groups of 16 weight rows: B tiles
 TILES = 2  # tiles of 16 tokens: A tiles
 TOKENS = 16  # of a tile
 TILE = 1024  # bytes
-FEWEST = 32  # tokens from which on tiles are used
+FEWEST = 32  # minimum number of tokens for tiles
 
 
 def fits(packed: PackedLayout) -> bool:
-    """Whether weights without their zero point are signed bytes."""
+    """True if weights without their zero point fit into signed bytes."""
     return packed.most - packed.zero_point <= 127
 
 
@@ -36,7 +36,7 @@ class TiledLayout(UnpackedLayout, frozen=True):
 
     @property
     def blocks(self) -> int:
-        """Blocks whose sums are in memory at a time: they stay in the L1 cache."""
+        """Number of blocks whose sums are in memory at a time, so that the sums stay in the L1 cache."""
         return max(1, 4 // (self.parts * self.planes))
 
     @property
@@ -53,7 +53,7 @@ class TiledLayout(UnpackedLayout, frozen=True):
         return self.places["more"] + self._sums_bytes
 
     def sums(self, block: int, part: int, plane: int, group: int) -> int:
-        """Offset of the sums of the first token with the rows of a group; those of the next token follow."""
+        """Offset of the sums of the first token with the rows of a group. The next token's sums follow."""
         number = ((block * self.parts + part) * self.planes + plane) * GROUPS + group
         return self.places["more"] + number * TILES * TILE
 
@@ -126,15 +126,15 @@ def _configure(layout: TiledLayout, e: Any, args: Any) -> None:
 
 
 def _release(layout: TiledLayout, e: Any, args: Any) -> None:
-    """Emit: give the tiles up."""
+    """Emit: release the tiles."""
     _tiles().Tiles(e, e.at(args[0], layout.state)).release()
 
 
 def _add_blocks(layout: TiledLayout, tiles: int, blocks: int, e: Any, args: Any) -> None:
     """Emit: add the products of ``blocks`` blocks with the tokens of ``tiles`` tiles to their totals.
 
-    ``x`` is the address of the first token's first block of these, ``block`` its number in the chunk, ``token`` the
-    first token's number in the batch and ``tokens`` how many there are.
+    ``x`` is the address of the first token's first block, ``block`` the index of this block in the chunk, ``token`` the
+    first token's index in the batch, and ``tokens`` the number of tokens.
     """
     memory, x, x_stride, block, token, tokens = args
     _multiply(layout, tiles, blocks, e, memory, x, x_stride, block)

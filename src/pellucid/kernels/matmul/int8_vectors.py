@@ -10,13 +10,13 @@ from pellucid.kernels.matmul.many_tokens import UnpackedLayout, rectangle
 from pellucid.kernels.matmul.packed_layout import BLOCK, VECTOR, PackedLayout
 from pellucid.kernels.matmul.product import ManyTokens, tile_of
 
-GROUPS = 2  # groups of 16 weight rows that each tile of tokens is multiplied with while it is in the L1 cache
-TOKENS = 32  # that are copied at a time if they are gathered
-FEWEST = 16, 32  # tokens from which on this is faster: with two planes to unpack, with one
+GROUPS = 2  # groups of 16 weight rows that use a tile of tokens while the tile is in the L1 cache
+TOKENS = 32  # gathered tokens that are copied at a time
+FEWEST = 16, 32  # minimum number of tokens: with two planes to unpack, with one plane
 
 
 def pays(packed: PackedLayout) -> bool:
-    """Whether weights take long enough to unpack."""
+    """True if weights take long enough to unpack that unpacking them once for many tokens is faster."""
     return packed.bits < 8
 
 
@@ -43,7 +43,7 @@ def many_tokens(simd: Any, packed: PackedLayout, planes: int, gathered: bool) ->
 def _add_tile(layout: UnpackedLayout, tokens: int, e: Any, args: Any) -> None:
     """Emit: add the products of a group's ``count`` blocks with a tile of tokens to their totals.
 
-    Totals stay in memory: where registers are few, the sums of a block need all of them.
+    Totals stay in memory: on sets with few registers, the sums of a block need all of them.
     """
     from numba.core import cgutils
 

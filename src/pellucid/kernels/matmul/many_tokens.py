@@ -1,7 +1,7 @@
-"""Integer matrix products of many tokens: weights are unpacked once for all of them.
+"""Integer matrix products of many tokens: weights are unpacked once for all tokens.
 
-The sums are those of ``int8.py``, bit for bit. Some groups of 16 weight rows are multiplied with up to BATCH tokens at
-a time:
+The sums equal the sums of ``int8.py``, bit for bit. Some groups of 16 weight rows are multiplied with up to BATCH
+tokens at a time:
 
     for each CHUNK of blocks
         unpack    weights → bytes, and scales → float32, once for all tokens
@@ -9,8 +9,8 @@ a time:
             add   the products with the chunk's blocks to the tokens' totals, in ascending order of the blocks
     finish        out = totals + addend
 
-How products are added depends on the instruction set: with tile registers (``int8_tiles.py``) or with vectors
-(``int8_vectors.py``).
+Products are added with tile registers (``int8_tiles.py``) or with vectors (``int8_vectors.py``), depending on the
+instruction set.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, VECTOR, PackedLay
 from pellucid.kernels.matmul.product import prefetch_ahead
 from pellucid.kernels.matmul.quantize import block_bytes
 
-CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of those in a unit
-BATCH = 256  # tokens whose totals are kept at a time
+CHUNK = 16  # blocks whose weights are unpacked at a time; a multiple of the blocks of a unit
+BATCH = 256  # tokens whose totals are in memory at a time
 
 
 class UnpackedLayout(Struct, frozen=True):
     """Weights, scales and totals in a thread's memory for one call, at offsets in bytes.
 
-    ``groups`` is the number of groups of weight rows. Rows that are ``gathered`` are copied, ``tokens`` at a time. With
+    ``groups`` is the number of groups of weight rows. With ``gathered``, rows are copied, ``tokens`` at a time. With
     ``signed``, weights are signed bytes without their zero point.
     """
 
@@ -44,17 +44,17 @@ class UnpackedLayout(Struct, frozen=True):
 
     @property
     def more(self) -> int:
-        """Bytes that the addition needs for itself."""
+        """Bytes of further memory that the addition needs."""
         return 0
 
     @property
     def parts(self) -> int:
-        """Sums of a block, each with a scale of its own."""
+        """Number of sums of a block; each sum has its own scale."""
         return BLOCK // self.packed.sub
 
     @property
     def factors(self) -> int:
-        """Vectors of scales and minima of a block."""
+        """Number of vectors of scales and minima of a block."""
         return self.parts * (2 if self.packed.minimum else 1)
 
     @property
@@ -64,23 +64,23 @@ class UnpackedLayout(Struct, frozen=True):
 
     @property
     def group_places(self) -> dict[str, int]:
-        """Where each part of a group begins; ``end`` is the size of all."""
+        """Offset of each part of a group; ``end`` is the size of a group."""
         scales = CHUNK * self.factors * VECTOR
         return _placed({"weights": CHUNK * ROWS * BLOCK, "scales": scales, "totals": BATCH * VECTOR})
 
     @property
     def places(self) -> dict[str, int]:
-        """Where each part of the memory begins; ``end`` is the size of all."""
+        """Offset of each part of the memory; ``end`` is the size of the memory."""
         copies = self.tokens * CHUNK * self.block_bytes if self.gathered else 0
         groups = self.groups * self.group_places["end"]
         return _placed({"groups": groups, "copies": copies, "more": self.more})
 
     def group(self, number: int) -> int:
-        """Offset of a group's memory, from which ``weights``, ``scales`` and ``total`` count."""
+        """Offset of a group's memory. The offsets of ``weights``, ``scales`` and ``total`` count from it."""
         return number * self.group_places["end"]
 
     def weights(self, e: Any, block: Any) -> Any:
-        """Offset of a block's weights in a group; ``block`` counts from the chunk's first one (i64)."""
+        """Offset of a block's weights in a group; ``block`` (i64) counts from the chunk's first block."""
         return e.at(e.times(block, ROWS * BLOCK), self.group_places["weights"])
 
     def scales(self, e: Any, block: Any) -> Any:
@@ -100,7 +100,7 @@ class UnpackedLayout(Struct, frozen=True):
         return [(vectors[i], vectors[i + 1] if each == 2 else None) for i in range(0, len(vectors), each)]
 
     def operation(self, emit: Callable[..., None], operands_count: int) -> Any:
-        """An intrinsic of ``operands_count`` addresses and numbers (int64): ``emit(self, emitter, operands)``."""
+        """Make an intrinsic of ``emit(self, emitter, operands)``, with ``operands_count`` operands (int64)."""
         from numba.core import types as t
 
         from pellucid.kernels.simd.emitter import vector_op
@@ -109,7 +109,7 @@ class UnpackedLayout(Struct, frozen=True):
 
 
 def _placed(sizes: dict[str, int]) -> dict[str, int]:
-    """Where parts of these sizes begin, one after the other; ``end`` is the size of all."""
+    """Return the offsets of consecutive parts with these sizes; ``end`` is the total size."""
     places, at = {}, 0
     for name, size in sizes.items():
         places[name], at = at, at + size
@@ -117,7 +117,7 @@ def _placed(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _unpack(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: unpack weights and scales of ``count`` blocks from number ``first`` on, of a matrix of ``blocks``."""
+    """Emit: unpack weights and scales of ``count`` blocks from block ``first`` on; a row has ``blocks`` blocks."""
     from numba.core import cgutils
 
     from pellucid.kernels.matmul import operands
@@ -186,7 +186,7 @@ def _finish(layout: UnpackedLayout, e: Any, args: Any) -> None:
 
 
 def _copy(layout: UnpackedLayout, e: Any, args: Any) -> None:
-    """Emit: copy ``count`` blocks of gathered tokens, so that they are the same distance apart."""
+    """Emit: copy ``count`` blocks of gathered tokens, so that the tokens have equal distances."""
     from numba.core import cgutils
 
     from pellucid.kernels.simd.types import i8, i32, vec
@@ -206,8 +206,9 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     """Make the helper of ``product.rectangle`` for a multiple of ``layout.groups`` groups.
 
     The helper ``add(memory, x, x_stride, count, token, tokens)`` adds the products of the chunk's ``count`` blocks with
-    ``tokens`` tokens (at most ``layout.tokens``), from number ``token`` of the batch on, to their totals; x is where
-    the first of them has these blocks. ``begin(memory)`` is called before each chunk, ``release(memory)`` at the end.
+    ``tokens`` tokens (at most ``layout.tokens``) to the tokens' totals. ``token`` is the first token's index in the
+    batch, and x is the address of its first block of the chunk. ``begin(memory)`` is called before each chunk,
+    ``release(memory)`` at the end.
     """
     most, block_size, groups, copies = (
         layout.tokens,
@@ -221,7 +222,7 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
 
     @simd.jit
     def add_chunk(memory, x, x_stride, sources, first, count, tokens):
-        """Add the products of a chunk that begins with block ``first`` with all tokens of a batch."""
+        """Add the products of a chunk, which begins with block ``first``, with all tokens of a batch."""
         begin(memory)
         for token in range(0, tokens, most):
             some = min(tokens - token, most)

@@ -19,10 +19,10 @@ def vec(kind: Any) -> Any:
 
 
 def vector(e: Any, packed: PackedLayout, address: Any, i: int) -> Any:
-    """Unpack vector i of a block's eight: lane r holds columns 4i to 4i+3 of row r as unsigned bytes.
+    """Unpack vector i of a block's eight vectors: lane r holds columns 4i to 4i+3 of row r as unsigned bytes.
 
-    The planes are at ``address``. Each vector loads what it needs of them, also if another one has loaded it: where
-    registers are few, planes that are kept in them push sums out.
+    The planes are at ``address``. Each vector loads the parts of the planes that it needs, even if another vector has
+    loaded them: on sets with few registers, planes kept in registers would spill sums.
     """
     value, first, below = None, 0, 0
     for bits in packed.planes:
@@ -44,7 +44,7 @@ def planes(e: Any, packed: PackedLayout, address: Any) -> list[Any]:
 
 
 def without_zero_point(e: Any, packed: PackedLayout, value: Any) -> Any:
-    """Subtract the zero point from a vector's unsigned bytes, which gives signed bytes."""
+    """Subtract the zero point from a vector's unsigned bytes. The result is signed bytes."""
     zero, bytes_ = packed.zero_point, ir.VectorType(i8, VECTOR)
     if not zero:
         return value
@@ -79,8 +79,8 @@ def block_scales(
 ) -> list[Any]:
     """Compute (scale, minimum or None) of each part of a block.
 
-    ``block`` is its number (an i64 value) in the unit at ``address``, whose ``unit_scales`` are ``factors``. A part is
-    ``sub`` columns, so a block has one or two parts.
+    ``block`` is the block's index (i64) in the unit at ``address``; ``factors`` are the ``unit_scales`` of this unit. A
+    part is ``sub`` columns, so a block has one or two parts.
     """
     scale, minimum = factors
     if not packed.super_scales:

@@ -1,7 +1,8 @@
 """Packs weights from their stored formats into the layout of ``matmul/packed_layout.py``.
 
 Python calls these kernels directly, each call for a range of groups. ``pack_int`` reads rows of blocks as described by
-``matmul/file_layout.py``, ``pack_float`` rows of numbers of 2 or 4 bytes. Both read a multiple of 16 consecutive rows.
+``matmul/file_layout.py``; ``pack_float`` reads rows of numbers of 2 or 4 bytes. Both read a multiple of 16 consecutive
+rows.
 """
 
 from __future__ import annotations

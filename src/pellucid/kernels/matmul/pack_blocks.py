@@ -1,6 +1,6 @@
-"""Emits the code that packs a block of weights: takes its values and scales out of the file's layout, and stores them.
+"""Emits the code that packs a block of weights: reads its values and scales in the file's layout and stores them.
 
-``e`` is an ``Emitter``; the layouts are those of ``matmul/file_layout.py`` and ``matmul/packed_layout.py``.
+``e`` is an ``Emitter``. ``matmul/file_layout.py`` and ``matmul/packed_layout.py`` describe the layouts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _bits(e: Any, address: Any, kind: Any, shift: int, mask: int) -> Any:
 
 
 def values(e: Any, stored: FileLayout, block: Any, first: int) -> list[Any]:
-    """Emit 32 values of a block, from number ``first`` on, as eight i32 of four bytes each."""
+    """Emit 32 values of a block, from value ``first`` on, as eight i32 of four bytes each."""
     words = []
     for start in range(first, first + BLOCK, 4):
         word, below = _number(stored.flip * 0x01010101), 0
@@ -40,7 +40,7 @@ def values(e: Any, stored: FileLayout, block: Any, first: int) -> list[Any]:
             if plane.run % 4 == 0:  # the four values are in consecutive bytes
                 byte, shift = plane.place(start)
                 four = _bits(e, e.at(block, byte), i32, shift, mask * 0x01010101)
-            elif plane.run == plane.bits == 1:  # four bits of one byte: each goes to a byte of its own
+            elif plane.run == plane.bits == 1:  # four bits of one byte: each bit goes to its own byte
                 byte, shift = plane.place(start)
                 together = e.b.zext(_bits(e, e.at(block, byte), i8, shift, 15), i32)
                 four = e.b.and_(e.b.mul(together, _number(0x00204081)), _number(0x01010101))

@@ -8,8 +8,8 @@ A matrix of N rows is divided into groups of 16. A group is contiguous, so a thr
 A *block* is 32 columns: eight vectors of 16 rows x 4 columns. A 32-bit lane is one row, and byte c of lane r of vector
 i is column 4i+c of row r. A *plane* stores b bits of all values of a block in b 64-byte vectors: vector i is in the
 plane's vector i // (8/b), in the b bits of every byte starting at bit b * (i mod (8/b)). Values of 2, 4 and 8 bits have
-one plane. Values of 3 bits have a plane of the lower 2 bits, then one of the third. Values of 5 and 6 bits have a plane
-of the lower 4 bits, then one of the upper 1 or 2.
+one plane. Values of 3 bits have a plane of the lower 2 bits, then a plane of the third bit. Values of 5 and 6 bits have
+a plane of the lower 4 bits, then a plane of the upper 1 or 2 bits.
 
 A scale *unit* covers 32 columns or, with "super-scales", 256. For each of its numbers it holds the 16 rows side by
 side, in this order:
@@ -38,7 +38,7 @@ VECTOR = 64
 
 
 def round_up(n: int, multiple: int) -> int:
-    """The smallest multiple of ``multiple`` that is not below ``n``."""
+    """Return the smallest multiple of ``multiple`` that is not below ``n``."""
     return -(-n // multiple) * multiple
 
 
@@ -48,7 +48,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
     ``kind`` is "int" for quantized values, whose ``bits`` are 2 to 6 or 8, and "f16", "bf16" or "f32" for floats, whose
     ``bits`` are 16 or 32. ``zero_point`` is zero or a power of two. ``sub`` is the number of columns that share a scale
     (32 or 16). With ``super_scales``, units are 256 columns with 8-bit scales, which are signed with ``signed_scales``
-    and share a byte with their minimum with ``joined_scales``. ``minimum`` says whether there are minima;
+    and share a byte with their minimum with ``joined_scales``. ``minimum`` is true if there are minima;
     ``minimum_sign`` is the factor of a stored minimum. ``scale`` is the type of a unit's own scale, "f16" or "e8m0".
     ``table`` holds the 16 unsigned bytes that 4-bit values map to; it is empty if they are not mapped.
     """
@@ -70,24 +70,24 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
 
     @property
     def is_float(self) -> bool:
-        """Whether values are stored as floating point. Activations are then not quantized."""
+        """True if values are stored as floating point. Activations are then not quantized."""
         return self.kind != "int"
 
     @property
     def unit(self) -> int:
-        """Columns of a scale unit; the number of columns of a matrix is a multiple of it."""
+        """Number of columns of a scale unit. The number of columns of a matrix is a multiple of it."""
         if self.is_float:
             return 1
         return SUPER if self.super_scales else BLOCK
 
     @property
     def most(self) -> int:
-        """The largest unsigned byte that stands for a quantized value in a product."""
+        """Largest unsigned byte that stands for a quantized value in a product."""
         return max(self.table) if self.table else (1 << self.bits) - 1
 
     @property
     def planes(self) -> tuple[int, ...]:
-        """The number of bits of a value in each plane, the plane of the lowest bits first."""
+        """Number of bits of a value in each plane, with the plane of the lowest bits first."""
         low = 1 << (self.bits.bit_length() - 1)
         return (low, self.bits - low) if self.bits > low else (low,)
 
@@ -108,7 +108,7 @@ class PackedLayout(Struct, frozen=True, cache_hash=True):
 
     @property
     def factors_at(self) -> int:
-        """Byte offset in a unit of its own scales, which follow the 8-bit ones of 16 rows."""
+        """Byte offset in a unit of its own scales, which follow the 8-bit scales of 16 rows."""
         return ROWS * sum(count for count, _ in self.scale_fields if count > 1)
 
     @property

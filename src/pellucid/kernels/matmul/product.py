@@ -17,15 +17,15 @@ from pellucid.kernels.matmul.division import division
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
-SHARE = 4  # groups of weight rows that each tile of tokens is multiplied with while they are in the L1 cache
+SHARE = 4  # groups of weight rows that are in the L1 cache while all tiles of tokens are multiplied with them
 
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
-"""(emitter, number of tokens, address of the group, whether this is its first read, D, addresses of the tokens' rows)
-to one vector of 16 sums for each token."""
+"""(emitter, number of tokens, address of the group, true at the group's first read, D, addresses of the tokens' rows)
+→ one vector of 16 sums for each token."""
 
 
 class ManyTokens(Struct, frozen=True):
-    """A helper of ``rectangle`` that is faster from ``fewest`` rows of x on.
+    """A helper like the result of ``rectangle`` that is faster for at least ``fewest`` rows of x.
 
     It multiplies a multiple of ``groups`` groups of weight rows with a multiple of ``tokens`` rows of x.
     """
@@ -37,9 +37,10 @@ class ManyTokens(Struct, frozen=True):
 
 
 class TileSums(Struct, frozen=True):
-    """How a tile's sums are computed: what emits them, and how many vectors of them a token needs at a time.
+    """The computation of a tile's sums: their emitter, and the number of vectors of sums that a token needs at a time.
 
-    ``many(simd, gathered)`` makes what computes the same for many tokens, if anything is faster there.
+    ``many(simd, gathered)`` makes a faster helper that computes the same for many tokens, or returns None if there is
+    no faster helper.
     """
 
     emit: SumsEmitter
@@ -64,7 +65,7 @@ class MatmulRecord(Record):
 
 
 def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
-    """Prefetch the stream behind the ``nbytes`` at an address if the group is read for the first time."""
+    """Prefetch the stream after the ``nbytes`` bytes at an address if the group is read for the first time."""
     with e.b.if_then(first_time):
         for line in range(0, nbytes, VECTOR):
             e.prefetch_further(e.at(address, line))
@@ -73,7 +74,7 @@ def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:
 def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any:
     """Make the helper that multiplies one group of 16 weight rows with ``tokens`` tokens.
 
-    Their rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``.
+    The tokens' rows follow each other from x on. If ``gathered``, their row indices (int32) are at ``sources`` instead.
     """
     from numba.core import types as t
     from numba.extending import intrinsic
@@ -104,7 +105,7 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
 
 
 def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, at most ``most``."""
+    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, up to ``most``."""
     tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
 
     @simd.jit
@@ -122,7 +123,7 @@ def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
 
 
 def _tile_size(simd: Any, most: int) -> Any:
-    """Make the helper that returns the size of the next tile, at most ``most``, for the number of tokens left."""
+    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``most``."""
 
     @simd.jit
     def size(left):
@@ -138,8 +139,8 @@ def _tile_size(simd: Any, most: int) -> Any:
 def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     """Make the helper that multiplies the weight rows of groups ``begin`` to ``end`` with ``rows`` rows of x.
 
-    The rows follow each other from x on; or, if ``gathered``, their numbers (int32) are at ``sources``. Rows of out and
-    of the addend follow each other in both cases.
+    The rows follow each other from x on. If ``gathered``, their indices (int32) are at ``sources`` instead. Rows of out
+    and of the addend follow each other in both cases.
     """
     few = _by_tiles(simd, sums, gathered)
     many = sums.many(simd, gathered) if sums.many else None
@@ -155,7 +156,7 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
         even, whole = begin, rows // tile * tile
         if rows >= fewest:
             even += (end - begin) // groups * groups
-        # Rows that are left over take each weight from the cache, where the others have brought it.
+        # The remaining rows find each weight in the cache, because the other rows have just used it.
         each = groups if whole < rows else max(1, end - begin)
         for first in range(begin, even, each):
             last = min(first + each, even)
@@ -179,7 +180,7 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
 
 
 def tile_of(simd: Any, vectors: int) -> int:
-    """How many tokens a tile has at most if each has ``vectors`` vectors of sums."""
+    """Return the maximum number of tokens of a tile if each token has ``vectors`` vectors of sums."""
     return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // vectors))
 
 

@@ -6,14 +6,14 @@ In: (T, D) float32. Out: (T, D/32) activation blocks, each contiguous:
     scale      float32           max |x| / 127; with 16 bits / (127 * 2^7), with 24 bits / (127 * 2^14)
     sum        float32           scale * (q0 + ... + q31), for formats with a minimum
     -sums      2 x int32         minus the sum of the 32 values, and of the second 16: for formats with a zero point
-    -tops      2 x int32         with 24 bits only: the same of the top plane; -sums are those of the other two
+        -tops      2 x int32         with 24 bits only: as -sums, of the top plane; -sums is then of the other two
 
     8 bits     high                               48 bytes
     16 bits    high, low                          80 bytes    128 * high + low: 14 bits and a sign, low from -64 to 63
     24 bits    top, middle, low, 8 bytes unused   128 bytes   2^14 * top + 128 * middle + low: 21 bits and a sign
 
-Each plane costs an integer product for each weight and makes the rounding error 128 times smaller. With 24 bits it is
-about that of float32. More planes are free if memory bandwidth is the limit.
+Each plane costs an integer product for each weight and makes the rounding error 128 times smaller. With 24 bits the
+error is about as small as in float32. More planes cost no time if memory bandwidth is the limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-FINEST = 24  # most bits of an activation
+FINEST = 24  # maximum bits of an activation
 LARGEST = {8: 127, 16: 127 << 7, 24: 127 << 14}
 TOP = 1 << 14  # the unit of the top plane of 24 bits
 SMALLEST = 1e-30  # lower bound of a block's max |x|, so that LARGEST / max stays finite
@@ -47,7 +47,7 @@ def block_bytes(activation_bits: int) -> int:
 
 
 def block_dtype(activation_bits: int) -> np.dtype[Any]:
-    """The NumPy dtype of a block."""
+    """Return the NumPy dtype of a block."""
     fields: list[Any] = [("q", "i1", (activation_bits // 8, 32)), ("scale", "f4"), ("sum", "f4")]
     fields.append(("minus_sum", "i4", 2))
     if activation_bits == 24:
@@ -84,7 +84,7 @@ def values(blocks: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def whole_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
-    """The integers of blocks (T, D/32) that the planes stand for, (T, D/32, 32)."""
+    """Return the integers that the planes of blocks (T, D/32) stand for, (T, D/32, 32)."""
     whole = np.zeros((*blocks.shape, 32), np.int64)
     for plane in range(blocks["q"].shape[-2]):
         whole = 128 * whole + blocks["q"][..., plane, :]
@@ -93,7 +93,7 @@ def whole_values(blocks: NDArray[Any]) -> NDArray[np.int64]:
 
 @functools.cache
 def quantize_block(simd: Any, activation_bits: int) -> Any:
-    """Make the helper that quantizes one block: (address of 32 float32, address of the block).
+    """Make the helper that quantizes one block. It takes (address of 32 float32, address of the block).
 
     Other kernels use it to write activation blocks themselves.
     """

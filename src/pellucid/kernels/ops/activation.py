@@ -1,4 +1,4 @@
-"""Activation functions of the feed-forward: y = f(gate) * up, or y = f(x). One of them changes ``up`` too.
+"""Activation functions of the feed-forward: y = f(gate) * up, or y = f(x).
 
     silu        x * sigmoid(x)                                   (Elfwing et al. 2017)
     gelu_tanh   x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3)) (Hendrycks and Gimpel 2016, the tanh form)
@@ -6,7 +6,7 @@
                                                                   Stegun 7.1.26, absolute error 1.5e-7)
     relu        max(x, 0)
     relu2       max(x, 0)^2                                      (So et al. 2021, Primer)
-    clamped_silu  x * sigmoid(sharpness * x) of min(x, limit), times 1 + up within +-limit (OpenAI 2025, gpt-oss)
+    clamped_silu  x * sigmoid(sharpness * x) * (1 + up), x clamped to <= limit, up to +-limit (OpenAI 2025, gpt-oss)
     sigmoid     1 / (1 + e^-x): a gate
     none        x: a product with up
 
@@ -144,7 +144,7 @@ def _clamp(simd: Any, kind: str) -> Any:
 
 @kernel("activation", ActivationRecord, by_row=True, quantizes="width")
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
-    """Activation function; ``kind`` is one of KINDS, ``activation_bits`` the width of the activation blocks."""
+    """Build the activation. ``kind`` is one of KINDS, ``activation_bits`` is the width of the activation blocks."""
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore
     function, quantize = _function(simd, kind), quantize_block(simd, activation_bits)
     (limited, factor), q_bytes = _clamp(simd, kind), block_bytes(activation_bits)
@@ -156,7 +156,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         quantized, limit = load(record + at.quantized), np.float32(simd.load_f64(record + at.limit))
         sharpness = np.float32(simd.load_f64(record + at.sharpness))
         width, rows = load(record + at.width), load(step + load(record + at.rows))
-        # Divided like matrix products: a thread finds its input in its own cache.
+        # Divided like matrix products: a thread's input is in its own CPU cache.
         first, last, first_row, last_row = part(width, rows, thread, threads)
         for row in range(first_row, last_row):
             here = row * width * 4

@@ -2,7 +2,7 @@
 
 add      out = a + factor * b                   (T, D)
 scale    x = factor * x                         (T, N), in place
-scale_by x = factor[0] * x                      (T, N), in place: the factor is in memory
+scale_by x = factor[0] * x                      (T, N), in place; the factor is in memory
 clip     x = min(max(x, -most), most)            (T, N), in place
 pick     out[r] = x[output_rows[r]]             (T, D) -> (R, D)
 softcap  x = cap * tanh(x / cap)                (T, N), in place  (Gemma Team 2024, Gemma 2)

@@ -1,7 +1,7 @@
-"""Copies heads between rows in which they have different widths: the cache holds heads in whole vectors.
+"""Copies heads between rows with different head widths: the cache holds heads in whole vectors.
 
 In: (T, heads, K) float32. Out: (T, heads, K') float32: the values begin at an offset within each head, zeros follow.
-What is before the offset stays as it is.
+Values before the offset do not change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HeadsRecord(Record):
     out: Address  # (T, heads * K') float32
     out_stride: int  # bytes
     out_width: int  # K'
-    offset: int  # values of each head before the copied ones
+    offset: int  # number of values of each head before the copied values
     heads: int
     rows: Count
 
@@ -47,7 +47,7 @@ def build(simd: Any) -> Any:
             to = out + row * out_stride + (head * out_width + offset) * 4
             for j in range(copied):
                 store_f32(to + 4 * j, load_f32(source + 4 * j))
-            # Behind the last head, the row's last vector may hold numbers that nobody else writes.
+            # After the last head, the row's last vector may have columns that no other code writes.
             end = out_width if head < heads - 1 else out_stride // 4 - head * out_width
             for j in range(copied, end - offset):
                 store_f32(to + 4 * j, np.float32(0))

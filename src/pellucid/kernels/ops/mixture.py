@@ -1,9 +1,9 @@
 """Mixtures of experts: each token's choice of experts, the grouping of tokens by expert, the sum of the results.
 
-route    scores of E experts -> the chosen ones, best first, and their weights           (T, E) -> (T, C), (T, C)
+route    scores of E experts -> the chosen experts, best first, and their weights        (T, E) -> (T, C), (T, C)
 group    lists the (token, choice) pairs by expert, in the order of the tokens           (T, C) -> (T * C,), (E + 1,)
 weigh    multiplies each row of a buffer by its choice's weight                          (T * C, N), in place
-combine  the weighted sum of a token's results, in the order of its choices, and the shared expert's
+combine  the weighted sum of a token's results, in the order of its choices, plus the shared expert's result
                                                                                          (T * C, D) -> (T, D)
 
 (Shazeer et al. 2017; groups of experts and the correction of the choice: DeepSeek-AI 2024, DeepSeek-V3.)
@@ -21,7 +21,7 @@ from pellucid.kernels.core.record import Address, Count, Record
 from pellucid.kernels.matmul.division import division
 from pellucid.kernels.ops.activation import sigmoid_vector
 
-LOWEST = -3e38  # what a score that is not a number counts as
+LOWEST = -3e38  # replaces a score that is not a number
 TAKEN = -np.inf
 
 
@@ -29,11 +29,11 @@ class RouteRecord(Record):
     scores: Address  # (T, E) float32; afterwards the probabilities
     experts: int  # E
     stride: int  # bytes from one token's scores to the next
-    keys: Address  # (T, E + groups) float32: what the choice compares; work space
+    keys: Address  # (T, E + groups) float32 work space: the numbers that the choice compares
     keys_stride: int  # bytes
-    correction: Address  # (E,) float32, added for the choice alone; or 0
-    groups: int  # groups of experts
-    kept: int  # groups that a token's experts may come from
+    correction: Address  # (E,) float32, added only for the choice; or 0
+    groups: int  # number of groups of experts
+    kept: int  # number of groups that a token may choose experts from
     chosen: int  # C
     normalize: int  # 1: a token's weights are divided by their sum
     factor: float  # of the weights
@@ -49,9 +49,9 @@ class GroupRecord(Record):
     choice_stride: int  # bytes
     experts: int  # E
     chosen: int  # C
-    runs: Address  # (E + 1,) int32: where each expert's rows begin
+    runs: Address  # (E + 1,) int32: first row of each expert, then T * C
     sources: Address  # (T * C,) int32: the token of each row
-    places: Address  # (T, C) int32: the row of each choice, in rows like the ids
+    places: Address  # (T, C) int32: the row of each choice, with the stride of the ids
     rows: Count
 
 
@@ -73,7 +73,7 @@ class CombineRecord(Record):
     weights: Address  # (T, C) float32; or 0: all are 1
     choice_stride: int  # bytes
     shared: Address  # (T, D) float32: the result of the shared expert, or 0
-    gate: Address  # (T, 16) float32: its weight is the sigmoid of the first; or 0: 1
+    gate: Address  # (T, 16) float32: its weight is the sigmoid of column 0; or 0: its weight is 1
     out: Address  # (T, D) float32
     rows: Count
 
@@ -90,7 +90,7 @@ def route_reference(
     group_best: int = 1,
     factors: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The ids and weights of (T, E) scores, in float64."""
+    """Compute the ids and weights of (T, E) scores in float64."""
     x = scores.astype(np.float64)
     if kind == "softmax":
         x = np.exp(x - x.max(-1, keepdims=True))
@@ -124,7 +124,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
         for i in range(0, 4 * experts, 64):
             vstore(scores + i, vexp(vload(scores + i) - splat(top)))
         total = np.float32(0)
-        for i in range(experts):  # in order; the lanes behind E do not count
+        for i in range(experts):  # in order, and without the lanes after E
             total += load(scores + 4 * i)
         inverse = np.float32(1) / total
         for i in range(experts):
@@ -139,7 +139,7 @@ def _probabilities(simd: Any, kind: str) -> Any:
 
 
 def _keep_groups(simd: Any, best: int) -> Any:
-    """Make the helper that excludes the experts of all but the best groups, by their one or two best keys."""
+    """Make the helper that excludes the experts outside the best groups, ranked by their one or two best keys."""
     load, store = simd.load_f32, simd.store_f32
 
     @simd.jit
@@ -162,7 +162,7 @@ def _keep_groups(simd: Any, best: int) -> Any:
                 its = value(keys + 4 * size * other, size)
                 if its > mine or (its == mine and other < group):
                     better += 1
-            if better >= kept:  # marked, because the other groups are still compared with this one
+            if better >= kept:  # only marked: the other groups are still compared with this group
                 store(keys + 4 * (experts + group), np.float32(1))
             else:
                 store(keys + 4 * (experts + group), np.float32(0))
@@ -176,9 +176,10 @@ def _keep_groups(simd: Any, best: int) -> Any:
 
 @kernel("route", RouteRecord)
 def build_route(simd: Any, kind: str, group_best: int) -> Any:
-    """``kind`` is "softmax" or "sigmoid"; a group's rank is the sum of its ``group_best`` best keys, 1 or 2.
+    """Build the router. ``kind`` is "softmax" or "sigmoid".
 
-    The rows of ``keys`` have room for a number for each group behind those of the experts.
+    A group's rank is the sum of its ``group_best`` best keys, 1 or 2. A row of ``keys`` has room for one number per
+    group after the experts' numbers.
     """
     at, word, load, store = RouteRecord.at, simd.load_i64, simd.load_f32, simd.store_f32
     load_i32, store_i32 = simd.load_i32, simd.store_i32
@@ -267,7 +268,7 @@ def build_group(simd: Any) -> Any:
                     store(run, place + 1)
                     store(places + row * stride + 4 * choice, place)
                     store(sources + 4 * place, row)
-            # Every run has moved to where the next one begins.
+            # Each run now holds the start of the next run: move them back.
             for expert in range(experts, 0, -1):
                 store(runs + 4 * expert, load_i32(runs + 4 * expert - 4))
             store(runs, 0)

@@ -4,7 +4,7 @@
     layer    y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
 
 In: (T, ...) float32. Out: the same shape in float32, and optionally activation blocks for the next matrix product. A
-row may consist of ``parts`` that are normalised separately with the same weight: query and key norms have one part for
+row may consist of ``parts`` that are normalised separately with the same weight. Query and key norms have one part for
 each head.
 """
 
@@ -22,12 +22,12 @@ from pellucid.kernels.matmul.quantize import block_bytes, quantize_block
 
 class NormRecord(Record):
     x: Address  # (T, parts * width) float32
-    width: int  # from one part to the next, a multiple of 16
-    count: int  # values of a part; those behind them are zeros
+    width: int  # values from one part to the next, a multiple of 16
+    count: int  # number of values of a part; zeros follow up to ``width``
     parts: int
     weight: Address  # (width,) float32
-    weight_part: int  # bytes from one part's weights to the next; 0: all parts have the same
-    bias: Address  # (width,) float32, zeros behind ``count``; layer norm only
+    weight_part: int  # bytes from one part's weights to the next; 0: all parts share the weights
+    bias: Address  # (width,) float32, zeros after ``count``; layer norm only
     eps: float
     out: Address  # (T, parts * width) float32; may be x
     quantized: Address  # (T, parts * width / 32) activation blocks, or 0: not written
@@ -51,7 +51,7 @@ def reference(
 
 @kernel("norm", NormRecord, by_row=True, quantizes="width")
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
-    """Norm of rows; ``kind`` is "rms" or "layer", ``activation_bits`` the width of the activation blocks."""
+    """Build the norm. ``kind`` is "rms" or "layer", ``activation_bits`` is the width of the activation blocks."""
     at, load = NormRecord.at, simd.load_i64
     vload, vstore, vsum, fma, splat = simd.vload, simd.vstore, simd.vsum, simd.fma, simd.splat
     quantize, keep = quantize_block(simd, activation_bits), simd.keep

@@ -20,7 +20,7 @@ class QueryScaleRecord(Record):
     width: int  # H * K, a multiple of 16
     heads: int  # H: threads divide the (row, head) pairs
     beta: float
-    length: int  # positions with the same factor
+    length: int  # number of positions with the same factor
     offset: int  # added to positions
 
 

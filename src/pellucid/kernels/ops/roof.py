@@ -2,8 +2,8 @@
 
 A step that is bound by memory cannot be faster than reading its weights once: ``roof.read`` reads a buffer of the same
 size with the same threads. A step of many tokens cannot be faster than its products: ``roof.multiply`` computes
-products, four for each lane, from registers. The unsigned factors have 4 bits, with which sets that sum in 16 bits are
-fastest. ``roof.multiply_tiles`` does the same with the tile registers, where the machine has them.
+products, four for each lane, from registers. The unsigned factors have 4 bits, the fastest case for sets that sum in 16
+bits. ``roof.multiply_tiles`` does the same with tile registers, if the machine has them.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ class MultiplyRecord(Record):
 
 
 def chain_count() -> int:
-    """The number of independent sums; they fit into the registers together with the unsigned factor.
+    """Return the number of independent sums. They fit into the registers together with the unsigned factor.
 
-    Sums of 16 bits need registers of their own.
+    Sums of 16 bits need additional registers.
     """
     count = 3 * choose().sums // 2
     return count // 2 if choose().terms > 1 else count
 
 
 def multiply_key() -> KernelKey:
-    """The kernel that multiplies as fast as this machine can. Tiles that are emulated are no limit of it."""
+    """Return the kernel that multiplies as fast as this machine can. Emulated tiles do not count."""
     return KernelKey("roof.multiply_tiles" if target().has("amx-int8") else "roof.multiply")
 
 
 def round_products(key: KernelKey) -> int:
-    """Multiply-adds of a round: 16 lanes of four products in every chain, ``terms`` of the set times; or of tiles."""
+    """Return the multiply-adds of a round: for each chain, ``terms`` times 16 lanes of four products; or of tiles."""
     if key.name == "roof.multiply_tiles":
         return SIDES * SIDES * TILE_PRODUCTS
     return chain_count() * 64 * choose().terms
 
 
 def reference(rounds: int) -> NDArray[np.int32]:
-    """Compute what every thread writes to its row of ``out``: (16,) int32 sums that wrap around."""
+    """Compute the row that every thread writes to ``out``: (16,) int32 sums that wrap around."""
     count = chain_count()
     unsigned = np.frombuffer(np.int32(FACTOR).tobytes(), np.uint8).astype(np.int64)
     chains = np.array([_first(chain) for chain in range(count)], np.int32)
@@ -97,13 +97,16 @@ def reference(rounds: int) -> NDArray[np.int32]:
 
 
 def _first(chain: int) -> list[int]:
-    """The initial sums of a chain: 16 numbers that differ from those of other chains in every byte."""
+    """Return the initial sums of a chain: 16 numbers that differ from all other chains' numbers in every byte."""
     return [(1 + 16 * chain + lane) * 0x01030509 % 2**31 for lane in range(16)]
 
 
 @kernel("roof.multiply", MultiplyRecord)
 def build_multiply(simd: Any) -> Any:
-    """8-bit multiply-adds. Signed factors are the chains' sums when a round starts: neither loaded nor constant."""
+    """Build 8-bit multiply-adds.
+
+    The signed factors are the chains' sums at the start of a round, so they are neither loaded nor constant.
+    """
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t
@@ -150,7 +153,7 @@ def build_multiply(simd: Any) -> Any:
 
 
 def tiles_reference(rounds: int) -> NDArray[np.int32]:
-    """Compute what every thread writes with tiles: (16,) int32 sums over all rows, which wrap around."""
+    """Compute the row that every thread writes with tiles: (16,) int32 sums over all rows, which wrap around."""
     total = np.zeros(16, np.int64)
     for i in range(SIDES):
         values = np.frombuffer(np.int32(FACTOR ^ 0x01010101 * i).tobytes(), np.int8).astype(np.int64)
@@ -162,7 +165,7 @@ def tiles_reference(rounds: int) -> NDArray[np.int32]:
 
 @kernel("roof.multiply_tiles", MultiplyRecord)
 def build_tiles(simd: Any) -> Any:
-    """Products of tiles: of every one of two with every one of two others, each added to a tile of its own."""
+    """Build products of tiles: each of two A tiles times each of two B tiles, each pair with its own sum tile."""
     from llvmlite import ir
     from numba.core import cgutils
     from numba.core import types as t

@@ -81,7 +81,7 @@ def build_angles(simd: Any) -> Any:
 
 @kernel("rotary", RotaryRecord)
 def build(simd: Any, pairing: str) -> Any:
-    """Rotation of queries or keys; ``pairing`` is "interleaved" or "half"."""
+    """Build the rotation of queries or keys. ``pairing`` is "interleaved" or "half"."""
     at, step_at, load = RotaryRecord.at, StepRecord.at, simd.load_i64
     load_f32, store_f32, vload, vstore, fma, splat = (
         simd.load_f32,

@@ -26,7 +26,7 @@ class SinusoidalRecord(Record):
 
 
 def reference(positions: NDArray[Any], frequencies: NDArray[Any]) -> NDArray[np.float64]:
-    """The vectors of positions, (T, D) float64."""
+    """Compute the vectors of positions, (T, D) float64."""
     angles = positions[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 

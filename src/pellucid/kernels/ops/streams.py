@@ -1,12 +1,12 @@
-"""What Gemma 3n computes beside attention and feed-forward: alternating updates, and sparse gates.
+"""Operations of Gemma 3n besides attention and feed-forward: alternating updates, and sparse gates.
 
-Alternating updates (Baykal et al. 2023, AltUp): the model keeps S residual streams, of which a block changes one.
+Alternating updates (Baykal et al. 2023, AltUp): the model has S residual streams. A block computes on one stream.
 
 predict      predicted[i] = streams[i] + sum over j of coefs[i, j] streams[j]    (T, S, D) -> (T, S, D)
              x = predicted[active]                                                         -> (T, D)
 correct      streams[i] = predicted[i] + (1 + coefs[i]) (x - predicted[active])  (T, S, D) -> (T, S, D)
              out = scale * streams[active]                                                 -> (T, D)
-spread       streams[i] += x, of all but the first                               (T, S, D), in place
+spread       streams[i] += x, for all streams but the first                      (T, S, D), in place
 match        x *= rms(like) / rms(x)                                             (R, D), in place
 
 Sparse gates (Gemma Team 2025, Gemma 3n): only the largest gate values of a token stay.
@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-LEAST = 1e-5  # of a mean square that is divided by
+LEAST = 1e-5  # lower bound of a mean square that is a divisor
 
 
 class PredictRecord(Record):
     streams: Address  # (T, S * D) float32
     width: int  # D, a multiple of 16
     count: int  # S
-    coefs: Address  # (T, S * S) float32: of each stream its factors
+    coefs: Address  # (T, S * S) float32: coefs[i, j] in row-major order
     coefs_stride: int  # bytes from one row to the next
     active: int
     predicted: Address  # (T, S * D) float32
@@ -46,7 +46,7 @@ class CorrectRecord(Record):
     coefs: Address  # (T, S) float32
     coefs_stride: int  # bytes from one row to the next
     active: int
-    x: Address  # (T, D) float32: what the block has made of it
+    x: Address  # (T, D) float32: the block's output for the active stream
     scale: Address  # (D,) float32; or 0: all are 1
     streams: Address  # (T, S * D) float32
     out: Address  # (T, D) float32
@@ -65,14 +65,14 @@ class MatchRecord(Record):
     x: Address  # (R, D) float32
     like: Address  # (R, D) float32
     width: int  # D, a multiple of 16
-    count: int  # how many values of a row there are; zeros follow
+    count: int  # number of values of a row; zeros follow
     rows: Count
 
 
 class SparsifyRecord(Record):
     x: Address  # (T, N) float32
     width: int  # N, a multiple of 16
-    count: int  # how many values of a row there are; zeros follow and stay
+    count: int  # number of values of a row; zeros follow and stay
     deviations: float
     rows: Count
 

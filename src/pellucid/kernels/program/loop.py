@@ -1,8 +1,8 @@
 """The loop that every thread runs over a program, and the barrier between operations.
 
-A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 says whether a
-barrier follows: 0 no; 1 yes; n > 1 yes, unless the step record's word at offset n - 2 is 1. One call runs one step,
-without Python in the loop.
+A program is a table of records (``record.py``). Word 0 of a record is the kernel's address. Word 1 defines the barrier
+that follows: 0: none; 1: a barrier; n > 1: a barrier unless the step record's word at offset n - 2 is 1. One call runs
+one step, without Python in the loop.
 
 The control block consists of 64-byte lines, so that no two threads write to the same line:
 
@@ -10,24 +10,25 @@ The control block consists of 64-byte lines, so that no two threads write to the
     line 1   set to 1 to stop the workers                      line 4   number of records
     line 2   a kernel's non-zero status, 0 if none             line 5   address of the step's record
     line 8+t the last meeting that thread t has reached        line 6   polls before a thread sleeps or is parked
-    line 7   how often threads yielded or slept in the last step
+    line 7   number of times that threads yielded or slept in the last step
 
-The epoch is one word with the step's number in the upper bits and the number of threads that run it in the lower ones,
-so one read gets both. Threads beyond that number do not touch the step. Meetings are numbered from step * 2^20, so a
+The epoch is one word: the step's number in the upper bits, and the number of threads that run the step in the lower
+bits. One read gets both. Threads beyond this number do not touch the step. Meetings are numbered from step * 2^20, so a
 thread that skipped steps is not behind.
 
 A barrier of up to ``RADIX`` threads is one meeting: each thread waits until all others have reached it. With more
-threads that would move threads² cache lines between the cores. A barrier then has several meetings (a dissemination
-barrier, Hensgen, Finkel and Manber 1988, with a radix): in the first one a thread waits for its ``RADIX`` - 1
-predecessors, in the next one for those that are 1, 2, ... ``RADIX`` - 1 times ``RADIX`` before it, and so on around the
-circle. A thread that has come to a meeting has been at the one before it, so after the last one every thread has
-heard of all others: two meetings for 64 threads, with 14 lines to read for each instead of 63.
+threads, one meeting would move threads² cache lines between the cores. A barrier then has several meetings (a
+dissemination barrier, Hensgen, Finkel and Manber 1988, with a radix). In the first meeting a thread waits for its
+``RADIX`` - 1 predecessors. In the next meeting it waits for the threads 1, 2, ... ``RADIX`` - 1 times ``RADIX`` places
+before it, and so on around the circle. A thread that has reached a meeting has completed the meeting before it. After
+the last meeting every thread therefore knows that all others have arrived: two meetings for 64 threads, with 14 lines
+to read for each thread instead of 63.
 
-At a meeting a thread spins, because the other threads usually arrive within a microsecond. If a thread that it waits
-for started the step on the same core, it yields the core immediately. After half a millisecond another process probably
-has the other thread's core. The thread then sleeps until that thread wakes it: the scheduler prefers threads that have
-slept, so both threads run at the same time again and not in turns. Between steps a worker spins for the same time, then
-returns to Python to be parked.
+At a meeting a thread spins, because the other threads usually arrive within a microsecond. If the awaited thread
+started the step on the same core, the waiting thread yields the core immediately. After half a millisecond another
+process probably has the awaited thread's core. The waiting thread then sleeps until the awaited thread wakes it. The
+operating system prefers threads that have slept, so both threads run at the same time again and not in turns. Between
+steps a worker spins for the same time, then returns to Python to be parked.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ EPOCH, STOP, STATUS, PROGRAM, RECORDS, STEP, PATIENCE, WAITS = (LINE * i for i i
 PASSED = LINE * 8
 CORE = 16  # in a thread's line: the core on which it started this step
 SLEEPERS = 24  # in a thread's line: not 0 if other threads sleep until it reaches its next meeting
-WAITED = 32  # in a thread's line: how often it yielded or slept in this step
+WAITED = 32  # in a thread's line: number of times that it yielded or slept in this step
 ACTIVE_BITS = 16  # low bits of an epoch: the number of threads
 MEETING_BITS = 20  # low bits of a meeting's number: its number within the step
 MAX_THREADS = 256
-RADIX = 8  # threads that meet at once: those that share a cache, on most machines
+RADIX = 8  # threads of a meeting; on most machines, the threads that share a cache
 CONTROL_BYTES = PASSED + LINE * MAX_THREADS
 
 EAGER = 50  # polls at a barrier without a pause instruction: a pause takes as long as a typical wait
 PATIENT, HASTY = 10_000, 1_000  # polls before a thread sleeps: 500 µs; 50 µs with more threads than cores
-NAP = 1_000_000  # most nanoseconds that a thread sleeps before it polls again
+NAP = 1_000_000  # maximum nanoseconds that a thread sleeps before it polls again
 
 
 def _loop(simd: Any) -> Any:
@@ -80,7 +81,7 @@ def _loop(simd: Any) -> Any:
 
     @jit
     def barrier(control, thread, threads, number):
-        """Wait for all threads, at the meetings after ``number``. Returns the last one's number."""
+        """Wait for all threads, at the meetings after ``number``. Returns the number of the last meeting."""
         own, patience = control + PASSED + LINE * thread, load(control + PATIENCE)
         apart = 1
         while apart < threads:
@@ -139,8 +140,8 @@ def lead(simd: Any) -> Any:
 def work(simd: Any) -> Any:
     """(control, thread, seen, unused): run the steps after the epoch ``seen`` as a worker.
 
-    Returns when the workers are stopped, when a step does not use the thread, or when no step comes for as long as a
-    thread spins. The last epoch seen is stored in the second word of the thread's line.
+    Returns when the workers are stopped, when a step does not use the thread, or when no step arrives while the thread
+    spins. The last epoch seen is stored in the second word of the thread's line.
     """
     run = _loop(simd)
     load, store, relax = simd.atomic_load, simd.atomic_store, simd.relax

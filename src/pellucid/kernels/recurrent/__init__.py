@@ -1,1 +1,1 @@
-"""Recurrent layers: what a layer keeps of the tokens before is a state of fixed size."""
+"""Recurrent layers, which keep a state of fixed size instead of all earlier tokens."""

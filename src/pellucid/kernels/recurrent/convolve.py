@@ -1,10 +1,10 @@
-"""Causal depthwise convolution: each column of a token is a weighted sum of the last few tokens' values of it.
+"""Causal depthwise convolution: each column is a weighted sum of the same column in the last J tokens.
 
     out[t, c] = f(bias[c] + sum over j < J of weight[j, c] * x[t - (J - 1) + j, c])          (T, C) → (T, C)
 
-f is SiLU (Mamba-2, Gated DeltaNet) or nothing (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32; before
-the first token they are zeros. The sum goes from the oldest token to the newest, so its bits do not depend on how a
-sequence is cut into steps.
+f is SiLU (Mamba-2, Gated DeltaNet) or the identity (LFM2). The state is the last J - 1 inputs, (J - 1, C) float32;
+before the first token it is zeros. The sum runs from the oldest token to the newest, so its bits do not depend on the
+split of a sequence into steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def reference(
 
 @kernel("convolve", ConvolveRecord)
 def build(simd: Any, silu: bool) -> Any:
-    """Convolution of a step's sequences; with ``silu`` it is followed by SiLU."""
+    """Build the convolution of a step's sequences. With ``silu``, f is SiLU."""
     at, step_at, load, load_i32 = ConvolveRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
     places_of, sigmoid = places(simd, at), sigmoid_vector(simd)
@@ -53,7 +53,7 @@ def build(simd: Any, silu: bool) -> Any:
         x, out, bias = load(record + at.x), load(record + at.out), load(record + at.bias)
         weight, stride = load(record + at.weight), load(record + at.weight_stride)
         row, kept = 4 * load(record + at.width), load(record + at.taps) - 1
-        # Split by columns like matrix products: a thread finds its input in its own cache.
+        # Split by columns like matrix products: a thread's input is in its own CPU cache.
         blocks = (row + 127) // 128
         begin, end = blocks * thread // threads * 128, min(row, blocks * (thread + 1) // threads * 128)
         for s in range(load(step + step_at.sequences)):

@@ -1,4 +1,4 @@
-"""How far each head's state decays with a token, and the size of the token's step (Dao and Gu 2024, Mamba-2).
+"""The decay of each head's state at a token, and the token's step size (Dao and Gu 2024, Mamba-2).
 
     steps = clamp(softplus(x + bias), low, high)        decays = e^(rate * steps)         (T, H) → (T, H), (T, H)
 
@@ -17,7 +17,7 @@ from pellucid.kernels.core.record import Address, Count, Record
 
 
 class DecayRecord(Record):
-    x: Address  # (T, H) float32; afterwards the steps
+    x: Address  # (T, H) float32; overwritten with the steps
     width: int  # H, a multiple of 16
     bias: Address  # (H,) float32
     rate: Address  # (H,) float32, negative
@@ -30,14 +30,14 @@ class DecayRecord(Record):
 def reference(
     x: NDArray[Any], bias: NDArray[Any], rate: NDArray[Any], low: float = 0.0, high: float = np.inf
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The steps and decays in float64."""
+    """Compute the steps and decays in float64."""
     steps = np.clip(np.logaddexp(0.0, x.astype(np.float64) + bias), low, high)
     return steps, np.exp(rate * steps)
 
 
 @kernel("decay", DecayRecord)
 def build(simd: Any) -> Any:
-    """Steps and decays of a step's tokens."""
+    """Build the step sizes and decays of a step's tokens."""
     at, load, vload, vstore = DecayRecord.at, simd.load_i64, simd.vload, simd.vstore
     splat, fma, vexp, vmax, vmin, vabs = simd.splat, simd.fma, simd.vexp, simd.vmax, simd.vmin, simd.vabs
     series = [np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1)]

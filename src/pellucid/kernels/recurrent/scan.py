@@ -1,17 +1,17 @@
-"""The recurrence of Mamba-2 and Gated DeltaNet: each head's state is a matrix S that takes in token after token.
+"""The recurrence of Mamba-2 and Gated DeltaNet: each head's state is a matrix S that every token updates.
 
     S = a_t S + k_t ⊗ u_t             out_t = Sᵀ q_t + skip v_t                    S (K, V); q, k (K,); u, v (V,)
 
     Mamba-2            u_t = b_t v_t                              (Dao and Gu 2024: k is B, q is C, b the step, v is x)
-    Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: what S predicted is taken out)
+    Gated DeltaNet     u_t = b_t (v_t - (a_t S)ᵀ k_t)             (Yang et al. 2024: the prediction of S is subtracted)
 
-In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads have the queries and keys of one group.
+In: queries and keys (T, G, K), values (T, H, V), a and b (T, H). Several heads share the queries and keys of one group.
 Out: (T, H, V). The state of a sequence is (H, K, V) float32; before the first token it is zeros. Its columns are stored
-in blocks of 64, (H, V / 64, K, 64); what is left over of V is in blocks of 16.
+in blocks of 64, (H, V / 64, K, 64); the remaining columns are in blocks of 16.
 
-The columns of S do not depend on each other: a thread takes 64 of them, of one head, through all tokens of a sequence.
-One pass over their rows does the work of a token, and in it the next token's (a S)ᵀ k, from the same numbers in the
-same order as a pass of its own would: so the bits do not depend on how a sequence is cut into steps.
+The columns of S do not depend on each other. A thread therefore updates 64 columns of one head for all tokens of a
+sequence. One pass over the rows computes a token, and also the next token's Sᵀ k. It sums the same numbers in the same
+order as a separate pass, so the bits do not depend on the split of a sequence into steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record, StepRecord
 from pellucid.kernels.recurrent.state import places
 
-COLUMNS = 64  # columns of a head's state that are one piece of work, if it has so many
+COLUMNS = 64  # maximum columns of a head's state in one piece of work
 
 
 class ScanRecord(Record):
@@ -78,7 +78,7 @@ def reference(
 
 @kernel("scan", ScanRecord)
 def build(simd: Any, delta: bool) -> Any:
-    """The recurrence of a step's sequences; ``delta`` for Gated DeltaNet."""
+    """Build the recurrence of a step's sequences. ``delta`` selects Gated DeltaNet."""
     at, step_at, load, load_i32 = ScanRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     places_of, wide, narrow = places(simd, at), _columns(simd, delta, 4), _columns(simd, delta, 1)
 
@@ -112,13 +112,14 @@ def build(simd: Any, delta: bool) -> Any:
 
 
 def _columns(simd: Any, delta: bool, vectors: int) -> Any:
-    """Make the helper that takes some columns of a head's state, 4 or 1 ``vectors`` of 16, through a sequence's tokens.
+    """Make the helper that updates columns of a head's state (4 or 1 ``vectors`` of 16) for all tokens of a sequence.
 
-    (record, head, first column, first row of the tokens, their number, address of the columns before or 0, and after)
+    It takes (record, head, first column, first row of the tokens, number of tokens, address of the columns before the
+    step or 0, address after the step).
     """
     at, load, load_f32 = ScanRecord.at, simd.load_i64, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    four, row = vectors == 4, 64 * vectors  # a row of the block is so many bytes
+    four, row = vectors == 4, 64 * vectors  # row: bytes of a row of the block
 
     @simd.jit
     def clear(state, rows):

@@ -1,4 +1,4 @@
-"""The place of a sequence's state in the cache: helpers of the kernels that read and write it."""
+"""Locates a sequence's state in the cache, for the kernels that read and write it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from pellucid.kernels.core.record import StepRecord
 
 STATE_FIELDS = ("state", "page_bytes")
-"""The fields of a record that has a state: the address of its part in page 0, and bytes from one page to the next."""
+"""Fields of a record with a state: the address of the state in page 0, and the bytes from one page to the next."""
 
 
 def places(simd: Any, at: Any) -> Any:
     """Make the helper that locates a sequence's state; ``at`` holds the field offsets of the record.
 
-    (record, step, sequence) → (address of the state before the step, or 0 for a new sequence; address of the one after)
+    (record, step, sequence) → (address of the state before the step, or 0 for a new sequence; address after the step)
     """
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
 

@@ -3,11 +3,11 @@
 Kernels are Python functions that Numba compiles. They work on addresses (int64) and on vectors of 16 float32 or int32
 lanes; kernels that turn logits into probabilities use 16 float64 lanes. Only this package names instructions of a CPU.
 
-There are two levels. Most kernels call the functions below (``vload``, ``fma``, ``vsum``, ...). Inner loops that are
-unrolled by a parameter of the kernel, such as the number of tokens in a tile, are emitted through ``Emitter`` inside
-one ``@intrinsic``.
+The package has two levels. Most kernels call the functions below (``vload``, ``fma``, ``vsum``, ...). Some inner loops
+are unrolled by a parameter of the kernel, such as the number of tokens in a tile. They are emitted through ``Emitter``
+inside one ``@intrinsic``.
 
-Importing this package imports Numba, so it is imported only to compile a kernel.
+Importing this package imports Numba. Import it only to compile a kernel.
 """
 
 from __future__ import annotations

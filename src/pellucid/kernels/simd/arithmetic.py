@@ -12,7 +12,7 @@ from numba.extending import lower_builtin
 from pellucid.kernels.simd.emitter import vector_op
 from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, VectorType, f32, f64, i32, i64, vec
 
-ROUNDING = 12582912.0  # 1.5 * 2**23: adding it rounds a float32 to an integer, which the low bits then hold
+ROUNDING = 12582912.0  # 1.5 * 2**23: adding it rounds a float32 to an integer, held in the low bits
 ROUNDING_BITS = 0x4B400000
 ROUNDING64 = 6755399441055744.0  # 1.5 * 2**52
 
@@ -21,14 +21,14 @@ fma = vector_op(F32x16, (F32x16, F32x16, F32x16), lambda e, x, y, z: e.fma(x, y,
 
 
 def emit_maximum(e, x, y):
-    """Return the larger of x and y, or y if either is NaN: one instruction. IEEE 754's maximum takes three."""
+    """Return the larger of x and y, or y if one is NaN. This is one instruction; IEEE 754's maximum takes three."""
     return e.b.select(e.b.fcmp_ordered(">", x, y), x, y)
 
 
 vmax = vector_op(F32x16, (F32x16, F32x16), emit_maximum)
 vmin = vector_op(F32x16, (F32x16, F32x16), lambda e, x, y: e.b.select(e.b.fcmp_ordered("<", x, y), x, y))
 vabs = vector_op(F32x16, (F32x16,), lambda e, x: e.call("llvm.fabs.v16f32", x.type, x))
-# The nearest integer, ties to even, for |x| < 2**22; in two instructions instead of three.
+# The nearest integer, ties to even, for |x| < 2**22: two instructions instead of three.
 nearest = vector_op(
     I32x16,
     (F32x16,),
@@ -86,7 +86,7 @@ select_below64 = vector_op(
 
 # The low 64 bits of a product, for hashing. Numba's own operator tells LLVM that a product does not overflow.
 times = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
-# The number of the lowest bit that is set, in a word that is not 0.
+# The index of the lowest bit that is set, in a word that is not 0.
 lowest_bit = vector_op(
     types.int64, (types.int64,), lambda e, a: e.call("llvm.cttz.i64", i64, a, ir.Constant(ir.IntType(1), 1))
 )

@@ -1,4 +1,4 @@
-"""What the threads' loop needs: calls of kernels by address, atomics, sleeping and waking, the current core."""
+"""Primitives of the threads' loop: calls of kernels by address, atomics, sleeping and waking, the current core."""
 
 from __future__ import annotations
 

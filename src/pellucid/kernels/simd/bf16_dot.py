@@ -5,8 +5,8 @@ A 32-bit lane holds two numbers, the first in its lower half. The product of the
     total = fma(x1, y1, total)    then    total = fma(x0, y0, total)
 
 AVX-512 BF16 does this in one instruction (vdpbf16ps; Intel's manual specifies this order, and Zen 4 follows it).
-Elsewhere it is two multiply-adds, with the same bits except for numbers below 1.2e-38, which the instruction treats
-as 0. One operand, that of the rows, is broadcast to all lanes. It is stored as bfloat16 pairs for the instruction, and
+Other sets use two multiply-adds. Their bits are the same except for numbers below 1.2e-38, which the instruction treats
+as 0. One operand, the rows' operand, is broadcast to all lanes. It is stored as bfloat16 pairs for the instruction, and
 as float32 otherwise, so that it need not be unpacked.
 """
 
@@ -22,7 +22,7 @@ from pellucid.kernels.simd.types import LANES, TARGET, F32x16, f32, i16, i32, ve
 
 NATIVE = TARGET.isa.lanes == LANES and TARGET.has("avx512bf16")
 ROW_BYTES = 2 if NATIVE else 4  # bytes of a number of the rows' operand
-# The halves of a pair in the order of their products: both at a time (None), or the second, then the first.
+# The halves of a pair in the order of their products: both together (None), or the second (1), then the first (0).
 HALVES = (None,) if NATIVE else (1, 0)
 
 
@@ -35,7 +35,7 @@ def spread(e: Any, row: Any, pair: Any, half: int | None) -> Any:
 
 
 def half_of(e: Any, pairs: Any, half: int | None) -> Any:
-    """Return a half (one of HALVES) of 16 lanes of pairs (16 x i32), as ``add`` multiplies it."""
+    """Return a half (one of HALVES) of 16 lanes of pairs (16 x i32), in the form that ``add`` takes."""
     if half is None:
         return pairs
     bits = e.b.and_(pairs, e.fill(i32, -65536)) if half else e.b.shl(pairs, e.fill(i32, 16))

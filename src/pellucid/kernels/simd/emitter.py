@@ -1,4 +1,4 @@
-"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` wraps one or a few of them as a Numba intrinsic."""
+"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` wraps a few instructions as a Numba intrinsic."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Emitter:
         return self.b.shuffle_vector(value, nothing, ir.Constant(vec(i32, len(which)), list(which)))
 
     def pieces(self, value):
-        """Split a vector of integers or float32 into vectors of one register each."""
+        """Split a vector of integers or float32 into vectors that each fill one register."""
         lanes = 32 * ISA.lanes // getattr(value.type.element, "width", 32)
         if value.type.count <= lanes:
             return [value]
@@ -94,11 +94,11 @@ class Emitter:
         return pieces[0]
 
     def together(self, values):
-        """Return the same values, none of which is used before all of them are computed.
+        """Return the same values, and make the compiler compute all values before it uses any.
 
         This emits no instruction. It keeps several sums interleaved: without it, the compiler saves registers by
         finishing one sum after the other. On sets with 16 registers it also stops loads from moving across it, because
-        values that are loaded early would spill the sums.
+        values loaded early would spill the sums.
         """
         if ISA.vector_set not in _REGISTER:
             return values
@@ -115,7 +115,7 @@ class Emitter:
         return [self.joined([next(same) for _ in some]) for some in pieces]
 
     def lookup(self, table, index):
-        """Replace every byte of ``index`` (16 x i32), 0 to 15, by that entry of ``table`` (16 unsigned bytes)."""
+        """Replace every byte of ``index`` (16 x i32, bytes 0 to 15) by its entry of ``table`` (16 unsigned bytes)."""
         if ISA.vector_set in _LOOKUP:
             name, found = _LOOKUP[ISA.vector_set], []
             for piece in self.pieces(index):
@@ -143,9 +143,10 @@ class Emitter:
         )
 
     def prefetch_scattered(self, address, size, ahead, further, *, twice: bool) -> None:
-        """Prefetch ``size`` bytes ``ahead`` of ``address``, which come soon in a stream whose parts are scattered.
+        """Prefetch ``size`` bytes that lie ``ahead`` bytes after ``address``: the next part of a scattered stream.
 
-        With ``twice``, also those that are ``further``, which come later, if that is better on the target.
+        With ``twice``, and if the target prefetches streams twice, also prefetch the later part that lies ``further``
+        bytes after ``address``.
         """
         for line in range(0, size, 64):
             place = self.at(address, line)
@@ -154,7 +155,7 @@ class Emitter:
             self.prefetch(self.b.add(place, ahead), TARGET.stream[-1][1])
 
     def prefetch_further(self, address) -> None:
-        """Prefetch the lines of a stream at the target's distances after ``address``."""
+        """Prefetch the cache lines of a stream at the target's distances after ``address``."""
         for ahead, nearest in TARGET.stream:
             self.prefetch(self.at(address, ahead), nearest)
 

@@ -47,8 +47,8 @@ def vexp(x):
 def vexp64(x):
     """Return e**x for 16 float64 lanes with -1400 <= x <= 0. Relative error 2e-15; the result is 0 below -708.
 
-    The reduction is that of ``vexp``; the polynomial is 1 + r + r**2 times one of degree 8, which interpolates exp at
-    Chebyshev nodes.
+    The reduction is the same as in ``vexp``. The polynomial is 1 + r + r**2 times a polynomial of degree 8, which
+    interpolates exp at Chebyshev nodes.
     """
     shifted = fma64(x, splat64(1.4426950408889634), splat64(ROUNDING64))
     n = shifted - splat64(ROUNDING64)
@@ -79,8 +79,8 @@ guess_reciprocal = vector_op(F32x16, (F32x16,), _guess_reciprocal)
 def vreciprocal(x):
     """Return 1 / x for 16 lanes of 1e-37 to 8e37, within 2 units in the last place.
 
-    A guess is refined by three Newton-Raphson steps. A division occupies a pipeline for sixteen cycles, this for four,
-    and it has the same bits on every machine.
+    Three Newton-Raphson steps refine a guess. A division occupies a pipeline for sixteen cycles, this function for
+    four. The result has the same bits on every machine.
     """
     y = guess_reciprocal(x)
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)

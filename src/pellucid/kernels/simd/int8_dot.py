@@ -1,19 +1,19 @@
 """Dot products of unsigned and signed bytes, exact in int32, for each instruction set.
 
-A 32-bit lane holds four bytes of each operand, and the sum of their four products is added to it. Each set does this
-with other instructions:
+Each 32-bit lane of an operand holds four bytes. The sum of the four products of a lane is added to the same lane of an
+int32 total. Each set does this with other instructions:
 
-    avx512vnni, avxvnni   vpdpbusd, which does all of it
+    avx512vnni, avxvnni   vpdpbusd, the whole operation in one instruction
     neon                  usdot if the CPU has i8mm; else sdot, whose operands are both signed
-    avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; vpmaddwd adds two of these sums
+        avx2                  vpmaddubsw, which sums two products in 16 bits and saturates; then vpmaddwd adds two sums
     portable              products of 16-bit numbers, which the compiler lowers
 
 The method depends on the largest unsigned byte. Bytes up to 127 are signed bytes too. Small bytes leave room in 16
 bits: with 4-bit values, 8 sums of two products are added before vpmaddwd widens them.
 
 Bytes above 127 are 8-bit weights with a zero point of 128. With the zero point subtracted they are signed bytes, which
-sdot takes directly. vpmaddubsw takes their absolute values, and the other operand with their signs applied; the other
-operand must not be -128.
+sdot takes directly. vpmaddubsw takes the weights' absolute values, and the other operand with the weights' signs
+applied; the other operand must not be -128.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LARGEST_WORD = 32767
 
 
 def wants_signed(most: int) -> bool:
-    """Whether unsigned bytes up to ``most`` are faster as signed bytes, with a zero point of 128 subtracted."""
+    """True if unsigned bytes up to ``most`` are faster as signed bytes, with a zero point of 128 subtracted."""
     return most > 127 and (ISA.vector_set == "avx2" or (ISA.vector_set == "neon" and not TARGET.has("i8mm")))
 
 
@@ -36,8 +36,8 @@ class Sum:
     """A sum of products in 16 lanes that starts at ``start`` (16 x i32).
 
     ``most`` is the largest unsigned byte. With ``both_signed`` both operands are signed bytes and no byte of the second
-    is -128 (see ``wants_signed``). ``chains`` is the number of partial sums that products are added to in turn, to hide
-    latency; sets that sum in 16 bits use one.
+    operand is -128 (see ``wants_signed``). ``chains`` is the number of partial sums, which take products in turn to
+    hide latency; sets that sum in 16 bits use one chain.
     """
 
     def __init__(self, e: Any, start: Any, most: int, both_signed: bool = False, chains: int = 1) -> None:
@@ -45,7 +45,7 @@ class Sum:
         zero = e.fill(i32, 0)
         # On avx2: 16-bit sums that are not widened yet, one vector for each register.
         self._words: list[Any] = []
-        self._room = 0  # how many more sums of two products fit into them
+        self._room = 0  # number of further sums of two products that fit into the words
         # The largest absolute value of a sum of two products.
         self._largest = 2 * 128 * 127 if both_signed else 2 * most * 128
         self._in_words = ISA.vector_set == "avx2" and self._largest <= LARGEST_WORD
@@ -81,7 +81,7 @@ class Sum:
             self._room -= 1
         else:
             self._words, self._room = sums, LARGEST_WORD // self._largest - 1
-        if not self._room:  # at once: words that wait would need registers beside the chain
+        if not self._room:  # immediately: waiting words would need registers besides the chain's
             self._widen()
 
     def _widen(self) -> None:
@@ -96,7 +96,7 @@ class Sum:
 
 
 def take_turns(e: Any, sums: list[Sum]) -> None:
-    """Keep sums interleaved that have had equally many products added: no sum is finished before the others."""
+    """Keep sums with equal numbers of products interleaved, so that no sum is finished before the others."""
     same = iter(e.together([value for one in sums for value in one._words or one._chains]))
     for one in sums:
         if one._words:
@@ -114,7 +114,7 @@ def _product(e: Any, total: Any, unsigned: Any, signed: Any, most: int, both_sig
 
 
 def _one_of(most: int, both_signed: bool) -> Any:
-    """The function that computes a register's products in one instruction; None if the set has none."""
+    """Return the function that computes a register's products in one instruction; None if the set needs several."""
     if ISA.vector_set == "avx512vnni":
         return lambda e, t, u, s: e.call("llvm.x86.avx512.vpdpbusd.512", t.type, t, u, s)
     if ISA.vector_set == "avxvnni":
@@ -141,7 +141,7 @@ def _neon(e: Any, name: str, total: Any, first: Any, second: Any) -> Any:
 
 
 def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
-    """Widen even and odd bytes to 16 bits: most vector sets multiply and add pairs of these in one instruction."""
+    """Widen even and odd bytes to 16 bits: most vector sets multiply and add pairs of words in one instruction."""
     lanes = 2 * LANES
     words = vec(i16, lanes)
     u, s = (e.b.bitcast(x, words) for x in (unsigned, signed))
@@ -156,5 +156,5 @@ def _by_words(e: Any, total: Any, unsigned: Any, signed: Any) -> Any:
 
 
 def _with_sign(e: Any, x: Any, of: Any) -> Any:
-    """Return bytes x, negated where ``of`` is negative and 0 where it is 0. With x = of: the absolute value."""
+    """Return bytes x, negated where ``of`` is negative and 0 where ``of`` is 0. With x = of: the absolute value."""
     return e.call("llvm.x86.avx2.psign.b", x.type, x, of)

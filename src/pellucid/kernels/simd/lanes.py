@@ -1,4 +1,4 @@
-"""Operations that depend on a lane's number or combine lanes: masks, permutations, reductions.
+"""Operations that depend on a lane's index or combine lanes: masks, permutations, reductions.
 
 Reductions always combine lane i with lane i+8, then i+4, i+2, i+1.
 """
@@ -21,7 +21,7 @@ def _keep(e, x, first, count, other):
 
 
 keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
-# x in the lanes whose bit is set, y in the others; lane 0 is the lowest bit.
+# x in the lanes whose bit is set, y in the other lanes; lane 0 is the lowest bit.
 chosen = vector_op(
     F32x16,
     (types.int64, F32x16, F32x16),
@@ -30,7 +30,7 @@ chosen = vector_op(
 
 
 def _lanes_of_two(order):
-    """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 are the second vector's."""
+    """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 belong to the second vector."""
     return vector_op(
         F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
     )

@@ -64,7 +64,7 @@ prefetch = vector_op(types.void, (types.int64,), lambda e, address: e.prefetch(a
 def stack_memory(nbytes: int):
     """Make an intrinsic that returns the address of ``nbytes`` on the caller's stack, aligned for vectors.
 
-    They are not set to zero, and live as long as the function that asks for them runs.
+    The bytes are not set to zero. They are valid until the function that calls the intrinsic returns.
     """
 
     @intrinsic

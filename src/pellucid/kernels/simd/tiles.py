@@ -1,11 +1,11 @@
-"""The tile registers of AMX: exact products of 16 rows of bytes with 16 others, in int32.
+"""The tile registers of AMX: exact products of 16 rows of bytes with 16 other rows, in int32.
 
-Eight registers have up to 16 rows of up to 64 bytes each; a configuration says how many. A product adds to C (rows,
-16 x int32) that of A (rows, K bytes) and B, which has K/4 rows of 16 lanes: byte c of lane n of row k is column 4k+c of
-number n, as in packed weights. Bytes are signed.
+Eight registers have up to 16 rows of up to 64 bytes each; a configuration sets the shapes. A product adds A times B to
+C. C is (rows, 16 x int32) and A is (rows, K bytes). B has K/4 rows of 16 lanes: byte c of lane n of row k is column
+4k+c of weight row n, as in packed weights. Bytes are signed.
 
-A set without the instructions (``PELLUCID_ISA=amx`` on another CPU) keeps the registers in memory. The emulation uses
-plain LLVM, so that kernels with tiles are tested on every machine.
+On a CPU without the instructions (``PELLUCID_ISA=amx``) the registers are emulated in memory. The emulation uses plain
+LLVM, so that kernels with tiles are tested on every machine.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
@@ -24,15 +24,15 @@ NATIVE = TARGET.has("amx-int8")
 ROWS, ROW_BYTES = 16, 64
 TILE_BYTES = ROWS * ROW_BYTES
 COUNT = 8
-BYTES_AT, ROWS_AT, CONFIG_BYTES = 16, 48, 64  # in the configuration
+BYTES_AT, ROWS_AT, CONFIG_BYTES = 16, 48, 64  # offsets in the configuration, and its size
 STATE_BYTES = CONFIG_BYTES + (0 if NATIVE else COUNT * TILE_BYTES)
 
 
 class Tiles:
     """Emits operations on the tile registers.
 
-    ``state`` is the address of ``STATE_BYTES`` bytes that hold the configuration, and the registers if they are
-    emulated. Numbers of registers are Python integers.
+    ``state`` is the address of ``STATE_BYTES`` bytes for the configuration and for emulated registers. Register indices
+    are Python integers.
     """
 
     def __init__(self, e: Any, state: Any) -> None:
@@ -51,7 +51,7 @@ class Tiles:
             self._run("ldtilecfg", self._pointer(self.state))
 
     def release(self) -> None:
-        """Give the registers up, so that the system need not save them."""
+        """Release the registers, so that the operating system need not save them."""
         if NATIVE:
             self._run("tilerelease")
 
@@ -95,13 +95,13 @@ class Tiles:
         return self.e.at(self.state, CONFIG_BYTES + TILE_BYTES * tile)
 
     def _shape(self, tile: int) -> tuple[Any, Any]:
-        """Rows and bytes of a row, as i64."""
+        """Return the rows and the bytes of a row, as i64."""
         e = self.e
         rows = e.load(e.at(self.state, ROWS_AT + tile), i8, 1)
         return e.b.zext(rows, i64), e.b.zext(e.load(e.at(self.state, BYTES_AT + 2 * tile), i16, 2), i64)
 
     def _emulate(self, emit: Any, *operands: Any) -> None:
-        """Call the function that ``emit`` emits, one for each module: kernels use it dozens of times."""
+        """Call the function that ``emit`` emits. A module has it once, because kernels call it dozens of times."""
         module, name = self.e.b.module, f"tiles.{emit.__name__}"
         function = module.globals.get(name)
         if function is None:

@@ -1,7 +1,7 @@
 """The vector types, for LLVM and for Numba.
 
-A vector has 16 lanes whatever the hardware's width. LLVM splits it where registers are narrower, so every sum has the
-same order on every machine, and the same bits on every machine that has a fused multiply-add.
+A vector has 16 lanes on all hardware. LLVM splits it if registers are narrower. Every sum therefore has the same order
+on every machine, and the same bits on every machine with a fused multiply-add.
 """
 
 from __future__ import annotations

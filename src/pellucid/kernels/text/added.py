@@ -1,8 +1,8 @@
 """Finds added tokens in texts, before any other stage. Called directly from Python, on UTF-8.
 
-Of the tokens that match, the leftmost and then the longest is taken (``tokenize/stages/added.py`` is the same in
-Python). Some are matched only to stay text: control tokens that a user wrote. A token that is taken becomes a span that
-stands for its id (``text/pieces.py``).
+The leftmost match wins, and the longest of several matches at one place (``tokenize/stages/added.py`` is the same in
+Python). A matched token becomes a span that stands for its id (``text/pieces.py``). Some tokens are matched but stay
+text: control tokens that a user wrote.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class AddedRecord(Record):
     text: Address  # UTF-8
     pieces: Address  # (n, 2) int32: begin and end of each span, in bytes
     count: int  # n
-    starts: Address  # (256,) uint8: whether a token begins with this byte
+    starts: Address  # (256,) uint8: 1 if a token begins with this byte
     slots: Address  # a tree of the tokens (text/words.py)
     ids: Address  # the index of the token that ends at a slot, or -1
     emitted: Address  # (tokens,) int32: a token's id, or -1 if it stays text
-    out: Address  # (m, 2) int32 spans, room for the number of bytes plus that of spans plus 1
+    out: Address  # (m, 2) int32 spans, room for n + 1 plus the number of bytes
     made: Address  # int64: m
 
 

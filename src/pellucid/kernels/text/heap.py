@@ -9,7 +9,7 @@ from typing import Any
 
 
 def rising(simd: Any) -> Any:
-    """sift_up: moves an entry at the end up to where it belongs."""
+    """Make ``sift_up``, which moves an entry at the end up to its place."""
     load, store_i64 = simd.load_i64, simd.store_i64
 
     @simd.jit
@@ -30,12 +30,12 @@ def rising(simd: Any) -> Any:
 
 
 def sinking(simd: Any) -> Any:
-    """sift_down: moves an entry whose subtrees are heaps down to where it belongs."""
+    """Make ``sift_down``, which moves an entry whose subtrees are heaps down to its place."""
     load, store_i64 = simd.load_i64, simd.store_i64
 
     @simd.jit
     def before(heap, a, b):
-        """Whether entry ``a`` is ordered before entry ``b``."""
+        """True if entry ``a`` is ordered before entry ``b``."""
         x, y = load(heap + a * 16), load(heap + b * 16)
         return x < y or (x == y and load(heap + a * 16 + 8) < load(heap + b * 16 + 8))
 
@@ -61,19 +61,19 @@ def sinking(simd: Any) -> Any:
 
 
 def heaping(simd: Any) -> Any:
-    """(order, push, drop): builds a heap, adds an entry, and removes the smallest."""
+    """Make ``order``, ``push`` and ``drop``, which build a heap, add an entry, and remove the smallest entry."""
     load, store_i64 = simd.load_i64, simd.store_i64
     sift_up, sift_down = rising(simd), sinking(simd)
 
     @simd.jit
     def order(heap, size):
-        """Turns ``size`` entries in any order into a heap."""
+        """Turn ``size`` entries in any order into a heap."""
         for i in range(size // 2 - 1, -1, -1):
             sift_down(heap, i, size)
 
     @simd.jit
     def push(heap, size, value, position):
-        """Adds an entry to a heap of ``size`` entries. Returns the new size."""
+        """Add an entry to a heap of ``size`` entries. Returns the new size."""
         store_i64(heap + size * 16, value)
         store_i64(heap + size * 16 + 8, position)
         sift_up(heap, size)
@@ -81,7 +81,7 @@ def heaping(simd: Any) -> Any:
 
     @simd.jit
     def drop(heap, size):
-        """Removes the first of ``size`` entries. Returns the new size."""
+        """Remove the first of ``size`` entries. Returns the new size."""
         size -= 1
         if size > 0:
             store_i64(heap, load(heap + size * 16))

@@ -1,9 +1,9 @@
 """Byte-pair encoding of pre-tokens (``text/pieces.py``).
 
-The symbols of a pre-token are the ids of its bytes or characters. The neighbouring pair of the lowest rank merges, the
-leftmost of equal ones, until no pair merges (Sennrich et al. 2016, "Neural machine translation of rare words with
-subword units"). A pre-token that is itself a piece of the vocabulary is looked up instead, once it is known that its
-symbols merge to that piece.
+The symbols of a pre-token are the ids of its bytes or characters. The neighbouring pair with the lowest rank merges,
+the leftmost if ranks are equal, until no pair merges (Sennrich et al. 2016, "Neural machine translation of rare words
+with subword units"). If a pre-token is itself a piece of the vocabulary, its first merge checks whether the symbols
+merge to this piece. If they do, the piece is looked up from then on.
 
 The table of pairs uses open addressing with linear probing; its size is a power of two and some slots are free. A
 pair's value is rank << 32 | id, or NEVER if it does not merge. Pairs of bytes have a table indexed by their values.
@@ -21,7 +21,7 @@ from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, over
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
-UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # whether the symbols of a piece of the vocabulary merge to it
+UNKNOWN, MERGES, DIFFERS = 0, 1, 2  # do the symbols of a piece of the vocabulary merge to it?
 
 
 class PairsRecord(Record):
@@ -30,7 +30,7 @@ class PairsRecord(Record):
     lefts: Address  # (n,) int32
     rights: Address  # (n,) int32
     merged: Address  # (n,) int32; below 0: the pair does not merge
-    ranks: Address  # (n,) int32: the pair with the lowest rank merges first, the leftmost of equal ones
+    ranks: Address  # (n,) int32: the pair with the lowest rank merges first, the leftmost if ranks are equal
     count: int  # n
     slots: Address  # (size, 2) int64: left << 32 | right, value
     mask: int  # size - 1
@@ -46,18 +46,18 @@ class MergeRecord(PiecesRecord):
     pairs_mask: int
     words: Address  # the table of the vocabulary's pieces (WordsRecord)
     words_mask: int
-    word_text: Address  # the texts and places that table was filled with
+    word_text: Address  # the texts and places of WordsRecord that filled the table
     word_places: Address
     word_state: Address  # (V,) uint8: UNKNOWN, MERGES, DIFFERS
 
 
 def scratch_bytes(longest: int) -> int:
-    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
+    """Return the bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK + 48 * longest + 32 * SHORT + 64
 
 
 def pairing(simd: Any) -> Any:
-    """value_of: the value of a pair of symbols."""
+    """Make ``value_of``, which returns the value of a pair of symbols."""
     load, slot_for = simd.load_i64, probing(simd, 2)
 
     @simd.jit
@@ -88,7 +88,10 @@ def build_pairs(simd: Any) -> Any:
 
 
 def byte_symbols(simd: Any) -> Any:
-    """start: the symbols of a pre-token's bytes, and the values of neighbours. Returns the number of symbols."""
+    """Make ``start``, which writes the symbols of a pre-token's bytes and the values of neighbours.
+
+    It returns the number of symbols.
+    """
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
 
@@ -111,7 +114,7 @@ def byte_symbols(simd: Any) -> Any:
 
 
 def character_symbols(simd: Any, value_of: Any) -> Any:
-    """start: as :func:`byte_symbols`, but of characters; an unknown one becomes its bytes or the unknown id."""
+    """Make ``start`` as in :func:`byte_symbols`, for characters. Unknown characters become bytes or the unknown id."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i32, store_i64 = simd.store_i32, simd.store_i64
     length_of, code_point = decoding(simd)
@@ -153,7 +156,7 @@ def character_symbols(simd: Any, value_of: Any) -> Any:
 
 
 def encoding(simd: Any, symbols: str) -> Any:
-    """merged: writes the ids that a pre-token's symbols merge to. Returns their number."""
+    """Make ``merged``, which writes the ids that a pre-token's symbols merge to and returns their number."""
     at, load, value_of = MergeRecord.at, simd.load_i64, pairing(simd)
     start = byte_symbols(simd) if symbols == "bytes" else character_symbols(simd, value_of)
     merge = merging(simd, value_of)
@@ -170,8 +173,8 @@ def encoding(simd: Any, symbols: str) -> Any:
 
 @kernel("text.merge", MergeRecord)
 def build(simd: Any, symbols: str, whole: bool) -> Any:
-    """``symbols``: "bytes" or "characters". ``whole``: a pre-token that is a piece of the vocabulary gets its id,
-    whatever its symbols merge to."""
+    """Build the merges. ``symbols``: "bytes" or "characters". ``whole``: a pre-token that is a piece of the vocabulary
+    gets the piece's id, even if its symbols merge to other ids."""
     at, load, load_u8, load_i32 = MergeRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32 = simd.store_u8, simd.store_i32
     hashed, _ = hashing(simd)
@@ -179,7 +182,7 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
 
     @simd.jit
     def ids_of(record, scratch, place, length, part, out):
-        """The ids of a pre-token, which may be a piece of the vocabulary."""
+        """Write the ids of a pre-token, which may be a piece of the vocabulary. Returns their number."""
         h = hashed(place, length)
         word = word_of(
             place, length, h, load(record + at.words), load(record + at.words_mask),

@@ -1,8 +1,8 @@
 """Merges the symbols of one pre-token until no two neighbours merge: the loop of ``text/merge.py``.
 
 ``ids`` (count,) int32 are the symbols; ``values`` (count,) int64 are the values of each symbol and its right neighbour:
-rank << 32 | id, or NEVER. The pair of the lowest value merges first, the leftmost of equal ones. Few symbols are merged
-by a search through all values, many in the order of a heap.
+rank << 32 | id, or NEVER. The pair with the lowest value merges first, the leftmost if values are equal. Few symbols
+are merged by a search through all values, many symbols in the order of a heap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHORT = 64  # up to this many symbols, a search through all values is faster tha
 
 
 def gathering(simd: Any) -> Any:
-    """gather: copies the remaining symbols to ``out``. Returns their number."""
+    """Make ``gather``, which copies the remaining symbols to ``out`` and returns their number."""
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
@@ -33,9 +33,9 @@ def gathering(simd: Any) -> Any:
 
 
 def searching(simd: Any, value_of: Any, gather: Any) -> Any:
-    """few: merges up to SHORT symbols; each step searches all values for the lowest.
+    """Make ``few``, which merges up to SHORT symbols. Each step searches all values for the lowest.
 
-    ``links`` holds a doubly linked list of the remaining symbols, in bytes. The values of removed symbols are NEVER.
+    ``links`` holds a doubly linked list of the remaining symbols, in uint8. The values of removed symbols are NEVER.
     """
     load, load_i32, load_u8 = simd.load_i64, simd.load_i32, simd.load_u8
     store_i32, store_i64, store_u8 = simd.store_i32, simd.store_i64, simd.store_u8
@@ -77,16 +77,16 @@ def searching(simd: Any, value_of: Any, gather: Any) -> Any:
 
 
 def queueing(simd: Any) -> Any:
-    """(fill, offer, prune, drop): the heap of the values of many symbols.
+    """Make ``fill``, ``offer``, ``prune`` and ``drop``: the heap of the values of many symbols.
 
-    An entry is a value and its index in ``values``. It is stale once ``values`` has another value there.
+    An entry is a value and its index in ``values``. It is stale once ``values`` has another value at this index.
     """
     load, store_i64 = simd.load_i64, simd.store_i64
     order, push, drop = heaping(simd)
 
     @simd.jit
     def fill(heap, values, count):
-        """Makes a heap of all values except NEVER. Returns its size."""
+        """Make a heap of all values except NEVER. Returns its size."""
         size = 0
         for i in range(count):
             value = load(values + i * 8)
@@ -99,12 +99,12 @@ def queueing(simd: Any) -> Any:
 
     @simd.jit
     def offer(heap, size, value, position):
-        """Adds an entry unless its value is NEVER. Returns the new size."""
+        """Add an entry unless its value is NEVER. Returns the new size."""
         return size if value == NEVER else push(heap, size, value, position)
 
     @simd.jit
     def prune(heap, size, values):
-        """Removes the stale entries. Returns the new size."""
+        """Remove the stale entries. Returns the new size."""
         kept = 0
         for i in range(size):
             if load(values + load(heap + i * 16 + 8) * 8) == load(heap + i * 16):
@@ -118,7 +118,7 @@ def queueing(simd: Any) -> Any:
 
 
 def queued(simd: Any, value_of: Any, gather: Any) -> Any:
-    """many: merges any number of symbols in the order of a heap.
+    """Make ``many``, which merges any number of symbols in the order of a heap.
 
     ``links`` holds a doubly linked list of the remaining symbols, in int32, followed by the heap. A symbol has at most
     one entry that is not stale. Each merge removes one entry and adds up to two, so the heap could grow to 3 * count
@@ -166,7 +166,7 @@ def queued(simd: Any, value_of: Any, gather: Any) -> Any:
 
 
 def merging(simd: Any, value_of: Any) -> Any:
-    """merge: merges symbols and writes the remaining ids to ``out``. Returns their number."""
+    """Make ``merge``, which merges symbols, writes the remaining ids to ``out`` and returns their number."""
     gather = gathering(simd)
     few, many = searching(simd, value_of, gather), queued(simd, value_of, gather)
 

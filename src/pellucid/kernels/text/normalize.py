@@ -1,9 +1,9 @@
 """Brings spans of text into a Unicode normalization form (UAX #15). Called directly from Python, on UTF-8.
 
-Most characters are in the form already, whatever their neighbours are, and so are most marks behind them: they are
-copied. At a character that is not, or that may compose with one before it, the kernel goes back to the last starter if
-it has to, and decomposes, orders and composes everything up to the next character that joins nothing. The reference is
-``tokenize/stages/normalize.py``.
+Most characters, and most marks after them, are in the form already, independent of their neighbours. They are copied.
+Another character may change, or compose with a character before it. The kernel then goes back to the last starter if
+necessary. It decomposes, orders and composes all characters up to the next character that joins nothing. The reference
+is ``tokenize/stages/normalize.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pellucid.kernels.text.split import decoding, running
 # The properties of a character. CLASS: its canonical combining class. CHANGES: it is not in the form by itself. JOINS:
 # it may compose with a character before it.
 CLASS, CHANGES, JOINS = 255, 256, 512
-MOST = 128  # the most parts that are ordered together; Python handles longer sequences
+MOST = 128  # maximum number of parts that are ordered together; Python handles longer sequences
 PART_BITS = 21  # bits of a part's code point; its combining class is stored above them
 
 
@@ -31,13 +31,13 @@ class NormalizeRecord(ChangedRecord):
     places: Address  # (0x110000,) int32: index of the parts in ``written``; 0: the character is its only part
     written: Address  # int32: the number of parts, then their code points
     composes: int  # 1: the form is composed
-    pairs: Address  # table of pairs: what two parts compose to (text/merge.py)
+    pairs: Address  # table of pairs: the composition of two parts (text/merge.py)
     pairs_mask: int
     scratch: Address  # (MOST,) int32
 
 
 def encoding(simd: Any) -> Any:
-    """encode: writes a code point as UTF-8 to ``out``. Returns the number of bytes."""
+    """Make ``encode``, which writes a code point as UTF-8 to ``out`` and returns the number of bytes."""
     store_u8 = simd.store_u8
 
     @simd.jit
@@ -64,7 +64,7 @@ def encoding(simd: Any) -> Any:
 
 
 def inserting(simd: Any) -> Any:
-    """insert: adds a part in canonical order, before the marks of a higher combining class."""
+    """Make ``insert``, which adds a part in canonical order, before the marks of a higher combining class."""
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
@@ -79,7 +79,7 @@ def inserting(simd: Any) -> Any:
 
 
 def composing(simd: Any) -> Any:
-    """compose: composes ordered parts in place. Returns the number of the remaining ones."""
+    """Make ``compose``, which composes ordered parts in place and returns the number of remaining parts."""
     load_i32, store_i32, value_of = simd.load_i32, simd.store_i32, pairing(simd)
 
     @simd.jit
@@ -103,9 +103,10 @@ def composing(simd: Any) -> Any:
 
 
 def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
-    """rebuild: decomposes, orders and composes the characters from ``position`` up to the next that joins nothing.
+    """Make ``rebuild``, which decomposes, orders and composes characters.
 
-    Returns where they end in ``text`` and in ``out``; the latter is -1 if they have more than MOST parts.
+    The characters are from ``position`` up to the next character that joins nothing. It returns their end in ``text``
+    and in ``out``; the end in ``out`` is -1 if they have more than MOST parts.
     """
     at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
     load_u16, load_i32 = simd.load_u16, simd.load_i32
@@ -154,7 +155,7 @@ def build(simd: Any) -> Any:
             place = text + position
             run = min(run_of(place), end - position)
             if run > 0 and load_u8(place + run) >= 0x80:
-                run -= 1  # the last one may compose with what follows
+                run -= 1  # the last character may compose with the next
             if run > 0:
                 store_i64(out + made, load(place))
                 position, made, last = position + run, made + run, 0

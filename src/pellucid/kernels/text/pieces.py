@@ -1,12 +1,13 @@
-"""The frame of the model kernels: from pre-tokens to token ids (``text.merge``, ``text.unigram``, ``text.wordpiece``).
+"""The frame of the model kernels, from pre-tokens to token ids: ``text.merge``, ``text.unigram``, ``text.wordpiece``.
 
 Called directly from Python, on UTF-8. Most pre-tokens recur, so their ids are cached in tables of fixed size. Each
-thread has two: one for short pre-tokens, one for longer ones. Many lookups in a row are bound by cache misses, so the
-entries of a block of pre-tokens are prefetched before the first is read. Several texts may be concatenated; the kernel
-also reports how many ids each has.
+thread has two tables: one for short pre-tokens, one for longer pre-tokens. Many lookups in a row are bound by CPU cache
+misses, so the entries of a block of pre-tokens are prefetched before the first entry is read. Several texts may be
+concatenated; the kernel also writes the number of ids of each text.
 
-A pre-token may stand for an id that is already known (an added token): its end is then -1 - id. The end of a part of a
-pre-token that was cut (``text/apart.py``) has the flag PART if that makes a difference.
+A pre-token may stand for an id that is already known (an added token): its end is then -1 - id. The parts of a cut
+pre-token (``text/apart.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
+pre-token.
 
 A kernel's file builds its body with :func:`over` from a function that computes the ids of one pre-token.
 """
@@ -17,12 +18,13 @@ from typing import Any
 
 from pellucid.kernels.core.record import Address, Record
 
-PADDING = 128  # readable bytes behind the text
+PADDING = 128  # readable bytes after the text
 PART = 1 << 30  # flag in a pre-token's end
 BLOCK = 16  # pre-tokens whose cache entries are prefetched together
 
-# A cache entry: hash (8 bytes), length (1), number of ids (1), text, ids. What does not fit is not cached. In the cache
-# of short pre-tokens two adjacent entries are a set: a new entry goes to the first, whose content moves to the second.
+# A cache entry: hash (8 bytes), length (1), number of ids (1), text, ids. Larger pre-tokens are not cached. In the
+# cache of short pre-tokens two adjacent entries are a set: a new entry replaces the first, whose content moves to the
+# second.
 ENTRY, KEPT_BYTES = 64, 32
 LONG_ENTRY, LONG_BYTES = 256, 160
 TEXT = 10  # offset of the text in an entry
@@ -44,16 +46,16 @@ class PiecesRecord(Record):
     long_mask: int
     scratch: Address  # BLOCK hashes, then the kernel's own scratch
     out: Address  # (m,) int32 ids, room for the number of bytes plus FIRST_IDS
-    firsts: Address  # (n,) int32: the number of ids before each pre-token; 0: not wanted
+    firsts: Address  # (n,) int32: the number of ids before each pre-token; 0: not written
 
 
 def hashing(simd: Any) -> Any:
-    """(hashed, same): the hash of some bytes, and whether two addresses hold the same bytes."""
+    """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
     load, times = simd.load_i64, simd.times
 
     @simd.jit
     def hashed(place, length):
-        """The hash of ``length`` bytes, read eight at a time; the bytes behind them are masked out."""
+        """Return the hash of ``length`` bytes, read eight at a time. Bytes after them are masked out."""
         h = times(length, -7046029254386353131)
         done = 0
         while done + 8 <= length:
@@ -83,7 +85,7 @@ def hashing(simd: Any) -> Any:
 
 
 def appending(simd: Any) -> Any:
-    """append: adds a span, its begin and end. Returns the new number of spans."""
+    """Make ``append``, which adds a span (begin and end) and returns the new number of spans."""
     store_i64 = simd.store_i64
 
     @simd.jit
@@ -95,14 +97,14 @@ def appending(simd: Any) -> Any:
 
 
 def _memory(simd: Any) -> Any:
-    """(known, keep): reads and writes a cache entry."""
+    """Make ``known`` and ``keep``, which read and write a cache entry."""
     load, load_u8, load_i32 = simd.load_i64, simd.load_u8, simd.load_i32
     store_u8, store_i32, store_i64 = simd.store_u8, simd.store_i32, simd.store_i64
     _, same = hashing(simd)
 
     @simd.jit
     def known(entry, h, place, length, out):
-        """Copies a pre-token's ids from an entry to ``out``. Returns their number, -1 if the entry is another's."""
+        """Copy a pre-token's ids from an entry to ``out``. Returns their number, or -1 if the entry has other text."""
         if load(entry) != h or load_u8(entry + 8) != length or not same(place, entry + TEXT, length):
             return -1
         count, ids = load_u8(entry + 9), entry + TEXT + length
@@ -126,7 +128,7 @@ def _memory(simd: Any) -> Any:
 
 
 def _short(simd: Any, ids_of: Any) -> Any:
-    """short: the ids of a short pre-token, from the set of two entries at ``entry``, or computed and cached there."""
+    """Make ``short``: the ids of a short pre-token, from the two entries at ``entry``, else computed and cached."""
     load, store_i64 = simd.load_i64, simd.store_i64
     known, keep = _memory(simd)
 
@@ -151,7 +153,7 @@ def _short(simd: Any, ids_of: Any) -> Any:
 
 
 def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
-    """longer: the ids of a longer pre-token, from its cache entry, or computed and cached there."""
+    """Make ``longer``: the ids of a longer pre-token, from its cache entry, else computed and cached."""
     load = simd.load_i64
     known, keep = _memory(simd)
 
@@ -170,7 +172,7 @@ def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
 
 
 def over(simd: Any, at: Any, ids_of: Any) -> Any:
-    """The body of a kernel whose record begins with the fields of :class:`PiecesRecord`.
+    """Make the body of a kernel whose record begins with the fields of :class:`PiecesRecord`.
 
     ``ids_of(record, scratch, place, length, part, out)`` writes the ids of one pre-token to ``out`` and returns their
     number; ``part`` is 1 for a part of a pre-token that was cut.

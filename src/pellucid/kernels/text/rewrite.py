@@ -1,12 +1,14 @@
 """Replaces characters in spans of text, as normalizers do. Called directly from Python, on UTF-8.
 
-A table maps each character to its target, whatever its neighbours are. Besides, consecutive spaces may become one,
-spaces at the ends of a span may be removed, and a span may get a prefix. There may be rules for several characters,
-which SentencePiece compiles into a model: in SentencePiece the longest rule applies; in Hugging Face ``tokenizers`` a
-rule for the beginning of a short grapheme cluster replaces the whole cluster
-(``tokenize/stages/precompiled_charsmap.py``). At a character that the table does not cover the kernel gives up, and the
-text is normalized in Python. A span that is an id (``text/pieces.py``) takes one byte of the new text, so that spans
-stay in order.
+A table maps each character to its target, independent of its neighbours. In addition, consecutive spaces may become one
+space, spaces at the ends of a span may be removed, and a span may get a prefix.
+
+SentencePiece also compiles rules for several characters into a model. In SentencePiece the longest rule applies. In
+Hugging Face ``tokenizers`` a rule for the beginning of a short grapheme cluster replaces the whole cluster
+(``tokenize/stages/precompiled_charsmap.py``).
+
+The kernel gives up at a character that the table does not cover; Python then normalizes the text. A span that is an id
+(``text/pieces.py``) takes one byte of the new text, so that spans stay in order.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ KEPT, STRANGE = 0, -1  # targets: the character stays; the table does not cover 
 DONE, GAVE_UP = 0, 1
 NEVER, ALWAYS, FIRST = 0, 1, 2
 # Flags of characters. JOINS: in one cluster with the character before. BEGINS, FOLLOWS: the first or second character
-# of a rule for several. APART: nothing joins it. PICTURE: a pictograph; JOINER joins it to another.
+# of a rule for several characters. APART: nothing joins it. PICTURE: a pictograph; JOINER joins two pictographs.
 JOINS, BEGINS, FOLLOWS, APART, PICTURE = 1, 2, 4, 8, 16
 JOINER = 0x200D
-RULES = ("none", "longest", "clusters")  # for several characters: none, SentencePiece's, Hugging Face's
+RULES = ("none", "longest", "clusters")  # rules for several characters: none, SentencePiece's, Hugging Face's
 SHORT = 6  # clusters of this many bytes or more have no rules
 
 
@@ -46,22 +48,22 @@ class ChangedRecord(Record):
 class RewriteRecord(ChangedRecord):
     """``out`` has room for the longest target per byte of text, and a prefix per span."""
 
-    targets: Address  # (0x110000,) int32: KEPT, STRANGE, or where in ``written`` the target is
+    targets: Address  # (0x110000,) int32: KEPT, STRANGE, or the index of the target in ``written``
     written: Address  # targets, each preceded by its length in one byte; then PADDING
     flags: Address  # (0x110000,) uint8: JOINS, BEGINS, FOLLOWS, APART, PICTURE
     slots: Address  # a tree of the rules (text/words.py)
-    rules: Address  # by slot, int32: index in ``written`` of the target of the rule that ends there, or -1
+    rules: Address  # int32 for each slot: index in ``written`` of the target of its rule, or -1
     collapse: int  # 1: only the first of consecutive spaces stays
     trim: int  # 1: spaces at the ends of a span are removed
     prefix: Address  # written before each span that is not empty
     prefix_length: int  # in bytes
     when: int  # the prefix is written NEVER, ALWAYS, or only at the start of a text (FIRST)
-    unless_there: int  # 1: no prefix before a span that begins with it already
-    plain: int  # 1: ASCII "!" to "~" stays; with rules, unless a character that is not ASCII follows
+    unless_there: int  # 1: no prefix before a span that already begins with the prefix
+    plain: int  # 1: ASCII "!" to "~" stays; with rules, only if the next character is ASCII too
 
 
 def changing(simd: Any, at: Any, change: Any) -> Any:
-    """The body of a kernel whose record begins with the fields of :class:`ChangedRecord`.
+    """Make the body of a kernel whose record begins with the fields of :class:`ChangedRecord`.
 
     ``change(record, begin, end, begins_text, made)`` writes the new text of one span at offset ``made`` of ``out``. It
     returns the new end, or -1 to give up.
@@ -101,7 +103,7 @@ def changing(simd: Any, at: Any, change: Any) -> Any:
 
 
 def copying(simd: Any) -> Any:
-    """copy: copies bytes front to back; ``out`` may overlap the source if it is before it."""
+    """Make ``copy``, which copies bytes front to back. ``out`` may overlap the source if it begins before it."""
     load_u8, store_u8 = simd.load_u8, simd.store_u8
 
     @simd.jit
@@ -113,7 +115,7 @@ def copying(simd: Any) -> Any:
 
 
 def comparing(simd: Any) -> Any:
-    """begins_with: whether some bytes begin with a prefix."""
+    """Make ``begins_with``, which is true if some bytes begin with a prefix."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -129,7 +131,7 @@ def comparing(simd: Any) -> Any:
 
 
 def spacing(simd: Any) -> Any:
-    """superfluous: whether a space at offset ``made`` of the new span, which begins at ``first``, is left out."""
+    """Make ``superfluous``: true if a space at offset ``made`` of a new span that begins at ``first`` is left out."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -142,7 +144,7 @@ def spacing(simd: Any) -> Any:
 
 
 def emitting(simd: Any, superfluous: Any) -> Any:
-    """emit: writes a target to ``out`` at offset ``made``. Returns the new end."""
+    """Make ``emit``, which writes a target to ``out`` at offset ``made`` and returns the new end."""
     load, load_u8, store_u8, store_i64 = simd.load_i64, simd.load_u8, simd.store_u8, simd.store_i64
 
     @simd.jit
@@ -162,7 +164,7 @@ def emitting(simd: Any, superfluous: Any) -> Any:
 
 
 def ruling(simd: Any) -> Any:
-    """rule: the longest or shortest rule that applies at a position: its target, and how many bytes it replaces."""
+    """Make ``rule``: the target of the longest or shortest rule at a position, and the number of bytes it replaces."""
     at, load, walk = RewriteRecord.at, simd.load_i64, walking(simd)
 
     @simd.jit
@@ -175,7 +177,7 @@ def ruling(simd: Any) -> Any:
 
 
 def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
-    """cluster: the end of the grapheme cluster at a position; exact for clusters shorter than SHORT."""
+    """Make ``cluster``: the end of the grapheme cluster at a position. Exact for clusters shorter than SHORT."""
     at, load, load_u8 = RewriteRecord.at, simd.load_i64, simd.load_u8
 
     @simd.jit
@@ -199,7 +201,10 @@ def clustering(simd: Any, length_of: Any, code_point: Any) -> Any:
 
 
 def rewriting(simd: Any, rules: str) -> Any:
-    """rewrite: writes the new text of one span to ``out`` from ``first`` on. Returns its end, or -1 to give up."""
+    """Make ``rewrite``, which writes the new text of one span to ``out`` from ``first`` on.
+
+    It returns the end of the new text, or -1 to give up.
+    """
     at, load, load_u8, load_i32 = RewriteRecord.at, simd.load_i64, simd.load_u8, simd.load_i32
     store_i64, run_of, superfluous = simd.store_i64, running(simd), spacing(simd)
     length_of, code_point = decoding(simd)
@@ -259,13 +264,13 @@ def rewriting(simd: Any, rules: str) -> Any:
 
 @kernel("text.rewrite", RewriteRecord)
 def build(simd: Any, rules: str) -> Any:
-    """``rules``, one of ``RULES``."""
+    """Build the replacement. ``rules`` is one of ``RULES``."""
     at, load = RewriteRecord.at, simd.load_i64
     copy, begins_with, rewrite = copying(simd), comparing(simd), rewriting(simd, rules)
 
     @simd.jit
     def change(record, begin, end, begins_text, start):
-        """Writes one span with its prefix."""
+        """Write one span with its prefix. Returns its end, or -1 to give up."""
         out, prefix, when = load(record + at.out), load(record + at.prefix), load(record + at.when)
         ahead = load(record + at.prefix_length) if when == ALWAYS or (when == FIRST and begins_text) else 0
         made = rewrite(record, begin, end, start + ahead)

@@ -1,8 +1,8 @@
 """Splits spans of text where a pattern matches, as pre-tokenizers do. Called directly from Python, on UTF-8.
 
 The pattern is an automaton's table (``tokenize/patterns/automaton.py``; ``Matcher._walked`` runs it in Python). The
-behavior says what becomes of the matches, as in Hugging Face ``tokenizers``: a match becomes a span of its own, is
-removed, or joins the span before or after it; "Contiguous" joins adjacent matches, and adjacent text between matches.
+behavior defines the result of a match, as in Hugging Face ``tokenizers``: the match becomes a separate span, is
+removed, or joins the span before or after it. "Contiguous" joins adjacent matches, and adjacent text between matches.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class SplitRecord(Record):
     count: int  # n
     classes: Address  # (0x110000,) uint8: the class of each code point
     table: Address  # (states, columns) uint16: 2 * next state + 1 if a match ends before this character
-    columns: int  # one per class, and one for the end of a span
-    starts: Address  # (256,) uint8, by a character's first byte: whether a match may begin with it
+    columns: int  # one column per class, and one column for the end of a span
+    starts: Address  # (256,) uint8: 1 if a match may begin with a character that has this first byte
     behavior: int  # an index of BEHAVIORS
-    inverted: int  # 1: the text between matches is taken as the matches
-    most_steps: int  # the most bytes that the automaton may read, in total
-    out: Address  # (m, 2) int32 spans, room for one per byte
+    inverted: int  # 1: the text between matches counts as the matches
+    most_steps: int  # maximum number of bytes that the automaton may read, in total
+    out: Address  # (m, 2) int32 spans, room for one span per byte
     made: Address  # int64: m, or -1 if most_steps was exceeded
 
 
 def decoding(simd: Any) -> Any:
-    """(length, code_point): a character's number of bytes, from its first byte; the character at an address."""
+    """Make ``length`` (bytes of a character, from its first byte) and ``code_point`` (the character at an address)."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -64,7 +64,7 @@ def decoding(simd: Any) -> Any:
 
 
 def skipping(simd: Any) -> Any:
-    """skip: the first address from ``place`` on whose byte is set in ``starts``, (256,) uint8; ``end`` if none is."""
+    """Make ``skip``: the first address from ``place`` on whose byte is set in ``starts``, (256,) uint8, or ``end``."""
     load_u8 = simd.load_u8
 
     @simd.jit
@@ -83,13 +83,13 @@ def skipping(simd: Any) -> Any:
 
 
 def running(simd: Any) -> Any:
-    """run_of: how many of the eight bytes at an address, up to the first other, are ASCII from "!" to "~"."""
+    """Make ``run_of``: the number of leading bytes, of eight at an address, that are ASCII from "!" to "~"."""
     load = simd.load_i64
 
     @simd.jit
     def run_of(place):
         word = load(place)
-        # The highest bit of each other byte. Borrows and carries may also set bits of the bytes after the first one.
+        # The highest bit of each other byte. Borrows and carries may also set bits in bytes after the first other byte.
         others = (word | word + ONES | word - 0x21 * ONES & ~word) & HIGHS
         return 8 if others == 0 else simd.lowest_bit(others) >> 3
 
@@ -97,7 +97,7 @@ def running(simd: Any) -> Any:
 
 
 def matching(simd: Any, length: Any, code_point: Any) -> Any:
-    """match: the end of the match that begins at ``position``, or ``position`` if there is none; the bytes read."""
+    """Make ``match``: the end of the match at ``position``, or ``position`` without a match; and the bytes read."""
     load_u8, load_u16 = simd.load_u8, simd.load_u16
 
     @simd.jit
@@ -123,10 +123,10 @@ def matching(simd: Any, length: Any, code_point: Any) -> Any:
 
 
 def joining(simd: Any, append: Any) -> Any:
-    """put: adds a part of a span as the behavior says. Returns the new number of spans.
+    """Make ``put``, which adds a part of a span according to the behavior and returns the new number of spans.
 
-    ``first`` is the index of the first part; ``matched`` and ``previous`` say whether this part and the one before it
-    are matches.
+    ``first`` is the index of the first part. ``matched`` is true if this part is a match, ``previous`` if the part
+    before it is a match.
     """
     store_i32 = simd.store_i32
     removed, with_previous, with_next, contiguous = (BEHAVIORS.index(name) for name in BEHAVIORS[1:])

@@ -1,7 +1,7 @@
 """Segments pre-tokens (``text/pieces.py``) into the likeliest pieces of a Unigram vocabulary: Viterbi's algorithm.
 
-The reference is ``tokenize/kinds/unigram.py``. The best path to each byte position is kept, the first found of equally
-good ones. An unknown character has a score of its own; adjacent unknown characters become one unknown id, or their
+The reference is ``tokenize/kinds/unigram.py``. The best path to each byte position is kept; of equally good paths, the
+path found first. An unknown character has its own score. Adjacent unknown characters become one unknown id, or their
 bytes.
 """
 
@@ -32,12 +32,12 @@ class UnigramRecord(PiecesRecord):
 
 
 def scratch_bytes(longest: int) -> int:
-    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
+    """Return the bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK + NODE * (longest + 2)
 
 
 def summing(simd: Any, single: bool) -> Any:
-    """sum_of: a sum of scores, rounded to float32 if ``single``."""
+    """Make ``sum_of``, which returns a sum of scores, rounded to float32 if ``single``."""
 
     @simd.jit
     def sum_of(a, b):
@@ -49,7 +49,7 @@ def summing(simd: Any, single: bool) -> Any:
 
 
 def offering(simd: Any) -> Any:
-    """offer: keeps a path to a position if it is the first one (the score was NaN) or a better one."""
+    """Make ``offer``, which keeps a path to a position if it is the first (the score was NaN) or better than before."""
     load_f64, store_i32, store_f64 = simd.load_f64, simd.store_i32, simd.store_f64
 
     @simd.jit
@@ -64,7 +64,7 @@ def offering(simd: Any) -> Any:
 
 
 def searching(simd: Any, single: bool) -> Any:
-    """best: finds the best path to each position."""
+    """Make ``best``, which finds the best path to each position."""
     at, load, load_u8, load_i32, load_f64 = (
         UnigramRecord.at, simd.load_i64, simd.load_u8, simd.load_i32, simd.load_f64,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def searching(simd: Any, single: bool) -> Any:
 
     @simd.jit
     def again(nodes, start, reached, so_far):
-        """Subtracts ``so_far`` from the scores of positions ``start`` to ``reached``."""
+        """Subtract ``so_far`` from the scores of positions ``start`` to ``reached``."""
         for i in range(start, reached + 1):
             there = nodes + i * NODE
             store_f64(there, sum_of(load_f64(there), -so_far))
@@ -111,7 +111,7 @@ def searching(simd: Any, single: bool) -> Any:
 
 
 def tracing(simd: Any) -> Any:
-    """trace: reverses the links of the best path. Returns the end of its first piece, or -1 if there is none."""
+    """Make ``trace``, which reverses the links of the best path and returns the end of its first piece, or -1."""
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
     @simd.jit
@@ -127,7 +127,10 @@ def tracing(simd: Any) -> Any:
 
 
 def spelling(simd: Any) -> Any:
-    """spell: writes unknown characters as bytes, if all have ids, or as one id. Returns the new number of ids."""
+    """Make ``spell``, which writes unknown characters as bytes, if all bytes have ids, else as one id.
+
+    It returns the new number of ids.
+    """
     at, load, load_u8 = UnigramRecord.at, simd.load_i64, simd.load_u8
     load_i32, store_i32 = simd.load_i32, simd.store_i32
 
@@ -149,7 +152,7 @@ def spelling(simd: Any) -> Any:
 
 @kernel("text.unigram", UnigramRecord)
 def build(simd: Any, single: bool) -> Any:
-    """``single``: as in SentencePiece, sums are float32 and unknown characters become bytes one by one."""
+    """Build Unigram. ``single``: as in SentencePiece, sums are float32 and each unknown character becomes bytes."""
     at, load, load_i32, store_i32 = UnigramRecord.at, simd.load_i64, simd.load_i32, simd.store_i32
     best, trace, spell = searching(simd, single), tracing(simd), spelling(simd)
 

@@ -1,6 +1,6 @@
 """WordPiece of pre-tokens (``text/pieces.py``): greedy segmentation into the longest pieces that match.
 
-The reference is ``tokenize/kinds/wordpiece.py``. A pre-token that cannot be covered, or is too long, becomes the
+The reference is ``tokenize/kinds/wordpiece.py``. A pre-token that pieces cannot cover, or that is too long, becomes the
 unknown id.
 """
 
@@ -20,11 +20,11 @@ class WordPieceRecord(PiecesRecord):
     more_slots: Address  # a tree of the pieces that continue a word, without their prefix
     more_ids: Address
     unknown: int
-    longest: int  # the most characters of a word
+    longest: int  # maximum number of characters of a word
 
 
 def scratch_bytes(longest: int) -> int:
-    """The bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
+    """Return the bytes of ``PiecesRecord.scratch`` for pre-tokens of up to ``longest`` bytes."""
     return 8 * BLOCK
 
 

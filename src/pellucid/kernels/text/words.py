@@ -1,8 +1,8 @@
-"""Indexes of a vocabulary's pieces by their bytes: a hash table of whole pieces, and a prefix tree (trie) of them.
+"""Indexes of a vocabulary's pieces by their bytes: a hash table of whole pieces, and a prefix tree (trie) of pieces.
 
 Both are filled once, directly from Python. The hash table uses open addressing with linear probing; its size is a power
 of two and some slots are free. The tree is a double array (Aoe 1989, "An Efficient Digital Search Algorithm by Using a
-Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone: the children of a node are at
+Double-Array Structure"), with exclusive or instead of a sum, as in Yata's darts-clone. The children of a node are at
 its base ^ byte, and each child stores its parent's base. A step is one memory access that depends only on the step
 before it.
 """
@@ -19,7 +19,7 @@ EMPTY = -1  # a free slot
 MAX_NODES = 1 << 24
 ROOT = 1  # the base of the root; nodes without children have base 0
 PLACES = 256  # slots that the children of a base may take; also the size of a block
-TRIES = 512  # slots to try for a node's children before they get a new block
+TRIES = 512  # slots to try for a node's children before the children get a new block
 
 
 class WordsRecord(Record):
@@ -41,7 +41,7 @@ class TreeRecord(Record):
     slots: Address  # (size,) int64, EMPTY at first: node << 32 | byte << 24 | child; scratch
     mask: int  # size - 1
     first: Address  # (nodes,) int32, -1 at first: a node's last created child, or -1
-    next: Address  # (nodes,) int32: the sibling created before, or -1
+    next: Address  # (nodes,) int32: the sibling created before the node, or -1
     bytes: Address  # (nodes,) uint8: the byte that leads to the node
     ids: Address  # (nodes,) int32, -1 at first: the piece that ends at a node, or -1
     nodes: Address  # int64: the number of nodes
@@ -56,7 +56,7 @@ class LayoutRecord(Record):
     bytes: Address
     ids: Address
     bases: Address  # (nodes,) int32, scratch
-    used: Address  # (size,) uint8, 0 at first: whether a base is in use
+    used: Address  # (size,) uint8, 0 at first: 1 if a base is in use
     slots: Address  # (size,) int64, EMPTY at first: base of the parent << 32 | base of the children
     out: Address  # (size,) int32, -1 at first: the piece that ends at a slot's node, or -1
     size: int  # a multiple of PLACES
@@ -64,21 +64,21 @@ class LayoutRecord(Record):
 
 
 class SplitsRecord(Record):
-    """Finds the pieces that are the concatenation of two others."""
+    """Finds the pieces that are the concatenation of two other pieces."""
 
     text: Address  # the bytes of all pieces, concatenated, then PADDING
     places: Address  # (n + 1,) int32: where each piece begins
     count: int  # n
-    slots: Address  # their hash table (WordsRecord)
+    slots: Address  # the pieces' hash table (WordsRecord)
     mask: int
-    lefts: Address  # (m,) int32, room for one per byte
+    lefts: Address  # (m,) int32, room for one number per byte
     rights: Address  # (m,) int32
     merged: Address  # (m,) int32
     made: Address  # int64: m
 
 
 def finding(simd: Any) -> Any:
-    """word_of: the id of a piece of the vocabulary, from its bytes and their hash; -1 if there is none."""
+    """Make ``word_of``, which returns the id of a piece of the vocabulary, from its bytes and their hash, or -1."""
     load, load_i32 = simd.load_i64, simd.load_i32
     _, same = hashing(simd)
 
@@ -100,7 +100,7 @@ def finding(simd: Any) -> Any:
 
 
 def keying(simd: Any) -> Any:
-    """slot_of: the slot of a table that is probed first for an integer key."""
+    """Make ``slot_of``, which returns the first slot of a table to probe for an integer key."""
     times = simd.times
 
     @simd.jit
@@ -112,9 +112,9 @@ def keying(simd: Any) -> Any:
 
 
 def probing(simd: Any, width: int) -> Any:
-    """slot_for: the address of a key's slot, or of the free slot where the key would be stored.
+    """Make ``slot_for``, which returns the address of a key's slot, or of the free slot for the key.
 
-    ``width``: int64 per slot, the first of which is the key.
+    ``width``: number of int64 words of a slot. The first word is the key.
     """
     load, slot_of = simd.load_i64, keying(simd)
 
@@ -129,7 +129,7 @@ def probing(simd: Any, width: int) -> Any:
 
 
 def stepping(simd: Any) -> Any:
-    """behind: the slot of a base's child by a byte, or -1; and the base of that child's own children."""
+    """Make ``behind``: the slot of a base's child for a byte, or -1; and the base of this child's children."""
     load = simd.load_i64
 
     @simd.jit
@@ -144,9 +144,9 @@ def stepping(simd: Any) -> Any:
 
 
 def walking(simd: Any) -> Any:
-    """walk: the longest or shortest piece of a tree that the text begins with, and where that piece ends.
+    """Make ``walk``, which returns the longest or shortest piece of a tree at the start of a text, and the piece's end.
 
-    If there is none, the piece is -1 and ends at ``here``. ``here`` and ``end`` are addresses of text.
+    Without a match the piece is -1 and ends at ``here``. ``here`` and ``end`` are addresses of text.
     """
     load_u8, load_i32 = simd.load_u8, simd.load_i32
     behind = stepping(simd)
@@ -235,7 +235,7 @@ def build_layout(simd: Any) -> Any:
 
     @simd.jit
     def fits(slots, next_, bytes_, child, base):
-        """Whether the slots of a child and of its older siblings are free for this base."""
+        """True if the slots of a child and of its older siblings are free for this base."""
         while child >= 0:
             if load(slots + (base ^ load_u8(bytes_ + child)) * 8) != EMPTY:
                 return False
@@ -259,7 +259,7 @@ def build_layout(simd: Any) -> Any:
             while node > 0:
                 if position >= free or tries == TRIES:
                     if tries == TRIES:
-                        low = position  # few slots before it are free
+                        low = position  # few slots before this position are free
                     if free == size:
                         store_i64(made, -1)
                         return
@@ -282,7 +282,7 @@ def build_layout(simd: Any) -> Any:
                 child = load_i32(next_ + child * 4)
             while low < free and load(slots + low * 8) != EMPTY:
                 low += 1
-        # The slots lack the bases of the children's own children, which were not known before.
+        # Add the bases of the children's own children to the slots: they were not known before.
         for node in range(load(record + at.nodes)):
             base, child = load_i32(bases + node * 4), load_i32(first + node * 4)
             while child >= 0:

@@ -1,1 +1,1 @@
-"""Operations of watched plans: they copy values of a step out, or change them, for some rows."""
+"""Operations of watched plans, which copy or change values of a step for some rows."""

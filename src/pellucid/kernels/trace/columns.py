@@ -1,11 +1,11 @@
-"""Copies and changes columns of some rows of a buffer: what a trace records, and what an edit does.
+"""Copies columns of some rows of a buffer (a trace) or changes them (an edit).
 
 trace_copy   out[i] = x[rows[i], first : first + count]
 trace_edit   x[row, first : first + count] = values + factor * x[row, first : first + count]   for each entry
 
-Threads divide x as a matrix product divides its output, so neither needs a barrier after one. A factor of 0 leaves
-nothing of x, whatever it was, and a factor of 1 without values changes no bit. If x has rows in another order, those of
-the experts, places[row, part] is the row that is meant; threads divide only the columns then.
+Threads divide x as a matrix product divides its output, so neither operation needs a barrier after a product. A factor
+of 0 discards x, even if it is NaN or infinite, and a factor of 1 without values changes no bit. If the rows of x are in
+the order of the experts, places[row, part] is the row of x; threads then divide only the columns.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import WORD, Address, Count, Record
 from pellucid.kernels.matmul.division import division
 
-ALL = 1 << 62  # more rows than there are
-ENTRY_WORDS = 3  # of an edit's entry: the row, the factor as a float64, the address of the values or 0
+ALL = 1 << 62  # more than any number of rows
+ENTRY_WORDS = 3  # words of an edit's entry: the row, the factor as a float64, the address of the values or 0
 
 
 class TraceCopyRecord(Record):
     x: Address  # (T, width) of 4 bytes each
-    width: int  # of a row of x, a multiple of 16
+    width: int  # columns of a row of x, a multiple of 16
     first: int  # the first column that is copied
-    count: int  # how many are
+    count: int  # number of columns that are copied
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
@@ -38,9 +38,9 @@ class TraceCopyRecord(Record):
 
 class TraceEditRecord(Record):
     x: Address  # (T, width) float32
-    width: int  # of a row of x, a multiple of 16
+    width: int  # columns of a row of x, a multiple of 16
     first: int  # the first column that is changed
-    count: int  # how many are
+    count: int  # number of columns that are changed
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
@@ -51,7 +51,7 @@ class TraceEditRecord(Record):
 def _own(simd: Any) -> Any:
     """Make the helper for a thread's part of the columns first <= j < first + count, and of the rows.
 
-    If rows have ``places``, that is some columns of all of them.
+    If rows have ``places``, the part is some columns of all rows.
     """
     part = division(simd)
 
@@ -66,7 +66,7 @@ def _own(simd: Any) -> Any:
 
 
 def _place(simd: Any) -> Any:
-    """Make the helper for the row of x that is meant by a row: (record's places, its stride, the part, the row)."""
+    """Make the helper that maps a row to its row of x: (record's places, its stride, the part, the row)."""
     load_i32 = simd.load_i32
 
     @simd.jit

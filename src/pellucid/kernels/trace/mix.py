@@ -1,9 +1,9 @@
-"""Changes attention patterns: what a head has gathered becomes what it would gather with another pattern.
+"""Changes attention patterns: a head's output becomes its output under another pattern.
 
     out += Σ_j (p'_j - p_j) v_j        p' = factor * p + values
 
-p is the pattern as ``trace/pattern.py`` has computed it, v are the cached values. Where p' equals p, no bit of ``out``
-changes, because nothing is added. Tokens that the row does not see keep a weight of 0.
+p is the pattern from ``trace/pattern.py``, v are the cached values. If p' equals p, no bit of ``out`` changes, because
+nothing is added. Tokens that the row does not see keep a weight of 0.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, 
 from pellucid.kernels.trace.pattern import ROW_WORDS
 
 ENTRY_WORDS = (
-    4  # the number of a listed row, that of its head, the factor as a float64, the address of values or 0
+    4  # the index of a listed row, the index of a head, the factor as a float64, the address of values or 0
 )
 
 
 class TraceMixRecord(Record):
     heads: int  # H
     kv_heads: int  # G
-    values: Address  # as in attention's record, like the fields that follow
+    values: Address  # this field and the next fields: as in attention's record
     group: int
     page_bytes: int
     causal: int
     window: int
     chunked: int
     cross: int
-    rows: Address  # (1 + 2 n,) int64: as for the pattern
-    pattern: Address  # (n, count, ...) float32, as the pattern's kernel has written it
+    rows: Address  # (1 + 2 n,) int64: as in the pattern's record
+    pattern: Address  # (n, count, ...) float32, as the pattern's kernel writes it
     pattern_stride: int  # bytes from one row to the next
     pattern_head: int  # bytes from one head to the next
     first: int  # the first head of the pattern

@@ -2,8 +2,9 @@
 
     pattern = softmax(mask(softcap(scale * q Kᵀ) + bias))
 
-The attention kernel never has a whole row of them in memory. This one makes the rows that are asked for, beside it, so
-a trace costs what it looks at. Keys are read as the attention kernel reads them. With a sink a row sums to less than 1.
+The attention kernel never has a whole row of scores in memory. This kernel computes the requested rows separately, so a
+trace costs only the rows that it reads. Keys are read as the attention kernel reads them. With a sink a row sums to
+less than 1.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, StepRecord
 from pellucid.kernels.ops.elementwise import tanh_vector
 
-ROW_WORDS = 2  # of a listed row: its number in the step, and the number of its sequence
+ROW_WORDS = 2  # words of a listed row: its index in the step, and the index of its sequence
 
 
 class TracePatternRecord(Record):
     q: Address  # (T, H * K) float32
     heads: int  # H
     kv_heads: int  # G
-    keys: Address  # as in attention's record, like the fields that follow
+    keys: Address  # this field and the next fields: as in attention's record
     group: int
     page_bytes: int
     scale: float
@@ -42,11 +43,11 @@ class TracePatternRecord(Record):
     bias_step: int
     sinks: Address
     cross: int
-    raw: int  # 1: the scores, minus infinity where nothing is seen; 0: the pattern
+    raw: int  # 1: the scores, minus infinity for tokens that are not seen; 0: the pattern
     first: int  # the first head
-    count: int  # how many heads
-    rows: Address  # (1 + 2 n,) int64: n, then for each row its number and its sequence's
-    out: Address  # (n, count, ...) float32, each row of tokens with room for whole spans
+    count: int  # number of heads
+    rows: Address  # (1 + 2 n,) int64: n, then for each row its index and its sequence's index
+    out: Address  # (n, count, ...) float32; a row of tokens has room for whole spans
     out_stride: int  # bytes from one row to the next
     out_head: int  # bytes from one head to the next: the tokens, rounded up to SPAN
 
@@ -114,7 +115,7 @@ def _finish(simd: Any, at: Any) -> Any:
 
     @simd.jit
     def finish(tile, out, low, high, first, last, position):
-        """Cap, bias and mask the scores of a row, and turn them into its pattern unless they are asked for."""
+        """Cap, bias and mask the scores of a row, and turn them into the pattern unless ``raw`` is set."""
         record, head = tile.record, tile.kv_head * tile.group + tile.first % tile.group
         cap = np.float32(simd.load_f64(record + at.softcap))
         bias = load(record + at.bias)

@@ -1,1 +1,1 @@
-"""The families of models, one file each. No code outside this folder knows a family's name."""
+"""The families of models, one file each. No code outside this folder depends on the name of a family."""

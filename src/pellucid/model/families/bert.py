@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019) as a sentence encoder (Reimers and Gurevych 2019).
 
-It has post-norms, bidirectional attention, learned positions, type embeddings and mean pooling.
+BERT has post-norms, bidirectional attention, learned positions, type embeddings and mean pooling.
 """
 
 from __future__ import annotations
@@ -68,9 +68,6 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
 BERT = Family(
     "bert",
     safetensors={"bert": from_config},
-    unused=(
-        r"(bert\.)?embeddings\.position_ids",
-        r"(bert\.)?pooler\..+",
-    ),  # the first is a table of 0, 1, 2 ...
+    unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+"),  # position_ids: 0, 1, 2 ...
     passed_over=(r"cls\..+",),  # the heads of pre-training
 )

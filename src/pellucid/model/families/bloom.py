@@ -36,7 +36,7 @@ def _embedding_norm(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.flag("slow_but_exact", False)  # the order of a sum
+    config.flag("slow_but_exact", False)  # changes only the order of a sum
     config.refuse("apply_residual_connection_post_layernorm", False)
     return _embedding_norm(config, spec)
 

@@ -1,6 +1,6 @@
-"""Command R7B and A (Cohere 2025): one layer norm for attention and feed-forward beside each other.
+"""Command R7B and A (Cohere 2025): parallel attention and feed-forward with one layer norm.
 
-Layers with a sliding window rotate, those that see everything have no positions.
+Layers with a sliding window have rotary positions. Layers with full attention have no positions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
-PATTERN = 4  # every fourth layer sees everything
+PATTERN = 4  # every fourth layer has full attention
 
 
 def _mixed(spec: ModelSpec, sliding: list[bool], window: int, logits: float) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3 (DeepSeek-AI 2024): latent attention, and a mixture with groups of experts and shared ones."""
+"""DeepSeek V2 and V3 (DeepSeek-AI 2024): latent attention, and a mixture with groups of experts and shared experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 METHODS = {"greedy": False, "group_limited_greedy": True}
-"""Whether V2 chooses groups of experts first, by its ``topk_method``."""
+"""``topk_method`` of V2 → True if groups of experts are chosen first."""
 
 
 def _with_latent(spec: ModelSpec, latent: Latent, rotated: int, value_dim: int, factor: float) -> ModelSpec:
@@ -38,7 +38,7 @@ def _with_latent(spec: ModelSpec, latent: Latent, rotated: int, value_dim: int, 
 
 
 def _router(change: Callable[[Router], Router]) -> Callable[[FeedForward | Mixture], FeedForward | Mixture]:
-    """What changes the router of a mixture."""
+    """A function that applies ``change`` to the router of a mixture."""
     return lambda kind: replace(kind, router=change(kind.router)) if isinstance(kind, Mixture) else kind
 
 
@@ -55,7 +55,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         config.count("kv_lora_rank"),
         config.amount("q_lora_rank"),
         config.count("qk_nope_head_dim"),
-        Norm("rms", 1e-6),  # transformers does not give it the model's epsilon
+        Norm("rms", 1e-6),  # transformers does not use the epsilon of the model here
     )
     rotary = spec.attention.rotary
     assert rotary is not None
@@ -63,7 +63,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if rotary.scaling and rotary.scaling.kind == "yarn":
         table = config.table("rope_parameters")
         table = table if table.values else config.table("rope_scaling")
-        factor = yarn_magnitude(rotary.scaling.factor, table.cap("mscale_all_dim")) ** 2  # of scores
+        factor = yarn_magnitude(rotary.scaling.factor, table.cap("mscale_all_dim")) ** 2  # factor of scores
     return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
 
 
@@ -101,7 +101,7 @@ def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     rotary = spec.attention.rotary
     assert rotary is not None
-    # Older files state the lengths of each head's keys and values where newer ones state those of the cache.
+    # In older files these keys are the lengths of a head's keys and values; in newer files, the lengths in the cache.
     newer = "_mla" if config.has("attention.key_length_mla") else ""
     key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
@@ -116,19 +116,19 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
-        # The converter writes a tenth of mscale_all_dim; llama.cpp then leaves cosines and sines as they are.
+        # The converter writes a tenth of mscale_all_dim. llama.cpp then does not scale cosines and sines.
         tenth = config.cap("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:
             plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
             spec = spec.with_attention(rotary=plain)
-    if not config.amount("expert_gating_func"):  # files of V2 that are older than the key
+    if not config.amount("expert_gating_func"):  # V2 files that are older than this key
         spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 
 
 def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
-    """V3 corrects the choice of experts, V2 does not."""
+    """V3 has a correction of router scores, V2 has none. The tensors show it."""
     layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
     corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
     return spec.change_feedforward(_router(lambda router: replace(router, correction=corrected)))

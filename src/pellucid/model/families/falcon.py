@@ -1,4 +1,4 @@
-"""Falcon (Almazrouei et al. 2023): attention and feed-forward beside each other, few key/value heads."""
+"""Falcon (Almazrouei et al. 2023): parallel attention and feed-forward, few key/value heads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DECODER = StandardDecoder(
 
 
 def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``falcon.*`` metadata. Files of the newer architecture have a second norm."""
+    """Read ``falcon.*`` metadata. Files with the newer decoder architecture have a second norm."""
     two = "blk.0.attn_norm_2.weight" in checkpoint.tensors
     names = GGUF.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm") if two else GGUF
     decoder = replace(DECODER, placement="parallel" if two else "shared", gguf_names=names)
@@ -45,11 +45,11 @@ def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json``: three arrangements of the norms, three numbers of key/value heads."""
-    # ALiBi's biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
+    """Read ``config.json``: three placements of norms, three possible numbers of key/value heads."""
+    # ALiBi biases are rounded to bfloat16, then multiplied by the scale of the scores (decision 42).
     alibi = config.flag("alibi", False)
     if alibi:
-        rope_parameters(config)  # stated all the same
+        rope_parameters(config)  # files with ALiBi also state them
     newer = config.flag("new_decoder_architecture", False)
     parallel = config.flag("parallel_attn", True) or newer
     stated = config.count("num_ln_in_parallel_attn", 2, limit=2)

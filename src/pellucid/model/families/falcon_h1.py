@@ -1,6 +1,6 @@
-"""Falcon-H1 (TII 2025): Mamba-2 beside attention in every block, and factors in many places.
+"""Falcon-H1 (TII 2025): Mamba-2 beside attention in every block, and many multipliers.
 
-llama.cpp's converter multiplies the weights by these factors.
+The converter of llama.cpp multiplies the weights by these multipliers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         for key in ("attention_in_multiplier", "attention_out_multiplier", "key_multiplier")
     )
     first = config.number("ssm_in_multiplier", 1.0)
-    # Factors of inputs are taken out of the products, which a bias forbids.
+    # Factors of inputs are moved to the outputs of the matrix products. With a bias this is not possible.
     for factor, key in ((into, "attention_bias"), (first, "mamba_proj_bias")):
         if factor != 1:
             config.refuse(key, False)
@@ -56,7 +56,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
-    """The norm of Mamba-2's output and the bias of its convolution are seen from the tensors."""
+    """Add the norm of Mamba-2's output and the bias of its convolution, if the file has their tensors."""
     mamba = spec.blocks[0].recurrent
     assert isinstance(mamba, Mamba)
     norm = mamba.norm if "blk.0.ssm_norm.weight" in tensors else None

@@ -1,4 +1,4 @@
-"""Gemma (Gemma Team 2024): like Llama, with a GELU, an embedding scaled by sqrt(D), and norms that store w of 1 + w."""
+"""Gemma (Gemma Team 2024): like Llama, with GELU, an embedding scaled by sqrt(D), and norms that multiply by 1 + w."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS
 
 ACTIVATIONS: Mapping[str, Activation] = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
-"""Older files say "gelu" and mean the tanh form."""
+"""Older files write "gelu" for the tanh form."""
 
 
 def _scaled(config: Config, spec: ModelSpec) -> ModelSpec:

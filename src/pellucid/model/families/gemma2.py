@@ -11,7 +11,7 @@ from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import TRANSFORMERS_SANDWICH
 
-SCORES_CAP, LOGITS_CAP = 50.0, 30.0  # if config.json does not say
+SCORES_CAP, LOGITS_CAP = 50.0, 30.0  # defaults of config.json
 
 
 def _capped(
@@ -27,7 +27,7 @@ def _capped(
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     attention, layers = spec.attention, len(spec.blocks)
-    # 27B scales by D / H instead of K, as its report says; its GGUF does not state it.
+    # 27B scales by D / H instead of K, according to its report. Its GGUF does not state it.
     scale = (spec.embedding.width / attention.heads) ** -0.5 if layers == 46 else attention.scale
     return _capped(
         spec,

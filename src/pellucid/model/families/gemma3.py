@@ -1,7 +1,7 @@
-"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks for each full one.
+"""Gemma 3, text (Gemma Team 2025): sandwich RMS norms, query and key norms, five sliding blocks per full block.
 
-Sliding blocks rotate with base 10,000, full ones with the file's base. The embedding is scaled by sqrt(D). GGUF files
-store the norms' weights with 1 added, safetensors without.
+Sliding blocks have the rotary base 10,000, full blocks have the base in the file. The embedding is scaled by sqrt(D).
+Norms multiply by 1 + w: GGUF files store 1 + w, safetensors store w.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 PATTERN = 6  # every sixth block has full attention
 LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
-# What config.json of the 4B model leaves out, because it is transformers' default.
+# Defaults of transformers, which config.json of the 4B model leaves out.
 HEADS, KV_HEADS, CONTEXT, VOCABULARY = 8, 4, 131_072, 262_208
 
 
@@ -40,7 +40,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     norm = Norm("rms", gemma.number("attention.layer_norm_rms_epsilon"))
     full = gguf_attention(checkpoint, gemma, "half")
     layers, width = gemma.count("block_count", limit=1000), gemma.count("embedding_length")
-    if layers == 62:  # 27B scales by D / H instead of K, as its report says; its GGUF does not state it
+    if layers == 62:  # 27B scales by D / H instead of K, according to its report; its GGUF does not state it
         full = replace(full, scale=(width / full.heads) ** -0.5)
     full = replace(full, qk_norm=norm, softcap=gemma.cap("attn_logit_softcapping"))
     local = gemma.number(
@@ -51,9 +51,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     gemma.agreed("rope.global.freq_base", gemma, "rope.freq_base")
     base = gemma.number("rope.global.freq_base", full.rotary.base, low=1.0)
     rotary = replace(full.rotary, base=base)
-    if (
-        rotary.scaling and rotary.scaling.kind == "linear"
-    ):  # the context that the file states is the scaled one
+    if rotary.scaling and rotary.scaling.kind == "linear":  # the file states the scaled context
         rotary = replace(rotary, scaling=replace(rotary.scaling, trained_context=0))
     full = replace(full, rotary=rotary)
     rotary = Rotary(local, rotary.dims, "half")  # scaling applies to full blocks only, as in llama.cpp
@@ -73,7 +71,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _is_sliding(config: Config, layers: int) -> list[bool]:
-    """Whether each layer has a sliding window, from ``layer_types`` or else from the older pattern."""
+    """True for each layer with a sliding window, from ``layer_types`` or else from the older pattern."""
     pattern = config.count("sliding_window_pattern", PATTERN)
     by_pattern = except_every(pattern, layers)
     kinds = config.each("layer_types", {"sliding_attention": True, "full_attention": False}, layers)
@@ -87,7 +85,7 @@ def _is_sliding(config: Config, layers: int) -> list[bool]:
 
 
 def _kv_heads(config: Config) -> int:
-    """G; it divides H."""
+    """G, a divisor of H."""
     if config.has("num_attention_heads"):
         return config.divisor("num_key_value_heads", "num_attention_heads", KV_HEADS)
     value = config.count("num_key_value_heads", KV_HEADS)

@@ -1,5 +1,7 @@
-"""Gemma 3n, text (Gemma Team 2025): several residual streams, a learned residual beside attention, embeddings for each
-layer, keys and values that later layers share, sparse gates.
+"""Gemma 3n, text (Gemma Team 2025).
+
+It has several residual streams, a learned residual beside attention, per-layer embeddings, last layers that share the
+keys and values of earlier layers, and sparse gates.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from pellucid.weights.checkpoint import Checkpoint
 PATTERN = 5  # every fifth block has full attention
 LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 STREAMS, MOST_STREAMS = 4, 16
-SPARSITY, SPARSE_LAYERS = 0.95, 10  # of the first layers of a model that has more
+SPARSITY, SPARSE_LAYERS = 0.95, 10  # defaults: the first 10 layers are sparse if the model has more layers
 RANK, CAP = 64, 30.0
 _NAMES = NAMES.with_names(
     altup__router_norm="altup.router_norm",
@@ -69,7 +71,7 @@ _GGUF = GGUF_NAMES.with_names(
 
 
 def _of_streams(streams: int, project: str, unembed: str) -> dict[str, str]:
-    """The names of the projections of each stream but the first."""
+    """The names of the projections of each stream except the first."""
     found = {}
     for stream in range(1, streams):
         found[f"altup.{stream}.project"] = project.format(stream - 1)
@@ -89,8 +91,10 @@ def _spec(
     norm: Norm,
     head: Head,
 ) -> ModelSpec:
-    """``vocabulary`` are the rows of the embedding and of the table of layers, ``dims`` the width of a layer's own
-    embedding and the rank of its learned residual.
+    """Create the spec.
+
+    ``vocabulary`` is the number of rows of the embedding, and of the table of per-layer embeddings. ``dims`` is the
+    width of per-layer embeddings, and the rank of the learned residual.
     """
     per_layer, rank = dims
     blocks = tuple(
@@ -112,7 +116,7 @@ def _spec(
 
 
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
-    """The streams, from the keys of their number and of the active one."""
+    """The streams, from the keys of their number (``count``) and of the active stream (``active``)."""
     streams = config.count(count, STREAMS, limit=MOST_STREAMS)
     which = config.amount(active)
     if which >= streams:
@@ -121,7 +125,7 @@ def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
 
 
 def _widths(config: Config, layers: int) -> list[int]:
-    """The width of each layer's feed-forward."""
+    """The width of the feed-forward of each layer."""
     widths = config.by_layer("intermediate_size", layers)
     if not all(widths):
         raise config.wrong("intermediate_size", "must be above 0 in each layer")
@@ -129,7 +133,7 @@ def _widths(config: Config, layers: int) -> list[int]:
 
 
 def _sparsities(config: Config, layers: int) -> list[float]:
-    """Of each layer the part of its gate's values that is not used."""
+    """The fraction of gate values that each layer cuts off."""
     usual = SPARSE_LAYERS if layers > SPARSE_LAYERS else 0
     default = (SPARSITY,) * usual + (0.0,) * (layers - usual)
     found = config.several("activation_sparsity_pattern", default)
@@ -243,7 +247,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
 
 
 def _gguf_sparsities(config: Config, layers: int) -> list[float]:
-    """The parts that belong to the standard deviations in the file, which are minus infinity without sparsity."""
+    """The fraction of gate values that each layer cuts off, from standard deviations (minus infinity: no sparsity)."""
     from statistics import NormalDist  # slow to import, and only this family needs it
 
     usual = SPARSE_LAYERS if layers > SPARSE_LAYERS else 0

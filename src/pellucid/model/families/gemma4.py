@@ -1,6 +1,8 @@
-"""Gemma 4, text (Gemma Team 2026): Gemma 3 with wider heads in full layers, embeddings for each layer, keys and values
-that later layers share, a number that multiplies each block's output, and in some models experts beside the dense
-feed-forward, with norms of their own.
+"""Gemma 4, text (Gemma Team 2026).
+
+It is Gemma 3 with wider heads in full layers, per-layer embeddings, last layers that share the keys and values of
+earlier layers, and a scalar factor of each block's output. Some models have experts beside the dense feed-forward, with
+their own norms.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from pellucid.model.standard_mixture import MOST, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
 from pellucid.weights.checkpoint import Checkpoint
 
-# If the file does not say, every sixth block has full attention, with heads of this width.
+# Defaults: every sixth block has full attention, with heads of this width.
 PATTERN, GLOBAL_HEAD_DIM = 6, 512
 LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
-STILL = 1e30  # what the frequencies of pairs without a position are divided by
+STILL = 1e30  # divisor of the frequencies of pairs that are not rotated
 NAMES = TRANSFORMERS_SANDWICH.with_names(
     {
         "per_layer.embed": "model.embed_tokens_per_layer",
@@ -92,7 +94,7 @@ _GGUF_APART = GGUF_NAMES.with_names(
 
 
 def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
-    """The first pairs turn as if all did, the others do not."""
+    """Partial rotary positions: the first pairs have the frequencies of a full rotation, the others are not rotated."""
     pairs = head_dim // 2
     turning = int(rotated * head_dim // 2)
     factors = (1.0,) * turning + (STILL,) * (pairs - turning)
@@ -100,7 +102,7 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
 
 
 def shared_layers(config: Config, key: str, sliding: list[bool]) -> int:
-    """How many of the last layers use keys and values of earlier ones."""
+    """Number of last layers that share the keys and values of earlier layers."""
     shared, layers = config.amount(key), len(sliding)
     if shared >= layers or set(sliding[: layers - shared]) != set(sliding):
         raise config.wrong(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
@@ -108,7 +110,7 @@ def shared_layers(config: Config, key: str, sliding: list[bool]) -> int:
 
 
 def producers(sliding: list[bool], shared: int) -> list[int | None]:
-    """For each layer the one whose keys and values it uses: the last before of its kind that has its own."""
+    """For each layer, the last earlier layer of its kind whose keys and values it shares; None: it has its own."""
     first = len(sliding) - shared
     last = {kind: layer for layer, kind in enumerate(sliding[:first])}
     return [None if layer < first else last[kind] for layer, kind in enumerate(sliding)]
@@ -137,7 +139,7 @@ def _spec(
 
 
 def with_unused_keys(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
-    """The published files hold keys and values of their own even for blocks that use those of others."""
+    """Fill the slots. Ignores the unused projections of keys and values that files have for sharing blocks."""
     slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
     others = [source for slot, source in whole.items() if slot not in slots]
     ignored = [one for one in others if isinstance(one, Slot) and one.tensor in tensors]
@@ -145,13 +147,13 @@ def with_unused_keys(spec: ModelSpec, names: TensorNames, tensors: Container[str
 
 
 def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
-    """That of each layer: gated, or experts with the gated one as the expert that all tokens use."""
+    """The feed-forward of each layer: gated, or experts with the gated feed-forward as the shared expert."""
     dense = [FeedForward(width, "gelu_tanh", gated=True) for width in widths]
     return [replace(experts, shared=one) for one in dense] if experts else [*dense]
 
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
-    """The experts of all layers; ``keys`` are those of their number, of a token's choices and of their width."""
+    """The experts. ``keys`` are the keys of the number of experts, of the chosen experts, and of their width."""
     count = config.count(keys[0], limit=MOST)
     limit_experts(config, keys[0], count, layers)
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
@@ -160,7 +162,7 @@ def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int
 
 
 def with_shared(attention: Attention, producer: int | None) -> Attention:
-    """The attention, with the keys and values of an earlier block if there is one that makes them."""
+    """Let the attention share the keys and values of block ``producer``; None: it has its own."""
     if producer is None:
         return attention
     return replace(attention, shared=producer, v_norm=None, keys_as_values=False)
@@ -185,7 +187,7 @@ def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attentio
 
 
 def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
-    """What ``per_layer_config`` says of the full layers: the same of each."""
+    """The values of ``per_layer_config`` for full layers. All full layers must have the same values."""
     table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
     named = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
     for layer, number in named.items():
@@ -206,7 +208,7 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
 
 
 def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
-    """The rotary positions of a kind of layers. Gemma's own values are meant only if there is no table at all."""
+    """The rotary positions of a kind of layers. Gemma's defaults apply only if the file has no table at all."""
     tables = config.table("rope_parameters")
     table, absent = tables.table(kind), not tables.values and kind == "full_attention"
     kinds = {"default": False, "proportional": True}
@@ -221,7 +223,7 @@ def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
 
 
 def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attention, Attention]:
-    """That of full layers and that of sliding ones."""
+    """The attention of full layers and the attention of sliding layers."""
     heads, head_dim = config.count("num_attention_heads"), even(config, "head_dim", config.count("head_dim"))
     kv_heads = config.divisor("num_key_value_heads", "num_attention_heads")
     overrides = _overrides(config, sliding)
@@ -256,7 +258,7 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma4ForCausalLM."""
     config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
-    config.refuse("use_bidirectional_attention", "vision")  # of images alone
+    config.refuse("use_bidirectional_attention", "vision")  # "vision" applies to images only
     layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
     kinds = {"sliding_attention": True, "full_attention": False}

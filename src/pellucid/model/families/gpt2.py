@@ -59,7 +59,7 @@ DECODER = StandardDecoder(
 
 
 def _scores(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Two switches of the scores' scale."""
+    """Apply the two options for the scale of scores."""
     scaled = config.flag("scale_attn_weights", True)
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
     return spec.change_attention(

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): attention and feed-forward beside each other."""
+"""GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): parallel attention and feed-forward."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 from pellucid.weights.checkpoint import Checkpoint
 
-PATTERN = 2  # every second layer sees everything
+PATTERN = 2  # every second layer has full attention
 POSITIONS = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
-LIMIT, SHARPNESS = 7.0, 1.702  # of the activations
+LIMIT, SHARPNESS = 7.0, 1.702  # defaults of the clamped activation
 
 
 def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
     def change(kind: FeedForward | Mixture) -> FeedForward | Mixture:
-        if isinstance(kind, FeedForward):  # never in published files: refused by the names of its tensors
+        if isinstance(kind, FeedForward):  # not in published files; the check of tensor names refuses it
             return kind
         return replace(
             kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
@@ -37,7 +37,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _unrounded(attention: Attention) -> Attention:
-    """YaRN interpolates from a fraction of a rotary pair on, as in training. GGUF cannot say so; llama.cpp rounds."""
+    """Do not round YaRN's interpolation limits to whole pairs, as in training. GGUF has no key; llama.cpp rounds."""
     rotary = attention.rotary
     if rotary is None or rotary.scaling is None:
         return attention
@@ -86,7 +86,7 @@ _DECODER = StandardDecoder(
 
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
-    """Read ``config.json``. The experts of the published files are MXFP4, as (outputs, inputs)."""
+    """Read ``config.json``. Published files store experts in MXFP4, as (outputs, inputs)."""
     decoder = _DECODER
     if f"model.layers.0.{DOWN}_blocks" in checkpoint.tensors:
         decoder = replace(decoder, names=_NAMES.with_experts(f"{GATE_UP}_blocks", f"{DOWN}_blocks"))

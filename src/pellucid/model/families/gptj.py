@@ -1,4 +1,4 @@
-"""GPT-J (Wang and Komatsuzaki 2021): attention and feed-forward beside each other behind one layer norm."""
+"""GPT-J (Wang and Komatsuzaki 2021): parallel attention and feed-forward with one layer norm."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NAMES = TensorNames(
 )
 
 
-ROTATED = 64  # values of a head, if the file does not say
+ROTATED = 64  # default number of rotated values of a head
 
 
 def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
-    """``rotary_dim`` is how many of a head's values are rotated."""
+    """Set the number of rotated values of a head from ``rotary_dim``."""
     attention = spec.attention
     assert attention.rotary is not None
     usual = attention.head_dim if config.states("rotary_dim") else min(ROTATED, attention.head_dim)

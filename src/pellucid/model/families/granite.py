@@ -1,4 +1,4 @@
-"""Granite 3 (IBM 2024): like Llama, with factors of the embedding, the scores, the residuals and the logits."""
+"""Granite 3 (IBM 2024): like Llama, with multipliers of the embedding, the scores, the residuals and the logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _scaled(spec: ModelSpec, embedding: float, scores: float, residual: float, l
 
 
 def scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Granite's factors, from config.json."""
+    """Apply Granite's multipliers from config.json."""
     return _scaled(
         spec,
         config.number("embedding_multiplier", 1.0),
@@ -30,16 +30,16 @@ def scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def scaled_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Granite's factors, from GGUF.
+    """Apply Granite's multipliers from GGUF.
 
-    llama.cpp takes ``rope.scaling.finetuned`` = false of these files for a model without rotary positions.
+    ``rope.scaling.finetuned`` = false is refused: in these files, llama.cpp reads it as "no rotary positions".
     """
     config.refuse("rope.scaling.finetuned", True)
     return scaled_gguf_factors(config, spec)
 
 
 def scaled_gguf_factors(config: Config, spec: ModelSpec) -> ModelSpec:
-    """Granite's factors alone, from GGUF."""
+    """Apply Granite's multipliers from GGUF, without the check of ``rope.scaling.finetuned``."""
     return _scaled(
         spec,
         config.number("embedding_scale", 1.0),

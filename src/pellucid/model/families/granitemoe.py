@@ -1,6 +1,6 @@
-"""Granite 3 with experts (IBM 2024): Granite with a mixture; the newer ones ("shared") also have a shared expert.
+"""Granite 3 with experts (IBM 2024): Granite with a mixture. Newer models ("shared") also have a shared expert.
 
-Gates and projections up are one tensor of all experts.
+One tensor has the gates and up-projections of all experts.
 """
 
 from __future__ import annotations

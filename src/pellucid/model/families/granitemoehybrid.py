@@ -1,5 +1,6 @@
-"""Granite 4 (IBM 2025): Mamba-2 in most layers, attention in the others, with Granite's factors; with or without
-experts.
+"""Granite 4 (IBM 2025): Mamba-2 in most layers, attention in the others, with Granite's multipliers.
+
+Models are dense or have experts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ POSITIONS = {"rope": True, "nope": False, "none": False}
 
 
 def _dense(spec: ModelSpec, width: int) -> ModelSpec:
-    """Without experts the feed-forward is what would be the shared expert."""
+    """Set the width of dense feed-forwards to the width that the file states for the shared expert."""
     return spec.change_feedforward(
         lambda kind: replace(kind, width=width or kind.width) if isinstance(kind, FeedForward) else kind
     )
@@ -45,7 +46,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     spec = scaled_gguf_factors(config, spec)
-    if not config.flag("rope.scaling.finetuned", True):  # what llama.cpp takes this key for
+    if not config.flag("rope.scaling.finetuned", True):  # false means "no rotary positions", as in llama.cpp
         spec = spec.with_attention(rotary=None)
     spec = _dense(spec, config.amount("expert_shared_feed_forward_length"))
     return mixed(spec, gguf_mamba(config, spec.blocks[0].norm), gguf_recurrent(config, len(spec.blocks)))

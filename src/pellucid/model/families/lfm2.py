@@ -65,7 +65,7 @@ _NAMES = TRANSFORMERS.with_names(
     feedforward__experts__down="feed_forward.experts.{}.w2",
 )
 _GGUF = GGUF.with_names(
-    {"norm": "token_embd_norm"},  # llama.cpp's name for it
+    {"norm": "token_embd_norm"},  # llama.cpp's name of the final norm
     recurrent__norm="attn_norm",
     recurrent__b="shortconv.in_proj",
     recurrent__c="shortconv.in_proj",

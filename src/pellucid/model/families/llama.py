@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023; Llama Team 2024): pre-norm, rotary positions, grouped-query attention, gated SiLU.
 
-In GGUF files the rows of q and k are permuted so that rotary pairs are neighbours; config.json models pair halves. GGUF
-files of Mixtral are Llamas with experts.
+In GGUF files the rows of q and k are permuted, so that the two values of a rotary pair are adjacent. In models with
+config.json, pairs consist of values from both halves of a head. GGUF files of Mixtral are "llama" with experts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ LLAMA = StandardDecoder(
     "llama",
     gguf_pairing="interleaved",
     mixture=StandardMixture(normalize=True, optional=True, in_config=False),
-    # The rotary frequencies: read separately in GGUF; in safetensors they only repeat what follows from the base.
+    # The rotary frequencies. GGUF files are read separately; in safetensors they follow from the base.
     unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
 ).family()

@@ -1,4 +1,4 @@
-"""Llama 4 (Meta 2025): attention within chunks, layers without positions, experts that read weighted tokens.
+"""Llama 4 (Meta 2025): chunked attention, layers without positions, experts with weighted inputs.
 
 Without experts it is MobileLLM-Pro.
 """
@@ -16,16 +16,16 @@ from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
 
-INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others see a chunk
+INTERVAL, CHUNK = 4, 8192  # every fourth layer has no positions; the others attend to their chunk
 WINDOW = "attention.sliding_window"
-FLOOR, GROWTH = 8192, 0.1  # of the queries without positions
+FLOOR, GROWTH = 8192, 0.1  # defaults of the query scale in layers without positions
 MOST_LAYERS = 1000
-WITHOUT_NORMS = 128  # experts: the number by which llama.cpp knows the model whose heads have no norms
+WITHOUT_NORMS = 128  # number of experts: llama.cpp identifies the model without norms of heads by it
 EXPERTS = "feed_forward.experts"
 
 
 def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelSpec:
-    """The spec with experts in some layers, and a shared one as wide as they are."""
+    """Set the layers with experts. Each has a shared expert with the width of the experts."""
 
     def change(kind: FeedForward | Mixture | None, has_experts: bool) -> FeedForward | Mixture | None:
         if isinstance(kind, Mixture) and has_experts:
@@ -40,7 +40,7 @@ def _mixtures(spec: ModelSpec, sparse: list[bool], dense: FeedForward) -> ModelS
 
 
 def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryScale | None) -> ModelSpec:
-    """Layers with positions may have norms of heads, the others queries that grow."""
+    """Set the norms of heads in layers with positions, and the query scale in layers without."""
     norm = replace(spec.blocks[0].norm, weight=False)
 
     def change(layer: int, attention: Attention) -> Attention:
@@ -52,7 +52,7 @@ def _positions(spec: ModelSpec, rotated: list[bool], normed: bool, scale: QueryS
 
 
 def _every(config: Config, layers: int) -> list[bool]:
-    """Whether each layer has experts: every ``interleave_moe_layer_step``-th one; 0: none has."""
+    """True for each layer with experts: every ``interleave_moe_layer_step``-th layer; 0: no layer."""
     step = config.amount("interleave_moe_layer_step") if config.has("interleave_moe_layer_step") else 1
     return [step > 0 and (layer + 1) % step == 0 for layer in range(layers)]
 
@@ -86,7 +86,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     layers, experts = len(spec.blocks), config.amount("expert_count")
     chunk = config.amount(WINDOW) if config.has(WINDOW) else CHUNK
-    if chunk not in (0, CHUNK):  # llama.cpp takes any other number as this one
+    if chunk not in (0, CHUNK):  # llama.cpp replaces any other number by CHUNK
         raise config.wrong(WINDOW, f"is {chunk:,}; it must be 0 or {CHUNK:,}")
     rotated = except_every(INTERVAL, layers) if chunk else [True] * layers
     scale = QueryScale(GROWTH, FLOOR, offset=1) if chunk else None

@@ -1,6 +1,6 @@
-"""Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version. GGUF files say "llama".
+"""Mistral (Jiang et al. 2023): like Llama, with a sliding window in the first version.
 
-In Ministral 3 (Mistral AI 2025) queries grow with the position.
+The architecture in GGUF files is "llama". In Ministral 3 (Mistral AI 2025) a factor of queries grows with the position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pellucid.model.positions import QueryScale
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
-WINDOW = 4096  # if the file does not say
+WINDOW = 4096  # default of config.json
 POSITIONS = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -25,13 +25,13 @@ POSITIONS = {
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    """A window if the file does not say; a null is none."""
+    """Set the default window if the file does not state one. null means no window."""
     return spec if config.states("sliding_window") else spec.with_attention(window=WINDOW)
 
 
 def _scaled_config(config: Config, spec: ModelSpec) -> ModelSpec:
     table = config.table("rope_parameters")
-    table.value("max_position_embeddings")  # the context, once more
+    table.value("max_position_embeddings")  # repeats the context
     beta = table.cap("llama_4_scaling_beta")
     if not beta:
         return spec

@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al. 2024): Mistral with a mixture of experts. GGUF files say "llama"."""
+"""Mixtral (Jiang et al. 2024): Mistral with a mixture of experts. The architecture in GGUF files is "llama"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MPT (MosaicML 2023): ALiBi, layer norms without biases, a plain feed-forward with a GELU."""
+"""MPT (MosaicML 2023): ALiBi, layer norms without biases, an ungated feed-forward with GELU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pellucid.model.spec import FeedForward, ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
-WIDENING = 4  # of the feed-forward
-SLOPES = 8  # of ALiBi: the largest exponent
+WIDENING = 4  # F / D
+SLOPES = 8  # default of ALiBi's largest exponent
 NAMES = TensorNames(
     {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
     {
@@ -28,10 +28,10 @@ NAMES = TensorNames(
 
 
 def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
-    """The table ``attn_config``: what transformers reads of it."""
+    """Read the table ``attn_config`` as transformers does."""
     config.value("init_device")
-    config.number("embedding_fraction", 1.0, most=1.0)  # of the gradients
-    config.value("learned_pos_emb")  # ALiBi replaces them; a table of positions in the file would be refused
+    config.number("embedding_fraction", 1.0, most=1.0)  # a fraction of the gradients
+    config.value("learned_pos_emb")  # ALiBi replaces learned positions; a table of positions would be refused
     config.refuse("no_bias", True)
     config.refuse("logit_scale")
     config.refuse("norm_type", "low_precision_layernorm")
@@ -41,7 +41,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     for key in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
         attention.refuse(key, False)
     attention.refuse("is_encoder_decoder", False)
-    attention.value("attn_impl")  # how it is computed
+    attention.value("attn_impl")  # an implementation of the same computation
     scale = attention.number("softmax_scale", spec.attention.scale)
     if (ratio := config.count("expansion_ratio", WIDENING)) != WIDENING:
         raise config.wrong(
@@ -55,7 +55,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    """The slopes' largest exponent is stated; 0 would mean learned positions."""
+    """Read the largest exponent of the slopes, and the clip. An exponent of 0 would mean learned positions."""
     most, clip = config.number("attention.max_alibi_bias", SLOPES), config.cap("attention.clamp_kqv")
     return spec.with_attention(alibi_most=most, clip=clip)
 

@@ -1,4 +1,4 @@
-"""Nemotron and Minitron (Parmar et al. 2024): layer norms of 1 + w, a squared ReLU, half of each head rotated."""
+"""Nemotron and Minitron (Parmar et al. 2024): layer norms with 1 + w, squared ReLU, half of each head rotated."""
 
 from __future__ import annotations
 

@@ -26,12 +26,12 @@ KINDS: Mapping[str, Kind] = {
     "moe": "moe",
 }
 LETTERS: Mapping[str, Kind] = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-STEP = 0.001  # the shortest of a token, if the file does not say
+STEP = 0.001  # default of the minimum step size of a token
 TYPES, PATTERN = "layers_block_type", "hybrid_override_pattern"
 
 
 def _kinds(config: Config) -> list[Kind]:
-    """The kind of each layer: a list of names, or in older files a string of letters."""
+    """The kind of each layer, from a list of names or, in older files, a string of letters."""
     if not config.has(TYPES):
         pattern = config.text(PATTERN)
         if not pattern or len(pattern) > 1000 or set(pattern) - LETTERS.keys():
@@ -91,7 +91,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
-    for key in ("rope.dimension_count", "rope.scaling.finetuned"):  # there are no rotary positions
+    for key in ("rope.dimension_count", "rope.scaling.finetuned"):  # the model has no rotary positions
         config.value(key)
     kv_heads = config.by_layer("attention.head_count_kv", layers)
     widths = config.by_layer("feed_forward_length", layers)

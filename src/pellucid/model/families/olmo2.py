@@ -1,6 +1,7 @@
-"""OLMo 2 (OLMo Team 2025): norms of the outputs instead of the inputs, and of all queries and all keys.
+"""OLMo 2 (OLMo Team 2025): norms of outputs instead of inputs, and norms over all heads of queries and keys.
 
-GGUF files of OLMo 3 say "olmo2" too: they have a sliding window, whose layers have positions that are not scaled.
+The architecture in GGUF files of OLMo 3 is also "olmo2". These files have a sliding window. The rotary positions of
+sliding layers are not scaled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
-PATTERN = 4  # every fourth layer sees everything
+PATTERN = 4  # every fourth layer has full attention
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:

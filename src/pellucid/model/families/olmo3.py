@@ -1,4 +1,4 @@
-"""OLMo 3 (OLMo Team 2025): OLMo 2 with a sliding window in three of four layers, whose positions are not scaled."""
+"""OLMo 3 (OLMo Team 2025): OLMo 2 with sliding windows, without rotary scaling, in three of four layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
 BASE = 500_000.0
-PATTERN = 4  # every fourth layer sees everything
+PATTERN = 4  # every fourth layer has full attention
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -28,7 +28,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 OLMO3 = StandardDecoder(
     "olmo3",
-    architecture=None,  # GGUF files say "olmo2"
+    architecture=None,  # "olmo2" in GGUF files
     whole_norm=True,
     placement="output",
     norm=Norm("rms", 1e-5),

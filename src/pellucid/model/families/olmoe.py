@@ -1,4 +1,4 @@
-"""OLMoE (Muennighoff et al. 2024): Llama with norms of all queries and all keys, and a mixture of experts."""
+"""OLMoE (Muennighoff et al. 2024): Llama with norms over all heads of queries and keys, and a mixture of experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT (Radford et al. 2018): like GPT-2, with norms after the sums."""
+"""GPT (Radford et al. 2018): like GPT-2, with norms after the residual additions."""
 
 from __future__ import annotations
 

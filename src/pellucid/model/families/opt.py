@@ -1,6 +1,6 @@
 """OPT (Zhang et al. 2022), the published recipe of GPT-3: learned positions, pre-norms, ReLU.
 
-The model of 350M has norms after the sums, none at the end, and a narrower embedding.
+OPT-350M has norms after the residual additions, no final norm, and a narrower embedding.
 """
 
 from __future__ import annotations

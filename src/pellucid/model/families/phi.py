@@ -1,4 +1,4 @@
-"""Phi-1, 1.5 and 2 (Microsoft 2023): attention and feed-forward beside each other behind one layer norm."""
+"""Phi-1, 1.5 and 2 (Microsoft 2023): parallel attention and feed-forward with one layer norm."""
 
 from __future__ import annotations
 

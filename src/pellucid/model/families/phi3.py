@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini (Abdin et al. 2024): like Llama, with queries, keys and values, and the gates, in one tensor."""
+"""Phi-3 and Phi-4-mini (Abdin et al. 2024): like Llama, with fused QKV and fused gate and up-projections."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from pellucid.model.config import Config
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
-WITHOUT_WINDOW = 28  # the first layers, if the file does not say how many
+WITHOUT_WINDOW = 28  # default number of first layers without a window
 
 
 def windows(config: Config, spec: ModelSpec) -> ModelSpec:
-    """The last layers may have windows."""
+    """Set the windows of the last layers, if the file has windows."""
     first = config.amount("max_window_layers") if config.has("max_window_layers") else WITHOUT_WINDOW
     return switched_windows(config, spec, lambda layer: layer >= first)
 

@@ -1,4 +1,4 @@
-"""Qwen 1.5 and 2 with experts (Qwen Team 2024): Qwen 2 with a mixture and a shared expert that has a gate."""
+"""Qwen 1.5 and 2 with experts (Qwen Team 2024): Qwen 2 with a mixture and a gated shared expert."""
 
 from __future__ import annotations
 

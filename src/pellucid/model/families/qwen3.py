@@ -1,4 +1,4 @@
-"""Qwen 3, dense (Qwen Team 2025): like Llama, with an RMS norm of each head's queries and keys."""
+"""Qwen 3, dense (Qwen Team 2025): like Llama, with an RMS norm of the queries and keys of each head."""
 
 from __future__ import annotations
 

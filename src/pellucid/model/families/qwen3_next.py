@@ -1,5 +1,6 @@
-"""Qwen 3 Next and Qwen 3.5 (Qwen Team 2025, 2026): three of four layers are Gated DeltaNets, the fourth is attention
-with an output gate; dense or with experts.
+"""Qwen 3 Next and Qwen 3.5 (Qwen Team 2025, 2026), dense or with experts.
+
+Three of four layers are Gated DeltaNets. Every fourth layer is attention with an output gate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
-INTERVAL = 4  # of the layers with attention, if the file does not say
+INTERVAL = 4  # default: every fourth layer has attention
 
 
 def _mixed(spec: ModelSpec, net: DeltaNet, where: list[bool]) -> ModelSpec:
@@ -154,7 +155,7 @@ _QWEN3_5 = replace(
     architecture="qwen35",
     mixture=None,
     names=_NAMES_35,
-    # llama.cpp orders the value heads so that a key head's are not neighbours.
+    # llama.cpp orders the value heads so that the value heads of a key head are not adjacent.
     gguf_names=_GGUF.with_names(recurrent__beta="ssm_beta", recurrent__step="ssm_alpha"),
     gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=True),
 )

@@ -23,7 +23,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    """``no_rope_layers`` holds 1 for each layer with positions, 0 for each without."""
+    """Read ``no_rope_layers``, a list with 1 for each layer with positions and 0 for each layer without."""
     layers = len(spec.blocks)
     interval = config.count("no_rope_layer_interval", INTERVAL)
     rotated = config.switches("no_rope_layers", layers) or except_every(interval, layers)

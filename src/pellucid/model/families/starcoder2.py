@@ -1,4 +1,4 @@
-"""StarCoder 2 (Lozhkov et al. 2024): layer norms, biases everywhere, a plain feed-forward with a GELU."""
+"""StarCoder 2 (Lozhkov et al. 2024): layer norms, biases everywhere, an ungated feed-forward with GELU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pellucid.model.tensor_names import TRANSFORMERS
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    for key in (
-        "activation_function",
-        "layer_norm_epsilon",
-    ):  # of older files; transformers does not use them
+    for key in ("activation_function", "layer_norm_epsilon"):  # in older files; transformers ignores them
         config.value(key)
     return spec
 

@@ -10,7 +10,7 @@ from pellucid.model.positions import Sinusoidal
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 
-OFFSET = 2  # the first position
+OFFSET = 2  # position of the first token
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:

@@ -1,1 +1,1 @@
-"""Recurrent layers: one kind a file. (T, D) → (T, D)."""
+"""Recurrent layers, one file per kind. (T, D) → (T, D)."""

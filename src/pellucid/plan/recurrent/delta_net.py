@@ -1,4 +1,4 @@
-"""Gated DeltaNet: each head's state predicts a token's value from its key, and learns from the difference.
+"""Gated DeltaNet: the state of each head predicts a token's value from its key, and is updated by the error.
 
 (T, D) → (T, D). (Yang et al. 2024)
 """
@@ -13,11 +13,11 @@ from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
 from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolve, decays, scan, state
 
-EPS = 1e-6  # added to the sum of a key's squares before it is scaled to length 1
+EPS = 1e-6  # added to the sum of squares of a query or key when it is scaled to length 1
 
 
 def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) -> str:
-    """out = the recurrent layer of x, not yet added to the residual stream."""
+    """out = delta_net(x), without the residual addition."""
     keys, values = kind.key_heads * kind.key_dim, kind.heads * kind.value_dim
     shape = ScanShape(
         kind.heads,
@@ -55,7 +55,7 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
         ("v", kind.heads, kind.value_dim, shape.value_dim),
     ):
         made[part] = regroup(builder, f"{stage}.{part}_heads", made[part], heads, width, padded)
-    # x / sqrt(sum of squares + eps) is the RMS norm with eps / K, times K^-1/2; queries have this factor again.
+    # x / sqrt(sum of squares + eps) is the RMS norm with eps / K, times K^-1/2. Queries have K^-1/2 twice.
     length = Norm("rms", EPS / kind.key_dim, weight=False)
     for part, factor in (("q", 1 / kind.key_dim), ("k", kind.key_dim**-0.5)):
         norm(

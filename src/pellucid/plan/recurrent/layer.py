@@ -10,7 +10,7 @@ from pellucid.plan.recurrent.short_convolution import short_convolution
 
 
 def recurrent(builder: Builder, layer: int, kind: Recurrent, x: str, out: str) -> str:
-    """out = recurrent(x), not yet added to the residual stream."""
+    """out = recurrent(x), without the residual addition."""
     stage = f"blocks.{layer}.recurrent"
     if isinstance(kind, DeltaNet):
         return delta_net(builder, stage, kind, x, out)

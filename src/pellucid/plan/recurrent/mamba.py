@@ -1,4 +1,4 @@
-"""Mamba-2: each head's state decays and takes in a token's value, at places that the token chooses.
+"""Mamba-2: the state of each head decays and adds a token's value, with weights that depend on the token.
 
 (T, D) → (T, D). (Dao and Gu 2024)
 """
@@ -15,7 +15,7 @@ from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolv
 
 
 def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
-    """out = the recurrent layer of x, not yet added to the residual stream."""
+    """out = mamba(x), without the residual addition."""
     inner, of_groups = kind.heads * kind.head_dim, kind.groups * kind.state
     shape = ScanShape(
         kind.heads,
@@ -74,7 +74,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
 
 
 def _group_norm(builder: Builder, stage: str, kind: Mamba, how: Norm, x: str) -> str:
-    """The norm of each group's part of x, with weights of its own."""
+    """Normalize each group of x separately, with its own weights."""
     groups, each = kind.groups, kind.heads * kind.head_dim // kind.groups
     if groups == 1:
         return norm(builder, stage, stage, how, x, x)

@@ -1,4 +1,4 @@
-"""What recurrent layers share: the convolution, the decay of states, the scan over tokens."""
+"""Shared parts of recurrent layers: the convolution, the decay of states, the scan over tokens."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pellucid.runtime.cache_layout import StateShape
 
 
 class State(Struct, frozen=True):
-    """A layer's state in the cache: its number there, by which the parts are addressed."""
+    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts."""
 
     layer: int
 
     def fields(self, part: str) -> dict[str, Value]:
-        """The fields of a record that has a part of the state."""
+        """The record fields of a part of the state."""
         return {"state": Cache(self.layer, part), "page_bytes": PageBytes(self.layer)}
 
     def of(self, part: str) -> str:
-        """The name by which operations say that they read and write a part."""
+        """The name of a part in the ``reads`` and ``writes`` of operations."""
         return f"cache.{self.layer}.{part}"
 
 
 def state(builder: Builder, **parts: int) -> State:
-    """A new layer in the cache whose state has these parts, each a number of values."""
+    """Add a layer to the cache. ``parts`` is the number of values of each part of its state."""
     return State(builder.cached(StateShape(tuple((name, size) for name, size in parts.items() if size))))
 
 
 def convolution_values(taps: int, width: int) -> int:
-    """The values that a convolution keeps of earlier tokens."""
+    """Number of values of earlier tokens that a convolution keeps."""
     return (taps - 1) * round_up(width, ROWS)
 
 
@@ -47,9 +47,9 @@ def convolve(
     silu: bool,
     parts: int = 1,
 ) -> str:
-    """The convolution of x with the weights of the slot that is called like the stage. Returns another buffer.
+    """The convolution of x with the weights of the slot ``stage``. Returns a new buffer.
 
-    ``parts`` says how many heads a row has.
+    ``parts`` is the number of heads of a row.
     """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
@@ -80,7 +80,7 @@ def convolve(
 
 
 def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) -> tuple[str, str]:
-    """The steps and the decays of each head from the projection x (T, H), which becomes the steps."""
+    """Compute the step size and the decay of each head from the projection x (T, H). x becomes the step sizes."""
     heads = builder.count_of(x)
     out = builder.buffer("decays", heads)
     fields: dict[str, Value] = {
@@ -98,7 +98,7 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
 
 
 class ScanShape(Struct, frozen=True):
-    """H heads of values of ``value_dim`` V (whole vectors) and G groups of keys; ``key_dim`` K, with zeros behind it.
+    """H ``heads`` of values and G ``groups`` of keys. ``key_dim`` K and ``value_dim`` V include padding with zeros.
 
     ``neighbours`` consecutive heads use the same group.
     """
@@ -111,7 +111,7 @@ class ScanShape(Struct, frozen=True):
 
     @property
     def values(self) -> int:
-        """The values of a sequence's state."""
+        """Number of values of the state of a sequence."""
         return self.heads * self.key_dim * self.value_dim
 
 
@@ -130,9 +130,9 @@ def scan(
     delta: bool,
     width: int,
 ) -> str:
-    """Take in the tokens one after the other. Returns the buffer of what each head gives out, (T, H, V).
+    """Update the state with one token after the other. Returns the buffer of the heads' outputs, (T, H, V).
 
-    ``width`` of a head's V values are not zeros behind them.
+    Only the first ``width`` of a head's V values are not padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
     builder.divide(out, shape.heads, width, shape.value_dim)

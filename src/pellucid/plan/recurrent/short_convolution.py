@@ -9,7 +9,7 @@ from pellucid.plan.recurrent.parts import convolution_values, convolve, state
 
 
 def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: str, out: str) -> str:
-    """out = the recurrent layer of x, not yet added to the residual stream."""
+    """out = short_convolution(x), without the residual addition."""
     width = builder.spec.embedding.width
     kept = state(builder, x=convolution_values(kind.taps, width))
     b, c, value = (

@@ -1,7 +1,8 @@
-"""Schemas whose texts would have no end: a required property that refers to itself, a list of at least one such item.
+"""Schemas without a finite text: they require themselves again in every text.
 
-A part of a schema without a finite text allows no text at all, so it is replaced by a schema that allows none. If the
-whole schema has no finite text, it is refused. Numbers between two bounds get a limit of their decimals.
+Examples are a required property that refers to the schema that contains it, and a list of at least one such item.
+A part of a schema without a finite text can never be complete, so a schema that allows no text replaces it. If the
+whole schema has no finite text, it is refused. Numbers between two bounds get a limit on their decimals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CONTAINERS, PROPERTIES = {"object", "array"}, ("properties", "patternProperties"
 
 
 class _Finite:
-    """Which parts of a schema have a finite text: the least fixed point, from the leaves on."""
+    """The parts of a schema that have a finite text: a least fixed point, computed from the leaves."""
 
     def __init__(self, root: Any) -> None:
         self.root = root
@@ -33,7 +34,7 @@ class _Finite:
                 if (other := target(root, node)) is not None:
                     stack.append((node["$ref"].removeprefix("#"), other))
         self.finite = set[int]()
-        left = [*reversed(self.nodes.items())]  # parts mostly come before what needs them
+        left = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
         before = -1
         while before != len(self.finite):
             before = len(self.finite)
@@ -43,14 +44,14 @@ class _Finite:
             left = [one for one in left if one[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
-        """True if a part is known to have a finite text, or is no schema (reported elsewhere)."""
+        """True if a part is known to have a finite text, or is not a schema (reported elsewhere)."""
         return not isinstance(node, dict) or id(node) in self.finite
 
     def _any_ends(self, choices: list[Any]) -> bool:
         return any(map(self.has_end, choices))
 
     def _ways(self, node: dict[str, Any]) -> list[list[list[Any]]]:
-        """The ways to satisfy a schema. Each needs several things, and one of some parts for each."""
+        """The ways to satisfy a schema. A way is a list of needs, and a need is a list of alternative parts."""
         if "const" in node or "enum" in node:
             return [[]]
         needs = [[one] for one in _list(node, "allOf")]
@@ -85,7 +86,7 @@ class _Finite:
         return [*([one] for one in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
 
     def endless(self) -> str:
-        """The path of a part that needs one that contains it."""
+        """The path of a part that must contain itself."""
         node, seen = self.root, set[int]()
         while True:
             seen.add(id(node))
@@ -100,7 +101,7 @@ def _list(node: dict[str, Any], key: str) -> list[Any]:
 
 
 def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
-    """Remove what has no finite text from a schema. Returns its parts.
+    """Make the parts of a schema without a finite text allow no text, and return all parts.
 
     Raises:
         InvalidRequest: the whole schema has no finite text, or two bounds of a number are too close.
@@ -123,7 +124,7 @@ def without_endless_parts(kind: str, root: Any) -> list[dict[str, Any]]:
 
 
 def _bound_decimals(kind: str, path: str, node: dict[str, Any]) -> None:
-    """Limit the decimals of a number between two bounds, after which nothing else would end it."""
+    """Limit the decimals of a number between two bounds, because nothing else would end the number."""
     if {"multipleOf", "const", "enum"} & node.keys() or not _may_be_fraction(node.get("type", "number")):
         return
     low = [node[key] for key in ("minimum", "exclusiveMinimum") if _is_number(node.get(key))]

@@ -25,7 +25,7 @@ from pellucid.util import checks
 
 LONGEST = {"regex": 1 << 16, "grammar": 1 << 18}  # characters
 DEEPEST, MAX_RULES = 64, 1000  # nesting of brackets; lines that define a rule
-MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts, characters of one and of all
+MAX_CHOICES, LONGEST_CHOICE, LONGEST_CHOICES = 10_000, 4096, 1 << 20  # texts; characters of each, of all
 # White space in JSON as in llama.cpp: without a bound, small models generate it forever. Only the escapes that are
 # needed to write a character are allowed: a name with other escapes would be taken for a different name.
 JSON = {"whitespace_pattern": r" |\n{1,2}[ \t]{0,20}", "json_allowed_escapes": '"\\nrtbf'}
@@ -41,7 +41,7 @@ LIMITS = {
 class Grammar:
     """A grammar that llguidance accepts: ``kind`` is the option's name, ``source`` is in llguidance's form.
 
-    ``long_runs``: it may force long texts.
+    ``long_runs`` is True if the grammar may force long texts.
     """
 
     kind: str
@@ -53,7 +53,7 @@ def compiled(kind: str, value: Any) -> Grammar:
     """The checked grammar of an option's value.
 
     Raises:
-        InvalidRequest: it is invalid, too deep, too large, or uses something that is not implemented.
+        InvalidRequest: the value is invalid, too deep, too large, or uses a feature that is not implemented.
     """
     return _checked(kind, _READERS[kind](kind, value))
 
@@ -75,7 +75,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 
 def _problem(source: str) -> str:
-    """Why llguidance refuses a grammar; empty if it does not."""
+    """The reason why llguidance refuses a grammar; empty if the grammar is valid."""
     return workers.lane("large").submit(_validated, source).result()
 
 

@@ -1,7 +1,7 @@
 """The state of a text in a grammar (``grammar.py``), and the tokens that may come next.
 
 After each token a thread computes the mask of the tokens that may follow (``workers.py``), during the model's next
-step. Where that takes long, only this text waits for it.
+step. If the mask takes long, only this sequence waits for it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 PATIENCE = 0.001
-"""Seconds that a step waits for a mask. Most take a tenth of it; for others only the text waits."""
-SLOW = 0.005  # seconds for a mask that make a grammar slow
+"""Seconds that a step waits for a mask. Most masks take a tenth of it. For a slower mask only its sequence waits."""
+SLOW = 0.005  # seconds: a grammar with a slower mask is slow
 SECONDS, SECONDS_PER_TOKEN = 10.0, 0.02
-"""The limit of the processor's time for the masks of a request: a time, or one for each token if that is more."""
+"""Limits of the CPU time for the masks of a request: in total, and per token. The larger limit applies."""
 MOST_FORCED = 256  # tokens that the parser may be ahead of a text
 
 
 class _Cost:
     """The cost of the masks of a text and of its forks.
 
-    A ``large`` grammar may take much memory. With ``apart`` only threads of ``workers.py`` use a matcher, one after the
-    other with ``lock``: forks share a lexer, and llguidance waits for it with the interpreter's lock held.
+    A ``large`` grammar may take much memory. With ``apart``, only threads of ``workers.py`` use the matchers, one
+    thread at a time (``lock``): forks share a lexer, and llguidance waits for the lexer while it holds the GIL.
     """
 
     def __init__(self, apart: bool) -> None:
@@ -47,7 +47,7 @@ class _Cost:
         self.lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
-        """Count the processor's time for a mask."""
+        """Count the CPU time of a mask."""
         self.seconds, self.masks = self.seconds + seconds, self.masks + 1
         if seconds > SLOW:
             self.slow = self.large = self.apart = True
@@ -65,9 +65,9 @@ class _Cost:
 class Matching:
     """The state of a text in a grammar, and the tokens that may come next.
 
-    Where the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
-    come. A token is taken at once if the masks so far were quick: the mask that allowed the token went through its
-    bytes, so the token takes no longer. Otherwise a thread takes it.
+    If the grammar allows only one continuation, the parser is ahead of the text: ``forced`` are the tokens that must
+    come next. If the masks so far were quick, the parser consumes a token at once: the mask that allowed the token has
+    already gone through its bytes, so the token takes no longer. Otherwise a thread consumes it.
 
     Raises:
         InvalidRequest: the grammar cannot be matched, or takes too long.
@@ -78,7 +78,7 @@ class Matching:
         self._size, self._kind, self._idle = tokenizer.vocab_size, grammar.kind, context.spare_core
         self._cost, self._problem = _Cost(grammar.long_runs), ""
         self._matcher: LLMatcher | None = None
-        self._state: tuple[bool, list[int]] = (False, [])  # whether the parser has stopped, the forced tokens
+        self._state: tuple[bool, list[int]] = (False, [])  # True if the parser has stopped; the forced tokens
         # Jobs that must end before ``complete`` is known, and before the next token can be chosen.
         self._advanced = self._prepared = _future(done=True)
         tree = tree_of(tokenizer, self._ends)
@@ -105,7 +105,7 @@ class Matching:
 
     @property
     def forced(self) -> list[int]:
-        """The tokens that must come, as far as they are known yet."""
+        """The tokens that must come next, as far as they are known."""
         return self._state[1]
 
     @property
@@ -128,11 +128,11 @@ class Matching:
 
     @property
     def preparing(self) -> Future[None] | None:
-        """The job that must end before the next token can be chosen; None if it can be."""
+        """The job that must end before the next token can be chosen; None if no job is running."""
         return None if self.forced else self._unended(self._prepared)
 
     def _unended(self, job: Future[None]) -> Future[None] | None:
-        """A job, unless it ends soon."""
+        """A job; None if it ends soon."""
         if job.done():
             return None
         if not self._cost.slow:
@@ -185,7 +185,7 @@ class Matching:
         return made
 
     def close(self) -> None:
-        """The text has ended: free the parser's state."""
+        """Free the parser's state after the end of the text."""
         self._matcher = None
         self._prepared.cancel()
         if self._cost.large:
@@ -198,7 +198,7 @@ class Matching:
         self._cost.check(self._kind)
 
     def _advance(self) -> None:
-        """Find the tokens that must come, and start to compute the mask of those that may come after them."""
+        """Consume the forced tokens, and start to compute the mask of the tokens that may come after them."""
         matcher = self._matcher
         assert matcher is not None, "it is closed"
         self._set_state(matcher, self._take_forced(matcher))
@@ -210,14 +210,14 @@ class Matching:
 
     @staticmethod
     def _take_forced(matcher: LLMatcher) -> list[int]:
-        """Advance by the tokens that must come."""
+        """Consume the forced tokens, and return them."""
         if matcher.is_stopped():
             return []
         forced = matcher.compute_ff_tokens()[:MOST_FORCED]
         return forced[: matcher.try_consume_tokens(forced)]
 
     def _set_state(self, matcher: LLMatcher, forced: list[int]) -> None:
-        """Keep what is known of the state after a token, with a mask that allows only the end of a complete text."""
+        """Store the state after a token, with a new mask. If the parser has stopped, it allows only end tokens."""
         if matcher.is_error():
             self._problem = matcher.get_error()
         stopped = matcher.is_stopped()
@@ -229,7 +229,7 @@ class Matching:
         self._state = stopped, forced
 
     def _fill(self) -> None:
-        """Compute the mask, without the interpreter's lock."""
+        """Compute the mask without the GIL."""
         matcher, mask = (
             self._matcher,
             self._mask,
@@ -243,7 +243,7 @@ class Matching:
             self._problem = matcher.get_error()
 
     def _work_apart(self, token: int | None) -> None:
-        """Have a thread advance by a token, and compute the mask after it."""
+        """Let a worker thread advance by a token, and compute the mask after it."""
         self._advanced = _future()
         lane = workers.lane("slow" if self._cost.slow else "large" if token is None else "mask")
         self._prepared = lane.submit(self._apart, token, self._advanced)
@@ -261,7 +261,7 @@ class Matching:
                 advanced.set_result(None)
                 if self._state[0]:
                     return
-                # The mask first: it finds what must come, however much that is, without the interpreter's lock.
+                # The mask comes first: it finds any number of forced tokens without the GIL.
                 self._fill()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):

@@ -1,6 +1,6 @@
-"""``oneOf`` as ``anyOf`` where no value satisfies two of its options, so that both mean the same.
+"""Replacement of ``oneOf`` by ``anyOf``, where no value satisfies two options, so that both mean the same.
 
-llguidance has proofs for some schemas, and refuses the others.
+llguidance proves this only for some schemas, and refuses the other schemas.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def as_any_of(root: Any, node: dict[str, Any]) -> None:
 
 
 class _Exclusion:
-    """Proves that no value satisfies two schemas. What it cannot prove is False."""
+    """Proves that no value satisfies two schemas. False means that there is no proof."""
 
     def __init__(self, root: Any) -> None:
         self.root, self.left = root, MOST_PAIRS
@@ -143,7 +143,7 @@ def _values(node: dict[str, Any]) -> list[Any] | None:
 
 
 def _same(value: Any) -> Any:
-    """JSON's equality: True is no 1."""
+    """JSON equality: True is not equal to 1."""
     return lambda other: _kind(value) == _kind(other) and value == other
 
 

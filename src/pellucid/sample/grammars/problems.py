@@ -1,7 +1,7 @@
-"""Refusals of constraints in our words: what is wrong, where, and what to do about it.
+"""Error messages for constraints: the problem, its place, and the remedy.
 
-llguidance describes problems in its own terms. ``refusal`` knows its sentences (llguidance 1.9; ``parser/src`` of its
-repository); any other one gets a sentence that names no more than the place.
+llguidance describes problems in its own terms. ``refusal`` translates its messages (llguidance 1.9; ``parser/src`` of
+its repository). For an unknown message, the error names only the place.
 """
 
 from __future__ import annotations
@@ -105,14 +105,15 @@ _CARET = re.compile(r"regex parse error:\n    (?P<regex>[^\n]*)\n    (?P<indent>
 
 
 def refused(kind: str, problem: str, remedy: str = MEND) -> InvalidRequest:
-    """The error for a constraint that cannot be enforced. ``problem`` is a part of our sentence."""
+    """The error for a constraint that cannot be enforced. ``problem`` is a part of the message."""
     return InvalidRequest(f"{kind} cannot be followed: {one_line(problem)[:LONGEST]}; {remedy}")
 
 
 def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> InvalidRequest:
-    """The error for what llguidance says about a constraint.
+    """The error for a problem of a constraint that llguidance reports.
 
-    ``path`` is where in a schema the problem is. A ``translated`` text is not the user's, so its lines are not named.
+    ``path`` is the place of the problem in a schema. A ``translated`` text is not the user's text, so the error does
+    not name its lines.
     """
     problem = re.split(r"\n?<(?:state|non-verbose)", problem, maxsplit=1)[0].strip()
     place = f"{path}: " if path else ""
@@ -126,7 +127,7 @@ def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> 
     if (caret := _CARET.search(problem)) and "(?s:" not in caret["regex"]:
         at = f"character {len(caret['indent']) + 1}: "
         place += at if kind == "regex" else f"/{shown(caret['regex'])[:SHOWN]}/, {at}"
-    body = re.split(r"\n +\d+ \| ", body, maxsplit=1)[0]  # what follows quotes the text
+    body = re.split(r"\n +\d+ \| ", body, maxsplit=1)[0]  # the rest quotes the text
     for pattern, sentence, remedy in [*_SIZE, *_SENTENCES.get(kind, _REGEX)]:
         if match := re.search(pattern, body):
             parts = [shown(part)[:SHOWN] for part in match.groups() if part is not None]

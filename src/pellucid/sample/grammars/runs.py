@@ -1,7 +1,7 @@
-"""How long a text a grammar may force: one that must come, because nothing else may.
+"""The length of the text that a grammar may force, because it allows no other text.
 
-llguidance finds a forced text at once, byte by byte, with the interpreter's lock held. So a grammar that may force a
-long text is matched apart (``matching.py``). The estimates are upper bounds.
+llguidance finds a forced text in one call, byte by byte, while it holds the GIL. A grammar that may force a long text
+is therefore matched in worker threads (``matching.py``). The estimates are upper bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks of users' JSON schemas before llguidance reads them.
 
-llguidance recurses over a schema, takes time that depends on its values, and rounds large numbers, so depth, sizes and
-numbers have limits here. Formats that it checks too loosely are replaced by stricter patterns.
+llguidance recurses over a schema, takes time that depends on its values, and rounds large numbers. Depth, sizes and
+numbers therefore have limits here. Stricter patterns replace formats that llguidance checks too loosely.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read(kind: str, value: Any) -> str:
     """A schema as JSON text for llguidance. A schema is JSON text, a mapping, True, False or a pydantic class.
 
     Raises:
-        InvalidRequest: it is not a schema, too large, too deep, or holds something that cannot be enforced.
+        InvalidRequest: the value is not a schema, too large, too deep, or has a part that cannot be enforced.
     """
     if hasattr(value, "model_json_schema"):
         try:
@@ -75,7 +75,7 @@ def short(kind: str, text: str, most: int) -> None:
 
 
 def _check_bounds(kind: str, value: Any) -> None:
-    """Check nesting, sizes and numbers against the limits. It goes level by level, so a cycle is too deep."""
+    """Check nesting, sizes and numbers against the limits, level by level. A cycle therefore is too deep."""
     level, seen = [value], 0
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -110,12 +110,12 @@ class _SchemaChecker:
         self.kind, self.root, self.patterns = kind, schema, 0
 
     def check(self) -> None:
-        """Check every subschema, and how deeply they are nested."""
+        """Check every subschema, and the depth of their nesting."""
         depths: dict[int, int] = {}
         stack: list[tuple[Any, Iterator[Any]]] = []
 
         def enter(node: Any) -> None:
-            # It stays 0 for a node that occurs again below itself: a cycle, which llguidance does not unroll.
+            # The depth stays 0 for a node that occurs again below itself: llguidance does not unroll such cycles.
             depths[id(node)] = 0
             self._check_schema(node)
             stack.append((node, self._inner(node)))
@@ -140,7 +140,7 @@ class _SchemaChecker:
                 )
 
     def _inner(self, node: Any) -> Iterator[Any]:
-        """The direct subschemas of a schema, and the one that it refers to."""
+        """The direct subschemas of a schema, and the target of its reference."""
         yield target(self.root, node)
         for _, one in subschemas(node):
             yield one

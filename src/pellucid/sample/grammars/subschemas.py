@@ -1,4 +1,4 @@
-"""The parts of a JSON schema: its direct subschemas with their paths, and what a reference points to."""
+"""The parts of a JSON schema: its direct subschemas with their paths, and the targets of its references."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT, LONGEST_SEARCH = "root", 0.5  # seconds
 
 
 def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
-    """The direct subschemas of a schema, each with its path from there, as in "/properties/name"."""
+    """The direct subschemas of a schema, each with its path from the schema, such as "/properties/name"."""
     if not isinstance(node, dict):
         return
     for key in SCHEMA_KEYS:
@@ -59,9 +59,9 @@ def shown_path(path: str) -> str:
 
 
 def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
-    """The path, as an error shows it, of the innermost part of a schema that causes a problem, and the problem there.
+    """Find the innermost part of a schema that causes a problem. Returns its path (as errors show it) and its problem.
 
-    ``problem_of`` checks a schema. It is asked for a limited time.
+    ``problem_of`` returns the problem of a schema. The search has a time limit.
     """
     end, path, node, seen = time.perf_counter() + LONGEST_SEARCH, "", root, {id(root)}
     defs = {"$defs": {ROOT: _moved(root)}}
@@ -86,14 +86,17 @@ def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tupl
 
 
 def _of_required(problem: str) -> str | None:
-    """How the path ends of the part that a problem of the whole is about, if it is about a required part."""
+    """The end of the path of the required part that a problem is about, "" if the problem does not name the part.
+
+    None if the problem is not about a required part.
+    """
     if "unsatisfiable" not in problem:
         return None
     return "/" + _escaped(problem.split("'")[1]) if problem.count("'") > 1 else ""
 
 
 def _moved(node: Any) -> Any:
-    """A schema with the references that it has under ``$defs``."""
+    """A copy of a schema with the references that are valid under ``$defs``."""
     if isinstance(node, list):
         return [_moved(one) for one in node]
     if not isinstance(node, dict):

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 MAX_TREES = 4  # cached for one vocabulary
 LONGEST_RUN, UNSURE = 1 << 13, 16
-"""Bytes of a forced text that are tokenized at once, and the last tokens of a part of it, which may be others in the
-whole text."""
+"""Maximum bytes of a forced text that are tokenized at once; number of last tokens that are dropped, because they may
+differ in the whole text."""
 
 
 class _Vocabulary:
@@ -34,7 +34,7 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text, or of its beginning if it is long."""
         data = text if isinstance(text, bytes) else text.encode()
-        if len(data) > LONGEST_RUN:  # llguidance holds the interpreter's lock meanwhile
+        if len(data) > LONGEST_RUN:  # llguidance holds the GIL during this call
             return self(data[: _whole_characters(data, LONGEST_RUN)])[:-UNSURE]
         tokenizer = self._tokenizer()
         ids = (
@@ -68,14 +68,14 @@ class _Vocabulary:
 
 
 def _whole_characters(data: bytes, most: int) -> int:
-    """``most``, or the position before it where a character of UTF-8 begins."""
+    """The last position up to ``most`` where a UTF-8 character begins."""
     return next((at for at in range(most, max(most - 4, 0), -1) if data[at] & 0xC0 != 0x80), most)
 
 
 _trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (
     weakref.WeakKeyDictionary()
 )
-"""llguidance's trees of a vocabulary, by the tokens that end a text. One of 262,144 tokens takes a second to build."""
+"""llguidance's trees of a vocabulary, by the tokens that end a text. Building a tree of 262,144 tokens takes 1 s."""
 
 
 def tree_of(tokenizer: TokenizerProtocol, ends: frozenset[int]) -> LLTokenizer:

@@ -1,7 +1,7 @@
 """Threads that compile grammars and compute masks, so that no step of the model waits for one request's grammar.
 
-llguidance releases the interpreter's lock while it compiles a grammar and while it computes a mask. It holds the lock
-while it takes a token; ``consume`` goes around that.
+llguidance releases the GIL while it compiles a grammar and while it computes a mask. It holds the GIL while it consumes
+a token; ``consume`` avoids this.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
 LANES = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
-"""The kinds of threads: how many there are at most, and their niceness on Linux, which leaves processors to the model.
+"""The kinds of threads: their maximum number, and their niceness on Linux, which leaves CPUs to the model.
 
-Grammars are compiled in "large", and begin there if they may take long; those that have taken long go on in "slow". So
-quick masks do not wait behind others.
+Grammars are compiled in "large". The first mask of a grammar that may take long is also computed there. A grammar with
+slow masks continues in "slow", so that quick masks do not wait behind slow masks.
 """
 LONG = 0.02
-"""Seconds of a compilation that is followed by ``trim``."""
+"""Seconds. A longer compilation is followed by ``trim``."""
 
 
 @functools.cache
 def lane(name: str) -> ThreadPoolExecutor:
-    """The threads of a kind, which start when they are needed."""
+    """The pool of threads of a kind. Threads start on demand."""
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and only grammars need it
 
     most, nice = LANES[name]
@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # a forked child would inherit the pools wi
 
 
 def _begin(nice: int) -> None:
-    """Set up a thread, which inherits what the engine's thread is bound to."""
+    """Set the niceness of a thread, and the process's CPU affinity in place of the engine thread's."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
@@ -52,7 +52,7 @@ def _begin(nice: int) -> None:
 
 
 class _Local(threading.local):
-    """Objects of a thread."""
+    """Thread-local objects."""
 
     @functools.cached_property
     def executor(self) -> LLExecutor:
@@ -65,15 +65,15 @@ _local = _Local()
 
 
 def consume(matcher: LLMatcher, token: int, spare: LLMatcher) -> None:
-    """Advance a matcher by a token without the interpreter's lock, which llguidance releases only for several matchers.
+    """Advance a matcher by a token without the GIL, which llguidance releases only for several matchers.
 
-    ``spare`` is another one, in a state of error, which no token changes.
+    ``spare`` is a second matcher in a state of error, which no token changes.
     """
     _local.executor.consume_token_par([(matcher, token), (spare, 0)])
 
 
 def trim(job: Future[None] | None = None) -> None:
-    """Give free memory back to the system, once a job has ended. The allocator keeps it otherwise."""
+    """Return free memory to the system, after the end of a job. Otherwise the allocator keeps it."""
     if job is not None and not job.cancelled():
         job.exception()
     give_back_heap()

@@ -1,4 +1,4 @@
-"""Banned: tokens or words that must not come.
+"""Banned: tokens or words that must not occur.
 
 An entry is a token id, a list of ids or a text. The last id of a list is forbidden after the others. A text is
 forbidden as the tokens that it is encoded as, at the beginning of a text and after a space. The model can still spell

@@ -1,8 +1,8 @@
 """DRY, don't repeat yourself: the longer a repetition would become, the less likely its next token (Weidmann 2024).
 
-If the last n tokens have occurred before, n >= ``dry_allowed_length``, the logit of the token that followed them then
-is lowered by ``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``). Sequence breakers, texts such as a new
-line, end a repetition and are never penalised themselves. The values and the search for breakers are llama.cpp's.
+If the last n tokens have occurred before, n >= ``dry_allowed_length``, the step lowers the logit of the token that
+followed them before, by ``dry_multiplier`` * ``dry_base`` ** (n - ``dry_allowed_length``). Sequence breakers, texts
+such as a new line, end a repetition and are never penalised. The values and the search for breakers are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Dry(SamplerStep):
 
 
 def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """For each position but the last, how many tokens up to it equal the last tokens of the text; ``most`` at most."""
+    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``most``."""
     lengths = np.zeros(len(ids) - 1, np.int64)
     places = np.arange(len(ids) - 1)
     for length in range(most):
@@ -103,7 +103,7 @@ _breakers_cache: WeakKeyDictionary[TokenizerProtocol, dict[tuple[str, ...], Brea
 
 
 def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
-    """The tokens that contain a breaker, and those that begin one, with the tokens of its rest."""
+    """The tokens that contain a breaker, and the tokens that begin a breaker, with the tokens of the breaker's rest."""
     known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
         if len(known) >= MAX_KEPT:

@@ -44,7 +44,7 @@ def _amount(name: str, value: Any) -> float:
 
 
 def _parse(text: str) -> Any:
-    """Parse TOKEN=NUMBER,... from a command line. A malformed text is returned as it is: the check rejects it."""
+    """Parse TOKEN=NUMBER,... from a command line. A malformed text is returned unchanged: the check rejects it."""
     pairs = (part.rpartition("=") for part in text.split(","))
     if "=" not in text:
         return text

@@ -1,8 +1,8 @@
 """Mirostat 2: a cut-off that keeps the surprise of the text near a target (Basu et al. 2021).
 
 The surprise of a token is -log2 of its probability. Tokens with a surprise above μ are removed; if all are above it,
-the most likely one stays (the lowest id on ties). μ begins at 2 τ, and after each token it is corrected by the error of
-the token's surprise: μ -= η (surprise - τ). Mirostat replaces all other steps of kind "cut".
+the most likely token stays (the lowest id on ties). μ begins at 2 τ. After each token, the error of its surprise
+corrects μ: μ -= η (surprise - τ). Mirostat replaces all other steps of kind "cut".
 """
 
 from __future__ import annotations

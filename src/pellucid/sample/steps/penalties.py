@@ -4,8 +4,8 @@
     frequency    for tokens of the answer: subtracted from the logit once per occurrence
     presence     for tokens of the answer: subtracted from the logit once
 
-``repeat_last_n`` is how many of the last tokens count; -1 is all, as in transformers and vLLM. llama.cpp uses 64, and
-counts the prompt for frequency and presence as well.
+Only the last ``repeat_last_n`` tokens count; -1 is all, as in transformers and vLLM. llama.cpp uses 64, and counts the
+prompt for frequency and presence as well.
 """
 
 from __future__ import annotations

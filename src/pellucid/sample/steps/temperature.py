@@ -33,7 +33,7 @@ class Temperature(SamplerStep):
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken without a draw."""
+        """True if the most likely token is taken without a draw."""
         return self.temperature == 0 and self.dynatemp_range == 0
 
     @property

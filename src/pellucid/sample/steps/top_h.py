@@ -1,8 +1,9 @@
 """Top-h: the most likely tokens that hold a share of the entropy (Potraghloo et al. 2025).
 
-As in transformers, only the 100 most likely tokens are considered. In descending order each adds -p log p to a sum; a
-token stays if the sum is at most ``top_h`` times the entropy of the 100. The first token always stays. A token whose
-probability is 0 in float64 does not stay. (The paper uses the entropy of the tokens that stay.)
+As in transformers, only the 100 most likely tokens are considered. In descending order of probability, each token adds
+-p log p to a sum. A token stays if the sum is at most ``top_h`` times the entropy of the 100 tokens. The first token
+always stays. A token whose probability is 0 in float64 does not stay. (The paper uses the entropy of the tokens that
+stay.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Top-nσ: only tokens whose logit is within n standard deviations of the highest one (Tang et al. 2024).
+"""Top-nσ: only tokens whose logit is within n standard deviations of the highest logit (Tang et al. 2024).
 
-The deviation is that of the tokens that are not forbidden. Which tokens stay does not depend on the temperature.
+The standard deviation is over the logits of all tokens that are not forbidden. The temperature does not change the
+tokens that stay.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Top-p, or nucleus: the smallest set of tokens whose probabilities sum to p (Holtzman et al. 2020).
 
-Tokens are taken in descending order of probability (the lowest id first on ties) until their sum reaches p; at least
-one stays.
+Tokens are taken in descending order of probability (the lowest id first on ties) until their sum reaches p. At least
+one token stays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Locally typical sampling: the tokens of the most typical surprise, until they sum to p (Meister et al. 2023).
+"""Locally typical sampling: tokens with the most typical surprise, until they sum to p (Meister et al. 2023).
 
 The surprise of a token is -log of its probability; the expected surprise is the entropy. Tokens are taken in order of
-their distance from it (the lowest id first on ties); at least one stays.
+the distance between surprise and entropy (the lowest id first on ties). At least one token stays.
 """
 
 from __future__ import annotations

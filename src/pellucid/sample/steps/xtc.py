@@ -1,4 +1,4 @@
-"""XTC, exclude top choices: of several tokens above a threshold only the least likely stays (Weidmann 2024).
+"""XTC, exclude top choices: among tokens above a threshold, only the least likely token stays (Weidmann 2024).
 
 The step applies with a given probability, decided by its own random number for each token. Tokens below the threshold
 stay as well, so the text becomes less predictable but keeps to likely tokens.

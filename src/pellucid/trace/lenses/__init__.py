@@ -1,1 +1,1 @@
-"""Lenses: what the values of a trace say. Each file is one of them."""
+"""Lenses: analyses of the values of a trace, one lens per file."""

@@ -1,10 +1,10 @@
-"""Direct logit attribution: what each part of the model adds to the logit of a token.
+"""Direct logit attribution: the contribution of each part of the model to the logit of a token.
 
-The last vector is a sum of what the embedding, every head and every feed-forward have added to the residual stream,
-and with the scale of the last norm held fixed the logit is linear in that sum (Elhage et al. 2021, "A mathematical
-framework for transformer circuits"). So the contributions of the parts, and constants, sum to the logit. Parts of kind
-"rounding" are what quantised activations make of a sum: of the heads before an output projection, and of the last
-vector before the head.
+The last vector of the residual stream is the sum of the outputs of the embedding, of every head and of every
+feed-forward. If the scale of the last norm is held fixed, the logit is linear in this sum (Elhage et al. 2021, "A
+mathematical framework for transformer circuits"). The contributions of the parts, and constants, therefore sum to the
+logit. Contributions of kind "rounding" are rounding errors of quantised activations: in the input of an output
+projection, and in the last vector before the output head.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from pellucid.trace.model import (
 from pellucid.trace.trace import SequenceTrace
 
 GATHERED = ("attention.gated", "attention.heads")
-"""What the output projection of attention reads: the first of these that a model has."""
+"""The input of attention's output projection: the first point of this list that a model has."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a part adds to the logit: ``kind`` "embedding", "head", "attention" (its biases), "rounding", "recurrent",
-    "feedforward", "expert", "per_layer" or "constant"; its ``layer``, ``head`` and ``expert`` if it has them.
+    """The contribution of a part to the logit, with the part's ``layer``, ``head`` and ``expert`` if it has them.
 
-    In a mixture "feedforward" is what the experts that every token has add. In a run whose ``output`` of a part was
-    edited, "edit" is what the edit adds, with the rounding.
+    ``kind`` is "embedding", "head", "attention" (its biases), "rounding", "recurrent", "feedforward", "expert",
+    "per_layer", "constant" or "edit". In a mixture, "feedforward" is the contribution of the shared expert. If the
+    ``output`` of a part was edited, "edit" is the contribution of the edit and of rounding.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Contribution:
 
 @dataclass(frozen=True, repr=False)
 class Attribution:
-    """The contributions to the logit of ``token`` after a position, less the logit of ``against`` if it is given.
+    """The contributions to the logit of ``token`` after a position, minus the logit of ``against`` if it is given.
 
     ``token`` and ``against`` are texts; ``token_id`` and ``against_id`` are the ids.
 
-    ``logit`` is the model's own, before a cap; the contributions sum to it.
+    ``logit`` is the model's own logit (or difference of logits) before a soft-cap. The contributions sum to it.
     """
 
     token: str
@@ -80,7 +80,7 @@ class Attribution:
         return sum(one.value for one in self.contributions)
 
     def ranked(self, kind: str | None = None) -> list[Contribution]:
-        """The contributions, of one kind if asked for, the largest in size first."""
+        """The contributions, or only the contributions of ``kind``, in descending order of absolute value."""
         found = [one for one in self.contributions if kind in (None, one.kind)]
         return sorted(found, key=lambda one: -abs(one.value))
 
@@ -93,7 +93,7 @@ class Attribution:
         return table(["part", "adds"], rows, f"{self!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {
             "token": self.token_id,
             "piece": self.token,
@@ -107,12 +107,12 @@ class Attribution:
 
 
 def needed(model: TracedModel) -> list[str]:
-    """The points that the lens reads. Raises InvalidRequest for a model whose residual stream is no sum."""
+    """The points that the lens reads. Raises InvalidRequest if the model's residual stream is not a sum."""
     return [*stream_points(model), *_gathered(model).values(), *_outputs(model), *_of_experts(model)]
 
 
 def _gathered(model: TracedModel) -> dict[int, str]:
-    """What the heads of each block have gathered, by block."""
+    """The point with the input of attention's output projection, by block."""
     found, points = {}, model.points
     for layer in range(len(model.spec.blocks)):
         names = [f"blocks.{layer}.{name}" for name in GATHERED]
@@ -126,7 +126,7 @@ def _outputs(model: TracedModel) -> list[str]:
 
 
 def _mixtures(model: TracedModel) -> dict[int, Mixture]:
-    """The mixtures whose results are summed without norms of their own, by block."""
+    """The mixtures that sum their experts' outputs without norms, by block."""
     inner = {layer: block.feedforward for layer, block in enumerate(model.spec.blocks)}
     return {layer: kind for layer, kind in inner.items() if isinstance(kind, Mixture) and not kind.norms}
 
@@ -144,12 +144,13 @@ def attribute(
     against: int | str | None = None,
     position: int = -1,
 ) -> Attribution:
-    """The contributions to the logit of ``token`` after a position of a prompt, or of a sequence of a trace.
+    """Attribute the logit of ``token`` after a position to the parts of the model.
 
-    ``token`` is by default the most likely one. With ``against`` the difference of two logits is looked at.
+    ``of`` is a prompt, which is run, or a sequence of a trace. ``token`` is by default the most likely token. With
+    ``against``, the difference of the two tokens' logits is attributed.
 
     Raises:
-        InvalidRequest: the model's residual stream is no sum, a text is not one token, or the trace lacks a point.
+        InvalidRequest: the residual stream is not a sum, a text is not a single token, or the trace lacks a point.
     """
     if not model.spec.head:
         raise InvalidRequest("the model has no logits")
@@ -174,7 +175,7 @@ def attribute(
 
 
 class _Looked:
-    """One position of a sequence: the residual stream, and what is linear in it."""
+    """One position of a sequence: its residual stream, and contributions that are linear in it."""
 
     def __init__(
         self, model: TracedModel, sequence: SequenceTrace, at: int, stream: list[str], weights: ModelWeights
@@ -209,7 +210,7 @@ class _Looked:
         return backward_of_norm(norm, weight, self.last, row), constant
 
     def contributions(self, direction: NDArray[np.float64]) -> Any:
-        """What each part has added, along a direction."""
+        """Yield the contribution of each part along a direction."""
         before = np.zeros_like(self.last)
         gathered, mixtures = _gathered(self.model), _mixtures(self.model)
         for name in self.stream:
@@ -227,7 +228,7 @@ class _Looked:
             before = after
 
     def _heads(self, layer: int, gathered: str, direction: NDArray[np.float64], value: float) -> Any:
-        """The contributions of a block's heads, of its biases, and what rounding adds."""
+        """Yield the contributions of a block's heads, of its biases, and of rounding."""
         at, attention = f"blocks.{layer}.attention", self.model.spec.blocks[layer].attention
         assert attention is not None
         through, constant = self._through(at, layer, direction * attention.output_scale)
@@ -244,7 +245,10 @@ class _Looked:
         yield self._rest(at, value - float(each.sum()) - constant, layer)
 
     def _experts(self, layer: int, kind: Mixture, direction: NDArray[np.float64], value: float) -> Any:
-        """The contributions of the token's experts, and of the shared one; without one, what rounding adds."""
+        """Yield the contributions of the token's experts and of the shared expert.
+
+        Without a shared expert, the rest is the contribution of rounding.
+        """
         at = f"blocks.{layer}.feedforward"
         through, constant = self._through(at, layer, direction)
         results, chosen = self._row(f"{at}.experts.output"), self.sequence[f"{at}.experts"][self.at]
@@ -270,7 +274,7 @@ class _Looked:
     def _through(
         self, at: str, layer: int, direction: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float]:
-        """The direction at the output of a part of a block, and the constant that a norm after it adds."""
+        """The direction at the output of a block's part, and the constant that a norm after the part adds."""
         block, width = self.model.spec.blocks[layer], len(direction)
         through = direction * block.residual_scale
         if block.placement not in ("sandwich", "output"):

@@ -1,4 +1,4 @@
-"""Where two runs begin to differ: two prompts of equal length, or one prompt on two models of one shape."""
+"""The difference of two runs, point by point: two prompts of equal length, or two models of the same shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pellucid.trace.trace import SequenceTrace
 
 @dataclass(frozen=True)
 class PointDifference:
-    """A point in two runs: |a - b| / |b| over all positions, the cosine, and the position that differs most."""
+    """The difference of a point in two runs: |a - b| / |b| and the cosine over all positions.
+
+    ``by_position`` (T,) is the relative difference at each position. ``position`` has the largest difference.
+    """
 
     name: str
     relative: float
@@ -27,7 +30,7 @@ class PointDifference:
 
 @dataclass(frozen=True, repr=False)
 class RunDifference:
-    """Points in the order of the pipeline."""
+    """The differences of points, in the order of the pipeline."""
 
     points: Sequence[PointDifference]
     pieces: list[str]
@@ -42,7 +45,7 @@ class RunDifference:
         return next((one for one in self.points if one.relative > least), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {
             "pieces": self.pieces,
             "points": [{**vars(one), "by_position": one.by_position.tolist()} for one in self.points],
@@ -57,9 +60,9 @@ def difference(
     other: TracedModel | None = None,
     points: Sequence[str] | None = None,
 ) -> RunDifference:
-    """Compare run ``a`` with run ``b``, both of this model, or ``b`` of an ``other`` of one shape.
+    """Compare run ``a`` of this model with run ``b`` of this model, or of an ``other`` model of the same shape.
 
-    ``a`` and ``b`` are prompts, or sequences of traces; ``points`` are by default the residual stream after each block.
+    ``a`` and ``b`` are prompts, or sequences of traces. By default ``points`` is the residual stream after each block.
 
     Raises:
         InvalidRequest: the runs differ in length, or the models in shape.

@@ -1,8 +1,9 @@
-"""What the heads of a model look at: scores of known kinds of heads, the heads between two tokens, attention roll-up.
+"""Attention heads: scores of known kinds of heads, the heads between two tokens, and attention rollout.
 
-A *previous-token head* attends to the token before; an *induction head* to the token that followed the last time that
-the present token came; a *duplicate-token head* to that last time itself (Olsson et al. 2022, "In-context learning and
-induction heads"). They are found on random tokens that are repeated once, where nothing else could be looked at.
+A *previous-token head* attends to the token before the current token. A *duplicate-token head* attends to the previous
+occurrence of the current token. An *induction head* attends to the token after that occurrence (Olsson et al. 2022,
+"In-context learning and induction heads"). These heads are found on random tokens that are repeated once, because such
+a prompt has no other structure.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ LONGEST = 1024
 
 @dataclass(frozen=True, repr=False)
 class HeadScores:
-    """Mean attention of every head, (L, H) with NaN where a block has no such head: ``previous``, ``induction``, and
-    ``duplicate``. ``length`` random tokens came twice.
+    """The mean attention weight of every head for each kind of head, (L, H); NaN where a block has no such head.
+
+    The prompt was ``length`` random tokens, repeated once.
     """
 
     previous: NDArray[np.float64]
@@ -63,10 +65,10 @@ KINDS = ("previous", "induction", "duplicate")
 
 
 def pattern_points(model: TracedModel) -> list[str]:
-    """The attention patterns of all blocks that have one.
+    """The points of the attention patterns of all blocks with attention.
 
     Raises:
-        InvalidRequest: no block has.
+        InvalidRequest: no block has attention.
     """
     found = [point.name for point in model.points.values() if point.kind == "pattern"]
     if not found:
@@ -78,7 +80,7 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
     """Score every head on ``length`` random tokens that are repeated once.
 
     Raises:
-        InvalidRequest: the model makes no text, or ``length`` is out of range.
+        InvalidRequest: the model generates no text, or ``length`` is out of range.
     """
     if not model.spec.head:
         raise InvalidRequest("heads are scored in models that make text")
@@ -107,7 +109,10 @@ def head_scores(model: TracedModel, *, length: int = 50, seed: int = 0) -> HeadS
 
 @dataclass(frozen=True)
 class HeadLook:
-    """How much a head's ``weight`` is between two positions, and that of its largest other position."""
+    """The attention ``weight`` of a head from one position to another.
+
+    ``other`` is the token with the largest weight at another key, and ``other_weight`` is this weight.
+    """
 
     layer: int
     head: int
@@ -117,7 +122,7 @@ class HeadLook:
 
 
 def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[HeadLook]:
-    """The heads by how much of their attention goes from position ``query`` to ``key``, the most first.
+    """All heads in descending order of their attention weight from position ``query`` to ``key``.
 
     ``of`` is a prompt, or a sequence of a trace that has all patterns.
 
@@ -144,7 +149,7 @@ def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
     """The position of the first (or last) token whose text is a word, without spaces around it.
 
     Raises:
-        InvalidRequest: no token is.
+        InvalidRequest: no token has this text.
     """
     found = [at for at, piece in enumerate(pieces) if piece.strip() == word]
     if not found:
@@ -153,11 +158,11 @@ def position_of(pieces: list[str], word: str, *, last: bool = False) -> int:
 
 
 def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np.float64]:
-    """Attention roll-up (Abnar and Zuidema 2020): how much of each position reaches each other one, (L, T, T).
+    """Attention rollout (Abnar and Zuidema 2020): the share of each input position in each position, (L, T, T).
 
-    The heads of a block are averaged, the residual stream counts as ``residual`` of each row, and the matrices of the
-    blocks are multiplied; row l has the product up to block l. ``of`` is a prompt, or a sequence of a trace that has
-    all patterns.
+    The patterns of a block's heads are averaged, and the residual stream counts as ``residual`` of each row. The
+    matrices of the blocks are multiplied: entry l is the product up to block l. ``of`` is a prompt, or a sequence of a
+    trace that has all patterns.
     """
     names = pattern_points(model)
     sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
@@ -165,7 +170,7 @@ def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np
     whole_, found = np.eye(T), []
     for name in names:
         pattern = sequence[name].astype(np.float64).mean(0)
-        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes its part
+        pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)  # a sink takes a share
         whole_ = (residual * np.eye(T) + (1 - residual) * pattern) @ whole_
         found.append(whole_)
     return np.stack(found)

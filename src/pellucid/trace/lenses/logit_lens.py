@@ -1,7 +1,7 @@
-"""The logit lens: what the model would say if it ended after a block (nostalgebraist 2020).
+"""The logit lens: the prediction of the model if it ended after a block (nostalgebraist 2020).
 
-The residual stream after each block goes through the model's own last norm and head, by the kernels that make its
-logits; the last row is the model's own output, bit for bit.
+The residual stream after each block goes through the model's last norm and output head, with the same kernels as in a
+run. The last row is therefore the model's own output, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pellucid.trace.trace import SequenceTrace
 from pellucid.util.checks import whole
 
 MOST_TOP = 1000
-TOGETHER = 64  # rows whose logits are made at once: more would take more memory, and no less time
+TOGETHER = 64  # rows whose logits are computed together: more rows take more memory, and save no time
 
 
 @dataclass(frozen=True, repr=False)
 class LogitLens:
-    """The most likely tokens by layer (L, one row for the embedding and one for each block) and position (T).
+    """The most likely tokens by layer (L: the embedding and each block) and position (T).
 
-    ``ids`` (L, T, k) and their ``probabilities``; ``entropy`` (L, T) of each distribution in nats; ``agreement``
-    (L, T), the probability of the token that the last layer says. ``wanted`` (L, T, n) are the probabilities of tokens
-    that were asked for. ``tokens`` are the T tokens that were read, and ``pieces`` their texts. ``texts`` has the text
-    of each id in ``ids``. ``characters`` are the characters that several of the T tokens make.
+    ``ids`` (L, T, k) are the most likely tokens, ``probabilities`` (L, T, k) their probabilities. ``entropy`` (L, T) is
+    the entropy of each distribution in nats. ``agreement`` (L, T) is the probability of the last layer's most likely
+    token. ``wanted`` (L, T, n) are the probabilities of the requested tokens. ``tokens`` are the T tokens of the input,
+    and ``pieces`` their texts. ``texts`` has the text of each id in ``ids``. ``characters`` are the characters that
+    span several of the T tokens.
     """
 
     layers: list[str]
@@ -51,12 +52,12 @@ class LogitLens:
         return f"LogitLens({size}, says {said!r} after {self.pieces[-1]!r})"
 
     def top(self, layer: int, position: int = -1) -> list[tuple[str, float]]:
-        """The most likely tokens and their probabilities."""
+        """The most likely tokens of a layer at a position, with their probabilities."""
         ids, found = self.ids[layer, position], self.probabilities[layer, position]
         return [(self.texts[int(token)], float(p)) for token, p in zip(ids, found)]
 
     def _repr_html_(self) -> str:
-        """The likeliest token of each layer and position, as strong as its probability."""
+        """The most likely token of each layer and position, shaded by its probability."""
         from pellucid.util.display import shade, table
 
         rows = [
@@ -67,7 +68,7 @@ class LogitLens:
         return table(["after", *self.pieces], rows, "the logit lens: the likeliest next token")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {
             "layers": self.layers,
             "tokens": self.tokens,
@@ -95,16 +96,16 @@ def logit_lens(
     tokens: Sequence[int | str] = (),
     positions: Sequence[int] | None = None,
 ) -> LogitLens:
-    """Look at a prompt, or at a sequence of a trace that has the residual stream after every block.
+    """Apply the logit lens to a prompt, or to a sequence of a trace that has the residual stream after every block.
 
     Args:
         of: a prompt, which is run, or a ``SequenceTrace``.
-        top: how many tokens are kept of each distribution.
-        tokens: tokens whose probability is wanted everywhere.
-        positions: the positions to look at (all by default); negative ones count from the end.
+        top: number of tokens that are kept of each distribution.
+        tokens: further tokens, whose probability is computed for every layer and position.
+        positions: the positions to look at (all by default); negative positions count from the end.
 
     Raises:
-        InvalidRequest: an argument is out of range, the trace lacks a point, or the model makes no text.
+        InvalidRequest: an argument is out of range, the trace lacks a point, or the model generates no text.
     """
     if not model.spec.head:
         raise InvalidRequest("a logit lens is for models that make text")
@@ -117,7 +118,7 @@ def logit_lens(
         raise InvalidRequest("positions=[]: name one at least, or leave it out for all")
     read_ids, read_pieces = sequence.ids, sequence.pieces
     pieces = [read_pieces[at] for at in chosen]
-    # The last layer is first: the others are compared with what it says.
+    # The last layer comes first, because the other layers are compared with its prediction.
     rows = np.concatenate([_finite(sequence, name, chosen) for name in reversed(names)])
     T, said, found = len(chosen), list[int](), list[_Read]()
     for first in range(0, len(rows), TOGETHER):
@@ -130,14 +131,14 @@ def logit_lens(
     )
     texts = {int(token): model.tokenizer.piece(int(token)) for token in np.unique(ids)}
     own = [read_ids[at] for at in chosen]
-    # Positions that leave gaps are no text.
+    # Positions with gaps between them are not a text.
     together = several(model.tokenizer.characters(own)) if chosen == [*range(T)] else []
     return LogitLens(names, pieces, ids, probabilities, entropy, agreement, of_wanted, texts, own, together)
 
 
 class _Read(NamedTuple):
-    """The summary of a row of logits: the likeliest ids with their probabilities, the entropy, the probability of the
-    token that the last layer says, and the probabilities of wanted tokens.
+    """The summary of a row of logits: the most likely ids with their probabilities, the entropy, the probability of the
+    last layer's most likely token (``agreement``), and the probabilities of the requested tokens (``wanted``).
     """
 
     ids: NDArray[np.int64]
@@ -154,7 +155,7 @@ class _Read(NamedTuple):
 
 
 def _finite(sequence: SequenceTrace, name: str, positions: Sequence[int]) -> NDArray[np.float32]:
-    """The rows of a point at some positions. Raises InvalidRequest if one is not recorded, or not finite."""
+    """The rows of a point at some positions. Raises InvalidRequest if a row was not recorded, or is not finite."""
     rows: NDArray[np.float32] = sequence[name]
     if max(positions) >= len(rows):
         raise InvalidRequest(f"point={name}: position {max(positions)} was not recorded: trace all positions")

@@ -1,4 +1,4 @@
-"""Similar words, similar vectors: the tokens nearest to a vector, similarities of words, and a map of them."""
+"""Similarity in the embedding space: the nearest tokens of a vector, the similarities of words, and a map of words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def neighbours(
 ) -> list[tuple[str, int, float]]:
     """The ``n`` tokens whose embeddings are nearest to a word, a token id, or a vector (D,): (text, id, cosine).
 
-    With ``head`` the rows of the output projection are looked at instead of the embeddings.
+    With ``head``, the rows of the output projection are searched instead of the embeddings.
 
     Raises:
         InvalidRequest: the vector has another width, the text is empty, or ``n`` is out of range.
@@ -51,7 +51,10 @@ def _embedding(weights: ModelWeights, slot: str, count: int) -> Any:
 
 
 def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArray[np.float64]:
-    """The vector of a word (the mean of its tokens' rows), a token id, or a vector itself; (D,) float64."""
+    """The vector of a word (the mean of its tokens' rows) or of a token id, (D,) float64.
+
+    A vector is returned unchanged.
+    """
     spec, weights = model.spec, ModelWeights(model.checkpoint)
     if isinstance(of, str):
         ids = model.tokenizer.encode(of, add_special=False)
@@ -69,15 +72,15 @@ def vector_of(model: OpenedModel, of: Any, slot: str = "embed.weight") -> NDArra
 
 
 def similarity(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
-    """The cosines of the embeddings of words, each with each other, (n, n)."""
+    """The cosine similarities between the embeddings of words, (n, n)."""
     rows = _normalised(_vectors(model, words))
     return np.asarray(rows @ rows.T, np.float64)
 
 
 def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
-    """Places of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
+    """Coordinates of words in the plane, (n, 2): the first two principal components of their normalised embeddings.
 
-    Signs are such that the largest value of each component is positive.
+    The sign of each component makes its largest absolute value positive.
     """
     rows = _normalised(_vectors(model, words))
     centred = rows - rows.mean(0)
@@ -92,8 +95,9 @@ def word_map(model: OpenedModel, words: Sequence[Any]) -> NDArray[np.float64]:
 
 
 def around(model: OpenedModel, words: Sequence[str | int], n: int) -> dict[str, Any]:
-    """For JSON: the ``n`` nearest tokens of each word, or of each token by its number; of several the cosines between
-    them, and their map.
+    """Data for JSON: the ``n`` nearest tokens of each word or token id.
+
+    For several words, also the cosine similarities between them, and their map.
     """
     found = {
         word: [

@@ -1,7 +1,7 @@
-"""Activation patching: which values carry what makes two prompts differ (Vig et al. 2020; Meng et al. 2022).
+"""Activation patching: the values that cause the different outputs of two prompts (Vig et al. 2020; Meng et al. 2022).
 
-A corrupted prompt is run again and again, each time with one value of the clean run in its place. How far that moves
-the difference of two logits from the corrupted run's to the clean run's is the effect: 0 nothing, 1 all of it.
+The corrupted prompt runs many times. In each run, one value is replaced by its value in the clean run. The effect is
+measured on the difference of two logits: 0 if it stays as in the corrupted run, 1 if it becomes as in the clean run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads"
 
 @dataclass(frozen=True, repr=False)
 class Patching:
-    """``effects`` (L, T) by block and position, or (L, H) by block and head; ``clean`` and ``corrupted`` are the
-    differences of the two logits in the runs without patches.
+    """The results of a sweep: ``effects`` (L, T) by block and position, or (L, H) by block and head.
+
+    ``clean`` and ``corrupted`` are the differences of the two logits in the runs without patches.
     """
 
     kind: str
@@ -60,7 +61,7 @@ class Patching:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields as a dictionary for JSON."""
         return {**vars(self), "effects": [[_finite(one) for one in row] for row in self.effects.tolist()]}
 
 
@@ -82,11 +83,11 @@ def patch_sweep(
     """Patch every block at every position (or every head, at all positions) of a corrupted prompt with the clean run.
 
     Args:
-        clean, corrupted: prompts of as many tokens.
-        token, against: the two tokens whose logits after the last token are compared.
-        kind: the value that is patched, in each block: "residual", "attention.output", "feedforward.output", or with
+        clean, corrupted: prompts with the same number of tokens.
+        token, against: the two tokens whose logits after the last position are compared.
+        kind: the patched value of each block: "residual", "attention.output", "feedforward.output", or with
             ``by_head`` "attention.heads".
-        told: hears how many runs are done.
+        told: called with the number of finished runs and the number of all runs.
 
     Raises:
         InvalidRequest: the prompts differ in length, the runs do not differ, or no block has the value.
@@ -96,7 +97,7 @@ def patch_sweep(
     names = {layer: f"blocks.{layer}.{kind}" for layer in range(len(model.spec.blocks))}
     names = {layer: name for layer, name in names.items() if name in model.points}
     if not names:
-        select(model.points, [f"blocks.0.{kind}"])  # says what is near
+        select(model.points, [f"blocks.0.{kind}"])  # raises an error with the nearest names
     wanted, other = token_of(model, token), token_of(model, against)
     source = read(model, clean, [*names.values(), "project.logits"])
     broken = read(model, corrupted, ["project.logits"])
@@ -135,7 +136,7 @@ def patch_sweep(
 def _run_all(
     model: TracedModel, prompt: Any, wanted: str, edits: Sequence[EditOf]
 ) -> Sequence[NDArray[np.float32]]:
-    """What is recorded of a prompt with each of the edits, which run in the same steps."""
+    """Run a prompt once for each edit, in the same steps. Returns the recorded logits of each run."""
     with model.trace(wanted) as trace:
         model.generate_edited(prompt, [[edit] for edit in edits])
     return [sequence["project.logits"] for sequence in trace.sequences]
