@@ -43,7 +43,7 @@ FEW = 256
 
 
 def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
-    """True if all kernels of a model's compiled form are compiled. If not, ``compiles`` starts to compile them.
+    """True if all kernels of a model's compiled form are compiled; ``compiles`` starts to compile missing kernels.
 
     True for a model without a compiled form.
     """
@@ -52,7 +52,7 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
     """The compiled form of the stages of a tokenizer, or None."""
-    # A model with ``separates`` cuts at all positions of its ``cut``, and at others.
+    # A model with ``separates`` cuts at all positions of its ``cut``, and at other positions.
     cutting = encoder.pre_tokenizer if encoder.model.separates else encoder.cutting
     late = _late(cutting.stages, encoder.normalizer)
     if late is None or encoder.model.kernel is None:
@@ -99,7 +99,7 @@ class CompiledEncoder:
         texts: Sequence[str],
         parse_special: bool,
     ) -> list[NDArray[np.int32]]:
-        """Apply ``encode`` to each half of the texts: only a half with a text that needs Python falls back to it."""
+        """Apply ``encode`` to each half of the texts, so that fewer texts fall back to Python."""
         half = len(texts) // 2
         return encode(texts[:half], parse_special) + encode(texts[half:], parse_special)
 

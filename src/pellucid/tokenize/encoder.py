@@ -1,8 +1,8 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
-There are three ways to run the stages, with equal ids. The plain path turns strings into ids. The aligned path also
-records the characters of the text that each id covers. ``compiled_encoder.py`` does both in compiled code, for large
-amounts of text.
+Three paths run the stages, with equal ids. The plain path turns strings into ids. The aligned path also records the
+characters of the text that each id covers. ``compiled_encoder.py`` does both in compiled code, for large amounts of
+text.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ KNOWN = (
 
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
-    """The control tokens for infilling of a vocabulary; None if it has none."""
+    """A vocabulary's control tokens for infilling; None if it has none."""
     ids = tokenizer.vocabulary.ids
     return next(
         (

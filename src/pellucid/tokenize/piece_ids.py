@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-MOST = 8  # maximum pieces with equal hashes, which are searched one by one; more are no accident
+MOST = 8  # maximum pieces with equal hashes, which are searched one by one; more are not by chance
 FEW = 20_000  # different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces
 _SHIFT = 16  # hashes with the same upper bits form a group
 

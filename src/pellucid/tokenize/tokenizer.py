@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.explain import Explanation
 
 CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
-"""Characters encoded before compiled kernels are used if they are cached; before they are compiled if they are not."""
+"""Characters to encode before cached compiled kernels are used, and before missing kernels are compiled."""
 
 Pair = tuple[str, str]
 """Two texts that form one sequence (BERT's sentence pairs)."""

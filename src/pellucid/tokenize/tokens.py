@@ -1,4 +1,4 @@
-"""The tokens of an encoded text, as columns: few of the hundreds of thousands of tokens of a long text are read."""
+"""The tokens of an encoded text, as columns: a long text has hundreds of thousands of tokens, but few are read."""
 
 from __future__ import annotations
 

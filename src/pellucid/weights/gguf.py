@@ -219,7 +219,8 @@ class _Cursor:
                 parts.append(found + (self.position - begin))
                 self.position += int(found[-1])
                 done += len(found)
-            # Read the string that ended the run; after a short run, more: a hostile array must not cost a window each.
+            # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
+            # array would cost the search of a window for each string.
             few = min(1 if len(found) >= FEW else FEW, count - done)
             parts.append(np.array(self._one_by_one(few, field, done)[1], np.int64) - begin)
             done += few

@@ -3,10 +3,9 @@
 In: the bytes of a file and the start of an array's strings. Out: the end of each string, as a ``StringArray``.
 
 A vocabulary has 10^5 strings, and a Python loop over them would take most of the time to open a file. Nearly all
-strings have 1 to 255 bytes. The length of such a string (u64) is one nonzero byte and seven zero bytes, a sequence that
-hardly occurs elsewhere. NumPy finds all these sequences of a window at once. A run of them is valid as long as each
-string ends at the next length. The first string that does not (it is empty, long or cut off) ends the run; the caller
-reads it by itself.
+strings have 1 to 255 bytes. Their lengths (u64) are one nonzero byte and seven zero bytes, a sequence that hardly
+occurs elsewhere. NumPy finds all these sequences in a window at once. Strings form a run if each string ends at the
+next length. The first string that is empty, long or cut off ends the run; the caller reads it by itself.
 """
 
 from __future__ import annotations
@@ -124,7 +123,8 @@ class StringArray(Sequence[str]):
 def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
     """The ends of up to ``most`` strings from byte ``position`` of ``data`` on, relative to ``position``.
 
-    All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty or long.
+    All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty, long or cut
+    off, or if a string is not UTF-8.
     """
     window = np.frombuffer(data, np.uint8, min(WINDOW, len(data) - position), position)
     lengths_at, ends = _run(window, most)
@@ -139,7 +139,7 @@ def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
 
 
 def _run(window: NDArray[np.uint8], most: int) -> tuple[Numbers, Numbers]:
-    """The positions of the lengths of the strings at the start of a window, and the ends of these strings."""
+    """The run of strings at the start of a window: the positions of their lengths, and their ends."""
     zero = window == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BLOCKS, SCALES = "_blocks", "_scales"
 METHOD = "mxfp4"
-VALUES, PACKED = 32, 16  # values of a block, and bytes of these values
+VALUES, PACKED = 32, 16  # values of a block, and their bytes
 
 
 def joined(checkpoint: Checkpoint) -> Checkpoint:

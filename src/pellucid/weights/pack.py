@@ -112,7 +112,7 @@ class Packing(Struct, frozen=True):
 
 
 class _Scratch(threading.local):
-    """A thread's buffer for stored bytes. Every piece reuses it, because fresh memory costs the time of a read."""
+    """A thread's buffer for stored bytes. Every piece reuses it, because new memory costs as much time as reading."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)

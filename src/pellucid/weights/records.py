@@ -1,10 +1,10 @@
 """Records of a stored model's files, and checks that the files still equal the pulled files.
 
 The manifest of a model's folder, ``.pellucid.json``, has the source of the model, the size of each file in bytes, and
-for each file a `FileRecord`: its SHA-256, and the metadata of the file when it was hashed. If the metadata are
-unchanged, the file was not modified. If they differ (the file was copied, restored, touched or damaged), it is hashed
-again, and the record is updated if the hash is right. A manifest from a version without records gets the records when
-its files are first hashed.
+for each file a `FileRecord`: its SHA-256, and the metadata of the file when it was hashed. A file with unchanged
+metadata counts as unmodified. If the metadata differ (the file was copied, restored, touched or damaged), the file is
+hashed again, and the record is updated if the hash is right. A manifest from a version without records gets the records
+when its files are first hashed.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two
 
 
 class Installed(Struct, frozen=True):
-    """A model in the store. ``path`` is the file or folder to open, ``source`` the spec that it was pulled by."""
+    """A model in the store. ``path`` is the file or folder to open, ``source`` the specs of its sources."""
 
     name: str
     path: Path
@@ -77,7 +77,7 @@ class Wanted(Enum):
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
     """Return the path of a model. If it is absent and ``pulls`` is on, pull it first.
 
-    ``spec`` is, in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
+    ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
     ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path.
     Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
     provide the model; `FileFormatError` if the stored copy is damaged.
@@ -310,7 +310,7 @@ def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
 
 
 def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
-    """The path to open, a single file or the folder; None if a file is missing or has another size."""
+    """The path to open, a single file or the folder; None unless every file is present with its size."""
     manifest = read_manifest(folder)
     if manifest is None or (sizes is not None and manifest.files != sizes):
         return None

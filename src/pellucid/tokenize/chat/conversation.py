@@ -2,7 +2,7 @@
 
 Messages are converted as by ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
 ``utils/chat_template_utils.py``). Objects with fields become mappings. Keys of a message whose value is None are left
-out, because templates would print the word None. The model's reasoning is stored under every name that templates use.
+out, because templates would print the word None. The model's reasoning is stored under the names that templates use.
 """
 
 from __future__ import annotations

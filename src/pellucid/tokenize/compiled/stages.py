@@ -36,7 +36,7 @@ class CompiledStage(Protocol):
 
 
 class Cut:
-    """Cuts spans into smaller ones with ``_kernel``; the text stays the same."""
+    """Cuts spans into smaller spans with ``_kernel``; the text stays the same."""
 
     _kernel: Call
 

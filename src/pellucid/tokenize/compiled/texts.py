@@ -25,13 +25,13 @@ from pellucid.runtime.memory import address, aligned
 ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # sizes of the cache of short pre-tokens as it grows: up to 32 MB
 LONG_PART = 32  # entries for short pre-tokens per entry for longer pre-tokens: up to 4 MB
 BYTES_EACH = 16  # the cache grows after this many bytes of text per entry within a second
-MAX_BYTES = 1 << 28  # of all texts of a call; positions have 31 bits, also after texts have grown
+MAX_BYTES = 1 << 28  # maximum of all texts of a call; positions have 31 bits, also after texts have grown
 ROOM_BYTES = 1 << 22  # a room keeps its buffers between calls up to this many bytes of text
 UNUSED = 10.0  # seconds until an idle room is freed, if the tokenizer has another room
 
 
 class Room:
-    """Buffers for texts, spans and ends of texts, two each (a stage reads one and writes the other); two caches.
+    """Two buffers each for texts, spans and ends of texts (a stage reads one and writes the other), and two caches.
 
     ``memory`` caches the ids of short pre-tokens, ``long_memory`` the ids of longer pre-tokens
     (``kernels/text/pieces.py``).

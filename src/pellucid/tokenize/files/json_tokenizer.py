@@ -1,7 +1,7 @@
 """Builds a tokenizer from ``tokenizer.json``, the format of Hugging Face ``tokenizers``.
 
 In: the file's contents. Out: a :class:`Tokenizer`. ``files/json_components.py`` builds each component of the file.
-Nothing is skipped: an unknown component, field or value raises :class:`UnsupportedModel`, which names it.
+No part is skipped: an unknown component, field or value raises :class:`UnsupportedModel`, which names it.
 ``truncation`` and ``padding`` are read, but applied only on request.
 """
 

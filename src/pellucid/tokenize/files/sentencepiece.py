@@ -132,8 +132,8 @@ def from_spec(
 ) -> Tokenizer:
     """A tokenizer from the fields of a model file, with the model stage from ``build``.
 
-    ``arguments`` are further arguments of :class:`Tokenizer`. Raises :class:`FileFormatError`,
-    :class:`UnsupportedModel`.
+    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not determine. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")

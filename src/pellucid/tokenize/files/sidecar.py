@@ -2,7 +2,7 @@
 
 ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, ``generation_config.json`` (or
 ``config.json``) and ``chat_template.jinja`` have the named tokens, the added tokens, the ids that end a generation and
-the chat template. Each of these files may be missing.
+the chat template. Any file may be missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A pattern as an automaton: the transition table that compiled code uses to cut a text, one character at a time.
 
 In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None if the pattern has a construct that a table cannot
-express (look-behind, back references, word borders, an empty match ...); then only ``matcher.py`` runs it.
+express (look-behind, back references, word boundaries, an empty match ...); then only ``matcher.py`` runs it.
 
 The matches equal the matches of a backtracking engine, which prefers earlier alternatives. A state is the ordered list
 of live places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009); the table
@@ -38,7 +38,7 @@ from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, u
 
 MAX_PLACES, MAX_STATES = 4_000, 2_000
 MAX_VISITS = 1_000_000  # visits of places while a table is built: half a second
-MAX_CLASSES = 255  # a class is one byte, and the end of the text needs a column too
+MAX_CLASSES = 255  # a class is one byte, and the end of the text also needs a column
 
 
 class NotATable(Exception):
@@ -154,7 +154,7 @@ class _Places:
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """Add a possessive repeat as a greedy repeat: equal if the next node cannot begin with its characters."""
+        """Add a possessive repeat as a greedy repeat: they are equal if no next node begins with its characters."""
         if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
             self._greedy.append((node.part.members, then))
         elif not isinstance(node, Set):

@@ -95,7 +95,7 @@ def in_any_case(codes: list[int], single: bool) -> list[Node]:
 
 
 def _end_of_joined(codes: list[int], at: int) -> int:
-    """The end of the run of letters from ``at`` on that overlapping readings of several letters connect."""
+    """The end of the letters to read together with letter ``at``, because readings of several letters overlap."""
     stop, end = at, at + 1
     while stop < end:
         end = max([end, *(stop + size for size, _ in _joined(codes, stop))])

@@ -5,8 +5,8 @@ only if the caller allows them in the text (``parse_special``). User-defined tok
 ``<table>``) are text and always matched.
 
 The rules follow Hugging Face ``tokenizers``, ``AddedVocabulary``: the leftmost match wins, then the longest. ``lstrip``
-and ``rstrip`` include the white space before and after the token. ``single_word`` requires word borders. Tokens with
-``normalized`` are matched in the normalized text instead, and are normalized themselves.
+and ``rstrip`` include the white space before and after the token. ``single_word`` requires word boundaries. Tokens
+with ``normalized`` are normalized, and matched in the normalized text instead.
 """
 
 from __future__ import annotations

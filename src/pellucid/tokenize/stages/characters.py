@@ -101,7 +101,7 @@ def _open_end(data: bytes) -> bytes:
 
 
 def _is_surrogate(data: bytes) -> bool:
-    """True if the bytes begin a surrogate, which is invalid in UTF-8 but Python's decoder waits for its third byte."""
+    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
     return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
 
 

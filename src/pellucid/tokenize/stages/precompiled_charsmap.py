@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
 LONGEST_RULE, MAX_RULES = 64, 1 << 18
-"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, which share prefixes."""
+"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
 
 
 class CharsMap:

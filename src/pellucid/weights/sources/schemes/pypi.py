@@ -131,7 +131,7 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
             while errors is None:
                 try:
                     _, errors = child.communicate(timeout=_POLL)
-                except subprocess.TimeoutExpired as so_far:  # on Windows without the output so far
+                except subprocess.TimeoutExpired as so_far:  # on Windows, it lacks the output so far
                     sizes, known = _written(folder), total
                     total = _announced(so_far.stdout or b"")
                     if total and total != known:
