@@ -21,10 +21,10 @@ The modules:
     model.py             the base class of the model stage
     merges.py            the BPE merge loop
     unicode.py           properties of characters, at a fixed version of Unicode
-    explain.py           what each stage did to a text, as data
+    explain.py           the result of each stage for a text, as data
     load.py              model or path → Tokenizer: GGUF metadata, or the files of a folder
     folder.py            picks the tokenizer file of a model folder, and its reader
-    kind.py              what a file in kinds/ declares, and how the kinds are discovered
+    kind.py              the declaration in a file of kinds/, and the discovery of the kinds
     parsed_cache.py      the on-disk cache of parsed large vocabularies
 
 The folders:

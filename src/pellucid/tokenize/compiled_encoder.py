@@ -1,8 +1,8 @@
 """A tokenizer as compiled code, with a fallback to Python for stages that have no compiled form.
 
 In: the stages of a tokenizer. Out: :class:`CompiledEncoder`, or None if a pattern or the model has no compiled form.
-If only the normalizer has none, or gives up on a text, Python finds the added tokens and normalizes, and compiled code
-does the rest.
+If only the normalizer has no compiled form, or gives up on a text, Python finds the added tokens and normalizes, and
+compiled code runs the other stages.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 1 << 16
-"""Characters that go through the stages in one batch: the intermediate results stay in a core's cache."""
+"""Characters per batch: the results between the stages then stay in a core's cache."""
 
 FEW = 256
-"""Characters that Python normalizes in the time of a call of compiled code."""
+"""Number of characters that Python normalizes in the time of one call of compiled code."""
 
 
 def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
-    """Whether the kernels of a model's compiled form are compiled. If it ``compiles``, that begins now if they are not.
+    """True if all kernels of a model's compiled form are compiled; ``compiles`` starts to compile missing kernels.
 
-    Of a model without a compiled form there is nothing to compile.
+    True for a model without a compiled form.
     """
     return model.kernel is None or beside().ready(kernels(model.kernel), compiles=compiles)
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
     """The compiled form of the stages of a tokenizer, or None."""
-    # A model with ``separates`` cuts wherever its ``cut`` would, and at further positions.
+    # A model with ``separates`` cuts at all positions of its ``cut``, and at other positions.
     cutting = encoder.pre_tokenizer if encoder.model.separates else encoder.cutting
     late = _late(cutting.stages, encoder.normalizer)
     if late is None or encoder.model.kernel is None:
@@ -83,7 +83,7 @@ class CompiledEncoder:
         ]
 
     def _encode_all(self, texts: Sequence[str], parse_special: bool) -> list[NDArray[np.int32]]:
-        """The ids of each text. Python normalizes those that compiled code cannot, and short ones next to them."""
+        """The ids of each text. Python normalizes texts that compiled code cannot, and short texts next to them."""
         if not self._pipeline.has_early(parse_special):
             return self._normalized(texts, parse_special)
         found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
@@ -99,7 +99,7 @@ class CompiledEncoder:
         texts: Sequence[str],
         parse_special: bool,
     ) -> list[NDArray[np.int32]]:
-        """What ``encode`` makes of texts, half of them at a time: all but one may do without Python."""
+        """Apply ``encode`` to each half of the texts, so that fewer texts fall back to Python."""
         half = len(texts) // 2
         return encode(texts[:half], parse_special) + encode(texts[half:], parse_special)
 
@@ -137,16 +137,15 @@ class CompiledEncoder:
         ids = self._pipeline.ids_of_pieces(data, pieces)
         if ids is not None:
             return ids
-        if len(texts) == 1:  # the pre-tokenizer's prefix or replaced spaces make it much longer
+        if len(texts) == 1:  # the pre-tokenizer's prefix or replaced spaces make the text much longer
             return [np.array(self._encoder.ids(texts[0], parse_special), np.int32)]
         return self._in_halves(self._normalized, texts, parse_special)
 
     def spans(self, text: str, parse_special: bool) -> Columns | None:
-        """The ids of a text, and of each the first character that it covers and the one after its last.
+        """The ids of a text, and the start and end of the characters that each id covers.
 
-        None if Python must find them.
-
-        Python normalizes and tracks the origin of each character; compiled code cuts and makes the ids.
+        None if Python must find the ids. Python normalizes and tracks the origin of each character; compiled code cuts
+        the text and computes the ids.
         """
         if self._cuts is None:
             return None
@@ -166,10 +165,10 @@ class CompiledEncoder:
         return placed.ids.tolist(), starts[begin].tolist(), stops.tolist()
 
     def _characters(self, data: bytes, placed: Placed) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """The first character of each id and the one after its last, (T,) each; None if Python finds other ids.
+        """The start and end of each id in characters, (T,) each, the end excluded; None if Python finds other ids.
 
-        They follow from the number of bytes that each id covers, if these are known and add up to the whole pre-token;
-        an id alone of unknown length covers all of it. Python finds the spans of the other pre-tokens.
+        The offsets follow from the number of bytes of each id, if these numbers are known and add up to the pre-token.
+        A single id of unknown length covers its whole pre-token. Python finds the spans of all other pre-tokens.
         """
         ids, pieces, firsts = placed.ids, placed.pieces, placed.firsts
         known = pieces[:, 1] < 0  # added tokens; each takes one byte
@@ -183,9 +182,7 @@ class CompiledEncoder:
         sums = np.bincount(owner, lengths, len(pieces))
         uncertain = (np.bincount(owner, lengths < 0, len(pieces)) > 0) | (sums != ends - begins)
         if self._encoder.model.drops and uncertain.any():
-            return (
-                None  # what is dropped shifts the offsets after it, also in the next parts of its pre-token
-            )
+            return None  # dropped characters shift all later offsets, also in the next parts of the pre-token
         before = np.cumsum(lengths) - lengths
         start = np.where(uncertain[owner], 0, begins[owner] + before - before[firsts[owner]])
         stop = np.where(uncertain[owner], 1, start + lengths)
@@ -203,7 +200,7 @@ class CompiledEncoder:
 
 
 def _unmoved(encoder: Encoder) -> frozenset[str]:
-    """The ASCII characters that the normalizer leaves in place at the start of a text, whatever follows."""
+    """The ASCII characters that the normalizer leaves unchanged at the start of every text."""
     stages = [encoder.normalizer]
     if isinstance(encoder.normalizer, Sequential):
         stages = [*encoder.normalizer.stages]
@@ -216,11 +213,11 @@ def _unmoved(encoder: Encoder) -> frozenset[str]:
 def _joined(parts: Iterable[tuple[str, int | None]], done: int = 0) -> tuple[bytes, list[tuple[int, int]]]:
     """The concatenated texts in UTF-8, and the span of bytes of each part as ``kernels/text/pieces.py`` encodes it.
 
-    ``done`` bytes are before them.
+    The first span starts at ``done``.
     """
     data, pieces = [], []
     for part, index in parts:
-        # An id takes one byte, so that it has a position.
+        # An added token takes one byte, so that it has a position.
         encoded = b" " if index is not None else part.encode()
         pieces.append((done, done + len(encoded) if index is None else -1 - index))
         data.append(encoded)
@@ -229,7 +226,7 @@ def _joined(parts: Iterable[tuple[str, int | None]], done: int = 0) -> tuple[byt
 
 
 def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The start and the end of each character of the parts in the original text; an added token is one character."""
+    """The start and end in the original text of each character of the parts; an added token is one character."""
     starts, ends = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for part, index in parts:
         whole = part.span(0, len(part))
@@ -275,7 +272,7 @@ def _early(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
 
 
 def _adding(tokens: AddedTokens, parse_special: bool) -> list[CompiledStage] | None:
-    """The stage that cuts out added tokens: empty if all stay text, None if some depend on neighbouring characters."""
+    """The stage that cuts out added tokens; empty if there are none, None if some depend on neighbouring characters."""
     listed = list(tokens)
     cut_out = [token for token in listed if parse_special or not token.special]
     if not cut_out:
@@ -294,7 +291,7 @@ def _rewriting(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage]
 
 
 def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
-    """Whether a stage never cuts, because the normalizer replaces its character (Gemma: the space, by ``▁``)."""
+    """True if a stage never cuts, because the normalizer replaces its character (Gemma: ``▁`` for the space)."""
     if not isinstance(step, Split) or not isinstance(replaced, Replace) or replaced.is_pattern:
         return False
     looks_for = step.pattern.removeprefix("\\")
@@ -307,7 +304,7 @@ def _never_cuts(step: Stage, replaced: Normalizer | None) -> bool:
 
 
 def _late(steps: Sequence[Stage], replaced: Normalizer | None) -> list[CompiledStage] | None:
-    """The compiled stages of the pre-tokenizer; None if one has no compiled form."""
+    """The compiled stages of the pre-tokenizer; None if a stage has no compiled form."""
     stages: list[CompiledStage] = []
     changes: list[tuple[Normalizer, bool]] = []
     for step in steps:

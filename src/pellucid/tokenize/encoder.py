@@ -1,7 +1,8 @@
 """The stages from text to ids, run in Python: text → normalize → pre-tokenize → model → ids.
 
-The stages run in three ways, with the same ids: the plain path turns strings into ids; the aligned path also records
-which characters of the text each id covers; ``compiled_encoder.py`` does both in compiled code, for much text.
+Three paths run the stages, with equal ids. The plain path turns strings into ids. The aligned path also records the
+characters of the text that each id covers. ``compiled_encoder.py`` does both in compiled code, for large amounts of
+text.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class _Remembered(dict[str, list[int]]):
 class Encoder:
     """The stages of a tokenizer, and the methods that run them.
 
-    A text runs through ``added`` (added tokens are found and cut out), ``normalizer``, ``normalized_added`` (the added
-    tokens that are found in normalised text), ``pre_tokenizer`` and ``model``. Then ``trims``
-    cut white space off the offsets of an ``Encoding``, and ``post_processor`` adds special tokens around the ids.
-    ``decoder`` turns ids back into text.
+    A text passes through ``added`` (cuts out added tokens), ``normalizer``, ``normalized_added`` (cuts out added tokens
+    that are matched in normalized text), ``pre_tokenizer`` and ``model``. Then ``trims`` remove white space from the
+    offsets of an ``Encoding``, and ``post_processor`` adds special tokens around the ids. ``decoder`` turns ids back
+    into text.
     """
 
     vocabulary: Vocabulary
@@ -97,9 +98,9 @@ class Encoder:
 
     @property
     def needs_alignment(self) -> bool:
-        """Whether the ids depend on where the first normalized characters were in the text.
+        """True if the ids depend on the original positions of the first normalized characters.
 
-        They do if there is a normalizer and the pre-tokenizer has a change for the start of the text only: the
+        This is so if there is a normalizer, and the pre-tokenizer has a change for the start of the text only: the
         normalizer may drop the first characters, or insert others before them.
         """
         return self.normalizer is not None and self.pre_tokenizer.has_first
@@ -108,7 +109,8 @@ class Encoder:
     def cutting(self) -> PreTokenizer:
         """The pre-tokenizer, followed by the model's own ``cut``.
 
-        Without it if the pre-tokenizer already cuts there, or if characters are dropped: those around them may merge.
+        ``cut`` is left out if the pre-tokenizer already cuts there, or if the model drops characters: the characters
+        next to a dropped character may merge.
         """
         cut, stages = self.model.cut, self.pre_tokenizer.stages
         if cut is None or self.model.drops or (stages and stages[-1] == BEFORE_SPACES):
@@ -116,7 +118,7 @@ class Encoder:
         return PreTokenizer((*stages, cut))
 
     def spans(self, text: str, parse_special: bool) -> Iterator[Span]:
-        """The ids, each with the characters of the text that it covers."""
+        """The ids, and the start and end of the characters of the text that each id covers."""
         for piece, index in self.pieces(text, parse_special):
             if index is not None:
                 yield index, *piece.span(0, len(piece))
@@ -134,7 +136,7 @@ class Encoder:
                 yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
-        """The normalized text, cut at added tokens: each part, with its id if it is an added token."""
+        """The parts of the normalized text, cut at added tokens; the id is None for a part that is text."""
         whole = Aligned.of_any(text)
         for start, stop, index in self.added.split(whole.text, parse_special):
             part = whole.part(start, stop)
@@ -146,7 +148,7 @@ class Encoder:
                 yield normal.part(low, high), found
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
-        """``parts`` on the plain path: the text, its id or None, and whether it begins the whole text."""
+        """``parts`` on the plain path: the text, its id or None, and True for the part that begins the whole text."""
         for at, (start, stop, index) in enumerate(self.added.split(text, parse_special)):
             part = text[start:stop]
             if index is not None:
@@ -172,5 +174,5 @@ class Encoder:
         return self.vocabulary.ids.get(token)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the id is a control token or the unknown token. Raises :class:`InvalidRequest` for an unknown id."""
+        """True for a control token and the unknown token. Raises :class:`InvalidRequest` for an unknown id."""
         return self.vocabulary.check(token_id) in self.vocabulary.special_ids

@@ -1,6 +1,6 @@
-"""An encoded text: its ids with their offsets and attributes; truncation and padding.
+"""An encoded text: ids with offsets and attributes; truncation and padding.
 
-The rules are those of Hugging Face ``tokenizers``, ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
+The rules follow Hugging Face ``tokenizers``: ``Encoding``, ``utils/truncation.rs`` and ``utils/padding.rs``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pellucid.errors.messages import brief
 from pellucid.tokenize.tokens import Token, TokenTable
 
 Span = tuple[int, int, int]
-"""An id, the first character that it covers in a pre-token, and the one after the last."""
+"""An id, and the start and end of the characters that it covers in a pre-token; the end is excluded."""
 
 Columns = tuple[Sequence[int], Sequence[int], Sequence[int]]
-"""Ids, and for each the first character that it covers in the text, and the one after the last."""
+"""Ids, starts and ends: the characters of the text that each id covers; the end is excluded."""
 
 Side = Literal["left", "right"]
 
@@ -43,7 +43,7 @@ class Encoding(Sequence[Token]):
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """The first character of each id in the text, and the one after its last, (T,)."""
+        """The start and end of each id in characters of the text, (T,); the end is excluded."""
         return list(zip(self.tokens.column("start"), self.tokens.column("end")))
 
     @property
@@ -59,10 +59,10 @@ class Encoding(Sequence[Token]):
 
 @dataclass(frozen=True)
 class Truncation:
-    """Truncation to ``max_length`` ids, special tokens included; further windows overlap by ``stride`` ids.
+    """Truncation to ``max_length`` ids, special tokens included; successive windows overlap by ``stride`` ids.
 
-    ``strategy`` says which text of a pair is cut: "longest_first", "only_first" or "only_second"; ``side``: at which
-    end.
+    ``strategy`` selects the text of a pair that is cut: "longest_first", "only_first" or "only_second". ``side`` is the
+    end that is cut off.
     """
 
     max_length: int
@@ -80,7 +80,7 @@ class Truncation:
     def windows(
         self, first: TokenTable, second: TokenTable | None, around: int
     ) -> tuple[list[TokenTable], list[TokenTable] | None]:
-        """The windows of each text, with room for ``around`` special tokens; the window that is kept comes first.
+        """The windows of each text, with room for ``around`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """
@@ -175,7 +175,7 @@ class Padding:
 def combined(
     first: Sequence[TokenTable], second: Sequence[TokenTable] | None
 ) -> list[tuple[TokenTable, TokenTable | None]]:
-    """All combinations of the windows of two texts, the ones that are kept first; one text's windows if only one."""
+    """All combinations of the windows of two texts, first the truncated texts; of one text, its windows."""
     if second is None:
         return [(one, None) for one in first]
     others: list[tuple[TokenTable, TokenTable | None]]

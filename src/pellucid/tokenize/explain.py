@@ -1,8 +1,8 @@
-"""How a text becomes ids, stage by stage, as data.
+"""The path from a text to ids, stage by stage, as data.
 
 In: the stages of a tokenizer and a text. Out: an :class:`Explanation`: the normalized text, the pre-tokens, and the
-model's record for each pre-token (merges with their ranks, tries, a lattice with scores). ``as_dict()`` is what
-``--json`` prints.
+model's record for each pre-token (merges with their ranks, tries, a lattice with scores). ``--json`` prints its
+``as_dict()``.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ class ExplainedToken:
 
 @dataclass(frozen=True)
 class PreToken:
-    """A normalized pre-token, its tokens, and how the model found them.
+    """A normalized pre-token, its tokens, and the model's record of how it found the tokens.
 
-    ``how`` is None for an added token, which is found before all other stages. Otherwise it depends on the kind of
-    model: ``symbols`` and ``merges`` (``rank``, or ``score`` in vocabularies that have scores; ``at``, the number of
-    the first symbol; ``left``, ``right``, ``merged`` and ``left_id``, ``right_id``, ``id``), or ``whole``; ``tries``
-    (``at``, ``tried``, ``found``, ``id``); ``lattice`` (``at``, ``piece``, ``id``, ``score``), ``best`` and ``score``;
-    ``bytes``; ``unknown`` says why a word is unknown.
+    ``how`` is None for an added token, which is found before all other stages. Otherwise it is the record, whose keys
+    depend on the kind of model:
+
+        BPE         ``whole``, or ``symbols`` and ``merges``. A merge has ``rank`` (``score`` in vocabularies with
+                    scores), ``at`` (index of its first symbol), and ``left``, ``right``, ``merged`` with their ids
+                    ``left_id``, ``right_id``, ``id``
+        WordPiece   ``tries``: ``at``, ``tried``, ``found``, ``id``; ``unknown``: the reason why a word is unknown
+        Unigram     ``lattice``: ``at``, ``piece``, ``id``, ``score``; ``best`` and its ``score``
+        words       ``unknown``, as above
+        characters  ``symbols``
+        bytes       ``bytes``
     """
 
     text: str
@@ -99,7 +105,7 @@ def _pre_token(encoder: Encoder, piece: Aligned, index: int | None) -> PreToken:
 
 
 def _stages(encoder: Encoder) -> dict[str, list[str]]:
-    """The names of the parts of each stage, as Python shows them."""
+    """The names of the parts of each stage."""
     normalizer = encoder.normalizer
     parts = getattr(normalizer, "stages", (normalizer,)) if normalizer is not None else ()
     return {

@@ -1,9 +1,9 @@
 """Finds and reads the tokenizer of a model folder.
 
-In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first of these that exists is used: ``tokenizer.json``,
-which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a SentencePiece model;
-``vocab.txt``; ByT5's config, since ByT5 needs no other file. The contents of a file tell its
-format, not its name.
+In: the folder, or a file in it. Out: a :class:`Tokenizer`. The first file that exists is used, in this order:
+``tokenizer.json``, which is complete; ``tekken.json``; ``vocab.json`` with ``merges.txt``; tiktoken's ranks; a
+SentencePiece model; ``vocab.txt``; ByT5's config, because ByT5 needs no other file. The format of a file is detected
+from its contents, not from its name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILES = "tokenizer.json, vocab.json with merges.txt, tekken.json, *.tiktoken, *.
 
 
 def load_path(path: Path) -> Tokenizer:
-    """The tokenizer of a model folder or in a tokenizer file; for a weights file, that of its folder.
+    """The tokenizer of a model folder or a tokenizer file; for a weights file, the tokenizer of its folder.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
@@ -85,7 +85,7 @@ def _reader(path: Path) -> Reader | None:
 _PROTO = re.compile(rb"\n.\n.<unk>\x15", re.DOTALL)
 """The beginning of a SentencePiece model: the message of the first piece, its text, and the key of its score."""
 _RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
-"""The first line of an RWKV vocabulary: an id, a piece as Python writes it, and its length in bytes."""
+"""The first line of an RWKV vocabulary: an id, a piece as a Python literal, and its length in bytes."""
 
 
 def _head(path: Path) -> bytes:
@@ -120,7 +120,7 @@ MOVED = (
     "Pegasus",
     "Reformer",
 )
-"""Tokenizer classes of ``transformers`` whose ids differ from those of their SentencePiece file."""
+"""Tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
 
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:

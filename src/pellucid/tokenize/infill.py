@@ -1,7 +1,7 @@
-"""Fill in the middle: a prompt from the text before a gap and the text after it, for models trained to fill it.
+"""Fill in the middle (FIM): prompts from the text before and after a gap, for models trained to fill the gap.
 
 Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in the Middle". The prompt is prefix,
-suffix, middle ("PSM"), each after its control token; Codestral has the suffix first and no token for the middle.
+suffix, middle ("PSM"), each after its control token. Codestral has the suffix first and no token for the middle.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pellucid.tokenize.tokenizer import Tokenizer
 
 
 class InfillTokens(Struct, frozen=True):
-    """The control tokens of a vocabulary, by text. No ``middle``: the suffix comes first.
+    """The texts of the control tokens for infilling. Without ``middle``, the suffix comes first.
 
-    ``ends`` end the text that fills the gap; ``repository`` and ``file`` come before the names of a repository and of a
-    file in it.
+    ``ends`` end the text that fills the gap. ``repository`` and ``file`` precede the name of a repository and the name
+    of a file in it.
     """
 
     prefix: str
@@ -57,7 +57,7 @@ KNOWN = (
 
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
-    """The control tokens for filling in that a vocabulary has; None if it has none."""
+    """A vocabulary's control tokens for infilling; None if it has none."""
     ids = tokenizer.vocabulary.ids
     return next(
         (
@@ -72,12 +72,12 @@ def infill_tokens(tokenizer: Tokenizer) -> InfillTokens | None:
 def infill_prompt(
     tokenizer: Tokenizer, before: str, after: str, files: Sequence[tuple[str, str]] = ()
 ) -> tuple[list[int], list[int]]:
-    """The ids of a prompt for the text between ``before`` and ``after``, and the further tokens that end that text.
+    """The ids of a prompt for the text between ``before`` and ``after``, and further stop tokens for this text.
 
     ``files`` are the names and contents of other files of the same repository.
 
     Raises:
-        InvalidRequest: the vocabulary has no tokens for it.
+        InvalidRequest: the vocabulary has no control tokens for infilling.
     """
     known = infill_tokens(tokenizer)
     if known is None:

@@ -1,6 +1,6 @@
-"""A kind of vocabulary: what a file in ``kinds/`` declares, and how the kinds are discovered.
+"""The kinds of vocabulary that the files in ``kinds/`` declare, and their discovery.
 
-A kind is a model stage, with a builder for each file format that can hold it.
+A kind is a model stage, with a builder for each file format that can contain it.
 """
 
 from __future__ import annotations

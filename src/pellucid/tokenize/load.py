@@ -1,7 +1,7 @@
 """Loads the tokenizer of a model.
 
-In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. A GGUF file holds its tokenizer in its metadata; a
-model folder holds it in files next to the weights (``folder.py``).
+In: a :class:`Checkpoint`, or a path. Out: a :class:`Tokenizer`. A GGUF file has its tokenizer in its metadata. A model
+folder has it in files next to the weights (``folder.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
-    """The tokenizer of an opened model, or of a path: a model folder, a weights file or a tokenizer file.
+    """Load the tokenizer of an opened model, or of a path: a model folder, a weights file or a tokenizer file.
 
     A string is a path, or a model's name as for ``pellucid.load``.
 
     Raises :class:`FileFormatError` if the file contradicts itself, :class:`UnsupportedModel` if it needs something that
-    is not implemented; the message lists what is implemented.
+    is not implemented; the message lists the implemented choices.
     """
     if isinstance(source, str):
         from pellucid.weights.store import resolve
@@ -52,14 +52,14 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
 
 
 def _load_files(path: Path) -> Tokenizer:
-    """The tokenizer of files other than GGUF, whose readers take 5 ms to import."""
+    """The tokenizer of files other than GGUF. Their readers are imported here, because it takes 5 ms."""
     from pellucid.tokenize.folder import load_path
 
     return load_path(path)
 
 
 def _holds_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, or a folder with a GGUF file and no tokenizer file."""
+    """True if a path is a GGUF file, or a folder with a GGUF file and no tokenizer file."""
     if path.is_dir():
         from pellucid.tokenize.folder import tokenizer_files
 

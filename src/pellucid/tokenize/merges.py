@@ -1,11 +1,11 @@
 """Byte-pair merging: the inner loop of both BPE kinds.
 
 In: the ids of the smallest symbols of a pre-token (bytes or characters). Out: the ids that remain when no neighbours
-can be merged. The best pair always merges first, the leftmost of equals (Sennrich et al. 2016, "Neural machine
+can be merged. The best pair always merges first; of equal pairs, the leftmost (Sennrich et al. 2016, "Neural machine
 translation of rare words with subword units"; Gage 1994).
 
-A pair (left, right) is one integer, ``left * size + right``. Its value is one integer too, ``rank * size + merged id``,
-so that comparing two values compares the ranks. `NEVER` means no merge. Two tables give these values and cache them:
+A pair (left, right) is one integer, ``left * size + right``. Its value is also one integer, ``rank * size + merged
+id``, so that comparing two values compares the ranks. `NEVER` means no merge. Two tables compute and cache the values:
 :class:`PairRanks` for files that list their merges in order, :class:`ScoreRanks` for SentencePiece files, where a pair
 merges if its concatenation is a piece.
 """
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 NEVER = 1 << 96
 _SHORT = 96
-"""Up to this many symbols, scanning a list for its minimum beats a heap."""
+"""Up to this many symbols, scanning a list for its minimum is faster than a heap."""
 
 BY_RANK: Any = object()
-"""Stands in for a list of merges: a pair merges if its concatenation is in the vocabulary, the lowest id first."""
+"""Replaces a list of merges: a pair merges if its concatenation is in the vocabulary, the lowest id first."""
 
 Column = Any
 """An indexable array of numbers: a NumPy array or a memory view."""
 
 Log = list[tuple[int, int, int]]
-"""Merges in the order in which they happened: the value, the first symbol of the left part, that of the right part."""
+"""Merges in order: the value, and the indices of the first symbols of the left part and the right part."""
 
 
 class Ranks(dict[int, int]):
     """Values of pairs, computed on demand and cached; ``size`` is the vocabulary size."""
 
     LIMIT = 1 << 20
-    """Cached pairs, most of which do not merge; the cache is cleared when it is full."""
+    """Maximum number of cached pairs (most do not merge); the cache is cleared when it is full."""
 
     size: int
     label = "rank"
@@ -58,7 +58,7 @@ class Ranks(dict[int, int]):
         raise NotImplementedError
 
     def rank(self, value: int) -> float:
-        """The rank of a value as shown to a person: the index in the merge list, or the score."""
+        """The rank of a value for display: the index in the merge list, or the score."""
         raise NotImplementedError
 
     def compiled(self) -> PairTable:
@@ -69,9 +69,9 @@ class Ranks(dict[int, int]):
 class PairRanks(Ranks):
     """Values of the pairs in a merge list; the rank of a pair is its index in the list.
 
-    ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids; ``merged`` is below 0 for a merge that is ignored. The
-    first of two entries for the same pair counts. ``keys`` (n,) int64 are the pairs in ascending order, ``order``
-    (n,) int32 their indices in the list; both are computed if they are not given.
+    ``lefts``, ``rights`` and ``merged`` (n,) int32 are ids; ``merged`` is negative for an ignored merge. The first of
+    two entries for the same pair wins. ``keys`` (n,) int64 are the pairs in ascending order, ``order`` (n,) int32 their
+    indices in the list; both are computed if they are not given.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class PairRanks(Ranks):
         return cls(cached["lefts"], cached["rights"], cached["merged"], size, cached["keys"], cached["order"])
 
     def with_last(self) -> PairRanks:
-        """The same merges, but the last of two entries for a pair counts."""
+        """The same merges, but the last of two entries for a pair wins."""
         import numpy as np
 
         lefts, rights, merged = self._columns
@@ -142,12 +142,12 @@ class PairRanks(Ranks):
 
 
 class ScoreRanks(Ranks):
-    """Values of pairs by the score of the piece that they form.
+    """Values of pairs by the score of the piece that they form; the highest score merges first.
 
-    Pairs rank by (score, longer left part, longer right part, id), the order in which ``transformers`` writes the
-    merges of a SentencePiece model; with ``by_score_alone``, by score only, as in SentencePiece itself, where the
-    leftmost of equal pairs merges first. The highest score merges first. ``pieces`` holds the possible results of a
-    merge; ``first`` are ids that merge before all others.
+    Pairs rank by (score, longer left part, longer right part, id): ``transformers`` writes the merges of a
+    SentencePiece model in this order. With ``by_score_alone``, pairs rank by score only, as in SentencePiece itself,
+    and the leftmost of equal pairs merges first. ``pieces`` has the possible results of a merge; ``first`` are ids that
+    merge before all others.
     """
 
     label = "score"

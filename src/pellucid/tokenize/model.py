@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def without_token(text: str) -> InvalidRequest:
-    """The error for a text without a piece in a vocabulary without an unknown token."""
+    """The error for a text without a piece, if the vocabulary has no unknown token."""
     return InvalidRequest(
         f"{brief(text)} has no token, and the vocabulary has no unknown token: leave it out"
     )
@@ -27,17 +27,17 @@ class TokenizerModel(ABC):
     """Turns one pre-token into ids, in Python; some kinds also have a compiled form."""
 
     cut: Split | None = None
-    """Splits pre-tokens further, at positions that no id can span, so that the parts are cached; None: no split."""
+    """Splits pre-tokens further, at positions that no id can span, so that the parts can be cached; None: no split."""
     separates: bool = False
-    """Whether the compiled form knows which adjacent characters no id spans, so that it cuts wherever ``cut`` does."""
+    """True if the compiled form cuts between all adjacent characters that no id spans, so it does not need ``cut``."""
     spells_bytes: bool = False
-    """True: the model spells text in the byte alphabet itself, so that the pre-tokenizer does not."""
+    """True if the model spells text in the byte alphabet, so that the pre-tokenizer does not."""
     lost: frozenset[int] = frozenset()
     """Bytes without an id; they are dropped."""
 
     @property
     def drops(self) -> bool:
-        """True if text without an id is dropped, which shifts the offsets after it in its pre-token."""
+        """True if text without an id is dropped, which shifts all later offsets of its pre-token."""
         return bool(self.lost)
 
     @property
@@ -55,7 +55,7 @@ class TokenizerModel(ABC):
 
     @abstractmethod
     def explain(self, piece: str) -> Mapping[str, Any]:
-        """How the ids were found: a record specific to the model, as JSON-compatible data."""
+        """A record of how the model found the ids, specific to the model, as JSON-compatible data."""
 
     def compiled(self) -> CompiledModel:
         """The compiled form. Call it only if ``kernel`` is not None."""

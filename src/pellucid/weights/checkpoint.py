@@ -1,4 +1,4 @@
-"""The interface of an opened model, whichever format it is stored in."""
+"""The interface of an opened model, independent of its file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Tensor(Struct, frozen=True):
-    """One stored tensor: where it is and how it is encoded.
+    """One stored tensor: its position in a file and its encoding.
 
     ``shape`` is in row-major (NumPy) order, so a matrix that maps D inputs to N outputs is (N, D).
     ``format`` is the name of a block format of ``weights/quant`` ("F32", "Q4_1", ...).
@@ -34,7 +34,7 @@ class Checkpoint(Protocol):
     """An opened model: metadata, a table of tensors and their bytes.
 
     ``kind`` is "gguf" or "safetensors". ``metadata`` is the GGUF key/value table, or the contents of
-    ``config.json``. ``path`` is what was opened (a file, or a folder with config and tokenizer files).
+    ``config.json``. ``path`` is the opened file, or the opened folder with config and tokenizer files.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, Tensor]
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` if they cannot be read."""
+        """Return the tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` if they cannot be read."""
         ...
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
@@ -60,10 +60,10 @@ class Checkpoint(Protocol):
 
 
 def stored_bytes(checkpoint: Checkpoint) -> int:
-    """The bytes of all tensors."""
+    """Number of bytes of all tensors."""
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:
-    """The number of all values."""
+    """Number of values of all tensors."""
     return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())

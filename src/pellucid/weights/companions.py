@@ -1,4 +1,4 @@
-"""Files that have the format of a model and are none: what they are, and what to do with them."""
+"""Files in the format of a model that are not models, such as adapters and importance matrices, with advice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GGUF_KINDS: Mapping[str, str] = {
     "mmproj": "is the image part of a model (mmproj), which is not read: open the model's own file, for texts",
     "controlvector": "is a control vector, not a model: open the model's own file",
 }
-"""Kinds of GGUF files that are no model, by ``general.type`` or ``general.architecture``, and what to do with them."""
+"""Advice for GGUF files that are not models, by kind: their ``general.type`` or ``general.architecture``."""
 
 
 def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
@@ -39,10 +39,10 @@ def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
 
 
 def refuse_companion(checkpoint: Checkpoint) -> None:
-    """Refuse a file that is no model.
+    """Refuse a file that is not a model.
 
     Raises:
-        FileFormatError: the message says what it is, and what to do.
+        FileFormatError: the file is not a model; the message says what it is, and what to do.
     """
     if checkpoint.kind == "gguf":
         if kind := kind_of_gguf(checkpoint.metadata):
@@ -53,12 +53,12 @@ def refuse_companion(checkpoint: Checkpoint) -> None:
 
 
 def adapter_in(folder: Path) -> str:
-    """The name of a PEFT adapter's file in a folder, as transformers finds it; "" if there is none."""
+    """The name of a PEFT adapter's file in a folder, found as by transformers; "" if there is no adapter."""
     return next((name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if (folder / name).is_file()), "")
 
 
 def adapter_alone(folder: Path) -> FileFormatError:
-    """The error about a folder with an adapter and no model."""
+    """The error for a folder with an adapter and no model."""
     try:
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     except FileFormatError:
@@ -75,7 +75,7 @@ def pickles_in(folder: Path) -> list[str]:
 
 
 def to_safetensors(folder: str) -> str:
-    """How the weights of a folder become safetensors."""
+    """Instructions that convert the weights of a folder to safetensors."""
     return (
         "with transformers, AutoModelForCausalLM.from_pretrained"
         f"({folder!r}).save_pretrained('NEW'), and the tokenizer likewise"

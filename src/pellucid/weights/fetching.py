@@ -1,4 +1,4 @@
-"""Builds the files of a catalogue model: sources are tried in order, parts joined, hashes checked."""
+"""Builds the files of a catalogue model: tries sources in order, joins parts, checks hashes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(
 
     Files named in ``intact`` are taken from the folder ``here``; their sources are not returned.
 
-    Raises `SourceError` if no source can provide a file; the message lists each source tried and why it failed.
+    Raises `SourceError` if no source can provide a file; the message lists the sources tried and their errors.
     """
     used: list[str] = []
     rank = 0  # the source of the previous file is tried first

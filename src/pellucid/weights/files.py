@@ -1,10 +1,10 @@
 """Files open for reading, and the checkpoint over them that both formats share.
 
 In: paths. Out: `ModelFile`, one regular file open for reading, and `FileCheckpoint`, which reads tensors' bytes from
-such files. Bytes are read on demand, so opening a model costs the same whatever its size.
+these files. Bytes are read on demand, so the time to open a model does not depend on its size.
 
 Files are read, not mapped into memory: if a mapped file is shortened, the system kills the process (SIGBUS), and other
-changes go unnoticed. Here a file that ends too early, or that is modified while it is loaded, raises an error.
+changes are not noticed. Here a file that ends too early, or that is modified while it is loaded, raises an error.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class ModelFile:
         self.path = path
         self._lock = threading.Lock()
         try:
-            # Opening a named pipe may block, and a device has no length, so check before opening.
+            # Check before opening: opening a named pipe may block, and a device has no length.
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
                 problem = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
                 raise FileFormatError(path, "file", problem)
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # it stays open
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # the file stays open
             self._opened = os.fstat(self._file.fileno())
         except FileNotFoundError:
             raise FileFormatError(path, "file", f"there is no file at {path}") from None
@@ -57,7 +57,7 @@ class ModelFile:
             raise FileFormatError(path, "file", "is empty", 0)
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file has fewer or cannot be read."""
+        """Return ``nbytes`` bytes from ``offset`` on. Raises `FileFormatError` if the file is shorter or unreadable."""
         found = bytearray(nbytes)
         self.read_into(offset, memoryview(found))
         return bytes(found)
@@ -93,7 +93,7 @@ class ModelFile:
             raise FileFormatError(self.path, "file", f"changed while it was read: {what}; try again")
 
     def close(self) -> None:
-        """Close the file. Otherwise it is closed with the last reference to it."""
+        """Close the file. Without a call, it is closed with the last reference to the object."""
         if hasattr(self, "_file"):
             self._file.close()
 
@@ -116,11 +116,11 @@ class FileCheckpoint:
 
     @property
     def paths(self) -> set[Path]:
-        """The files."""
+        """The paths of the files."""
         return set(self._files)
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """A tensor's bytes: (nbytes,) uint8, read-only. Raises `FileFormatError` for an unknown name, or as `read`."""
+        """A tensor's bytes, (nbytes,) uint8, read-only. Raises like `read`, and `FileFormatError` for unknown names."""
         import numpy as np
 
         tensor = self.tensors.get(name)
@@ -135,7 +135,7 @@ class FileCheckpoint:
         """Fill ``out``, (n,) uint8, with a tensor's bytes from ``start`` on.
 
         Raises:
-            FileFormatError: the file has become shorter, or cannot be read.
+            FileFormatError: the file was shortened, or cannot be read.
         """
         tensor = self.tensors[name]
         if len(out):

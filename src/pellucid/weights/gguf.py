@@ -10,10 +10,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     │ data:    each tensor at its offset, aligned                  │
     └──────────────────────────────────────────────────────────────┘
 
-Nothing in the file is trusted. Before memory is allocated for a count, the count is compared with the bytes that remain
-and with a fixed limit far above any real model, so the time and memory that a file can cost are bounded. Dims are
-stored fastest-first; `Tensor.shape` is row-major. A model split over several files (``NAME-00001-of-00003.gguf``) opens
-as one, whichever of its files is named.
+The file is not trusted. Before memory is allocated for a count, the count is compared with the bytes that remain and
+with a fixed limit far above any real model, so the time and memory that a file can cost are bounded. Dims are stored
+fastest-first; `Tensor.shape` is row-major. The files of a split model (``NAME-00001-of-00003.gguf``) open as one model;
+the path may be any of them.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-FEW = 1 << 12  # strings that take longer to read one by one than a window takes to look at
-FIRST_READ = 1 << 18  # bytes; each further read doubles what is loaded
+FEW = 1 << 12  # arrays of more strings are read faster by windows than one by one
+FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_INNER_ARRAY = 64  # entries that a nested array counts as, because it costs as much time
+_INNER_ARRAY = 64  # a nested array counts as this many entries, because it costs the same time
 _MIN_KEY = 8 + 1 + 4 + 1  # bytes of the shortest key with its value
 _MIN_TENSOR = 8 + 1 + 4 + 4 + 8  # bytes of the shortest tensor record
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -58,14 +58,14 @@ SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 class GGUFCheckpoint(FileCheckpoint):
     """A `Checkpoint` of kind "gguf".
 
-    In ``metadata``, arrays of numbers are NumPy arrays; those of strings are lists, if long a ``StringArray``.
+    In ``metadata``, arrays of numbers are NumPy arrays; arrays of strings are lists, or a ``StringArray`` if long.
     """
 
 
 def open_gguf(path: str | Path) -> GGUFCheckpoint:
-    """Open a GGUF file, or all files of a split one.
+    """Open a GGUF file, or all files of a split model.
 
-    Raises `FileFormatError`, with the field and its byte offset, if anything in it is wrong.
+    Raises `FileFormatError`, with the field and its byte offset, if the file is invalid.
     """
     path = Path(path)
     name = SPLIT_NAME.fullmatch(path.name)
@@ -111,13 +111,13 @@ def _parse(file: ModelFile) -> _Part:
 class _Cursor:
     """Reads forward through a file; every read is checked against the bytes that remain.
 
-    ``data`` is the beginning of the file: at least as much as was needed so far.
+    ``data`` is the beginning of the file, at least up to the last byte that was needed.
     """
 
     def __init__(self, file: ModelFile) -> None:
         self.file, self.data, self.size, self.position = file, bytearray(), file.size, 0
-        self.limit = min(file.size, MAX_METADATA)  # keys and tensor table must end before this byte
-        self.entries = MAX_ENTRIES  # entries of string arrays that are still allowed
+        self.limit = min(file.size, MAX_METADATA)  # the keys and the tensor table must end before this byte
+        self.entries = MAX_ENTRIES  # remaining number of entries allowed in string arrays
 
     def load(self, end: int) -> None:
         """Extend ``data`` at least to byte ``end``, which must be before the limit."""
@@ -142,7 +142,7 @@ class _Cursor:
         self.load(self.position + count * each)
 
     def bytes_from(self, start: int) -> bytes:
-        """What has been read since the byte ``start``."""
+        """The bytes from ``start`` up to the position."""
         return bytes(memoryview(self.data)[start : self.position])
 
     def u32(self, field: str) -> int:
@@ -179,7 +179,7 @@ class _Cursor:
         return self.numbers(field, code, np.dtype(dtype), 1).item()
 
     def array(self, field: str, depth: int) -> Any:
-        """Numbers and bools: a read-only NumPy array. Strings: ``strings``. Arrays: a list of those."""
+        """An array. Numbers and bools: a read-only NumPy array. Strings: as ``strings``. Arrays: a list of arrays."""
         if depth >= MAX_DEPTH:
             self.fail(field, f"arrays are nested deeper than {MAX_DEPTH}")
         code, count = self.u32(field), self.u64(field)
@@ -219,14 +219,15 @@ class _Cursor:
                 parts.append(found + (self.position - begin))
                 self.position += int(found[-1])
                 done += len(found)
-            # The one that ended the run. More, if the run was short, or a hostile array costs a look for each string.
+            # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
+            # array would cost the search of a window for each string.
             few = min(1 if len(found) >= FEW else FEW, count - done)
             parts.append(np.array(self._one_by_one(few, field, done)[1], np.int64) - begin)
             done += few
         return StringArray(self.bytes_from(begin), np.concatenate(parts))
 
     def _one_by_one(self, count: int, field: str, first: int) -> tuple[list[str], list[int]]:
-        """``count`` strings, of which the first has the index ``first``, and where each ends in the file."""
+        """``count`` strings from the index ``first`` on, and the end of each string in the file."""
         found, ends = list[str](), list[int]()
         while len(ends) < count:
             data, length_at, position = self.data, _U64.unpack_from, self.position
@@ -243,7 +244,9 @@ class _Cursor:
             except (UnicodeDecodeError, struct.error):
                 pass
             self.position = position
-            if len(ends) < count:  # an invalid string, or one that is not loaded yet: read it the slow way
+            if (
+                len(ends) < count
+            ):  # an invalid string, or a string that is not loaded yet: read it the slow way
                 found.append(self.string(f"{field}[{first + len(ends)}]"))
                 ends.append(self.position)
         return found, ends
@@ -358,7 +361,7 @@ def _tensor(cursor: _Cursor, index: int, alignment: int) -> Tensor:
 
 
 def _check_split(part: _Part, number: int, count: int) -> None:
-    """Check that a file's metadata says ``number`` of ``count``, as its name does. A single file may say nothing."""
+    """Check that a file's metadata has the ``number`` and ``count`` of its name. A single file may have neither."""
     said_count = _integer(part.path, part.metadata, "split.count", 1)
     said_number = _integer(part.path, part.metadata, "split.no", 0)
     if max(said_count, 1) != count:

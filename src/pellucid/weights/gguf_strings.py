@@ -1,11 +1,11 @@
-"""The string arrays of GGUF files: found many strings at a time, made when they are asked for.
+"""The string arrays of GGUF files: located many strings at a time, decoded on demand.
 
-In: the bytes of a file and where an array's strings begin. Out: where each of them ends, as a ``StringArray``.
+In: the bytes of a file and the start of an array's strings. Out: the end of each string, as a ``StringArray``.
 
-A vocabulary has 10^5 strings, and a loop in Python over them is most of the time to open a file. Nearly all of them
-have 1 to 255 bytes, so a length is one byte that is not zero followed by seven that are, and hardly anything else looks
-like this. All such places of a window are found at once; those that follow each other as the lengths say are strings.
-The first that does not (an empty or long string, one that is cut off) ends the run, and the caller reads it by itself.
+A vocabulary has 10^5 strings, and a Python loop over them would take most of the time to open a file. Nearly all
+strings have 1 to 255 bytes. Their lengths (u64) are one nonzero byte and seven zero bytes, a sequence that hardly
+occurs elsewhere. NumPy finds all these sequences in a window at once. Strings form a run if each string ends at the
+next length. The first string that is empty, long or cut off ends the run; the caller reads it by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 1 << 18  # bytes that are looked at together; they and what is made of them fit into the L2 cache
+WINDOW = 1 << 18  # bytes searched at once; they and the arrays computed from them fit into the L2 cache
 LENGTH = 8  # bytes of a length
 _END = 0xFF  # marks a length; UTF-8 has no such byte
 _TO_NUL = bytes(range(_END)) + b"\0"
@@ -24,17 +24,17 @@ Numbers = NDArray[np.int64]
 
 
 class StringArray(Sequence[str]):
-    """The strings of an array, which is equal to a list of them. Each is made when it is asked for, or all of them.
+    """The strings of an array, equal to a list of strings. Strings are decoded on demand, one by one or all at once.
 
-    ``encoded`` is the array as in the file: each string in UTF-8, which has been checked, after its length. ``ends``
-    (n,) int64 is where each string ends in it.
+    ``encoded`` is the array as in the file: the length of each string, then the string in valid UTF-8. ``ends`` (n,)
+    int64 is the end of each string in ``encoded``.
     """
 
     def __init__(self, encoded: bytes, ends: Numbers) -> None:
         self.encoded, self._ends = encoded, ends.data
         self._strings: list[str] | None = None
         self._changed: dict[int, str] = {}
-        self._left = len(ends) // 8  # strings made alone, until making all of them costs less
+        self._left = len(ends) // 8  # strings to decode one by one, before decoding all costs less
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -81,7 +81,7 @@ class StringArray(Sequence[str]):
         return made
 
     def before(self, mark: str) -> set[str]:
-        """The characters that strings have before ``mark``, a character of three bytes, as they are in the file."""
+        """The characters before ``mark``, a character of three bytes, in the strings as in the file."""
         data, begin_at, wanted = np.frombuffer(self.encoded, np.uint8), self._starts() + LENGTH, mark.encode()
         assert len(wanted) == 3
         begins = np.zeros(len(data) + 1, bool)  # the last string may be empty
@@ -95,7 +95,7 @@ class StringArray(Sequence[str]):
         return {tail.decode(errors="ignore")[-1] for tail in tails}
 
     def _starts(self) -> Numbers:
-        """Where the length of each string is."""
+        """The position of the length of each string."""
         ends = np.asarray(self._ends)
         return np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)]
 
@@ -114,16 +114,17 @@ class StringArray(Sequence[str]):
         marked[starts] = _END
         long = starts[ends - starts >= LENGTH + 256]
         marked[long[:, None] + np.arange(1, LENGTH)] = 0
-        if len(marked) - np.count_nonzero(marked) != (LENGTH - 1) * len(ends):  # a string holds a NUL
+        if len(marked) - np.count_nonzero(marked) != (LENGTH - 1) * len(ends):  # a string contains a NUL
             return [self.encoded[a + LENGTH : b].decode() for a, b in zip(starts.tolist(), ends.tolist())]
         # Deleting the NULs of the lengths leaves one byte before each string.
         return marked.tobytes().translate(_TO_NUL, b"\0").decode().split("\0")[1:]
 
 
 def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
-    """Where up to ``most`` strings end that begin at byte ``position`` of ``data``, counted from there.
+    """The ends of up to ``most`` strings from byte ``position`` of ``data`` on, relative to ``position``.
 
-    All of them are valid UTF-8 and lie in ``data``. There are none if the first one is not a usual one.
+    All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty, long or cut
+    off, or if a string is not UTF-8.
     """
     window = np.frombuffer(data, np.uint8, min(WINDOW, len(data) - position), position)
     lengths_at, ends = _run(window, most)
@@ -138,7 +139,7 @@ def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
 
 
 def _run(window: NDArray[np.uint8], most: int) -> tuple[Numbers, Numbers]:
-    """Where the lengths of the strings at the start of a window are, and where these strings end."""
+    """The run of strings at the start of a window: the positions of their lengths, and their ends."""
     zero = window == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]

@@ -1,8 +1,8 @@
 """The numbers of the GGUF specification: tensor types with their block sizes, and metadata value types.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. Every type is
-listed, including those without a file in ``weights/quant/formats``, so that a tensor's extent can be checked and its
-format named even if the format is not supported.
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ``enum ggml_type`` of ggml.h. All types are
+listed, including types without a file in ``weights/quant/formats``. So a tensor's extent can be checked, and its format
+named, even if the format is not supported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Safetensors whose quantised matrices are stored as two tensors, blocks and scales, as one tensor of a block format.
+"""Joins two safetensors tensors of a quantized matrix, blocks and scales, to one tensor of a block format.
 
-    {name}_blocks   (..., N, 16) uint8   32 values of 4 bits in each block; a byte holds two that follow each other
+    {name}_blocks   (..., N, 16) uint8   32 values of 4 bits in each block; a byte has two adjacent values
     {name}_scales   (..., N)     uint8   the exponent of each block
 
-The published files of gpt-oss (OpenAI 2025) are such: MXFP4. ``JoinedCheckpoint`` has one tensor "{name}_blocks" of
-format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks; they are made as they are read.
+The published files of gpt-oss (OpenAI 2025) have this form, called MXFP4. ``JoinedCheckpoint`` has one tensor
+"{name}_blocks" of format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks, which are computed when they are
+read.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 BLOCKS, SCALES = "_blocks", "_scales"
 METHOD = "mxfp4"
-VALUES, PACKED = 32, 16  # of a block: values, and bytes that hold them
+VALUES, PACKED = 32, 16  # values of a block, and their bytes
 
 
 def joined(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, or a `JoinedCheckpoint` over it if ``config.json`` says that its weights are MXFP4.
+    """Return the checkpoint, or a `JoinedCheckpoint` over it if its ``config.json`` declares MXFP4 weights.
 
     Raises:
-        FileFormatError: blocks and scales do not belong together. The checkpoint is closed.
+        FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
     """
     stated = checkpoint.metadata.get("quantization_config")
     if not isinstance(stated, Mapping) or stated.get("quant_method") != METHOD:
@@ -44,14 +45,14 @@ def joined(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class JoinedCheckpoint:
-    """A `Checkpoint` over another one, in which each pair of blocks and scales is one tensor."""
+    """A `Checkpoint` over another checkpoint that presents each pair of blocks and scales as one tensor."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.kind: str = checkpoint.kind
         self.path: Path = checkpoint.path
         self.metadata: Mapping[str, Any] = checkpoint.metadata
         self._stored = checkpoint
-        self._scales: dict[str, str] = {}  # of each name of blocks
+        self._scales: dict[str, str] = {}  # name of blocks → name of their scales
         found = dict(checkpoint.tensors)
         for name, blocks in checkpoint.tensors.items():
             other = name.removesuffix(BLOCKS) + SCALES
@@ -83,7 +84,7 @@ class JoinedCheckpoint:
         stored, scales = np.empty((last - first) * PACKED, np.uint8), np.empty(last - first, np.uint8)
         self._stored.read(name, first * PACKED, stored)
         self._stored.read(self._scales[name], first, scales)
-        # Stored are value 0 and 1 in byte 0, 2 and 3 in byte 1; in GGUF 0 and 16, 1 and 17.
+        # The file has values 0 and 1 in byte 0, 2 and 3 in byte 1. GGUF has 0 and 16 in byte 0, 1 and 17 in byte 1.
         half = stored.reshape(-1, 2, PACKED // 2)
         low, high = half & 15, half >> 4
         blocks = np.empty((last - first, size), np.uint8)
@@ -103,7 +104,7 @@ class JoinedCheckpoint:
 
 
 def _pair(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The tensor that blocks and their scales make. Raises FileFormatError."""
+    """The joined tensor of blocks and their scales. Raises FileFormatError."""
     for tensor in (blocks, scales):
         if tensor.format != "U8":
             raise FileFormatError(

@@ -1,4 +1,4 @@
-"""Opens a model of any format. The bytes decide which one it is, not the name."""
+"""Opens a model of any format. The format is detected from the bytes of the file, not from its name."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pellucid.weights.joined import joined
 from pellucid.weights.safetensors import INDEX_NAME, open_safetensors, weight_files
 
 MOST_LOOKED_AT = 32
-"""The number of GGUF files in a folder whose metadata are read, to find the model among them."""
+"""Maximum number of GGUF files in a folder whose metadata are read to find the model."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a model: a GGUF file (or any file of a split one), a safetensors file or its index, or a folder.
+    """Open a model: a GGUF file (or any file of a split model), a safetensors file or its index, or a folder.
 
-    A folder holds one GGUF model, or safetensors with a ``config.json``. Raises `FileFormatError` if the path is
+    A folder has one GGUF model, or safetensors with a ``config.json``. Raises `FileFormatError` if the path is
     missing, unreadable, of another kind, ambiguous or damaged.
     """
     try:
@@ -45,7 +45,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         file.close()
     if head[:4] == MAGIC:
         return open_gguf(path)
-    # A safetensors file begins with the length of a JSON object, then that object.
+    # A safetensors file begins with the length of a JSON object, then the object.
     if path.name == INDEX_NAME or (size > 9 and head[8:9] == b"{"):
         return joined(open_safetensors(path))
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -84,7 +84,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _only_model(folder: Path, ggufs: list[Path]) -> Path:
-    """The GGUF file of a folder that is a model. Warns about others that are none."""
+    """The GGUF file of a folder that is a model. Warns about GGUF files that are not models."""
     if len(ggufs) == 1:
         return ggufs[0]
     kinds = {path: _kind(path) for path in ggufs[:MOST_LOOKED_AT]}
@@ -98,7 +98,7 @@ def _only_model(folder: Path, ggufs: list[Path]) -> Path:
 
 
 def _kind(path: Path) -> str:
-    """The kind of a GGUF file that is no model; "" for a model and for a file that cannot be read."""
+    """The kind of a GGUF file that is not a model; "" for a model and for a file that cannot be read."""
     try:
         checkpoint = open_gguf(path)
     except FileFormatError:
@@ -108,7 +108,7 @@ def _kind(path: Path) -> str:
 
 
 def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
-    """The model of a folder of safetensors. Warns about files that are no part of it."""
+    """Open the model of a folder of safetensors. Warns about files that are not part of the model."""
     if adapter := adapter_in(folder):
         raise FileFormatError(
             folder,
@@ -128,7 +128,7 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
 
 
 def gguf_models(folder: Path) -> list[Path]:
-    """The GGUF files of a folder, by name; a split model is given as its first file."""
+    """The GGUF files of a folder, sorted by name; only the first file of a split model."""
     found = []
     for path in sorted(folder.glob("*.gguf")):
         split = SPLIT_NAME.fullmatch(path.name)

@@ -1,6 +1,6 @@
 """Packs stored tensors for the kernels (or decodes them to float32), piece by piece on several threads.
 
-Packing only moves bits, so it loses nothing. ``decode`` is the reference definition of what the bits mean.
+Packing only moves bits, so it is lossless. ``decode`` is the reference definition of the meaning of the bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pellucid.weights.quant.registry import lookup
 T = TypeVar("T")
 PIECE_VALUES = (
     1 << 20
-)  # of a piece of work: small enough to distribute, large enough to hide Python's overhead
+)  # values per piece of work: small enough to distribute, large enough to hide Python's overhead
 
 
 class Matrix(Struct, frozen=True):
@@ -105,14 +105,14 @@ def decode(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
 
 
 class Packing(Struct, frozen=True):
-    """A matrix to be packed, and the pieces of work that pack it, in any order and on any thread."""
+    """A matrix to pack, and the pieces of work that pack it; they may run in any order and on any thread."""
 
     matrix: Matrix
     pieces: list[Callable[[], None]]
 
 
 class _Scratch(threading.local):
-    """A thread's buffer for stored bytes. Every piece reuses it, because fresh memory costs as much as reading."""
+    """A thread's buffer for stored bytes. Every piece reuses it, because new memory costs as much time as reading."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
@@ -128,9 +128,9 @@ _scratch = _Scratch()
 
 
 def filled(packed: PackedLayout, blocks: int) -> int:
-    """How many blocks a row has when packed.
+    """Number of blocks of a packed row.
 
-    A row of floats is padded with zeros to whole vectors, like the buffers that it is multiplied with.
+    A row of floats is padded with zeros to whole vectors, like the activations that it is multiplied with.
     """
     return round_up(blocks, ROWS) if packed.is_float else blocks
 
@@ -151,7 +151,7 @@ def prepare(
     """The pieces of work that pack a stored matrix of ``shape``, (rows, blocks, block_bytes).
 
     ``read(start, out)`` fills ``out``, (n,) uint8, with the stored bytes from ``start`` on; it is called from several
-    threads. The packed matrix is made in ``memory``, its number of bytes, or in new memory.
+    threads. The packed matrix is written to ``memory``, which has exactly its size, or to new memory.
 
     Raises:
         UnsupportedModel: the number of columns does not fit the packed layout.
@@ -189,7 +189,7 @@ def prepare(
 
 
 def pack(packings: Iterable[Packing], threads: int) -> None:
-    """Run the pieces of all ``packings`` on ``threads`` threads. Raises what one of them raises."""
+    """Run the pieces of all ``packings`` on ``threads`` threads. Raises the first error of a piece."""
     waiting = deque(piece for packing in packings for piece in packing.pieces)
     failures: list[BaseException] = []
 
@@ -209,7 +209,7 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
             started.append(one)
         for one in team:
             one.join()
-    except BaseException:  # Ctrl-C; the threads end with the piece at hand, because the file is closed next
+    except BaseException:  # Ctrl-C: wait for the running pieces, because the file is closed next
         waiting.clear()
         for one in started:
             one.join()
@@ -219,7 +219,7 @@ def pack(packings: Iterable[Packing], threads: int) -> None:
 
 
 def _taken(waiting: deque[T]) -> Iterator[T]:
-    """What is in a queue that several threads share, each once."""
+    """Take items from a queue that several threads share, until it is empty."""
     while True:
         try:
             one = waiting.popleft()

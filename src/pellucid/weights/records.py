@@ -1,9 +1,10 @@
-"""Records of a stored model's files, and checks whether the files still are what was pulled.
+"""Records of a stored model's files, and checks that the files still equal the pulled files.
 
-The manifest of a model's folder, ``.pellucid.json``, holds the source of the model, the size of each file in bytes, and
-for each file a `FileRecord`: its SHA-256, and metadata that shows at a glance that the file was not modified since. A
-file whose metadata differs (it was copied, restored, touched or damaged) is hashed again. If the hash is right, the
-record is updated. A manifest from a version without records gets them when its files are first hashed.
+The manifest of a model's folder, ``.pellucid.json``, has the source of the model, the size of each file in bytes, and
+for each file a `FileRecord`: its SHA-256, and the metadata of the file when it was hashed. A file with unchanged
+metadata counts as unmodified. If the metadata differ (the file was copied, restored, touched or damaged), the file is
+hashed again, and the record is updated if the hash is right. A manifest from a version without records gets the records
+when its files are first hashed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHUNK = 1 << 20
 _QUIET = 0.5  # seconds of hashing before progress is reported
 # A file written just before it was hashed could be written again within the same tick of the file system's clock.
 _TICK = 20_000_000  # nanoseconds
-_COARSE_TICK = 2_000_000_000  # of file systems with a resolution of one or two seconds
+_COARSE_TICK = 2_000_000_000  # for file systems with a resolution of one or two seconds
 
 
 class FileRecord(Struct, frozen=True):
@@ -40,7 +41,7 @@ class FileRecord(Struct, frozen=True):
     checked_ns: int
 
     def fits(self, status: os.stat_result) -> bool:
-        """Whether the file was not modified since, as far as its metadata shows."""
+        """True if the metadata ``status`` show that the file was not modified after it was hashed."""
         tick = _TICK if self.mtime_ns % 1_000_000_000 else _COARSE_TICK
         settled = self.mtime_ns + tick < self.checked_ns
         return settled and (self.mtime_ns, self.inode) == (status.st_mtime_ns, status.st_ino)
@@ -55,7 +56,7 @@ class Manifest(Struct, frozen=True):
 
 
 class Checked(Struct, frozen=True):
-    """The result of checking a file: ``sha256`` is None if it was not hashed, ``problem`` is None if there is none."""
+    """The result of checking a file; ``sha256`` is None if it was not hashed, ``problem`` is None if it is intact."""
 
     name: str
     bytes: int
@@ -99,7 +100,7 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:
-            time.sleep(2 * _TICK / 1e9)  # otherwise `fits` could not trust the record
+            time.sleep(2 * _TICK / 1e9)  # otherwise `fits` would not trust the record
         now = time.time_ns()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
@@ -118,10 +119,10 @@ def check(
     whole: bool,
     model: str = "",
 ) -> list[Checked]:
-    """Check every file of a model: hash those that were modified, or all if ``whole``; update the manifest.
+    """Check every file of a model: hash the modified files, or all files if ``whole``; update the manifest.
 
-    ``known`` are hashes from elsewhere, by file; they take precedence over the recorded ones. ``model`` is the model's
-    name, by default that of the folder.
+    ``known`` are hashes from another source, by file; they take precedence over the recorded hashes. ``model`` is the
+    model's name, by default the name of the folder.
     """
     found = list[Checked]()
     records = dict(manifest.records)
@@ -136,7 +137,7 @@ def check(
                 found.append(Checked(name, status.st_size, None, expected, problem))
                 continue
             fits = record is not None and record.fits(status) and record.sha256 == expected
-            # In a folder without write access, a file without a record would be hashed again and again.
+            # In a folder without write access, a file without a record would be hashed at every use.
             if not whole and (fits or (record is None and not writable)):
                 found.append(Checked(name, size, None, expected))
                 continue
@@ -150,7 +151,7 @@ def check(
         else:
             records[name] = made
         found.append(Checked(name, size, sha256, expected, wrong))
-    # Another process may have pulled the model meanwhile: its manifest stays.
+    # If another process has pulled the model in the meantime, its manifest stays.
     if records != manifest.records and writable and read_manifest(folder) == manifest:
         with contextlib.suppress(OSError):  # the file is then hashed again next time
             write_manifest(folder, replace(manifest, records=records))

@@ -7,8 +7,8 @@ Source: https://github.com/huggingface/safetensors#format
     └───────────────┴──────────────────────────────────────────────┴──────────────────────────────┘
 
 A model in several files has a ``model.safetensors.index.json`` that maps each tensor to its file. The ``config.json``
-in the same folder describes the model; it is required and becomes the metadata. Nothing in the files is trusted:
-lengths, types, shapes and extents are checked before they are used.
+in the same folder describes the model; it is required and becomes the metadata. The files are not trusted: lengths,
+types, shapes and extents are checked before they are used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-"""The files of a PEFT adapter, which may lie beside a model."""
-MAX_JSON = 100_000_000  # bytes of a header, from the specification; also of the other JSON files
+"""The files of a PEFT adapter, which may be next to a model."""
+MAX_JSON = 100_000_000  # bytes of a header, from the specification; also the limit for the other JSON files
 MAX_TENSORS = 1 << 20
 MAX_VALUES = 8 * MAX_TENSORS  # JSON values in one document: a tensor takes about 8
 MAX_RANK = 32  # NumPy's is 64; no model has more than 5
 
-# dtype → bits of one value. Names that GGUF has too are spelled the same.
+# dtype → bits of one value. Names that GGUF also has are spelled the same.
 DTYPE_BITS: dict[str, int] = {
     "F4": 4,
     "F6_E2M3": 6,
@@ -65,12 +65,12 @@ class SafetensorsCheckpoint(FileCheckpoint):
 
 
 def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
-    """Open a .safetensors file, its index, or the folder that holds them with ``config.json``.
+    """Open a .safetensors file, its index, or the folder that contains them with ``config.json``.
 
-    Raises `FileFormatError`, with the field and, if there is one, its byte offset, if anything is wrong.
+    Raises `FileFormatError`, with the field and its byte offset if known, if a file is invalid.
     """
     path = Path(path)
-    # os.path's tests, unlike Path's, never raise: for a folder without permission they return False.
+    # Unlike Path's tests, os.path's tests never raise: they return False for a folder without permission.
     folder = path if os.path.isdir(path) else path.parent
     weights = _weights_of(path) if folder is path else path
     config = folder / "config.json"
@@ -80,7 +80,7 @@ def open_safetensors(path: str | Path) -> SafetensorsCheckpoint:
         problem = f"is expected beside {weights.name}, to say what the model is"
         raise FileFormatError(config, "file", problem) from None
     except OSError:
-        pass  # read_json reports why
+        pass  # read_json reports the reason
     metadata = read_json(config)
     files: dict[Path, ModelFile] = {}
     try:
@@ -116,7 +116,7 @@ def _single(path: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 
 
 def read_table(path: Path, file: ModelFile) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of one open file, and what its header has as ``__metadata__`` (None: nothing).
+    """The tensors of one open file, and the value of ``__metadata__`` in its header (None: missing).
 
     Raises:
         FileFormatError: the file is damaged.
@@ -154,7 +154,7 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
         known = ", ".join(DTYPE_BITS)
         raise FileFormatError(path, f"{field} dtype", f"{shown(str(dtype))} is unknown; known are {known}", 8)
     if not _sizes(shape) or len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) >= 1 << 60:
-        # A size of 0 makes the product 0, whatever the others are.
+        # A size of 0 would make the product 0, so it counts as 1.
         raise FileFormatError(
             path, f"{field} shape", f"must be at most {MAX_RANK} sizes of less than 2^60 values", 8
         )
@@ -170,12 +170,12 @@ def _tensor(path: Path, name: str, record: Any, start: int) -> Tensor:
 
 
 def _sizes(value: Any) -> bool:
-    """Whether ``value`` is a list of integers from 0 to 2^63 - 1."""
+    """True if ``value`` is a list of integers from 0 to 2^63 - 1."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: int) -> None:
-    """Check that tensors leave no holes and do not overlap, as the specification demands."""
+    """Check that tensors leave no holes and do not overlap, as the specification requires."""
     end = start
     for tensor in sorted(table.values(), key=lambda t: (t.offset, t.nbytes)):
         field = f"tensor {shown(tensor.name)} data_offsets"
@@ -193,7 +193,7 @@ def _check_contiguous(path: Path, table: dict[str, Tensor], start: int, size: in
 
 
 def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
-    """The tensors that an index lists, each from the file that the index names for it."""
+    """The tensors that an index lists, each from its file in the index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileFormatError(index, "weight_map", "must map each tensor to a file")
@@ -219,17 +219,17 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> bool:
-    """Whether a file name stays in its folder on every system: no separators, drives, streams or dots."""
+    """True if a file name stays in its folder on every system: no separators, drives, streams or dots."""
     return name.isprintable() and name.endswith(".safetensors") and not set(name) & set('/\\:*?"<>|')
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `FileFormatError` if it holds no object or is above 100 MB."""
+    """The object in a JSON file. Raises `FileFormatError` if the file has no object or is larger than 100 MB."""
     return parse_json(path, "file", _bytes_of(path), 0)
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """The list in a JSON file. Raises `FileFormatError` if it holds no list or is above 100 MB."""
+    """The list in a JSON file. Raises `FileFormatError` if the file has no list or is larger than 100 MB."""
     found = _parsed(path, "file", _bytes_of(path), 0)
     if not isinstance(found, list):
         raise FileFormatError(path, "file", "must be a JSON list", 0)
@@ -268,7 +268,7 @@ def _parsed(path: Path, field: str, text: bytes, offset: int) -> Any:
             raise fail(f"the name {brief(twice)} appears twice")
         return table
 
-    # A value of 2 bytes of text can take 60 bytes of memory, so the number of values is bounded.
+    # The number of values is limited, because a value of 2 bytes of text can take 60 bytes of memory.
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise fail(f"has more than {MAX_VALUES:,} values")
     try:

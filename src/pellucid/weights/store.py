@@ -1,12 +1,12 @@
 """The models on this machine, and `resolve`, which turns a user's model name into a path to open.
 
     <home>/models/<name>/…             the complete files of one model, with a manifest (``records.py``)
-    <home>/staging/<name>/             a pull in progress; left over only if the process was killed
+    <home>/staging/<name>/             a pull in progress; remains only if the process was killed
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
 ``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is assembled in staging, checked, and moved into
-place in one step, so every model under ``models`` is complete. Each use checks its files, and hashes those that were
-modified. A damaged file raises an error; `pull` repairs it.
+place in one step, so every model under ``models`` is complete. Each use checks its files, and hashes modified files. A
+damaged file raises an error; `pull` repairs it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pellucid.weights.sources.source import DownloadProgress, Silent, Source
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # two letters at least: C:\ is a drive
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two letters: C:\ is a drive
 
 
 class Installed(Struct, frozen=True):
-    """A model in the store. ``path`` is what to open, ``source`` is where it came from."""
+    """A model in the store. ``path`` is the file or folder to open, ``source`` the specs of its sources."""
 
     name: str
     path: Path
@@ -48,7 +48,7 @@ class Installed(Struct, frozen=True):
 
 
 class Verified(Struct, frozen=True):
-    """A stored model whose files were hashed. ``mend`` says how to repair a damaged file."""
+    """A stored model with the results of its file checks. ``mend`` is the advice to repair a damaged file."""
 
     name: str
     path: Path
@@ -57,11 +57,11 @@ class Verified(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether all files are as they were pulled."""
+        """True if all files are as they were pulled."""
         return not any(file.problem for file in self.files)
 
     def complain(self) -> None:
-        """Raise `FileFormatError` about the first damaged file, if there is one."""
+        """Raise `FileFormatError` for the first damaged file, if a file is damaged."""
         for file in self.files:
             if file.problem:
                 problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.mend}"
@@ -69,26 +69,25 @@ class Verified(Struct, frozen=True):
 
 
 class Wanted(Enum):
-    """Which copy of a model: one that is here, one that is pulled if it is absent, or the newest."""
+    """The copy of a model to use: only a stored copy, a stored copy or else a pulled copy, or the newest copy."""
 
     STORED, PRESENT, NEWEST = range(3)
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
-    """The path of a model, which is pulled first if necessary and ``pulls`` is on.
+    """Return the path of a model. If it is absent and ``pulls`` is on, pull it first.
 
-    ``spec`` is the first of these that applies: a name in the catalogue, the path of a file or folder,
-    ``hf:org/repo[/file]`` or ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is
-    always a path.
-    Raises `ModelNotFound` for an unknown name or one that would have to be pulled, `SourceError` if no source can
-    provide the model, and `FileFormatError` if the stored copy is damaged.
+    ``spec`` is tried in this order: a name in the catalogue, the path of a file or folder, ``hf:org/repo[/file]`` or
+    ``pypi:NAME[==VERSION]/path``, the name of an installed model, ``org/repo``. A `Path` is always a path.
+    Raises `ModelNotFound` for an unknown name, or an absent model if ``pulls`` is off; `SourceError` if no source can
+    provide the model; `FileFormatError` if the stored copy is damaged.
     """
     wanted = Wanted.PRESENT if pulls else Wanted.STORED
     return _locate(spec, Silent() if progress is None else progress, wanted)
 
 
 def pull(spec: str | Path, *, progress: DownloadProgress | None = None) -> Path:
-    """Like `resolve`, but without trust in stored files: checks hashes, asks sources for a newer version."""
+    """Like `resolve`, but does not trust stored files: checks hashes, asks sources for a newer version."""
     return _locate(spec, Silent() if progress is None else progress, Wanted.NEWEST)
 
 
@@ -104,9 +103,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, wanted: Wanted) -> Pat
     if scheme:
         return _from_source(scheme["scheme"], scheme["rest"], progress, wanted)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
-    is_path = (
-        isinstance(spec, Path) or like_a_path or os.path.lexists(text)
-    )  # it exists, but as a broken link
+    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # a broken link exists
     if is_path and (problem := unreadable(text)):
         raise SourceError(problem)
     absent = f"there is no file or folder {brief(text)}"
@@ -124,7 +121,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, wanted: Wanted) -> Pat
 
 
 def _from_store(name: str, progress: DownloadProgress, wanted: Wanted) -> Path:
-    """The path of a stored model by its folder's name; the newest fetches it from its source again."""
+    """The path of a stored model by its folder's name; NEWEST fetches the model from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
@@ -198,7 +195,7 @@ def _fetch_into(source: Source, rest: str, name: str, progress: DownloadProgress
         except SourceError as error:
             raise SourceError(f"cannot fetch {source.scheme}:{shown(rest)}: {error}") from error
         if scratch not in path.parents:
-            elsewhere.append(path)  # it stays in the source's own cache
+            elsewhere.append(path)  # the model stays in the source's own cache
         elif path.is_dir():
             target.rmdir()
             os.replace(path, target)
@@ -227,7 +224,7 @@ def _pull_into(
     wanted: Wanted,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Make a model under the lock and move it into place. A process that waited for the lock finds it there."""
+    """Make a model under the lock and move it into place. A process that waited for the lock then finds the model."""
     if wanted is Wanted.STORED:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
     folder = home() / "models" / name
@@ -258,7 +255,7 @@ def _pull_into(
 
 
 def _files(folder: Path) -> list[Path]:
-    """A model's own files: all but the manifest."""
+    """All files of a model except the manifest."""
     return sorted(path for path in folder.rglob("*") if os.path.isfile(path) and path.name != MANIFEST)
 
 
@@ -279,7 +276,7 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
 
 
 def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
-    """Check the files of a model: hash those that were modified, or all of them if ``whole``."""
+    """Check the files of a model: hash the modified files, or all files if ``whole``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
     if manifest is None:
@@ -313,7 +310,7 @@ def _locked(name: str, progress: DownloadProgress) -> Iterator[None]:
 
 
 def _path_if_complete(folder: Path, sizes: dict[str, int] | None = None) -> Path | None:
-    """The path to open if every file is there with its size: the only file, or else the folder. None otherwise."""
+    """The path to open, a single file or the folder; None unless every file is present with its size."""
     manifest = read_manifest(folder)
     if manifest is None or (sizes is not None and manifest.files != sizes):
         return None
@@ -349,7 +346,7 @@ def installed() -> list[Installed]:
 
 
 def remove(name: str) -> None:
-    """Delete a model from the store, and nothing outside it.
+    """Delete a model from the store, and nothing outside the store.
 
     ``name`` is a name that `installed` lists, an alias, or the spec that the model was pulled by. Raises
     `ModelNotFound`, and `SourceError` if the folder is a link or cannot be deleted.
@@ -363,9 +360,7 @@ def remove(name: str) -> None:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        named = os.path.isabs(
-            error.filename or ""
-        )  # inside an open folder, Python knows only a relative path
+        named = os.path.isabs(error.filename or "")  # in an open folder, Python has only a relative path
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
@@ -373,13 +368,13 @@ def remove(name: str) -> None:
 def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     """Hash the files of a stored model. ``name`` is as for `remove`.
 
-    Raises `ModelNotFound` if it is not in the store; models elsewhere, such as in the Hugging Face cache, have no
-    record.
+    Raises `ModelNotFound` if it is not in the store. Models in other places, such as the Hugging Face cache, have no
+    records.
     """
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # where no lock can be written, no model can be pulled either
+        with contextlib.suppress(OSError):  # if no lock can be written, no model can be pulled
             held.enter_context(_locked(known, progress))
         return _check_files(folder, progress, whole=True)
 

@@ -1,8 +1,8 @@
 """Checks the input of a chat template and converts it to plain values: texts, numbers, lists and mappings.
 
 Messages are converted as by ``transformers`` 5.24 (``tokenization_utils_base.py: apply_chat_template``,
-``utils/chat_template_utils.py``): objects with fields become mappings, keys of a message whose value is None are left
-out (templates would print the word None), and the model's reasoning gets each of the names that templates use.
+``utils/chat_template_utils.py``). Objects with fields become mappings. Keys of a message whose value is None are left
+out, because templates would print the word None. The model's reasoning is stored under the names that templates use.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pellucid.errors.messages import brief, reason, shown
 from pellucid.util.checks import characters
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of the model's reasoning before its answer. The first is filled from the others, ``thinking`` from any."""
+"""Keys of the model's reasoning in a message. The first key is set from the others, ``thinking`` from any of them."""
 
 LISTS = {"tools": "each a JSON schema", "documents": "each with a title and a text"}
 """Variables that are lists of mappings, with a description for error messages."""
 
 DEPTH = 100  # nesting depth of lists and mappings
-BITS = 8192  # of an integer
+BITS = 8192  # bits of the largest integer
 OTHER_THAN_TEXT = re.compile("image|video|audio|file")
-"""What the type of a part of a message's content says if it is not a text: "image_url", "input_audio"."""
+"""Matches the type of a content part that is not text, such as "image_url" or "input_audio"."""
 
 Message = dict[str, Any]
 
 
 def conversation(messages: Any) -> list[Message]:
-    """The messages in the form that templates receive.
+    """Convert the messages to the form that templates receive.
 
     Raises:
         InvalidRequest: ``messages`` is not a list, is empty, or has an item that is not a mapping or a value that is
-            not a text, number, list or mapping. The message names the place.
+            not a text, number, list or mapping. The error message names the path of the value.
     """
     made = _mappings("messages", messages, 'such as {"role": "user", "content": "Hi"}')
     if not made:
@@ -46,7 +46,7 @@ def conversation(messages: Any) -> list[Message]:
 
 
 def _refuse_other_than_text(content: Any, where: str) -> None:
-    """Refuse parts of a message that a model for text cannot read; a template would leave them out silently."""
+    """Refuse content parts other than text, such as images: a template would leave them out silently."""
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
         if isinstance(kind, str) and (found := OTHER_THAN_TEXT.search(kind)):
@@ -54,7 +54,7 @@ def _refuse_other_than_text(content: Any, where: str) -> None:
 
 
 def variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All other variables in the form that templates receive; ``tools`` and ``documents`` are None or lists.
+    """Convert all other variables to the form that templates receive; ``tools`` and ``documents`` are None or lists.
 
     Raises :class:`InvalidRequest` for values of other types.
     """
@@ -68,15 +68,15 @@ def variables(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value can be one message of a conversation."""
+    """True if a value can be a message of a conversation."""
     return isinstance(value, Mapping) or _has_fields(value)
 
 
 def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[list[Message], str]:
-    """The messages with their control tokens broken up by a mark, and the mark.
+    """Insert a mark into each control token of the messages. Return the messages and the mark.
 
-    The mark is a noncharacter that no message contains; it is inserted after the first character of every control token
-    in messages that are not the assistant's. Remove it after control tokens have been found.
+    The mark is a noncharacter that no message contains. It is inserted after the first character of the control token,
+    except in the assistant's messages. Remove it after control tokens have been found.
 
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.
@@ -101,10 +101,10 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
 
 
 def ended_by(messages: Sequence[Message]) -> tuple[list[Message], str]:
-    """The messages with a mark at the end of the last one's content, and the mark.
+    """Append a mark to the content of the last message. Return the messages and the mark.
 
     Raises:
-        InvalidRequest: that content is not a text, or as ``guard``.
+        InvalidRequest: the content of the last message is not a text, or as ``guard``.
     """
     last = messages[-1]
     if not isinstance(content := last.get("content"), str):
@@ -117,7 +117,7 @@ def up_to(end: str, text: str) -> str:
     """The text before the mark ``end``.
 
     Raises:
-        TemplateError: the mark is not in it.
+        TemplateError: the text does not contain the mark.
     """
     before, found, _ = text.rpartition(end)
     if not found:
@@ -195,7 +195,7 @@ def _plain(value: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def _has_fields(value: Any) -> bool:
-    """Whether a value is an instance of a dataclass or of a pydantic model."""
+    """True if a value is an instance of a dataclass or of a pydantic model."""
     if isinstance(value, type):
         return False
     return dataclasses.is_dataclass(value) or callable(getattr(value, "model_dump", None))

@@ -21,7 +21,7 @@ LONGEST_MESSAGE = 400  # characters
 
 
 class RenderLimits(Struct, frozen=True):
-    """Limits of one rendering: seconds, megabytes of address space (enforced on Linux), characters of the text."""
+    """Limits of one rendering: seconds, megabytes of address space (enforced on Linux), characters of output."""
 
     seconds: float = 5.0
     megabytes: int = 512
@@ -36,7 +36,7 @@ def render(source: str | None, variables: Mapping[str, Any], limits: RenderLimit
 
     Raises:
         TemplateError: the template is missing, cannot be parsed, fails, calls ``raise_exception`` or exceeds a limit,
-            or no process can be started for it. The message is one line, with the template's line number if known.
+            or no worker process can be started. The message is one line, with the template's line number if known.
         InvalidRequest: the variables are too long.
     """
     if source is None:

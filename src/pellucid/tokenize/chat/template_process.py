@@ -1,12 +1,12 @@
-"""Manages the worker processes that render chat templates, and kills those that exceed a limit.
+"""Manages the worker processes that render chat templates, and kills workers that exceed a limit.
 
 A template is an untrusted program. A single call in it can use unlimited time and memory, and no check inside the same
-process can stop it. So it runs in a worker, a separate Python process (``template_worker.py``) with a memory limit,
-which is killed when its time is up. A worker is started when it is first needed, or earlier by ``start_ahead``, and
-kept for the next rendering. Threads that render at the same time use one worker each, up to ``WORKERS``.
+process can stop it. So it runs in a worker: a separate Python process (``template_worker.py``) with a memory limit,
+which is killed at its timeout. A worker is started when it is first needed, or earlier by ``start_ahead``, and kept for
+the next rendering. Threads that render at the same time use one worker each, up to ``WORKERS``.
 
-Workers run in their own session, so that Ctrl-C reaches only the process that waits for them, which kills the worker.
-They exit when their input ends, and so do not outlive this process by more than one rendering.
+Workers run in their own session. So Ctrl-C reaches only the process that waits for a worker, and this process kills the
+worker. Workers exit when their input ends, so they outlive this process by at most one rendering.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pellucid.errors import TemplateError
 from pellucid.errors.messages import reason, shown
 
 WORKERS = 4
-"""Concurrent renderings over all threads; others wait. A hostile template occupies one worker."""
+"""Maximum concurrent renderings over all threads; further renderings wait. A hostile template occupies one worker."""
 
-STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; usually it takes less than 0.1
-GRACE_SECONDS = 0.1  # a worker that exceeds its time may stop itself and report the template's line
-PORTION = 1 << 20  # bytes of pipe capacity, if the system allows it; with less, both sides wait in turns
-MAX_BYTES = 100_000_000  # of a reply
+STARTUP_SECONDS = 60.0  # for a busy machine with a cold disk; a start usually takes less than 0.1
+GRACE_SECONDS = 0.1  # time for a worker to stop itself at the timeout and report the template's line
+PORTION = 1 << 20  # pipe capacity in bytes, if the system allows it; with less, both sides wait in turns
+MAX_BYTES = 100_000_000  # maximum size of a reply
 KEPT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables that a worker inherits: the time zone, for ``strftime_now``, and Python's library path."""
 
@@ -54,12 +54,12 @@ def ask(request: bytes, seconds: float) -> Reply:
 
 
 def start_ahead() -> None:
-    """Start a worker if there is none, without waiting for it. Raises :class:`TemplateError` if that fails."""
+    """Start a worker if there is none; do not wait for it. Raises :class:`TemplateError` if the start fails."""
     _workers.start_ahead()
 
 
 def encoded(request: Mapping[str, Any]) -> bytes:
-    """A request in the form that a worker reads."""
+    """Encode a request in the form that a worker reads."""
     return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
@@ -68,7 +68,7 @@ class _WorkerEnded(Exception):
 
 
 class _TimedOut(Exception):
-    """The time is up."""
+    """The worker did not answer before the deadline."""
 
 
 class _Worker:
@@ -100,7 +100,7 @@ class _Worker:
         os.set_blocking(self._replies.fileno(), False)
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """The reply to a request. If the reply has "last" set, the caller must close the worker."""
+        """Return the reply to a request. If "last" is set in the reply, the caller must close the worker."""
         if not self._is_ready:
             self._await_ready()
         deadline = time.monotonic() + seconds + GRACE_SECONDS
@@ -162,7 +162,7 @@ class _Worker:
             raise _TimedOut
 
     def _exit_reason(self, seconds: float) -> str:
-        """The reason why the process has ended."""
+        """Return the reason for the end of the process."""
         try:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
@@ -185,8 +185,8 @@ class _Worker:
         self.process.wait()
 
     def abandon(self) -> None:
-        """Drop the parent's worker after a fork: while these pipes are open, it would not see its parent end."""
-        self.process.returncode = 0  # it is not a child of this process: there is nothing to wait for
+        """Drop the parent's worker after a fork: it cannot notice the parent's end while the child has its pipes."""
+        self.process.returncode = 0  # the worker is not a child of this process: there is nothing to wait for
         self._requests.close()
         self._replies.close()
 
@@ -226,7 +226,7 @@ class _Workers:
             self._idle.clear()
 
     def forget(self) -> None:
-        """In the child after a fork: drop all workers, which belong to the parent."""
+        """Drop all workers in the child after a fork, because they belong to the parent."""
         for worker in self._all:
             worker.abandon()
         self._reset()
@@ -258,7 +258,7 @@ class _Workers:
 
 
 def _command() -> list[str]:
-    """The command that starts a worker, with only the part of this Python's import path that Jinja needs."""
+    """The command that starts a worker. Its import path has only the folders that Jinja needs."""
     if not hasattr(select, "poll"):
         raise TemplateError(f"chat templates cannot be rendered on {sys.platform}: only Linux and macOS can")
     if not sys.executable or getattr(sys, "frozen", False):
@@ -277,7 +277,7 @@ def _command() -> list[str]:
 
 
 def _start_error(why: str, executable: str | None = None) -> TemplateError:
-    """The error for a worker that does not start; ``executable`` if that is the cause."""
+    """The error for a worker that does not start; ``executable`` is given if it is the cause."""
     if executable is None:
         return TemplateError(f"the Python that renders chat templates cannot be started: {why}")
     return TemplateError(

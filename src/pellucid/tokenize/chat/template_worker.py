@@ -1,17 +1,17 @@
 """The program of the worker process that renders chat templates. ``template_process.py`` starts and kills it.
 
-It reads requests from standard input and writes one reply to each to standard output. Both are frames: four bytes of
-length, big-endian, then JSON in UTF-8 (lone surrogates pass).
+The worker reads requests from standard input and writes one reply per request to standard output. Requests and replies
+are frames: four bytes of length, big-endian, then JSON in UTF-8 (unpaired surrogates are allowed).
 
     request   {"source": str, "variables": {str: ...}, "seconds": float, "megabytes": int, "characters": int}
-    reply     {"text": str} or {"error": str, "line": int | None}, and "last": whether the worker ends after it
+    reply     {"text": str} or {"error": str, "line": int | None}, and "last": bool, True if the worker exits next
 
-The first frame it writes is {"ready": True}, or {"error": str} if Jinja cannot be imported. It exits at the end of its
+The first frame is {"ready": True}, or {"error": str} if Jinja cannot be imported. The worker exits at the end of its
 input. It imports nothing of Pellucid, so that it starts fast and uses little memory.
 
-A template runs in Jinja's immutable sandbox, in the environment that ``transformers`` 5.24 gives it
+A template runs in Jinja's immutable sandbox, in the environment that ``transformers`` 5.24 provides
 (``utils/chat_template_utils.py``): ``raise_exception``, ``strftime_now``, ``tojson``, loop controls, and the
-``{% generation %}`` tag, which marks what an assistant said and prints its contents.
+``{% generation %}`` tag, which marks the assistant's text and prints its contents.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 NAME = "<chat template>"
 LONGEST_ERROR = 1000  # characters
-# A worker with more address space ends, so that the next rendering has most of its limit.
+# A worker with more address space exits, so that the next rendering can use most of its limit.
 RETIRED_MEGABYTES = 128
 
 
 class OutOfTime(BaseException):
-    """The timer expired. It is not an ``Exception``, because Jinja would catch that."""
+    """The timer expired. It is not an ``Exception``, because Jinja would catch it."""
 
 
 class TooLong(Exception):
@@ -108,8 +108,8 @@ def answer(frame: bytes) -> dict[str, Any]:
 
 
 def render(source: str, variables: Mapping[str, Any], characters: int) -> str:
-    """Render a template. Raises the template's errors, and :class:`TooLong`."""
-    random.seed(0)  # the same request gives the same text, even with the filter ``random``
+    """Render a template. Raises the template's errors and :class:`TooLong`."""
+    random.seed(0)  # equal requests give equal text, even with the filter ``random``
     chunks, length = list[str](), 0
     for chunk in compiled(source).generate(variables):
         chunks.append(chunk)
@@ -129,7 +129,7 @@ def compiled(source: str) -> Template:
 
 @cache
 def environment() -> Environment:
-    """The sandbox in which templates run, with the functions that they can call."""
+    """The sandbox for templates, with the functions that templates can call."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateRuntimeError
     from jinja2.ext import Extension
@@ -217,8 +217,8 @@ def _ring(*_: Any) -> NoReturn:
 def _limit(seconds: float, megabytes: int) -> None:
     """Limit time and memory of the next rendering.
 
-    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C;
-    then the parent kills the worker. If the parent has ended by then, the limit of processor time ends the worker.
+    The timer interrupts Python code, and the traceback has the template's line. It does not interrupt a long call in C:
+    then the parent kills the worker. If the parent has ended, the limit on processor time ends the worker.
     """
     if sys.platform == "linux":  # macOS has this limit but does not enforce it
         _set_limit(resource.RLIMIT_AS, megabytes << 20)
@@ -236,7 +236,7 @@ def _set_limit(kind: int, value: int) -> None:
 
 
 def _is_large() -> bool:
-    """Whether the process has so much address space that the next rendering would have too little."""
+    """True if the process uses too much address space for the next rendering."""
     if sys.platform != "linux":
         return False
     with open("/proc/self/statm") as file:
@@ -255,7 +255,7 @@ def _description(error: Exception) -> str:
 
 def _failed(error: BaseException, what: str, last: bool) -> dict[str, Any]:
     """An error reply, with the template's line if it is known."""
-    # Jinja's errors have a line number; that of a SyntaxError is not the template's.
+    # Jinja's errors have the template's line number; a SyntaxError has another line number.
     line = None if isinstance(error, SyntaxError) else getattr(error, "lineno", None)
     at = error.__traceback__
     while at is not None:

@@ -1,7 +1,7 @@
 """Tables of a Unicode normalization form, for compiled code (``kernels/text/normalize.py``).
 
-In: the name of a form. Out: the decomposition of every character, and the pairs that compose. The data are Python's,
-limited to the characters of Unicode 9 (``normalize.Normalize``).
+In: the name of a form. Out: the decomposition of every character, and the pairs that compose. The data come from
+Python's ``unicodedata``, limited to the characters of Unicode 9 (``normalize.Normalize``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pellucid.tokenize.unicode import CODES, letters, members
 
 
 class FormTable(Struct, frozen=True, eq=False):
-    """The fields of ``text_normalize.NormalizeRecord``; ``growth``: the most bytes that one byte may become."""
+    """The fields of ``text_normalize.NormalizeRecord``; ``growth`` is the maximum number of output bytes per byte."""
 
     properties: NDArray[np.uint16]
     places: NDArray[np.int32]

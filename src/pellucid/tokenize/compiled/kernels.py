@@ -1,4 +1,4 @@
-"""Which kernels the compiled form of a tokenizer may call."""
+"""The kernels that the compiled form of a tokenizer may call."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ STAGES = (
 
 
 def kernels(model: KernelKey) -> list[KernelKey]:
-    """Those of the stages and tables, and the ``model``'s."""
+    """The ``model``'s kernel, and the kernels of all stages and tables."""
     return [model, *STAGES]

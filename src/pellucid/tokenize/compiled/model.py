@@ -19,9 +19,9 @@ from pellucid.tokenize.compiled.stages import CompiledStage, Separating
 class CompiledModel(Struct, frozen=True):
     """A kernel that turns pre-tokens into ids.
 
-    ``scratch`` gives the bytes of scratch memory for a longest pre-token of n bytes; ``lengths`` (V,) the bytes of text
-    that each id covers, -1 if they depend on more than the id; ``known`` the fields of ``record`` that are the same in
-    every call; ``stages`` run between the pre-tokenizer and the model.
+    ``scratch(n)`` is the number of bytes of scratch memory if the longest pre-token has n bytes. ``lengths`` (V,) has
+    the number of bytes of text that each id covers, -1 if it depends on more than the id. ``known`` has the fields of
+    ``record`` that are the same in every call. ``stages`` run between the pre-tokenizer and the model.
     """
 
     kernel: KernelKey

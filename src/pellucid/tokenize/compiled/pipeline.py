@@ -1,10 +1,10 @@
 """Encoding by compiled code: texts to ids through all stages of a tokenizer, without the GIL.
 
-In: texts. Out: their ids, the same as those of the Python stages in ``stages/`` and ``kinds/``, but faster. A stage is
-a kernel with the fields of its record; it turns spans of texts (``pieces``) into other spans. Many texts are
-concatenated and go through a stage together.
+In: texts. Out: their ids, equal to the ids from the Python stages in ``stages/`` and ``kinds/``, but faster. A stage is
+a kernel with the fields of its record. It turns spans of texts (``pieces``) into other spans. Many texts are
+concatenated and pass through a stage together.
 
-A call changes only its room: its buffers, and its caches of the ids of pre-tokens.
+A call changes only its room (``texts.py``): buffers, and caches of the ids of pre-tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Placed(Struct, frozen=True):
-    """Ids (T,) and their spans of bytes ``pieces`` (n, 2); the ids of span i begin at ``firsts[i]``, (n + 1,)."""
+    """Ids (T,) and spans of bytes ``pieces`` (n, 2). The ids of span i begin at ``firsts[i]``, (n + 1,)."""
 
     ids: NDArray[np.int32]
     pieces: NDArray[np.int32]
@@ -37,8 +37,8 @@ class Placed(Struct, frozen=True):
 class Pipeline:
     """The compiled stages of a tokenizer and its model.
 
-    ``early`` has the stages before the pre-tokenizer by ``parse_special``; None if Python must run them. ``late`` are
-    the stages of the pre-tokenizer.
+    ``early`` maps ``parse_special`` to the stages before the pre-tokenizer, or to None if Python must run them.
+    ``late`` are the stages of the pre-tokenizer.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Pipeline:
         self._rooms = Rooms()
 
     def has_early(self, parse_special: bool) -> bool:
-        """Whether compiled code can run what precedes the pre-tokenizer: added tokens and the normalizer."""
+        """True if compiled code can run the stages before the pre-tokenizer: added tokens and the normalizer."""
         return self._early[parse_special] is not None
 
     def ids(self, texts: Sequence[bytes], parse_special: bool) -> list[NDArray[np.int32]] | None:
-        """The ids of each text, or None if Python must normalize one of them."""
+        """The ids of each text, or None if Python must normalize a text."""
         early = self._early[parse_special]
         if not texts:
             return []
@@ -66,9 +66,9 @@ class Pipeline:
     def ids_of_pieces(
         self, texts: Sequence[bytes], pieces: Sequence[tuple[int, int]]
     ) -> list[NDArray[np.int32]] | None:
-        """The ids of texts that are already normalized and cut at added tokens, or None if a stage gave up on one.
+        """The ids of texts that are already normalized and cut at added tokens, or None if a stage gave up.
 
-        ``pieces`` are spans of bytes; the end of an added token is -1 - id.
+        ``pieces`` are spans of bytes; an added token has -1 - id as its end.
         """
         if not pieces:
             return [np.zeros(0, np.int32) for _ in texts]
@@ -77,7 +77,7 @@ class Pipeline:
     def placed(
         self, text: bytes, pieces: Sequence[tuple[int, int]], late: Sequence[CompiledStage]
     ) -> Placed | None:
-        """The ids of such a text, which has at least one span, with their spans; ``late`` are the stages to run."""
+        """``ids_of_pieces`` for one text with at least one span, with the spans; runs the stages ``late``."""
         return self._run_stages([text], pieces, (*late, *self._model_stages), self._place)
 
     def _run_stages(
@@ -87,7 +87,10 @@ class Pipeline:
         stages: Iterable[CompiledStage],
         finish: Callable[[Texts], T],
     ) -> T | None:
-        """The result of ``finish`` for texts after the stages; None if a stage gave up or several are too long."""
+        """Run stages on texts and return the result of ``finish``.
+
+        None if a stage gave up, or if several texts are too long together.
+        """
         if len(data) > 1 and sum(map(len, data)) > MAX_BYTES:
             return None
         room = self._rooms.take()
@@ -100,7 +103,7 @@ class Pipeline:
         return found
 
     def _run(self, texts: Texts, firsts: int = 0) -> tuple[NDArray[np.int32], list[int]]:
-        """The ids of all texts, in a buffer of the room, and the end of the ids of each text."""
+        """The ids of all texts, in a buffer of the room, and the end of each text's ids."""
         room, spans = texts.room, texts.spans()
         longest = int(((spans[:, 1] & ~text_pieces.PART) - spans[:, 0]).max(initial=0))
         size = texts.length + texts.count + text_pieces.FIRST_IDS

@@ -1,8 +1,8 @@
 """A normalizer as tables: the replacement of each character, for compiled code (``kernels/text/rewrite.py``).
 
-In: a normalizer. Out: a sequence of :class:`RewriteTable` with the same effect, or None if the replacement of a
-character depends on more than a table can express. If it does so only next to certain characters, these are marked, and
-a text that contains them there is normalized in Python.
+In: a normalizer. Out: a sequence of :class:`RewriteTable` with the same effect, or None if the replacements depend on
+more than a table can express. If only a few characters have a replacement that a table cannot express, the table marks
+them as STRANGE, and Python normalizes texts that contain them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from pellucid.tokenize.stages.precompiled_charsmap import Precompiled, SentenceP
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
 BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
-LONGEST = 255  # bytes of a target; its length is stored in one byte
+LONGEST = 255  # maximum bytes of a target, because its length is stored in one byte
 
 
 class Rules(Struct, frozen=True):
     """Rules that replace several characters.
 
-    ``which`` rule applies: the "longest", or the one for grapheme "clusters"; ``replaced`` the characters of each rule;
-    ``places`` the indices of the targets in ``written``; ``flags`` (0x110000,) of all characters.
+    ``which`` selects the rule: "longest" for the longest match, "clusters" for the rule of a whole grapheme cluster.
+    ``replaced`` has the characters of each rule, ``places`` the index of each target in ``written``, and ``flags``
+    (0x110000,) the flags of all characters.
     """
 
     which: str
@@ -52,7 +53,7 @@ class Rules(Struct, frozen=True):
 
 
 class RewriteTable(Struct, frozen=True):
-    """The fields of ``text_rewrite.RewriteRecord``; ``growth``: the most bytes that one byte may become."""
+    """The fields of ``text_rewrite.RewriteRecord``; ``growth`` is the maximum number of output bytes per byte."""
 
     targets: NDArray[np.int32]
     written: NDArray[np.uint8]
@@ -67,7 +68,7 @@ class RewriteTable(Struct, frozen=True):
 
 
 class _Step(Struct, frozen=True):
-    """A map before it becomes a table: characters → replacements, None for STRANGE; and the settings."""
+    """A step before it becomes a table: a map from characters to replacements (None: STRANGE), and settings."""
 
     changes: dict[int, str | None] = field(default_factory=dict)
     rules: str = ""  # "longest" or "clusters"
@@ -80,15 +81,15 @@ class _Step(Struct, frozen=True):
 
     @property
     def plain(self) -> bool:
-        """Whether the step only replaces single characters."""
+        """True if the step only replaces single characters."""
         return replace(self, changes={}) == _Step()
 
 
 def rewrite_tables(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTable | Form] | None:
-    """The tables of normalizers, each given with whether it applies to the start of a text only; None if one has none.
+    """The tables of normalizers, or None if a normalizer has no tables.
 
-    A normalization form is returned as it is, because its replacements depend on neighbouring characters
-    (``compiled/form_tables.py``).
+    ``stages`` has each normalizer with a bool: True if it applies only to the start of a text. A normalization form is
+    returned unchanged, because its replacements depend on neighbouring characters (``compiled/form_tables.py``).
     """
     steps: list[_Step | Form] = []
     for stage, only_first in stages:
@@ -110,7 +111,7 @@ def _append(steps: list[_Step | Form], step: _Step | Form) -> None:
     if before is not None and step.plain and not settled:
         steps[-1] = replace(before, changes=_composition(before.changes, step.changes))
     elif before is not None and before.plain and not step.rules:
-        # A plain map before a map with settings can be merged into it.
+        # A plain map is merged into the next map.
         steps[-1] = replace(step, changes=_composition(before.changes, step.changes))
     elif (
         before is not None
@@ -129,7 +130,7 @@ def _composition(first: dict[int, str | None], then: dict[int, str | None]) -> d
 
     def of(text: str | None) -> str | None:
         if text is None or len(text) > LONGEST:
-            return None  # STRANGE: Python normalizes it, within limits
+            return None  # STRANGE: Python normalizes the text, within limits
         parts = [then.get(ord(letter), letter) for letter in text]
         return None if None in parts else "".join(part or "" for part in parts)
 
@@ -160,7 +161,7 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
 
 
 def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
-    """The characters that a normalizer changes, if their replacements depend on nothing else."""
+    """The characters that a normalizer changes, if each replacement depends on the character alone; else None."""
     small = singles(small_letters())
     bert = ("text.normalized", "bert.dropped", "bert.marks", "White_Space")
     return {
@@ -172,10 +173,10 @@ def _changed_sets(stage: Normalizer) -> list[Ranges] | None:
 
 
 def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]:
-    """The replacement of each of these characters on its own.
+    """The replacement of each character in ``sets``, normalized by itself.
 
-    A mark that BERT's clean-up keeps is STRANGE, because it would be reordered with marks before it. All characters are
-    normalized in one call, separated by a character that does not change.
+    A mark that BERT's clean-up keeps is STRANGE, because normalization reorders it with the marks before it. One call
+    normalizes all characters, separated by a character that does not change.
     """
     changed = letters(union(sets)).replace(BETWEEN, "")
     targets = stage(BETWEEN.join(changed)).split(BETWEEN) if changed else []
@@ -189,7 +190,7 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
 
 def _precompiled(stage: Precompiled) -> _Step:
     changes, longer = _split_rules(stage.map.rules)
-    # These form a cluster with the characters after them, which only Python handles.
+    # These characters form a cluster with the characters after them. Only Python handles these clusters.
     changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
     jamo = letters(union(members(f"GCB={kind}") or () for kind in ("L", "V", "T", "LV", "LVT")))
     changes |= dict.fromkeys(code for code in map(ord, jamo) if code in changes)
@@ -197,7 +198,7 @@ def _precompiled(stage: Precompiled) -> _Step:
 
 
 def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[str, str]]:
-    """The rules that replace one character, and those that replace several."""
+    """The rules that replace one character, and the rules that replace several."""
     single: dict[int, str | None] = {ord(key): new for key, new in rules.items() if len(key) == 1}
     return single, {key: new for key, new in rules.items() if len(key) > 1}
 
@@ -208,12 +209,12 @@ def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
         return None
     changes, longer = _split_rules(rules)
     if stage.remove_extra and stage.escape:
-        # A ``▁`` in a text acts like a space at the end, and only there.
+        # ``▁`` acts like a space at the end of a text, and only there.
         changes.setdefault(ord(SPACE), None)
         if any(SPACE in new for new in rules.values()):
             return None
     if stage.dummy_prefix and not stage.remove_extra and "" in rules.values():
-        return None  # the prefix is inserted even if nothing of the text is left
+        return None  # the prefix is inserted even if the rules leave the text empty
     first = _Step(changes, "longest", longer, collapse=stage.remove_extra, trim=stage.remove_extra)
     space = SPACE if stage.escape else " "
     when = ALWAYS if stage.dummy_prefix else NEVER
@@ -270,6 +271,6 @@ def _table(step: _Step) -> RewriteTable:
 
 
 def _plain(step: _Step) -> bool:
-    """Whether the step leaves texts of "!" to "~" unchanged."""
+    """True if the step leaves texts of "!" to "~" unchanged."""
     longer = any(key[:2].isascii() for key in step.longer)
     return not longer and not any(0x20 < code < 0x7F for code in step.changes)

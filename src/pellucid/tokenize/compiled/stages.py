@@ -1,7 +1,7 @@
-"""The stages of a tokenizer as compiled code: each turns spans of texts into other spans, or changes the texts.
+"""The stages of a tokenizer as compiled code: each stage cuts spans of texts into smaller spans, or changes the texts.
 
-They give the same results as ``stages/added.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``, which run in
-Python. A stage is a kernel with the fields of its record.
+The results equal the results of ``stages/added.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``, which run
+in Python. A stage is a kernel with the fields of its record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CompiledStage(Protocol):
 
 
 class Cut:
-    """Cuts spans into smaller ones with ``_kernel``; the text stays the same."""
+    """Cuts spans into smaller spans with ``_kernel``; the text stays the same."""
 
     _kernel: Call
 
@@ -60,11 +60,11 @@ class Cut:
 
 
 STEPS, STEPS_A_BYTE = 1_000_000, 256
-"""The steps that a pattern may take: many times the number for reading a text a few times."""
+"""Maximum steps of a pattern, per call and per byte of text: far more than it takes to read a text a few times."""
 
 
 class Cutting(Cut):
-    """Cuts spans where a pattern matches. Raises :class:`InvalidRequest` if that takes too many steps."""
+    """Cuts spans where a pattern matches. Raises :class:`InvalidRequest` if the pattern takes too many steps."""
 
     def __init__(self, pattern: str, automaton: Automaton, behavior: str, inverted: bool) -> None:
         self._pattern = pattern
@@ -103,7 +103,7 @@ class Adding(Cut):
 
 
 class Separating(Cut):
-    """Cuts spans between characters that are adjacent in no piece; ``marked``: the parts are marked as such."""
+    """Cuts spans between characters that are adjacent in no piece; ``marked`` sets the flag PART on each part."""
 
     def __init__(self, neighbours: tables.NeighbourTable, marked: bool) -> None:
         pairs = neighbours.pairs
@@ -119,14 +119,14 @@ class Separating(Cut):
         )
 
 
-GROWTH = 4  # bytes per byte in one stage; beyond that Python runs the stage and counts characters
+GROWTH = 4  # output bytes per byte of one stage; with more, Python runs the stage and counts characters
 
 
 class Changing:
     """Changes texts with ``_kernel``.
 
-    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_ahead`` more. The stage gives up on a span
-    that grows so much that it may exceed the limit of ``aligned.check_growth``.
+    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_ahead`` more. The stage gives up if a span
+    may exceed the limit of ``aligned.check_growth``.
     """
 
     _kernel: Call

@@ -1,7 +1,7 @@
-"""Lookup tables of vocabularies for compiled code: hash tables and trees of pieces, tables of pairs, neighbours.
+"""Lookup tables of vocabularies for compiled code: hash tables and tries of pieces, merges, neighbouring characters.
 
 In: pieces, merges. Out: arrays for the kernels in ``kernels/text/words.py``, ``text/merge.py`` and ``text/apart.py``.
-Compiled code also fills them, because a vocabulary has up to a quarter of a million pieces.
+Compiled code also fills the tables, because a vocabulary has up to a quarter of a million pieces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pellucid.tokenize.stages.decode import byte_alphabet
 
 
 def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
-    """An empty hash table for ``count`` entries, at least a third of it spare: (size, width), and size - 1."""
+    """An empty hash table (size, width) for ``count`` entries, at most two thirds full, and its mask, size - 1."""
     size = max(16, 1 << (3 * count // 2).bit_length())
     table = Arena().take(8 * size * width).view(np.int64).reshape(size, width)
     table[:] = text_words.EMPTY
@@ -34,7 +34,7 @@ def slots(count: int, width: int) -> tuple[NDArray[np.int64], int]:
 class SpelledPieces(Struct, frozen=True):
     """The bytes of V pieces: ``text`` has all bytes, ``places`` (V + 1,) the start of each piece.
 
-    A piece of no bytes occurs in no text.
+    A piece without bytes matches no text.
     """
 
     text: NDArray[np.uint8]
@@ -48,7 +48,7 @@ class SpelledPieces(Struct, frozen=True):
 
     @classmethod
     def by_id(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
-        """From pieces with their ids; ids without a piece have no bytes."""
+        """Build from the id of each piece; ids without a piece have no bytes."""
         pieces = [b""] * size
         for piece, index in ids.items():
             pieces[index] = piece.encode()
@@ -56,7 +56,7 @@ class SpelledPieces(Struct, frozen=True):
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """The number of bytes of each piece, (V,); -1 if it has none."""
+        """The number of bytes of each piece, (V,); -1 for a piece without bytes."""
         lengths = np.diff(self.places)
         return np.where(lengths > 0, lengths, -1).astype(np.int32)
 
@@ -66,7 +66,7 @@ class SpelledPieces(Struct, frozen=True):
 
     @classmethod
     def in_alphabet(cls, ids: Mapping[str, int], size: int) -> SpelledPieces:
-        """From pieces that are spelled in the byte alphabet."""
+        """Build from pieces spelled in the byte alphabet."""
         strange = 0xFFFF
         table = dict.fromkeys(range(0x180), strange) | {
             ord(char): byte for char, byte in byte_alphabet().items()
@@ -80,7 +80,7 @@ class SpelledPieces(Struct, frozen=True):
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kept = np.ones(len(codes), bool)
         for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
-            # The piece is not spelled in the alphabet, so no text has it.
+            # A piece with other characters matches no text.
             kept[ends[index] - lengths[index] : ends[index]] = False
             lengths[index] = 0
         places = np.append([0], np.cumsum(lengths)).astype(np.int32)
@@ -88,7 +88,7 @@ class SpelledPieces(Struct, frozen=True):
 
 
 class WordTable:
-    """A hash table of pieces by their bytes, to look up a whole piece."""
+    """A hash table that finds a piece by all its bytes."""
 
     def __init__(self, pieces: SpelledPieces) -> None:
         count = len(pieces.places) - 1
@@ -99,7 +99,7 @@ class WordTable:
 
 
 def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """All pairs of pieces whose concatenation is a piece: left ids, right ids and ids of the results, (n,) each."""
+    """All pairs of pieces whose concatenation is a piece: left ids, right ids, ids of the concatenations, (n,) each."""
     pieces, room = words.pieces, int(words.pieces.places[-1]) + 1
     columns = [np.empty(room, np.int32) for _ in range(3)]
     made = np.zeros(1, np.int64)
@@ -119,7 +119,7 @@ def splits(words: WordTable) -> tuple[NDArray[np.int32], NDArray[np.int32], NDAr
 
 
 class PieceTree:
-    """The pieces as a tree of their bytes, a double array. Raises :class:`InvalidRequest` if it has too many nodes.
+    """A trie of the bytes of pieces, as a double array. Raises :class:`InvalidRequest` if it has too many nodes.
 
     ``text_words.walking`` reads its ``slots`` (n,) int64 and ``ids`` (n,) int32.
     """
@@ -164,7 +164,7 @@ class PieceTree:
 
     @classmethod
     def of(cls, pieces: Sequence[bytes]) -> PieceTree:
-        """From pieces in the order of their ids; pieces without bytes are left out."""
+        """Build from pieces in the order of their ids; pieces without bytes are left out."""
         return cls(SpelledPieces.of(pieces))
 
 
@@ -191,13 +191,13 @@ class PairTable:
         )()
 
     def of_bytes(self, byte_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """The value of each pair of bytes, (256, 256); ``byte_ids`` (256,) has their ids, below 0 for none."""
+        """The value of each pair of bytes, (256, 256); ``byte_ids`` (256,) has each byte's id, negative for none."""
         lefts, rights, merged, ranks = self._columns
         table = np.full((256, 256), text_merge.NEVER, np.int64)
         of = {int(index): byte for byte, index in enumerate(byte_ids) if index >= 0}
         known = np.array(sorted(of), np.int32)
         rows = np.flatnonzero(np.isin(lefts, known) & np.isin(rights, known))
-        for row in rows[::-1].tolist():  # reversed, so that the first of two entries for a pair counts
+        for row in rows[::-1].tolist():  # reversed, so that the first of two entries for a pair wins
             value = text_merge.NEVER if merged[row] < 0 else int(ranks[row]) << 32 | int(merged[row])
             table[of[int(lefts[row])], of[int(rights[row])]] = value
         return table
@@ -206,9 +206,9 @@ class PairTable:
 class NeighbourTable(Struct, frozen=True):
     """The characters that are adjacent in pieces of a vocabulary.
 
-    ``pairs`` (n,) int64 are left << 21 | right; ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
-    whatever the pairs (``text/apart.py``); ``everywhere``: all pairs are known, not only those of characters of three
-    bytes or more.
+    ``pairs`` (n,) int64 are left << 21 | right. ``flags`` (0x110000,) uint8 forbid cuts after and before characters,
+    regardless of the pairs (``text/apart.py``). ``everywhere`` is True if all pairs are known, False if only the pairs
+    of characters of three or more bytes are known.
     """
 
     pairs: NDArray[np.int64]
@@ -218,8 +218,8 @@ class NeighbourTable(Struct, frozen=True):
     def most_common(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """A dense table for the characters with the most neighbours.
 
-        Returns the row of each character, (0x110000,) uint8, NONE for the others; and whether the characters of two
-        rows stay together, (256, 256) uint8.
+        Returns the row of each character, (0x110000,) uint8, NONE for the other characters; and a table of rows,
+        (256, 256) uint8, 1 if their characters stay together.
         """
         lefts, rights = self.pairs >> 21, self.pairs & 0x1FFFFF
         codes, counts = np.unique(np.concatenate([lefts, rights]), return_counts=True)
@@ -234,7 +234,7 @@ class NeighbourTable(Struct, frozen=True):
 
     @classmethod
     def of_text(cls, pieces: Iterable[str], together: NDArray[np.bool_]) -> NeighbourTable:
-        """From pieces of whole characters; no cut is made next to characters in ``together`` (0x110000,)."""
+        """Build from pieces of whole characters; no cut is made next to characters in ``together`` (0x110000,)."""
         listed = list(pieces)
         codes = np.frombuffer("".join(listed).encode("utf-32-le"), np.uint32).astype(np.int64)
         lefts, rights, inside = codes[:-1], codes[1:], np.ones(max(len(codes) - 1, 0), bool)
@@ -245,11 +245,11 @@ class NeighbourTable(Struct, frozen=True):
 
     @classmethod
     def of_bytes(cls, pieces: SpelledPieces, lost: Iterable[int]) -> NeighbourTable:
-        """From pieces of bytes.
+        """Build from pieces of bytes.
 
-        A piece may begin or end within a character, whose neighbour is then unknown: no cut is made after, or before,
-        any character that this part may belong to. Nor is a cut made next to characters with ``lost`` bytes, which are
-        dropped.
+        A piece may begin or end inside a character. Then one character of a pair is known only in part, and no cut is
+        made on this side of the other character. If both are known only in part, no cut is made on this side of any
+        character that has the longer part. No cut is made next to characters with ``lost`` bytes, which are dropped.
         """
         text, places = pieces.text, pieces.places
         leads = np.flatnonzero(text[: places[-1]] >= 0xE0)
@@ -296,7 +296,7 @@ def _with_prefix(part: bytes) -> slice:
 
 
 def _with_suffix(part: bytes) -> slice:
-    """The characters whose UTF-8 ends with ``part``, or the one character that it is."""
+    """The characters whose UTF-8 ends with ``part``, or the single character that ``part`` encodes."""
     known = _character(part)
     if known is not None:
         return slice(known, known + 1)

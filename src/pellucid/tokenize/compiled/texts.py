@@ -1,7 +1,8 @@
-"""The texts that compiled stages work on, and their rooms: buffers, and caches of the ids of pre-tokens.
+"""The texts that compiled stages read and write, and rooms: the memory for one call at a time.
 
-A thread borrows a room for a call. A tokenizer keeps at most one room for each core, and frees a room that nobody has
-used for a while. The caches of a room grow with the text that it encodes within a second: a server's stay small.
+A room has buffers, and caches of the ids of pre-tokens. A thread borrows a room for a call. A tokenizer keeps at most
+one room per core, and frees rooms that have been idle for a while. The caches of a room grow with the text that it
+encodes within one second, so the caches of a server stay small.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.text import pieces as text_pieces
 from pellucid.runtime.memory import address, aligned
 
-ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # of a room's cache of short pre-tokens, as it grows: up to 32 MB
-LONG_PART = 32  # short entries for each entry of the cache of longer pre-tokens: up to 4 MB
-BYTES_EACH = 16  # of text for each entry within a second, before the cache grows
-MAX_BYTES = 1 << 28  # of the texts in a call; positions are 31 bits, also after the texts have grown
+ENTRIES = (1 << 12, 1 << 15, 1 << 19)  # sizes of the cache of short pre-tokens as it grows: up to 32 MB
+LONG_PART = 32  # entries for short pre-tokens per entry for longer pre-tokens: up to 4 MB
+BYTES_EACH = 16  # the cache grows after this many bytes of text per entry within a second
+MAX_BYTES = 1 << 28  # maximum of all texts of a call; positions have 31 bits, also after texts have grown
 ROOM_BYTES = 1 << 22  # a room keeps its buffers between calls up to this many bytes of text
-UNUSED = 10.0  # seconds until a room without use is freed, if the tokenizer has another room
+UNUSED = 10.0  # seconds until an idle room is freed, if the tokenizer has another room
 
 
 class Room:
-    """Texts, their spans and their ends, each twice, as a stage reads one and writes one; and two caches.
+    """Two buffers each for texts, spans and ends of texts (a stage reads one and writes the other), and two caches.
 
     ``memory`` caches the ids of short pre-tokens, ``long_memory`` the ids of longer pre-tokens
     (``kernels/text/pieces.py``).
@@ -62,7 +63,7 @@ class Room:
             self._empty_caches()
 
     def array(self, name: str, side: int, size: int, kind: Any) -> tuple[NDArray[Any], int]:
-        """An array of at least ``size`` numbers, which keeps its contents between calls, and its address."""
+        """An array of at least ``size`` numbers and its address. The array keeps its contents between calls."""
         found = self._arrays.get((name, side))
         if found is None or len(found[0]) < size:
             array = np.empty(max(size, 4096) * 5 // 4, kind)
@@ -82,19 +83,19 @@ class Rooms:
         self._free: deque[Room] = deque()
 
     def take(self) -> Room:
-        """The room that was used last, or a new one if all are in use."""
+        """Return the most recently used free room, or a new room if there is none."""
         try:
             return self._free.pop()
         except IndexError:
             return Room()
 
     def give_back(self, room: Room) -> None:
-        """A call has ended. Rooms beyond one for each core, and those that are no longer used, are dropped."""
+        """Take a room back after a call. Drop idle rooms and rooms beyond one per core."""
         room.used = now = time.monotonic()
         self._free.append(room)
         if len(self._free) == 1:
             return
-        from pellucid.runtime.processors import processors  # takes a while, and most programs use one room
+        from pellucid.runtime.processors import processors  # slow to import, and most programs use one room
 
         try:
             while len(self._free) > 1 and (
@@ -113,7 +114,7 @@ def zeros(nbytes: int) -> tuple[NDArray[np.uint8], int]:
 
 
 class Texts(Struct):
-    """Texts in UTF-8 in a room, cut into spans (``pieces``). Each array comes with its address."""
+    """Texts in UTF-8 in a room, cut into spans (``pieces``). Each array is paired with its address."""
 
     room: Room
     text: tuple[NDArray[np.uint8], int]
@@ -122,12 +123,12 @@ class Texts(Struct):
     count: int
     ends: tuple[NDArray[np.int32], int]
     texts: int
-    side: int = 0  # which of the room's two buffers has the spans
-    text_side: int = 0  # which one has the text and its ends
+    side: int = 0  # the room's buffer that has the spans, 0 or 1
+    text_side: int = 0  # the room's buffer that has the text and the ends of texts, 0 or 1
 
     @classmethod
     def of(cls, room: Room, data: Sequence[bytes], pieces: Sequence[tuple[int, int]] | None = None) -> Texts:
-        """From texts in UTF-8; ``pieces`` if they are already cut, else each text is one span."""
+        """Build from texts in UTF-8. ``pieces`` are their spans, by default one span per text."""
         joined = data[0] if len(data) == 1 else b"".join(data)
         length = len(joined)
         if length > MAX_BYTES:
@@ -149,7 +150,7 @@ class Texts(Struct):
         return cls(room, text, length, spans, count, ends, len(data))
 
     def spans(self) -> NDArray[np.int32]:
-        """The spans, (n, 2): the first byte and the one after the last."""
+        """The spans of bytes, (n, 2): start and end, the end excluded."""
         return self.pieces[0][: 2 * self.count].reshape(-1, 2)
 
     def sizes(self) -> NDArray[np.int32]:

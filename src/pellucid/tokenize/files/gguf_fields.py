@@ -1,6 +1,6 @@
 """Typed access to the tokenizer fields of a GGUF file, and the parts that all kinds read in the same way.
 
-The keys are those of the GGUF specification (ggml-org/ggml, ``docs/gguf.md``, "Tokenizer").
+The keys follow the GGUF specification (ggml-org/ggml, ``docs/gguf.md``, "Tokenizer").
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ END_OF_GENERATION = frozenset(
         *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>"),
     ]
 )
-"""Control tokens that end a generation in addition to the file's ``eos_token_id``, which names only one."""
+"""Control tokens that end a generation in addition to the file's ``eos_token_id``, which is a single id."""
 
 
 class GGUFFields:
@@ -57,16 +57,16 @@ class GGUFFields:
         return value
 
     def with_value(self, key: str, value: Any) -> GGUFFields:
-        """These fields with another value of ``tokenizer.<key>``."""
+        """A copy with another value of ``tokenizer.<key>``."""
         return GGUFFields(self.path, {**self._metadata, f"tokenizer.{key}": value})
 
     def array(self, key: str, length: int | None = None) -> list[Any] | None:
-        """The array ``tokenizer.ggml.<key>``, or None if it is missing; it must have ``length`` entries, if given."""
+        """The array ``tokenizer.ggml.<key>``, or None if it is missing; must have ``length`` entries, if given."""
         value = self._sized(key, length)
         return value.tolist() if hasattr(value, "tolist") else None if value is None else list(value)
 
     def _sized(self, key: str, length: int | None = None) -> Any:
-        """The array ``tokenizer.ggml.<key>`` as the file's reader has it, checked like ``array``."""
+        """The array ``tokenizer.ggml.<key>`` as the GGUF reader returned it, with the checks of ``array``."""
         name = f"tokenizer.ggml.{key}"
         value = self._metadata.get(name)
         if value is None:
@@ -90,14 +90,14 @@ class GGUFFields:
         return values
 
     def scores(self, size: int) -> Sequence[float]:
-        """The score of each piece. Raises :class:`FileFormatError` if there are none, or one is not a finite number."""
+        """The score of each piece. Raises :class:`FileFormatError` if scores are missing or a score is not finite."""
         import numpy as np
 
         name, stored = "tokenizer.ggml.scores", self._sized("scores", size)
         if stored is None:
             raise FileFormatError(self.path, name, "missing")
         if isinstance(stored, np.ndarray) and stored.dtype.kind in "iuf" and np.isfinite(stored).all():
-            # The elements of a memory view are Python's numbers.
+            # The elements of a memory view are Python numbers.
             return (stored.astype(np.float64) if stored.dtype.kind == "f" else stored).data
         for at, score in enumerate(scores := self.array("scores") or ()):
             if type(score) not in (float, int) or not isfinite(score):
@@ -105,7 +105,7 @@ class GGUFFields:
         return scores
 
     def _types(self, size: int) -> Sequence[int] | None:
-        """The type of each token, bytes if they are whole numbers that fit; None if the file has none."""
+        """The type of each token, as ``bytes`` if all types are integers below 256; None if the file has no types."""
         import numpy as np
 
         types = self._sized("token_type", size)
@@ -129,8 +129,8 @@ class GGUFFields:
     def vocabulary(self) -> Vocabulary:
         """The pieces and their types.
 
-        In a SentencePiece vocabulary, user-defined tokens that consist of spaces are changed back to ``▁``: the files
-        have real spaces, for engines that match these tokens in the raw text.
+        In a SentencePiece vocabulary, the spaces of user-defined tokens that consist of spaces are changed back to
+        ``▁``. The files have real spaces, for engines that match these tokens in the raw text.
         """
         from pellucid.weights.gguf_strings import StringArray
 
@@ -151,7 +151,7 @@ class GGUFFields:
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 
     def _large(self, tokens: StringArray, types: bytes, what: str) -> Vocabulary:
-        """A vocabulary whose checks and search table are cached, because they take longer than the rest."""
+        """A large vocabulary. Its checks and its search table are cached: they take longer than all other steps."""
         place = parsed_cache.cache_name(what.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
             return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))
@@ -169,7 +169,7 @@ class GGUFFields:
         )
 
     def ends(self, vocabulary: Vocabulary) -> frozenset[int]:
-        """Every id that ends a generation."""
+        """All ids that end a generation."""
         named = (self.token_id(name, vocabulary.size) for name in ("eos", "eot", "eom"))
         return end_ids(vocabulary, named)
 
@@ -194,8 +194,8 @@ class GGUFFields:
     def shared(self, vocabulary: Vocabulary, add_bos: bool, handled: Sequence[str] = ()) -> dict[str, Any]:
         """The arguments of :class:`Tokenizer` that every kind reads in the same way.
 
-        ``handled`` are the settings that the kind reads itself; others raise :class:`UnsupportedModel` if they are set,
-        because they would be ignored.
+        ``handled`` are the settings that the kind reads itself. Other settings would be ignored, so they raise
+        :class:`UnsupportedModel` if they are set.
         """
         settings = ("add_sep_token", "remove_extra_whitespaces", "precompiled_charsmap")
         for key in settings:
@@ -220,7 +220,7 @@ class GGUFFields:
 
 
 def end_ids(vocabulary: Vocabulary, named: Iterable[int | None]) -> frozenset[int]:
-    """The ids in ``named``, and those of the control tokens in END_OF_GENERATION."""
+    """The ids in ``named``, and the ids of the control tokens in END_OF_GENERATION."""
     known = (vocabulary.ids.get(token) for token in END_OF_GENERATION)
     special = (index for index in known if index in vocabulary.special_ids)
     return frozenset(index for index in (*named, *special) if index is not None)

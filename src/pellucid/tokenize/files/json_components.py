@@ -25,7 +25,7 @@ from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 from pellucid.tokenize.unicode import union
 
 MAX_IDS, MAX_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
-MAX_FILLED = 1 << 20  # ids that a text is padded to
+MAX_FILLED = 1 << 20  # ids of a padded text
 
 
 def normalizers(parts: TokenizerJson, spec: Json | None) -> list[Normalizer]:
@@ -41,7 +41,7 @@ def pre_tokenizers(parts: TokenizerJson, spec: Json | None) -> list[Stage]:
 
 
 def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
-    """The stages without the one that spells bytes; None if there is none, or if a later stage depends on it."""
+    """The stages without SPELLING; None if it is not there exactly once, or if a later stage depends on it."""
     places = [at for at, stage in enumerate(stages) if stage == SPELLING]
     if len(places) != 1 or not all(map(_same_in_bytes, stages[places[0] + 1 :])):
         return None
@@ -49,11 +49,11 @@ def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
 
 
 SPELLING = Change(normalize.ByteLevel())
-"""The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes."""
+"""The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes in the byte alphabet."""
 
 
 def _same_in_bytes(stage: Stage) -> bool:
-    """Whether a step acts the same on text in the byte alphabet, because its pattern asks for printable ASCII only."""
+    """True if a step acts the same on text in the byte alphabet: its pattern looks only for printable ASCII."""
     if not isinstance(stage, Split):
         return False
     asked = union(sets(matcher(stage.pattern).tree))
@@ -130,7 +130,7 @@ def _pre_tokenizers(parts: TokenizerJson, spec: Json) -> list[Stage]:
         check()
         return [_CUTS[kind]]
     if kind == "Metaspace":
-        # Older files use add_prefix_space, and have the replacement twice.
+        # Older files have add_prefix_space, and store the replacement twice.
         check("replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")
         scheme = spec.get("prepend_scheme", "always" if spec.get("add_prefix_space", True) else "never")
         parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=_SCHEMES)
@@ -156,7 +156,7 @@ _CUTS: dict[Any, Split] = {
 
 
 def post_processors(parts: TokenizerJson, spec: Json | None) -> tuple[Template, tuple[Trim, ...]]:
-    """The template around texts, and the trims of offsets before it."""
+    """The template around texts, and the trims of offsets that run before it."""
     kind = None if spec is None else spec.get("type")
     if spec is None:
         return Template(), ()
@@ -259,7 +259,7 @@ def padding(parts: TokenizerJson, spec: Json | None) -> Padding | None:
 
 
 def _searchable(parts: TokenizerJson, text: str) -> str:
-    """The text itself. Raises :class:`UnsupportedModel` if it is too long to be searched for."""
+    """Return the text. Raises :class:`UnsupportedModel` if it is too long to search for."""
     if len(text) > MAX_LETTERS:
         raise UnsupportedModel(
             f"{parts.path.name}: {brief(text)} of {len(text):,} characters, which is to be looked for; "
@@ -269,7 +269,7 @@ def _searchable(parts: TokenizerJson, text: str) -> str:
 
 
 def pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
-    """(text, whether it is a pattern) from ``{"String": …}`` or ``{"Regex": …}``."""
+    """The text in ``{"String": …}`` or ``{"Regex": …}``, and True for a Regex."""
     if isinstance(spec, dict) and len(spec) == 1 and isinstance(text := next(iter(spec.values())), str):
         if "Regex" in spec:
             try:

@@ -30,7 +30,7 @@ from pellucid.tokenize.vocabulary import TokenType
 
 
 def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
-    """The decoder; without a spec, spaces between the tokens."""
+    """The decoder; without ``spec``, it joins tokens with spaces."""
     steps: list[Step] = [JoinStep(" ")] if spec is None else []
     for one in flat(parts, spec, "decoder", "decoders"):
         make = _STEPS.get(str(one.get("type")))

@@ -1,8 +1,8 @@
 """Builds a tokenizer from ``tokenizer.json``, the format of Hugging Face ``tokenizers``.
 
-In: the file's contents. Out: a :class:`Tokenizer`. ``files/json_components.py`` builds each component of the file. An
-unknown component, field or value raises :class:`UnsupportedModel`, which names it: nothing is skipped. ``truncation``
-and ``padding`` are read too, but applied only on request.
+In: the file's contents. Out: a :class:`Tokenizer`. ``files/json_components.py`` builds each component of the file.
+No part is skipped: an unknown component, field or value raises :class:`UnsupportedModel`, which names it.
+``truncation`` and ``padding`` are read, but applied only on request.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Reader = Callable[[bytes, Path, Sidecar], Json]
 
 
 def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None = None) -> Tokenizer:
-    """A tokenizer from a ``tokenizer.json``; one of ``models`` builds the model stage.
+    """A tokenizer from a ``tokenizer.json``; a reader in ``models`` builds the model stage.
 
     ``read`` converts a file of another format, with its name and its sidecar files, to the contents of a
-    ``tokenizer.json``. The large parts are cached, so that they are parsed once.
+    ``tokenizer.json``. The large parts are parsed once and cached.
 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
@@ -75,7 +75,7 @@ def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> Tokenizer
 
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
-    """The added tokens that are matched in normalized text, with their texts normalized, also in ``parts.spoken``."""
+    """The added tokens that are matched in normalized text, with normalized texts; also sets ``parts.spoken``."""
     found = [token for token in parts.added if token.normalized]
     if normalizer is None:
         return found

@@ -1,8 +1,8 @@
 """Vocabularies without a ``tokenizer.json``: ``vocab.txt``, and ``vocab.json`` with ``merges.txt``.
 
-These files have only pieces and merges. The other components follow from the class that ``tokenizer_config.json``
-names. The functions here return all of it in the format of ``tokenizer.json``, so that
-one reader builds the tokenizer.
+These files have only pieces and merges. The other components follow from the tokenizer class in
+``tokenizer_config.json``. The functions here return all components in the format of ``tokenizer.json``, so that one
+reader builds every tokenizer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def wordpiece(path: Path, sidecar: Sidecar) -> Json:
 
 
 def merges(folder: Path, sidecar: Sidecar) -> Json:
-    """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE, GPT-2's unless another class is named."""
+    """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE, by default with GPT-2's components."""
     vocab = dict(read_json(folder / "vocab.json"))
     lines = _text(folder / "merges.txt").split("\n")
     pairs = [line for line in lines if line and not line.startswith("#version")]

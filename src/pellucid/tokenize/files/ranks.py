@@ -1,8 +1,8 @@
 """Byte-level vocabularies whose pieces have ranks instead of merges: tiktoken's files and Mistral's ``tekken.json``.
 
 The rank of a pair is the rank of its concatenation. The functions here return the contents of a ``tokenizer.json``. A
-``tekken.json`` has its own pattern and special tokens. tiktoken's file has neither: its ranks are looked up among the
-published ones, then the model folder says whose they are, then the name of the file.
+``tekken.json`` has a pattern and special tokens. A tiktoken file has neither: they are looked up by the digest of the
+ranks, by the model folder, and by the name of the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
 
-HEAD = 1 << 16  # bytes at the start of a file that tell its format
+HEAD = 1 << 16  # bytes at the start of a file that identify its format
 MAX_TOKENS = 1 << 22
 
 
@@ -44,7 +44,7 @@ def is_tekken(head: bytes) -> bool:
 
 
 def tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
-    """The contents of tiktoken's ranks. Raises :class:`FileFormatError`, :class:`UnsupportedModel`."""
+    """The contents of a tiktoken file. Raises :class:`FileFormatError`, :class:`UnsupportedModel`."""
     letters, vocab, lines = byte_letters(), dict[str, int](), dict[int, bytes]()
     for at, line in enumerate(data.split(b"\n"), 1):
         line = line.rstrip(b"\r")
@@ -67,7 +67,7 @@ def tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
 
 
 def _known(digest: str, count: int, path: Path, sidecar: Sidecar) -> published.TiktokenRanks:
-    """The pattern and the special tokens of ranks: those with this digest, or what the folder or the name says."""
+    """The pattern and the special tokens of ranks, by their digest, then by the folder, then by the file name."""
     every = published.TIKTOKEN
     same = {name: ranks for name, ranks in every.items() if ranks.digest == digest}
     stated = {sidecar.model_type, sidecar.kind} - {None}
@@ -111,7 +111,7 @@ TEKKEN_SPECIAL = (
 
 
 def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
-    """The contents of a ``tekken.json``: special tokens first, then as many pieces as ``default_vocab_size`` leaves.
+    """The contents of a ``tekken.json``: special tokens first, then pieces up to ``default_vocab_size`` ids.
 
     Source: mistral-common, ``Tekkenizer``. Raises :class:`FileFormatError`.
     """
@@ -156,13 +156,13 @@ def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
 
 
 def tekken_sidecar(sidecar: Sidecar) -> Sidecar:
-    """The sidecar files with the named tokens of a ``tekken.json``, which they seldom name."""
+    """The sidecar files with the usual named tokens of a ``tekken.json`` as defaults."""
     usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     return replace(sidecar, named=usual | dict(sidecar.named))
 
 
 def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tuple[str, bool]]:
-    """The name of each special token, and whether it is a control token."""
+    """The name of each special token, and True for a control token."""
     found: list[tuple[str, bool]] = [(name, True) for name in TEKKEN_SPECIAL] if listed is None else []
     for at, token in enumerate(listed or ()):
         if (

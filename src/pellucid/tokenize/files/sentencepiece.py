@@ -1,7 +1,7 @@
 """Reads SentencePiece ``.model`` files: a ``ModelProto`` in the wire format of Protocol Buffers.
 
-In: the file. Out: a :class:`Tokenizer` that gives SentencePiece's own ids and offsets. The fields are those of
-google/sentencepiece, ``sentencepiece_model.proto``; the wire format is that of protobuf.dev, "Encoding".
+In: the file. Out: a :class:`Tokenizer` with the ids and offsets of SentencePiece itself. Sources:
+google/sentencepiece, ``sentencepiece_model.proto``, for the fields; protobuf.dev, "Encoding", for the wire format.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TYPES = {UNIGRAM: "UNIGRAM", BPE: "BPE", WORD: "WORD", CHAR: "CHAR"}
 
 
 class SentencePieceFile(Struct):
-    """The fields of a model file that encoding and decoding need; the others describe the training."""
+    """The fields of a model file that encoding and decoding need; the other fields describe the training."""
 
     pieces: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -50,9 +50,9 @@ def from_file(
     bos: bool = False,
     eos: bool = False,
 ) -> Tokenizer:
-    """A tokenizer from a ``.model`` file; one of ``models``, by ``model_type``, builds the model stage.
+    """A tokenizer from a ``.model`` file; ``models`` maps ``model_type`` to the builder of the model stage.
 
-    ``bos`` and ``eos`` add these tokens around texts; SentencePiece itself adds none. Raises
+    ``bos`` and ``eos`` add BOS and EOS around texts; SentencePiece itself does not. Raises
     :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     spec = read(path.read_bytes(), path)
@@ -83,7 +83,7 @@ def from_file(
 
 
 _NAMES = ((46, "<s>", "bos"), (47, "</s>", "eos"), (45, "<unk>", "unk"), (48, "<pad>", "pad"))
-"""The field of the trainer's spec that names a special piece, its default, and its name here."""
+"""The special pieces: the field of the trainer's spec that names the piece, the default, and the name here."""
 
 
 def _named(spec: SentencePieceFile, number: int, usual: str) -> str:
@@ -107,9 +107,9 @@ def _add(spec: SentencePieceFile, sidecar: Sidecar, path: Path) -> None:
 
 
 class SentencePieceParts(Struct, frozen=True):
-    """The input from which a kind builds its model stage: the file, its vocabulary, the id of the unknown piece.
+    """The input of a builder of the model stage: the file, its vocabulary, the id of the unknown piece.
 
-    ``byte_ids`` maps byte to id for the pieces that stand for bytes.
+    ``byte_ids`` maps byte to id for the pieces that represent bytes.
     """
 
     file: SentencePieceFile
@@ -132,8 +132,8 @@ def from_spec(
 ) -> Tokenizer:
     """A tokenizer from the fields of a model file, with the model stage from ``build``.
 
-    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not give. Raises :class:`FileFormatError`,
-    :class:`UnsupportedModel`.
+    ``arguments`` are the arguments of :class:`Tokenizer` that the file does not determine. Raises
+    :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     if len(unknown := vocabulary.of_type(TokenType.UNKNOWN)) != 1:
         raise FileFormatError(path, "pieces", f"{len(unknown)} of them are of type UNKNOWN; it must be one")
@@ -154,8 +154,8 @@ def from_spec(
             AddedToken(index, vocabulary.tokens[index], special=True)
             for index in vocabulary.of_type(TokenType.CONTROL)
         ),
-        # User-defined pieces are matched in the normalized text, as in SentencePiece; in a Unigram model they compete
-        # with all other pieces, and in a WORD model they are ordinary pieces.
+        # User-defined pieces are matched in the normalized text, as in SentencePiece. In a Unigram model they compete
+        # with all other pieces. In a WORD model they are ordinary pieces.
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),

@@ -1,8 +1,8 @@
 """The sidecar files of a tokenizer: the small files next to it in a model folder.
 
 ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``, ``generation_config.json`` (or
-``config.json``) and ``chat_template.jinja`` give the named tokens, the added tokens, the ids that end a generation and
-the chat template. Any of them may be missing.
+``config.json``) and ``chat_template.jinja`` have the named tokens, the added tokens, the ids that end a generation and
+the chat template. Any file may be missing.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class Sidecar(Struct, frozen=True):
 
     @property
     def kind(self) -> str | None:
-        """The tokenizer class of ``transformers``, without "Fast"; None if it is not given."""
+        """The tokenizer class of ``transformers``, without "Fast"; None if the files have none."""
         name = self.config.get("tokenizer_class")
         return name.removesuffix("Fast") if isinstance(name, str) else None
 
     def arguments(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The arguments of :class:`Tokenizer` that these files give."""
+        """The arguments of :class:`Tokenizer` that come from these files."""
         for key in ("bos_token_id", "eos_token_id"):
             self.ends.token_ids(key, vocabulary.size)
         ends = self.ends.values.get("eos_token_id")
@@ -112,7 +112,7 @@ def parse_json(data: bytes, path: Path) -> Json:
 
     try:
         spec = json.loads(data, object_pairs_hook=unique, parse_float=_float)
-        if _SURROGATE.search(data):  # a surrogate pair is a character; an unpaired one is not
+        if _SURROGATE.search(data):  # a surrogate pair is a character; an unpaired surrogate is not
             json.dumps(spec, ensure_ascii=False).encode()
     except FileFormatError:
         raise
@@ -128,10 +128,10 @@ def parse_json(data: bytes, path: Path) -> Json:
 
 
 def _float(text: str) -> float:
-    """A number with a point or an exponent as ``serde_json``, and so ``tokenizers``, reads it: rounded twice, not once.
+    """Parse a number with a point or an exponent as ``serde_json`` and ``tokenizers`` do: rounded twice, not once.
 
-    The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. So
-    Unigram scores differ slightly from what Python reads, and with them which of two segmentations is better.
+    The leading digits that fit into 64 bits form an integer, which is multiplied or divided by a power of ten. Unigram
+    scores then differ slightly from Python's numbers, which may change the best segmentation.
     """
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -156,7 +156,7 @@ def _float(text: str) -> float:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token, given as a string or as an object; None if it is neither."""
+    """The text of a token, which is a string or an object; None for other values."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 

@@ -26,19 +26,19 @@ from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")
 MAX_STAGES = 32
-"""Components of a normalizer, a pre-tokenizer or a post-processor: four times as many as in any published file."""
+"""Maximum components of a normalizer, a pre-tokenizer or a post-processor: four times the most in published files."""
 MAX_LETTERS = 1_000  # characters of a text that a stage searches for
-SEPARATOR = "\ufdd0"  # a noncharacter, which pieces do not contain; ``to_cache`` checks it
+SEPARATOR = "\ufdd0"  # a noncharacter, which pieces do not contain; ``to_cache`` checks this
 
 
 class TokenizerJson:
     """A parsed ``tokenizer.json`` with checked access to its fields.
 
     Attributes: ``path``; ``model`` the model's JSON; ``vocab`` the model's piece → id; ``vocabulary`` includes the
-    added tokens; ``added`` the added tokens; ``scores`` of a Unigram model; ``pairs`` the merges of a BPE model, once
-    they are parsed. ``cached`` has the large parts of the file, from an earlier :meth:`to_cache`; ``spec`` then lacks
-    them. ``spoken`` has the text of each id for the decoder. ``numbers``: added tokens get the ids that ``tokenizers``
-    gives them, whatever the file says.
+    added tokens; ``added`` the added tokens; ``scores`` of a Unigram model; ``pairs`` the merges of a BPE model, after
+    parsing; ``spoken`` the text of each id for the decoder. ``cached`` has the large parts of the file, from an earlier
+    :meth:`to_cache`; ``spec`` then lacks them. With ``numbers``, added tokens get the ids that ``tokenizers`` assigns,
+    not the ids in the file.
     """
 
     def __init__(self, path: Path, spec: Json, cached: Arrays | None = None, numbers: bool = False) -> None:
@@ -94,7 +94,7 @@ class TokenizerJson:
         return Vocabulary.checked(tokens, cached["types"].tobytes())
 
     def _model_vocab(self, vocabulary: Vocabulary, cached: Arrays) -> dict[str, int]:
-        """Piece → id of the model's own pieces, without the added tokens outside it."""
+        """Piece → id of the model's own pieces, without added tokens outside the model."""
         pieces = dict(vocabulary.ids)
         for index in cached["outside"].tolist():
             del pieces[vocabulary.tokens[index]]
@@ -119,7 +119,7 @@ class TokenizerJson:
             raise FileFormatError(self.path, name, problem) from bad
 
     def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
-        """``spec`` itself. Raises :class:`UnsupportedModel` for a field not in ``known`` or a value not ``allowed``."""
+        """Return ``spec``. Raises :class:`UnsupportedModel` for a field not in ``known`` or a value not ``allowed``."""
         kind = f"{where} {shown(str(spec['type']))}" if "type" in spec else where
         for key in spec.keys() - {"type", *known}:
             raise UnsupportedModel(
@@ -227,9 +227,9 @@ class TokenizerJson:
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
     def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
-        """The added tokens; tokens without a piece have the ids after the model's pieces.
+        """The added tokens; tokens without a piece get the ids after the model's pieces.
 
-        If two tokens have the same text, the last counts; it is special if either is.
+        If two tokens have the same text, the last is used; it is special if either token is special.
         """
         found = dict[str, AddedToken]()
         following = len(self.vocab)
@@ -272,7 +272,7 @@ class TokenizerJson:
 
 
 def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> list[Json]:
-    """The components of a component, with nested sequences flattened, in order."""
+    """The steps of a component in order, with nested sequences flattened."""
     found: list[Json] = []
     waiting: list[Json] = [] if spec is None else [spec]
     seen = 0
@@ -298,9 +298,10 @@ def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> lis
 
 
 class JsonModelReader(Struct, frozen=True):
-    """The reader of models of one ``type``; if kinds share a type, ``claims`` tells which kind a file belongs to.
+    """The reader of models of one ``type``.
 
-    ``claims`` takes the file and the stages of its pre-tokenizer.
+    ``claims`` takes the file and the stages of its pre-tokenizer. If several kinds share a type, it is True for the
+    files of this kind.
     """
 
     type: str

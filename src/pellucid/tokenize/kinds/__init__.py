@@ -1,1 +1,1 @@
-"""The kinds of vocabulary, one file per kind; a kind is discovered by being in this folder."""
+"""The kinds of vocabulary, one file per kind. All files in this folder are discovered."""

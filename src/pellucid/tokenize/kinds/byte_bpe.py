@@ -33,7 +33,7 @@ from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
 
-WORTH_CACHING = 10_000  # merges: from there on an entry is read in less time than they take
+WORTH_CACHING = 10_000  # merges; reading more of them from the cache is faster than parsing
 
 
 class ByteBPE(TokenizerModel):
@@ -41,7 +41,7 @@ class ByteBPE(TokenizerModel):
 
     ``lost`` are the bytes without a piece: some vocabularies, such as SmolLM2's, lack control characters that were not
     in their training text. These bytes are dropped, as in every other engine. Raises :class:`FileFormatError` if
-    printable ASCII has no pieces, because then the vocabulary is not of this kind.
+    printable ASCII has no pieces: then the vocabulary is of another kind.
     """
 
     cut = None
@@ -65,15 +65,15 @@ class ByteBPE(TokenizerModel):
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
 
     def _whole(self, data: bytes) -> int | None:
-        """The id of a pre-token that is a piece and needs no merging (``ignore_merges``), or None."""
+        """With ``ignore_merges``, the id of a pre-token that equals a piece; else None."""
         if not self._ignore_merges:
             return None
         return self._ids.get("".join([self._spelling[byte] for byte in data]))
 
     def spans(self, piece: str, log: Log | None = None) -> list[Span]:
-        """The ids with the characters that they cover; an id with any byte of a character covers all of it.
+        """The ids with the characters that they cover; an id with any byte of a character covers the whole character.
 
-        A lost byte has no width: it shifts the offsets after it in its pre-token to the left, as in Hugging Face
+        A lost byte has no width: it shifts all later offsets of its pre-token to the left, as in Hugging Face
         ``tokenizers``, whose offsets count bytes of this alphabet.
         """
         data = piece.encode()
@@ -98,7 +98,7 @@ class ByteBPE(TokenizerModel):
         return symbols
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The merges in order, each with its rank; or ``whole`` if the pre-token is a piece."""
+        """The merges in order, each with its rank; or ``whole`` if the pre-token equals a piece."""
         if self._whole(piece.encode()) is not None:
             return {"whole": True}
         return explain_merges(self._symbols(piece), self.pairs, self._names)
@@ -129,9 +129,9 @@ class ByteBPE(TokenizerModel):
 def explain_merges(
     symbols: Sequence[Span], pairs: Ranks, names: Mapping[int, str] | Sequence[str]
 ) -> dict[str, Any]:
-    """The initial symbols and every merge: its rank or score, its parts, and the result.
+    """The initial symbols, and the rank or score, the parts and the result of every merge.
 
-    ``at`` is the number of the first symbol of its left part.
+    ``at`` is the index of the first symbol of its left part.
     """
     log: Log = []
     merge_spans(symbols, pairs, log)
@@ -156,8 +156,8 @@ def pair_ranks(
 ) -> PairRanks:
     """The table of a list of merges, "left right" or [left, right], in order of rank.
 
-    ``prefix`` is left out where a right part that begins with it is appended. A merge whose result is a control token
-    is ignored. Raises :class:`FileFormatError`.
+    ``prefix`` is removed from a right part before it is appended. A merge whose result is a control token is ignored.
+    Raises :class:`FileFormatError`.
     """
     lefts, rights = merge_parts(merges, path, field)
     try:
@@ -179,7 +179,7 @@ def pair_ranks(
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
-    """The merge table of a ``tokenizer.json``; the last of two entries for a pair counts, as in ``tokenizers``.
+    """The merge table of a ``tokenizer.json``; the last of two entries for a pair wins, as in ``tokenizers``.
 
     Raises :class:`FileFormatError`.
     """
@@ -193,7 +193,7 @@ def json_pairs(parts: TokenizerJson) -> PairRanks:
 
 
 def affixes(parts: TokenizerJson) -> tuple[str, str]:
-    """The prefix of a continued word and the suffix of a word's end. Raises :class:`FileFormatError`."""
+    """The prefix of pieces inside a word and the suffix at the end of a word. Raises :class:`FileFormatError`."""
     names = ("continuing_subword_prefix", "end_of_word_suffix")
     prefix, suffix = (
         "" if parts.model.get(name) is None else parts.text(parts.model, name) for name in names
@@ -244,7 +244,7 @@ def _pairs(parts: TokenizerJson) -> Ranks:
 
 
 def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
-    """The merge table of a GGUF file; a large one is cached, because it takes longer to parse than the rest.
+    """The merge table of a GGUF file. A large table is cached, because parsing it takes longer than all other steps.
 
     Raises FileFormatError.
     """
@@ -268,18 +268,18 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
 
 
 def _key(strings: Sequence[str]) -> bytes:
-    """Bytes that differ for different lists of strings of a file."""
+    """Bytes that identify a list of strings."""
     from pellucid.weights.gguf_strings import StringArray
 
-    if isinstance(strings, StringArray):  # its strings need not be made
+    if isinstance(strings, StringArray):  # no need to create the strings
         return strings.encoded
     return "".join([f"{len(one)} {one}" for one in strings]).encode()
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
-    """True if a ``tokenizer.json`` with a BPE model is of this kind: bytes are spelled last, and without exceptions.
+    """True if a ``tokenizer.json`` with a BPE model is of this kind: the model can spell all bytes itself.
 
-    In all other files the pre-tokenizer spells them, and the model merges characters (``kinds/sentencepiece_bpe.py``).
+    In all other files the pre-tokenizer spells bytes, and the model merges characters (``kinds/sentencepiece_bpe.py``).
     """
     from pellucid.tokenize.files.json_components import unspelled
 
@@ -306,7 +306,7 @@ BPE_FIELDS = (
     "end_of_word_suffix",
 )
 BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
-"""The values that are implemented in some fields of a JSON model of type BPE."""
+"""The implemented values of some fields of a JSON model of type BPE."""
 
 
 KIND = Kind("byte_bpe", gguf={"gpt2": from_gguf}, json=JsonModelReader("BPE", from_json, claims))

@@ -1,4 +1,4 @@
-"""Characters: each becomes a piece, the pieces of its bytes, or the unknown token. SentencePiece's model type CHAR."""
+"""Characters: each character becomes a piece, the pieces of its bytes, or the unknown token. SentencePiece's CHAR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.tokenize.stages.pretokenize import Split
 
 
 class Affixes(Struct, frozen=True):
-    """How characters of a pre-token are spelled: ``prefix`` before each but the first, ``suffix`` after the last."""
+    """Affixes of the characters of a pre-token: ``prefix`` before all but the first, ``suffix`` after the last."""
 
     prefix: str = ""
     suffix: str = ""
@@ -32,7 +32,8 @@ class Chars(TokenizerModel):
     ``names`` has the piece of every id; ``pieces`` maps text to id for every piece that text may become; ``byte_ids``
     maps byte to id (empty: no byte fallback); ``unknown`` is the id of characters without a piece or bytes (None: they
     are dropped); ``fuse`` joins adjacent unknown characters into one token. ``exactly`` follows SentencePiece: only the
-    last byte of a character covers it; otherwise all its bytes do, as in ``tokenizers``. ``affixes`` spell characters.
+    last byte of a character covers it; otherwise each byte covers it, as in ``tokenizers``. ``affixes`` are added to
+    characters before they are looked up.
     """
 
     cut: Split | None = None
@@ -65,8 +66,8 @@ class Chars(TokenizerModel):
         """The ids of the characters.
 
         As in ``tokenizers``, the unknown token follows the bytes of later characters: it is appended before the next
-        character with a piece, or at the end. Offsets add up the bytes of the ids, so that a dropped character shifts
-        the offsets after it in its pre-token to the left by its bytes.
+        character with a piece, or at the end. Offsets are sums of the bytes of ids, so a dropped character shifts all
+        later offsets of its pre-token to the left by its bytes.
         """
         symbols, widths = list[Span](), dict[int, int]()  # bytes of the symbols that are not one character
         waiting: Span | None = None  # the unknown token until it is appended
@@ -101,7 +102,7 @@ class Chars(TokenizerModel):
 
     @staticmethod
     def _moved(piece: str, symbols: list[Span], widths: Mapping[int, int]) -> list[Span]:
-        """The symbols with the characters that their bytes cover if they are counted from the start of the piece."""
+        """The symbols with new offsets, which count the bytes of the symbols from the start of the piece."""
         owners = [at for at, character in enumerate(piece) for _ in character.encode()]
         moved, done = list[Span](), 0
         for at, (index, start, _) in enumerate(symbols):

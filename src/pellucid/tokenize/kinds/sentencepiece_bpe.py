@@ -1,8 +1,8 @@
 """SentencePiece-style BPE with byte fallback: characters merged by score (Kudo & Richardson 2018).
 
-Spaces become ``▁`` and the text is not split into words; a character without a piece becomes its UTF-8 bytes,
-``<0x00>`` … ``<0xFF>``. GGUF calls this kind ``llama``; Gemma, Llama 2 and Mistral use it. With merges instead of
-scores it is called ``gemma4``.
+Spaces become ``▁``, and the text is not split into words. A character without a piece becomes its UTF-8 bytes,
+``<0x00>`` … ``<0xFF>``. Gemma, Llama 2 and Mistral use this kind. GGUF calls it ``llama``, or ``gemma4`` with merges
+instead of scores.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 class CharBPE(Chars):
-    """The model stage: merges the characters of a pre-token, which are those of :class:`Chars`.
+    """The model stage: merges the symbols of :class:`Chars`.
 
-    ``ignore_merges``: a pre-token that is a piece becomes that piece, whatever its characters merge to.
+    With ``ignore_merges``, a pre-token that equals a piece becomes this piece without merging.
     """
 
     separates = True
@@ -63,7 +63,7 @@ class CharBPE(Chars):
     def cut(self) -> Split | None:  # type: ignore[override]
         """A split before ``▁``, wherever no piece spans the cut.
 
-        Pieces have an inner ``▁`` only after few characters (Gemma has one such piece, ``>▁</``).
+        Pieces have an inner ``▁`` only after few characters (Gemma only in ``>▁</``).
         """
         if self._ignore_merges or SPACE not in self._pieces or self._affixes is not None:
             return None
@@ -80,20 +80,20 @@ class CharBPE(Chars):
         return merge(known, self.pairs)  # type: ignore[arg-type]
 
     def spans(self, piece: str, log: Log | None = None) -> list[Span]:
-        """The ids with the characters that they cover; each byte of a character covers all of it."""
+        """The ids with the characters that they cover; each byte of a character covers the whole character."""
         if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
             return [(whole, 0, len(piece))]
         return merge_spans(self.symbols(piece), self.pairs, log)
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The merges in order, each with its rank or score; or ``whole`` if the pre-token is a piece."""
+        """The merges in order, each with its rank or score; or ``whole`` if the pre-token equals a piece."""
         if self._ignore_merges and piece in self._pieces:
             return {"whole": True}
         return explain_merges(self.symbols(piece), self.pairs, self._names)
 
     @property
     def kernel(self) -> KernelKey | None:
-        """The kernel of the compiled form; None if the place of a character in its pre-token matters."""
+        """The kernel of the compiled form; None if the position of a character in its pre-token matters."""
         if self._affixes is not None:
             return None
         return KernelKey("text.merge", symbols="characters", whole=self._ignore_merges)
@@ -110,7 +110,8 @@ class CharBPE(Chars):
         for piece, index in self._pieces.items():
             if len(piece) == 1:
                 characters[ord(piece)] = index
-        # Adjacent unknown characters are fused, and bytes overtake them; dropped ones make their neighbours adjacent.
+        # No cuts next to unknown characters: they are fused with each other, or follow later bytes, or are dropped and
+        # make their neighbours adjacent.
         matters = self._fuse or self._unknown is None or bool(self._byte_ids)
         together = (characters < 0) & (len(self._byte_ids) < 256 and matters)
         spelled = SpelledPieces.by_id(self._pieces, self.pairs.size)
@@ -133,12 +134,12 @@ class CharBPE(Chars):
 
 
 def _before_spaces(names: Sequence[str], pieces: Mapping[str, int]) -> set[str]:
-    """The characters that a piece has before a ``▁``; of a file's strings, those of control tokens too."""
+    """The characters before a ``▁`` in pieces; if ``names`` is a StringArray, also in control tokens."""
     from pellucid.weights.gguf_strings import StringArray
 
-    if isinstance(names, StringArray):  # its strings need not be made
+    if isinstance(names, StringArray):  # no need to create the strings
         return names.before(SPACE) - {SPACE}
-    spaced = [piece for piece in pieces if piece.find(SPACE, 1) > 0]  # few have one
+    spaced = [piece for piece in pieces if piece.find(SPACE, 1) > 0]  # few pieces
     return {piece[at] for piece in spaced for at in range(len(piece) - 1) if piece[at + 1] == SPACE} - {SPACE}
 
 
@@ -152,9 +153,9 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def from_gguf_with_merges(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer whose pieces have merges instead of scores: Gemma 4's. Raises FileFormatError.
+    """A tokenizer with merges instead of scores (Gemma 4). Raises FileFormatError.
 
-    As in llama.cpp, a text begins with BOS even if the file says that it does not, and a text also ends where the model
+    As in llama.cpp, a text begins with BOS even if the file says otherwise, and a generation also ends where the model
     waits for the result of a tool.
     """
     vocabulary = fields.vocabulary()
@@ -181,7 +182,7 @@ def _gguf_tokenizer(
     prefix: bool,
     ends: frozenset[int] = frozenset(),
 ) -> Tokenizer:
-    """``prefix``: whether a space is put before the text; ``ends``: further tokens that end a text."""
+    """``prefix`` puts a space before the text; ``ends`` are further tokens that end a generation."""
     values = vocabulary.byte_pieces(fields.path, "tokenizer.ggml.tokens")
     shared = fields.shared(vocabulary, add_bos=True)
     shared["eos_ids"] |= ends
@@ -208,7 +209,7 @@ def _gguf_tokenizer(
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:
-    """Whether a ``tokenizer.json`` with a BPE model is of this kind."""
+    """True if a ``tokenizer.json`` with a BPE model is of this kind."""
     return not byte_bpe.claims(parts, stages)
 
 

@@ -1,9 +1,9 @@
 """SentencePiece Unigram: the most likely segmentation of a text into pieces (Kudo 2018, "Subword regularization").
 
-The score of a piece is its log probability; Viterbi's algorithm finds the segmentation with the greatest sum over all
-pieces that begin at each position. A character that is not a piece itself may be unknown, at a penalty; adjacent
-unknown characters become one token, or their bytes if the vocabulary has these. T5, ALBERT, XLM-R and XGLM use this
-kind; GGUF calls it ``t5``.
+The score of a piece is its log-probability. Viterbi's algorithm tries all pieces that begin at each position and finds
+the segmentation with the greatest sum of scores. A character that is not a piece may be unknown, at a penalty. Adjacent
+unknown characters become one token, or their bytes if the vocabulary has pieces for bytes. T5, ALBERT, XLM-R and XGLM
+use this kind; GGUF calls it ``t5``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from pellucid.tokenize.compiled.model import CompiledModel
 
 UNKNOWN_PENALTY = 10.0
-"""How far the score of an unknown character is below the lowest of a piece: SentencePiece, ``kUnkPenalty``."""
+"""The score of an unknown character is this much below the lowest piece score: SentencePiece, ``kUnkPenalty``."""
 
 RESET = 100_000.0
 """float32 sums beyond this are reset to 0: SentencePiece, ``kScoreResetThreshold``."""
 
-NO_ID = -1  # of unknown characters, if the vocabulary has no unknown token
+NO_ID = -1  # id of unknown characters, if the vocabulary has no unknown token
 
 Node = tuple[float, int, int]
 """The best segmentation up to a position: its score, the start of its last piece, the id of that piece."""
@@ -44,11 +44,11 @@ class Unigram(TokenizerModel):
     """The model stage: the most likely segmentation of a pre-token.
 
     ``pieces`` maps text to id for every piece that text may become; ``scores`` (V,) by id; ``byte_ids`` maps byte to id
-    (empty: no byte fallback); ``unknown`` is the id of unknown characters (None: they are refused), ``lowest`` the
-    lowest score of a piece, UNKNOWN_PENALTY above theirs; ``always`` has scores that override ``scores`` (user-defined
-    pieces, which win over all others).
-    ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so that the rounding
-    depends on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
+    (empty: no byte fallback); ``unknown`` is the id of unknown characters (None: they are refused). Unknown characters
+    score UNKNOWN_PENALTY below ``lowest``, the lowest score of a piece. ``always`` has scores that override ``scores``
+    (user-defined pieces, which win over all others).
+    ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so the rounding depends
+    on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
     ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
     """
 
@@ -68,8 +68,8 @@ class Unigram(TokenizerModel):
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
     cut = None
-    """No cut, even where no piece spans it: the choice between two equally likely segmentations depends on how the sums
-    are rounded, and so on all text before."""
+    """No cut, even where no piece spans it: the choice between two equally likely segmentations depends on the rounding
+    of sums, and so on all text before."""
 
     @cached_property
     def _reach(self) -> dict[str, int]:
@@ -103,7 +103,7 @@ class Unigram(TokenizerModel):
         return spans
 
     def _candidates(self, piece: str, start: int) -> list[Span]:
-        """The pieces that begin at a position, shortest first, and the unknown token if none is a single character."""
+        """The pieces that begin at a position, shortest first; the unknown token if no piece is a single character."""
         found = []
         for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
             index = self._pieces.get(piece[start:stop])
@@ -114,13 +114,13 @@ class Unigram(TokenizerModel):
         return found
 
     def _score(self, index: int, text: str) -> float:
-        """The score of a piece for ``text``; the unknown token has its own score if ``text`` is its piece."""
+        """The score of a piece for ``text``; of the unknown token, its listed score only if ``text`` is its piece."""
         if index == self._unknown and self._pieces.get(text) != index:
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
     def _best(self, piece: str) -> list[Span]:
-        """The most likely segmentation; of two equally likely ones, the one found first."""
+        """The most likely segmentation, the first found if several are equally likely."""
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
         reached = 0
         for start in range(len(piece)):
@@ -154,7 +154,7 @@ class Unigram(TokenizerModel):
 
     @cached_property
     def kernel(self) -> KernelKey | None:
-        """The kernel of the compiled form; None if unknown characters are refused, or may be a piece together."""
+        """The kernel of the compiled form; None if unknown characters are refused, or may form a piece together."""
         has_piece = self._unknown in self._pieces.values()
         if self._unknown == NO_ID or has_piece or self._unknown_score > 0:
             return None
@@ -229,7 +229,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer from the fields of a GGUF file, which are those of a SentencePiece model. Raises FileFormatError."""
+    """A tokenizer from the fields of a GGUF file, which come from a SentencePiece model. Raises FileFormatError."""
     vocabulary = fields.vocabulary()
     scores = fields.scores(vocabulary.size)
     charsmap = fields.array("precompiled_charsmap") or []
@@ -260,7 +260,7 @@ def from_sentencepiece(parts: SentencePieceParts) -> Unigram:
     """The model stage of a SentencePiece file."""
     file, vocabulary = parts.file, parts.vocabulary
     normal = [file.scores[at] for at, type_ in enumerate(file.types) if type_ == TokenType.NORMAL]
-    # As SentencePiece 0.2.3, whatever the file says; earlier versions used the greatest score instead of the first 0.1.
+    # As in SentencePiece 0.2.3, regardless of the file; earlier versions used the greatest score for the first 0.1.
     always = {
         index: rounded(0.1 * len(vocabulary.tokens[index].encode()) - 0.1)
         for index in vocabulary.of_type(TokenType.USER_DEFINED)

@@ -1,6 +1,6 @@
 """Whole words: a pre-token is a piece, or it is unknown.
 
-Hugging Face calls this kind WordLevel; SentencePiece's model type WORD is the same, but splits the words itself.
+Hugging Face calls this kind WordLevel. SentencePiece's model type WORD is the same, but also splits text into words.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
 class WordLevel(TokenizerModel):
     """The model stage: one word → one id.
 
-    Words that are not in the vocabulary become ``unknown``; None: they are refused. ``words`` splits a pre-token into
-    words; None: it is one word. Adjacent unknown words become one token.
+    Words that are not in the vocabulary become ``unknown`` (None: they are refused). ``words`` splits a pre-token into
+    words (None: a pre-token is one word). Adjacent unknown words become one token.
     """
 
     cut = None

@@ -64,7 +64,7 @@ class WordPiece(TokenizerModel):
             yield stop, spelled, self._ids.get(spelled)
 
     def explain(self, piece: str) -> dict[str, Any]:
-        """The candidates tried at each position, of which the last was found; or why the word is unknown."""
+        """The candidates at each position up to the piece found; or the reason why the word is unknown."""
         if len(piece) > self._longest:
             return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
         steps: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def from_json(parts: TokenizerJson) -> WordPiece:
 
 
 def from_gguf(fields: GGUFFields) -> Tokenizer:
-    """A tokenizer from the fields of a GGUF file, which spells words ``▁word`` and continuations without ``##``.
+    """A tokenizer from the fields of a GGUF file. GGUF spells words ``▁word`` and continuations without ``##``.
 
     Raises FileFormatError.
     """
@@ -158,7 +158,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
 
 
 def _spelled(token: str, kind: int) -> str:
-    """The piece as ``vocab.txt`` spells it; llama.cpp's ``convert_hf_to_gguf.py`` has changed it."""
+    """The piece as ``vocab.txt`` spells it: undoes the change of llama.cpp's ``convert_hf_to_gguf.py``."""
     if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
         return token
     return token[1:] if token.startswith(SPACE) else f"##{token}"

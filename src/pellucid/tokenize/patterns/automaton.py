@@ -1,13 +1,13 @@
-"""A pattern as an automaton: a transition table with which compiled code cuts a text, one character at a time.
+"""A pattern as an automaton: the transition table that compiled code uses to cut a text, one character at a time.
 
 In: a pattern (``oniguruma.py``). Out: an :class:`Automaton`, or None if the pattern has a construct that a table cannot
-express (look-behind, back references, word borders, an empty match ...); then only ``matcher.py`` runs it.
+express (look-behind, back references, word boundaries, an empty match ...); then only ``matcher.py`` runs it.
 
-The matches are those of a backtracking engine, which prefers earlier alternatives: a state is the ordered list of live
-places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009), and the table has
-all lists that can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the next character
-allows it. So the table entry of a character also says whether a match ends *before* that character; the end of the text
-counts as a character too.
+The matches equal the matches of a backtracking engine, which prefers earlier alternatives. A state is the ordered list
+of live places in the pattern, as in Cox, "Regular Expression Matching: the Virtual Machine Approach" (2009); the table
+has a row for every list that can occur. A place after a look-ahead of one character (``\\s+(?!\\S)``) is live if the
+next character allows it. So the table entry of a character also says if a match ends *before* this character. The end
+of the text counts as a character.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pellucid.tokenize.unicode import CODES, Ranges, complement, intersection, u
 
 MAX_PLACES, MAX_STATES = 4_000, 2_000
 MAX_VISITS = 1_000_000  # visits of places while a table is built: half a second
-MAX_CLASSES = 255  # a class is one byte, and the end of the text needs a column too
+MAX_CLASSES = 255  # a class is one byte, and the end of the text also needs a column
 
 
 class NotATable(Exception):
@@ -50,7 +50,7 @@ class Automaton(Struct, frozen=True, dict=True):
 
     ``classes`` (0x110000,) is the class of each code point. ``table`` (states, classes + 1) has an entry for each state
     and class of the next character; the last column is the end of the text. An entry is 2 * next state, plus 1 if a
-    match ends before that character. State 0 ends the walk, ``START`` begins it.
+    match ends before the next character. State 0 ends the walk, ``START`` begins it.
     """
 
     classes: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Automaton(Struct, frozen=True, dict=True):
 
     @cached_property
     def starts(self) -> NDArray[np.uint8]:
-        """Whether a match may begin with a character whose UTF-8 begins with each byte, (256,)."""
+        """For each byte, 1 if a match may begin with a character whose UTF-8 begins with the byte, (256,)."""
         begins = (self.table[START] != 0)[self.classes]
         found = np.zeros(256, np.uint8)
         for first, shift, codes in ((0, 0, 0x80), (0xC0, 6, 0x800), (0xE0, 12, 0x10000), (0xF0, 18, CODES)):
@@ -89,7 +89,7 @@ def automaton(pattern: str) -> Automaton | None:
     """The table of a pattern, or None if it cannot have one. Raises :class:`PatternError` for an invalid pattern."""
     try:
         tree, places = parse(pattern), _Places()
-        if may_be_empty(tree):  # an empty match cuts too, but the table cannot tell it from no match
+        if may_be_empty(tree):  # an empty match also cuts, but in the table it looks like no match
             return None
         first = places.add(tree, places.matched)
         places.check()
@@ -127,7 +127,7 @@ class _Places:
     def __init__(self) -> None:
         self.steps: list[_Test | _Fork | None] = [None]
         self.matched = 0
-        self.visits = 0  # by ``_step``
+        self.visits = 0  # counted by ``_step``
         # Possessively repeated sets, each with the place after it.
         self._greedy: list[tuple[Ranges, int]] = []
 
@@ -154,7 +154,7 @@ class _Places:
         return len(self.steps) - 1
 
     def _atomic(self, node: Node, then: int) -> int:
-        """A possessive repeat equals a greedy one if the next node cannot begin with its characters (see ``check``)."""
+        """Add a possessive repeat as a greedy repeat: they are equal if no next node begins with its characters."""
         if isinstance(node, Repeat) and isinstance(node.part, Set) and node.greedy:
             self._greedy.append((node.part.members, then))
         elif not isinstance(node, Set):
@@ -162,7 +162,7 @@ class _Places:
         return self.add(node, then)
 
     def check(self) -> None:
-        """Check that condition for all possessive repeats, once all places are known. Raises :class:`NotATable`."""
+        """Check the condition of ``_atomic``, after all places are known. Raises :class:`NotATable`."""
         for members, then in self._greedy:
             waiting, seen = [then], set[int]()
             while waiting:
@@ -177,7 +177,7 @@ class _Places:
                     raise NotATable
 
     def _repeat(self, node: Repeat, then: int) -> int:
-        if may_be_empty(node.part):  # a table cannot express when such a repeat ends
+        if may_be_empty(node.part):  # a table cannot express the end of this repeat
             raise NotATable
         if node.most is None:
             around = self._new(_Fork(()))
@@ -245,7 +245,7 @@ def _table(places: _Places, first: int) -> Automaton:
 def _step(
     places: _Places, state: tuple[int, ...], kind: int, ended: bool, within: dict[Ranges, frozenset[int]]
 ) -> tuple[tuple[int, ...], bool]:
-    """The live places after a character of class ``kind``, or the end, and whether a match ends before it."""
+    """The live places after a character of class ``kind``, or the end, and True if a match ends before it."""
     following: dict[int, None] = {}
     seen: set[int] = set()
     stack = list(reversed(state))

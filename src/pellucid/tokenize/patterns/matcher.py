@@ -2,15 +2,15 @@
 
 In: a pattern in Oniguruma's syntax and a text. Out: the matches from left to right. There are three methods:
 
-- Python's ``re`` runs a pattern that is generated from the tree (``patterns/tree.py``), on a copy of the text in which
-  each character is replaced by its class, so that neither its syntax nor its Unicode version matters. This is the
-  fastest method. It is used for patterns that a backtracking engine runs in linear time: those of
-  ``patterns/published.py``, those whose maker says so, and those that rarely read a character twice.
+- Python's ``re`` runs a pattern generated from the tree (``patterns/tree.py``), on a copy of the text with the class of
+  each character instead of the character. So neither the syntax nor the Unicode version of ``re`` matters. This is the
+  fastest method. It is used for patterns that a backtracking engine runs in linear time: the patterns of
+  ``patterns/published.py``, patterns with ``is_linear``, and patterns that rarely read a character twice.
 - Other patterns come from files and may take exponential time. Their table (``automaton.py``) is walked; a walk from
   each start position reads a character at most once.
-- Patterns without a table are run by the ``regex`` package with a timeout, which makes it ten times slower.
+- Patterns without a table run in the ``regex`` package with a timeout, which makes it ten times slower.
 
-The last two methods have a :class:`Budget` of time; a text that exceeds it is refused.
+The last two methods have a :class:`Budget` of time; a text that exceeds the budget is refused.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ MAX_CLASSES = 0xD000
 
 
 def matcher(pattern: str, is_linear: bool = False) -> Matcher:
-    """The matcher of a pattern, cached. ``is_linear``: it is known that it takes linear time.
+    """The matcher of a pattern, cached. ``is_linear`` states that the pattern takes linear time.
 
     Raises:
         PatternError: the pattern is invalid, or has a construct that is not implemented.
@@ -76,7 +76,7 @@ def _matcher(pattern: str, is_linear: bool) -> Matcher:
 
 
 class Budget:
-    """The thread time that patterns may take for a text: ``seconds`` are left of ``whole``."""
+    """The thread time that patterns may take for a text: ``whole`` in total, ``seconds`` remaining."""
 
     def __init__(self, characters: int) -> None:
         self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
@@ -153,7 +153,7 @@ class Matcher:
             at = last = end
 
     def _search(self, text: str, at: int, deadline: float) -> tuple[int, int] | None:
-        """The next match. ``regex`` counts the time of all threads, so it may time out too early and is run again."""
+        """The next match. ``regex`` counts the time of all threads: if it times out too early, it is run again."""
         left = deadline - time.thread_time()
         while left > 0:
             try:
@@ -193,9 +193,9 @@ class Matcher:
 
 
 def _engine(tree: Node, is_linear: bool) -> ModuleType:
-    """What runs a tree: ``re``, which needs half the time, or ``regex``, which has all constructs and timeouts.
+    """The module that runs a tree: ``re``, twice as fast, or ``regex``, which has all constructs and timeouts.
 
-    It takes 12 ms to import ``regex``.
+    Importing ``regex`` takes 12 ms.
     """
     if is_linear and (sys.version_info >= (3, 11) or not any(isinstance(one, Atomic) for one in walk(tree))):
         return re
@@ -222,7 +222,7 @@ def too_slow(pattern: str, limit: str) -> InvalidRequest:
 
 
 def _reads_once(tree: Node) -> bool:
-    """Whether characters are rarely read twice: branches of a few sets, of which only the last may be repeated."""
+    """True if characters are rarely read twice: a branch is a few sets, and only the last set may be repeated."""
     if size(tree) > 4 * MAX_SETS:
         return False
     for branch in tree.branches if isinstance(tree, Either) else (tree,):
@@ -238,7 +238,7 @@ def _is_small(tree: Node) -> bool:
 
 
 def _compares(tree: Node) -> bool:
-    """Whether the pattern has a back reference, which compares characters and not only their classes."""
+    """True if the pattern has a back reference, which compares characters and not only their classes."""
     return any(isinstance(one, Back) for one in walk(tree))
 
 
@@ -264,7 +264,7 @@ class _ClassLetters(dict[int, str]):
 
 
 class _Writer:
-    """Writes a tree as ``re`` and ``regex`` do, with sets of classes, or of characters if ``classes`` is None.
+    """Writes a tree in the syntax of ``re`` and ``regex``, with sets of classes (of characters if ``classes`` is None).
 
     ``regex`` builds a table for each string in its pattern, in quadratic time without a timeout. A pattern that is not
     ``small`` is written without strings: each set also has a surrogate, which no text contains.

@@ -4,7 +4,7 @@ In: the pattern. Out: a tree (``patterns/tree.py``). Constructs have the meaning
 ``tokenizers`` 0.23 runs with its default syntax; sources are its doc/RE and ``regparse.c``. It differs from Python's
 ``re``: ``&&`` intersects sets, sets nest, ``\\h`` is a hexadecimal digit, ``(?m)`` lets a dot match newlines, ``^`` and
 ``$`` match at lines, ``a{1,2}+`` repeats, and ``a{2,1}`` is possessive. A construct that is not implemented raises a
-:class:`PatternError` that names it; none is given another meaning.
+:class:`PatternError` that names it; no construct gets another meaning.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from pellucid.tokenize.unicode import complement, intersection
 
 __all__ = ["PatternError", "parse"]
 
-MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000  # per pattern; published ones have less than a tenth of that
+MAX_CHARACTERS, MAX_ATOMS = 10_000, 2_000  # per pattern; published patterns have less than a tenth
 MAX_GROUPS, MAX_DEPTH = 50, 100  # nesting depth of groups; depth of a tree
-MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, as matching expands some
+MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, because matching expands some repeats
 MAX_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
@@ -84,7 +84,7 @@ class _Parser(Scanner):
     def __init__(self, pattern: str) -> None:
         super().__init__(pattern)
         self._depth = self._atoms = 0
-        self._names: list[str | None] = []  # of the groups, in order
+        self._names: list[str | None] = []  # names of the groups, in order
         self._numbers: list[int] = []  # groups that are referenced by number
         self._ends_here = False  # the last atom includes the rest of its group
 
@@ -340,7 +340,7 @@ class _Parser(Scanner):
                 raise PatternError(f"(?{shown(letter)} is not known, or not implemented")
         self.options = options
         if letter == ":":
-            return Concat((self._closed(),))  # unlike (?:...), it may be repeated whatever its contents
+            return Concat((self._closed(),))  # unlike (?:...), it may be repeated with any contents
         node = self._either()
         self._ends_here = True
         return node
@@ -377,7 +377,7 @@ class _Parser(Scanner):
         return low, high, exact or not self.take("?"), False
 
     def _interval(self) -> tuple[int, int | None, bool] | None:
-        """``{2,3}``: least, most, whether it is exact (``{2}``); None, with nothing read, if the brace is literal."""
+        """``{2,3}`` as least, most, and True if exact (``{2}``); None without reading if the brace is literal."""
         start = self.at
         self.at += 1
         low = self.digits("0123456789", len(self.text))

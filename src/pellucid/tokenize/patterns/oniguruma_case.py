@@ -1,7 +1,7 @@
 """Case-insensitive letters (``(?i)``) in Oniguruma's syntax, and other steps that need the whole parsed pattern.
 
 Two or three letters may equal one character in another case: "ss" equals "ß". So letters stay :class:`Letter` nodes
-until their neighbours are known; then they become sets, and the tree no longer depends on case.
+until their neighbours are known. Then they become sets, and the tree no longer depends on case.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def settled(node: Any, single: bool) -> Any:
-    """The tree with nested chains flattened and runs of case-insensitive letters replaced by sets."""
+    """The tree with nested :class:`Concat` nodes flattened and runs of case-insensitive letters replaced by sets."""
     if not isinstance(node, (Concat, Letter)):
         single = single or (isinstance(node, Look) and not node.ahead)
         return _rebuilt(node, lambda part: settled(part, single))
@@ -74,11 +74,11 @@ def without_groups(node: Any, capturing: set[int]) -> Any:
 
 
 MAX_JOINED, MAX_WAYS = 12, 64
-"""Limits: letters in a run in which two or three may equal one character ("ss" and "ß"); readings of such a run."""
+"""Limits of a run of letters where two or three may equal one character ("ss" and "ß"): its letters, its readings."""
 
 
 def in_any_case(codes: list[int], single: bool) -> list[Node]:
-    """Nodes for consecutive case-insensitive letters; ``single``: only character by character, as in a look-behind."""
+    """Nodes for consecutive case-insensitive letters; ``single`` reads each letter alone, as in a look-behind."""
     nodes: list[Node] = []
     at = 0
     while at < len(codes):
@@ -95,7 +95,7 @@ def in_any_case(codes: list[int], single: bool) -> list[Node]:
 
 
 def _end_of_joined(codes: list[int], at: int) -> int:
-    """The end of the run of letters from ``at`` on that characters with a folding of several letters can connect."""
+    """The end of the letters to read together with letter ``at``, because readings of several letters overlap."""
     stop, end = at, at + 1
     while stop < end:
         end = max([end, *(stop + size for size, _ in _joined(codes, stop))])

@@ -10,7 +10,7 @@ from pellucid.tokenize.patterns.tree import Atomic, Back, Concat, Edge, Either, 
 
 
 def looks_anchored(tree: Node) -> bool:
-    """Whether Oniguruma, by a bug, tries a pattern only at the start of the text, as it does with ``\\b\\O+``."""
+    """True if Oniguruma, by a bug, tries a pattern only at the start of the text. An example is ``\\b\\O+``."""
     parts = list(tree.parts) if isinstance(tree, Concat) else [tree]
     rest = list(dropwhile(lambda part: isinstance(part, (Edge, Look)), parts))
     if not rest or len(rest) == len(parts) or not isinstance(rest[0], Repeat):
@@ -19,7 +19,7 @@ def looks_anchored(tree: Node) -> bool:
 
 
 def unfit_behind(node: Any, negative: bool) -> bool:
-    """Whether a node is not allowed in a look-behind: Oniguruma refuses it, or the reading direction matters."""
+    """True if a node is not allowed in a look-behind: Oniguruma refuses it, or the reading direction matters."""
     if isinstance(node, Edge):
         return node.kind in ("text end", "last line end")
     if isinstance(node, Atomic):
@@ -28,7 +28,7 @@ def unfit_behind(node: Any, negative: bool) -> bool:
 
 
 def cannot_repeat(node: Any) -> bool:
-    """Whether Oniguruma refuses to repeat a node."""
+    """True if Oniguruma refuses to repeat a node."""
     if isinstance(node, Either):
         return any(cannot_repeat(branch) for branch in node.branches)
     return isinstance(node, (Look, Edge))

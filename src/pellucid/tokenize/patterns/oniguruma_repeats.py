@@ -1,6 +1,6 @@
 """Nested repeats in Oniguruma's syntax: ``(?:a+)?`` becomes ``a*``, which avoids repeats of empty parts.
 
-The rules are those of ``regparse.c``, ``onig_reduce_nested_quantifier`` and ``assign_quantifier_body``, 6.9.10.
+The rules follow ``regparse.c`` of 6.9.10: ``onig_reduce_nested_quantifier`` and ``assign_quantifier_body``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pellucid.tokenize.patterns.tree import Repeat
 MAX_TIMES = 100_000  # Oniguruma's own limit
 
 _SIMPLE = [(0, 1, True), (0, None, True), (1, None, True), (0, 1, False), (0, None, False), (1, None, False)]
-# The reduction of nested repeats, as in Oniguruma: rows for the inner one, columns for the outer, in the order above.
-# A number: that repeat alone; None: the inner one alone; "both": no reduction; "some": the inner + within an outer ??.
+# The reduction of nested repeats, as in Oniguruma: rows are inner repeats, columns outer repeats, as in _SIMPLE.
+# A number: a repeat of _SIMPLE alone. None: the inner repeat alone. "both": no reduction. "some": a + inside a ??.
 _REDUCED: list[list[int | str | None]] = [
     [None, 1, 1, 3, 4, "both"],
     [None, None, None, "some", "some", None],

@@ -26,7 +26,7 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 
 class PatternError(Exception):
-    """The pattern is invalid, or has a construct that is not implemented. The message names it, in one line."""
+    """The pattern is invalid, or has a construct that is not implemented. The message names the cause, in one line."""
 
 
 class PatternOptions(Struct, frozen=True):
@@ -38,12 +38,12 @@ class PatternOptions(Struct, frozen=True):
     ascii: frozenset[str] = frozenset()
 
     def is_ascii(self, name: str) -> bool:
-        """Whether a property of this name is limited to ASCII."""
+        """True if the property ``name`` is limited to ASCII."""
         return name in self.ascii or (name in POSIX[:-1] and "posix" in self.ascii)
 
 
 def literal(name: str) -> str:
-    """The inside of a bracketed set with the characters of a property in ``unicode.txt``."""
+    """The contents of a bracketed set with the characters of a property in ``unicode.txt``."""
     return "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in unicode.members(name) or ())
 
 
@@ -63,32 +63,32 @@ class Scanner:
         self.in_set = False
 
     def peek(self, ahead: str) -> bool:
-        """Whether ``ahead`` comes next."""
+        """True if ``ahead`` comes next."""
         return self.text.startswith(ahead, self.at)
 
     def take(self, wanted: str) -> bool:
-        """Read ``wanted`` if it comes next; returns whether it did."""
+        """Read ``wanted`` and return True if it comes next; else return False."""
         if self.peek(wanted):
             self.at += len(wanted)
             return True
         return False
 
     def next(self, of: str = "the pattern") -> str:
-        """Read the next character. Raises :class:`PatternError` at the end; ``of`` is what then ends too early."""
+        """Read the next character. Raises :class:`PatternError` at the end; the message says that ``of`` ends early."""
         if self.at >= len(self.text):
             raise PatternError(f"{of} ends too early")
         self.at += 1
         return self.text[self.at - 1]
 
     def digits(self, of: str, most: int) -> str:
-        """Read digits in ``of``, at most ``most``."""
+        """Read at most ``most`` digits that are in ``of``."""
         start = self.at
         while self.at < len(self.text) and self.at - start < most and self.text[self.at] in of:
             self.at += 1
         return self.text[start : self.at]
 
     def until(self, close: str) -> str | None:
-        """Read up to and including ``close``; returns the text before it, or None (nothing read) if it is absent."""
+        """Read up to and including ``close`` and return the text before it; None without reading if it is absent."""
         end = self.text.find(close, self.at)
         if end < 0:
             return None
@@ -161,7 +161,7 @@ class Scanner:
         return value
 
     def _bytes(self, first: int) -> int:
-        """The character whose UTF-8 begins with byte ``first``; reads its other bytes, which are escapes too."""
+        """The character whose UTF-8 begins with byte ``first``; reads its other bytes, which are also escapes."""
         data = bytearray([first])
         size = 1 if first < 0xC2 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
         while len(data) < size:
@@ -200,7 +200,7 @@ class Scanner:
         return Either((whole, *several)) if several and not negative else whole
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
-        """The members of a set, and whether it has a leading ``^``, which is not applied."""
+        """The members of a set, and True if it has a leading ``^``, which is not applied."""
         if depth > 100:
             raise PatternError("sets are nested more than 100 deep")
         negative, reader = self.take("^"), _Members()
@@ -229,7 +229,7 @@ class Scanner:
         return reader.members(), negative
 
     def _closes_later(self) -> bool:
-        """Whether another ``]`` follows the next one, so that the next one is a member."""
+        """True if there is a second ``]`` after the next ``]``: then the next ``]`` is a member."""
         at = self.at + 1
         while at < len(self.text):
             if self.text[at] == "]":
@@ -263,7 +263,7 @@ class Scanner:
         return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
-        """``[:alpha:]`` after its first bracket; None, with nothing read, if it is another set."""
+        """``[:alpha:]`` after its first bracket; None without reading if it is another set."""
         end = self.text.find(":]", self.at + 1)
         name = self.text[self.at + 1 : end] if end > 0 and self.peek(":") else ""
         if not name or not (name.removeprefix("^") or "a").isalpha():
@@ -289,7 +289,7 @@ class _Members:
 
     @property
     def in_range(self) -> bool:
-        """Whether the next member ends a range."""
+        """True if the next member ends a range."""
         return self._state == "range"
 
     def character(self, code: int) -> None:
@@ -344,7 +344,7 @@ class _Members:
 
 
 def checked(code: int, most: int = CODES - 1) -> int:
-    """The code point itself. Raises :class:`PatternError` if it is above ``most`` or a surrogate."""
+    """Return the code point. Raises :class:`PatternError` if it is above ``most`` or a surrogate."""
     if code > most or 0xD800 <= code < 0xE000:
         raise PatternError(f"{code:#x} is not the code point of a character")
     return code

@@ -1,7 +1,7 @@
-"""Published patterns that split a text before byte-level BPE, and the names that GGUF files give them.
+"""Published patterns that split a text before byte-level BPE, and their names in GGUF files.
 
-Data only. A name stands for a list of steps; each step is a pattern whose matches become parts of their own, as do the
-gaps between them; the next step splits these parts. Sources: the ``pre_tokenizer`` of the models' ``tokenizer.json``,
+Data only. A name stands for a list of steps. Each step is a pattern that splits a text into its matches and the gaps
+between them; the next step splits these parts. Sources: the ``pre_tokenizer`` of the models' ``tokenizer.json``,
 GPT-2's ``encoder.py``, tiktoken's ``openai_public.py``, llama.cpp's ``llama-vocab.cpp``.
 """
 
@@ -79,14 +79,14 @@ CL100K = (
 )
 
 LINEAR = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, O200K, TEKKEN, KIMI, DEEPSEEK3, STARCODER, BLOOM, CL100K})
-"""Patterns that a backtracking engine runs in linear time, whatever the text."""
+"""Patterns that a backtracking engine runs in linear time on every text."""
 
 
 class Splitting(Struct, frozen=True):
-    """How files with a given ``tokenizer.ggml.pre`` split text.
+    """The pre-tokenizer of files with a given ``tokenizer.ggml.pre``.
 
-    ``ignore_merges``: a pre-token that is a piece becomes that piece, whatever the merges give. ``add_bos``: a text
-    starts with BOS if the file does not specify it.
+    ``ignore_merges``: a pre-token that equals a piece becomes this piece without merging. ``add_bos``: a text starts
+    with BOS unless the file says otherwise.
     """
 
     steps: tuple[str, ...]
@@ -224,4 +224,4 @@ TIKTOKEN: dict[str, TiktokenRanks] = {
         stated=("qwen", "QWenTokenizer"),
     ),
 }
-"""By name: OpenAI (tiktoken, ``openai_public.py``), Llama 3 and 4 (llama-models, ``Tokenizer``), Qwen 1."""
+"""Published ranks: OpenAI (tiktoken, ``openai_public.py``), Llama 3 and 4 (llama-models, ``Tokenizer``), Qwen 1."""

@@ -61,8 +61,8 @@ class Look(Struct, frozen=True):
 class Edge(Struct, frozen=True):
     """Asserts a kind of position in the text. It consumes no character.
 
-    ``last line end``: the end of the text, or before a newline there. ``search start``: where the search began.
-    ``border``: between a character of ``members`` and another character or none; ``no border``: anywhere else.
+    ``last line end``: the end of the text, or before a newline that ends the text. ``search start``: the start of the
+    search. ``border``: between a character of ``members`` and another character or none. ``no border``: anywhere else.
     """
 
     kind: Literal[
@@ -92,7 +92,7 @@ class Back(Struct, frozen=True):
 
 
 class Letter(Struct, frozen=True):
-    """A case-insensitive letter. It exists only during parsing: it becomes sets once its neighbours are known."""
+    """A case-insensitive letter. It exists only during parsing, and becomes sets when its neighbours are known."""
 
     code: int
 
@@ -115,7 +115,7 @@ def inner(node: Node) -> tuple[Node, ...]:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all nodes in it."""
+    """The node and all its descendants."""
     waiting = [node]
     while waiting:
         node = waiting.pop()
@@ -138,7 +138,7 @@ def size(node: Node) -> int:
 
 
 def may_be_empty(node: Node | Letter) -> bool:
-    """Whether a match may be empty."""
+    """True if a match may be empty."""
     if isinstance(node, (Set, Letter)):
         return False
     if isinstance(node, Concat):
@@ -164,9 +164,9 @@ def sets(node: Node) -> list[Ranges]:
 
 
 class Classes:
-    """Groups characters into classes: characters are in one class if they are in the same sets.
+    """Groups characters into classes: the characters of a class are in the same sets.
 
-    ``of`` gives the class of a code point, from 0 to ``count`` - 1; ``within`` has the classes of each set.
+    ``of`` returns the class of a code point, from 0 to ``count`` - 1; ``within`` has the classes of each set.
     """
 
     def __init__(self, sets: list[Ranges]) -> None:

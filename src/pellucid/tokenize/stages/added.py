@@ -1,12 +1,12 @@
 """Added tokens: tokens that are matched in the raw text, before all other stages.
 
 In: the text. Out: the text cut into plain parts and added tokens, in order. Control tokens (``<|im_end|>``) are matched
-only if the caller says that the text may contain them (``parse_special``); user-defined tokens (Gemma's runs of
-newlines, ``<table>``) are text and always matched.
+only if the caller allows them in the text (``parse_special``). User-defined tokens (Gemma's runs of newlines,
+``<table>``) are text and always matched.
 
-The rules are those of Hugging Face ``tokenizers``, ``AddedVocabulary``: the leftmost match wins, then the longest;
-``lstrip`` and ``rstrip`` include the white space before and after the token; ``single_word`` requires word borders;
-tokens with ``normalized`` are matched in the normalized text instead, as the normalizer writes them.
+The rules follow Hugging Face ``tokenizers``, ``AddedVocabulary``: the leftmost match wins, then the longest. ``lstrip``
+and ``rstrip`` include the white space before and after the token. ``single_word`` requires word boundaries. Tokens
+with ``normalized`` are normalized, and matched in the normalized text instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pellucid.tokenize.patterns.matcher import compiled
 from pellucid.tokenize.unicode import white_space
 
 Part = tuple[int, int, int | None]
-"""The first character of a part of a text, the one after its last, and its id if it is an added token, else None."""
+"""The start and end of a part of a text in characters, and the id of an added token, None for text."""
 
 
 class AddedToken(Struct, frozen=True):
@@ -46,7 +46,7 @@ class AddedTokens:
         self._by_text: dict[str, AddedToken] = {}
         for token in tokens:
             if token.text:
-                self._by_text.setdefault(token.text, token)  # the first of two equal texts counts
+                self._by_text.setdefault(token.text, token)  # the first of two equal texts wins
         lengths: dict[str, set[int]] = {}
         for text in self._by_text:
             lengths.setdefault(text[:2], set()).add(len(text))
@@ -81,7 +81,7 @@ class AddedTokens:
                 stop = spaces.end()  # a token may begin in this white space
             if done < start:
                 out.append((done, start, None))
-            if start < stop:  # else the token before took this white space
+            if start < stop:  # else the previous token includes this white space
                 out.append((start, stop, token.id))
                 done = stop
         if done < len(text):
@@ -97,7 +97,7 @@ class AddedTokens:
 
 
 def _is_word(text: str, start: int, stop: int) -> bool:
-    """Whether no word character touches ``text[start:stop]``."""
+    """True if no word character touches ``text[start:stop]``."""
     word = compiled(r"\w")
     before = start > 0 and word.match(text[start - 1])
     after = stop < len(text) and word.match(text[stop])

@@ -1,9 +1,9 @@
 """Text that tracks its origin in the original text.
 
-A normalizer changes a text, a pre-tokenizer cuts it; :class:`Aligned` records which characters of the original text
-each current character stands for. The rules are those of Hugging Face ``tokenizers``, ``NormalizedString``: a
-replacement has the origin of the character that it replaces, an inserted character that of the character before it.
-This is the slow path through a tokenizer, for offsets and explanations.
+A normalizer changes a text, and a pre-tokenizer cuts it. :class:`Aligned` records the characters of the original text
+that each current character represents: its origin. The rules follow Hugging Face ``tokenizers``, ``NormalizedString``.
+A replacement has the origin of the character that it replaces. An inserted character has the origin of the character
+before it. This is the slow path through a tokenizer, for offsets and explanations.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 
 Change = Callable[[str], Iterable[tuple[str, int]]]
-"""Maps a matched text to its replacement: characters, each with the index of the matched character that it stands for;
+"""Maps a matched text to its replacement: characters, each with the index of the matched character that is its origin;
 -1 is the character before the match."""
 
 TIMES, MORE, MOST = 32, 1_000, 1 << 28
-"""Limits on the growth of a text by a file's rules: n characters may become min(TIMES * n + MORE, max(n, MOST)). The
-largest growth by a Unicode normalization form is 18 times."""
+"""Limits on the growth of a text by a file's rules: n characters may become min(TIMES * n + MORE, max(n, MOST)). A
+Unicode normalization form lengthens a text at most 18 times."""
 
 
 def check_growth(before: int, after: int) -> None:
-    """Raise :class:`InvalidRequest` if a text of ``before`` characters has grown too much, to ``after``."""
+    """Raise :class:`InvalidRequest` if the growth of a text from ``before`` to ``after`` characters is too large."""
     most = min(TIMES * before + MORE, max(before, MOST))
     if after > most:
         raise InvalidRequest(
@@ -34,9 +34,9 @@ def check_growth(before: int, after: int) -> None:
 
 
 class Aligned(Struct, frozen=True):
-    """A text whose character i stands for the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
+    """A text whose character i represents the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
 
-    ``origin`` is where the text began in the original when it was cut out: the position of text inserted before it.
+    ``origin`` is the start of the text in the original when it was cut out: the origin of text inserted before it.
     """
 
     text: str
@@ -46,12 +46,12 @@ class Aligned(Struct, frozen=True):
 
     @classmethod
     def of(cls, text: str) -> Aligned:
-        """The original text itself."""
+        """The original text, aligned with itself."""
         return cls(text, range(len(text)), range(1, len(text) + 1))
 
     @classmethod
     def of_any(cls, text: str) -> Aligned:
-        """The text without surrogates: a surrogate pair becomes one character that stands for both."""
+        """The text without surrogates: a surrogate pair becomes one character with both surrogates as its origin."""
         repaired = without_surrogates(text)
         if repaired is text:
             return cls.of(text)
@@ -79,15 +79,15 @@ class Aligned(Struct, frozen=True):
         return self.rewritten(((at, at + 1) for at in places), lambda _: ())
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """The span in the original of the characters ``start`` up to ``stop``; empty if there are none."""
+        """The span in the original of the characters ``start`` up to ``stop``; empty if there are no characters."""
         begin = self.starts[start] if start < len(self.text) else 0
         return begin, self.ends[stop - 1] if start < stop else begin
 
     def rewritten(self, matches: Iterable[tuple[int, int]], change: Change) -> Aligned:
         """The text with each match (start, stop) replaced by ``change``.
 
-        The replacement of an empty match has the origin of the character before it; at the start of the text, an empty
-        span.
+        The replacement of an empty match has the origin of the character before it, or an empty span at the start of
+        the text.
         """
         text: list[str] = []
         starts: list[int] = []
@@ -114,10 +114,10 @@ class Aligned(Struct, frozen=True):
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
-    """Characters with the index that each stands for, from changes as ``tokenizers`` encodes them.
+    """Characters with the index of the old character that each represents, from changes as ``tokenizers`` encodes them.
 
     A change is a character and a number: 0 if it replaces the next old character, 1 if it is inserted, -n if it
-    replaces one old character and the n after that are dropped. ``dropped`` characters were removed at the start.
+    replaces one old character and the next n are dropped. ``dropped`` characters were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped

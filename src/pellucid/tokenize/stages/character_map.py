@@ -1,4 +1,4 @@
-"""Replaces single characters, whatever their neighbours are: the commonest step of a normalizer."""
+"""Replaces single characters, regardless of their neighbours: the most common step of a normalizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHORT = 256
-"""Characters of a text whose origins are moved by Python: arrays pay only beyond."""
+"""Maximum characters of a text whose origins are moved by Python: arrays are faster only for longer texts."""
 UTF32 = f"utf-32-{sys.byteorder[0]}e"
 """The encoding by code points, without a byte order mark."""
 
 
 class CharacterMap:
-    """Replaces the characters with the codes of ``targets``; a replacement has the origin of what it replaces."""
+    """Replaces the characters with the codes of ``targets``; a replacement has the origin of the replaced character."""
 
     def __init__(self, targets: Mapping[int, str]) -> None:
         self._targets = dict(targets)
@@ -29,7 +29,7 @@ class CharacterMap:
         self._touches_ascii = any(code < 0x80 for code in targets)
 
     def then(self, following: CharacterMap) -> CharacterMap:
-        """Both maps as one."""
+        """This map and then ``following``, as one map."""
         both = {code: new.translate(following._targets) for code, new in self._targets.items()}
         return CharacterMap(following._targets | both)
 
@@ -57,7 +57,7 @@ class CharacterMap:
         return Aligned(old.translate(self._targets), starts, ends, text.origin)
 
     def _moved(self, old: str, *places: Sequence[int]) -> list[list[int]]:
-        """``places`` of each character of a long text, each for all characters of its replacement."""
+        """``places`` of the characters of a long text, each repeated for all characters of its replacement."""
         lengths = self.lengths(old)
         check_growth(len(old), int(lengths.sum()))
         return [places_of(one).repeat(lengths).tolist() for one in places]
@@ -93,5 +93,5 @@ def places_of(places: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _repeated(places: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """Each place as often as its count says."""
+    """Each place, repeated by its count."""
     return [place for place, count in zip(places, counts, strict=True) for _ in range(count)]

@@ -1,8 +1,8 @@
-"""Characters of a sequence of ids: which neighbours are parts of one character, and how such parts are written.
+"""Groups a sequence of ids into characters: adjacent ids that are parts of one character form a group.
 
-A piece of a byte-level vocabulary may be a part of a character: in SmolLM2's two ids are one Chinese character. This is
-the only place that groups ids into characters. Bytes that are no character are written as SentencePiece spells them:
-``<0xE4>``.
+A piece of a byte-level vocabulary may be a part of a character: in SmolLM2's vocabulary, two ids form one Chinese
+character. This is the only place that groups ids into characters. Bytes that are not a character are written in
+SentencePiece's spelling: ``<0xE4>``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ codecs.register_error(SPELLED, _spell)
 
 
 class CharacterGroup(NamedTuple):
-    """The ids from number ``first`` to ``stop`` - 1, which share characters, and their ``text``."""
+    """The ids from index ``first`` to ``stop`` - 1, which share characters, and their ``text``."""
 
     first: int
     stop: int
@@ -37,19 +37,19 @@ class CharacterGroup(NamedTuple):
 
 
 class CharacterGrouper:
-    """Groups ids that come one at a time, of a vocabulary of ``size`` ids.
+    """Groups ids of a vocabulary of ``size`` ids; the ids arrive one at a time.
 
-    A group ends where a character ends, or where the next id cannot go on with it.
+    A group ends at the end of a character, or before an id that cannot continue the character.
     """
 
     def __init__(self, decoder: Decoder, size: int) -> None:
         self._decoder, self._size = decoder, size
         self._begin = self._count = 0
-        self._data = self._open = b""  # of the last group; of its last character, if it is not whole
+        self._data = self._open = b""  # bytes of the last group; bytes of its last character if incomplete
         self._started = False
 
     def push(self, token: int) -> CharacterGroup:
-        """The group of an id, as far as it is known.
+        """Add an id and return its group so far.
 
         Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
@@ -63,12 +63,12 @@ class CharacterGrouper:
         return CharacterGroup(self._begin, self._count, self._data.decode("utf-8", SPELLED))
 
     def then(self, token: int) -> CharacterGroup:
-        """The group that ``push`` would return; the id is not pushed."""
+        """The group that ``push`` would return, without adding the id."""
         return copy.copy(self).push(token)
 
 
 def groups(grouper: CharacterGrouper, ids: Iterable[int]) -> list[CharacterGroup]:
-    """The groups of some ids that follow those that the grouper has had; the first may begin among these."""
+    """Push ids and return their groups; the first group may begin with ids that were pushed earlier."""
     found: list[CharacterGroup] = []
     for token in ids:
         group = grouper.push(token)
@@ -79,7 +79,7 @@ def groups(grouper: CharacterGrouper, ids: Iterable[int]) -> list[CharacterGroup
 
 
 def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
-    """The groups of several ids: the others are what their ids are."""
+    """The groups of two or more ids."""
     return [group for group in found if group.stop - group.first > 1]
 
 
@@ -93,7 +93,7 @@ def _goes_on(begun: bytes, data: bytes) -> bool:
 
 
 def _open_end(data: bytes) -> bytes:
-    """The bytes at the end that may be the beginning of a character."""
+    """The bytes at the end of ``data`` that may begin a character."""
     reader = _utf8("replace")
     reader.decode(data)
     held, _ = reader.getstate()

@@ -1,9 +1,9 @@
 """Detokenization: ids to text, all at once or as a stream.
 
-The decoder of a kind gives the bytes of each id; the text is these bytes decoded as UTF-8, with U+FFFD for invalid
+The decoder of a kind returns the bytes of each id. The text is the bytes decoded as UTF-8, with U+FFFD for invalid
 bytes, as by ``bytes.decode("utf-8", errors="replace")``. The stream holds back the bytes of an incomplete character (at
-most three), and what the steps after the bytes hold back (``decode_steps.py``), so that its joined output equals the
-result of decoding all ids at once.
+most three), and text that later steps hold back (``decode_steps.py``). So its joined output equals the result of
+decoding all ids at once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BYTES: dict[str, int] = {}
 def byte_alphabet() -> dict[str, int]:
     """Character → byte of byte-level vocabularies.
 
-    Printable Latin-1 characters stand for themselves; U+0100 and up stand for the other bytes in order (Radford et al.
-    2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
+    Printable Latin-1 characters represent their own bytes; U+0100 and up represent the other bytes in order (Radford et
+    al. 2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
     """
     if not _BYTES:
         own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -45,7 +45,7 @@ class TextStream(Protocol):
     """Changes a text that arrives in parts."""
 
     def push(self, part: str) -> str:
-        """The text that is settled once ``part`` has arrived."""
+        """Add ``part`` and return the text that later parts cannot change."""
         ...
 
     def flush(self) -> str:
@@ -57,7 +57,7 @@ class IdStream(Protocol):
     """The text of ids that arrive one at a time."""
 
     def push(self, token_id: int) -> str:
-        """The text that the id settles."""
+        """Add an id and return the text that later ids cannot change."""
         ...
 
     def flush(self) -> str:
@@ -66,10 +66,10 @@ class IdStream(Protocol):
 
 
 class Decoder(ABC):
-    """Gives the bytes of a kind's pieces.
+    """Returns the bytes of a kind's pieces.
 
-    ``absent`` has the ids that stand for nothing, as if they were not there. ``is_table``: the text is the bytes of the
-    ids in a row, followed by ``steps``; otherwise only ``stream`` gives it.
+    ``absent`` has the ids that have no text and are skipped. If ``is_table``, the text is the concatenated bytes of the
+    ids, changed by ``steps``; otherwise only ``stream`` computes the text.
     """
 
     absent: frozenset[int] = frozenset()
@@ -77,14 +77,14 @@ class Decoder(ABC):
 
     @abstractmethod
     def piece(self, token_id: int, first: bool) -> bytes:
-        """The bytes of an id; ``first``: no text comes before it."""
+        """The bytes of an id; ``first`` is True if no text precedes it."""
 
     def begun(self, data: bytes) -> bool:
-        """True if the text has begun after a piece with these bytes, so that the next piece is not ``first``."""
+        """True if the text has begun after a piece with the bytes ``data``: the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:
-        """New steps that change the text of the bytes."""
+        """New steps that change the text after the bytes are decoded."""
         return []
 
     def stream(self) -> IdStream:
@@ -93,10 +93,10 @@ class Decoder(ABC):
 
 
 class SentencePieceDecoder(Decoder):
-    """Pieces joined as SentencePiece does it, with ``▁`` for the space; ids in ``byte_values`` stand for a byte each.
+    """Joins pieces as SentencePiece does, with ``▁`` for the space; each id in ``byte_values`` represents one byte.
 
-    ``strip`` drops a leading space of the whole text, ``strip_all`` those of all pieces until there is text.
-    ``surfaces`` has the ids whose text differs from their piece: the unknown token.
+    ``strip`` drops a leading space of the whole text, ``strip_all`` the leading spaces of all pieces until there is
+    text. ``surfaces`` has the ids whose text differs from their piece: the unknown token.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SentencePieceDecoder(Decoder):
 
 
 class BytesDecoder(Decoder):
-    """Ids that are bytes plus ``shift``; the pieces of ids below and above that range are plain text."""
+    """Ids that are bytes plus ``shift``; the pieces of smaller and larger ids are plain text."""
 
     def __init__(self, tokens: Sequence[str], shift: int) -> None:
         self._tokens, self._shift = tokens, shift
@@ -135,7 +135,7 @@ class BytesDecoder(Decoder):
 
 
 class PieceBytes(dict[int, bytes]):
-    """The bytes of each id that is not the first, as they are asked for; those of ids in ``skip`` are left out.
+    """The bytes of each id that is not the first, computed on demand; no bytes for ids in ``skip``.
 
     Keys must be ints. Raises :class:`InvalidRequest` for an id outside the vocabulary of ``size`` ids.
     """
@@ -149,7 +149,7 @@ class PieceBytes(dict[int, bytes]):
         return found
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of all ids, what `StreamDecoder` makes of them one at a time."""
+        """The text of all ids, equal to the output of `StreamDecoder` for the ids one at a time."""
         whole = list(ids)
         if not set(map(type, whole)) <= {int}:
             whole = [checked_id(token_id, self._size) for token_id in whole]
@@ -170,7 +170,7 @@ class PieceBytes(dict[int, bytes]):
 
 
 class UTF8Stream:
-    """The text of bytes that arrive in parts; U+FFFD for what is not UTF-8."""
+    """The text of bytes that arrive in parts, with U+FFFD for bytes that are not UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -191,14 +191,14 @@ class UTF8Stream:
 
 
 class ByteStream:
-    """The text of the bytes of ids that arrive one at a time, and of the decoder's steps."""
+    """The text of ids that arrive one at a time: their bytes, then the decoder's steps."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder, self._utf8, self._steps = decoder, UTF8Stream(), decoder.steps()
         self._first = True
 
     def push(self, token_id: int) -> str:
-        """The text that the id settles."""
+        """Add an id and return the text that later ids cannot change."""
         data = self._decoder.piece(token_id, self._first)
         self._first = self._first and not self._decoder.begun(data)
         text = self._utf8.push(data)
@@ -212,7 +212,7 @@ class ByteStream:
 
 
 def flushed(text: str, steps: Sequence[TextStream]) -> str:
-    """The rest of a text after all steps; ``text`` is the last part of what they change."""
+    """The rest of a text after all steps; ``text`` is the last part of their input."""
     for step in steps:
         text = step.push(text) + step.flush()
     return text
@@ -226,12 +226,12 @@ class StreamDecoder:
         self._stream = decoder.stream()
 
     def push(self, token_id: int) -> str:
-        """The text that the id completes. Raises :class:`InvalidRequest` for an id outside the vocabulary."""
+        """Add an id and return the text that it completes. Raises :class:`InvalidRequest` for an id out of range."""
         token_id = checked_id(token_id, self._size)
         return "" if token_id in self._skip else self._stream.push(token_id)
 
     def flush(self) -> str:
-        """The rest of the text: U+FFFD if the last character is incomplete. It resets the stream."""
+        """Return the rest of the text (U+FFFD if the last character is incomplete) and reset the stream."""
         rest = self._stream.flush()
         self._stream = self._decoder.stream()
         return rest

@@ -1,9 +1,8 @@
 """The steps of a ``tokenizer.json``'s decoder. ``step_decoder.py`` runs them in any order.
 
-A step turns a list of tokens into another one. A token step changes each token by
-itself; it may ask whether the token is the first or the last. A group step joins tokens. After ``Fuse``
-and ``ByteLevel`` there is one token, the text, which arrives in parts. The semantics follow Hugging Face
-``tokenizers``, ``decoders``.
+A step turns a list of tokens into another list. A token step changes each token by itself; it may depend on the token
+being the first or the last. A group step joins tokens. After ``Fuse`` and ``ByteLevel`` there is one token, the text,
+which arrives in parts. The semantics follow Hugging Face ``tokenizers``, ``decoders``.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from pellucid.tokenize.stages.decode import TextStream, byte_alphabet
 if TYPE_CHECKING:
     from pellucid.tokenize.stages.normalize import Replace
 
-_BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust reads "+A" as a number too
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2}|\\+[0-9A-Fa-f])>")  # Rust also reads "+A" as a number
 
 
 class TokenStep(Struct, frozen=True):
     """Changes each token by itself.
 
-    ``looks_ahead``: it asks for the last token. ``by_letters``: the parts of a text may be changed one by one.
+    ``looks_ahead``: the step depends on ``last``. ``by_letters``: the parts of a text may be changed one by one.
     """
 
     @property
@@ -77,7 +76,7 @@ class StripStep(TokenStep, frozen=True):
 
 
 class MetaspaceStep(TokenStep, frozen=True):
-    """Writes spaces for ``space``; ``prefixed``: it is dropped from the first token, where it was inserted."""
+    """Replaces ``space`` by a space; ``prefixed`` drops it from the first token, where it was inserted."""
 
     space: str
     prefixed: bool
@@ -109,7 +108,7 @@ CLEANED = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""The replacements of a clean-up: the space before punctuation and English contractions (``decoders/wordpiece.rs``)."""
+"""The replacements of the clean-up: spaces before punctuation and English contractions (``decoders/wordpiece.rs``)."""
 
 
 def _cleaned(token: str) -> str:
@@ -131,7 +130,7 @@ class WordPieceStep(TokenStep, frozen=True):
 
 
 class SuffixStep(TokenStep, frozen=True):
-    """Writes a space for the ``suffix`` of a word's end; nothing in the last token (``BPEDecoder``)."""
+    """Replaces ``suffix``, the mark of a word's end, by a space; drops it from the last token (``BPEDecoder``)."""
 
     suffix: str
 
@@ -147,7 +146,7 @@ class GroupStep(Struct, frozen=True):
     """Joins tokens."""
 
     def __call__(self, tokens: Sequence[str]) -> list[str]:
-        """The new tokens of a list; tokens before and after the list do not matter."""
+        """The new tokens for a list of tokens, regardless of the tokens before and after it."""
         raise NotImplementedError
 
     def settled(self, tokens: Sequence[str]) -> int:
@@ -186,7 +185,7 @@ def _spelled(run: bytes) -> list[str]:
 
 
 def byte_of(token: str) -> int | None:
-    """The byte that a token ``<0xNN>`` stands for, or None."""
+    """The byte of a token ``<0xNN>``, or None for other tokens."""
     found = _BYTE.fullmatch(token) if len(token) == 6 else None
     return int(found[1], 16) if found else None
 
@@ -244,7 +243,7 @@ class _AtTheEnd:
 
 
 class _Strip:
-    """Removes characters at the start of a text; holds back those at its end that may have to go."""
+    """Removes characters at the start of a text; holds back characters at its end that may have to be removed."""
 
     def __init__(self, step: StripStep) -> None:
         self._content, self._left, self._stop = step.content, step.start, step.stop

@@ -1,8 +1,8 @@
 """Unicode decomposition (NFD, NFKD; UAX #15) of long texts that keep their offsets, by arrays.
 
-The same as `normalize.Normalize` does by patterns, which is faster for short texts: each character is decomposed by
-itself, then marks beside each other are put in canonical order. As in ``tokenizers``, the origins of characters do not
-move with the marks: the characters that stand for an old one take the origins in order.
+The result equals `normalize.Normalize`, which uses patterns and is faster for short texts. Each character is decomposed
+by itself, then adjacent marks are put in canonical order. As in ``tokenizers``, the origins of characters do not move
+with the marks: they are assigned in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Decomposed = Literal["NFD", "NFKD"]
 
 @cache
 def decompositions(form: Decomposed) -> dict[int, str]:
-    """Code → decomposition, of the characters known to Unicode 9 that have one."""
+    """Code → decomposition, of the characters of Unicode 9 with a decomposition."""
     known = letters(members("text.normalized") or ())
     parts = ((letter, unicodedata.normalize(form, letter)) for letter in known)
     return {ord(letter): new for letter, new in parts if new != letter}
@@ -32,7 +32,7 @@ def decompositions(form: Decomposed) -> dict[int, str]:
 
 @cache
 def marks() -> dict[int, int]:
-    """Code → combining class, of the marks that Unicode 9 knew."""
+    """Code → combining class, of the marks of Unicode 9."""
     known = letters(members("text.normalized") or ())
     return {ord(letter): kind for letter in known if (kind := unicodedata.combining(letter))}
 
@@ -59,7 +59,7 @@ def decomposed(text: Aligned, form: Decomposed) -> Aligned:
     lengths = _map(form).lengths(text.text)
     new = _map(form)(text.text)
     codes = codes_of(new)
-    first = np.zeros(len(new), bool)  # of those that stand for an old character
+    first = np.zeros(len(new), bool)  # the first character of each decomposition
     first[np.cumsum(lengths) - lengths] = True
     classes = _classes()[codes]
     order = np.cumsum(classes == 0) * 256 + classes

@@ -1,8 +1,8 @@
 """Normalizers: text → text, before the pre-tokenizer.
 
-A normalizer is defined by patterns and the replacements of their matches. Both paths follow from these: the plain path,
-``stage(text)``, and the one that keeps offsets, ``stage.aligned(text)``. The semantics are those of Hugging Face
-``tokenizers``, ``normalizers``; BERT's clean-up is that of ``tokenization.py`` in google-research/bert.
+A normalizer is defined by patterns and the replacements of their matches. Both paths follow from this definition: the
+plain path, ``stage(text)``, and the path that keeps offsets, ``stage.aligned(text)``. The semantics follow Hugging Face
+``tokenizers``, ``normalizers``; BERT's clean-up follows ``tokenization.py`` in google-research/bert.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Prepend(Normalizer):
         return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
 
     def _change(self, first: str) -> list[tuple[str, int]]:
-        # In ``tokenizers`` the first character of the prefix replaces that of the text, unless the prefix is empty.
+        # In ``tokenizers``, the first character of a nonempty prefix replaces the first character of the text.
         return [(self.prefix + first, 0 if self.prefix else -1)]
 
     def __call__(self, text: str) -> str:
@@ -135,8 +135,8 @@ class Normalize(Normalizer):
     """A Unicode normalization form (UAX #15), of Unicode 9 as in ``tokenizers``.
 
     The normalization of an assigned character never changes between versions. A character that Unicode 9 had not
-    assigned stays as it is and, like a letter that composes with nothing, separates its neighbours. So runs of the
-    characters that Unicode 9 knew are normalized one by one.
+    assigned stays unchanged and, like a letter that composes with nothing, separates its neighbours. So each run of
+    characters of Unicode 9 is normalized by itself.
     """
 
     form: Form
@@ -150,18 +150,18 @@ class Normalize(Normalizer):
         return super().aligned(text)
 
     def _changed(self, text: str) -> Iterator[tuple[int, int]]:
-        """The parts of a text that are not normalized, such that nothing around them matters."""
+        """The parts of a text that are not normalized, and can be normalized without their neighbours."""
         if text.isascii():
             return
         if self._decomposes:
-            # A character that is decomposed matters only to the marks beside it.
+            # Decomposing a character affects only adjacent marks.
             yield from (
                 part.span()
                 for part in _decomposable(self._decomposed_form).finditer(text)
                 if not self._is_normalized(part[0])
             )
             return
-        for part in re.finditer(BEHIND, text):  # nothing composes with ASCII behind it
+        for part in re.finditer(BEHIND, text):  # no character composes with ASCII after it
             for run in compiled(_normalized()).finditer(text, *part.span()):
                 if not self._is_normalized(run[0]):
                     yield run.span()
@@ -187,7 +187,7 @@ class Normalize(Normalizer):
 
     @property
     def _decomposes(self) -> bool:
-        """Whether the form is a decomposed one."""
+        """True if the form is NFD or NFKD."""
         return self._decomposed_form == self.form
 
     def _change(self, run: str) -> list[tuple[str, int]]:
@@ -202,20 +202,20 @@ def _normalized() -> str:
 
 @cache
 def _decomposable(form: Decomposed) -> re.Pattern[str]:
-    """Matches the characters, known to Unicode 9, that are marks or change when they are decomposed."""
+    """Matches the characters of Unicode 9 that are marks or have a decomposition."""
     return re.compile(f"[{bracket(singles([*decompositions(form), *marks()]))}]+")
 
 
 BEHIND = r"[\x00-\x7F]?[^\x00-\x7F]+"
-"""Characters beyond ASCII, and the one before them, with which the first may compose."""
+"""Matches characters beyond ASCII, and the ASCII character before them, which may compose with the first."""
 
 
 @cache
 def _long_mark_runs() -> re.Pattern[str]:
     """Matches 64 or more marks in a row: ``unicodedata`` needs quadratic time to order them.
 
-    The marks are those of Unicode 9, and characters that decompose to a mark. It uses ``re``, which turns large sets
-    into tables.
+    Marks are the marks of Unicode 9, and characters that decompose to a mark. ``re`` is used because it turns large
+    sets into tables.
     """
     becomes = [code for code, new in decompositions("NFKD").items() if unicodedata.combining(new[0])]
     return re.compile(f"[{bracket(singles([*marks(), *becomes]))}]{{64,}}")
@@ -223,7 +223,7 @@ def _long_mark_runs() -> re.Pattern[str]:
 
 @cache
 def _newer_characters() -> Pattern[str]:
-    """Matches the characters that Python normalizes and Unicode 9 did not know."""
+    """Matches the characters that Python normalizes and that are newer than Unicode 9."""
     known = set(letters(members("text.normalized") or ()))
     others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
     found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
@@ -231,7 +231,7 @@ def _newer_characters() -> Pattern[str]:
 
 
 def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
-    """The decomposition of a run, marks in canonical order, with changes as ``placed`` takes them."""
+    """The decomposition of a run with marks in canonical order, as the changes that ``placed`` takes."""
     waiting: list[tuple[str, int]] = []
     for letter in run:
         for at, part in enumerate(unicodedata.normalize(form, letter)):
@@ -247,7 +247,7 @@ def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
 
 
 def _composed(parts: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The canonical composition: a letter composes with every mark that no character in between blocks."""
+    """The canonical composition: a letter composes with every mark that is not blocked by a character in between."""
     out: list[tuple[str, int]] = []
     starter: int | None = None
     last = 0  # the combining class of the last part after the starter
@@ -279,7 +279,7 @@ class Strip(Normalizer):
 
 @dataclass(frozen=True)
 class Lowercase(Normalizer):
-    """Lower case, character by character: unlike ``str.lower``, it does not treat a final sigma differently."""
+    """Lower case, character by character: unlike ``str.lower``, without a special case for the final sigma."""
 
     def steps(self) -> list[Step]:
         return [CharacterMap(small_letters())]
@@ -290,7 +290,7 @@ class Lowercase(Normalizer):
 
 @dataclass(frozen=True)
 class StripAccents(Normalizer):
-    """Removes combining marks. Accented characters must be decomposed (NFD) before it."""
+    """Removes combining marks. Accented characters must be decomposed (NFD) before."""
 
     def steps(self) -> list[Step]:
         return [replacing(members("text.marks"), "")]
@@ -298,7 +298,7 @@ class StripAccents(Normalizer):
 
 @dataclass(frozen=True)
 class Nmt(Normalizer):
-    """SentencePiece's clean-up for machine translation: drops control characters, turns all white space into spaces."""
+    """SentencePiece's clean-up for machine translation: drops control characters, turns white space into spaces."""
 
     def steps(self) -> list[Step]:
         return [replacing(_NMT_DROPPED, ""), replacing(_NMT_SPACE, " ")]
@@ -369,12 +369,12 @@ class Sequential(Normalizer):
 
 
 def sequence(stages: Sequence[Normalizer]) -> Normalizer | None:
-    """The stages as one normalizer, or None if there are none."""
+    """The stages as one normalizer, or None if there are no stages."""
     return None if not stages else stages[0] if len(stages) == 1 else Sequential(tuple(stages))
 
 
 def replacing(which: Ranges | None, new: str) -> CharacterMap:
-    """A step that replaces each of these characters by the same text."""
+    """A step that replaces each character in ``which`` by the text ``new``."""
     return CharacterMap(dict.fromkeys(map(ord, letters(which or ())), new))
 
 

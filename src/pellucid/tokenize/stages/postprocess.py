@@ -1,6 +1,6 @@
-"""The post-processor, the last stage of encoding: adds the special tokens around the sequence.
+"""The post-processor, the last stage of encoding: adds special tokens around the sequence.
 
-In: the ids of one text or of two. Out: the ids in the form that the model was trained on, e.g. ``[CLS] A [SEP]`` or
+In: the ids of one or two texts. Out: the ids in the form that the model was trained on, e.g. ``[CLS] A [SEP]`` or
 ``<bos> A``, and a segment number per id.
 """
 
@@ -25,7 +25,7 @@ A, B = -1, -2
 
 
 class Template(Struct, frozen=True):
-    """The template of one text (``single``) and of two (``pair``): (id or placeholder, segment) in order."""
+    """The templates of one text (``single``) and of two texts (``pair``): (id or placeholder, segment) in order."""
 
     single: tuple[tuple[int, int], ...] = ((A, 0),)
     pair: tuple[tuple[int, int], ...] = ((A, 0), (B, 1))
@@ -44,7 +44,7 @@ class Template(Struct, frozen=True):
         return Template(single, pair)
 
     def added(self, pair: bool) -> int:
-        """The number of special tokens added to one text, or to a pair."""
+        """The number of special tokens added to one text or to a pair."""
         return sum(item >= 0 for item, _ in (self.pair if pair else self.single))
 
     def ids(self, text: list[int]) -> list[int]:
@@ -65,7 +65,7 @@ class Template(Struct, frozen=True):
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
     def tokens(self, first: TokenTable, second: TokenTable | None, names: Sequence[str]) -> TokenTable:
-        """The tokens of one text or of two with the special tokens around them.
+        """The tokens of one or two texts with the special tokens around them.
 
         The given tokens have segment 0 and sequence 0. ``names`` has the piece of every id.
         """
@@ -84,8 +84,8 @@ class Template(Struct, frozen=True):
 class Trim(Struct, frozen=True):
     """Trims the white space at a token's ends from its offsets.
 
-    ``keeps_first``: a single space before the first token stays, because a pre-tokenizer may have inserted it. The
-    rules are those of ``tokenizers``, ``processors/byte_level.rs``.
+    ``keeps_first`` keeps a single space before the first token, because a pre-tokenizer may have inserted it. The rules
+    follow ``tokenizers``, ``processors/byte_level.rs``.
     """
 
     keeps_first: bool
@@ -113,11 +113,11 @@ class Trim(Struct, frozen=True):
 
 
 def _around(text: str, space: str) -> tuple[int, int]:
-    """How many characters of white space a text has at its ends."""
+    """Number of white-space characters at the start and the end of a text."""
     return len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
 
 
 @cache
 def _spaces() -> str:
-    """All white space, and the space as byte-level vocabularies spell it."""
+    """All white space, and the space in the byte alphabet."""
     return white_space() + next(letter for letter, byte in byte_alphabet().items() if byte == 0x20)

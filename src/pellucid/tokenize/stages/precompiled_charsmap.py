@@ -1,9 +1,10 @@
 """The character map that SentencePiece compiles into a model, and the normalizers that apply it.
 
-The map is a set of rules, a few characters → others, stored as a double-array trie (darts-clone) and a text of the
-targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by a NUL>`` (google/sentencepiece,
-``normalizer.cc``). SentencePiece applies the longest rule at each position; Hugging Face ``tokenizers`` goes by
-grapheme clusters (``normalizers/precompiled.rs``). Both are implemented, so that each program's files give its ids.
+The map is a set of rules, a few characters → other characters. It is stored as a double-array trie (darts-clone) and a
+text of the targets: ``<bytes of trie: u32><trie: u32 …><targets, each followed by a NUL>`` (google/sentencepiece,
+``normalizer.cc``). SentencePiece applies the longest rule at each position. Hugging Face ``tokenizers`` applies rules
+to grapheme clusters (``normalizers/precompiled.rs``). Both are implemented: the ids of a file equal the ids of the
+program that it was made for.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
 LONGEST_RULE, MAX_RULES = 64, 1 << 18
-"""Bytes that a rule replaces; number of rules. A small trie can hold many rules, as common prefixes share nodes."""
+"""Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
 
 
 class CharsMap:
@@ -44,7 +45,7 @@ class CharsMap:
 
     @classmethod
     def from_base64(cls, text: str, path: Path, field: str) -> CharsMap:
-        """The map in a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
+        """Read the map in a field of ``tokenizer.json``. Raises :class:`FileFormatError`."""
         try:
             blob = base64.b64decode(text, validate=True)
         except binascii.Error as bad:
@@ -53,7 +54,7 @@ class CharsMap:
 
     @classmethod
     def from_bytes(cls, blob: bytes, path: Path, field: str) -> CharsMap:
-        """The map in the bytes of a model; all rules are read. Raises :class:`FileFormatError`."""
+        """Read the map, with all its rules, from the bytes in a model. Raises :class:`FileFormatError`."""
         place = parsed_cache.cache_name(blob) if len(blob) >= parsed_cache.WORTH_CACHING else None
         if place is not None and (known := parsed_cache.read(place)) is not None:
             old, new = (parsed_cache.text_of(known[name]).split("\0") for name in ("old", "new"))
@@ -150,9 +151,9 @@ class CharsMap:
 class Precompiled(Normalizer):
     """The map as ``tokenizers`` applies it.
 
-    The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster; in other
+    The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster. In other
     clusters the rules apply to each character. A dropped character counts as part of the character before it, even if
-    that character was replaced.
+    the character before it was replaced.
     """
 
     map: CharsMap
@@ -168,9 +169,9 @@ class Precompiled(Normalizer):
 
     @cached_property
     def _unchanged(self) -> re.Pattern[str]:
-        """Matches a run of characters to which no rule applies and after which no joining character follows.
+        """Matches a run of characters without rules that is not followed by a joining character.
 
-        It uses ``re``, which turns large sets into tables.
+        ``re`` is used because it turns large sets into tables.
         """
         joins, rules = set(letters(members("text.joins") or ())), self.map.rules
         special = {key[0] for key in rules if len(key) == 1 or key[1] not in joins} | {"\r"}
@@ -178,7 +179,7 @@ class Precompiled(Normalizer):
         return re.compile(rf"(?:[^{stops}](?![{bracket('text.joins')}])){{1,4096}}")
 
     def _clusters(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The clusters of a text with False, and runs of unchanged clusters with True."""
+        """The clusters of a text, each with False, and runs of unchanged clusters, each with True."""
         at = 0
         while at < len(text):
             run = self._unchanged.match(text, at)
@@ -209,7 +210,7 @@ class Precompiled(Normalizer):
 
 @cache
 def clusters() -> Pattern[str]:
-    """Matches extended grapheme clusters (UAX #29), without Indic conjuncts, which have more than six bytes anyway."""
+    """Matches extended grapheme clusters (UAX #29), except Indic conjuncts, which always have more than six bytes."""
     control, joins, prepend = bracket("GCB=Control"), bracket("text.joins"), f"[{bracket('text.prepends')}]"
     lead, vowel, tail = (f"[{bracket(f'GCB={name}')}]" for name in ("L", "V", "T"))
     lv, lvt, flag = (f"[{bracket(f'GCB={name}')}]" for name in ("LV", "LVT", "Regional_Indicator"))
@@ -226,7 +227,7 @@ class SentencePiece(Normalizer):
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
     space at the start (``dummy_prefix``; with ``suffix`` at the end), and writes spaces as ``▁`` (``escape``). No rule
-    changes the pieces in ``kept``. Each character stands for the original text from its position up to the position
+    changes the pieces in ``kept``. The origin of a character is the original text from its position up to the position
     of the next character.
     """
 
@@ -256,7 +257,7 @@ class SentencePiece(Normalizer):
 
     @cached_property
     def rules(self) -> CharsMap:
-        """The map, with identity rules for ``kept`` pieces instead of the rules that begin with one of them."""
+        """The map, with identity rules for ``kept`` pieces instead of the rules that begin with a kept piece."""
         kept = tuple(piece for piece in self.kept if piece)
         if not kept:
             return self.map
@@ -277,7 +278,7 @@ class SentencePiece(Normalizer):
                 at += len(taken or text[at])
 
     def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
-        """The normalized characters, each with its position in the text, and the position where the text ends."""
+        """The normalized characters with their positions in the text, and the position of the end of the text."""
         space = SPACE if self.escape else " "
         out: list[tuple[str, int]] = []
         consumed, after_space, begun = 0, self.remove_extra, False

@@ -1,7 +1,7 @@
 """Pre-tokenizers: split normalized text into the pre-tokens that the model stage sees.
 
-In: text. Out: its pre-tokens in order. Each step cuts or changes the parts from the step before it. The semantics are
-those of Hugging Face ``tokenizers``, ``pre_tokenizers``.
+In: text. Out: its pre-tokens in order. Each step cuts or changes the parts from the step before it. The semantics
+follow Hugging Face ``tokenizers``, ``pre_tokenizers``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Spans = list[tuple[int, int]]
 class Split(Struct, frozen=True, dict=True):
     """Splits at the matches of a pattern in Oniguruma's syntax.
 
-    ``behavior`` says what happens to a match: it becomes a part of its own, is removed, or joins the part before or
-    after it; ``Contiguous`` joins adjacent matches. ``invert`` swaps matches and gaps. ``is_linear`` says that the
-    pattern, which is not from a file, takes linear time.
+    ``behavior`` determines the result for a match: ``Isolated`` makes it a part of its own, ``Removed`` drops it,
+    ``MergedWithPrevious`` and ``MergedWithNext`` join it to the part before or after it, ``Contiguous`` joins adjacent
+    matches. ``invert`` swaps matches and gaps. ``is_linear`` states that the pattern takes linear time; never set it
+    for a pattern from a file.
     """
 
     pattern: str
@@ -44,7 +45,7 @@ class Split(Struct, frozen=True, dict=True):
         return self.cut(text)
 
     def cut(self, text: str, budget: Budget | None = None) -> list[str]:
-        """The parts of a text, within a budget. Raises what ``spans`` raises."""
+        """The parts of a text, within a budget. Raises like ``spans``."""
         if self.behavior == "Isolated" and (pieces := self._matcher.pieces(text)) is not None:
             return pieces
         return [text[start:stop] for start, stop in self.spans(text, budget)]
@@ -67,7 +68,7 @@ class Split(Struct, frozen=True, dict=True):
 
 
 def _arrange(parts: list[tuple[int, int, bool]], behavior: str) -> Spans:
-    """The spans of the parts, from (start, stop, is a match) in order."""
+    """The spans of the parts, from (start, stop, True for a match) in order."""
     if behavior == "Isolated":
         return [(start, stop) for start, stop, _ in parts]
     if behavior == "Removed":
@@ -100,7 +101,7 @@ class Chunks(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """A normalizer as a step; with ``only_first`` it applies only to a part at the start of the whole text."""
+    """A normalizer as a step; with ``only_first``, it applies only to a part at the start of the whole text."""
 
     normalizer: Normalizer
     only_first: bool = False
@@ -116,19 +117,19 @@ class PreTokenizer(Struct, frozen=True, dict=True):
 
     @property
     def has_first(self) -> bool:
-        """Whether a step changes only the start of the text."""
+        """True if a step changes only the start of the text."""
         return any(isinstance(stage, Change) and stage.only_first for stage in self.stages)
 
     @cached_property
     def _needs_offsets(self) -> bool:
-        """Whether a cut before an ``only_first`` change may have dropped the start of the text."""
+        """True if a cut before an ``only_first`` change may drop the start of the text."""
         firsts = [
             at for at, stage in enumerate(self.stages) if isinstance(stage, Change) and stage.only_first
         ]
         return bool(firsts) and not all(isinstance(stage, Change) for stage in self.stages[: firsts[-1]])
 
     def __call__(self, text: str, first: bool) -> Iterable[str]:
-        """The pre-tokens of a text; ``first``: the whole text begins with it."""
+        """The pre-tokens of a text; ``first`` is True if it begins the whole text."""
         if first and self._needs_offsets:
             return [piece.text for piece in self.aligned(Aligned.of(text))]
         pieces, budget = [text], Budget(len(text))

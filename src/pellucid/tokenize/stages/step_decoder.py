@@ -1,10 +1,11 @@
 """The decoder that runs the steps of a ``tokenizer.json``, in the order of the file.
 
-In: the names of ids. Out: text, as Hugging Face ``tokenizers`` decodes it. Only bytes that are not UTF-8 become U+FFFD
-as in ``decode.py``: ``tokenizers`` replaces the valid bytes beside them too, which a stream would have to hold back.
+In: the names of ids. Out: text, as Hugging Face ``tokenizers`` decodes it, with one exception. Only bytes that are not
+UTF-8 become U+FFFD, as in ``decode.py``. ``tokenizers`` also replaces valid bytes next to them, which a stream would
+have to hold back.
 
-Most files have steps for each token, bytes, ``Fuse``, and steps for the text. The bytes of an id then depend on the id
-alone, so that they are kept. Of other files, all steps run for each id.
+Most files have steps for each token, bytes, ``Fuse``, and steps for the text. Then the bytes of an id depend on the id
+alone and are cached. For other files, all steps run for each id.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _Tokens:
 
 
 class _StepStream:
-    """The text of ids that arrive one at a time, by all steps of a decoder."""
+    """Runs all steps of a decoder on ids that arrive one at a time."""
 
     def __init__(self, names: Sequence[str], steps: Sequence[Step]) -> None:
         joins = (at for at, step in enumerate(steps) if isinstance(step, FuseStep | ByteLevelStep))
@@ -86,9 +87,9 @@ class _StepStream:
 
 
 class StepDecoder(Decoder):
-    """Runs the steps of a decoder on the names of ids (``names``, of each id).
+    """Runs the steps of a decoder on ids; ``names`` has the name of each id.
 
-    ``verbatim`` has the ids whose names are plain text; ``absent`` those that stand for nothing.
+    ``verbatim`` has the ids whose names are plain text, ``absent`` the ids without text.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class StepDecoder(Decoder):
         return token.encode() if value is None else bytes([value])
 
     def _alone(self, token: str) -> str:
-        """The text of a token by itself, which is neither the first nor the last."""
+        """The text of a token by itself, as neither the first nor the last token."""
         tokens = [token]
         for step in self._steps:
             tokens = (

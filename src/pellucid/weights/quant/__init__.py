@@ -1,10 +1,10 @@
-"""Block formats: how weights are stored in files.
+"""Block formats: the encodings of weights in files.
 
 format.py     a block format as data
 registry.py   the known formats, by name
 formats/      the formats, one file per format or family
 
 A format consists of its block layout, the positions of the bits of values and scales in a file
-(``kernels/matmul/file_layout.py``), and of the packed layout that holds them without loss
-(``kernels/matmul/packed_layout.py``). Decoding, packing and the matrix products follow from these two.
+(``kernels/matmul/file_layout.py``), and of the lossless packed layout for the kernels
+(``kernels/matmul/packed_layout.py``). Decoding, packing and the matrix products follow from these two layouts.
 """

@@ -1,6 +1,6 @@
-"""A block format as data, and what follows from it: its size, and how its blocks are unpacked to integers.
+"""A block format as data, its sizes, and the unpacking of its blocks to integers.
 
-``weights/pack.py`` turns these into floats (``decode_blocks``), or packs the blocks for the matrix products.
+``weights/pack.py`` turns the integers into floats (``decode_blocks``), or packs the blocks for the matrix products.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The known block formats: what the modules of ``formats/`` declare."""
+"""The known block formats, which the modules of ``formats/`` declare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lookup(name: str, what: str) -> Format:
     """The format called ``name``.
 
     Raises:
-        UnsupportedModel: it is not implemented; the message lists those that are.
+        UnsupportedModel: the format is not implemented; the message lists the implemented formats.
     """
     try:
         return formats()[name]

@@ -1,9 +1,9 @@
-"""Where model files come from.
+"""Sources of model files.
 
 source.py     the interface of a source, and of progress callbacks
 registry.py   the known sources, by scheme
 schemes/      the sources, one file each
 
-A spec is ``scheme:rest``. Each module of ``schemes/`` has a ``SOURCE`` that knows what ``rest`` means; adding a source
-is adding a file.
+A spec is ``scheme:rest``. Each module of ``schemes/`` has a ``SOURCE`` that interprets ``rest``. A new source needs
+only a new file.
 """

@@ -1,4 +1,4 @@
-"""The known sources: what the modules of ``schemes/`` declare."""
+"""The known sources, which the modules of ``schemes/`` declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a source, which modules of ``schemes/`` declare as ``SOURCE``, and of progress callbacks."""
+"""The interface of a source (the modules of ``schemes/`` declare it as ``SOURCE``) and of progress callbacks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CHECKING = "checking "  # prefix of the label while a local file is hashed
 
 
 class DownloadProgress(Protocol):
-    """Progress callback of a download. Called often, from the calling thread or a downloader's."""
+    """Progress callback of a download. Called often, from the calling thread or from a downloader's thread."""
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` (None: unknown) of ``label`` are done.
+        """Report that ``done_bytes`` of ``total_bytes`` (None: unknown) of ``label`` are done.
 
         A label that begins with `CHECKING` means that a local file is being hashed.
         """
@@ -28,20 +28,20 @@ class Silent:
 
 
 class Source(ABC):
-    """One place that models come from."""
+    """A source of models."""
 
     scheme: ClassVar[str]
 
     @abstractmethod
     def cached(self, rest: str) -> Path | None:
-        """The path of what ``rest`` names, or None if this source does not have it on this machine. Uses no network."""
+        """The path of the file or folder ``rest`` if this source has it on this machine, else None. Uses no network."""
         ...
 
     @abstractmethod
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
-        """Fetch the file or folder that ``rest`` names, at most ``limit`` bytes, and return its path.
+        """Fetch the file or folder ``rest``, at most ``limit`` bytes, and return its path.
 
-        ``scratch`` is a folder of the caller's. The caller may move a path inside it; any other path belongs to the
-        source's own cache. Raises `SourceError` with the reason in one line.
+        ``scratch`` is the caller's folder. The caller may move a path inside it; any other path belongs to the source's
+        own cache. Raises `SourceError` with the reason in one line.
         """
         ...

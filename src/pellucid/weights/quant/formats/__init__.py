@@ -1,1 +1,1 @@
-"""The block formats, one file each or one for a few that are alike. They are discovered by being in this folder."""
+"""The block formats, one file per format or family. All files in this folder are discovered."""

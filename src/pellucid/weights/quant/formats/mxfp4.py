@@ -3,8 +3,8 @@
 | 0          | 1..16                                                |
 | e: 8 bits  | 16 bytes: low nibbles q0..q15, high nibbles q16..q31 |
 
-The table t has the numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 doubled, as in ggml; ``TABLE`` has 16 added. e = 255 means NaN;
-it makes all values of its block infinite or NaN.
+The table t has the numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 doubled, as in ggml; ``TABLE`` is t + 16. e = 255 means NaN: all
+values of the block are infinite or NaN.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Q2_K: 256 values in 16 sub-blocks of 16; value = d sc q - dmin m, sc and m of 4 bits.
 
 | 0..15                         | 16..79                                  | 80..81 | 82..83    |
-| sc: low nibbles, m: high ones | 2 x 32 bytes: value 32 i + l of each    | d: f16 | dmin: f16 |
+| sc, m: low and high nibbles   | 2 x 32 bytes: value 32 i + l of each    | d: f16 | dmin: f16 |
 |                               | half of 128 is in byte l, at bit 2 i    |        |           |
 """
 

@@ -4,7 +4,7 @@
     | the upper bit: value 32 i+l | the lower two: value 32 i + l of     | 16 sc, 6 bits  | d: f16   |
     | is in byte l, at bit i      | each half is in byte l, at bit 2 i   |                |          |
 
-The lower four bits of scale j are a nibble of s[j mod 8] (the high one for j >= 8), the upper two are in
+The lower four bits of scale j are a nibble of s[j mod 8] (the high nibble for j >= 8). The upper two bits are in
 s[8 + j mod 4] at bit 2 (j div 4).
 """
 

@@ -4,10 +4,10 @@
     Q5_K | 0..1   | 2..3      | 4..15 s                | 16..47                  | 48..175                     |
          | d: f16 | dmin: f16 | 8 sc and 8 m, 6 bits   | 32 bytes: the fifth bit | 4 x 32 bytes: sub-block 2i  |
          |        |           |                        | of sub-block i is bit i | in the low nibbles, 2i+1 in |
-         |        |           |                        |                         | the high ones               |
+         |        |           |                        |                         | the high nibbles            |
 
-The twelve bytes s: for j < 4, sc = s[j] & 63 and m = s[j+4] & 63; for j >= 4 the low four bits are the nibbles
-of s[j+4] (sc low, m high), the upper two are bits 6 and 7 of s[j-4] (sc) and s[j] (m).
+The twelve bytes s: for j < 4, sc = s[j] & 63 and m = s[j+4] & 63. For j >= 4, the low four bits are the nibbles
+of s[j+4] (sc low, m high), and the upper two bits are bits 6 and 7 of s[j-4] (sc) and s[j] (m).
 """
 
 from __future__ import annotations

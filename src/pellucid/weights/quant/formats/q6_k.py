@@ -3,8 +3,8 @@
     | 0..127        | 128..191        | 192..207     | 208..209 |
     | 4 lower bits  | 2 upper bits    | 16 x int8 sc | d: f16   |
 
-In each half of 128 values, value 32 i + l (i < 4, l < 32) has its lower bits in byte 64 half + 32 (i mod 2) + l,
-the low nibble for i < 2, else the high one, and its upper bits in byte 32 half + l at bit 2 i.
+In each half of 128 values, value 32 i + l (i < 4, l < 32) has its lower bits in byte 64 half + 32 (i mod 2) + l (the
+low nibble for i < 2, else the high nibble), and its upper bits in byte 32 half + l at bit 2 i.
 """
 
 from __future__ import annotations

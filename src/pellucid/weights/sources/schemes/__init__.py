@@ -1,1 +1,1 @@
-"""The sources of models, one file each. A ``Source`` is discovered by being in this folder."""
+"""The sources of models, one file each. All files in this folder are discovered."""

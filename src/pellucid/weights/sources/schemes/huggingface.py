@@ -1,8 +1,9 @@
 """``hf:org/repo[/file]``: the Hugging Face hub, through huggingface-hub and its own cache.
 
-Without a file, the repository's safetensors with config and tokenizer are taken or, if it has only GGUF files, the one
-that ``PREFERENCE`` selects. The cache takes precedence over the hub. The user's settings for the hub apply (endpoint,
-token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs only seconds.
+Without a file, the repository's safetensors with config and tokenizer are fetched. If the repository has only GGUF
+files, ``PREFERENCE`` selects one. The cache takes precedence over the hub. The user's settings for the hub apply
+(endpoint, token, cache folder, ``HF_HUB_OFFLINE``). The first request has a deadline, so an unreachable hub costs only
+seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 TIMEOUT = 3.0  # seconds to connect, and for each answer about a file
 DEADLINE = 5.0  # seconds for the first answer, including name lookup and proxies
-# The order of preference if a repository has several GGUF files: small ones with little loss first.
+# The order of preference if a repository has several GGUF files: small files with little loss first.
 PREFERENCE = (
     *("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "MXFP4", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1"),
     *("Q8_0", "Q6_K", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "F16", "BF16", "F32"),
@@ -100,7 +101,7 @@ class HuggingFace(Source):
 
 
 def choose(repo: str, names: Iterable[str]) -> list[str]:
-    """The files of one model, large ones last. Raises `SourceError` with the choices if they are ambiguous."""
+    """The files of one model, weights last. Raises `SourceError` with the choices if there are several models."""
     names = sorted(names)
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
@@ -135,7 +136,7 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
 
 
 def _split_files(file: str, names: Iterable[str]) -> list[str]:
-    """All files of the split GGUF model that ``file`` belongs to; only ``file`` if it is not part of one."""
+    """All files of the split GGUF model that ``file`` belongs to; only ``file`` if the model is not split."""
     match = _SHARD.fullmatch(file)
     if match is None or match["kind"] != "gguf":
         return [file]
@@ -155,13 +156,13 @@ def _path_to_open(folder: Path, files: list[str]) -> Path:
 
 
 def _all_shards(files: list[str]) -> bool:
-    """Whether all files of a split model are there. They are fetched last, so the other files are there too."""
+    """True if all files of a split model are present. They are fetched last, so then all other files are present."""
     shards = [match for name in files if (match := _SHARD.fullmatch(name))]
     return not shards or len(shards) == int(shards[0]["count"])
 
 
 def _snapshot(repo: str) -> Path | None:
-    """The folder of the last fetched revision in the hub's cache; None if there is none."""
+    """The folder of the last fetched revision in the hub's cache; None if the cache has no revision."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -175,7 +176,7 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """The result of ``ask``, or `SourceError` after ``seconds``. Name lookups have no timeout, so a thread runs it."""
+    """The result of ``ask``, or `SourceError` after ``seconds``. It runs in a thread: name lookups have no timeout."""
     answers: list[T] = []
     failures: list[BaseException] = []
 
@@ -210,7 +211,7 @@ def _download(repo: str, name: str, progress: DownloadProgress) -> Path:
 
 
 def _progress_class(progress: DownloadProgress, label: str) -> type[Any]:
-    """A tqdm class that draws nothing and passes the hub's numbers to ``progress``."""
+    """A tqdm class that prints nothing and reports the hub's numbers to ``progress``."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]

