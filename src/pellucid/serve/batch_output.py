@@ -11,8 +11,8 @@ Each step leaves files that can be read again:
 - ``OUT.early`` is emptied after all its answers are in the output on disk.
 - An unfinished last line is cut off.
 - An answer in both files counts once.
-- Lines of the output never move. An output of an earlier version, in the order in which requests ended, keeps its
-  order. The missing answers follow in the order of the requests.
+- Lines of the output never move. An output of an earlier version, in completion order, keeps its order. The missing
+  answers follow in the order of the requests.
 """
 
 from __future__ import annotations

@@ -76,6 +76,6 @@ LLAMACPP = frozenset(
 
 
 def table() -> list[str]:
-    """Lines of the table of these fields in docs/serving.md."""
+    """Lines of the table in docs/serving.md."""
     rows = [f"| {', '.join(f'`{field}`' for field in fields)} | {why} |" for why, fields in REASONS.items()]
     return ["| field | why it changes nothing |", "|---|---|", *rows]

@@ -42,7 +42,7 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
 
 
 def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PARTS) -> str:
-    """Text of a message's content: a string, or the text parts of these ``kinds``, joined with newlines.
+    """Text of a message's content: a string, or its text parts of the given ``kinds``, joined with newlines.
 
     A part of kind None is a string, or an object without a type.
 
