@@ -256,7 +256,7 @@ def columns() -> int:
 
 
 def show(renderable: Any) -> None:
-    """Print a table, at most as wide as ``columns``. Colours appear if the terminal supports them."""
+    """Print a table, wrapped to the terminal, or to 200 columns in a pipe. Colours need a terminal with colours."""
     from rich.console import Console
     from rich.measure import Measurement
 

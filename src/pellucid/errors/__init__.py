@@ -4,7 +4,7 @@
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
     │   ├── ContextOverflow           the prompt is longer than the model's context
     │   └── NothingLeft               the steps of the chain forbid every token: names the last step
-    ├── NotFound (LookupError)        nothing has that name, or it belongs to another caller
+    ├── NotFound (LookupError)        the name is unknown, or belongs to another caller
     │   └── ModelNotFound             no model has that name: suggests the nearest name
     ├── SourceError (OSError)         a model could not be downloaded: lists each source and why it failed
     ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
@@ -50,7 +50,7 @@ class NothingLeft(InvalidRequest):
 
 
 class NotFound(PellucidError, LookupError):
-    """Nothing has that name, or it belongs to another caller. The message does not say which."""
+    """The name is unknown, or belongs to another caller. The message does not say which."""
 
 
 class ModelNotFound(NotFound):

@@ -23,7 +23,7 @@ from pellucid.serve.pool import ModelPool
 from pellucid.serve.responses.store import ResponseStore
 
 GONE = 499  # the client has disconnected; the status appears in the metrics only
-HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # the rest of a late body may never arrive
+HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a late body may never end
 
 
 def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> Starlette:

@@ -104,7 +104,7 @@ class Batch:
     ``together`` is the number of requests that run at a time.
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or is not a batch's.
+        InvalidRequest: a file cannot be read or written, or is not a batch file.
     """
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:

@@ -65,7 +65,7 @@ def answered(path: Path) -> dict[str, tuple[int, int]]:
     """Byte offset and length of each answer in a file, by custom_id. An unfinished last line is cut off.
 
     Raises:
-        InvalidRequest: a line is not an answer of a batch, or the file cannot be read or cut.
+        InvalidRequest: a line is not an answer of a batch, or the file cannot be read or truncated.
     """
     found = dict[str, tuple[int, int]]()
     if not path.exists():
@@ -91,7 +91,7 @@ class BatchOutput:
     """The output file ``path`` with the answers to the requests ``names`` (custom_ids in request order).
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or is not a batch's.
+        InvalidRequest: a file cannot be read or written, or is not a batch file.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
@@ -123,7 +123,7 @@ class BatchOutput:
                 self._early_path.unlink(missing_ok=True)
 
     def write(self, answers: Mapping[str, bytes]) -> None:
-        """Write answers, which are lines by custom_id. They are on disk when this returns.
+        """Write ``answers``, a mapping of custom_ids to lines. They are on disk when this returns.
 
         Raises:
             InvalidRequest: a file cannot be written.

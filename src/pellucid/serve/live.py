@@ -83,7 +83,7 @@ class LiveRequests:
 
     @contextmanager
     def running(self, request: LiveRequest) -> Iterator[None]:
-        """List a request while the context lasts. Viewers that wait for it meet it before it starts.
+        """List a request while the context lasts. Viewers that wait for it attach before it starts.
 
         If another request of the key has the same number, the request gets a new number.
         """

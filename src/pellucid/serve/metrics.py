@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: vLLM's, under the names that its dashboards read, and Pellucid's own.
+"""Metrics for Prometheus: under vLLM's names, which dashboards for vLLM read, and under Pellucid's own names.
 
 Sources: https://docs.vllm.ai/en/latest/design/metrics.html, and Prometheus' conventions for names and units.
 """

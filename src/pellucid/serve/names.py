@@ -17,7 +17,7 @@ ENDINGS = (".gguf", ".safetensors")
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
     """Models by their names in requests: first ``models`` in their order, then additional models of ``aliases``.
 
-    An alias is "NAME=MODEL". Without an alias, the name of a file is its stem, and clients see no path.
+    An alias is "NAME=MODEL". Without an alias, a file is named by its stem and a folder by its name, without the path.
 
     Raises:
         InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.

@@ -54,7 +54,8 @@ SHAPE: Mapping[str, int] = {
 }
 """Dimensions of a model and their defaults. A family ignores dimensions of parts that it does not have: experts,
 windows, states, latent attention. A recurrent layer has a state (state_dim, state_value) for each head; the heads of a
-group share keys. In latent attention a head's key has ``plain_dim`` values without and ``rotated_dim`` with rotary.
+group share keys. In latent attention the first ``plain_dim`` values of a head's key have no position, the next
+``rotated_dim`` values have a rotary position.
 """
 
 GGUF_KEYS: Mapping[str, str] = {

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 NEW_OBJECTS = 2000
 _lock = threading.Lock()
 _inside = 0  # number of threads in ``no_collection``
-_enabled = False  # collection was on when the first of these threads entered
+_enabled = False  # collection was on before the first thread entered
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Turn garbage collection off in this process while the context lasts. Threads may use it at the same time.
 
-    Reading and planning a model creates 10^5 objects. Repeated scans of these objects would take 30 to 60 ms.
+    Reading and planning a model creates 10^5 objects. Repeated collections would take 30 to 60 ms.
     """
     global _inside, _enabled
     with _lock:

@@ -39,7 +39,7 @@ _warned = False  # a separate flag, because Numba resets the memory of Python's 
 
 
 class Folder:
-    """A folder of these files: ``name`` below the home, or below the user's cache folder if the home is not trusted."""
+    """A folder of trusted files: ``name`` below the home, or below the user's cache folder if the home is untrusted."""
 
     def __init__(self, name: str) -> None:
         self._folders: list[_Place] = []

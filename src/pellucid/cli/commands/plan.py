@@ -47,7 +47,8 @@ def command(
     --measured adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share
     of this machine's maximum.
 
-    --machines shows the speed of one machine, of replicas and of stages, and recommends a layout.
+    --machines shows the expected speed of one machine, of replicas and of stages on the machines of a file, and
+    recommends a layout.
     """
     from pellucid.errors import InvalidRequest
 

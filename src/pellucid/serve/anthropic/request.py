@@ -118,7 +118,7 @@ def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
             f"tool_choice={brief(choice)}: its type must be auto, any, none, or tool with a name"
         )
     if kind == "tool":
-        return tools, chosen(tools, [choice["name"]], required=True, parallel=False)  # exactly one call of this tool
+        return tools, chosen(tools, [choice["name"]], required=True, parallel=False)  # exactly one call
     if choice.get("name") is not None:
         raise InvalidRequest(f"tool_choice={brief(choice)}: a name goes with the type tool: leave it out")
     return tools, chosen(tools, None, kind != "auto", not alone)

@@ -1,4 +1,4 @@
-"""Detects a model's format of tool calls and reasoning: its chat template renders a conversation with a call."""
+"""Detects a model's format of tool calls and reasoning: the chat template renders a conversation with a call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROBE: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class ChatStyle:
-    """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None without tools or in an unknown format.
+    """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None if the template has no known tool format.
 
     ``kept`` are control tokens that must stay in the decoded text for parsing. ``ends`` are tokens that end an answer.
     ``has_developer``: the template knows the role "developer".

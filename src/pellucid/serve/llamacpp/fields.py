@@ -68,7 +68,7 @@ def options_of_body(body: Body, llm: ServedModel) -> dict[str, Any]:
     if bias:
         options["logit_bias"] = _biases(bias, llm)
     if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
-        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as in llama.cpp: the text has no end tokens
+        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as in llama.cpp: no end tokens
     if options.get("mirostat"):  # in llama.cpp it replaces the steps that cut
         owner = owners()
         return {

@@ -97,7 +97,7 @@ class LookGeneration:
         return {
             "type": "end",
             "finish_reason": made.finish_reason,
-            "seed": None if made.seed is None else str(made.seed),  # text, because a JavaScript number may not hold it
+            "seed": None if made.seed is None else str(made.seed),  # too large for a JavaScript number
             "usage": usage([made]),
             "notices": self.groups[0].unused(),
             "seconds": made.timings.total,

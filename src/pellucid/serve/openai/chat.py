@@ -26,9 +26,10 @@ VARIABLES = ("reasoning_effort", "enable_thinking")
 
 @dataclass(frozen=True)
 class ChatRequest(ChatRunRequest):
-    """A conversation that runs. ``logprobs`` is the number of reported alternatives of each token (None: none).
+    """A conversation that runs.
 
-    ``with_usage``: a stream ends with its usage.
+    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). ``with_usage``: a
+    stream ends with its usage.
     """
 
     logprobs: int | None

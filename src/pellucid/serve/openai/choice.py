@@ -29,7 +29,7 @@ def choice_of(
         return [], ToolChoice()
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind == "function" and isinstance(name := _field(inside(choice, kind), "name"), str):
-        return tools, chosen(tools, [name], required=True, parallel=False)  # exactly one call of this tool
+        return tools, chosen(tools, [name], required=True, parallel=False)  # exactly one call
     names, required = _names(choice, kind, inside)
     return tools, chosen(tools, names, required, parallel)
 
