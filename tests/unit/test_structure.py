@@ -93,6 +93,13 @@ def test_every_folder_says_what_it_holds() -> None:
             assert ast.get_docstring(tree(path)), path
 
 
+def test_indexes_name_every_page() -> None:
+    for index in (ROOT / "docs" / "README.md", ROOT / "docs" / "decisions" / "README.md"):
+        pages = [*index.parent.glob("*.md"), *index.parent.glob("guides/*.md")]
+        named = set(re.findall(r"\]\(([\w/.-]+\.md)\)", index.read_text()))
+        assert {str(page.relative_to(index.parent)) for page in pages if page != index} <= named
+
+
 def test_files_that_are_named_exist() -> None:
     """Checks docstrings, comments and documents: ``plan/block.py``, `sample/chain.py`, or any unambiguous name."""
     known = {

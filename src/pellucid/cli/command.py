@@ -1,4 +1,4 @@
-"""A command of the command line: what a module of ``commands/`` declares, and how the commands are found."""
+"""Commands of the command line: the declarations in ``commands/``, and their discovery."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ FOLDER = "pellucid.cli.commands"
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """``pellucid NAME``: a command or a group of them."""
+    """``pellucid NAME``: a command or a group of commands."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Command(CommandEntry):
-    """Typer reads the parameters and the docstring of the function ``run``."""
+    """A command. Typer reads the parameters and the docstring of the function ``run``."""
 
     run: Callable[..., None]
     sampling: bool = False
-    """Whether it takes the options of a generation, as ``**sampling``."""
+    """True if the command takes the generation options, as ``**sampling``."""
 
 
 @dataclass(frozen=True)
 class CommandGroup(CommandEntry):
-    """``pellucid NAME PART``: several functions under one name. ``default`` is the part that may be left out."""
+    """``pellucid NAME PART``: several functions under one name. ``default`` is the part that runs if none is named."""
 
     help: str
     parts: Mapping[str, Callable[..., None]] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class CommandGroup(CommandEntry):
 
 
 def known_commands() -> Mapping[str, CommandEntry]:
-    """Every command in the folder, in order of the modules.
+    """All commands in ``commands/``, in order of the modules.
 
     Raises:
         TypeError: two files declare one command.
@@ -45,5 +45,5 @@ def known_commands() -> Mapping[str, CommandEntry]:
 
 
 def command_named(name: str) -> CommandEntry | None:
-    """The command of a name, or None. To import all of them would take 15 ms."""
+    """The command ``name``, or None. It avoids importing all commands, which would take 15 ms."""
     return find(FOLDER, CommandEntry, lambda one: (one.name,), name)

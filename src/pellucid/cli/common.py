@@ -1,4 +1,4 @@
-"""What several commands share: their options, progress bars, opening of files, tables."""
+"""Shared parts of commands: options, progress bars, opening of files, tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_float(text: str) -> Any:
-    """The number that ``text`` spells, or else ``text``, which the check of the option then rejects."""
+    """``text`` as a float. Text that is not a number stays text, and the option's check rejects it."""
     try:
         return float(text)
     except ValueError:
@@ -23,7 +23,7 @@ def to_float(text: str) -> Any:
 
 
 def to_int(text: str) -> Any:
-    """The integer that ``text`` spells, or else ``text``, which the check of the option then rejects."""
+    """``text`` as an integer. Text that is not an integer stays text, and the option's check rejects it."""
     try:
         return int(text)
     except ValueError:
@@ -31,12 +31,12 @@ def to_int(text: str) -> Any:
 
 
 def number(help: str) -> Any:
-    """An option that is a number. The code that uses it checks it."""
+    """A number option. The code that uses the value checks it."""
     return typer.Option(help=help, parser=to_float, metavar="NUMBER")
 
 
 def count(help: str) -> Any:
-    """An option that is an integer. The code that uses it checks it."""
+    """An integer option. The code that uses the value checks it."""
     return typer.Option(help=help, parser=to_int, metavar="N")
 
 
@@ -94,7 +94,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:
-    """``text``, or standard input if it is "-" or None. ``absent`` is the start of the error if there is neither."""
+    """``text``, or standard input if ``text`` is "-" or None. ``absent`` begins the error if there is no input."""
     from pellucid.errors import InvalidRequest
     from pellucid.util.checks import characters
 
@@ -104,7 +104,7 @@ def text_or_stdin(text: str | None, absent: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with spaces and unprintable characters made visible."""
+    """Text with visible spaces and escaped unprintable characters."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown).replace(" ", "·")
 
@@ -114,16 +114,16 @@ _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\u
 
 
 def write(text: str) -> None:
-    """Print a piece of an answer immediately: without control characters on a terminal, unchanged in a pipe."""
+    """Print a piece of an answer at once. Control characters are replaced on a terminal, and unchanged in a pipe."""
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def progress(*, still: bool = False) -> Iterator[Bars]:
-    """Progress bars on standard error, removed at the end; plain lines if it is not a terminal.
+    """Progress bars on standard error, removed at the end; plain lines if standard error is not a terminal.
 
-    ``still`` bars are drawn only on updates: drawing in between would take a core from what is measured.
+    ``still`` bars are drawn on updates only: drawing between updates would take a core from a measurement.
     """
     bars = Bars(still)
     try:
@@ -142,7 +142,7 @@ class Bars:
         self._compiling: str | None = None
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """``done_bytes`` of ``total_bytes`` of a download, or of the check of a file, are done."""
+        """Show ``done_bytes`` of ``total_bytes`` of a download, or of the check of a file."""
         from rich.filesize import decimal
 
         from pellucid.weights.sources.source import CHECKING
@@ -152,7 +152,7 @@ class Bars:
         self._show(text, done_bytes, total_bytes, amount if done_bytes else "")
 
     def compiling(self, done: int, total: int, label: str) -> None:
-        """``done`` of ``total`` kernels are compiled; ``label`` is next."""
+        """Show ``done`` of ``total`` compiled kernels; ``label`` is next."""
         if self._compiling is None:
             from pellucid.kernels.core.library import can_cache
 
@@ -160,19 +160,19 @@ class Bars:
         self._show(self._compiling, done, total, f"{done} of {total}")
 
     def answering(self, done: int, total: int) -> None:
-        """``done`` of ``total`` requests are answered."""
+        """Show ``done`` of ``total`` answered requests."""
         self._show("answering requests", done, total, f"{done:,} of {total:,}")
 
     def measuring(self, done: int, total: int, label: str) -> None:
-        """``done`` of ``total`` measurements are made; ``label`` is next."""
+        """Show ``done`` of ``total`` measurements; ``label`` is next."""
         self._show("measuring", done, total, label)
 
     def simulating(self, label: str) -> None:
-        """A simulation runs: ``label``."""
+        """Show a running simulation: ``label``."""
         self._show("simulating", 0, None, label)
 
     def scoring(self, done: int, total: int, label: str) -> None:
-        """``done`` of ``total`` tokens are scored; ``label`` is the result so far."""
+        """Show ``done`` of ``total`` scored tokens; ``label`` is the result so far."""
         self._show("scoring", done, total, label)
 
     def _show(self, text: str, done: int, total: int | None, amount: str) -> None:
@@ -209,7 +209,7 @@ def _bar(still: bool) -> Any:
 
 
 def opened(model: str) -> Checkpoint:
-    """The file of a model, with progress bars while it is fetched. Its weights are not read."""
+    """Open the file of a model, with progress bars while it is downloaded. The weights are not read."""
     from pellucid.weights.open import open_checkpoint
     from pellucid.weights.store import resolve
 
@@ -238,7 +238,7 @@ def print_json(document: Any) -> None:
 
 
 def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), gap: int = 2) -> Any:
-    """A plain table. Columns in ``right`` are aligned to the right; they and those in ``whole`` are never folded."""
+    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``whole`` never wrap."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
@@ -249,21 +249,21 @@ def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (
 
 
 def columns() -> int:
-    """The maximum width of a table: that of the terminal, or 200 in a pipe."""
+    """Maximum width of a table: the terminal's width, or 200 in a pipe."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def show(renderable: Any) -> None:
-    """Print a table, as wide as the terminal, or as it needs to be in a pipe. Colours only if they are wanted."""
+    """Print a table, wrapped to the terminal, or to 200 columns in a pipe. Colours need a terminal with colours."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(
         width=None if sys.stdout.isatty() else columns(), highlight=False, markup=False, emoji=False
     )
-    # Columns that cannot fold are not cut off; the terminal wraps such lines.
+    # Columns that cannot wrap are not cut off: the terminal wraps the lines.
     console.width = max(console.width, Measurement.get(console, console.options, renderable).minimum)
     with console.capture() as printed:
         console.print(renderable)

@@ -1,4 +1,4 @@
-"""pellucid plan MODEL --machines FILE: what one machine, replicas and stages would reach."""
+"""pellucid plan MODEL --machines FILE: speed of one machine, of replicas and of stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
-    """Print the layouts of a model on the machines of a file, and which one to take."""
+    """Print the layouts of a model on the machines of a file, and the recommended layout."""
     from pellucid.capacity.layouts import layouts, recommended
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import one_line
@@ -123,7 +123,7 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """The options of the model that were planned with."""
+    """Command line options of the planned model."""
     given = [f"--context {loading.context}"] if loading.context is not None else []
     given += [f"--pin {loading.pin}"] if loading.pin is not None else []
     given += ["--precise"] if loading.precise else []

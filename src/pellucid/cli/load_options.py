@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is loaded; the fields are arguments of ``pellucid.load``."""
+    """Options for loading a model. The fields are arguments of ``pellucid.load``."""
 
     threads: common.Threads = None
     pin: common.Pin = None
@@ -26,7 +26,7 @@ class LoadOptions:
     def load(self, model: str, *, before: Callable[[Inputs], object], **more: Any) -> LLM:
         """Load a model with progress bars. ``more`` are further arguments of ``pellucid.load``.
 
-        ``before`` rejects what the model cannot do, before kernels are compiled.
+        ``before`` rejects requests that the model cannot run, before kernels are compiled.
         """
         from pellucid.loading import load
 

@@ -1,8 +1,8 @@
-"""Runs a command line. Each module of ``commands/`` is a command; they are discovered, not listed.
+"""Runs a command line. Each module of ``commands/`` is a command; commands are discovered, not listed.
 
-Modules of this folder import nothing heavy at their top, so that ``pellucid --help`` is fast. An error prints one line
-on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe is silent. Text in standard input or
-the arguments that is not UTF-8 is rejected.
+Modules of this folder import no slow modules at their top, so that ``pellucid --help`` is fast. An error prints one
+line on standard error and exits with code 2; Ctrl-C exits with code 130; a closed pipe is silent. Standard input and
+arguments must be UTF-8.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ INTERRUPTED = 130
 
 
 def application(wanted: str | None = None) -> typer.Typer:
-    """The Typer application with the command ``wanted``, or with all of them, without their options."""
+    """The Typer application with the command ``wanted``, or with all commands but without their options."""
     app = typer.Typer(
         name="pellucid",
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # otherwise brackets in a help text are taken for markup
+        rich_markup_mode=None,  # otherwise Rich reads brackets in a help text as markup
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
@@ -56,7 +56,7 @@ def application(wanted: str | None = None) -> typer.Typer:
 
 
 def _with_default(name: str) -> type[TyperGroup]:
-    """A group of commands of which one is meant where none is named."""
+    """A group of commands with the default command ``name``."""
 
     class WithDefault(TyperGroup):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -68,7 +68,7 @@ def _with_default(name: str) -> type[TyperGroup]:
 
 
 def _without_options(command: Callable[..., None]) -> Callable[[], None]:
-    """A stand-in for a command that only appears in the list of commands, without its options."""
+    """A function without options that stands for a command in the list of commands."""
 
     def stand_in() -> None: ...
 
@@ -125,19 +125,19 @@ def _exit_code(arguments: Sequence[str]) -> int:
 
 
 def _mend_streams() -> None:
-    """Replace closed standard streams, and let the others accept every character, so that neither raises errors."""
+    """Replace closed standard streams, and let open streams accept every character, so that none raises errors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
             nothing = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, open(nothing, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # it stays open
         elif isinstance(stream, io.TextIOWrapper) and name != "stderr":
-            # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of texts reject them.
+            # Bytes that are not UTF-8 become surrogates, as in the arguments. Checks of text reject surrogates.
             stream.reconfigure(errors="surrogateescape" if name == "stdin" else "replace")
 
 
 def _drop_output() -> None:
-    """Discard further output, because its reader is gone. Otherwise Python raises again when it flushes at exit."""
+    """Discard further output, because its reader has closed. Otherwise Python raises again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,6 +1,6 @@
-"""Groups of options that several commands have.
+"""Groups of options that several commands share.
 
-A parameter of a command whose type is a dataclass stands for one option for each of its fields.
+A parameter of a command whose type is a dataclass is a group: each field of the dataclass is an option.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command's function with the options of its groups in place of the groups, as Typer needs it."""
+    """The command's function with its groups replaced by their options, as Typer needs it."""
     given = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in given if is_dataclass(one.annotation)}
     parameters: list[inspect.Parameter] = []

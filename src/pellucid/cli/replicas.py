@@ -42,8 +42,9 @@ SECRET = "PELLUCID_CLUSTER_SECRET"
 
 @dataclass(frozen=True)
 class Replicas:
-    """What was asked of a cluster: its ``address``, from ``least`` to ``most`` replicas of ``stages`` machines each, of
-    which each has ``cpus`` cores.
+    """Options of a cluster: its ``address``, and ``least`` to ``most`` replicas of each model.
+
+    A replica runs on ``stages`` machines with ``cpus`` cores each.
     """
 
     address: str
@@ -56,7 +57,7 @@ class Replicas:
     def of(
         cls, address: str | None, least: int | None, most: int | None, cpus: int | None, stages: int | None
     ) -> Replicas | None:
-        """The options, checked; None if no cluster was asked for.
+        """Check the options; None if no cluster is requested.
 
         Raises:
             InvalidRequest: a number is out of range, or is given without a cluster.
@@ -88,10 +89,10 @@ class Replicas:
         rules: AccessRules,
         settings: Settings,
     ) -> None:
-        """Serve models on the cluster: by their names, what to load and the options of ``load``.
+        """Serve models on the cluster. ``models`` maps names to the model to load and the options of ``load``.
 
         Raises:
-            InvalidRequest: what a cluster needs is not installed, or there is no such cluster.
+            InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
         """
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
@@ -100,7 +101,7 @@ class Replicas:
 
     @contextmanager
     def model(self, name: str, options: Mapping[str, Any]) -> Iterator[ServedModel]:
-        """A model on the cluster, for a command that asks it by itself.
+        """A model on the cluster, for a command without a server.
 
         Raises: as ``serve``.
         """
@@ -120,7 +121,7 @@ class Replicas:
 
 @contextmanager
 def _installed() -> Iterator[None]:
-    """Says what to install where something is not."""
+    """Convert an ImportError to an InvalidRequest that names the packages to install."""
     try:
         yield
     except ImportError as missing:

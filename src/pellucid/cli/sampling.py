@@ -1,7 +1,7 @@
-"""The options of a generation on the command line: those of every sampler step, and those of ``Options``.
+"""Generation options on the command line: the options of every sampler step, and of ``Options``.
 
-A command that takes ``**sampling`` is declared with ``sampling=True``. Its options are built only if it is the command
-that runs, because that imports the steps, and NumPy with them.
+A command that takes ``**sampling`` is declared with ``sampling=True``. The options are built only for the command that
+runs, because building them imports the sampler steps and NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pellucid.cli.option_groups import with_parameters
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command's function with a parameter for each option of a generation, as Typer needs it."""
+    """The command's function with a parameter for each generation option, as Typer needs it."""
     declared = inspect.signature(command, eval_str=True).parameters
     kept = [one for one in declared.values() if one.kind is not one.VAR_KEYWORD]
     given = {one.name for one in kept}
@@ -30,7 +30,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def checked(sampling: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
-    """The given options over the ``usual`` ones, checked now, so that mistakes show before a model is loaded."""
+    """The given options over the ``usual`` options. They are checked now, so errors show before a model is loaded."""
     from pellucid.sample.options import Options
 
     options = {**usual, **{name: value for name, value in sampling.items() if value is not None}}

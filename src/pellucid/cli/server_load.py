@@ -1,4 +1,4 @@
-"""pellucid bench serve URL: a server under the load of several clients."""
+"""pellucid bench serve URL: latency and throughput of a server under the load of several clients."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def server_load(
     seed: Annotated[int, common.count("Requests of the same seed are the same.")] = 0,
     json: common.Json = False,
 ) -> None:
-    """Put a server with OpenAI's API under load, and show what its clients see.
+    """Put a server with OpenAI's API under load, and show the latency and throughput that clients see.
 
-    Times are in milliseconds, as the median, and what 95 and 99 of 100 stay below: to the first token, of a token after
-    it (the mean of each request), and between two pieces of text.
+    Times are in milliseconds: median, 95th and 99th percentile. Shown are the time to the first token, the time per
+    token after it (the mean of each request), and the time between two pieces of text.
     """
     import os
 

@@ -1,4 +1,4 @@
-"""The options of a server's edge: where it listens, who may ask, and how many connections may take how long."""
+"""Options of a server: its address, its access rules, and the limits of connections and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def repeated(help: str, more: str = "") -> Any:
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """The options. Keys may be in the environment, too."""
+    """The options. The environment may hold a key and an admin key, too."""
 
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1"
     port: Annotated[Any, common.count("The port to listen at.")] = 8000
@@ -43,7 +43,7 @@ class ServingOptions:
     ] = 20.0
 
     def rules(self) -> AccessRules:
-        """The rules of access: keys, hosts, origins."""
+        """Access rules: keys, hosts, origins."""
         from pellucid.serve.guard import LOOPBACK, AccessRules
 
         own = [*(self.key or []), *filter(None, [os.environ.get("PELLUCID_KEY")])]
@@ -53,7 +53,7 @@ class ServingOptions:
         return AccessRules(own, allowed, self.allow_origin or [], all_seeing)
 
     def settings(self, *, first: bool, any_model: bool) -> Settings:
-        """How it runs; ``first``: the first model is loaded at the start, ``any_model``: it answers to every name.
+        """Settings of the server. ``first``: load the first model now. ``any_model``: it answers to every name.
 
         Raises:
             InvalidRequest: a number is out of range.

@@ -1,4 +1,4 @@
-"""A plan in few lines: consecutive blocks that equal an earlier one, except for their number, take one line."""
+"""A plan as a short table: consecutive blocks that equal an earlier block, except for their number, share a line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table. ``indices`` are the operations that it stands for: one, or all of some blocks.
+    """A line of a table. ``indices`` are its operations: a single operation, or all operations of some blocks.
 
-    For blocks, ``text`` says which ones ("blocks.1 ... 29"), and ``alike`` which block they equal ("like blocks.0").
+    For blocks, ``text`` names the blocks ("blocks.1 ... 29"), and ``alike`` the block they equal ("like blocks.0").
     """
 
     indices: list[int]
@@ -23,7 +23,7 @@ class Line:
 
 
 def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line]:
-    """The lines of a plan; with ``whole``, one line for each operation."""
+    """Lines of a plan. ``whole``: a line for each operation."""
     blocks: dict[int, list[int]] = {}
     for index, op in enumerate(operations):
         blocks.setdefault(_block(op), []).append(index)
@@ -52,7 +52,7 @@ def shortened(operations: Sequence[Operation], whole: bool = False) -> list[Line
 
 
 def _block(op: Operation) -> int:
-    """The number of the block that an operation is in; -1 if it is in none."""
+    """Number of an operation's block; -1 for an operation outside the blocks."""
     return int(op.stage.split(".")[1]) if op.stage.startswith("blocks.") else -1
 
 

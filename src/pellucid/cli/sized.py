@@ -1,4 +1,4 @@
-"""A model and machines for commands that plan: sizes of a file or of a shape on paper, and the time of its steps."""
+"""A model and machines for commands that plan: sizes of a file or of a shape on paper, and times of its steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HERE = "here"
 
 
 def on_paper(model: str) -> bool:
-    """Whether a name is that of a shape on paper, and of nothing that is here."""
+    """True if a name is a shape on paper, and neither a model of the catalogue nor an existing path."""
     from pellucid.measure.paper import known_papers
     from pellucid.weights.catalogue import find
 
@@ -40,10 +40,10 @@ def on_paper(model: str) -> bool:
 
 
 def sized(model: str, loading: LoadOptions) -> SizedModel:
-    """The sizes of a model. No weights are loaded.
+    """Sizes of a model. No weights are loaded.
 
     Raises:
-        InvalidRequest: it is no language model, or the context is out of range.
+        InvalidRequest: the model is not a language model, or the context is out of range.
     """
     from pellucid import pipeline
     from pellucid.capacity.layouts import SizedModel
@@ -77,7 +77,7 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
 
 
 def refuse_pin(loading: LoadOptions) -> None:
-    """Refuse ``--pin`` where no step is measured: it would change nothing."""
+    """Refuse ``--pin`` if no step is measured, because it has no effect."""
     from pellucid.errors import InvalidRequest
 
     if loading.pin is not None:
@@ -85,14 +85,14 @@ def refuse_pin(loading: LoadOptions) -> None:
 
 
 def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
-    """The machines of a file, or the one at hand."""
+    """The machines of a file, or this machine."""
     from pellucid.capacity.machines import Machines, read_machines
 
     return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
 
 
 def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
-    """The machine at hand: measured at the first call."""
+    """A function that returns this machine. Its first call measures the machine."""
     from pellucid.capacity.machines import this_machine
 
     return cache(lambda: this_machine(threads))
@@ -108,9 +108,9 @@ def step_costs(
     measured: bool,
     served: bool,
 ) -> list[StepCosts]:
-    """The time of steps on each kind of machine: ``measured`` here and carried over, or estimated.
+    """Times of steps on each kind of machine: ``measured`` here and scaled to the machine, or estimated.
 
-    With what a server adds, if ``served``; estimates are without it.
+    ``served``: measured times include the overhead of a server. Estimates do not include it.
     """
     if not measured:
         return [size.work.estimated(kind) for kind in machines.kinds]
@@ -119,7 +119,7 @@ def step_costs(
 
 
 def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
-    """The time of the steps of a model on this machine; with what a server adds, if ``served``."""
+    """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
     from pellucid.capacity.layouts import SizedModel
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured

@@ -4,19 +4,19 @@
     ├── InvalidRequest (ValueError)   a parameter or prompt is out of range: names value, limit, remedy
     │   ├── ContextOverflow           the prompt is longer than the model's context
     │   └── NothingLeft               the steps of the chain forbid every token: names the last step
-    ├── NotFound (LookupError)        nothing has that name, or it is not the caller's
-    │   └── ModelNotFound             no model has that name: suggests the nearest
-    ├── SourceError (OSError)         a model could not be fetched: lists each source tried and why
+    ├── NotFound (LookupError)        the name is unknown, or belongs to another caller
+    │   └── ModelNotFound             no model has that name: suggests the nearest name
+    ├── SourceError (OSError)         a model could not be downloaded: lists each source and why it failed
     ├── FileFormatError (ValueError)  a model file is damaged or inconsistent: names path, field and offset
-    ├── UnsupportedModel              a well-formed file needs what is not implemented: lists what is
+    ├── UnsupportedModel              a valid file needs a feature that is not implemented: lists what is implemented
     ├── TemplateError (ValueError)    the chat template failed: names its line
-    ├── CacheFull (MemoryError)       no key/value pages left: names how many are needed and how many exist
-    ├── QueueFull                     too many requests wait: names how many may
-    ├── DeadlinePassed (TimeoutError) a request did not end in the time that it had
+    ├── CacheFull (MemoryError)       no key/value pages left: names the needed and the existing number of pages
+    ├── QueueFull                     the queue is full: names its limit
+    ├── DeadlinePassed (TimeoutError) a request did not end before its deadline
     └── KernelError (RuntimeError)    a kernel did not compile or reported a failure: a bug in Pellucid
 
 Errors also derive from the built-in that a Python programmer expects, so ``except ValueError`` works. The functions in
-``messages.py`` shorten what a message quotes.
+``messages.py`` shorten quoted text in messages.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pellucid.errors.messages import bounded, shown
 class PellucidError(Exception):
     """Base of every error that Pellucid raises on purpose.
 
-    A message is one line of at most 600 characters, whatever names and values of files and requests it quotes. Each
-    quoted value is shortened separately (``messages.brief``), so that the rest of the message stays.
+    A message is one line of at most 600 characters, whatever names and values it quotes. Each quoted value is shortened
+    separately (``messages.brief``), so that the rest of the message stays intact.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -46,25 +46,25 @@ class ContextOverflow(InvalidRequest):
 
 
 class NothingLeft(InvalidRequest):
-    """The steps of a chain forbid every token. The message names the step that forbade the last one."""
+    """The steps of a chain forbid every token. The message names the step that forbade the last token."""
 
 
 class NotFound(PellucidError, LookupError):
-    """The name stands for nothing, or for something of another caller: the message does not say which."""
+    """The name is unknown, or belongs to another caller. The message does not say which."""
 
 
 class ModelNotFound(NotFound):
-    """No model has that name. The message suggests the nearest."""
+    """No model has that name. The message suggests the nearest name."""
 
 
 class SourceError(PellucidError, OSError):
-    """A model could not be fetched. The message lists each source that was tried and why it failed."""
+    """A model could not be downloaded. The message lists each source that was tried and why it failed."""
 
 
 class FileFormatError(PellucidError, ValueError):
     """A file is damaged, truncated or contradicts itself.
 
-    Attributes: ``path`` of the file; the wrong ``field``; the ``offset`` of that field in bytes, or None.
+    Attributes: ``path`` of the file; the wrong ``field``; the ``offset`` of the field in bytes, or None.
     """
 
     def __init__(self, path: str | Path, field: str, problem: str, offset: int | None = None) -> None:
@@ -77,7 +77,7 @@ class FileFormatError(PellucidError, ValueError):
 
 
 class UnsupportedModel(PellucidError):
-    """A well-formed file needs something that is not implemented. The message lists what is."""
+    """A valid file needs a feature that is not implemented. The message lists the implemented features."""
 
 
 class TemplateError(PellucidError, ValueError):
@@ -89,11 +89,11 @@ class CacheFull(PellucidError, MemoryError):
 
 
 class QueueFull(PellucidError):
-    """As many requests wait as may. Ask again later."""
+    """The queue of waiting requests is full. Retry later."""
 
 
 class DeadlinePassed(PellucidError, TimeoutError):
-    """A request did not end in the time that its caller gave it, with the time that it waited for others."""
+    """A request did not end before its deadline, which includes its time in the queue."""
 
 
 class KernelError(PellucidError, RuntimeError):

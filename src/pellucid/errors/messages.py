@@ -1,10 +1,10 @@
-"""Text from files, users and other programs, shortened for one-line messages."""
+"""Shortens text from files, users and other programs for one-line messages."""
 
 from __future__ import annotations
 
 from typing import Any
 
-LONGEST, MAX_READ = 600, 20_000  # characters of a message; characters of a longer text that are considered
+LONGEST, MAX_READ = 600, 20_000  # characters of a message; characters of a longer text that are read
 
 
 def shown(text: str) -> str:
@@ -28,12 +28,12 @@ def one_line(text: str) -> str:
 
 
 def bounded(text: str) -> str:
-    """A message as one line of at most 600 characters. A longer one keeps its beginning and its end."""
+    """A message as one line of at most 600 characters. A longer message keeps its beginning and its end."""
     line = one_line(text[: MAX_READ // 2] + text[-MAX_READ // 2 :] if len(text) > MAX_READ else text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 203]}...{line[-200:]}"
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line: the system's words for an `OSError`, else the message's first line."""
+    """Cause of an error in one line: the system's text for an `OSError`, else the first line of the message."""
     text = str(getattr(error, "strerror", None) or error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,11 +1,11 @@
-"""Other programs' doors to a model: OpenAI's requests and answers, and files of them.
+"""The HTTP server and the batch runner: requests of OpenAI's, Anthropic's, Ollama's and llama.cpp's APIs.
 
-openai/     bodies of OpenAI's requests → options; generations → bodies of its answers
+openai/     request bodies of OpenAI's API → options; generations → response bodies
 batch.py    files of requests (``pellucid batch``)
-run.py      the server (``pellucid serve``): listens, and ends when it is told to
+run.py      the server (``pellucid serve``): listens until SIGTERM or Ctrl-C
 app.py      the routes of all APIs
 apis/       the APIs, one file each
-api.py      what such a file declares; a client's call, events
+api.py      declarations of an API; a client's request; streams of events
 guard.py    keys, hosts, origins
 pool.py     the models of a server
 """

@@ -1,4 +1,4 @@
-"""What a file of ``apis/`` declares, and what its functions get."""
+"""Declarations of an API (``Api``, ``Route``), the request that handlers receive (``ClientCall``), and responses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pellucid.util.registry import discover
 
 T = TypeVar("T")
 Events: TypeAlias = "AsyncGenerator[dict[str, Any], None]"
-MOST_BODY = 16 << 20  # bytes of a request's body
+MOST_BODY = 16 << 20  # bytes of a request body
 STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (InvalidRequest, 400),
     (TemplateError, 400),
@@ -48,14 +48,14 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
     (DeadlinePassed, 408),
     (PellucidError, 500),
 )
-"""The HTTP status of each error, the first that fits."""
+"""HTTP status of each error class. The first class that matches applies."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """What a path does: ``run`` answers, ``summary`` says what, ``body`` is the schema of a request's body.
+    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` is the schema of request bodies.
 
-    ``media`` is the media type of its answers, ``stream`` that of its streams, if it has any.
+    ``media`` is the media type of complete responses, ``stream`` the media type of streams (None: no streams).
     """
 
     run: Callable[[ClientCall], Awaitable[Response]]
@@ -67,9 +67,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Api:
-    """An API: its ``routes``, such as "POST /v1/completions"; ``error`` makes its form of an error of a status.
+    """An API: its ``routes`` by method and path ("POST /v1/completions"), and ``error``, which builds an error body.
 
-    ``prefixes`` are beginnings of its paths: an error before a route is found has the form of the longest that fits.
+    ``prefixes`` are beginnings of its paths. An error before a route is found has the form of the API with the longest
+    matching prefix.
     """
 
     name: str
@@ -79,12 +80,12 @@ class Api:
 
 
 def known_apis() -> Mapping[str, Api]:
-    """Every API in the folder, by name."""
+    """All APIs in ``apis/``, by name."""
     return discover("pellucid.serve.apis", Api, lambda api: (api.name,))
 
 
 def error_form(path: str) -> ErrorForm:
-    """The form of an error for a path, which may be none ("*", "host:443")."""
+    """Error form of the API that a request's target belongs to. The target may be no path ("*", "host:443")."""
     known = path if path.startswith("/") else "/"
     found = (
         (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)
@@ -93,7 +94,7 @@ def error_form(path: str) -> ErrorForm:
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of an error. What is not the user's mistake is raised."""
+    """HTTP status of an error. An exception that is not in ``STATUS`` is raised: it is a bug."""
     for kind, status in STATUS:
         if isinstance(error, kind):
             return status
@@ -102,9 +103,9 @@ def status_of(error: Exception) -> int:
 
 @dataclass
 class ClientCall:
-    """A request of a client: its ``body``, the ``models``, and a ``number`` that no other request has.
+    """A client's HTTP request, with the ``models`` and other state of the server. ``number`` is the request's id.
 
-    ``viewer`` says which of the ``live`` requests the client may see.
+    ``viewer`` determines which of the ``live`` requests the client may see.
     """
 
     request: Request
@@ -115,12 +116,12 @@ class ClientCall:
     viewer: Viewer
     responses: ResponseStore
     schema: Schema | None = None
-    """The schema of the body."""
+    """JSON schema of the body."""
     number: str = ""
     events: int = 0
-    """How many events of a stream the client has had before it lost its connection (``Last-Event-ID``)."""
+    """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
     digest: str = ""
-    """Of its key, its number, its path and its body: nobody else's request has it."""
+    """Hash of key, number, path and body. No other client's request has it."""
 
     def __post_init__(self) -> None:
         self.number = number_of(self.request)
@@ -129,33 +130,33 @@ class ClientCall:
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
-        """A model for the client that asks. Raises: as ``ModelPool.use``."""
+        """Use a model on behalf of this client. Raises: as ``ModelPool.use``."""
         async with self.models.use(name) as llm:
             yield llm.for_client(self.viewer.client)
 
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
-        """The status of an error, and what the API says of it. What is not the user's mistake is raised."""
+        """HTTP status and error body in the API's form. Raises as ``status_of``."""
         status = status_of(error)
         return status, self.error(status, str(error), problem_of(error, self.schema))
 
     def model(self, fields: Body) -> str:
-        """The name of the model that answers a request.
+        """Name of the model that answers the request.
 
-        The server's first model answers a request that names none, unless the schema requires a name, as OpenAI's and
-        Anthropic's do, and the server does not answer to any name.
+        The server's first model answers a request without a name. The name is mandatory if the schema requires it
+        (OpenAI, Anthropic) and the server does not answer to every name.
 
         Raises:
-            ModelNotFound: the server has no such model.
-            InvalidRequest: the name is no text, or is missing.
+            ModelNotFound: the server does not have this model.
+            InvalidRequest: the name is not a string, or is missing.
         """
         required = "model" in (self.schema or {}).get("required", ()) and not self.models.any_name
         return self.models.known(fields.model("" if required else self.models.names[0]))
 
     async def json(self) -> Any:
-        """The body.
+        """Read and parse the body.
 
         Raises:
-            InvalidRequest: it is too long, no JSON, or has a field that its schema does not have.
+            InvalidRequest: the body is too long, is not JSON, or has a field that the schema does not have.
         """
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
@@ -175,10 +176,10 @@ class ClientCall:
         return found
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``, which is cancelled when the client goes.
+        """Result of ``work``. Cancels ``work`` when the client disconnects.
 
         Raises:
-            ClientDisconnect: it has gone.
+            ClientDisconnect: the client disconnected first.
         """
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
         try:
@@ -204,13 +205,13 @@ def answer(
     content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
-    # ASCII alone: a text may have half of a character that JSON can escape and UTF-8 cannot have.
+    # ASCII only: text may hold a lone surrogate, which JSON can escape and UTF-8 cannot encode.
     value = content if isinstance(content, list) else dict(content)
     return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:
-    """An array for JSON: little-endian bytes in base64, with the shape and the type."""
+    """An array for JSON: base64 of its little-endian bytes (int32 or float32), its shape and its dtype."""
     whole = values.dtype.kind == "i"
     numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
     return {
@@ -225,9 +226,9 @@ SSE = "text/event-stream"
 
 @dataclass(frozen=True)
 class StreamForm:
-    """How events are written: each by ``encode``, and ``end`` after the last.
+    """Encoding of a stream: ``encode`` for each event, and ``end`` after the last event.
 
-    ``encode_error``: an error in their midst, where that is not an event like the others.
+    ``encode_error`` encodes an error in the middle of the stream; None: ``encode`` does.
     """
 
     media_type: str
@@ -236,7 +237,7 @@ class StreamForm:
     encode_error: Callable[[dict[str, Any]], bytes] | None = None
 
     def error(self, event: dict[str, Any]) -> bytes:
-        """An error in the midst of events."""
+        """Encode an error in the middle of the stream."""
         return (self.encode_error or self.encode)(event)
 
 
@@ -245,22 +246,22 @@ def _data(event: Mapping[str, Any]) -> bytes:
 
 
 def _named(event: Mapping[str, Any]) -> bytes:
-    event = {"type": "error", **event}  # an error of an API whose errors have no type
+    event = {"type": "error", **event}  # the default is for APIs whose errors have no type
     return f"event: {event['type']}\n".encode() + _data(event)
 
 
 DATA = StreamForm(SSE, _data, b"data: [DONE]\n\n")
-"""Server-sent events as in OpenAI's older APIs."""
+"""Server-sent events of OpenAI's completions APIs: data alone, then [DONE]."""
 NAMED = StreamForm(SSE, _named)
-"""Server-sent events that have their ``type`` as a name."""
+"""Server-sent events whose name is their ``type``."""
 LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
-"""A line of JSON for each event."""
+"""Newline-delimited JSON: a line for each event."""
 
 
 def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
-    """Server-sent events with ids: a client that has lost its connection resumes after the last id.
+    """Server-sent events with ids. A client that lost its connection resumes after the last id that it received.
 
-    An error has no id, so that a client that resumes asks for the event in the error's place.
+    An error has no id, so a client that resumes asks for the event that the error replaced.
     """
     count = call.events
 
@@ -275,9 +276,9 @@ def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
 async def event_stream(
     call: ClientCall, events: Events, form: StreamForm, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A response of events.
+    """A streamed response.
 
-    The first event is awaited here, so that an error before it has its own status; a later one is an event.
+    The first event is awaited here, so an error before it has its own HTTP status. A later error becomes an event.
     """
 
     async def begun() -> dict[str, Any] | None:

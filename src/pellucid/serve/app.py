@@ -22,12 +22,12 @@ from pellucid.serve.metrics import Metrics
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.responses.store import ResponseStore
 
-GONE = 499  # nobody reads it
-HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a body that is late may never end
+GONE = 499  # the client has disconnected; the status appears in the metrics only
+HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}}  # a late body may never end
 
 
 def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> Starlette:
-    """The application, for any ASGI server. A request's body has ``seconds`` to come (``Guard``)."""
+    """ASGI application of the server. ``seconds`` is the time limit for receiving a request body (``Guard``)."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -57,14 +57,14 @@ def create_app(models: ModelPool, rules: AccessRules, seconds: float = 20.0) -> 
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
-    """The answer to a path or a method that no API has."""
+    """Error response for a path or a method that no API has."""
     path = request.scope["path"]
     message = f"{request.method} {path[:200]}: {error.detail.lower()}"
     return answer(error_form(path)(error.status_code, message), error.status_code, error.headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The answer where a bug is; its traceback goes to the server's log."""
+    """Error response for a bug in the server. The traceback goes to the server's log."""
     message = f"a bug of the server: {type(error).__name__}; its log has more"
     return answer(error_form(request.scope["path"])(500, message), 500)
 
@@ -79,7 +79,7 @@ def _served(
     rules: AccessRules,
     name: str,
 ) -> Callable[[Request], Awaitable[Response]]:
-    """The function of a route: errors have the API's own form."""
+    """Handler of a route. Errors become responses in the API's own form."""
 
     async def endpoint(request: Request) -> Response:
         response = await answered(request)

@@ -1,12 +1,11 @@
-"""Files of requests, in OpenAI's batch format: each line a request, each line of the output its answer.
+"""Files of requests in OpenAI's batch format: an input line is a request, an output line is its answer.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": ..., "messages": [...]}}
     {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "request_id": "1", "body": {...}},
      "error": null}
 
-Requests run together; their answers are written in the order of the requests, and each is on the disk as soon as it has
-ended (``serve/batch_output.py``). So a batch that was killed goes on where it was: answers that had ended are not made
-again.
+Requests run concurrently. Answers are written in the order of the requests, and each answer is on disk as soon as its
+request has ended (``serve/batch_output.py``). So a killed batch resumes: finished requests do not run again.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ ROUTES: Mapping[str, Callable[[Body, ServedModel], Generating]] = {
 
 @dataclass(frozen=True)
 class RequestLine:
-    """A request of a batch: ``number`` is its line's, from 1."""
+    """A request of a batch. ``number`` is its line number, from 1."""
 
     number: int
     custom_id: str
@@ -56,10 +55,10 @@ class RequestLine:
 
 
 def read_lines(path: Path) -> Iterator[RequestLine]:
-    """The requests of a file. Empty lines are passed over.
+    """Yield the requests of a file. Empty lines are skipped.
 
     Raises:
-        InvalidRequest: a line is no request, or its custom_id came before; the message names the line.
+        InvalidRequest: a line is not a request, or its custom_id is a duplicate; the message names the line.
     """
     seen = set[str]()
     for number, _, raw in lines_of(path):
@@ -93,19 +92,19 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
 
 
 def _run(asked: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
-    """Run a request, and return the body of its answer."""
+    """Run a request and return the response body."""
     run_together(asked.groups)
     return asked.answer(name, number)
 
 
 class Batch:
-    """Runs the requests of ``source`` on a model, and writes their answers to ``target``, in the same order.
+    """Runs the requests of ``source`` on a model and writes the answers to ``target`` in the same order.
 
-    ``name`` is what requests may call the model (any name, if it is None). ``together`` is how many requests run at a
-    time.
+    ``name`` replaces the model names in the requests; None: a request may have any name, and its answer repeats it.
+    ``together`` is the number of requests that run at a time.
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or holds something else.
+        InvalidRequest: a file cannot be read or written, or is not a batch file.
     """
 
     def __init__(self, source: Path, target: Path, name: str | None = None, together: int = 64) -> None:
@@ -119,10 +118,10 @@ class Batch:
 
     @property
     def model(self) -> str:
-        """The model that the first request names.
+        """Model of the first request that names a model.
 
         Raises:
-            InvalidRequest: it names none.
+            InvalidRequest: no request names a model.
         """
         for line in self.lines:
             if isinstance(line.body, dict) and isinstance(line.body.get("model"), str):
@@ -130,7 +129,7 @@ class Batch:
         raise InvalidRequest("no request of the batch names a model: name one with --model")
 
     def run(self, llm: ServedModel, told: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Run what is left. ``told`` hears how many of all requests are answered."""
+        """Run the requests without an answer. Calls ``told(answered, total)`` after each write."""
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
             running, left = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
@@ -147,7 +146,7 @@ class Batch:
             except BaseException:
                 for future in running:
                     future.cancel()
-                llm.close()  # ends what runs; its answers are made again next time
+                llm.close()  # cancels running requests; the next run repeats them
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
@@ -172,7 +171,7 @@ class Batch:
         }
 
     def _write(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        # ASCII alone: some readers of lines also split at U+2028.
+        # ASCII only: some line readers also split at U+2028.
         self._output.write({one["custom_id"]: json.dumps(one).encode() + b"\n" for one in answers})
         self.answered += len(answers)
         self.failed += sum(one["response"]["status_code"] != 200 for one in answers)

@@ -1,14 +1,18 @@
-"""The output of a batch: its answers in the order of its requests, each on the disk as soon as it has ended.
+"""The output file of a batch: answers in the order of the requests, each on disk as soon as its request has ended.
 
-An answer that ends before one ahead of it goes to a file beside the output, ``OUT.early``, and from there to its place
-when those ahead are there. So a kill loses no answer that had ended, one slow request holds no other back, and of an
-answer that waits for its turn only two numbers are in memory. Kept in memory instead, waiting answers would be lost,
-and a bound on their number would stop the batch behind one slow request.
+An answer that is ready before an earlier answer goes to a second file, ``OUT.early``. It moves to the output when all
+answers before it are there. So a kill loses no finished answer, a slow request delays no other request, and a waiting
+answer takes two numbers in memory. If answers waited in memory, a kill would lose them, and a bound on their number
+would stop the batch behind one slow request.
 
-Each step leaves files that can be read again. A line counts when it is on the disk; ``OUT.early`` is emptied only when
-all that it holds is in the output on the disk; an unfinished last line is cut off; an answer that is in both files
-counts once. What an output holds is never moved: one that an earlier version has begun, in the order in which answers
-ended, keeps that order, and the answers that it lacks follow in the order of their requests.
+Each step leaves files that can be read again:
+
+- An answer counts when its line is on disk.
+- ``OUT.early`` is emptied after all its answers are in the output on disk.
+- An unfinished last line is cut off.
+- An answer in both files counts once.
+- Lines of the output never move. An output of an earlier version, in completion order, keeps its order. The missing
+  answers follow in the order of the requests.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ EARLY = ".early"
 
 
 class FileLine(NamedTuple):
-    """A line of a file that is not empty: its ``number``, from 1, and the byte at which it ``begins``."""
+    """A non-empty line of a file: its line ``number``, from 1, and its byte offset (``begins``)."""
 
     number: int
     begins: int
@@ -36,10 +40,10 @@ class FileLine(NamedTuple):
 
 
 def lines_of(path: Path) -> Iterator[FileLine]:
-    """The lines of a file. Empty ones are passed over.
+    """Yield the non-empty lines of a file.
 
     Raises:
-        InvalidRequest: it cannot be read, or a line is too long.
+        InvalidRequest: the file cannot be read, or a line is too long.
     """
     try:
         with open(path, "rb") as file:
@@ -58,16 +62,16 @@ def lines_of(path: Path) -> Iterator[FileLine]:
 
 
 def answered(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the answers in a file are, by their custom_ids: first byte and length. An unfinished last line is cut off.
+    """Byte offset and length of each answer in a file, by custom_id. An unfinished last line is cut off.
 
     Raises:
-        InvalidRequest: the file holds something else.
+        InvalidRequest: a line is not an answer of a batch, or the file cannot be read or truncated.
     """
     found = dict[str, tuple[int, int]]()
     if not path.exists():
         return found
     for number, begins, raw in lines_of(path):
-        if not raw.endswith(b"\n"):  # only the last one can be so
+        if not raw.endswith(b"\n"):  # only the last line can be unfinished
             with _writing(path), open(path, "r+b") as file:
                 file.truncate(begins)
             break
@@ -84,17 +88,17 @@ def answered(path: Path) -> dict[str, tuple[int, int]]:
 
 
 class BatchOutput:
-    """The answers to the requests ``names`` (custom_ids, in their order) in the file ``path``.
+    """The output file ``path`` with the answers to the requests ``names`` (custom_ids in request order).
 
     Raises:
-        InvalidRequest: a file cannot be read or written, or holds something else.
+        InvalidRequest: a file cannot be read or written, or is not a batch file.
     """
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._early_path = path, path.with_name(path.name + EARLY)
         begun = path.exists()
         done, early = answered(path), answered(self._early_path)
-        if not begun and early:  # of an output that is gone
+        if not begun and early:  # the output that they belong to was deleted
             early = {}
             with _writing(self._early_path):
                 self._early_path.unlink()
@@ -105,12 +109,12 @@ class BatchOutput:
 
     @property
     def missing(self) -> set[str]:
-        """The requests that have no answer yet."""
+        """Requests without an answer."""
         return {name for name in self._turns[self._next :] if name not in self._early}
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Within this, answers can be written."""
+        """Open the files for ``write``, and delete an empty ``OUT.early`` at the end."""
         try:
             with _opened(self._path) as self._file, _opened(self._early_path) as self._early_file:
                 yield
@@ -119,7 +123,7 @@ class BatchOutput:
                 self._early_path.unlink(missing_ok=True)
 
     def write(self, answers: Mapping[str, bytes]) -> None:
-        """Add answers: lines, by their custom_ids. They count when this returns: they are on the disk.
+        """Write ``answers``, a mapping of custom_ids to lines. They are on disk when this returns.
 
         Raises:
             InvalidRequest: a file cannot be written.
@@ -165,7 +169,7 @@ def _append(file: BinaryIO, raw: bytes) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Names the file that cannot be written."""
+    """Convert an OSError to an InvalidRequest that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""A body of a request, whose fields are checked as they are read.
+"""A request body whose fields are checked as they are read.
 
-Fields that change nothing here are passed over. Any other field that nobody reads is an option of a generation, such as
-``top_k``, or an error that names it. So the options of a generation are accepted by every API.
+Fields that change nothing are ignored. Any other unread field is a generation option, such as ``top_k``, or an error
+that names the field. So every API accepts the generation options.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ALSO: Mapping[str, str] = {
     "guided_choice": "choices",
     "guided_grammar": "grammar",
 }
-"""Names of options that llama.cpp's and vLLM's clients use, in every API."""
+"""Option names of llama.cpp's and vLLM's clients, which every API accepts."""
 STRUCTURED: Mapping[str, str] = {
     "json": "json_schema",
     "regex": "regex",
     "choice": "choices",
     "grammar": "grammar",
 }
-"""Options by their names in vLLM's ``structured_outputs``."""
+"""Option for each key of vLLM's ``structured_outputs``."""
 MOST_CHOICES = 64
 MOST_LOGPROBS = 20
 MOST_BIAS = 100.0
@@ -43,11 +43,11 @@ MOST_TEXTS = 2048
 
 @dataclass(frozen=True)
 class BodyForm:
-    """What an API's bodies have in common.
+    """Rules for the request bodies of an API.
 
-    ``harmless`` are fields that do not change an answer; ``only`` are fields of what is not implemented, with the only
-    value that they may have; ``renamed`` are the API's names of options; ``defaults`` are its options where a model's
-    file recommends none; ``absent`` are values of fields that stand for no value.
+    ``harmless`` are fields that do not change an answer. ``only`` maps each field that is not implemented to the only
+    value that it may have. ``renamed`` maps the API's names of options to Pellucid's. ``defaults`` are options for
+    models whose file recommends none. ``absent`` maps fields to values that count as an absent field.
     """
 
     harmless: Set[str] = frozenset()
@@ -58,12 +58,12 @@ class BodyForm:
 
 
 class Body:
-    """The fields of a request. ``take`` reads one; ``options`` is what is left."""
+    """Fields of a request body. ``take`` and its variants read and remove a field; ``options`` reads the rest."""
 
     def __init__(self, fields: Any, form: BodyForm) -> None:
         if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
             raise InvalidRequest(f"the body is {brief(fields)}: it must be an object with named fields")
-        # In the requests of all APIs null is the same as nothing.
+        # In every API a null field is the same as an absent field.
         self._fields = {
             name: value
             for name, value in fields.items()
@@ -72,11 +72,11 @@ class Body:
         self._form = form
 
     def take(self, name: str, default: Any = None) -> Any:
-        """A field's value."""
+        """Remove a field and return its value."""
         return self._fields.pop(name, default)
 
     def drop(self, name: str, value: int) -> bool:
-        """Take a field if it has this value. Returns whether it had."""
+        """Remove a field if it has this value. Returns True if it had."""
         found = self._fields.get(name)
         has = type(found) is int and found == value
         if has:
@@ -84,47 +84,47 @@ class Body:
         return has
 
     def holds(self, name: str) -> bool:
-        """True for a field that nobody has taken yet, also if it is empty."""
+        """True if a field is present and not taken, even if it is empty."""
         return name in self._fields
 
     def has(self, name: str) -> bool:
-        """Whether there is a field that nobody has taken, and it is not empty."""
+        """True if a field is present, not taken and not empty."""
         return bool(self._fields.get(name))
 
     def required(self, name: str) -> Any:
-        """A field's value. Raises InvalidRequest if there is none."""
+        """Remove a field and return its value. Raises InvalidRequest if it is missing."""
         if name not in self._fields:
             raise InvalidRequest(f"{name} is missing: the request must have it")
         return self._fields.pop(name)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A field that is true or false."""
+        """Take a boolean field."""
         value = self.take(name, default)
         if not isinstance(value, bool):
             raise InvalidRequest(f"{name}={brief(value)}: must be true or false")
         return value
 
     def count(self, name: str, low: int, high: int) -> int | None:
-        """A whole number; None if absent."""
+        """Take an integer field; None if absent."""
         value = self.take(name)
         return None if value is None else whole(name, value, low, high)
 
     def text(self, name: str) -> str | None:
-        """A text; None if absent."""
+        """Take a string field; None if absent."""
         value = self.take(name)
         if value is not None and not isinstance(value, str):
             raise InvalidRequest(f"{name}={brief(value)}: must be a text")
         return value
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """An object; an empty one if absent."""
+        """Take an object field; empty if absent."""
         value = self.take(name, {})
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise InvalidRequest(f"{name}={brief(value)}: must be an object")
         return value
 
     def objects(self, name: str) -> list[Mapping[str, Any]]:
-        """A list of objects; an empty one if absent."""
+        """Take a list of objects; empty if absent."""
         value = self.take(name, [])
         if not isinstance(value, list):
             raise InvalidRequest(f"{name}={brief(value)}: must be a list")
@@ -134,9 +134,9 @@ class Body:
         return value
 
     def model(self, usual: str = "") -> str:
-        """The name of the model; ``usual`` where the request names none, as clients of servers with one model do.
+        """Take the name of the model. Without a name in the request it is ``usual``, for clients of one-model servers.
 
-        Raises InvalidRequest if it names none and there is no usual one.
+        Raises InvalidRequest if the request has no name and ``usual`` is empty.
         """
         name = self.take("model", usual) if usual else self.required("model")
         if not isinstance(name, str):
@@ -144,7 +144,7 @@ class Body:
         return name or usual
 
     def texts(self, name: str) -> list[str]:
-        """A text, or a list of texts. Raises InvalidRequest if there are too many."""
+        """Take a string or a list of strings, as a list. Raises InvalidRequest if there are too many."""
         asked = self.required(name)
         found = [asked] if isinstance(asked, str) else asked
         if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
@@ -154,14 +154,14 @@ class Body:
         return found
 
     def rest(self) -> dict[str, Any]:
-        """The fields that nobody has taken, without those that change nothing."""
+        """Fields that are not taken, without harmless fields. Raises InvalidRequest if one is not implemented."""
         for name, only in self._form.only.items():
             if (value := self.take(name)) is not None and value != only:
                 raise InvalidRequest(f"{name}={brief(value)}: not supported; leave it out")
         return {name: value for name, value in self._fields.items() if name not in self._form.harmless}
 
     def options(self, recommended: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of a generation, over what the model's file recommends or the API's defaults."""
+        """Generation options of the request, completed by the model file's recommendations or the API's defaults."""
         if (bias := self.take("logit_bias")) is not None:
             self._fields["logit_bias"] = _bias(bias)
         asked = _structured(self.mapping("structured_outputs"))
@@ -172,7 +172,7 @@ class Body:
                 raise InvalidRequest(
                     f"{names[option]} and {name} are names of one option: leave one of them out"
                 )
-            # The client's name stands in the error, if there is one.
+            # An error names the field as the client wrote it.
             check = check_of(option) if option != name else None
             asked[option], names[option] = (check(name, value) if check else value), name
         if "json_schema" in asked:
@@ -181,14 +181,14 @@ class Body:
 
 
 def add_ends(options: dict[str, Any], ends: Sequence[int]) -> None:
-    """Let further tokens end a generation. What is no list is left as it is, and refused as an option."""
+    """Add stop tokens to options. A ``stop_token_ids`` that is not a list stays: the option's check rejects it."""
     given = options.get("stop_token_ids") or []
     if ends and isinstance(given, list):
         options["stop_token_ids"] = [*given, *ends]
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM's ``structured_outputs`` as options."""
+    """Convert vLLM's ``structured_outputs`` to options."""
     found = dict[str, Any]()
     for name, value in given.items():
         if name in STRUCTURED and value is not None:
@@ -204,7 +204,7 @@ def _structured(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bias(value: Any) -> dict[int, float]:
-    """OpenAI's ``logit_bias``: numbers from -100 to 100 by token ids, which JSON has as strings."""
+    """Convert OpenAI's ``logit_bias``: numbers from -100 to 100, by token ids as strings."""
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"logit_bias={brief(value)}: must be an object of token ids and numbers")
     found = {}

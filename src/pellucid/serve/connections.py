@@ -1,8 +1,8 @@
-"""HTTP connections over uvicorn's: how many there may be, and how long each may take to say what it wants.
+"""HTTP connections on top of uvicorn's: a limit on their number, and a time limit for a request's headers.
 
-An idle connection, without a whole request, costs a file descriptor. At the limit a new connection replaces the oldest
-idle one; if none is idle, the new one gets status 503. So clients that connect and send little neither stop the server
-nor use up its descriptors.
+An idle connection, without a complete request, takes a file descriptor. At the limit, a new connection replaces the
+longest idle connection; if no connection is idle, the new connection gets status 503. So clients that connect and send
+little cannot block the server or exhaust its descriptors.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from pellucid.serve.api import answer, error_form
 
 USUAL = 1024  # connections
 SPARE = 64  # file descriptors for models, replicas and threads
-TOGETHER = 1024  # connections that may come before one is looked at
+TOGETHER = 1024  # maximum length of the queue of connections that wait to be accepted
 LOG = logging.getLogger("pellucid.connections")
-LOG.setLevel(logging.ERROR)  # what strangers send is answered and not logged
+LOG.setLevel(logging.ERROR)  # malformed requests are answered, not logged
 
 
 class Connections:
-    """The connections of a server: ``most`` at a time, and ``backlog`` that wait to be accepted.
+    """The connections of a server: at most ``most`` are open, and at most ``backlog`` wait to be accepted.
 
-    ``seconds``: how long a request's headers may take to come.
+    ``seconds`` is the time limit for receiving a request's headers.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
         self.most, self.backlog, self.seconds = most, _backlog(most), seconds
-        self._open: dict[Connection, None] = {}  # those that have waited longest first
+        self._open: dict[Connection, None] = {}  # by waiting time, the longest first
 
     def come(self, connection: Connection) -> None:
-        """A new connection. At the limit it replaces the oldest idle one, or is refused."""
+        """Add a new connection. At the limit it replaces the longest idle connection, or is refused."""
         idle = next((one for one in self._open if one.is_idle), None)
         self._open[connection] = None
         if len(self._open) <= self.most:
@@ -54,28 +54,28 @@ class Connections:
             connection.transport.abort()
 
     def waits(self, connection: Connection) -> None:
-        """A connection has had its answer, and waits for its next request."""
+        """Move a connection that waits for its next request to the end of the order."""
         if self._open.pop(connection, connection) is None:
             self._open[connection] = None
 
     def gone(self, connection: Connection) -> None:
-        """A connection is lost."""
+        """Remove a lost connection."""
         self._open.pop(connection, None)
 
     @property
     def full(self) -> str:
-        """Why a connection is refused."""
+        """Error message for a refused connection."""
         return f"the server has {self.most:,} connections, its limit: ask again later, or start it with --connections"
 
     async def _busy(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application of a connection that is refused."""
+        """ASGI application of refused connections: status 503."""
         if scope["type"] == "http":
             body = error_form(scope["path"])(503, self.full)
             await answer(body, 503, {"Retry-After": "1", "Connection": "close"})(scope, receive, send)
 
 
 class Connection(H11Protocol):
-    """One connection: a request's headers must come within ``Connections.seconds``, or status 408 ends it."""
+    """An HTTP connection. Status 408 ends it if a request's headers take longer than ``Connections.seconds``."""
 
     def __init__(self, connections: Connections, **more: Any) -> None:
         super().__init__(**more)
@@ -85,39 +85,39 @@ class Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """It has no request, or has answered the last one."""
+        """True if the connection has no request, or the last request is answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As asyncio asks."""
+        """Start the time limit and add the connection. Called by asyncio."""
         super().connection_made(transport)
         self._limit()
         self._connections.come(self)
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio asks."""
+        """Parse data; a complete header ends the time limit. Called by asyncio."""
         self._limit()
         super().data_received(data)
         if not self.is_idle:
             self._unlimit()
 
     def on_response_complete(self) -> None:
-        """As uvicorn asks."""
+        """Wait for the next request. Called by uvicorn."""
         self._connections.waits(self)
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio asks."""
+        """End the time limit and remove the connection. Called by asyncio."""
         self._unlimit()
         self._connections.gone(self)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn asks, which has read what is no HTTP."""
+        """Refuse data that is not HTTP. Called by uvicorn."""
         self.refuse(400, "the request is no valid HTTP/1.1, or its headers are too long: correct it")
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer with an error, unless an answer has begun, and close."""
+        """Send an error, unless a response has begun, and close the connection."""
         self._unlimit()
         if self.transport.is_closing():
             return
@@ -144,7 +144,7 @@ class Connection(H11Protocol):
                 self.transport.write(data)
 
     def _limit(self) -> None:
-        """The time for its next request begins, unless it has begun."""
+        """Start the time limit for the next request, unless it runs or a request is in progress."""
         if self.is_idle and self._late is None:
             self._late = self.loop.call_later(self._connections.seconds, self._is_late)
 
@@ -164,18 +164,18 @@ class Connection(H11Protocol):
 
 
 def _backlog(most: int) -> int:
-    """The length of the queue of new connections. All in it may be accepted at once, and need descriptors."""
+    """Length of the queue of new connections. All of them may be accepted at once, and each takes a descriptor."""
     return max(1, min(TOGETHER, most // 2))
 
 
 def possible_connections(asked: int) -> int:
-    """The limit of connections: ``asked``, or fewer if the process may open fewer files.
+    """Limit of connections: ``asked``, or fewer if the process may not open as many files.
 
-    The process's limit of files is raised as far as the system allows.
+    Raises the process's limit of open files as far as the system allows.
     """
     try:
         import resource
-    except ImportError:  # Windows has no such limit
+    except ImportError:  # Windows has no limit of open files
         return asked
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others = _open_files() + SPARE
@@ -200,7 +200,7 @@ def possible_connections(asked: int) -> int:
 
 
 def _open_files() -> int:
-    """The number of open file descriptors; a guess where the system does not tell."""
+    """Number of open file descriptors; an estimate where the system does not report it."""
     try:
         return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
     except OSError:

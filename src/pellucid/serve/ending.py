@@ -1,4 +1,4 @@
-"""The end of a server: requests that run after the time of grace get an error in their API's form."""
+"""Shutdown of a server: requests that outlast the grace period get an error in their API's form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATUS = 503
 
 
 class Ending:
-    """Passes requests on to an application until ``end``; those that run then are cancelled, and told so."""
+    """ASGI middleware. ``end`` cancels the running requests, and each client gets an error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -22,13 +22,13 @@ class Ending:
         self._over = False
 
     def end(self) -> None:
-        """Cancel what runs."""
+        """Cancel the running requests."""
         self._over = True
         for task in self._running:
             task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI asks."""
+        """ASGI entry point."""
         task = asyncio.current_task()
         if scope["type"] != "http" or task is None:
             await self._app(scope, receive, send)

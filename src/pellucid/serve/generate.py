@@ -1,4 +1,4 @@
-"""Answers a request that generates text, whole or as a stream, for any API."""
+"""Answers requests that generate text, with complete or streamed responses, for any API."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pellucid.serve.model import ServedModel
 
 
 class Generating(Protocol):
-    """A request that has been read: HTTP and files of requests run it alike."""
+    """A parsed request that generates. The HTTP server and batches run it in the same way."""
 
     @property
     def groups(self) -> Sequence[TextGroup]:
-        """What it asks of the engine."""
+        """The engine requests."""
         ...
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
+        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         ...
 
 
 class Streaming(Generating, Protocol):
-    """A request that can be answered in events."""
+    """A request that generates and can be streamed."""
 
     def stream(self, name: str, number: str) -> Events:
-        """The events."""
+        """Events of the streamed response."""
         ...
 
 
@@ -51,7 +51,7 @@ async def generated(
 async def generated(
     call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
 ) -> Response:
-    """Answer what ``read`` makes of a body for the model ``name``, as a ``stream`` or whole (None)."""
+    """Run the request that ``read`` parses for the model ``name``. ``stream`` None: the response is complete."""
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.use(name))
         asked = await run_in_threadpool(read, llm)
@@ -79,7 +79,7 @@ async def generated(
                 left = call.events
                 try:
                     async for event in asked.stream(name, call.number):
-                        if left > 0:  # the client has it
+                        if left > 0:  # the client has received it
                             left -= 1
                         else:
                             yield event
@@ -90,7 +90,7 @@ async def generated(
 
 
 async def finished(groups: Sequence[TextGroup]) -> None:
-    """Start all groups and wait for their ends."""
+    """Start all groups and wait until they have ended."""
     try:
         for group in groups:
             group.start()

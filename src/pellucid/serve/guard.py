@@ -1,10 +1,10 @@
-"""Who may ask: keys, and the hosts and origins from which a browser may come.
+"""Access rules: API keys, allowed hosts and allowed origins.
 
-A page that a user visits can make their browser send requests to a server on the same machine, under a name of its own
-that leads there (DNS rebinding). So a server on the loopback address answers only to the machine's own names, and a
-request with another origin is refused unless that origin was allowed.
+A web page can make its visitor's browser send requests to a server on the visitor's machine, under a name of the page's
+own domain that resolves to the machine (DNS rebinding). So a server on the loopback address answers only to the
+machine's own names, and a request with another origin is refused unless the origin is allowed.
 
-A body must come in time, too: whoever sends one slowly holds what waits for it.
+A request body has a time limit, because a slow sender holds resources.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from pellucid.serve.live import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(\[[0-9a-f:.]{2,64}\]|[a-z0-9._-]{1,255})(:[0-9]{1,5})?", re.IGNORECASE)
-"""The header Host: a name or an address, and a port (RFC 9112, section 3.2; without what no server's name has)."""
-SLOWEST = 16 << 10  # bytes of a body in a second
+"""The header Host: name or address, and port (RFC 9112, section 3.2, without characters that no server's name has)."""
+SLOWEST = 16 << 10  # lowest rate of a body, in bytes per second
 OPEN = ("/", "/health", "/ready")
-OPEN_FOLDER = "/web/"  # the page's files, which have nothing of a model
+OPEN_FOLDER = "/web/"  # the page's files, which hold no data of a model
 """Paths that need no key."""
 
 
 @dataclass(frozen=True)
 class AccessRules:
-    """Requests must have one of the ``keys`` (none: all may ask), and name one of the ``hosts`` (none: any).
+    """A request needs a key of ``keys`` (empty: no key) and a host of ``hosts`` (empty: any host).
 
-    ``origins`` are those of web pages of other servers that may ask. Who has one of the ``admins``, which are keys too,
-    may look at all requests.
+    ``origins`` are the origins of other servers' web pages that may send requests. ``admins`` are keys that may also
+    see all requests.
     """
 
     keys: Sequence[str] = ()
@@ -50,24 +50,24 @@ class AccessRules:
     admins: Sequence[str] = ()
 
     def key(self, headers: Headers) -> str | None:
-        """Which of the keys a request has; None if it has none of them."""
+        """The known key of a request; None if it has no known key."""
         given = given_key(headers)
-        # Every key is compared, in a time that does not depend on where it differs.
+        # Constant time: every key is compared, and a comparison takes the same time wherever the keys differ.
         found = [key for key in [*self.keys, *self.admins] if _is_same(given, key)]
         return found[0] if found else None
 
     def viewer(self, headers: Headers) -> Viewer:
-        """Whose requests the sender of this one may look at."""
+        """Sender of a request, which determines the requests that it may see."""
         key = self.key(headers)
         if key is not None:
             client = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
             return Viewer(key, key in self.admins, client)
-        # No key is needed here. If some may look at all requests, others see none but their own, which nobody can tell.
+        # Without a key, senders cannot be told apart. If the server has admin keys, other senders see no requests.
         return Viewer(secrets.token_hex(8) if self.admins else "")
 
 
 def given_key(headers: Headers) -> bytes:
-    """The key of a request as bytes, b"" if none: HTTP leaves the encoding of headers open."""
+    """Key of a request; b"" without a key. It is bytes because HTTP does not define the encoding of headers."""
     given = headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     if scheme.lower() == "bearer":  # the names of schemes are case-insensitive (RFC 9110, section 11.1)
@@ -76,7 +76,7 @@ def given_key(headers: Headers) -> bytes:
 
 
 def _is_same(given: bytes, key: str) -> bool:
-    """Compare a given key with a known one in UTF-8 and in Latin-1: clients write headers in either."""
+    """Compare a given key with a known key in UTF-8 and in Latin-1: clients use both encodings for headers."""
     forms = [key.encode(errors="surrogateescape")]
     with suppress(UnicodeEncodeError):
         forms.append(key.encode("latin-1"))
@@ -85,21 +85,21 @@ def _is_same(given: bytes, key: str) -> bool:
 
 
 def _is_open(path: str) -> bool:
-    """Whether a path needs no key."""
+    """True if a path needs no key."""
     return path in OPEN or path.startswith(OPEN_FOLDER)
 
 
 class Guard:
-    """Refuses requests that break the rules, before anything of them is read.
+    """ASGI middleware that refuses requests which break the rules, before their body is read.
 
-    ``seconds``: how long a body may take to come, beside a second for each ``SLOWEST`` bytes.
+    ``seconds`` is the time limit for a body, plus one second for each ``SLOWEST`` bytes.
     """
 
     def __init__(self, app: ASGIApp, rules: AccessRules, seconds: float) -> None:
         self._app, self._rules, self._seconds = app, rules, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI asks."""
+        """ASGI entry point."""
         if scope["type"] == "http":
             refused = _malformed(scope) or self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
@@ -128,7 +128,7 @@ class Guard:
             and origin not in rules.origins
             and not _is_open(path)
         ):
-            # A picture or a link of another page: its requests have no origin.
+            # An image or a link on another site: its requests have no origin.
             return 403, "another site may not ask: start the server with --allow-origin"
         if rules.keys and not _is_open(path) and rules.key(headers) is None:
             return 401, "a key is needed: send it as Authorization: Bearer KEY"
@@ -136,7 +136,7 @@ class Guard:
 
 
 def _malformed(scope: Scope) -> tuple[int, str] | None:
-    """Status and message for a request without a valid version, target or host; None for others."""
+    """Status and message for a request without a valid version, target or host; None for a valid request."""
     path, version, hosts = scope["path"], scope["http_version"], Headers(scope=scope).getlist("host")
     if not version.startswith("1."):
         return 400, f"HTTP/{version} is not spoken here: ask in HTTP/1.1"
@@ -148,16 +148,16 @@ def _malformed(scope: Scope) -> tuple[int, str] | None:
 
 
 class _Body:
-    """Receives a request's body, and then whether the client goes."""
+    """Receives a request's body under the time limit, and afterwards disconnect messages."""
 
     def __init__(self, receive: Receive, seconds: float) -> None:
         self._receive, self._left, self._more = receive, seconds, True
 
     async def receive(self) -> Message:
-        """As ASGI asks.
+        """Receive the next ASGI message.
 
         Raises:
-            DeadlinePassed: the body has not come in time.
+            DeadlinePassed: the body did not arrive in time.
         """
         if not self._more:
             return await self._receive()

@@ -1,7 +1,7 @@
-"""Fields of requests that change nothing, by decision, and why.
+"""Request fields that change nothing by decision, with the reasons.
 
-Clients send them to all servers. A field that is neither here nor has an effect is refused. docs/serving.md shows this
-table, and a test compares the answers with and without each field.
+Clients send these fields to all servers. A field that has no effect and is not listed here is refused. docs/serving.md
+shows this table, and a test compares the answers with and without each field.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ REASONS: Mapping[str, Sequence[str]] = {
     ),
     "about llama.cpp's own machinery": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
-"""The fields, by why they change nothing. A dot is between the names of nested objects; ``[]`` stands for each item."""
+"""Fields by reason. A dot separates the names of nested objects; ``[]`` stands for each item of a list."""
 HARMLESS: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}
-"""Why each field changes nothing."""
+"""Reason for each field."""
 LLAMACPP = frozenset(
     {
         *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "sse_ping_interval"),
         *("t_max_prompt_ms", "t_max_predict_ms", "n_indent", "backend_sampling", "adaptive_decay"),
     }
 )
-"""Fields of llama.cpp that its clients send to all paths."""
+"""Fields that llama.cpp's clients send to all paths."""
 
 
 def table() -> list[str]:
-    """The lines of docs/serving.md that show these fields."""
+    """Lines of the table in docs/serving.md."""
     rows = [f"| {', '.join(f'`{field}`' for field in fields)} | {why} |" for why, fields in REASONS.items()]
     return ["| field | why it changes nothing |", "|---|---|", *rows]

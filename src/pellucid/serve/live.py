@@ -1,4 +1,4 @@
-"""The requests that run, and who may look at them: who has the key that a request came with, or an admin key."""
+"""Running requests, and the clients that may see them: clients with the request's key or an admin key."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 HEADER = "X-Request-Id"
 NUMBER = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EVENT = re.compile(rf"({NUMBER.pattern}):(\d{{1,9}})")
-"""The id of an event: the number of a request, and the event's own."""
+"""Id of an event: the number of its request, and its own number."""
 
 
 @dataclass(eq=False)
 class LiveRequest:
-    """A request that runs: its ``number``, the ``key`` it came with, its ``route`` and model, and what it asks.
+    """A running request: its ``number``, its client's ``key``, its ``route``, its model, and its engine ``groups``.
 
-    ``streams`` are those of the one who looks at it.
+    ``streams`` are the trace streams of its viewer.
     """
 
     number: str
@@ -44,10 +44,10 @@ class LiveRequest:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def attach(self, names: Sequence[str], limit: int, notify: Callable[[], object]) -> None:
-        """Somebody looks at it from the next step on.
+        """Start to trace the points ``names`` at the next step.
 
         Raises:
-            InvalidRequest: a name stands for no point, or somebody else looks at it.
+            InvalidRequest: a name matches no point, or the request already has a viewer.
         """
         if any(not stream.closed for stream in self.streams):
             raise InvalidRequest(
@@ -56,26 +56,26 @@ class LiveRequest:
         self.streams = [self.llm.watch(group, names, limit, notify) for group in self.groups]
 
     def detach(self, streams: Sequence[TraceStream]) -> None:
-        """Nobody reads these any more."""
+        """Close trace streams."""
         for stream in streams:
             stream.close()
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """The sender of a request: a ``key``, or an admin key. Requests of one ``client`` share its part of the machine."""
+    """Sender of a request: its ``key`` (``admin``: an admin key). Requests of a ``client`` share its compute time."""
 
     key: str
     admin: bool = False
     client: str = ""
 
     def may_see(self, request: LiveRequest) -> bool:
-        """Whether a request is theirs."""
+        """True if the viewer may see a request."""
         return self.admin or self.key == request.key
 
 
 class LiveRequests:
-    """The requests that run, by number, and those who wait for one. It belongs to the event loop."""
+    """Running requests by key and number, and viewers that wait for a request. Used in the event loop only."""
 
     def __init__(self) -> None:
         self._running: dict[tuple[str, str], LiveRequest] = {}
@@ -83,9 +83,9 @@ class LiveRequests:
 
     @contextmanager
     def running(self, request: LiveRequest) -> Iterator[None]:
-        """A request runs as long as the context. Those who wait for it meet it before it starts.
+        """List a request while the context lasts. Viewers that wait for it attach before it starts.
 
-        If one of the same key has its number, it gets another.
+        If another request of the key has the same number, the request gets a new number.
         """
         while (request.key, request.number) in self._running:
             request.number = secrets.token_hex(12)
@@ -100,19 +100,20 @@ class LiveRequests:
             request.ended.set()
 
     def _find(self, number: str, viewer: Viewer) -> LiveRequest | None:
-        """A request that runs and that somebody may see."""
+        """The running request with a number, if the viewer may see it."""
         found = (one for one in self._running.values() if one.number == number and viewer.may_see(one))
         return next(found, None)
 
     def seen_by(self, viewer: Viewer) -> list[LiveRequest]:
-        """The requests that somebody may see."""
+        """Running requests that the viewer may see."""
         return [one for one in self._running.values() if viewer.may_see(one)]
 
     async def meet(self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]) -> T:
-        """What ``begin`` makes of a request: at once if it runs, else when it comes, before it starts.
+        """Result of ``begin(request)``. Waits for a request that does not run yet; ``begin`` runs before it starts.
 
         Raises:
-            NotFound: it has not come within ``wait`` seconds, or is not theirs; the answer does not say which.
+            NotFound: the request did not come within ``wait`` seconds, or is another client's; the message does not
+                say which.
         """
         found = self._find(number, viewer)
         if found is not None:
@@ -134,14 +135,14 @@ class LiveRequests:
 
 @dataclass(eq=False)
 class _Expected:
-    """Somebody waits for a request: what they make of it is the result of ``met``."""
+    """A viewer that waits for a request. ``met`` gets the result of ``begin``."""
 
     viewer: Viewer
     begin: Callable[[LiveRequest], Any]
     met: asyncio.Future[Any]
 
     def meet(self, request: LiveRequest) -> None:
-        """The request has come."""
+        """Call ``begin`` with the request."""
         try:
             self.met.set_result(self.begin(request))
         except Exception as error:
@@ -149,6 +150,6 @@ class _Expected:
 
 
 def number_of(request: Request) -> str:
-    """The number that a client gives its request, or a drawn one if it gives none that can be used."""
+    """Number (request id) from the client's header; a random number if the header is missing or invalid."""
     given = request.headers.get(HEADER, "")
     return given if NUMBER.fullmatch(given) else secrets.token_hex(12)

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus, under the names that dashboards for vLLM read, and our own beside them.
+"""Metrics for Prometheus: under vLLM's names, which dashboards for vLLM read, and under Pellucid's own names.
 
 Sources: https://docs.vllm.ai/en/latest/design/metrics.html, and Prometheus' conventions for names and units.
 """
@@ -81,7 +81,7 @@ REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"
 
 
 class Metrics:
-    """What has happened in a server, and how its models are now."""
+    """Metrics of a server: counts and times of its requests, and the current state of its models."""
 
     def __init__(self, models: ModelPool) -> None:
         self._registry = CollectorRegistry()
@@ -108,11 +108,11 @@ class Metrics:
         self._registry.register(_Engines(models))
 
     def answered(self, route: str, status: int) -> None:
-        """A response has begun."""
+        """Count a response by route and status."""
         self._http.labels(route, str(status)).inc()
 
     def observe(self, model: str, groups: Sequence[TextGroup]) -> None:
-        """Requests of a model have ended, or were given up."""
+        """Record requests of a model that have ended or were cancelled."""
         for group in groups:
             for number, (made, builder) in enumerate(zip(group.results(), group.builders)):
                 usage, times = made.usage, made.timings
@@ -122,7 +122,7 @@ class Metrics:
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0 and made.ids:  # the prompt was read, once
+                if number == 0 and made.ids:  # a group's prompt counts once, if it was read
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,
@@ -151,12 +151,12 @@ class Metrics:
                     between.observe(after - before)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Engines(Collector):
-    """How the engines of the loaded models are."""
+    """Current state of the engines of the loaded models."""
 
     def __init__(self, models: ModelPool) -> None:
         self._models = models
@@ -201,7 +201,7 @@ class _Engines(Collector):
 
 
 def _replicas(model: str, states: ReplicaStates) -> Iterator[Metric]:
-    """How the replicas of a model are, one by one."""
+    """Current state of each replica of a model."""
     labels = ["model_name", "replica"]
     up = GaugeMetricFamily("pellucid:replica_up", "1 if the replica can be asked.", labels=labels)
     gauges = {

@@ -1,4 +1,4 @@
-"""A model that the server answers with: in its own process (``LLM``), or elsewhere (``cluster/model.py``)."""
+"""A model that the server serves: in its own process (``LLM``) or on a cluster (``cluster/model.py``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pellucid.weights.checkpoint import Checkpoint
 
 
 class ModelElsewhere(Protocol):
-    """A model whose engine is elsewhere. The members are those of ``LLM``, and what is asked about it with ``look``."""
+    """A model whose engine runs in other processes. It has members of ``LLM``, and ``look`` for the page's requests."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -49,7 +49,7 @@ class ModelElsewhere(Protocol):
     def replica_states(self) -> ReplicaStates | None: ...
     def close(self) -> None: ...
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
-        """What POST /look/WHAT answers to a body with these fields for the model ``name``, as JSON.
+        """JSON response of POST /look/WHAT to a body with these fields, for the model ``name``.
 
         Raises: as the functions of ``look/looks.py``, which run where the engine is.
         """

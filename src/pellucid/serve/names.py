@@ -1,4 +1,4 @@
-"""The names of models in requests: short names as they are, files and folders without their path."""
+"""Names of models in requests: short names are unchanged, files and folders are named without their path."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ENDINGS = (".gguf", ".safetensors")
 
 
 def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
-    """Models by their names in requests: first ``models`` in their order, then further ones of ``aliases``.
+    """Models by their names in requests: first ``models`` in their order, then additional models of ``aliases``.
 
-    An alias is "NAME=MODEL". Otherwise a file is called by its stem and a folder by its name: no path is shown.
+    An alias is "NAME=MODEL". Without an alias, a file is named by its stem and a folder by its name, without the path.
 
     Raises:
-        InvalidRequest: an alias is none, two models would have one name, or there is no such file.
+        InvalidRequest: an alias is malformed, two models would have one name, or a file does not exist.
     """
     given = dict[str, str]()
     for alias in aliases:
@@ -51,7 +51,7 @@ def _usual_name(model: str) -> str:
     if path.is_dir():
         return path.resolve().name or model
     if not os.path.lexists(path) and model.endswith(ENDINGS) and ":" not in model:
-        # Now, and not when a client asks for it, who need not know where the server's files are.
+        # Reported at the start, because a client need not know where the server's files are.
         raise InvalidRequest(f"there is no file {brief(model)}: give the path of one, or a name")
     if os.path.lexists(path):
         split = SPLIT_NAME.fullmatch(path.name)

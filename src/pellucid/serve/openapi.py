@@ -1,4 +1,4 @@
-"""The document that describes the server: OpenAPI 3.1."""
+"""OpenAPI 3.1 document of the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATUSES = {
 
 
 def document(models: Sequence[str]) -> dict[str, Any]:
-    """The document of a server with these models."""
+    """OpenAPI document of a server with these models."""
     paths: dict[str, dict[str, Any]] = {}
     for api in known_apis().values():
         for name, route in api.routes.items():
@@ -42,7 +42,7 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
         route.media: {"schema": ANSWER if route.media == "application/json" else {"type": "string"}}
     }
     if route.stream:
-        good[route.stream] = {"schema": {}}  # of events, which OpenAPI has no schema for
+        good[route.stream] = {"schema": {}}  # OpenAPI has no schema for events
     error = {"application/json": {"schema": _like(api.error(400, "the message"))}}
     made: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", name).strip("_").lower(),
@@ -74,7 +74,7 @@ def _of_parameter(name: str, models: Sequence[str]) -> dict[str, Any]:
 
 
 def _like(example: Any) -> dict[str, Any]:
-    """A schema of values like an example."""
+    """JSON schema of values like an example."""
     if not isinstance(example, dict):
         return {"type": "string"} if isinstance(example, str) else {}
     properties = {name: _like(value) for name, value in example.items()}

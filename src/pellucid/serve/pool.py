@@ -1,4 +1,4 @@
-"""The models of a server: loaded at first use, the least recently used given up when they take too much memory."""
+"""The models of a server: loaded at first use. The least recently used model is unloaded if memory is short."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SLACK = 0.1  # seconds that a timer may be early
 
 @dataclass
 class Served:
-    """A model that is loaded: how many requests use it, and when one did last.
+    """A loaded model: the number of requests that use it (``users``), and the time of its last use (``used``).
 
-    It stays for ``keep`` seconds after that (None: until another model needs its memory).
+    It stays loaded for ``keep`` seconds after its last use (None: until another model needs its memory).
     """
 
     llm: ServedModel
@@ -39,17 +39,17 @@ class Served:
 
     @property
     def left(self) -> float | None:
-        """The seconds until it is unloaded if nobody uses it; None for no limit."""
+        """Seconds until the model is unloaded if it is not used; None: no limit."""
         return None if self.keep is None else max(0.0, self.used + self.keep - time.monotonic())
 
 
 class ModelPool:
-    """The models ``names``, of which some are loaded. Their files may take ``limit`` bytes together.
+    """The models ``names``. The weights of the loaded models take at most ``limit`` bytes together.
 
-    ``load`` loads a model by its name, in a thread; what it returns may be awaited in the event loop. With
-    ``any_name`` the first model answers to every other name. ``pull`` downloads a model of a name that the server may
-    not have yet, in a thread, and returns the name to serve it by (None: clients may download nothing). ``local``:
-    models run in this process, which can unload them.
+    ``load`` loads a model by name, in a thread; if it returns an awaitable, the event loop awaits it. ``any_name``: the
+    first model answers to every other name. ``pull`` downloads a model that the server may not have yet, in a thread,
+    and returns the name to serve it by (None: clients cannot download models). ``local``: models run in this process,
+    which can unload them.
     """
 
     def __init__(
@@ -66,31 +66,31 @@ class ModelPool:
         self.local, self.any_name, self._pull = local, any_name, pull
         self.created = int(time.time())
         self.needed: str | None = None
-        """A model without which the server is not ready, whether or not it is loaded yet."""
+        """The server is not ready until this model is loaded and can run. None: no model is needed."""
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
-        self._limiter: CapacityLimiter | None = None  # which an event loop makes
+        self._limiter: CapacityLimiter | None = None  # created in the event loop
         self._working = set[asyncio.Future[Any]]()
         self._leaving = dict[str, asyncio.TimerHandle]()
         self._pulling, self._pulls = asyncio.Lock(), 0
 
     def put(self, name: str, llm: ServedModel) -> None:
-        """Have a model that is loaded already."""
+        """Add a model that is already loaded."""
         self._loaded[name] = Served(llm, llm.weight_bytes)
 
     @property
     def loaded(self) -> list[str]:
-        """The names of the models in memory."""
+        """Names of the loaded models."""
         return list(self._loaded)
 
     def llm(self, name: str) -> ServedModel | None:
-        """A model if it is in memory."""
+        """The model if it is loaded, else None."""
         served = self._loaded.get(name)
         return served.llm if served else None
 
     @property
     def missing(self) -> list[str]:
-        """The models without anything to run on: no replica is up. Requests for them wait."""
+        """Models that cannot run, because no replica is up. Requests for them wait."""
         found = []
         for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
             states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
@@ -99,7 +99,7 @@ class ModelPool:
         return found
 
     def known(self, name: str) -> str:
-        """The name of the model that answers to a name. Raises ModelNotFound if the server has no such model."""
+        """Name of the model that answers to ``name``. Raises ModelNotFound if no model does."""
         if name in self.names:
             return name
         if self.any_name:
@@ -107,11 +107,11 @@ class ModelPool:
         raise ModelNotFound(f"model={brief(name)}: this server has {', '.join(self.names)}")
 
     async def pulled(self, name: str, progress: DownloadProgress) -> str:
-        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not end it.
+        """Download a model, serve it, and return its name. One download runs at a time; cancelling does not stop it.
 
         Raises:
-            InvalidRequest: clients may download nothing here.
-            QueueFull: too many wait for a download.
+            InvalidRequest: clients cannot download models from this server.
+            QueueFull: too many downloads wait.
             PellucidError: as ``pull``.
         """
         if (pull := self._pull) is None:
@@ -138,21 +138,21 @@ class ModelPool:
             served.keep = seconds
 
     def left(self, name: str) -> float | None:
-        """The seconds until a model is unloaded if nobody uses it; None for no limit."""
+        """Seconds until a model is unloaded if it is not used; None: no limit."""
         served = self._loaded.get(name)
         return served.left if served else None
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
-        """A model, which stays loaded meanwhile.
+        """Load a model if necessary, and keep it loaded while the context lasts.
 
         Raises:
             ModelNotFound: the server has no model of that name.
-            CacheFull: it does not fit beside the models that are in use.
+            CacheFull: the model does not fit into memory beside the models in use.
         """
         self.known(name)
         if name not in self._loaded:
-            async with self._lock:  # one model is loaded at a time, and nobody waits for it who wants another
+            async with self._lock:  # one load at a time; requests for loaded models do not wait
                 if name not in self._loaded:
                     self._loaded[name] = await self._opened(name)
         served = self._loaded[name]
@@ -169,7 +169,7 @@ class ModelPool:
                 self._leaving[name] = loop.call_later(served.keep, self._leave, name, served)
 
     def _leave(self, name: str, served: Served) -> None:
-        """The time of a model is over: it is unloaded unless somebody has come."""
+        """Unload a model whose ``keep`` time is over, unless it is in use again."""
 
         async def unload() -> None:
             async with self._lock:
@@ -181,9 +181,10 @@ class ModelPool:
         self._kept(unload())
 
     async def work(self, name: str, function: Callable[[ServedModel], T]) -> T:
-        """What a function makes of a model, in a thread; at most ``MOST_WORK`` of these run at a time.
+        """Result of a function of a model, in a thread. At most ``MOST_WORK`` functions run at a time.
 
-        A thread cannot be ended: if the caller is cancelled, it goes on, counts, and keeps the model in use.
+        A thread cannot be cancelled. If the caller is cancelled, the function continues, counts towards the limit, and
+        keeps the model in use.
 
         Raises: as ``use``, and what the function raises.
         """
@@ -198,7 +199,7 @@ class ModelPool:
         return await asyncio.shield(self._kept(run()))
 
     def _kept(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """A task that survives the cancellation of its caller."""
+        """Start a task that survives the cancellation of its caller."""
         task = asyncio.ensure_future(work)
         self._working.add(task)
         task.add_done_callback(self._worked)
@@ -207,7 +208,7 @@ class ModelPool:
     def _worked(self, task: asyncio.Future[Any]) -> None:
         self._working.discard(task)
         if not task.cancelled():
-            task.exception()  # it is the caller's, who may have gone
+            task.exception()  # marks the exception as retrieved, because the caller may be cancelled
 
     async def _load_here(self, name: str) -> ServedModel:
         found = await run_in_threadpool(self._load, name)
@@ -229,7 +230,7 @@ class ModelPool:
         return Served(llm, size)
 
     async def close(self) -> None:
-        """Give up all models."""
+        """Unload all models."""
         for leaving in self._leaving.values():
             leaving.cancel()
         async with self._lock:

@@ -1,4 +1,4 @@
-"""The parts of an error that programs read, beside its status: a code, and the name of the wrong field."""
+"""Parts of an error that programs read, besides its status: a code, and the name of the wrong field."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CODES: Sequence[tuple[type[Exception], str]] = (
     (CacheFull, "server_is_overloaded"),
     (DeadlinePassed, "request_timeout"),
 )
-"""OpenAI's code for each error, the first that fits."""
+"""OpenAI's code for each error class. The first class that matches applies."""
 UNKNOWN = re.compile(r"unknown option '([^']+)'")
 MISSING = re.compile(r"(\w+) is missing")
 FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | does not | must )")
-"""How the messages of wrong fields begin."""
+"""Beginning of a message about a wrong field."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ NOTHING_MORE = Problem()
 
 
 class ErrorForm(Protocol):
-    """An API's form of an error."""
+    """Builds error bodies in an API's form."""
 
     def __call__(self, status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
-        """The body of an answer with this status."""
+        """Error body of a response with this status."""
         ...
 
 
 def problem_of(error: Exception, schema: Mapping[str, Any] | None) -> Problem:
-    """The code and the field of an error in a request whose body has this schema."""
+    """Code and field of an error, for a request whose body has this schema."""
     code = next((code for kind, code in CODES if isinstance(error, kind)), None)
     schema = schema or {"properties": {}, "required": []}
     if isinstance(error, ContextOverflow):

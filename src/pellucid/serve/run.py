@@ -1,4 +1,4 @@
-"""Runs the server until it is told to stop."""
+"""Runs the server until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from pellucid.serve.pool import ModelPool, Pull
 from pellucid.util.collection import collect_requests
 
 RECEIVE = 20.0  # seconds for the headers of a request, and for its body
-LAST = 5  # seconds for the errors of requests that outlive the time of grace
+LAST = 5  # seconds for the errors of requests that outlast the grace period
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where it listens, and how many seconds (``grace``) running requests have after SIGTERM.
+    """Settings of a server: its address, and ``grace``, the seconds that running requests have after SIGTERM.
 
-    ``first``: the first model is loaded before anybody is answered. ``any_model``: it answers to every name.
-    ``connections`` limits the connections at a time; ``receive`` is how many seconds the headers of a request may take,
-    and then its body, beside a second for each ``guard.SLOWEST`` bytes.
+    ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
+    name. ``connections`` limits the open connections. ``receive`` is the time limit in seconds for the headers of a
+    request, and then for its body, plus one second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str
@@ -56,12 +56,12 @@ def serve(
     ready: Callable[[str], object] = lambda url: None,
     pull: Pull | None = None,
 ) -> None:
-    """Serve the models ``names`` until SIGTERM or Ctrl-C. ``ready`` is called with the address once it can be asked.
+    """Serve the models ``names`` until SIGTERM or Ctrl-C. Calls ``ready`` with the URL when the server listens.
 
     ``pull`` downloads a model for a client, as ``ModelPool`` describes.
 
     Raises:
-        InvalidRequest: the address is taken or not of this machine.
+        InvalidRequest: the address is in use, or does not belong to this machine.
         PellucidError: the first model cannot be loaded.
     """
     listening = listen(settings)
@@ -85,14 +85,14 @@ def run_app(
     ready: Callable[[str], object] = lambda url: None,
     begin: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
-    """Answer those who ask an application at a socket, until SIGTERM or Ctrl-C.
+    """Serve an application at a listening socket until SIGTERM or Ctrl-C.
 
-    ``begin`` is awaited in the event loop meanwhile. What it raises ends the server, and is raised here.
+    ``begin`` is awaited in the event loop meanwhile. An exception of ``begin`` ends the server and is raised here.
     """
     host, port = listening.getsockname()[:2]
     connections = Connections(possible_connections(settings.connections), settings.receive)
     ending = Ending(app)
-    http: Any = partial(Connection, connections)  # a class for each connection, or what is called like it
+    http: Any = partial(Connection, connections)  # uvicorn calls it for each connection
     config = uvicorn.Config(
         ending,
         http=http,
@@ -106,12 +106,12 @@ def run_app(
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
     collect_requests()
-    ready(url)  # it listens already: who asks now waits for the loop
+    ready(url)  # the socket listens already: a request waits for the event loop
     _Server(config, ending, settings.grace, begin).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server that awaits ``begin`` while it answers. At its end requests may run for ``grace`` seconds."""
+    """A server that awaits ``begin`` while it serves. At shutdown, requests may run for ``grace`` seconds."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens. Raises InvalidRequest."""
+    """A listening socket. Raises InvalidRequest."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

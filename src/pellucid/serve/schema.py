@@ -1,4 +1,4 @@
-"""JSON schemas of requests' bodies, for /openapi.json. They say which fields there are: any other name is refused.
+"""JSON schemas of request bodies, for /openapi.json. They list the known fields: any other field is refused.
 
 Types and ranges are checked where bodies are read.
 """
@@ -43,30 +43,30 @@ SHAPES: Mapping[str, Schema] = {
     "choices": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
     "grammar": TEXT,
 }
-"""Options whose checks do not say what they take."""
+"""Schemas of options whose checks do not state a type."""
 INNER = ("until", "sampling")
-"""Options that JSON cannot have."""
+"""Options that JSON cannot express."""
 LOGPROBS = ("logprobs", "prompt_logprobs", "logprobs_of")
-"""Options of log-probabilities, for APIs whose answers have none."""
+"""Options of log-probabilities, for APIs whose responses have no log-probabilities."""
 
 
 def whole(low: int, high: int) -> Schema:
-    """A whole number."""
+    """An integer from ``low`` to ``high``."""
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
 def one_of(*values: str) -> Schema:
-    """One of several texts."""
+    """One of several strings."""
     return {"type": "string", "enum": list(values)}
 
 
 def listed(items: Schema) -> Schema:
-    """A list of at least one."""
+    """A non-empty list."""
     return {"type": "array", "items": items, "minItems": 1}
 
 
 def closed(properties: Mapping[str, Schema], *required: str) -> Schema:
-    """An object that has no other fields."""
+    """An object without other fields."""
     made = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**made, "required": list(required)} if required else made
 
@@ -77,23 +77,23 @@ def harmless(field: str) -> Schema:
 
 
 def tools(item: Schema) -> Schema:
-    """Tools that are described in this way."""
+    """A list of tools with this schema."""
     return {"type": "array", "items": any_of(item), "maxItems": 128}
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """A value that satisfies at least one schema. Other values are checked where they are read."""
+    """A value that satisfies at least one schema. Other values are refused where bodies are read."""
     return {"anyOf": list(schemas)}
 
 
 def function(parameters: str = "parameters", **more: Schema) -> Schema:
-    """The description of a function; its schema is in the field ``parameters``."""
+    """The description of a function. The field named ``parameters`` holds its JSON schema."""
     about = {"name": TEXT, "description": TEXT, parameters: OBJECT, "strict": FLAG}
     return closed({**about, **more}, "name")
 
 
 def message(*roles: str) -> Schema:
-    """A message: a text, or parts of it. What else it has goes to the chat template."""
+    """A message whose content is text or text parts. Its other fields go to the chat template."""
     part = any_of(
         closed(
             {"type": one_of("text"), "text": TEXT, "cache_control": harmless("cache_control")}, "type", "text"
@@ -111,7 +111,7 @@ def message(*roles: str) -> Schema:
 def body(
     required: Mapping[str, Schema], optional: Mapping[str, Schema], form: BodyForm | None = None
 ) -> dict[str, Any]:
-    """A body, with the fields of its ``form``. The field ``model`` is filled in by the server that describes itself."""
+    """A body with the fields of its ``form``. /openapi.json lists the server's models in the field ``model``."""
     of_form = dict[str, Schema]()
     if form is not None:
         options = generation_options()
@@ -130,15 +130,15 @@ def body(
 
 
 def of_any_model(schema: Schema) -> Schema:
-    """A body that need not name its model: the server's first model answers."""
+    """A body whose ``model`` is optional: the server's first model answers by default."""
     return {**schema, "required": [name for name in schema["required"] if name != "model"]}
 
 
 def check_names(schema: Schema, value: Any, where: str = "") -> None:
-    """Refuse fields that a schema does not have, in objects at any depth. Null is the same as nothing.
+    """Refuse fields that a schema does not have, in objects at any depth. A null field counts as absent.
 
     Raises:
-        InvalidRequest: there is one; the message names it, and those that its object may have.
+        InvalidRequest: a field is unknown; the message names it and suggests known fields.
     """
     if isinstance(value, (list, Mapping)) and "anyOf" in schema:
         kind = "array" if isinstance(value, list) else "object"
@@ -156,7 +156,7 @@ def check_names(schema: Schema, value: Any, where: str = "") -> None:
 
 
 def _check_one_of(schemas: list[Schema], value: Any, where: str) -> None:
-    """Check the names of a value by the first of several schemas that fits. Raises as ``check_names``."""
+    """Check the field names of a value: one of several schemas must accept them. Raises as ``check_names``."""
     problems = list[InvalidRequest]()
     for schema in [one for one in schemas if _is_meant(one, value)]:
         try:
@@ -170,7 +170,7 @@ def _check_one_of(schemas: list[Schema], value: Any, where: str) -> None:
 
 
 def _is_meant(schema: Schema, value: Any) -> bool:
-    """Compare the words of an object, such as its type, with a schema. True where all are known."""
+    """True if the schema knows the object's values of its "enum" fields, such as its type."""
     known = schema.get("properties", {}) if isinstance(value, Mapping) else {}
     return all(value[name] in one["enum"] for name, one in known.items() if "enum" in one and name in value)
 
@@ -187,7 +187,7 @@ def _unknown(name: str, known: Mapping[str, Schema], where: str) -> InvalidReque
 
 
 def generation_options(*without: str) -> dict[str, Schema]:
-    """The options of a generation, as every API accepts them, but for those whose result its answers do not show."""
+    """Schemas of the generation options. An API excludes options whose results its responses do not show."""
     found: dict[str, Schema] = {}
     for kind in steps().values():
         for one in fields(kind):
@@ -208,7 +208,7 @@ def generation_options(*without: str) -> dict[str, Schema]:
 
 
 def _of(check: Any, default: Any, text: str = "") -> dict[str, Any]:
-    """The schema of an option, from its check or its default."""
+    """Schema of an option, from its check or its default."""
     made: dict[str, Any] = {"description": text} if text else {}
     if isinstance(check, checking.whole):
         return {**made, **whole(check.low, check.high)}

@@ -1,9 +1,9 @@
-"""JSON schemas of requests: objects that name their properties have no others, unless the schema says so.
+"""Closes the JSON schemas of requests: an object that lists properties has no other properties by default.
 
-JSON Schema lets an object have further properties where ``additionalProperties`` is absent. A small model then invents
-properties until its limit. llama.cpp, Ollama and vLLM (xgrammar) close such objects, and OpenAI's strict mode demands
-that they are closed; so the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python
-API follows the schema as it is written.
+Without ``additionalProperties``, JSON Schema allows further properties. A small model then invents properties until its
+limit. llama.cpp, Ollama and vLLM (xgrammar) close open objects, and OpenAI's strict mode requires closed objects. So
+the server closes them, for every API (docs/decisions/0044-llamacpp-and-ollama.md). The Python API follows the schema
+as it is written.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-DEEPEST = 64  # as sample/grammars/schema.py has it, which refuses what is deeper
+DEEPEST = 64  # as in sample/grammars/schema.py, which refuses deeper schemas
 ONE, SEVERAL, NAMED = (
     ("items", "contains", "additionalItems"),
     ("anyOf", "oneOf", "allOf", "prefixItems", "items"),
     ("properties", "patternProperties", "$defs", "definitions"),
 )
 OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames")
-"""Keys that say which other properties there are."""
+"""Keys that describe further properties."""
 COMBINED = ("not", "if", "then", "else", "dependentSchemas", "unevaluatedProperties")
 """Keys that add to the description of an object in another part of the schema."""
 
@@ -28,7 +28,8 @@ def closed(schema: Any) -> Any:
     """The schema with its open objects closed.
 
     A schema that combines descriptions of one object (several ``allOf``, ``if``, ``$ref`` beside ``properties``) stays
-    as it is: closing one description would forbid the properties of the others. So does what is no schema.
+    unchanged: closing one description would forbid the properties of the others. A value that is not a schema also
+    stays unchanged.
     """
     found = schema
     if isinstance(schema, str):
@@ -66,7 +67,7 @@ def _closed(node: Any, depth: int) -> Any:
 
 
 def _all(node: Any, depth: int) -> Iterator[Mapping[str, Any]]:
-    """The schemas in a schema."""
+    """A schema and all schemas in it."""
     if not isinstance(node, Mapping) or depth > DEEPEST:
         return
     yield node

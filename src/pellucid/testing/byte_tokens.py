@@ -1,4 +1,4 @@
-"""A tokenizer for random models: a token for each of the 256 bytes, "<s>" and "</s>", and tokens that no text has."""
+"""A tokenizer for random models: a token for each of the 256 bytes, "<s>", "</s>", and unused tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _pieces(vocabulary: int) -> list[str]:
 
 
 def gguf_tokenizer(vocabulary: int) -> dict[str, Any]:
-    """The tokenizer's keys in GGUF. ``vocabulary`` is at least SMALLEST."""
+    """Keys of the tokenizer in GGUF. ``vocabulary`` is at least SMALLEST."""
     pieces = _pieces(vocabulary)
     types = [_NORMAL] * 256 + [_CONTROL] * 2 + [_UNUSED] * (len(pieces) - SMALLEST)
     return {
@@ -36,7 +36,7 @@ def gguf_tokenizer(vocabulary: int) -> dict[str, Any]:
 
 
 def json_tokenizer(vocabulary: int) -> dict[str, Any]:
-    """The contents of tokenizer.json."""
+    """Contents of tokenizer.json."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     ids = {piece: number for number, piece in enumerate(_pieces(vocabulary))}

@@ -1,6 +1,6 @@
 """Makes a model of any known family with random weights: `random_model`.
 
-The family's own reader says which tensors a configuration needs, so nothing here knows a family.
+The family's own reader determines the tensors of a configuration, so this module knows no family.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ SHAPE: Mapping[str, int] = {
     "rotated_dim": 16,
     "value_dim": 16,
 }
-"""The dimensions of a model and their defaults; those of experts, of a window, of states and of latent attention matter
-to families with such. A recurrent layer's state is (state_dim, state_value) for each of its heads, whose keys are those
-of a group. In latent attention the first ``plain_dim`` values of a head's key have no position, ``rotated_dim`` have.
+"""Dimensions of a model and their defaults. A family ignores dimensions of parts that it does not have: experts,
+windows, states, latent attention. A recurrent layer has a state (state_dim, state_value) for each head; the heads of a
+group share keys. In latent attention the first ``plain_dim`` values of a head's key have no position, the next
+``rotated_dim`` values have a rotary position.
 """
 
 GGUF_KEYS: Mapping[str, str] = {
@@ -104,13 +105,13 @@ CONFIG_USUAL: Mapping[str, float] = {
     "global_head_dim": 32,
     "laurel_rank": 16,
 }
-"""Keys of config.json that no dimension states and that some families need."""
+"""Values of config.json that some families need and that are not dimensions."""
 ALWAYS = ("model_type", "bos_token_id", "eos_token_id")
-"""Keys of config.json that no family's reader reads."""
+"""Keys that config.json always has, although no family's reader reads them."""
 
 
 class WithoutData:
-    """A checkpoint that has metadata but no data yet."""
+    """A checkpoint with metadata and without data."""
 
     def __init__(self, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
         self.kind, self.path, self.metadata = kind, path, metadata
@@ -142,21 +143,21 @@ def random_model(
 
     ``family`` is a name of ``pellucid list --families``, or an architecture of a kind of file; ``kind`` is "gguf" (one
     file at ``path``) or "safetensors" (a folder as transformers writes it). ``form`` is the format of the matrices:
-    "F32", "F16", "BF16", or in GGUF any other, "Q4_K". ``tied`` is whether the head uses the embedding's matrix.
-    ``shape`` are the dimensions in ``SHAPE``. ``metadata`` are other keys of the file, in GGUF without an
-    architecture's name; a tokenizer's keys there replace the usual one, which has a token for each byte.
+    "F32", "F16", "BF16", or in GGUF any other format, such as "Q4_K". ``tied``: the head uses the embedding's matrix.
+    ``shape`` are dimensions of ``SHAPE``. ``metadata`` are further keys of the file, in GGUF without the
+    architecture's name. Keys of a tokenizer replace the default tokenizer, which has a token for each byte.
 
     The same arguments make the same file.
 
     Raises:
         InvalidRequest: the family is not known in this kind of file, a dimension is not known, or the vocabulary has
-            less than 258 tokens and no tokenizer is given.
+            fewer than 258 tokens and no tokenizer is given.
         FileFormatError, UnsupportedModel: the family's reader refuses the metadata; the message names the key.
     """
     path, more = Path(path), dict(metadata or {})
     planned, model, config = _planned(family, path, kind, tied, more, shape)
     made, tensors = planned.metadata, _tensors(model, lookup(form, "the model"), seed)
-    if kind == "safetensors":  # where a convolution has a dimension of one column
+    if kind == "safetensors":  # safetensors gives a convolution an extra dimension of size 1
         tensors = {name: _as_convolution(name, tensor) for name, tensor in tensors.items()}
     if kind == "gguf":
         tokens = {key: value for key, value in made.items() if key.startswith(("tokenizer.", "general."))}
@@ -180,7 +181,7 @@ def planned_model(
     metadata: Mapping[str, Any] | None = None,
     shape: Mapping[str, int] | None = None,
 ) -> Model:
-    """The model that `random_model` would write, without weights. Raises as it does."""
+    """The model that `random_model` would write, without weights. Raises as `random_model`."""
     known = known_families().get(family)
     kind: Literal["gguf", "safetensors"] = "safetensors" if known is None or known.safetensors else "gguf"
     return _planned(family, Path(family), kind, tied, metadata or {}, shape or {})[1]
@@ -194,7 +195,7 @@ def _planned(
     more: Mapping[str, Any],
     shape: Mapping[str, int],
 ) -> tuple[WithoutData, Model, Config]:
-    """The metadata of a model, what the family's reader makes of them, and the keys that it has read."""
+    """Metadata of a model, the model that the family's reader builds from them, and the keys that it has read."""
     dims = {**SHAPE, **shape}
     if unknown := sorted(shape.keys() - SHAPE.keys()):
         raise InvalidRequest(f"dimension {unknown[0]} is not known (known: {', '.join(SHAPE)})")
@@ -213,7 +214,7 @@ def _planned(
     else:
         made = _config(name, found, dims, {"tie_word_embeddings": tied, **more})
     planned = WithoutData(kind, path, made)
-    if kind == "gguf":  # readers see these parts of a model from its tensors
+    if kind == "gguf":  # readers detect these parts of a model from its tensors
         matrix = (dims["vocabulary"], dims["width"])
         names = ["token_embd.weight", *([] if tied else ["output.weight"]), *found.biases]
         planned.tensors = {one: Tensor(one, matrix, "F32", path, 0, 0) for one in names}
@@ -222,7 +223,7 @@ def _planned(
 
 
 def _find(family: str, kind: str) -> tuple[str, Family]:
-    """The architecture and the family of a name, which is either."""
+    """Architecture and family of a name, which is an architecture or a family."""
     by_architecture = architectures(kind)
     if family in by_architecture:
         return family, by_architecture[family]
@@ -235,7 +236,7 @@ def _find(family: str, kind: str) -> tuple[str, Family]:
 
 
 def _kinds(family: Family, layers: int) -> list[str]:
-    """The kind of each layer, if the family has several."""
+    """Kind of each layer, if the family has several kinds."""
     return [family.pattern[layer % len(family.pattern)] for layer in range(layers)] if family.pattern else []
 
 
@@ -259,7 +260,7 @@ def _gguf_metadata(
         own |= dict.fromkeys(SLIDING_HEAD_KEYS, dims["head_dim"])
         own["embedding_length_per_layer_input"] = CONFIG_USUAL["hidden_size_per_layer_input"]
     own |= {**dict.fromkeys(HEAD_KEYS, dims["head_dim"]), **USUAL, **family.gguf_usual}
-    if "rank" in family.keys:  # what the cache holds, as llama.cpp states it
+    if "rank" in family.keys:  # dimensions of the cached vectors, as in llama.cpp
         rank, rotated = dims["rank"], dims["rotated_dim"]
         lengths = (rank + rotated, rank, rotated)
         own |= {**dict(zip(HEAD_KEYS, lengths)), "attention.head_count_kv": 1}
@@ -292,17 +293,17 @@ def _config(name: str, family: Family, dims: Mapping[str, int], more: Mapping[st
 
 
 def _tensors(model: Model, form: Format, seed: int) -> dict[str, Written]:
-    """Every tensor that the model's slots take, in the order of the slots."""
+    """All tensors of the model's slots, in the order of the slots."""
     shapes: dict[str, Shape] = {}
     centres: dict[str, float] = {}
-    floats: set[str] = set()  # as converters leave them
+    floats: set[str] = set()  # tensors that converters do not quantize
     for slot, shape in expected_shapes(model.spec).items():
         sources = model.sources(slot)
         one = _stored_shape(shape, sources)
         if slot.endswith((".k_up.weight", ".v_up.weight")) and len(sources) > 1:
             one = (max((source.columns or source.rows or (0, 0))[1] for source in sources), one[-1])
         for source in sources:
-            known = shapes.get(source.tensor, one)  # slots may share a tensor, of which each takes other rows
+            known = shapes.get(source.tensor, one)  # slots may share a tensor and take different rows
             shapes[source.tensor] = tuple(map(max, known, one))
             centres[source.tensor] = _centre(slot, source)
             if slot.endswith((".bias", ".router.weight", "norm.weight", "conv.weight")):
@@ -322,14 +323,14 @@ def _as_convolution(name: str, tensor: Written) -> Written:
 
 
 def _centre(slot: str, source: Slot) -> float:
-    """The mean of a vector: rates of decay are negative numbers or their logarithms, weights of norms are near 1."""
+    """Mean of a vector's values. Rates of decay are negative numbers or their logarithms; norm weights are near 1."""
     if slot.endswith("rate.weight"):
         return 0.0 if source.negative_exp else -1.0
     return 0.0 if slot.endswith("bias") else 1.0 - source.plus
 
 
 def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
-    """The shape of the tensors that fill a slot, as far as it shows: of a shared one, the rows up to the slot's."""
+    """Shape of the tensors that fill a slot. For a shared tensor: its rows up to the end of the slot's rows."""
     first, rows = sources[0], max(source.rows[1] if source.rows else 0 for source in sources)
     if len(sources) > 1 and (len(shape) == 3 or first.flat):  # experts
         alone = len({source.tensor for source in sources}) > 1
@@ -340,7 +341,7 @@ def _stored_shape(shape: Shape, sources: Sequence[Slot]) -> Shape:
 
 
 def _values(shape: Shape, form: Format, seed: tuple[int, int], centre: float) -> NDArray[np.uint8]:
-    """The bytes of a tensor: a vector around ``centre``, a matrix whose products keep the scale of their input."""
+    """Bytes of a tensor. A vector has values around ``centre``; a product with a matrix keeps its input's scale."""
     rng = np.random.default_rng(seed)
     rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
     if not form.packed.is_float:
@@ -356,7 +357,7 @@ def _values(shape: Shape, form: Format, seed: tuple[int, int], centre: float) ->
 
 
 def _random_blocks(form: Format, rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
-    """Random bits, with one scale in all blocks."""
+    """Blocks of random bits with equal scales."""
     raw = np.frombuffer(rng.bytes(rows * form.row_bytes(columns)), np.uint8)
     blocks = raw.reshape(rows, columns // form.block, form.block_bytes).copy()
     _set_scales(form, blocks, 1.0)
@@ -366,7 +367,7 @@ def _random_blocks(form: Format, rng: np.random.Generator, rows: int, columns: i
 
 
 def _set_scales(form: Format, blocks: NDArray[np.uint8], scale: float) -> None:
-    """Set every block's own scale, and its own minimum."""
+    """Set the scale of every block, and its minimum if there is one. Scales of sub-blocks stay random."""
     if form.packed.scale == "e8m0":
         number = [128 + round(float(np.log2(scale)))]
     else:

@@ -1,4 +1,4 @@
-"""Writers of GGUF and safetensors files, tensor by tensor, so that files larger than memory can be made.
+"""Writers of GGUF and safetensors files. They write tensor by tensor, so files may be larger than memory.
 
 Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and
 https://github.com/huggingface/safetensors#format.
@@ -22,11 +22,11 @@ from pellucid.weights.quant.format import Format
 
 ALIGNMENT = 32
 SAFETENSORS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-"""The formats of safetensors, by their names in GGUF."""
+"""Dtypes of safetensors, by their names in GGUF."""
 
 
 class Written(Struct, frozen=True):
-    """A tensor to be written; ``data`` makes its bytes, (n,) uint8."""
+    """A tensor to write. ``data`` computes its bytes, (n,) uint8."""
 
     shape: Shape
     form: Format
@@ -34,7 +34,7 @@ class Written(Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """The size of its data."""
+        """Size of the data in bytes."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) * self.form.row_bytes(self.shape[-1])
 
 
@@ -85,7 +85,7 @@ def _string(text: str) -> bytes:
 
 
 def _typed(value: Any) -> bytes:
-    """A metadata value after the number of its type."""
+    """A metadata value, preceded by its type code."""
     code, raw = _value(value)
     return struct.pack("<I", code) + raw
 

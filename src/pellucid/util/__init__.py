@@ -1,8 +1,9 @@
 """Helpers that the other folders share.
 
-checks.py      checks of users' values by type and range
-collection.py  puts off garbage collection
-paths.py       the folders for what outlives a process
+checks.py      checks of user values by type and range
+collection.py  delays or advances garbage collection
+display.py     HTML tables and heat maps
+paths.py       folders for files that outlive a process
 private.py     files that are used without further checks: compiled kernels, parsed vocabularies
-registry.py    discovery of what the modules of a package declare
+registry.py    discovery of the objects that a package's modules declare
 """

@@ -1,4 +1,4 @@
-"""Checks of users' values by type and range. NumPy's numbers are accepted like Python's."""
+"""Checks of user values by type and range. NumPy numbers are accepted like Python numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pellucid.errors.messages import brief
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer; True and False are not."""
+    """True if a value is an integer. Booleans are not integers here."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -19,7 +19,7 @@ def whole(name: str, value: Any, low: int, high: int, hint: str = "") -> int:
     """``value`` as an int from ``low`` to ``high``.
 
     Raises:
-        InvalidRequest: it is not. The message names the parameter, the value and the range, then gives ``hint``.
+        InvalidRequest: it is not an integer in the range. The message names parameter, value and range, then ``hint``.
     """
     if not is_whole(value) or not low <= value <= high:
         raise InvalidRequest(
@@ -38,7 +38,7 @@ def real(name: str, value: Any, low: float, high: float, hint: str = "", *, abov
 
 
 def token_id(name: str, value: Any, vocabulary: int) -> int:
-    """``value`` as the id of one of ``vocabulary`` tokens. Raises like `whole`."""
+    """``value`` as a token id below ``vocabulary``. Raises like `whole`."""
     return whole(f"{name} holds a token id", value, 0, vocabulary - 1)
 
 
@@ -70,7 +70,7 @@ def strings(name: str, values: Any) -> Sequence[str]:
 def characters(name: str, value: str) -> str:
     """``value``, checked to have no surrogates, which are halves of UTF-16 characters or undecodable bytes.
 
-    A tokenizer would take each of them for another character. Raises like `whole`.
+    A tokenizer would replace each surrogate by another character. Raises like `whole`.
     """
     try:
         value.encode()

@@ -1,4 +1,4 @@
-"""Python's garbage collection: put off while many objects are made that stay, and early while requests come and go."""
+"""Python's garbage collection: off while many long-lived objects are created, frequent while requests run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 NEW_OBJECTS = 2000
 _lock = threading.Lock()
-_inside = 0  # how many threads are in ``no_collection``
-_enabled = False  # whether collection was on when the first of them came
+_inside = 0  # number of threads in ``no_collection``
+_enabled = False  # collection was on before the first thread entered
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection in this process until the end; it is then as it was. Threads may do this at the same time.
+    """Turn garbage collection off in this process while the context lasts. Threads may use it at the same time.
 
-    Reading a model and planning it makes 10^5 objects. Looking through them again and again takes 30 to 60 ms.
+    Reading and planning a model creates 10^5 objects. Repeated collections would take 30 to 60 ms.
     """
     global _inside, _enabled
     with _lock:
@@ -35,12 +35,12 @@ def no_collection() -> Iterator[None]:
 
 
 def collect_requests() -> None:
-    """Let the collector look at new objects alone, and often: a program that answers many requests calls this first.
+    """Collect new objects often, and existing objects never. A program that answers many requests calls this first.
 
-    An error in a reference cycle keeps its traceback, and with it the body and the logits of its request. A command
-    collects late, because most commands end soon.
+    An error in a reference cycle keeps its traceback, and with it the body and the logits of its request. Other
+    commands collect late, because they end soon.
     """
     gc.collect()
     gc.freeze()
-    gc.collect()  # full collections come when the old objects have grown by a quarter: none is old now
+    gc.collect()  # a full collection starts when old objects have grown by a quarter; none is old now
     gc.set_threshold(NEW_OBJECTS, 10, 10)

@@ -1,7 +1,7 @@
-"""Marks of HTML that show values: tables, heat maps, attention between words. No scripts, nothing from a network.
+"""HTML that shows values: tables, heat maps, attention between words. It has no scripts and loads nothing.
 
-All texts are escaped: what a model or a user has written is never HTML. Colours are one hue whose strength is the
-value, over the page's own background, so they work on light and dark pages.
+All text is escaped: text of a model or a user is never HTML. A value is shown by the strength of a single hue over the
+page's own background, so colours work on light and dark pages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CELL = "padding:1px 6px;text-align:{align};white-space:pre"
 
 
 def escaped(text: Any) -> str:
-    """A text as HTML; spaces at its ends and control characters are visible."""
+    """Text as HTML. Spaces at its ends and control characters are visible."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     lead, trail = len(shown) - len(shown.lstrip(" ")), len(shown) - len(shown.rstrip(" "))
     inside = shown.strip(" ")
@@ -28,7 +28,7 @@ def escaped(text: Any) -> str:
 
 
 def shade(value: float, most: float) -> str:
-    """A background whose strength is a value: blue above zero, red below."""
+    """CSS background for a value: blue above zero, red below, full strength at ``most``."""
     if not np.isfinite(value) or not most:
         return ""
     strength = min(abs(value) / most, 1.0)
@@ -36,7 +36,7 @@ def shade(value: float, most: float) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
-    """A table; numbers are aligned to the right. A cell may be a pair (text, style)."""
+    """An HTML table. Numbers are aligned to the right. A cell may be a pair (text, style)."""
     head = "".join(
         f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns
     )
@@ -53,7 +53,7 @@ def _cell(value: Any) -> str:
 
 
 def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
-    """A heat map (n, m) with the names of its rows and columns; each cell's title is its number."""
+    """A heat map of ``values`` (n, m) with names of rows and columns. The title of a cell is its value."""
     if values.size > MOST_CELLS:
         return f"<p>{html.escape(label)}: {values.shape[0]:,} x {values.shape[1]:,} values are too many to draw</p>"
     finite = np.abs(values[np.isfinite(values)])
@@ -79,11 +79,11 @@ def heat(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], labe
 
 
 def bar(share: float) -> str:
-    """A bar of a share of 1, as a style of a cell."""
+    """CSS style of a cell that draws a bar for a share from 0 to 1."""
     width = 100 * min(max(share, 0.0), 1.0)
     return f"background:linear-gradient(90deg,rgba({POSITIVE},.35) {width:.1f}%,transparent {width:.1f}%)"
 
 
 def section(title: str, about: str, *parts: str) -> str:
-    """A heading, a sentence that says what it is, and its marks."""
+    """A section: a heading, a sentence about it, and its HTML parts."""
     return f"<section><h2>{html.escape(title)}</h2><p>{html.escape(about)}</p>{''.join(parts)}</section>"

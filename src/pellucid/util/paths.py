@@ -1,4 +1,4 @@
-"""The folders for what outlives a process: models, compiled kernels, vocabularies."""
+"""Folders for files that outlive a process: models, compiled kernels, vocabularies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAGING = ".staging"  # suffix of a file being written
 
 
 def home() -> Path:
-    """The folder of everything that is kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
+    """Folder of all files that are kept between runs: ``PELLUCID_HOME``, or the user's cache folder.
 
     Raises:
         InvalidRequest: ``PELLUCID_HOME`` names an unknown user, is not a folder, or is relative to a folder that no
@@ -83,7 +83,7 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged(folder: Path, content: bytes) -> Iterator[str]:
-    """The path of a file with ``content`` and an unpredictable name, readable by this user only.
+    """Path of a new file with ``content`` and an unpredictable name, readable by this user only.
 
     The file is deleted at the end unless it was moved.
 

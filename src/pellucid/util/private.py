@@ -1,14 +1,14 @@
 """Files that are used without further checks: compiled kernels, which are executed, and parsed vocabularies.
 
-In: the name of a folder below the home, and of a file in it. Out: the contents, if two conditions hold.
+In: the name of a folder below the home, and of a file in the folder. Out: the contents, if two conditions hold.
 
-1. Only this user or root can have written the file: the file and every folder above it, with links resolved, belong to
-   one of them, and nobody else can write to them. Exceptions: a folder above may be like ``/tmp``, where others can add
-   files but not replace this user's; a group may write if it is the owner's private group, with no other member; what
-   is above a folder of this user that nobody else can enter does not matter. On systems without numeric owners
-   (Windows), only the system's own rules apply.
+1. Only this user or root can have written the file: this user or root owns the file and every folder above it (with
+   links resolved), and nobody else can write to them. Exceptions: a folder above may be like ``/tmp``, where others can
+   add files but not replace this user's files; a group may write if it is the owner's private group, with no other
+   member; the folders above a folder of this user that nobody else can enter do not matter. On systems without numeric
+   owners (Windows), only the system's own rules apply.
 2. Pellucid wrote these contents under this name: the file begins with the HMAC-SHA-256 of its name and its contents.
-   The key is random; the first process that keeps a file creates it in ``<home>/cache.key``.
+   The key is random; the first process that writes a file creates the key in ``<home>/cache.key``.
 
 If the home fails the first condition, the user's own cache folder takes its place, with a warning.
 """
@@ -39,7 +39,7 @@ _warned = False  # a separate flag, because Numba resets the memory of Python's 
 
 
 class Folder:
-    """A folder of such files: ``name`` below the home, or below the user's cache folder if the home is not trusted."""
+    """A folder of trusted files: ``name`` below the home, or below the user's cache folder if the home is untrusted."""
 
     def __init__(self, name: str) -> None:
         self._folders: list[_Place] = []
@@ -59,20 +59,20 @@ class Folder:
 
     @property
     def path(self) -> Path | None:
-        """The path of the folder; None if no folder can be trusted."""
+        """Path of the folder; None if no folder can be trusted."""
         return self._folders[0].path if self._folders else None
 
     @property
     def keeps(self) -> bool:
-        """Whether written files can be kept, as far as this can be determined in advance."""
+        """True if written files can be kept, as far as this is known before writing."""
         return any(place.writable for place in self._folders)
 
     def has(self, name: str) -> bool:
-        """Whether a file of that name exists; it may be damaged."""
+        """True if a file of that name exists. It may be damaged."""
         return any(os.path.exists(place.path / name) for place in self._folders)
 
     def read(self, name: str, *, used: bool = False) -> bytes | None:
-        """The contents of a file; None if it cannot be read or trusted. ``used`` records that it is in use now."""
+        """Contents of a file; None if it cannot be read or trusted. ``used`` records that it is used now."""
         for place in self._folders:
             try:
                 content = place.read(name)
@@ -89,7 +89,7 @@ class Folder:
         return None
 
     def write(self, name: str, content: bytes, *, most: int | None = None) -> None:
-        """Keep a file, or warn that it cannot be kept. ``most`` is how many files stay, the last used ones."""
+        """Write a file, or warn that it cannot be kept. At most ``most`` files stay: the most recently used."""
         problem: str | None = None
         for place in self._folders:
             try:
@@ -108,7 +108,7 @@ class Folder:
 
 
 def _roots() -> Iterator[Path]:
-    """The folders to keep files in: the home, then the user's cache folder if the home is not trusted or writable."""
+    """Folders to keep files in: the home, then the user's cache folder if the home is not trusted or writable."""
     yield home()
     if os.environ.get(VARIABLE) is not None:
         with contextlib.suppress(InvalidRequest):  # no home folder is known
@@ -117,7 +117,7 @@ def _roots() -> Iterator[Path]:
 
 
 class Untrusted(PermissionError):
-    """Another user could have written a file or folder. ``strerror`` says which one, and what to do."""
+    """Another user could have written a file or folder. ``strerror`` names it and the remedy."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(0, problem)
@@ -127,7 +127,7 @@ class _Place:
     """A folder below a root, with the root's key.
 
     Raises:
-        OSError: it cannot be read, or others can write to it.
+        OSError: the folder or the key cannot be read, or others can write to them.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -137,12 +137,12 @@ class _Place:
 
     @property
     def writable(self) -> bool:
-        """Whether the system would allow writing to it."""
+        """True if the system allows writing to the folder."""
         nearest = next(folder for folder in (self.path, *self.path.parents) if os.path.lexists(folder))
         return os.access(nearest, os.W_OK)
 
     def read(self, name: str) -> bytes | None:
-        """The contents; None if they are not what was written. Raises FileNotFoundError, Untrusted, OSError."""
+        """Contents of a file; None if they were changed. Raises FileNotFoundError, Untrusted, OSError."""
         if self._key is None or not self._real_path:
             raise FileNotFoundError(name)
         stored = _read(os.path.join(self._real_path, name))
@@ -171,11 +171,11 @@ class _Place:
 
 
 def _trusted_path(folder: Path) -> str | None:
-    """The folder with its links resolved; None if it does not exist yet.
+    """Path of a folder with its links resolved; None if the folder does not exist yet.
 
     Raises:
-        Untrusted: another user can change its contents.
-        OSError: it cannot be inspected, or is not a folder.
+        Untrusted: another user can change the folder's contents.
+        OSError: the path cannot be inspected, or is not a folder.
     """
     real = os.path.realpath(folder)
     try:
@@ -186,7 +186,7 @@ def _trusted_path(folder: Path) -> str | None:
     one = real
     while True:
         status, above = os.lstat(one), os.path.dirname(one)
-        # In a folder with this bit, users can rename only what is theirs.
+        # In a folder with the sticky bit, users can rename only their own files.
         sticky = one != real and bool(status.st_mode & stat.S_ISVTX)
         _check_permissions(one, status, sticky=sticky, unmapped=one != real)
         if above == one or _is_exclusive(status):
@@ -208,13 +208,13 @@ def _check_permissions(
 
 
 def _is_exclusive(status: os.stat_result) -> bool:
-    """Whether a folder belongs to this user, and nobody else can reach what is below it."""
+    """True if a folder belongs to this user, and nobody else can reach the files below it."""
     return hasattr(os, "geteuid") and status.st_uid == os.geteuid() and not status.st_mode & 0o011
 
 
 @functools.cache
 def _is_private(group: int, owner: int) -> bool:
-    """Whether the owner is the only member of a group. By convention such a group has the name of its user.
+    """True if the owner is the only member of a group. By convention a private group has the name of its user.
 
     The names are compared because a directory service (LDAP) need not list all users with this primary group.
     """
@@ -243,7 +243,7 @@ def _is_private(group: int, owner: int) -> bool:
 
 @functools.cache
 def _nobody() -> int | None:
-    """The owner that a container shows for unmapped users, including the system's root; None if all are mapped."""
+    """Owner that a container shows for unmapped users, including the system's root; None if all users are mapped."""
     try:
         if Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]:
             return None  # all users are mapped
@@ -253,7 +253,7 @@ def _nobody() -> int | None:
 
 
 def _read(path: str) -> bytes:
-    """The bytes of a file that only this user or root can have written. Raises Untrusted, OSError."""
+    """Bytes of a file that only this user or root can have written. Raises Untrusted, OSError."""
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     with open(os.open(path, os.O_RDONLY | flags), "rb") as file:
         status = os.fstat(file.fileno())
@@ -279,12 +279,12 @@ def _read_key(root: Path) -> bytes | None:
 
 
 def _make_key(root: Path) -> bytes:
-    """Create the key, readable by this user only, or take one that another process has created. Raises OSError."""
+    """Create the key, readable by this user only, or read the key of another process. Raises OSError."""
     path = root / KEY_NAME
     with staged(root, os.urandom(KEY_BYTES)) as staging:
         try:
             os.link(staging, path)
-        except OSError:  # it exists, or the file system has no hard links
+        except OSError:  # the key exists, or the file system has no hard links
             if _read_key(root) is None:
                 os.replace(staging, path)
     key = _read_key(root)
@@ -302,14 +302,14 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _with_path(error: OSError) -> str:
-    """The reason of an error, preceded by its path."""
+    """Reason of an error, preceded by its path."""
     if isinstance(error, Untrusted) or not error.filename:
         return reason(error)
     return f"{os.fsdecode(error.filename)}: {reason(error)}"
 
 
 def _warn(message: str) -> None:
-    """Warn, once per process. The compiled kernels and vocabularies are used nevertheless."""
+    """Warn once per process. Compiled kernels and vocabularies are used nevertheless."""
     global _warned
     if not _warned:
         _warned = True

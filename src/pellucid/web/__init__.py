@@ -1,1 +1,1 @@
-"""The page: plain modules that the server sends as they are, or that a report holds (``bundle.py``)."""
+"""The page: plain JavaScript modules, which the server sends unchanged and a report contains (``bundle.py``)."""

@@ -13,12 +13,12 @@ from typing import Any
 
 KINDS = (".html", ".js", ".css", ".svg")
 PREFIX, BARE = "/web/", "pellucid/"
-"""What the names of modules begin with on a server, and in a file, where a path would need one."""
+"""Beginnings of module names: a path on a server, and a bare name in a report, where no server resolves a path."""
 
 
 @cache
 def web_files() -> dict[str, bytes]:
-    """The files of the page by their paths below ``web/``."""
+    """Files of the page, by their paths below ``web/``."""
     found = dict[str, bytes]()
 
     def walk(folder: Any, prefix: str) -> None:
@@ -33,10 +33,10 @@ def web_files() -> dict[str, bytes]:
 
 
 def page_of_run(title: str, name: str, run: bytes) -> str:
-    """The page with a recorded run, whose file is ``run``: HTML that needs nothing else, and asks nobody.
+    """The page with a recorded run (the contents of its file are ``run``): one HTML file that loads nothing else.
 
-    The modules are those of the server, as ``data:`` addresses, so the policy must let these run; of scripts in the
-    page only its own may, which it names by their hashes. The run is data, which no browser takes for a script.
+    The file contains the server's modules as ``data:`` URLs, which the content security policy must allow. Inline
+    scripts run only if the policy lists their hashes. The run is data that no browser runs as a script.
     """
     own = web_files()
     modules = {

@@ -1,1 +1,1 @@
-"""The commands, one file each. A ``Command`` or ``CommandGroup`` is discovered by being in this folder."""
+"""The commands, one file each. Every ``Command`` and ``CommandGroup`` in this folder is discovered."""

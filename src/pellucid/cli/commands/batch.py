@@ -1,4 +1,4 @@
-"""pellucid batch IN OUT: files of requests in OpenAI's batch format."""
+"""pellucid batch IN OUT: answers a file of requests in OpenAI's batch format."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def command(
     replica_cpus: ReplicaCpus = None,
     stages: StageCount = None,
 ) -> None:
-    """Answer the requests of a file (chat and text completions, embeddings), several at a time."""
+    """Answer the requests of a file (chat completions, text completions, embeddings), several at a time."""
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
     from pellucid.util.collection import collect_requests

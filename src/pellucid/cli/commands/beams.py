@@ -1,4 +1,4 @@
-"""pellucid beams MODEL PROMPT: the best continuations by beam search, and with --tree all candidates considered."""
+"""pellucid beams MODEL PROMPT: the best continuations by beam search; --tree shows all candidates."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Find the best continuations of a text by beam search.
 
-    They have at most 32 tokens unless --max-new-tokens is given.
+    Generates at most 32 tokens unless --max-new-tokens is given.
     """
     from pellucid.sample.beams import BeamOptions
 
@@ -77,7 +77,7 @@ def command(
 
 
 def _tree(found: Beams, tokenizer: Tokenizer) -> None:
-    """Print a line for each candidate, by step."""
+    """Print the search tree, a line for each candidate."""
     nodes = found.tree
     table = common.table(
         "step", "node", "from", "token", "score", "", right=("step", "node", "from", "score")

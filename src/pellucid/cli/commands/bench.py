@@ -1,4 +1,4 @@
-"""pellucid bench MODEL: the speed of a model on this machine, relative to the machine's limits; bench serve URL."""
+"""pellucid bench MODEL: speed of a model, relative to the limits of this machine. bench serve URL: a server's speed."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def model_speed(
     loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
-    """Measure the speed of a model, and compare it with what the machine allows.
+    """Measure the speed of a model, and compare it with the limits of this machine.
 
-    Measures how fast prompts are read and text is generated, or sentence vectors. The roof is the time to read the
-    weights, keys and values that a step needs ("memory"), or to do its multiply-adds with weights ("int8"), whichever
+    Measures prefill and decode of a language model, or the sentence vectors of an encoder. The roof is the time to read
+    the weights, keys and values of a step ("memory"), or the time of its multiply-adds with weights ("int8"), whichever
     is longer. Both are measured in the same round, with kernels that do nothing else.
     """
     from pellucid.measure.profile import profile_step
@@ -91,10 +91,10 @@ def model_speed(
 
 
 def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
-    """The steps to profile: tokens, and tokens before them.
+    """Steps to profile: pairs of tokens in the step, and tokens before it.
 
-    Of each prompt that is asked for the last step, and of each depth the step of a token after it. Where no length is
-    asked for, a full step and a token after the shortest default; for an encoder each length that is measured.
+    For each requested prompt the last step, and for each requested depth the decode step after it. The defaults are a
+    full prefill step, and a decode step after the shortest default depth. For an encoder: each measured length.
     """
     from pellucid.measure.suite import DEPTHS, DecodeWorkload, PrefillWorkload
 
@@ -138,7 +138,7 @@ def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
 
 
 def _machine_rates(figures: Sequence[Figure]) -> tuple[float, float]:
-    """The medians of the bytes read and the multiply-adds made per second."""
+    """Medians of the machine's rates: bytes read per second, and multiply-adds per second."""
     rates: list[Rates] = [rates for figure in figures for rates in figure.rates]
     return statistics.median(r.read for r in rates), statistics.median(r.multiply for r in rates)
 

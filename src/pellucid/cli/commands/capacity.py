@@ -1,4 +1,4 @@
-"""pellucid capacity MODEL: how many machines a load needs, by a simulation of replicas that run the real scheduler."""
+"""pellucid capacity MODEL: number of machines for a load, by a simulation of replicas that run the real scheduler."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 MOST_RATE, MOST_TOKENS, MOST_SECONDS = 1e6, 1 << 20, 1e6
 LONGEST = 1 << 17
-"""Tokens of a conversation: to simulate longer ones takes minutes."""
+"""Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
 
 
 def command(
@@ -64,12 +64,12 @@ def command(
     loading: LoadOptions,
     json: common.Json = False,
 ) -> None:
-    """Say how many machines a load needs, and what breaks first when there is more of it.
+    """Compute the number of machines that a load needs, and the first limit that a higher load reaches.
 
-    Steps are timed on this machine, through a server with clients, and carried over to others by their memory's and
-    their integer units' rates. Then a day is simulated: requests come at random times, the router sends them to
-    replicas, and these run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
-    llama-3-70b, is taken to reach the usual parts of the rates.
+    Steps are timed on this machine, through a server with clients, and scaled to other machines by the rates of their
+    memory and integer units. Then a day is simulated: requests come at random times, the router sends them to replicas,
+    and the replicas run the scheduler, the prefix cache and the steps of `pellucid serve`. A shape on paper, such as
+    llama-3-70b, is assumed to reach the usual shares of the rates.
     """
     from pellucid.capacity.search import DAYS, Goals
     from pellucid.capacity.traffic import Traffic
@@ -144,10 +144,10 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
 
 
 def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
-    """Over how many machines of each kind a replica is; 0, with a line, for one that it does not fit into.
+    """Number of machines (stages) of a replica, for each kind. 0, with a message, where the model does not fit.
 
     Raises:
-        InvalidRequest: it fits into none.
+        InvalidRequest: the model fits on no kind of machine.
     """
     from pellucid.capacity.layouts import fewest_stages
     from pellucid.errors import InvalidRequest
@@ -175,7 +175,7 @@ def _found(
     stages: int,
     shape: Sequence[float],
 ) -> KindCapacity:
-    """What some traffic needs of a kind of machines."""
+    """Number of machines of a kind that the traffic needs, by simulation."""
     from pellucid.capacity.search import KindCapacity, Search
 
     room = size.room(kind.memory)
@@ -235,12 +235,12 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic)
 
 
 def _usual(traffic: Traffic) -> int:
-    """Tokens of a request at the end of its answer: the last one of a conversation."""
+    """Usual number of tokens, prompt and answer, of the last request of a conversation."""
     return traffic.turns * (traffic.prompt.usual + traffic.tokens.usual)
 
 
 def _hours(hours: tuple[int, ...]) -> str:
-    """Hours of a day as runs: 9-11, 14-16."""
+    """Hours of a day as ranges: 9-11, 14-16."""
     runs: list[list[int]] = []
     for hour in hours:
         if runs and runs[-1][1] == hour - 1:

@@ -1,4 +1,4 @@
-"""pellucid chat MODEL: a conversation."""
+"""pellucid chat MODEL: chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(
     draft: common.Draft = None,
     **sampling: Any,
 ) -> None:
-    """Chat with a model. It remembers the conversation; /help lists the commands."""
+    """Chat with a model. The conversation is remembered; /help lists the commands."""
     from pellucid.tokenize.chat.template_process import start_ahead
 
     options = checked(sampling)
@@ -48,7 +48,7 @@ def command(
 
 
 def converse(llm: LLM, start: list[dict[str, str]], options: Mapping[str, Any]) -> None:
-    """Read a line, answer it and remember both, until the input ends."""
+    """Read lines, answer them and keep the conversation, until the input ends."""
     from pellucid.errors import PellucidError
 
     messages = list(start)
@@ -101,7 +101,7 @@ def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]
                 said.append(piece.text)
                 common.write(piece.text)
     except KeyboardInterrupt:
-        if not sys.stdin.isatty():  # without a terminal nobody can ask again
+        if not sys.stdin.isatty():  # without a terminal there is no next question
             raise
         print(" [stopped]", end="")
     print(flush=True)

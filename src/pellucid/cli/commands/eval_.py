@@ -1,4 +1,4 @@
-"""pellucid eval perplexity|kl MODEL FILE: how well a model predicts a text, and how far it is from another model."""
+"""pellucid eval perplexity|kl MODEL FILE: perplexity of a text, and divergence from another model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of a text.
 
-    It is exp of the mean negative log-probability of the tokens, each given the tokens before it in its window.
+    Perplexity is exp of the mean negative log-probability of the tokens, each given the tokens before it in its window.
     """
     from pellucid import evaluate
 
@@ -62,7 +62,7 @@ def kl(
 ) -> None:
     """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
 
-    The other model runs with --precise, exactly as its file defines it; --kv-cache is for MODEL alone.
+    The other model runs with --precise, exactly as its file defines it. --kv-cache applies to MODEL only.
     """
     from pellucid import evaluate
 

@@ -1,4 +1,4 @@
-"""pellucid explain MODEL PROMPT: the whole pipeline for one prompt, stage by stage with real numbers."""
+"""pellucid explain MODEL PROMPT: the complete pipeline for one prompt, stage by stage, with its numbers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def command(
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
-    """Show how a text goes on, from its tokens to the one that was drawn.
+    """Explain how a text is continued, from its tokens to the drawn token.
 
-    The pieces and their vectors, what positions do, what each layer would have said, the parts of the model that made
-    the token likely, the heads among them and where they looked, the probabilities, and what the chain did with them.
-    Explains 1 token unless --max-new-tokens is given.
+    Shows the pieces and their vectors, the effect of positions, the prediction after each layer, the parts of the model
+    that made the token likely, the most important heads and the tokens that they attend to, the probabilities, and the
+    effect of the sampler chain. Explains 1 token unless --max-new-tokens is given.
     """
     from pellucid.trace.explanation import explain
 

@@ -60,7 +60,7 @@ def _feedforward(kind: FeedForward | Mixture) -> str:
 
 
 def _layers(spec: ModelSpec) -> dict[str, str]:
-    """The attention, the recurrent layers and the feed-forward of a model, as far as it has them."""
+    """Facts about the attention, the recurrent layers and the feed-forward that a model has."""
     from pellucid.model.describe import recurrent as kind_of
     from pellucid.model.spec import Mixture
 

@@ -1,4 +1,4 @@
-"""pellucid list: the models that are here, and those that have a short name."""
+"""pellucid list: the models on this machine, and the models of the catalogue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(
     ] = False,
     json: common.Json = False,
 ) -> None:
-    """List the models that are here, and those of the catalogue."""
+    """List the models on this machine, and the models of the catalogue."""
     if families:
         _families(json)
         return
@@ -44,7 +44,7 @@ def command(
 
 
 def _families(json: bool) -> None:
-    """The families, the names of their architectures in each kind of file, and the parts that they are made of."""
+    """Print the families, the names of their architectures in each kind of file, and their parts."""
     from pellucid.model.describe import parts
     from pellucid.model.family import known_families
     from pellucid.testing import planned_model

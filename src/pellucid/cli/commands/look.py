@@ -1,4 +1,4 @@
-"""pellucid look [MODEL]...: the page that looks into a model, in the browser."""
+"""pellucid look [MODEL]...: opens the page that shows the inside of a running model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def command(
     *,
     loading: LoadOptions,
 ) -> None:
-    """Open a page that looks into a running model: tokens, attention, neurons, layers, sampling.
+    """Open a page that shows the inside of a running model: tokens, attention, neurons, layers, sampling.
 
-    It starts a server for this machine alone, which ends with Ctrl-C. pellucid serve has the same page.
+    Starts a server that only this machine can reach. Ctrl-C ends it. pellucid serve has the same page.
     """
     import webbrowser
 

@@ -1,4 +1,4 @@
-"""pellucid neighbours MODEL WORD...: the tokens whose embeddings are nearest, and how similar words are."""
+"""pellucid neighbours MODEL WORD...: the tokens with the nearest embeddings, and the similarity of words."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def command(
     ] = False,
     json: common.Json = False,
 ) -> None:
-    """Show the tokens whose embeddings are nearest to a word's. The model is not loaded: only its embeddings are read.
+    """Show the tokens with embeddings nearest to a word's. The model is not loaded: only its embeddings are read.
 
-    A word of several tokens stands for the mean of theirs. With several words the cosines between them are shown too,
-    and their places on a map: the first two principal components.
+    The embedding of a word with several tokens is the mean of the tokens' embeddings. For several words, the cosines
+    between them and their places on a map (the first two principal components) are shown too.
     """
     from pellucid.model.read import read_model
     from pellucid.tokenize import load_tokenizer

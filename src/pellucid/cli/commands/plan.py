@@ -1,4 +1,4 @@
-"""pellucid plan MODEL: the operations of a model, and with --measured how long each takes."""
+"""pellucid plan MODEL: the operations of a model; --measured adds their times."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def command(
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
 
-    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b: then the parameters, the sizes
-    in several formats, and the speed that this machine's memory and integer units allow are shown too.
+    MODEL may also be a shape on paper, such as gpt3-175b, llama-3-70b or qwen3-30b-a3b. For a shape, the number of
+    parameters, the sizes in several formats, and the speed that this machine's memory and integer units allow are
+    shown too.
 
-    An operation has a stage, a kernel, shapes (T tokens, R of them with logits, B sequences), the bytes of weights that
-    it reads per step, and its multiply-adds per token. A dot marks where the threads wait for each other. --measured
-    adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share of what this
-    machine can do at most.
+    An operation has a stage, a kernel, shapes (T tokens, R tokens with logits, B sequences), the bytes of weights that
+    it reads per step, and its multiply-adds per token. A dot marks a barrier, where threads wait for each other.
+    --measured adds the time of each operation, the bytes or multiply-adds per second that it reaches, and their share
+    of this machine's maximum.
 
-    With --machines: what one machine, replicas and stages would reach on them, and which to take.
+    --machines shows the expected speed of one machine, of replicas and of stages on the machines of a file, and
+    recommends a layout.
     """
     from pellucid.errors import InvalidRequest
 
@@ -123,7 +125,7 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
 
 
 def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
-    """The plan, without what is only for a measured one."""
+    """The plan of a model. Raises InvalidRequest for options that need --measured."""
     from pellucid.errors import InvalidRequest
 
     only_measured = {
@@ -204,7 +206,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
 
 
 def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ...]:
-    """The time, rate and share of some operations together; empty without a profile."""
+    """Total time, rate and share of some operations; empty without a profile."""
     if profile is None:
         return ()
     from pellucid.measure.profile import together

@@ -1,4 +1,4 @@
-"""pellucid points MODEL: the values of a run that can be watched and changed."""
+"""pellucid points MODEL: the hook points of a model, where values can be traced and edited."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
 
-    A shape has B sequences, T tokens and the model's own dimensions: D its width, H heads, G key/value heads, K and V
-    the widths of their vectors, F neurons, E experts of which C are chosen.
+    A shape has B sequences, T tokens and the model's own dimensions: D width, H heads, G key/value heads, K and V
+    widths of a head's key and value, F neurons, E experts, C chosen experts.
     """
     from pellucid.trace.outputs import all_points
     from pellucid.trace.selection import select
@@ -48,7 +48,7 @@ def command(
 
 
 def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without those of blocks that are like an earlier one; the first of a kind stands for all of them."""
+    """Rows without the blocks that equal an earlier block. The first block of a kind stands for all equal blocks."""
     blocks: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         parts = row["name"].split(".")
@@ -72,7 +72,7 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Numbers with a span for those that follow each other: "0-3,5"."""
+    """Numbers as text, with ranges for consecutive numbers: "0-3,5"."""
     from pellucid.trace.selection import runs_of
 
     return ",".join(

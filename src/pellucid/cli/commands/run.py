@@ -54,7 +54,7 @@ def command(
 
 
 def summary(result: Generation) -> str:
-    """One line about a generation: tokens, times, finish reason, seed, tokens that were read ahead."""
+    """One line about a generation: tokens, times, finish reason, seed, accepted draft tokens."""
     seed, usage = "" if result.seed is None else f", seed {result.seed}", result.usage
     ahead = f", {usage.accepted_tokens} of {usage.proposed_tokens} tokens read ahead were kept"
     return (

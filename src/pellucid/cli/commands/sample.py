@@ -1,4 +1,4 @@
-"""pellucid sample MODEL PROMPT: how each token is chosen, step by step of the chain."""
+"""pellucid sample MODEL PROMPT: the choice of each token, step by step through the sampler chain."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Show how tokens are chosen.
 
-    For each token: what each step of the chain removes, and the most likely tokens before and after the chain.
-    Generates 4 tokens unless --max-new-tokens is given.
+    Shows for each token the tokens that each step of the chain removes, and the most likely tokens before and after the
+    chain. Generates 4 tokens unless --max-new-tokens is given.
     """
     from pellucid.util.checks import whole
 
@@ -51,7 +51,7 @@ def command(
 
 
 def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: int) -> dict[str, Any]:
-    """How a token was chosen, as data."""
+    """The choice of a token, as data."""
     from dataclasses import asdict
 
     return {
@@ -62,7 +62,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
-    """The most likely tokens and the chosen one, with their probabilities in the model and after the chain."""
+    """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
     from pellucid.sample.trace import likeliest
 
     ids, before, after = likeliest(piece.draw, top)

@@ -81,7 +81,7 @@ def command(
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI, Anthropic and Ollama.
 
-    The first named model is loaded now, others when they are asked for.
+    The first named model is loaded at the start, other models at their first request.
     """
     from pellucid.serve.names import served_names
     from pellucid.serve.run import serve
@@ -111,11 +111,11 @@ def command(
 
 
 def pulled(name: str, progress: DownloadProgress) -> str:
-    """Download a model of the catalogue for a client; its name. A client names no path and no other source.
+    """Download a model of the catalogue for a client, and return its name. Clients cannot use paths or other sources.
 
     Raises:
-        ModelNotFound: the catalogue has no such model.
-        SourceError: it cannot be downloaded.
+        ModelNotFound: the model is not in the catalogue.
+        SourceError: the model cannot be downloaded.
     """
     from pellucid.weights.catalogue import find, not_found
     from pellucid.weights.store import resolve
@@ -127,10 +127,10 @@ def pulled(name: str, progress: DownloadProgress) -> str:
 
 
 def template_of(file: str) -> str:
-    """A file's chat template.
+    """Read a chat template from a file.
 
     Raises:
-        InvalidRequest: it cannot be read, or is too long.
+        InvalidRequest: the file cannot be read, or is too long.
     """
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief, reason
@@ -149,14 +149,14 @@ def template_of(file: str) -> str:
 
 
 def usual_memory() -> float:
-    """Bytes that the models' files may take together."""
+    """Default limit of the models' files together, in bytes."""
     from pellucid.runtime.processors import machine_bytes
 
     return 0.75 * machine_bytes()
 
 
 def all_models(pull: bool) -> list[str]:
-    """The names of the models that are here; with ``pull``, of those of the catalogue too."""
+    """Names of the models on this machine; with ``pull``, also of the catalogue's models."""
     from pellucid.errors import InvalidRequest
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed

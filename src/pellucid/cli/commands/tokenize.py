@@ -1,4 +1,4 @@
-"""pellucid tokenize MODEL TEXT: the tokens of a text, and with --explain how they are found."""
+"""pellucid tokenize MODEL TEXT: the tokens of a text; --explain shows the stages of tokenization."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def command(
 
 
 def _coloured(found: Explanation) -> None:
-    """Print the text with a colour for each token, and bars between tokens in case there are no colours."""
+    """Print the text with a colour for each token, and bars between tokens for terminals without colours."""
     from rich.text import Text
 
     line = Text()
@@ -100,11 +100,11 @@ def _stages(found: Explanation) -> None:
 
 
 FORMATTED = {"whole", "symbols", "merges", "tries", "lattice", "best", "score"}
-"""Parts of an explanation with a format of their own; any other is its name and its words."""
+"""Parts of an explanation that have their own format. Any other part is printed as its name and its words."""
 
 
 def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
-    """How the model stage tokenized a pre-token, a line for each step."""
+    """Lines that explain the tokenization of a pre-token by the model stage, a line for each step."""
     if pre_token.how is None:
         yield "an added token, found before anything else"
         return

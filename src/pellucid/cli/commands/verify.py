@@ -1,4 +1,4 @@
-"""pellucid verify [MODEL ...]: whether stored models are still what was pulled."""
+"""pellucid verify [MODEL ...]: checks that stored models are unchanged since they were pulled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command(
     ] = None,
     json: common.Json = False,
 ) -> None:
-    """Check by hash whether stored models are still what was pulled. `pellucid pull` repairs them."""
+    """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs them."""
     from pellucid.weights.store import installed, verify
 
     found: list[Verified] = []

@@ -1,5 +1,5 @@
-"""Anthropic's Messages API as data: what its requests ask for, and its answers.
+"""Anthropic's Messages API: request and response bodies, without HTTP.
 
-request.py   a body as a conversation
-answer.py    /v1/messages: an answer, whole or in events
+request.py   request body → conversation
+answer.py    /v1/messages: the response, complete or as a stream of events
 """

@@ -1,4 +1,4 @@
-"""/v1/messages: an answer in blocks of text, thinking and calls, whole or in events."""
+"""/v1/messages: the response in blocks of text, thinking and tool calls, complete or as a stream of events."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-"""The type of an error of each status. Source: https://docs.anthropic.com/en/api/errors"""
+"""Anthropic's error type for each HTTP status. Source: https://docs.anthropic.com/en/api/errors"""
 
 
 def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
-    """The body of an error."""
+    """Error body in Anthropic's form."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 @dataclass(frozen=True)
 class MessageRequest(ChatRunRequest):
-    """A conversation that runs."""
+    """A Messages request that runs on the engine."""
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> MessageRequest:
@@ -47,7 +47,7 @@ class MessageRequest(ChatRunRequest):
         return cls(ChatRun(llm, conversation_of(body, llm.recommended)))
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer ``number`` of the model ``name``."""
+        """Response body of the model ``name`` with the id ``number``."""
         (made,) = self.run.group.results()
         found = self.run.answer(made)
         content: list[dict[str, Any]] = []
@@ -61,12 +61,12 @@ class MessageRequest(ChatRunRequest):
         return {**_message(name, number), "content": content, **reason, "usage": used}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in events."""
+        """Response as a stream of events."""
         blocks, reasoning = BlockEvents(), ""
         (made,) = self.run.group.results()
         none, used = _reason(None, None, False), self._usage(made, "")
         start = {**_message(name, number), "content": [], **none, "usage": used}
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             yield {"type": "message_start", "message": start}
             async for _, _, parts in outputs:
                 for part in parts:
@@ -81,7 +81,7 @@ class MessageRequest(ChatRunRequest):
         yield {"type": "message_stop"}
 
     def _usage(self, made: Generation, reasoning: str) -> dict[str, Any]:
-        """Numbers of tokens; cached tokens of the prompt are counted apart."""
+        """Token counts. ``input_tokens`` excludes the prompt tokens that the prefix cache had."""
         usage = made.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
@@ -97,14 +97,14 @@ class MessageRequest(ChatRunRequest):
 
 
 class BlockEvents:
-    """Turns the parts of an answer into the events of blocks, one after another."""
+    """Turns the parts of an answer into the events of content blocks, one block after another."""
 
     def __init__(self) -> None:
         self.called = False
         self._number, self._kind = -1, ""
 
     def of(self, part: Part) -> list[dict[str, Any]]:
-        """The events of a part."""
+        """Events of a part."""
         if isinstance(part, CallStart):
             self.called = True
             return self._begin(_tool_use(part.id, part.name, {}))
@@ -117,7 +117,7 @@ class BlockEvents:
         return [self._delta({"type": "input_json_delta", "partial_json": part.text})]
 
     def end(self) -> list[dict[str, Any]]:
-        """The end of the last block."""
+        """Event that ends the open block; none if no block is open."""
         if not self._kind:
             return []
         self._kind = ""
@@ -150,7 +150,7 @@ def _tool_use(number: str, name: str, given: Any) -> dict[str, Any]:
 
 
 def _reason(reason: str | None, stop: int | str | None, called: bool) -> dict[str, Any]:
-    """Why the answer has ended, in Anthropic's words."""
+    """Stop reason and stop sequence in Anthropic's words."""
     if reason is None:
         return {"stop_reason": None, "stop_sequence": None}
     if reason == "stop" and isinstance(stop, str):

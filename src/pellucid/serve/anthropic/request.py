@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's Messages API as conversations.
+"""Reads request bodies of Anthropic's Messages API as conversations.
 
 Source: https://docs.anthropic.com/en/api/messages
 """
@@ -23,13 +23,13 @@ ANTHROPIC_BODY = BodyForm(
     defaults=PLAIN,
 )
 COUNT_BODY = BodyForm(HARMLESS_FIELDS, ANTHROPIC_BODY.only)
-"""The form of requests whose tokens are counted."""
+"""Form of the bodies of count_tokens requests."""
 BLOCKS = ("text",)
-"""Kinds of blocks that are texts."""
+"""Types of content blocks that hold text."""
 
 
 def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool = False) -> Conversation:
-    """The conversation that a body asks for; ``counts``: only its tokens are counted, and ``max_tokens`` may be absent.
+    """Read the conversation of a body. ``counts``: the request only counts tokens, so ``max_tokens`` may be absent.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
@@ -54,7 +54,7 @@ def conversation_of(body: Body, recommended: Mapping[str, Any], *, counts: bool 
 
 
 def _messages(message: Any, where: str) -> list[dict[str, Any]]:
-    """A message as the templates' messages: an answer of a tool is one of its own."""
+    """Convert a message to messages for the chat template. Each tool result becomes a separate message."""
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("user", "assistant", "system"):
         raise InvalidRequest(f"{where}={brief(message)}: must be an object whose role is user or assistant")
@@ -118,14 +118,14 @@ def _tools(body: Body) -> tuple[list[Tool], ToolChoice]:
             f"tool_choice={brief(choice)}: its type must be auto, any, none, or tool with a name"
         )
     if kind == "tool":
-        return tools, chosen(tools, [choice["name"]], required=True, parallel=False)  # this call, once
+        return tools, chosen(tools, [choice["name"]], required=True, parallel=False)  # exactly one call
     if choice.get("name") is not None:
         raise InvalidRequest(f"tool_choice={brief(choice)}: a name goes with the type tool: leave it out")
     return tools, chosen(tools, None, kind != "auto", not alone)
 
 
 def _thinking(value: Any) -> dict[str, Any]:
-    """The template's variable for reasoning."""
+    """Template variable that turns reasoning on or off; empty if the request does not say."""
     if value is None:
         return {}
     kind = value.get("type") if isinstance(value, Mapping) else None
@@ -137,7 +137,7 @@ def _thinking(value: Any) -> dict[str, Any]:
 
 
 def _shape(wanted: Any, older: Any) -> Any:
-    """The JSON schema of the answer, from ``output_config.format`` or its ``older`` field; None for any text."""
+    """JSON schema of the answer, from ``output_config.format`` or the ``older`` field; None: any text."""
     if wanted is not None and older is not None:
         raise InvalidRequest("output_format does not go with output_config.format: leave it out")
     wanted = older if wanted is None else wanted

@@ -1,1 +1,1 @@
-"""The APIs that the server speaks, one file each. A module here that declares an `Api` is served."""
+"""The APIs of the server, one file each. The server serves every `Api` that a module here declares."""

@@ -1,4 +1,4 @@
-"""Anthropic's API: messages, and the number of their tokens."""
+"""Anthropic's API: messages, and token counts of messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CACHED = {"cache_control": harmless("cache_control")}
 
 
 def _block(kind: str, fields: Mapping[str, Schema], *more: str) -> Schema:
-    """A block of a message; what ``more`` says of it changes nothing."""
+    """Schema of a content block. The fields ``more`` are accepted and change nothing."""
     about = {name: harmless(f"content[].{name}") for name in more}
     return closed({"type": one_of(kind), **fields, **CACHED, **about}, "type", *fields)
 
@@ -63,7 +63,7 @@ EFFORT = one_of("low", "medium", "high", "xhigh", "max")
 
 
 def _about(*, counts: bool) -> dict[str, Schema]:
-    """The fields of a conversation; those that change only its answer change nothing where its tokens are counted."""
+    """Schemas of a conversation's fields. ``counts``: fields that affect only the answer are accepted and ignored."""
 
     def of_answer(field: str, schema: Schema) -> Schema:
         return {**schema, **harmless(field)} if counts else schema

@@ -1,4 +1,4 @@
-"""The requests that run, and the values of one as they are computed: an event stream (docs/serving.md)."""
+"""Running requests, and a live trace of a running request as an event stream (docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
 
 VERSION = 1
-"""Of the events: it changes when a client would have to."""
+"""Version of the event format. It changes when clients have to change."""
 MOST_POINTS, MOST_WAIT = 64, 300.0
-BEAT = 15.0  # seconds after which a comment keeps a quiet stream open
+BEAT = 15.0  # seconds without an event, after which a comment keeps the connection open
 
 
 async def _requests(call: ClientCall) -> Response:
@@ -75,7 +75,7 @@ async def _trace(call: ClientCall) -> Response:
 
 
 class _TraceResponse(StreamingResponse):
-    """The events of a request. When it is over, or has never begun, nobody reads its streams any more."""
+    """Event stream of a request's trace. It closes the trace streams when it ends, or if it never begins."""
 
     def __init__(self, found: LiveRequest, ready: asyncio.Event) -> None:
         self._found, self._streams = found, found.streams
@@ -84,7 +84,7 @@ class _TraceResponse(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI asks."""
+        """ASGI entry point."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -146,12 +146,12 @@ async def _events(
 
 
 def _choice(found: LiveRequest, group: int, sequence: int) -> int:
-    """The number of a sequence among those of all groups, as the answer's choices are numbered."""
+    """Index of a sequence among the sequences of all groups: the index of its choice in the response."""
     return sum(len(one.builders) for one in found.groups[:group]) + sequence
 
 
 class _TokenFields:
-    """Makes the fields of the token events of one sequence; ``count`` tokens have their event already."""
+    """Builds the token events of one sequence. ``count`` is the number of tokens that already have an event."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer, self.count, self._grouper = tokenizer, 0, tokenizer.grouper()
@@ -159,14 +159,14 @@ class _TokenFields:
             self._grouper.push(token)
 
     def next(self, token: int) -> dict[str, Any]:
-        """The fields of the next token."""
+        """Event fields of the next token."""
         self.count += 1
         fields = token_fields(self._tokenizer, token, self._grouper.push(token))
         return {"id": fields.pop("token"), "text": fields.pop("piece"), **fields}
 
 
 def _tokens(found: LiveRequest, told: list[list[_TokenFields]]) -> list[bytes]:
-    """Events of the tokens that have come since the last time."""
+    """Token events of the tokens generated since the last call."""
     events = []
     for number, group in enumerate(found.groups):
         for sequence, (builder, known) in enumerate(zip(group.builders, told[number])):

@@ -1,4 +1,4 @@
-"""llama.cpp's own paths: texts, vectors, ranking. Its chat is OpenAI's, with timings (``llamacpp_chat.py``)."""
+"""llama.cpp's own paths: completion, infill, embedding, ranking. Its chat is in ``llamacpp_chat.py``."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def _rerank(call: ClientCall) -> Response:
 
 
 def _queried(call: ClientCall) -> str:
-    """The model that a query names; the first if it names none."""
+    """Name of the model in the query string; by default the server's first model."""
     return call.models.known(call.request.query_params.get("model") or call.models.names[0])
 
 
@@ -124,7 +124,7 @@ async def _props(call: ClientCall) -> Response:
 
 
 async def _slots(call: ClientCall) -> Response:
-    """The client's own sequences that run; all sequences for an admin key."""
+    """Slots of the client's own running sequences; of all running sequences for an admin key."""
     name = _queried(call)
     async with call.use(name) as llm:
         found = slots(llm, [one for one in call.live.seen_by(call.viewer) if one.model == name])

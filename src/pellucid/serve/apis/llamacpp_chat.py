@@ -1,4 +1,4 @@
-"""llama.cpp's chat: OpenAI's, with timings; and what a chat template makes of a conversation."""
+"""llama.cpp's chat: OpenAI's API with timings, and prompts rendered by the chat template."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONVERSATION = body(
 
 
 async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """The result of ``made`` with a model, a conversation, and whether its prompt begins an answer."""
+    """Result of ``made(model, conversation, begins)``. ``begins``: the prompt ends with the beginning of an answer."""
     fields = Body(await call.json(), CHAT_BODY)
     name, messages = call.model(fields), fields.required("messages")
     described, choice = tools_of(fields)
@@ -59,7 +59,7 @@ async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, boo
 
 
 def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
-    """The prompt as a text. It has no BOS where /completion adds one."""
+    """Prompt as text. A BOS that /completion adds by itself is left out."""
     tokenizer = llm.tokenizer
     messages, variables = template_input(llm, asked)
     if asked.goes_on:

@@ -1,4 +1,4 @@
-"""What the page asks for: texts with the probabilities of their tokens, and what is inside (docs/serving.md)."""
+"""Routes of the page: generated text with token probabilities, traces, lenses, profiles (docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _generate(call: ClientCall) -> Response:
 
 
 def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
-    """A route that is asked ``what`` with a body."""
+    """Handler that computes the look ``what`` ("trace" or a key of ``LOOKS``) for a request body."""
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), LOOK_BODY)
@@ -77,7 +77,7 @@ def _asked(what: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
 
 
 async def _looked(call: ClientCall, what: str, name: str, fields: Body) -> Response:
-    """The answer for a model, made where its engine is."""
+    """Response of the look ``what``, computed where the model's engine runs: here or on a replica."""
     async with call.use(name) as llm:
         if not isinstance(llm, LLM):
             made = await call.unless_gone(llm.look(what, name, fields.rest()))

@@ -1,4 +1,4 @@
-"""Ollama's API: chats, texts, vectors, models."""
+"""Ollama's API: chat, generation, embeddings, models."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from pellucid.serve.schema import (
 from pellucid.weights.sources.source import Silent
 
 SPOKEN = "0.12.0"
-"""The version of Ollama whose API this is; clients ask for it."""
+"""Version of Ollama whose API the server implements. Clients query it."""
 
 
 NAME = {"name": TEXT}
-"""The model's name in older requests."""
+"""Field for the model's name in older requests."""
 KEEP = {"keep_alive": {"anyOf": [TEXT, {"type": "number"}]}}
 SHARED = {
     **generation_options("watch", *LOGPROBS),
@@ -89,23 +89,23 @@ PULL = body({"model": TEXT}, {**NAME, "stream": FLAG}, PULL_BODY)
 
 
 async def _body(call: ClientCall) -> tuple[Body, str]:
-    """The fields of a request, and the name of its model without Ollama's tag for the latest one."""
+    """Fields of a request, and the name of its model without Ollama's tag ":latest"."""
     fields = Body(await call.json(), OLLAMA_BODY)
     return fields, call.models.known(_asked_name(call, fields, call.models.names[0]))
 
 
 def _asked_name(call: ClientCall, fields: Body, usual: str = "") -> str:
-    """The model's name in a request, in the field ``model``, or ``name`` as older clients have it."""
+    """Name of a request's model, from the field ``model`` or, in requests of older clients, ``name``."""
     old = fields.text("name")
     name = fields.model(old or usual)
     return name if name in call.models.names else name.removesuffix(":latest")
 
 
 def _keep(call: ClientCall, fields: Body) -> Callable[[str], None]:
-    """Lets a loaded model stay as long as the field ``keep_alive`` says.
+    """Read the field ``keep_alive``. Returns a function that applies it to a loaded model.
 
     Raises:
-        InvalidRequest: the field is wrong, or a client may not end the stay of a model that others use.
+        InvalidRequest: the field is wrong, the models run on a cluster, or unloading needs an admin key.
     """
     given = fields.take("keep_alive")
     if given is None:
@@ -123,7 +123,7 @@ def _keep(call: ClientCall, fields: Body) -> Callable[[str], None]:
 def _generates(
     read: Callable[[Body, ServedModel], Streaming], field: str
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """A route that generates; a request without ``field`` only loads the model, or unloads it."""
+    """Handler that generates. A request without ``field`` only loads or unloads the model."""
 
     async def run(call: ClientCall) -> Response:
         fields, name = await _body(call)
@@ -171,7 +171,7 @@ async def _embed(call: ClientCall) -> Response:
 
 
 async def _embeddings(call: ClientCall) -> Response:
-    """The older form: one prompt."""
+    """Older form of /api/embed: the vector of one prompt."""
     fields, name = await _body(call)
     prompt, keep = fields.text("prompt") or "", _keep(call, fields)
     no_options(fields, "an embedding has a prompt")
@@ -193,7 +193,7 @@ async def _show(call: ClientCall) -> Response:
 
 
 async def _pull(call: ClientCall) -> Response:
-    """Download a model, in a stream of lines that say how far it is, or whole."""
+    """Download a model. The response is a stream of progress lines, or one object if ``stream`` is false."""
     fields = Body(await call.json(), PULL_BODY)
     name, streams = _asked_name(call, fields), fields.flag("stream", True)
     no_options(fields, "a download has a model and stream")

@@ -1,4 +1,4 @@
-"""OpenAI's API: models, chat and text completions, embeddings."""
+"""OpenAI's API: models, chat completions, text completions, embeddings."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def generates(
     *,
     own: bool = False,
 ) -> Callable[[ClientCall], Awaitable[Response]]:
-    """A route that generates; ``blank`` makes an event without any text. ``own``: the path is llama.cpp's own."""
+    """Handler that generates. ``blank`` builds an event without text. ``own``: the path is llama.cpp's own."""
 
     async def run(call: ClientCall) -> Response:
         fields = Body(await call.json(), form)
@@ -142,7 +142,7 @@ async def _embeddings(call: ClientCall) -> Response:
 
 
 def model(call: ClientCall, name: str) -> dict[str, Any]:
-    """A model in a list."""
+    """Entry of a list of models."""
     return {"id": name, "object": "model", "created": call.models.created, "owned_by": "pellucid"}
 
 

@@ -1,4 +1,4 @@
-"""For operators and tools: liveness, readiness, metrics, the tokens of a text."""
+"""Routes for operators and tools: liveness, readiness, metrics, tokenization."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ async def _health(call: ClientCall) -> Response:
 
 
 async def _ready(call: ClientCall) -> Response:
-    """Readiness: a request would run now, or load its model first."""
+    """Readiness: every loaded or needed model can run. A model that is loaded on request does not count."""
     missing = call.models.missing
     return answer({"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200)
 
 
 async def _tokenize(call: ClientCall) -> Response:
-    """The names of fields are vLLM's (``prompt``) or llama.cpp's (``content``), and so are the defaults.
+    """Tokenize text or messages. Fields and defaults are vLLM's (``prompt``) or llama.cpp's (``content``).
 
-    Control tokens in a text are parsed, as there.
+    Control tokens in the text are parsed, as in both servers.
     """
     fields = Body(await call.json(), PLAIN_BODY)
     name, messages, content = call.model(fields), fields.take("messages"), fields.text("content")
@@ -58,7 +58,7 @@ async def _tokenize(call: ClientCall) -> Response:
 
 
 def _piece(data: bytes) -> str | list[int]:
-    """The text of a token, or its bytes if the bytes are no text."""
+    """Text of a token; a list of its bytes if they are not valid UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -81,7 +81,7 @@ async def _metrics(call: ClientCall) -> Response:
 
 
 async def _tokenizer_info(call: ClientCall) -> Response:
-    """As vLLM has it. ``model`` may be in the query; else it is the first."""
+    """Facts about a tokenizer in vLLM's form. The query may name the ``model``; the default is the first model."""
     name = call.models.known(call.request.query_params.get("model", call.models.names[0]))
     async with call.use(name) as llm:
         tokenizer = llm.tokenizer

@@ -1,4 +1,4 @@
-"""The page and its files. A key is needed for what it asks for, and not for the page itself."""
+"""The page and its files. The page itself needs no key; the requests that it sends do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pellucid.web.bundle import web_files
 
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 HEADERS = {
-    # Scripts and styles are files of this server: a text of a model or a user can be neither.
+    # Scripts and styles are files of this server. Text of a model or a user cannot run as a script or a style.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # A site that opens the page has no hold on its window.
+    # A site that opens the page gets no reference to its window.
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: answers of conversations, which are kept for a while for those that go on after them."""
+"""OpenAI's Responses API. The server stores responses for a while, so that later requests can continue them."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ async def _input_items(call: ClientCall) -> Response:
 
 
 def _no_query(call: ClientCall) -> None:
-    """Refuse what a query asks for: a kept response is given whole."""
+    """Reject query parameters: a stored response is returned complete."""
     for name, value in call.request.query_params.items():
         raise InvalidRequest(f"{name}={value[:80]!r}: a kept response is given whole; leave it out")
 
 
 def _refused(why: str) -> Any:
-    """A route of this API that does nothing but say so."""
+    """Handler of a route that is not implemented. It only reports ``why``."""
 
     async def run(call: ClientCall) -> Response:
         raise NotFound(f"{call.request.method} {call.request.url.path}: {why}")

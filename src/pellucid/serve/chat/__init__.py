@@ -1,13 +1,13 @@
-"""Conversations with tools: from messages to a prompt and a grammar, and from the model's text to its parts.
+"""Chat with tools: messages → prompt and grammar; the model's text → reasoning, text and tool calls.
 
-request.py      a conversation as a request to the engine, for every API
-messages.py     messages in the form that templates expect
-tools.py        what a request says about tools
-template.py     how a model writes calls and reasoning, by its chat template
-call_format.py  what a file of `formats/` declares
-formats/        the formats of calls, one file each
-lark.py         grammars: texts, tokens and schemas in llguidance's form
+request.py      a conversation as an engine request, for every API
+messages.py     messages in the form that chat templates expect
+tools.py        the tools of a request, and the choice among them
+template.py     a model's format of tool calls and reasoning, detected from its chat template
+call_format.py  base classes of the formats in `formats/`
+formats/        the formats of tool calls, one file each
+lark.py         grammars in llguidance's Lark form: text, tokens, JSON schemas
 reasoning.py    the marks around a model's reasoning
-text_parser.py  a parser for text that comes in pieces
-answer.py       a text as parts: reasoning, text, calls
+text_parser.py  an incremental text parser
+answer.py       a model's text as parts: reasoning, text, tool calls
 """

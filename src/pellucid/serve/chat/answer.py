@@ -1,4 +1,4 @@
-"""A model's text as parts: reasoning, text for the user, calls of tools."""
+"""A model's text as parts: reasoning, text for the user, tool calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AnswerReasoning:
 
 @dataclass(frozen=True)
 class CallStart:
-    """The beginning of call ``number`` of the tool ``name``."""
+    """Start of tool call ``number`` to the tool ``name``."""
 
     number: int
     id: str
@@ -39,7 +39,7 @@ class CallStart:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """More of the arguments of call ``number``, as JSON."""
+    """More JSON of the arguments of tool call ``number``."""
 
     number: int
     text: str
@@ -49,7 +49,10 @@ Part: TypeAlias = "AnswerText | AnswerReasoning | CallStart | CallArguments"
 
 
 class AnswerParser(Answer):
-    """Reads an answer. ``begun``: the prompt has begun its reasoning. No ``calls``: everything after it is text."""
+    """Parses an answer incrementally.
+
+    ``begun``: the prompt ends with the opening mark of the reasoning. ``calls`` None: the answer has no tool calls.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class AnswerParser(Answer):
         super().__init__()
 
     def push(self, text: str, *, last: bool = False) -> list[Part]:
-        """Add text. Returns the parts that are now certain."""
+        """Parse more text. Returns the parts that later text cannot change."""
         self.feed(text, last=last)
         if last:
             self._flush()
@@ -84,7 +87,7 @@ class AnswerParser(Answer):
             yield from self.rest(self.text)
 
     def _opened(self, marks: ReasoningMarks) -> Parse[bool]:
-        """Whether the answer begins with reasoning."""
+        """Read the opening mark. True if the answer begins with reasoning."""
         while not self._text.strip() and (yield from self.more()):
             pass
         spaces = self._text[: len(self._text) - len(self._text.lstrip())]
@@ -95,7 +98,7 @@ class AnswerParser(Answer):
         return found
 
     def text(self, text: str) -> None:
-        """White space at the end is held back: it is dropped before a call, and after reasoning."""
+        """Add text. White space at its end is held back: it is dropped before a call, and after reasoning."""
         self._add(AnswerText, text)
 
     def reasoning(self, text: str) -> None:
@@ -133,7 +136,7 @@ class AnswerParser(Answer):
 
 @dataclass
 class AssembledCall:
-    """A whole call."""
+    """A complete tool call."""
 
     id: str
     name: str
@@ -141,7 +144,7 @@ class AssembledCall:
 
     @property
     def as_object(self) -> Any:
-        """Its arguments; those of an answer that was cut off may be incomplete, and are left out then."""
+        """Arguments as an object; empty if their JSON is incomplete, because the answer was cut off."""
         try:
             return json.loads(self.arguments)
         except ValueError:
@@ -150,7 +153,7 @@ class AssembledCall:
 
 @dataclass
 class ChatAnswer:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str = ""
     reasoning: str = ""
@@ -158,7 +161,7 @@ class ChatAnswer:
 
 
 def assembled(parts: Iterable[Part]) -> ChatAnswer:
-    """The answer that parts make up."""
+    """Join the parts of an answer."""
     made = ChatAnswer()
     for part in parts:
         if isinstance(part, AnswerText):

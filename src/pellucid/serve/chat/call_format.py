@@ -1,7 +1,7 @@
-"""How models write calls of tools: what a file of ``formats/`` declares.
+"""Formats of tool calls, which the files of ``formats/`` declare.
 
-A format makes the grammar of an answer, so that a call has the form that its readers expect and its arguments follow
-the tool's schema, and it reads the answer. Most formats are a `JsonCalls` or a `TaggedCalls` with other literals.
+A format builds the grammar of an answer: a call has the expected form, and its arguments follow the tool's schema. It
+also parses the answer. Most formats are a `JsonCalls` or a `TaggedCalls` with other literals.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ from pellucid.util.registry import discover
 SPACE = regex.compile(" ?")
 NAME = regex.compile(r"[\w.-]+")
 MOST_CALLS = 32
-"""Calls of one answer: small models go on and on where a call is required."""
+"""Maximum calls of an answer. Small models repeat calls without end where a call is required."""
 SLOTS = {"{id}": r"[a-zA-Z0-9]{9}", "{index}": r"[0-9]+"}
-"""What may stand in a literal for something that differs from call to call."""
+"""Placeholders in a literal for text that differs from call to call, each with its pattern."""
 
 
 FENCE, BARE_END = r"```(json|xml)?\s{0,2}", r"\s{0,4}\}{1,2}(\s{0,2}```)?"
-"""What surrounds calls without marks."""
+"""Patterns of the text before and after calls without marks."""
 
 
 class Answer(TextParser):
-    """The text of an answer, and where a format puts the parts of it."""
+    """Parser of an answer. A format reads its text and reports the parts to the methods below."""
 
     tools: Mapping[str, Tool]
 
     @abstractmethod
     def text(self, text: str) -> object:
-        """Text for the user."""
+        """Report text for the user."""
 
     @abstractmethod
     def reasoning(self, text: str) -> object:
-        """Reasoning before it."""
+        """Report reasoning."""
 
     @abstractmethod
     def call(self, name: str) -> object:
-        """A call of a tool begins."""
+        """Report the start of a tool call."""
 
     @abstractmethod
     def arguments(self, text: str) -> object:
-        """More of its arguments, as JSON."""
+        """Report more JSON of the call's arguments."""
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """A format: its ``name``, and the ``marks`` of which templates have all that show no call in a conversation.
+    """A format of tool calls.
 
-    ``ends`` are tokens that end an answer, besides the model's own; ``id_length`` is the length of a call's id that the
-    template asks for (None: any).
+    ``marks`` are texts in the source of a template. They identify the format if the template renders no known call.
+    ``ends`` are tokens that end an answer, besides the model's own. ``id_length`` is the length of call ids that the
+    template requires (None: any).
     """
 
     name: str
@@ -68,34 +69,34 @@ class CallFormat:
     ends: Sequence[str] = ()
     id_length: int | None = None
     always: ClassVar[bool] = False
-    """Whether all answers of such a model have to be read, and not only those with tools."""
+    """True if every answer of the model must be parsed, with and without tools."""
 
     @abstractmethod
     def written_call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """A call as a template writes it into a conversation."""
+        """A call as the template renders it in a conversation."""
 
     @abstractmethod
     def grammar(self, build: LarkBuilder, choice: ToolChoice, shape: str | None) -> str:
-        """An expression for an answer. ``shape`` is the expression that its text follows (None: any text)."""
+        """Grammar expression for an answer. ``shape`` is the expression for the answer's text (None: any text)."""
 
     @abstractmethod
     def read(self, answer: Answer) -> Parse[None]:
-        """Read an answer."""
+        """Parse an answer."""
 
     @property
     @abstractmethod
     def literals(self) -> Sequence[str]:
-        """The texts that are looked for; control tokens in them have to stand in the text."""
+        """Literals that the parser looks for. Control tokens in them must stay in the decoded text."""
 
 
 @dataclass(frozen=True)
 class _Calls(CallFormat):
-    """Calls one after another: ``begin`` (``before`` name ``middle`` arguments ``after``) ``between`` … ``end``.
+    """Consecutive calls: ``begin`` (``before`` name ``middle`` arguments ``after``) ``between`` … ``end``.
 
-    An answer that has ``trigger`` has calls from there on; ``at_start``: only where it begins with it.
+    Calls start at the ``trigger``. ``at_start``: only if the answer begins with the trigger.
 
-    Small models forget the marks. ``bare`` is what their calls look like then, up to the arguments, as a regular
-    expression with {name}: at the beginning of an answer, or in a block of Markdown.
+    Small models forget the marks. ``bare`` is a regular expression, with {name}, for a call without marks, up to its
+    arguments. It is looked for at the beginning of an answer and in a block of Markdown.
     """
 
     trigger: str = ""
@@ -110,19 +111,19 @@ class _Calls(CallFormat):
 
     @cached_property
     def first(self) -> str:
-        """The literal from the trigger to the first name."""
+        """Literal from the trigger to the first name."""
         whole = self.begin + self.before
         assert whole.startswith(self.trigger), self.name
         return whole[len(self.trigger) :]
 
     @property
     def next(self) -> str:
-        """The literal from the end of a call's arguments to the next name."""
+        """Literal from the end of a call's arguments to the next name."""
         return self.after + self.between + self.before
 
     @property
     def last(self) -> str:
-        """The literal after the last call's arguments."""
+        """Literal after the last call's arguments."""
         return self.after + self.end
 
     @property
@@ -135,15 +136,15 @@ class _Calls(CallFormat):
 
     @abstractmethod
     def written_arguments(self, arguments: Mapping[str, Any]) -> str:
-        """Arguments as a template writes them."""
+        """Arguments as the template renders them."""
 
     @abstractmethod
     def arguments_grammar(self, build: LarkBuilder, tool: Tool) -> str:
-        """An expression for the arguments of a tool."""
+        """Grammar expression for the arguments of a tool."""
 
     @abstractmethod
     def read_arguments(self, answer: Answer, tool: Tool) -> Parse[None]:
-        """Read the arguments of a tool."""
+        """Parse the arguments of a tool."""
 
     def grammar(self, build: LarkBuilder, choice: ToolChoice, shape: str | None) -> str:
         calls = [
@@ -162,7 +163,7 @@ class _Calls(CallFormat):
         return either(f"{build.up_to(self.trigger)} {several}", *bare, ANYTHING)
 
     def _bare_grammar(self, build: LarkBuilder, choice: ToolChoice) -> list[str]:
-        """Expressions for calls without marks: at the beginning of an answer, and in a block of Markdown."""
+        """Grammar expressions for calls without marks: at the beginning of an answer, and in a block of Markdown."""
         if not self.bare:
             return []
         made = list[str]()
@@ -193,7 +194,7 @@ class _Calls(CallFormat):
             yield from self.read_arguments(answer, answer.tools[name])
             return
         if not found or (yield from answer.match(_pattern(self.first))) is None:
-            if found:  # no call follows: it was cut off, or is about such marks
+            if found:  # no call follows: the answer was cut off, or it mentions the trigger
                 answer.text(self.trigger)
             yield from answer.rest(answer.text)
             return
@@ -225,7 +226,7 @@ class JsonCalls(_Calls):
 class TaggedCalls(_Calls):
     """Calls with each argument in tags: ``before_key`` key ``after_key`` value ``after_value``.
 
-    A text stands as it is, other values as JSON.
+    Strings are unquoted; other values are JSON.
     """
 
     before_key: str = ""
@@ -280,7 +281,7 @@ class TaggedCalls(_Calls):
             name = "".join(key)
             answer.arguments(f"{before}{json.dumps(name, ensure_ascii=False)}: ")
             before = ", "
-            if not tool.strict:  # whatever the model writes
+            if not tool.strict:  # any value is accepted
                 value = list[str]()
                 yield from answer.until(self.after_value, value.append)
                 answer.arguments(_as_json("".join(value)))
@@ -297,7 +298,7 @@ class TaggedCalls(_Calls):
 
 
 def _as_json(value: str) -> str:
-    """A value that stands without quotes, as JSON."""
+    """Convert an unquoted value to JSON: unchanged if it is valid JSON, otherwise a string."""
     try:
         json.loads(value)
     except ValueError:
@@ -315,12 +316,12 @@ def _definitions(tool: Tool) -> dict[str, Any]:
 
 
 def _is_open(tool: Tool) -> bool:
-    """Whether names that the schema does not have are allowed."""
+    """True if the schema allows properties that it does not list."""
     return tool.parameters.get("additionalProperties", True) is not False
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a schema's values are texts, which stand without quotes."""
+    """True if a schema's values are strings, which are unquoted."""
     if not isinstance(value, Mapping):
         return False
     known = value.get("enum", [value["const"]] if "const" in value else None)
@@ -334,18 +335,18 @@ def _split(literal: str) -> list[str]:
 
 
 def _literal(build: LarkBuilder, literal: str) -> str:
-    """An expression for a literal with slots."""
+    """Grammar expression for a literal with slots."""
     made = [f"/{SLOTS[part]}/" if part in SLOTS else build.text(part) for part in _split(literal) if part]
     return " ".join(made) or '""'
 
 
 def _pattern(literal: str) -> regex.Pattern[str]:
-    """A pattern for a literal with slots."""
+    """Regular expression for a literal with slots."""
     return regex.compile(
         "".join(SLOTS.get(part) or regex.escape(part, literal_spaces=True) for part in _split(literal))
     )
 
 
 def known_formats() -> Mapping[str, CallFormat]:
-    """Every format in the folder, by name."""
+    """All formats in ``formats/``, by name."""
     return discover("pellucid.serve.chat.formats", CallFormat, lambda one: (one.name,))  # type: ignore[type-abstract]

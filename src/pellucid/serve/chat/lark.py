@@ -1,6 +1,6 @@
-"""Grammars in Lark's form, as llguidance reads it: texts with control tokens in them, and JSON schemas.
+"""Grammars in llguidance's Lark form: text with control tokens, and JSON schemas.
 
-A grammar's regular expressions match no control token, so these are named by their ids.
+Regular expressions of a grammar do not match control tokens, so the grammar names control tokens by id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANYTHING = r"/(.|\n)*/"
 
 
 class LarkBuilder:
-    """Collects the rules of a grammar for one vocabulary."""
+    """Collects the rules of a grammar for a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._rules = dict[str, str]()
@@ -30,7 +30,7 @@ class LarkBuilder:
         self._special = _any_of(tuple(filter(None, self._ids))) if self._ids else None
 
     def text(self, literal: str) -> str:
-        """An expression for a literal text."""
+        """Expression for a literal text."""
         parts, end = list[str](), 0
         for found in self._special.finditer(literal) if self._special else ():
             plain = literal[end : found.start()]
@@ -40,21 +40,21 @@ class LarkBuilder:
         return " ".join([*parts, *([json.dumps(plain)] * (bool(plain) or not parts))])
 
     def is_special(self, literal: str) -> bool:
-        """Whether a literal is a control token."""
+        """True if a literal begins with a control token."""
         return self.text(literal).startswith("<[")
 
     def up_to(self, literal: str) -> str:
-        """An expression for any text that ends with the first occurrence of a literal."""
+        """Expression for any text up to and including the first occurrence of a literal."""
         if self.is_special(literal):
             return f"{ANYTHING} {self.text(literal)}"
         quoted = "".join(f"\\x{ord(c):02x}" if ord(c) < 128 else f"\\u{{{ord(c):x}}}" for c in literal)
         return self.rule("up_to", rf"/(.|\n)*{quoted}/", "[lazy]")
 
     def json(self, name: str, value: Any) -> str:
-        """An expression for JSON of a schema, whose objects are closed (``serve/shape.py``).
+        """Expression for JSON that follows a schema. The schema's objects are closed (``serve/shape.py``).
 
         Raises:
-            InvalidRequest: it is no schema that can be enforced; the message begins with ``name``.
+            InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.
         """
         checked = checked_schema(name, closed(value))
         if isinstance(checked, Mapping):
@@ -63,28 +63,28 @@ class LarkBuilder:
         return self.rule("json", f"%json {json.dumps(checked)}")
 
     def rule(self, name: str, expression: str, options: str = "") -> str:
-        """A rule for an expression; its name."""
+        """Add a rule for an expression, and return the rule's name."""
         key = options + ": " + expression
         if key not in self._rules:
             self._rules[key] = f"{name}_{len(self._rules)}"
         return self._rules[key]
 
     def grammar(self, start: str) -> str:
-        """The whole grammar."""
+        """The complete grammar with the start expression ``start``."""
         return "\n".join([f"start: {start}", *(name + rule for rule, name in self._rules.items()), ""])
 
 
 @functools.lru_cache(maxsize=8)
 def _any_of(texts: tuple[str, ...]) -> regex.Pattern[str]:
-    """A pattern for one of several texts, the longest that fits."""
+    """Pattern that matches the longest of several texts."""
     return regex.compile(r"\L<texts>", texts=texts)
 
 
 def checked_schema(name: str, value: Any) -> Any:
-    """A JSON schema, checked.
+    """Check a JSON schema and return it.
 
     Raises:
-        InvalidRequest: it is none that can be enforced; the message begins with ``name``.
+        InvalidRequest: the schema is invalid or cannot be enforced; the message begins with ``name``.
     """
     checked = json.loads(schema.read(name, value))
     try:
@@ -95,5 +95,5 @@ def checked_schema(name: str, value: Any) -> Any:
 
 
 def either(*expressions: str) -> str:
-    """An expression for one of several."""
+    """Expression for one of several alternatives."""
     return f"({' | '.join(expressions)})" if len(expressions) > 1 else expressions[0]

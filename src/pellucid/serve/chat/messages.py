@@ -1,7 +1,7 @@
-"""Messages as APIs have them, in the form that chat templates expect.
+"""Converts the messages of API requests to the form that chat templates expect.
 
-Parts of text are joined, a call's arguments become an object, a tool's answer gets the name of the tool, and the role
-"developer" is "system" for templates that do not know it.
+Text parts are joined, the arguments of a call become an object, a tool message gets the name of its tool, and the role
+"developer" becomes "system" for templates that do not know it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal")
 
 
 def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:
-    """The messages of a request.
+    """Convert the messages of a request.
 
     Raises:
-        InvalidRequest: something in them cannot be read; the message names the place.
+        InvalidRequest: a message is malformed; the error names the place.
     """
     names = dict[str, str]()
     made = list[dict[str, Any]]()
@@ -42,10 +42,12 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
 
 
 def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PARTS) -> str:
-    """A text, or the texts of parts of these ``kinds`` as one; a part of kind None is a text or has no type.
+    """Text of a message's content: a string, or its text parts of the given ``kinds``, joined with newlines.
+
+    A part of kind None is a string, or an object without a type.
 
     Raises:
-        InvalidRequest: there is something else; the message names the place.
+        InvalidRequest: the content has another part; the message names the place.
     """
     if isinstance(content, str):
         return content
@@ -62,7 +64,7 @@ def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PA
 
 
 def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]]:
-    """The calls of a message. Their ``names`` are noted by id."""
+    """Convert the calls of a message. Adds the name of each called function to ``names``, by call id."""
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise InvalidRequest(f"{where}={brief(calls)}: must be a list of calls")
     made = list[dict[str, Any]]()

@@ -1,4 +1,4 @@
-"""The marks that models put around their reasoning, which comes before the answer."""
+"""The marks around a model's reasoning, which comes before the answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ReasoningMarks:
-    """The texts before and after a model's reasoning."""
+    """Texts before and after a model's reasoning."""
 
     open: str
     close: str
@@ -24,15 +24,15 @@ KNOWN = (
 
 
 def reasoning_marks(template: str) -> ReasoningMarks | None:
-    """The marks that a chat template knows."""
+    """The marks that a chat template contains; None if it contains no known marks."""
     return next((marks for marks in KNOWN if marks.close in template), None)
 
 
 def is_open(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """Whether a prompt that ends so has begun the reasoning."""
+    """True if the prompt has begun the reasoning: it ends with the opening mark."""
     return prompt_end.rstrip().endswith(marks.open.rstrip())
 
 
 def is_closed(prompt_end: str, marks: ReasoningMarks) -> bool:
-    """Whether a prompt that ends so leaves no room for reasoning."""
+    """True if the answer has no reasoning: the prompt ends with the closing mark."""
     return prompt_end.rstrip().endswith(marks.close)

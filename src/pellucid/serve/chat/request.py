@@ -1,4 +1,4 @@
-"""A conversation as a request to the engine, for every API: its prompt, its grammar, and how its answers are read."""
+"""A conversation as an engine request, for every API: its prompt, its grammar, and the parsing of its answers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pellucid.serve.chat.tools import Tool, ToolChoice
 from pellucid.serve.model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
-PROMPT_END = 32  # tokens that show whether the prompt has begun the reasoning
+PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the reasoning
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What an API's request asks for, whatever its form.
+    """A chat request in the form that all APIs share.
 
-    The model sees all ``tools`` and may call the tools of ``choice``. The text follows the JSON schema ``shape``, if
-    there is a schema. ``variables`` are further variables of the template. ``goes_on``: the answer continues the last
-    message. ``options`` configure the generation. ``before`` are tokens before the messages.
+    The model sees all ``tools`` and may call the tools of ``choice``. The answer's text follows the JSON schema
+    ``shape`` (None: any text). ``variables`` are extra variables of the chat template. ``goes_on``: the answer
+    continues the last message. ``options`` configure the generation. ``before`` are tokens before the messages.
     """
 
     messages: Any
@@ -47,11 +47,11 @@ class Conversation:
 
 
 def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False) -> list[int]:
-    """The tokens of a conversation, which leave room for an answer unless they may have ``any_length``.
+    """Tokens of a conversation. They must leave room for an answer, unless ``any_length`` is set.
 
     Raises:
-        InvalidRequest: a message is wrong, or the model has no tools; the message names the field.
-        ContextOverflow: it leaves no room for an answer.
+        InvalidRequest: a message is wrong, or the model does not support tools; the error names the field.
+        ContextOverflow: the prompt leaves no room for an answer.
     """
     ids = llm.inputs.prompt(*template_input(llm, asked), any_length=any_length)
     again = bool(asked.before) and ids[0] == llm.tokenizer.bos_id
@@ -59,7 +59,7 @@ def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False
 
 
 def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The messages and further variables for the chat template.
+    """Messages and extra variables for the chat template.
 
     Raises: as ``prompt_of``.
     """
@@ -78,7 +78,7 @@ def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str
 
 
 class ChatRun:
-    """A conversation that a model continues ``count`` times. Errors in it are raised by the constructor."""
+    """A conversation that a model answers ``count`` times. The constructor raises the errors of the request."""
 
     def __init__(self, llm: ServedModel, asked: Conversation) -> None:
         style, ids = chat_style(llm.tokenizer), prompt_of(llm, asked)
@@ -111,33 +111,33 @@ class ChatRun:
         return options
 
     def _body(self, build: LarkBuilder, asked: Conversation, shape: str | None) -> str:
-        """The expression for an answer after its reasoning."""
+        """Grammar expression for an answer after its reasoning."""
         if self._calls:
             return self._calls.grammar(build, asked.choice, shape)
         assert shape is not None
         return shape
 
     def _reasoned(self, build: LarkBuilder, body: str) -> str:
-        """The expression for an answer with its reasoning."""
+        """Grammar expression for an answer with its reasoning."""
         if self._marks is None:
             return body
         thought = f"{build.up_to(self._marks.close)} {SPACE}"
         return f"{thought} {body}" if self._begun else f"({build.text(self._marks.open)} {thought})? {body}"
 
     def parser(self) -> AnswerParser:
-        """A parser for one of the answers."""
+        """A new parser for one answer."""
         return AnswerParser(self._marks, self._begun, self._calls, self._tools)
 
     def answer(self, made: Generation) -> ChatAnswer:
-        """An answer that has ended."""
+        """Parse a finished answer."""
         return assembled(self.parser().push(made.text, last=True))
 
     def tokens(self, reasoning: str) -> int:
-        """How many tokens a text of reasoning has."""
+        """Number of tokens of a reasoning text."""
         return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
 
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken, list[Part]], None]:
-        """Run it: (answer number, token, the parts that it completes). A full queue is reported by this call."""
+        """Run the request: yields (answer index, token, parts that the token completes). Raises QueueFull at once."""
         return self._streamed(self.group.stream())
 
     async def _streamed(
@@ -151,17 +151,17 @@ class ChatRun:
 
 @dataclass(frozen=True)
 class ChatRunRequest:
-    """A request that is one conversation, in any API."""
+    """A request with one conversation, in any API."""
 
     run: ChatRun
 
     @property
     def groups(self) -> list[TextGroup]:
-        """The request to the engine, checked."""
+        """The engine request, checked."""
         return [self.run.group]
 
 
 def _marks(style: ChatStyle, prompt_end: str) -> ReasoningMarks | None:
-    """The marks around the reasoning of an answer; None if it cannot have any."""
+    """Marks around the reasoning of an answer; None if the answer cannot have reasoning."""
     marks = style.reasoning
     return None if marks is None or is_closed(prompt_end, marks) else marks

@@ -1,4 +1,4 @@
-"""How a model writes calls and reasoning, found by what its chat template writes."""
+"""Detects a model's format of tool calls and reasoning: the chat template renders a conversation with a call."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ PROBE: list[dict[str, Any]] = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
 ]
-"""A conversation in which a tool is called."""
+"""A conversation with a tool call."""
 
 
 @dataclass(frozen=True)
 class ChatStyle:
-    """How a model writes calls (``calls``, None: its template has no tools that are known) and reasoning.
+    """A model's format of tool ``calls`` and ``reasoning``. ``calls`` is None if the template has no known tool format.
 
-    ``kept`` are the control tokens that stand in the text for these to be read, ``ends`` those that end an answer.
-    ``has_developer``: the template knows the role.
+    ``kept`` are control tokens that must stay in the decoded text for parsing. ``ends`` are tokens that end an answer.
+    ``has_developer``: the template knows the role "developer".
     """
 
     calls: CallFormat | None
@@ -59,7 +59,7 @@ _styles: weakref.WeakKeyDictionary[Tokenizer, ChatStyle] = weakref.WeakKeyDictio
 
 
 def chat_style(tokenizer: Tokenizer) -> ChatStyle:
-    """The style of a tokenizer's chat template."""
+    """Style of a tokenizer's chat template, cached for each tokenizer."""
     if tokenizer not in _styles:
         _styles[tokenizer] = _found(tokenizer)
     return _styles[tokenizer]
@@ -81,19 +81,19 @@ def _found(tokenizer: Tokenizer) -> ChatStyle:
 
 
 def call_format(source: str, written: str) -> CallFormat | None:
-    """The format of calls of a chat template, which writes ``written`` for the conversation `PROBE`."""
+    """Format of the calls of a chat template. ``written`` is the template's rendering of `PROBE`."""
     if "tools" not in source:
         return None
     formats = known_formats().values()
     found = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
-    if found:  # one format may write the end of what another writes
+    if found:  # the longest match: a format may match the end of another format's call
         return max(found, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 
 
 @functools.cache
 def call_pattern(calls: CallFormat) -> regex.Pattern[str]:
-    """A pattern for the probe's call as the format writes it."""
+    """Pattern of the call in `PROBE` as the format writes it."""
     pattern = regex.escape(calls.written_call(NAME, ARGUMENTS), literal_spaces=True)
     for slot, one in SLOTS.items():
         pattern = pattern.replace(regex.escape(slot), one)

@@ -1,6 +1,6 @@
-"""A parser for text that comes in pieces, written as if the whole text was there.
+"""An incremental parser, written as if the complete text were available.
 
-Its methods are generators that yield where they need more text, as in ``yield from self.until("</think>", out)``.
+Its methods are generators. They yield when they need more text, as in ``yield from self.until("</think>", out)``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class TextParser:
         self._running: Parse[None] | None = self.parse()
 
     def parse(self) -> Parse[None]:
-        """Read the text from its beginning to its end."""
+        """Parse the text from its beginning to its end."""
         raise NotImplementedError
 
     def feed(self, text: str, *, last: bool = False) -> None:
-        """Read on, with more text; ``last``: no more comes."""
+        """Continue parsing with more text. ``last``: no more text follows."""
         self._text, self._closed = self._text + text, last
         if self._running is not None:
             try:
@@ -35,16 +35,16 @@ class TextParser:
                 self._running, self._text = None, ""
 
     def more(self) -> Parse[bool]:
-        """Wait for more text. False if none comes."""
+        """Wait for more text. False if the text has ended."""
         if self._closed:
             return False
         yield
         return True
 
     def match(self, pattern: regex.Pattern[str]) -> Parse[regex.Match[str] | None]:
-        """The match at this place, which is passed; None if there is none.
+        """Consume a match at the current position and return it; None if the pattern does not match there.
 
-        A match that more text could change is waited for.
+        Waits for more text while more text could change the match.
         """
         while True:
             found = pattern.match(self._text, partial=True)
@@ -57,7 +57,7 @@ class TextParser:
             return found
 
     def expect(self, literal: str) -> Parse[bool]:
-        """Whether this literal comes, which is passed then."""
+        """Consume a literal at the current position. False if the text differs."""
         while len(self._text) < len(literal) and literal.startswith(self._text):
             if not (yield from self.more()):
                 return False
@@ -67,7 +67,7 @@ class TextParser:
         return True
 
     def until(self, literal: str, out: Callable[[str], object]) -> Parse[bool]:
-        """Hand text on to ``out``, up to the literal, which is passed. False if the text ends without it."""
+        """Pass text to ``out`` up to a literal, and consume the literal. False if the text ends without it."""
         while True:
             if (at := self._text.find(literal)) >= 0:
                 self._hand_on(at, out)
@@ -86,7 +86,7 @@ class TextParser:
     def search(
         self, pattern: regex.Pattern[str], out: Callable[[str], object]
     ) -> Parse[regex.Match[str] | None]:
-        """Hand text on to ``out``, up to the first match, which is passed. None if the text ends without one."""
+        """Pass text to ``out`` up to the first match, and consume the match. None if the text ends without a match."""
         while True:
             found = pattern.search(self._text, partial=True)
             if found and not found.partial:
@@ -99,14 +99,14 @@ class TextParser:
                 return None
 
     def rest(self, out: Callable[[str], object]) -> Parse[None]:
-        """Hand on all text that still comes."""
+        """Pass all remaining text to ``out``."""
         while True:
             self._hand_on(len(self._text), out)
             if not (yield from self.more()):
                 return
 
     def json_object(self, out: Callable[[str], object]) -> Parse[None]:
-        """Hand on a JSON object that begins here, as it is written."""
+        """Pass the JSON object at the current position to ``out``, unchanged."""
         depth, quoted, escaped = 0, False, False
         while True:
             for at, character in enumerate(self._text):

@@ -1,4 +1,4 @@
-"""What a request says about tools: functions that the model may call, and whether it must."""
+"""The tools of a request: functions that the model may or must call."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pellucid.errors.messages import brief
 MOST_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-"""The schema of a function without parameters."""
+"""Schema of a function without parameters."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: its ``name``, the JSON schema of its ``parameters``, and how a template gets it (``shown``).
+    """A function: its ``name``, the JSON schema of its ``parameters``, and its form for the template (``shown``).
 
-    ``strict`` False: its arguments are any JSON object.
+    ``strict`` False: arguments may be any JSON object.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Tool:
 
     @property
     def schema(self) -> Any:
-        """The schema that a call's arguments follow."""
+        """JSON schema that the arguments of a call follow."""
         return self.parameters if self.strict else {"type": "object"}
 
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """The tools that may be called. ``required``: one must be; ``parallel``: more than one may be."""
+    """Tools that may be called. ``required``: the answer must have a call. ``parallel``: it may have several calls."""
 
     tools: Sequence[Tool] = field(default=())
     required: bool = False
@@ -44,7 +44,7 @@ class ToolChoice:
 
 
 def tool(where: str, name: Any, description: Any, parameters: Any, strict: Any = None) -> Tool:
-    """A function, checked. ``where`` is its place in the request.
+    """Check a function and return it. ``where`` is its place in the request.
 
     Raises:
         InvalidRequest: a field is wrong.
@@ -69,7 +69,7 @@ def tool(where: str, name: Any, description: Any, parameters: Any, strict: Any =
 
 
 def tool_of(where: str, fields: Mapping[str, Any], schema: str = "parameters") -> Tool:
-    """A function from an object; ``schema`` is the name that its parameters have there.
+    """Read a function from an object. ``schema`` is the field that holds its parameters.
 
     Raises:
         InvalidRequest: a field is wrong.
@@ -78,10 +78,11 @@ def tool_of(where: str, fields: Mapping[str, Any], schema: str = "parameters") -
 
 
 def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:
-    """A choice among tools; ``names`` are those that may be called, None for all.
+    """Choice among tools. ``names`` are the tools that may be called; None: all tools.
 
     Raises:
-        InvalidRequest: there are too many tools, two of a name, or none of a name.
+        InvalidRequest: there are too many tools, two tools have one name, a name is unknown, or a call is required and
+            no tool may be called.
     """
     known = {one.name: one for one in tools}
     if len(tools) > MOST_TOOLS:

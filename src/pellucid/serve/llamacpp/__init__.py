@@ -1,11 +1,11 @@
-"""What llama.cpp's server has beside the other APIs, as data.
+"""llama.cpp's own paths: request and response bodies, without HTTP.
 
-fields.py       fields of its requests as options of a generation, and options as its answers repeat them
-prompts.py      prompts: texts, token ids, both mixed
-completion.py   /completion: a prompt in, what follows it out
-infill.py       /infill: the text of a gap
-telemetry.py    timings, and how far a prompt has been read, for OpenAI's answers too
+fields.py       request fields as generation options, and options as responses repeat them
+prompts.py      prompts: text, token ids, both mixed
+completion.py   /completion: continues prompts
+infill.py       /infill: fills a gap between two texts
+telemetry.py    timings and progress of the prompt, for OpenAI's responses too
 embedding.py    /embedding: vectors of texts
-ranking.py      /rerank: documents by a query
-properties.py   /props, /slots: how the server is
+ranking.py      /rerank: ranks documents by a query
+properties.py   /props, /slots: state of the server
 """

@@ -1,4 +1,4 @@
-"""/completion: a prompt in, what follows it out, in llama.cpp's own form.
+"""/completion: continues prompts, in llama.cpp's own form.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -31,7 +31,7 @@ MOST_FIELDS = 256
 
 @dataclass(frozen=True)
 class Shown:
-    """The content of answers: probabilities ``after`` the chain or before it, token ``ids``, only some ``fields``."""
+    """Content of responses: probabilities ``after`` or before the chain, token ``ids``, and selected ``fields``."""
 
     after: bool
     ids: bool
@@ -55,7 +55,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class LlamaCompletion:
-    """Prompts that run, each ``count`` times; ``listed``: the answer is a list."""
+    """Prompts that run, each ``count`` times. ``listed``: the response is a list."""
 
     groups: Sequence[TextGroup]
     count: int
@@ -85,7 +85,7 @@ class LlamaCompletion:
         llm: ServedModel,
         ends: Sequence[int] = (),
     ) -> LlamaCompletion:
-        """The prompts with the options of a body; ``ends`` are further tokens that end a text.
+        """Build a request from prompts and the options of a body. ``ends`` are extra stop tokens.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
@@ -100,12 +100,12 @@ class LlamaCompletion:
         return cls(groups, count, listed, shown, llm.tokenizer)
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """The body of the answer of the model ``name``."""
+        """Response body of the model ``name``."""
         made = [self._whole(name, place, at) for place in range(len(self.groups)) for at in range(self.count)]
         return made if self.listed else made[0]
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answers in pieces, prompt by prompt: each token, then the end without its text."""
+        """Stream events, prompt by prompt: an event for each token, then a final event without text."""
         for place, group in enumerate(self.groups):
             events: Events = self._pieces(name, place)
             if self.shown.telemetry.progress:
@@ -142,7 +142,7 @@ class LlamaCompletion:
         return {"index": 0, "content": "", "tokens": [], "stop": False, "id_slot": -1}
 
     def _whole(self, name: str, place: int, at: int) -> dict[str, Any]:
-        """An answer that has ended."""
+        """Response of a finished sequence."""
         group = self.groups[place]
         one = group.builders[at]
         made = self._end(name, place, at, "".join(one.texts), one.ids if self.shown.ids else [])
@@ -194,12 +194,12 @@ class LlamaCompletion:
 
 
 def _truncated(made: Generation, most: int | None) -> bool:
-    """True if the end of the context ended a text."""
+    """True if the text ended because the context was full."""
     return made.finish_reason == "length" and (most is None or len(made.ids) < most)
 
 
 def _chosen(made: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The fields that were asked for; "a/b" is the field "b" of the object "a". Absent ones are left out."""
+    """The requested fields. "a/b" is the field "b" of the object "a". Absent fields are left out."""
     found = dict[str, Any]()
     for field in fields:
         *outer, last = field.split("/")

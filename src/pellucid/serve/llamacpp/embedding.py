@@ -1,4 +1,4 @@
-"""/embedding and /embeddings in llama.cpp's own form: a list of lists of vectors, one list for each prompt."""
+"""/embedding and /embeddings in llama.cpp's own form: for each prompt a list of vectors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pellucid.util.checks import whole
 
 EMBEDDING_BODY = BodyForm(harmless=frozenset({"user"}), only={"encoding_format": "float"})
 MOST_NORM = 1024
-LARGEST = 32_760.0  # of the largest component with embd_normalize 0, as there: it fits int16
+LARGEST = 32_760.0  # the largest component with embd_normalize 0, as in llama.cpp: it fits int16
 
 
 @dataclass(frozen=True)
 class LlamaEmbedding:
-    """The vectors of ``prompts`` (token ids) are asked for. ``norm``: -1 none, 0 the largest component, else p."""
+    """A request for the vectors of ``prompts`` (token ids). ``norm``: -1 none, 0 largest component, p the p-norm."""
 
     prompts: Sequence[list[int]]
     norm: int
@@ -31,10 +31,10 @@ class LlamaEmbedding:
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> LlamaEmbedding:
-        """Read a body, which has ``content`` or ``input``.
+        """Read a body with ``content`` or ``input``.
 
         Raises:
-            InvalidRequest: a field is wrong, or the model makes no vectors; the message names it.
+            InvalidRequest: a field is wrong, or the model computes no sentence vectors; the message names it.
         """
         if not llm.spec.pooling:
             raise InvalidRequest(
@@ -57,7 +57,7 @@ class LlamaEmbedding:
         return cls(prompts, norm, llm)
 
     def answer(self) -> list[Any]:
-        """Compute the vectors, and return the body of an answer."""
+        """Compute the vectors and return the response body."""
         vectors = _normalised(self.llm.embed_tokens(self.prompts), self.norm)
         return [{"index": at, "embedding": [vector]} for at, vector in enumerate(vectors.tolist())]
 
@@ -70,6 +70,6 @@ def _normalised(vectors: NDArray[np.float32], norm: int) -> NDArray[np.float64]:
     values /= np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-30)
     if norm == 0:
         values *= LARGEST
-    else:  # of vectors whose largest component is 1: a high power of a small number is zero
+    else:  # the largest component is 1 here, because high powers of small numbers would be zero
         values /= (np.abs(values) ** norm).sum(axis=1, keepdims=True) ** (1 / norm)
     return values

@@ -1,4 +1,4 @@
-"""Fields of llama.cpp's requests as options of a generation, and options as its answers repeat them.
+"""Fields of llama.cpp's requests as generation options, and options as its responses repeat them.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -21,8 +21,8 @@ from pellucid.serve.model import ServedModel
 from pellucid.util.checks import real, token_id
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"
-"""The build in llama.cpp's form; clients read it from ``system_fingerprint`` and ``build_info``."""
-MOST_TOGETHER = 1000.0  # of the biases of one token, which no logit outweighs
+"""Build name in llama.cpp's form. Clients read it from ``system_fingerprint`` and ``build_info``."""
+MOST_TOGETHER = 1000.0  # limit of the summed biases of a token; no logit outweighs it
 RANDOM = (-1, (1 << 32) - 1)
 NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
 LLAMACPP_BODY = BodyForm(
@@ -47,17 +47,17 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "xtc": ("xtc",),
     "temperature": ("temperature", "temp"),
 }
-"""llama.cpp's names of the steps of a chain, by our own."""
+"""llama.cpp's names of sampler steps, by Pellucid's names."""
 STEPS = {name: step for step, names in SAMPLERS.items() for name in names}
 PASSED_OVER = ("infill",)
-"""A sampler that joins the probabilities of tokens with a common beginning before it cuts."""
+"""Samplers that are ignored. "infill" joins the probabilities of tokens with a common beginning before it cuts."""
 
 
 def options_of_body(body: Body, llm: ServedModel) -> dict[str, Any]:
-    """The options of a generation.
+    """Generation options of a body.
 
     Raises:
-        InvalidRequest: one is unknown or wrong.
+        InvalidRequest: an option is unknown or wrong.
     """
     bias, samplers, stop = body.take("logit_bias"), body.take("samplers"), body.take("stop")
     options = body.options(llm.recommended)
@@ -68,8 +68,8 @@ def options_of_body(body: Body, llm: ServedModel) -> dict[str, Any]:
     if bias:
         options["logit_bias"] = _biases(bias, llm)
     if options.get("ignore_eos") is True and isinstance(banned := options.get("banned", []), list):
-        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as there: the text has none
-    if options.get("mirostat"):  # it replaces the chain there
+        options["banned"] = [*banned, *sorted(llm.tokenizer.eos_ids)]  # as in llama.cpp: no end tokens
+    if options.get("mirostat"):  # in llama.cpp it replaces the steps that cut
         owner = owners()
         return {
             name: value for name, value in options.items() if name not in owner or not _is_cut(owner[name])
@@ -82,7 +82,7 @@ def _is_cut(step: type[SamplerStep]) -> bool:
 
 
 def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
-    """Biases by token, from pairs or from an object. A text stands for each of its tokens; False forbids a token."""
+    """Biases by token, from pairs or an object. A string stands for each of its tokens; False forbids a token."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, list) or len(pairs) > MOST_BIASED:
         raise InvalidRequest(
@@ -108,7 +108,7 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
 
 
 def _ordered(options: dict[str, Any], samplers: Any) -> dict[str, Any]:
-    """The options with a chain in llama.cpp's names: steps that it does not name are left out, with their options.
+    """Options with a chain in llama.cpp's names. Steps that the chain does not name are dropped with their options.
 
     Steps that forbid or bias tokens always apply: llama.cpp does not count them among its samplers.
     """
@@ -128,7 +128,7 @@ def _ordered(options: dict[str, Any], samplers: Any) -> dict[str, Any]:
 
 
 def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
-    """The options of a generation in llama.cpp's names: ``generation_settings`` of answers, ``params`` of /props."""
+    """Generation options in llama.cpp's names: ``generation_settings`` of responses, ``params`` of /props."""
     values = {
         name: options.sampling.get(name, one.default)
         for kind in steps().values()
@@ -170,7 +170,7 @@ def settings_of(options: Options, seed: int | None) -> dict[str, Any]:
 
 
 def _chain(options: Options) -> list[str]:
-    """The names of the steps of a chain, in order."""
+    """Names of the steps of a chain, in order."""
     if options.samplers is None:
         return list(steps())
     return [one if isinstance(one, str) else one.name for one in options.samplers]

@@ -1,4 +1,4 @@
-"""/infill: the text between two others, with other files of the repository before them.
+"""/infill: fills the gap between a prefix and a suffix, with other files of the repository as context.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -16,7 +16,7 @@ MOST_FILES = 256
 
 
 def infill_request(body: Body, llm: ServedModel) -> LlamaCompletion:
-    """A gap that is filled.
+    """Read an infill request.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.

@@ -1,7 +1,7 @@
-"""Prompts as llama.cpp's server reads them: a text, token ids, both mixed, or an object with a text.
+"""Prompts in the forms of llama.cpp's server: a string, token ids, both mixed, or an object with a string.
 
-Control tokens in a text are parsed: clients of llama.cpp render chat templates themselves, or with /apply-template, and
-send the result. BOS is added before a text, and before a list that begins with a text.
+Control tokens in text are parsed: clients of llama.cpp render chat templates themselves or with /apply-template, and
+send the result. BOS is added before a string, and before a list that begins with a string.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
@@ -24,10 +24,10 @@ SHAPES = "must be a text, token ids, both in one list, or an object with prompt_
 
 
 def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]], bool]:
-    """The token ids of each prompt of the field ``name``, and whether there was a list of prompts.
+    """Token ids of each prompt of the field ``name``, and True if the field is a list of prompts.
 
     Raises:
-        InvalidRequest: it is something else, or a token is none of the model's.
+        InvalidRequest: the value has another form, or a token id is not in the vocabulary.
     """
     if _is_one(value):
         return [_ids(llm, name, value)], False
@@ -39,7 +39,7 @@ def prompts_of(llm: ServedModel, name: str, value: Any) -> tuple[list[list[int]]
 
 
 def _is_one(value: Any) -> bool:
-    """True if a value is one prompt. A list with a number in it is one prompt."""
+    """True if a value is a single prompt. A list that contains a number is a single prompt."""
     return not isinstance(value, list) or any(type(one) is int for one in value)
 
 
@@ -61,7 +61,7 @@ def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
 
 
 def _text_of(name: str, value: Mapping[str, Any]) -> str:
-    """The text of an object: ``prompt_string``, or ``content`` with parts of text."""
+    """Text of an object: ``prompt_string``, or the text parts of ``content``."""
     if value.get("multimodal_data"):
         raise InvalidRequest(f"{name}.multimodal_data: only text is read, no image and no sound")
     if unknown := value.keys() - KEYS:

@@ -1,6 +1,6 @@
-"""/props and /slots: how the server is, in llama.cpp's words.
+"""/props and /slots: state of the server, in llama.cpp's form.
 
-The engine has no slots: any number of requests share a step. /slots lists the sequences that run and one idle slot.
+The engine has no slots: any number of requests share a step. /slots lists the running sequences and one idle slot.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pellucid.serve.live import LiveRequest
 from pellucid.serve.llamacpp.fields import BUILD, LLAMACPP_BODY, settings_of
 from pellucid.serve.model import ServedModel
 
-ELSEWHERE = 256  # sequences of a request that runs on replicas
+ELSEWHERE = 256  # slots that a model on replicas reports
 
 
 def properties(llm: ServedModel, name: str) -> dict[str, Any]:
-    """The body of GET /props for the model ``name``."""
+    """Body of GET /props for the model ``name``."""
     tokenizer = llm.tokenizer
     usual = Options.of(**(llm.recommended or LLAMACPP_BODY.defaults))
     return {
         "default_generation_settings": {**_idle(0, llm), "params": settings_of(usual, None)},
         "total_slots": _most(llm),
         "model_alias": name,
-        "model_path": llm.checkpoint.path.name,  # not the folder's: it is the server's own
+        "model_path": llm.checkpoint.path.name,  # without the folder, which is private to the server
         "modalities": {"vision": False, "video": False, "audio": False},
         "endpoint_slots": True,
         "endpoint_props": False,
@@ -39,7 +39,7 @@ def properties(llm: ServedModel, name: str) -> dict[str, Any]:
 
 
 def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
-    """The body of GET /slots: the sequences of requests that run, and one that is idle where there is room."""
+    """Body of GET /slots: the running sequences, and an idle slot if there is room for another sequence."""
     found = list[dict[str, Any]]()
     for live in running:
         for group in live.groups:
@@ -63,5 +63,5 @@ def _idle(number: int, llm: ServedModel) -> dict[str, Any]:
 
 
 def _most(llm: ServedModel) -> int:
-    """The largest number of sequences in a step."""
+    """Maximum number of sequences in a step."""
     return llm.engine.runner.limits.sequences if isinstance(llm, LLM) else ELSEWHERE

@@ -1,4 +1,4 @@
-"""/rerank: documents by how near their vectors are to the query's."""
+"""/rerank: ranks documents by the similarity of their vectors to the query's vector."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RERANK_BODY = BodyForm(only={"raw_scores": False})
 
 @dataclass(frozen=True)
 class RankingRequest:
-    """The ``top`` best of ``documents`` are asked for; ``returned``: with their texts.
+    """A request for the ``top`` best of ``documents``. ``returned``: the response includes their text.
 
-    ``plain``: in the form of Hugging Face's text-embeddings-inference, whose field for the documents is "texts".
+    ``plain``: the form of Hugging Face's text-embeddings-inference, where the field of the documents is "texts".
     """
 
     query: str
@@ -32,7 +32,7 @@ class RankingRequest:
 
     @classmethod
     def of(cls, body: Body) -> RankingRequest:
-        """Read a body; llama.cpp calls the documents "documents" or "texts".
+        """Read a body. As in llama.cpp, the field of the documents is "documents" or "texts".
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
@@ -58,7 +58,7 @@ class RankingRequest:
         return cls(query, documents, top, returned, truncate, plain)
 
     def answer(self, llm: ServedModel, name: str) -> dict[str, Any] | list[Any]:
-        """Compute the vectors, and return the body of an answer of the model ``name``: scores are cosines."""
+        """Compute the vectors and return the response body of the model ``name``. Scores are cosines."""
         encoded = llm.inputs.sentences([self.query, *self.documents], self.truncate)
         vectors = llm.embed_tokens(encoded)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

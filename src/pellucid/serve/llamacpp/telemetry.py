@@ -1,6 +1,6 @@
-"""Timings of a request, and the progress of its prompt, beside the answer, as llama.cpp's server has them.
+"""Timings of a request and the progress of its prompt in responses, as in llama.cpp's server.
 
-The fields ``timings_per_token`` and ``return_progress`` ask for both, in OpenAI's requests too.
+The fields ``timings_per_token`` and ``return_progress`` request them, also in OpenAI's APIs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pellucid.serve.generate import Streaming
 from pellucid.serve.llamacpp.fields import BUILD
 from pellucid.tokenize import Tokenizer
 
-EVERY = 0.05  # seconds between two looks at how far a prompt has been read
+EVERY = 0.05  # seconds between two checks of the prompt's progress
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` answers.
+    """Options of a request: ``timings`` in each event of a stream, ``progress`` of the prompt, ``verbose`` responses.
 
-    A verbose answer shows its prompt. ``own``: the path is llama.cpp's own; its answers always have timings and the
-    build.
+    A verbose response shows its prompt. ``own``: the path is llama.cpp's own; its responses always have timings and
+    the build name.
     """
 
     timings: bool
@@ -49,7 +49,7 @@ class Telemetry:
     def told(
         self, asked: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
     ) -> Streaming:
-        """A request that is answered with what was asked to be told; ``blank`` makes an event without any text.
+        """Wrap a request so that its response has the requested telemetry. ``blank`` builds an event without text.
 
         Raises:
             InvalidRequest: ``return_progress`` or ``verbose`` with several prompts.
@@ -63,7 +63,7 @@ class Telemetry:
 
 @dataclass(frozen=True)
 class ToldRequest:
-    """A request whose answer has telemetry."""
+    """A request whose response has telemetry."""
 
     telemetry: Telemetry
     asked: Streaming
@@ -72,11 +72,11 @@ class ToldRequest:
 
     @property
     def groups(self) -> Sequence[TextGroup]:
-        """The groups of the request."""
+        """Engine groups of the request."""
         return self.asked.groups
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
-        """The body of the answer."""
+        """Response body with telemetry."""
         made = self.asked.answer(name, number)
         assert isinstance(made, dict)
         told = self.telemetry
@@ -87,7 +87,7 @@ class ToldRequest:
         return {**made, "timings": timings(self.groups[-1])} if told.own or told.timings else made
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in pieces."""
+        """Stream events with telemetry."""
         told, events, shown = self.telemetry, self.asked.stream(name, number), False
         if told.progress:
             events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
@@ -109,7 +109,7 @@ class ToldRequest:
 
 
 def _begin_as_there(event: dict[str, Any]) -> None:
-    """The event that names the role has no text: null in llama.cpp's streams, "" in OpenAI's."""
+    """Set the empty text of the event with the role to null, as in llama.cpp's streams. OpenAI's streams have ""."""
     for choice in event["choices"]:
         delta = choice.get("delta", {})
         if "role" in delta and not delta.get("content"):
@@ -117,7 +117,7 @@ def _begin_as_there(event: dict[str, Any]) -> None:
 
 
 def single(groups: Sequence[TextGroup], field: str) -> None:
-    """Raise InvalidRequest if a request with this field has several prompts."""
+    """Raise InvalidRequest if a request with the field ``field`` has several prompts."""
     if len(groups) > 1:
         raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
 
@@ -125,7 +125,7 @@ def single(groups: Sequence[TextGroup], field: str) -> None:
 async def with_progress(
     events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of a stream. Events with the progress of the prompt come before the first token."""
+    """Events of a stream, preceded by events with the progress of the prompt."""
     coming, told, start = None, -1, 0.0
     try:
         while True:
@@ -160,7 +160,7 @@ def _progress(event: dict[str, Any], group: TextGroup, read: int, seconds: float
 
 
 def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
-    """Numbers of tokens and times of a sequence so far; the first token counts to the prompt's time, as there."""
+    """Token counts and times of a sequence so far. As in llama.cpp, the prompt's time includes the first token."""
     one, cached = group.builders[at], group.facts.cached
     made = _timings(
         cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
@@ -170,7 +170,7 @@ def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
 
 
 def _timings(cached: int, read: int, seconds: float, made: int, after: float) -> dict[str, Any]:
-    """``after`` are the seconds after the first of the ``made`` tokens."""
+    """Timings in llama.cpp's form. ``after`` is the time of decode: seconds after the first of ``made`` tokens."""
     steps = max(made - 1, 0)
     return {
         "cache_n": cached,

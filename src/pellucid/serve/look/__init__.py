@@ -1,1 +1,1 @@
-"""What the page asks of a model: texts with the probabilities of their tokens, recorded values, lenses."""
+"""Requests of the page about a model: generated text with token probabilities, recorded values, lenses."""

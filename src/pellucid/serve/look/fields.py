@@ -1,4 +1,4 @@
-"""Fields that requests of the page have in common: a prompt, and edits of values."""
+"""Common fields of the page's requests: a prompt, and edits of values."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ KINDS: Mapping[str, Callable[..., EditOf]] = {
 
 
 def prompt_of(body: Body, llm: ServedModel) -> list[int]:
-    """The tokens of the body's ``prompt`` (a text, or ids) or ``messages``.
+    """Tokens of the body's ``prompt`` (text or token ids) or ``messages``.
 
     Raises:
-        InvalidRequest: it has neither, or both.
+        InvalidRequest: the body has neither or both.
     """
     messages, prompt = body.take("messages"), body.take("prompt")
     if (messages is None) == (prompt is None):
@@ -45,7 +45,7 @@ def prompt_of(body: Body, llm: ServedModel) -> list[int]:
 
 
 def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
-    """The tokens of a sentence for an encoder."""
+    """Tokens of a sentence for an encoder."""
     if isinstance(prompt, str):
         return llm.inputs.sentences([prompt])[0]
     if not isinstance(prompt, list) or not 1 <= len(prompt) <= llm.context:
@@ -56,7 +56,7 @@ def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
 def edits_of(body: Body, llm: ServedModel) -> list[EditOf]:
     """The body's ``edits``: {"edit": "ablate", "point": NAME}, "scale" with ``factor``, "add" or "replace" with values.
 
-    Values are numbers, or the base64 form of little-endian float32 with their ``shape``.
+    Values are numbers, or base64 of little-endian float32 with their ``shape``.
 
     Raises:
         InvalidRequest: an edit is wrong; the message names it.
@@ -91,7 +91,7 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
         if isinstance(values, str):
             made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
         else:
-            with np.errstate(over="ignore"):  # what is too large is refused as an edit
+            with np.errstate(over="ignore"):  # the edit rejects values that overflow
                 made = np.asarray(values, np.float32)
         return made if shape is None else made.reshape(shape)
     except (ValueError, TypeError, OverflowError, binascii.Error):
@@ -101,6 +101,6 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def no_more(body: Body, what: str) -> None:
-    """Refuse fields that nobody reads."""
+    """Reject unread fields."""
     if left := body.rest():
         raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")

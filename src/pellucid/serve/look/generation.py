@@ -1,4 +1,4 @@
-"""POST /look/generate: a text token by token, each with its probability and those of the likeliest others."""
+"""POST /look/generate: generated text, token by token, with the probabilities of the token and its alternatives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_ALTERNATIVES = 40
 
 @dataclass(frozen=True)
 class LookGeneration:
-    """What a body asks for: one text, in events "prompt", "token" and "end"."""
+    """A request for one text, in events "prompt", "token" and "end"."""
 
     llm: ServedModel
     groups: Sequence[TextGroup]
@@ -44,7 +44,7 @@ class LookGeneration:
         return cls(llm, [llm.request(prompt, edits=edits, **options)])
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The events as one list."""
+        """All events as one list."""
         (group,) = self.groups
         (made,) = group.results()
         builder, grouper = group.builders[0], self._grouper()
@@ -53,11 +53,11 @@ class LookGeneration:
         return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The events as they come."""
+        """Events as they occur."""
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
         grouper = self._grouper()
-        times = iter(group.builders[0].times)  # each is there when its token comes
+        times = iter(group.builders[0].times)  # appended before the token is streamed
         async with aclosing(group.stream()) as outputs:
             async for _, token in outputs:
                 assert token.logprobs is not None
@@ -97,7 +97,7 @@ class LookGeneration:
         return {
             "type": "end",
             "finish_reason": made.finish_reason,
-            "seed": None if made.seed is None else str(made.seed),  # which JavaScript's numbers may not hold
+            "seed": None if made.seed is None else str(made.seed),  # too large for a JavaScript number
             "usage": usage([made]),
             "notices": self.groups[0].unused(),
             "seconds": made.timings.total,

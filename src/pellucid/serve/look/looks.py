@@ -1,4 +1,4 @@
-"""What is asked about a model with a body, by the last part of the path: what answers, here or on a replica."""
+"""Functions that answer the page's requests about a model, here or on a replica, by the last part of the path."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ LOOKS: Mapping[str, Callable[[Body, LLM], dict[str, Any]]] = {
     "pieces": pieces,
     "tokenize": tokenization,
 }
-"""Each runs in a thread, to its end. ``TraceReading`` is not among them: it ends with its client."""
+"""Each function runs in a thread to its end. ``TraceReading`` is not here, because it is cancelled with its client."""

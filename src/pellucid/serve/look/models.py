@@ -1,4 +1,4 @@
-"""GET /look/models: the models of the server, and what the page must know of one that is looked at."""
+"""GET /look/models/NAME: facts about a model that the page needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pellucid.trace.recorded import shape_of
 
 
 def described(body: Body, llm: LLM) -> dict[str, Any]:
-    """A model's shape, its points, and its chain's steps; a ``notice`` if its values cannot be watched."""
+    """A model's shape, its hook points and its sampler steps. ``notice``: why its values cannot be traced."""
     name, spec, points = body.required("name"), llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
     return {

@@ -1,4 +1,4 @@
-"""What is inside while a text is read and continued: recorded values, lenses, the way from a text to its tokens."""
+"""Requests of the page about a prompt: recorded values, lenses, attribution, tokenization, nearest tokens."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from pellucid.trace.trace import Trace
 from pellucid.util.checks import whole
 
 MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096
-RECORDED = 16 * MOST_ANSWER  # bytes that a reading records before norms and views are made of them
-MOST_VIEWS, MOST_POOLED = 16, 4096  # views; rows and columns of one
+RECORDED = 16 * MOST_ANSWER  # bytes that a trace records before norms and views reduce them
+MOST_VIEWS, MOST_POOLED = 16, 4096  # views; rows and columns of a view
 MOST_LENS, MOST_SCORES, MOST_ATTRIBUTED = 512, 1 << 26, 2048  # tokens; tokens times the vocabulary; tokens
-MOST_SEARCHED, MOST_WORD = 8, 200  # words whose neighbours are looked for; characters of a word
+MOST_SEARCHED, MOST_WORD = 8, 200  # words with a search for neighbours; characters of a word
 MOST_WORDS, MOST_NEIGHBOURS = 32, 50
 
 
 @dataclass(frozen=True)
 class TraceReading:
-    """The values of ``points``, and of ``norms`` the lengths of their rows, for a prompt and what follows it.
+    """Values of ``points``, and the lengths of the rows of ``norms``, for a prompt and its continuation.
 
-    ``views`` are parts of patterns, which are whole too large to be sent for a long text.
+    ``views`` are parts of attention patterns: the complete patterns of a long text are too large to send.
     """
 
     llm: LLM
@@ -51,7 +51,7 @@ class TraceReading:
     edits: Sequence[EditOf]
     views: Sequence[PatternView]
     kept: Set[str]
-    """The points whose values are wanted, not only views of them."""
+    """Points whose values are returned, not only views of them."""
     trace: Trace | None
     groups: Sequence[TextGroup]
 
@@ -82,10 +82,10 @@ class TraceReading:
         return cls(llm, prompt, wanted, lengths, edits, views, kept, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The arrays; the sentence of an encoder is read now.
+        """Response body with the arrays. An encoder runs now.
 
         Raises:
-            InvalidRequest: they are too large.
+            InvalidRequest: the arrays are too large.
         """
         llm, trace = self.llm, self.trace
         if trace is None:
@@ -113,7 +113,7 @@ class TraceReading:
         }
 
     def _arrays(self, trace: Trace) -> Iterator[tuple[str, NDArray[Any]]]:
-        """The arrays of an answer, by their titles."""
+        """Titles and arrays of the response."""
         (sequence,) = trace.sequences
         for point in trace:
             if point not in self.kept:
@@ -129,7 +129,7 @@ class TraceReading:
 
 @dataclass(frozen=True)
 class PatternView:
-    """A part of a pattern under a ``title``: some ``heads`` and ``rows``, with at most ``pool`` rows and columns."""
+    """Part of an attention pattern: some ``heads`` and ``rows``, pooled to at most ``pool`` rows and columns."""
 
     title: str
     point: str
@@ -139,7 +139,7 @@ class PatternView:
 
     @classmethod
     def of(cls, name: str, given: dict[str, Any], llm: LLM) -> PatternView:
-        """A view as a body describes it: {"title", "point"}, and "head", "rows" [first, end], "pool" if wanted.
+        """Read a view: {"title", "point"}, and optionally "head", "rows" [first, end] and "pool".
 
         Raises:
             InvalidRequest: a field is wrong.
@@ -168,12 +168,12 @@ class PatternView:
         return cls(title, point, heads, slice(first, end), whole(f"{name}.pool", pool, 1, MOST_POOLED))
 
     def seen(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The view of patterns (H, T, S)."""
+        """The view's part of patterns (H, T, S)."""
         return pooled(patterns[self.heads, self.rows], self.pool)
 
 
 def pooled(patterns: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    """Patterns (H, T, S) with at most ``most`` rows and columns: the maxima of squares of tokens."""
+    """Pool patterns (H, T, S) to at most ``most`` rows and columns: the maxima of squares of tokens."""
     _, rows, columns = patterns.shape
     side = -(-max(rows, columns) // most)
     if side == 1:
@@ -193,7 +193,7 @@ def _names(body: Body, field: str) -> list[str]:
 
 
 def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
-    """How a ``text`` becomes tokens, stage by stage: ``tokenize/explain.py``."""
+    """Tokenization of a ``text``, stage by stage: ``tokenize/explain.py``."""
     text = body.text("text") or ""
     if len(text) > MOST_TEXT:
         raise InvalidRequest(f"text has {len(text):,} characters; the limit is {MOST_TEXT:,}")
@@ -202,14 +202,14 @@ def tokenization(body: Body, llm: LLM) -> dict[str, Any]:
 
 
 def pieces(body: Body, llm: LLM) -> dict[str, Any]:
-    """The texts of tokens."""
+    """Texts of tokens."""
     ids = _ids(body.required("ids"), llm, MOST_IDS)
     no_more(body, "it has ids")
     return {"pieces": [llm.tokenizer.piece(token) for token in ids]}
 
 
 def _ids(given: Any, llm: LLM, most: int) -> list[int]:
-    """Token ids of a body, which are no text: they need not follow each other. Raises InvalidRequest."""
+    """Check the token ids of a body. They are separate tokens, not a text. Raises InvalidRequest."""
     size = llm.inputs.vocabulary
     if (
         not isinstance(given, list)
@@ -221,7 +221,7 @@ def _ids(given: Any, llm: LLM, most: int) -> list[int]:
 
 
 def attribution(body: Body, llm: LLM) -> dict[str, Any]:
-    """What each part adds to the logit of ``token``, after ``position``: ``trace/lenses/attribution.py``."""
+    """Contribution of each part to the logit of ``token`` after ``position``: ``trace/lenses/attribution.py``."""
     prompt, edits = prompt_of(body, llm), _stream_edits(body, llm)
     token, against = body.take("token"), body.take("against")
     position = body.count("position", -len(prompt), len(prompt) - 1)
@@ -238,7 +238,7 @@ def _refuse_long(prompt: list[int], most: int) -> None:
 
 
 def lens(body: Body, llm: LLM) -> dict[str, Any]:
-    """What the model would say after each block, at every position: ``trace/lenses/logit_lens.py``."""
+    """Logit lens: predictions after each block, at every position: ``trace/lenses/logit_lens.py``."""
     prompt, edits, top = prompt_of(body, llm), _stream_edits(body, llm), body.count("top", 1, MOST_TOP) or 5
     no_more(body, "a lens has prompt, top and edits")
     _refuse_long(prompt, min(MOST_LENS, MOST_SCORES // llm.spec.embedding.vocabulary))
@@ -247,10 +247,10 @@ def lens(body: Body, llm: LLM) -> dict[str, Any]:
 
 
 def _stream_edits(body: Body, llm: LLM) -> list[EditOf]:
-    """The body's edits of a run that a lens looks at.
+    """The body's edits, for a run that a lens reads.
 
     Raises:
-        InvalidRequest: an edit is wrong, or of a value behind the residual stream, which a lens makes by itself.
+        InvalidRequest: an edit is wrong, or changes a value after the residual stream, which a lens computes itself.
     """
     edits = edits_of(body, llm)
     for one in select(llm.points, [edit.where for edit in edits]):
@@ -262,7 +262,7 @@ def _stream_edits(body: Body, llm: LLM) -> list[EditOf]:
 
 
 def near(body: Body, llm: LLM) -> dict[str, Any]:
-    """The nearest tokens of ``ids`` (tokens) or ``words`` (texts), the cosines between them, and a map."""
+    """Nearest tokens of ``ids`` (tokens) or ``words`` (texts), the cosines between them, and a map."""
     ids, asked = body.take("ids"), body.count("n", 0, MOST_NEIGHBOURS)
     words: Sequence[str | int] = body.texts("words") if ids is None else _ids(ids, llm, MOST_WORDS)
     count = 8 if asked is None else asked

@@ -1,4 +1,4 @@
-"""GET /look/state/NAME and POST /look/profile: how a model runs right now, and where the time of a step goes."""
+"""GET /look/state/NAME and POST /look/profile: state of a running model, and the times of a step's operations."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pellucid.serve.look.fields import no_more
 from pellucid.serve.model import ServedModel
 
 ROUNDS, MOST_DEPTH = 3, 1024
-ROOF_BYTES = 64 << 20  # more than most caches hold, and little beside a model
+ROOF_BYTES = 64 << 20  # larger than most CPU caches, small beside a model
 
 
 def state(llm: ServedModel) -> dict[str, Any]:
-    """Requests, steps, pages of the cache, and what the prefix cache has."""
+    """Requests, steps, pages of the cache, and bytes of the prefix cache."""
     return asdict(llm.state())
 
 
 def profile(body: Body, llm: LLM) -> dict[str, Any]:
-    """The times of the operations of a step of ``tokens`` after ``depth``, measured between the steps of requests.
+    """Times of the operations of a step with ``tokens`` after ``depth`` tokens, measured between steps of requests.
 
     Raises:
         InvalidRequest: a field is out of range, or the model is closed.
-        CacheFull: there are no pages for the step.
+        CacheFull: the cache has no pages for the step.
     """
     tokens = body.count("tokens", 1, min(llm.runner.limits.tokens, llm.context - 1)) or 1
     depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0

@@ -1,4 +1,4 @@
-"""POST /look/beams: a beam search, with the tree of all candidates that it considered."""
+"""POST /look/beams: beam search, with the tree of all candidates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USUAL_TOKENS, MOST_TOKENS = 12, 200
 
 
 def beams(body: Body, llm: LLM) -> dict[str, Any]:
-    """The texts, best first, and the tree; each node with its token's text.
+    """Texts, best first, and the search tree. Each node has its token's text.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.

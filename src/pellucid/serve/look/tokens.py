@@ -1,4 +1,4 @@
-"""Tokens as the page gets them: by their numbers, with their texts, and the characters that several tokens make."""
+"""Tokens in the page's form: ids, texts, and characters that consist of several tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.tokenize.stages.characters import CharacterGroup, several
 
 
 def described(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
-    """The ``pieces`` of tokens, a text for each, and ``characters`` that several make: {first, stop, text}."""
+    """``pieces``: the text of each token. ``characters``: characters of several tokens, as {first, stop, text}."""
     return {
         "pieces": [tokenizer.piece(token) for token in ids],
         "characters": [group._asdict() for group in several(tokenizer.characters(ids))],
@@ -18,6 +18,6 @@ def described(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def token_fields(tokenizer: Tokenizer, token: int, group: CharacterGroup) -> dict[str, Any]:
-    """A token with its ``piece``; a token that continues a character has the ``character`` too."""
+    """A token id with its ``piece``. A token that continues a character also has the ``character``."""
     made = {"token": token, "piece": tokenizer.piece(token)}
     return {**made, "character": group._asdict()} if several([group]) else made

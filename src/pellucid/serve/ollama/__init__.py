@@ -1,7 +1,8 @@
-"""Ollama's API as data: what its requests ask for, and its answers.
+"""Ollama's API: request and response bodies, without HTTP.
 
-fields.py     fields that requests have in common
+fields.py     common fields
 chat.py       /api/chat
 generate.py   /api/generate
 models.py     descriptions of models
+pulling.py    /api/pull
 """

@@ -1,4 +1,4 @@
-"""/api/chat: messages in, an answer out."""
+"""/api/chat: answers a conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pellucid.tokenize.chat.conversation import conversation
 
 @dataclass(frozen=True)
 class OllamaChat(ChatRunRequest):
-    """A conversation that runs."""
+    """A chat request that runs on the engine."""
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> OllamaChat:
@@ -45,12 +45,12 @@ class OllamaChat(ChatRunRequest):
         )
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer of the model ``name``."""
+        """Response body of the model ``name``."""
         (made,) = self.run.group.results()
         return ended(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in pieces. A call is in one piece, when the answer has ended."""
+        """Chunks of the answer. All tool calls are in one chunk, after the text."""
         parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
             async for _, _, found in outputs:
@@ -82,7 +82,7 @@ def _call(at: int, call: AssembledCall) -> dict[str, Any]:
 
 
 def _messages(given: Any) -> list[dict[str, Any]]:
-    """The messages, with an answer of a tool named as elsewhere."""
+    """Messages in the common form: ``tool_name`` of a tool message becomes ``name``."""
     made = []
     for at, message in enumerate(conversation(given)):
         if message.get("images"):

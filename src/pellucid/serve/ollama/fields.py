@@ -1,4 +1,4 @@
-"""Fields that Ollama's requests and answers have in common.
+"""Common fields of Ollama's requests and responses.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 """
@@ -36,9 +36,9 @@ OPTIONS = BodyForm(
     defaults={"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0},
     absent={"num_predict": (-1, -2), "seed": (-1,)},
 )
-"""The field ``options``. Those about the machine are the server's own."""
+"""Form of the field ``options``. Options of the machine are ignored: the server has its own."""
 OLLAMA_BODY = BodyForm(only={"images": [], "template": ""})
-"""A template is a program in Go's form; the model's own one, in Jinja's, is used."""
+"""Form of request bodies. ``template`` would be a Go template; the server uses the model's own Jinja template."""
 PULL_BODY = BodyForm(only={"insecure": False})
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -48,10 +48,10 @@ LONGEST = 1e8  # seconds
 
 
 def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a generation.
+    """Generation options of a body.
 
     Raises:
-        InvalidRequest: one is unknown or wrong.
+        InvalidRequest: an option is unknown or wrong.
     """
     logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
     if top is not None and not logprobs:
@@ -64,10 +64,10 @@ def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def no_options(body: Body, what: str) -> None:
-    """Refuse what does not generate options of a generation, and any field that nobody has read.
+    """Reject generation options and unread fields, for requests that do not generate.
 
     Raises:
-        InvalidRequest: there is one.
+        InvalidRequest: the body has such options or fields.
     """
     for place, left in (("options.", Body(body.mapping("options"), OPTIONS).rest()), ("", body.rest())):
         if left:
@@ -75,12 +75,12 @@ def no_options(body: Body, what: str) -> None:
 
 
 def keep_alive_of(value: Any) -> float | None:
-    """Seconds that a model stays after its last request, by the field ``keep_alive``; None for no limit.
+    """Seconds that a model stays loaded after its last request, from the field ``keep_alive``; None: no limit.
 
-    The value is a number of seconds, or a duration of Go, such as "5m" or "1h30m". A negative one is no limit.
+    The value is a number of seconds, or a Go duration such as "5m" or "1h30m". A negative value means no limit.
 
     Raises:
-        InvalidRequest: it is neither.
+        InvalidRequest: the value is neither, or is too large.
     """
     if isinstance(value, str) and (found := _DURATION.fullmatch(value)):
         value = sum(float(number) * UNITS[unit] for number, unit in re.findall(_PART, found[2]))
@@ -93,7 +93,7 @@ def keep_alive_of(value: Any) -> float | None:
 
 
 def shape_of(body: Body) -> Any:
-    """The JSON schema of the field ``format``; None for any text."""
+    """JSON schema of the field ``format``; None: any text."""
     wanted = body.take("format", "")
     if wanted == "json":
         return {"type": "object"}
@@ -105,10 +105,10 @@ def shape_of(body: Body) -> Any:
 
 
 def thinking_of(body: Body, llm: ServedModel) -> dict[str, Any]:
-    """The template's variables for the field ``think``.
+    """Chat template variables for the field ``think``.
 
     Raises:
-        InvalidRequest: it has another value, or the model's template has no reasoning.
+        InvalidRequest: the value is unknown, or the model's template has no reasoning.
     """
     think = body.take("think")
     if think is None:
@@ -124,17 +124,17 @@ def thinking_of(body: Body, llm: ServedModel) -> dict[str, Any]:
 
 
 def stamp(seconds: float = 0.0) -> str:
-    """The time in Ollama's form, ``seconds`` from now."""
+    """Timestamp in Ollama's form, ``seconds`` from now."""
     return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def piece(name: str, **content: Any) -> dict[str, Any]:
-    """A piece of an answer that is not the last."""
+    """A chunk of a response, before the last chunk."""
     return {"model": name, "created_at": stamp(), **content, "done": False}
 
 
 def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
-    """The last piece of an answer; durations are in nanoseconds."""
+    """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
     times, usage = made.timings, made.usage
 
     def nanoseconds(seconds: float) -> int:
@@ -155,7 +155,7 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
 
 @dataclass
 class PieceLogprobs:
-    """The log-probabilities of a group's only sequence, piece by piece: ``heard`` tokens have come in its stream."""
+    """Log-probabilities of a group's only sequence, by chunk. ``heard`` counts the streamed tokens."""
 
     group: TextGroup
     tokenizer: Tokenizer
@@ -163,12 +163,12 @@ class PieceLogprobs:
     told: int = 0
 
     def all(self) -> dict[str, Any]:
-        """The field of a whole answer; nothing if no log-probabilities were requested."""
+        """Field of a complete response; empty if no log-probabilities were requested."""
         return self._field(self.group.builders[0].logprobs)
 
     def next(self) -> dict[str, Any]:
-        """The field of a piece: the tokens that have come since the last one."""
-        # By their numbers: on a cluster the tokens of a whole frame are kept before the first of them is streamed.
+        """Field of a chunk: the tokens streamed since the last chunk."""
+        # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
         first, self.told = self.told, self.heard
         return self._field(self.group.builders[0].logprobs[first : self.heard])
 
@@ -180,5 +180,5 @@ class PieceLogprobs:
 
 
 def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
-    """The body of an error."""
+    """Error body in Ollama's form."""
     return {"error": message}

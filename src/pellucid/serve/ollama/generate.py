@@ -1,4 +1,4 @@
-"""/api/generate: a prompt in, a text out; with ``suffix``, the text between the two."""
+"""/api/generate: answers or continues a prompt; with ``suffix``, fills the gap between prompt and suffix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pellucid.tokenize.infill import infill_prompt
 
 @dataclass(frozen=True)
 class OllamaGenerate:
-    """A prompt that runs: as a message of a user (``run``), or as it is."""
+    """A prompt that runs: as a user message in the chat template (``run``), or raw (``run`` is None)."""
 
     group: TextGroup
     run: ChatRun | None
@@ -69,17 +69,17 @@ class OllamaGenerate:
 
     @property
     def groups(self) -> list[TextGroup]:
-        """The request to the engine, checked."""
+        """The engine request, checked."""
         return [self.group]
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer of the model ``name``."""
+        """Response body of the model ``name``."""
         (made,) = self.group.results()
         found = self.run.answer(made) if self.run else ChatAnswer(made.text)
         return ended(name, made, **_content(found), **self._context(), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in pieces."""
+        """Chunks of the response."""
         logprobs = self._logprobs()
         if self.run:
             async with aclosing(self.run.stream()) as answers:
@@ -97,7 +97,7 @@ class OllamaGenerate:
         yield ended(name, made, response="", **self._context(), **logprobs.next())
 
     def _context(self) -> dict[str, Any]:
-        """The tokens that the next request may send back, after which its prompt comes."""
+        """Tokens so far. The next request may send them in ``context``, to continue after them."""
         return {"context": [*self.group.prompt, *self.group.builders[0].ids]} if self.run else {}
 
     def _logprobs(self) -> PieceLogprobs:
@@ -105,7 +105,7 @@ class OllamaGenerate:
 
 
 def _context(body: Body, llm: ServedModel) -> list[int]:
-    """The tokens of the field ``context``, which an earlier answer had."""
+    """Tokens of the field ``context``, from an earlier response."""
     given, size = body.take("context", []), llm.inputs.vocabulary
     if not isinstance(given, list) or not all(type(one) is int and 0 <= one < size for one in given):
         raise InvalidRequest(f"context={brief(given)}: must be a list of token ids below {size:,}")

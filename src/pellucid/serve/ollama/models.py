@@ -1,4 +1,4 @@
-"""Descriptions of models, as Ollama's API has them."""
+"""Descriptions of models in Ollama's form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOREVER = "9999-12-31T00:00:00Z"
 
 
 def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
-    """A model in a list; what is in its file is known once it has been loaded."""
+    """Entry of a list of models. Facts from the file are included if the model is loaded."""
     return {
         "name": name,
         "model": name,
@@ -28,13 +28,13 @@ def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
 
 
 def running(name: str, llm: ServedModel, left: float | None) -> dict[str, Any]:
-    """A loaded model; ``left`` is the number of seconds until it is unloaded if nobody uses it (None: no limit)."""
+    """A loaded model. ``left`` is the number of seconds until it is unloaded if it is not used (None: no limit)."""
     expires = FOREVER if left is None else stamp(left)
     return {**listed(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
 
 
 def shown(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
-    """All about a model; ``verbose``: with its tensors."""
+    """Description of a model. ``verbose`` adds its tensors."""
     tensors = [
         {"name": name, "type": one.format, "shape": list(one.shape)}
         for name, one in (llm.checkpoint.tensors.items() if verbose else ())
@@ -58,7 +58,7 @@ def shown(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
 
 
 def capabilities(llm: ServedModel) -> list[str]:
-    """What a model can do, in Ollama's words."""
+    """Capabilities of a model in Ollama's words."""
     if llm.spec.pooling:
         return ["embedding"]
     style, found = chat_style(llm.tokenizer), ["completion"]

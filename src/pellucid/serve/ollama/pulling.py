@@ -13,20 +13,20 @@ EVERY = 0.2  # seconds between two lines
 
 
 class _Heard:
-    """A ``DownloadProgress``; the event loop reads its last state."""
+    """A ``DownloadProgress`` for the event loop, which reads its last ``state``."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {"status": "pulling manifest"}
 
     def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-        """Called by the thread that downloads."""
+        """Store the state. Called by the download thread."""
         digest = "sha256:" + hashlib.sha256(label.encode()).hexdigest()
         total = {} if total_bytes is None else {"total": total_bytes}
         self.state = {"status": f"pulling {label}", "digest": digest, **total, "completed": done_bytes}
 
 
 async def pulling(models: ModelPool, name: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines of a download. Clients tell files apart by ``digest``, the hash of a file's name."""
+    """Progress lines of a download. ``digest``, the hash of a file's name, lets clients tell files apart."""
     heard = _Heard()
     work, told = asyncio.ensure_future(models.pulled(name, heard)), None
     try:

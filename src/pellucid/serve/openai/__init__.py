@@ -1,9 +1,9 @@
-"""OpenAI's API as data: what its requests ask for, and its answers.
+"""OpenAI's API: request and response bodies, without HTTP.
 
-choice.py         tools that may be called, and the form of an answer
-fields.py         what requests have in common
+choice.py         tool choice and response format
+fields.py         common request fields
 chat.py           /v1/chat/completions
 completions.py    /v1/completions
 embeddings.py     /v1/embeddings
-answer.py         what answers have in common: usage, reasons, log-probabilities, errors
+answer.py         common parts of responses: usage, finish reasons, log-probabilities, errors
 """

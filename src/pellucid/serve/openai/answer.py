@@ -1,4 +1,4 @@
-"""What OpenAI's answers have in common: usage, reasons, log-probabilities, errors."""
+"""Common parts of OpenAI's responses: usage, finish reasons, log-probabilities, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
-"""The type of an error of each status, and its code where the error has none of its own.
+"""OpenAI's error type for each HTTP status, and the code of errors that ``problem.py`` gives no code.
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """
@@ -27,7 +27,7 @@ REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop"
 
 
 def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
-    """The numbers of tokens of all choices of one prompt, of which ``reasoning`` are the model's reasoning."""
+    """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in them."""
     first, generated = made[0].usage, sum(one.usage.generated_tokens for one in made)
     return {
         "prompt_tokens": first.prompt_tokens,
@@ -45,7 +45,7 @@ def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
 
 
 def added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of usages."""
+    """Sum of usages."""
     return {
         name: added([part[name] for part in parts])
         if isinstance(value, dict)
@@ -55,7 +55,7 @@ def added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def chat_logprobs(logprobs: Logprobs, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Log-probabilities as /v1/chat/completions has them."""
+    """Log-probabilities in the form of /v1/chat/completions."""
     content = []
     for row, token in enumerate(logprobs.ids):
         alternatives = [
@@ -77,7 +77,7 @@ def _of_token(token: int, value: float, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def token_text(token: int, tokenizer: Tokenizer) -> str:
-    """What a token adds to a text; a part of a character as OpenAI writes it, "bytes:\\xe2\\x82"."""
+    """Text of a token. Part of a character has OpenAI's form: "bytes:\\xe2\\x82"."""
     data = tokenizer.token_bytes(token)
     try:
         return data.decode()
@@ -86,16 +86,16 @@ def token_text(token: int, tokenizer: Tokenizer) -> str:
 
 
 def finite(value: float) -> float:
-    """A log-probability as JSON can have it; OpenAI's for an impossible token is -9999."""
+    """A log-probability as a finite number for JSON. As in OpenAI's API, -9999 stands for an impossible token."""
     return value if math.isfinite(value) else -9999.0
 
 
 def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
-    """The body of an error."""
+    """Error body in OpenAI's form."""
     kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
     return {"error": {"message": message, "type": kind, "param": problem.param, "code": problem.code or code}}
 
 
 def head(number: str, kind: str, model: str) -> dict[str, Any]:
-    """What every answer that has text begins with."""
+    """First fields of every response with text."""
     return {"id": number, "object": kind, "created": int(time.time()), "model": model}

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: messages in, an answer out: text, reasoning, calls of tools."""
+"""/v1/chat/completions: answers a conversation with text, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from pellucid.serve.openai.choice import choice_of, shape_of
 from pellucid.serve.openai.fields import stream_usage
 
 VARIABLES = ("reasoning_effort", "enable_thinking")
-"""Fields that are variables of chat templates."""
+"""Fields that become variables of the chat template."""
 
 
 @dataclass(frozen=True)
 class ChatRequest(ChatRunRequest):
-    """A conversation that runs, and how many alternatives of each token are reported (None: no log-probabilities).
+    """A conversation that runs.
 
-    ``with_usage``: a stream ends with its usage.
+    ``logprobs`` is the number of reported alternatives of each token (None: no log-probabilities). ``with_usage``: a
+    stream ends with its usage.
     """
 
     logprobs: int | None
@@ -60,7 +61,7 @@ class ChatRequest(ChatRunRequest):
         return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None, with_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
+        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         made = self.run.group.results()
         answers = [self.run.answer(one) for one in made]
         return {
@@ -70,10 +71,10 @@ class ChatRequest(ChatRunRequest):
         }
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in pieces: each has the text that a token has completed."""
+        """Chunks of the response. Each chunk has the text that a token completes."""
         group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called, reasoning = set[int](), [""] * self.run.count
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
             async for at, token, parts in outputs:
@@ -119,13 +120,13 @@ class ChatRequest(ChatRunRequest):
 
 
 def finish_reason(reason: str | None, called: bool) -> str:
-    """OpenAI's reason for an end."""
+    """OpenAI's finish reason."""
     found = REASONS[reason]
     return "tool_calls" if called and found == "stop" else found
 
 
 def blank_chunk(name: str, number: str) -> dict[str, Any]:
-    """A piece of an answer without any text."""
+    """A chunk without text."""
     return {**head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
 
 
@@ -134,7 +135,7 @@ def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) 
 
 
 def _part_delta(part: Part) -> dict[str, Any]:
-    """A part of an answer in a stream."""
+    """A part of an answer as the delta of a chunk."""
     if isinstance(part, AnswerText):
         return {"content": part.text}
     if isinstance(part, AnswerReasoning):
@@ -153,7 +154,7 @@ def _inside(value: Mapping[str, Any], kind: str) -> Any:
 
 
 def tools_of(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
-    """The tools that the model sees, and those that it may call."""
+    """The tools that the model sees, and the tools that it may call."""
     tools = [_tool(one, f"tools[{at}]") for at, one in enumerate(body.objects("tools"))]
     choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls", True)
     return choice_of(tools, choice, parallel, _inside)
@@ -167,7 +168,7 @@ def _tool(value: Mapping[str, Any], where: str) -> Tool:
 
 
 def _goes_on(body: Body) -> bool:
-    """Whether the answer goes on with the last message, as vLLM's fields say."""
+    """True if the answer continues the last message, from vLLM's fields."""
     goes_on = body.flag("continue_final_message")
     if body.flag("add_generation_prompt", not goes_on) is goes_on:
         raise InvalidRequest(
@@ -177,7 +178,7 @@ def _goes_on(body: Body) -> bool:
 
 
 def template_variables(body: Body) -> dict[str, Any]:
-    """The variables that a request gives to the chat template."""
+    """Chat template variables of a request."""
     found = body.take("chat_template_kwargs", {})
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise InvalidRequest(f"chat_template_kwargs={brief(found)}: must be an object of variables")

@@ -1,7 +1,7 @@
-"""What both of OpenAI's chat APIs say of tools and of the answer's form.
+"""Tool choice and response format in OpenAI's two chat APIs.
 
-In chat completions what an object is about is in a field of its own, ``{"type": "function", "function": {...}}``; in
-responses it is flat, ``{"type": "function", "name": "f"}``. ``Inside`` gives the object that has the fields.
+Chat completions nest the fields of an object, ``{"type": "function", "function": {...}}``; responses have them flat,
+``{"type": "function", "name": "f"}``. An ``Inside`` function returns the object that has the fields.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Inside: TypeAlias = "Callable[[Mapping[str, Any], str], Any]"
 def choice_of(
     tools: Sequence[Tool], choice: Any, parallel: bool, inside: Inside
 ) -> tuple[Sequence[Tool], ToolChoice]:
-    """The tools that the model sees, and those that it may call, by ``tool_choice``.
+    """The tools that the model sees, and the tools that it may call, from ``tool_choice``.
 
     Raises:
-        InvalidRequest: the choice is none, or names no tool.
+        InvalidRequest: the choice is malformed, or names an unknown tool.
     """
     if choice == "none":
         return [], ToolChoice()
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind == "function" and isinstance(name := _field(inside(choice, kind), "name"), str):
-        return tools, chosen(tools, [name], required=True, parallel=False)  # this call, once
+        return tools, chosen(tools, [name], required=True, parallel=False)  # exactly one call
     names, required = _names(choice, kind, inside)
     return tools, chosen(tools, names, required, parallel)
 
 
 def _names(choice: Any, kind: Any, inside: Inside) -> tuple[list[str] | None, bool]:
-    """The names of the tools that may be called (None: all), and whether one must be."""
+    """Names of the tools that may be called (None: all), and True if a call is required."""
     if choice is None or choice == "auto":
         return None, False
     if choice == "required":
@@ -53,10 +53,10 @@ def _names(choice: Any, kind: Any, inside: Inside) -> tuple[list[str] | None, bo
 
 
 def shape_of(name: str, wanted: Any, inside: Inside) -> Any:
-    """The JSON schema that the field ``name`` asks for; None for any text.
+    """JSON schema of the response format in the field ``name``; None: any text.
 
     Raises:
-        InvalidRequest: it asks for something else.
+        InvalidRequest: the format is malformed.
     """
     if wanted is None:
         return None

@@ -1,4 +1,4 @@
-"""/v1/completions: a prompt in, what follows it out; and evaluation by the log-probabilities of a given text."""
+"""/v1/completions: continues prompts, and scores given text by its log-probabilities."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ USUAL_TOKENS = 16  # OpenAI's default of max_tokens
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What a body asks for: ``choices`` texts of each prompt, a group, the best of ``best_of``.
+    """A completion request. Each prompt has a group of ``best_of`` texts; the best ``choices`` texts are returned.
 
-    With ``echo`` a text begins with its prompt; ``logprobs`` is how many alternatives of each token are reported, None
-    for no log-probabilities. ``scores``: the prompt is all that is asked for. ``with_usage``: a stream ends with its
-    usage.
+    ``echo``: each text begins with its prompt. ``logprobs`` is the number of reported alternatives of each token
+    (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: a stream ends with its usage.
     """
 
     groups: Sequence[TextGroup]
@@ -65,7 +64,7 @@ class CompletionRequest:
         with_usage = stream_usage(body)
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         if scores:
-            options["max_new_tokens"] = 1  # it is not shown
+            options["max_new_tokens"] = 1  # the generated token is not returned
         if logprobs is not None:
             options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
         if best_of is not None:
@@ -77,7 +76,7 @@ class CompletionRequest:
         return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, with_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer ``number`` of the model ``name``, when the groups have ended."""
+        """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
             made = self._results(group)
@@ -92,7 +91,7 @@ class CompletionRequest:
         return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The texts in pieces, prompt by prompt."""
+        """Chunks of the texts, prompt by prompt."""
         if self.best_of is not None:
             raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
         begin = head(f"cmpl-{number}", KIND, name)
@@ -102,7 +101,7 @@ class CompletionRequest:
                 async for at, output in outputs:
                     reason, logprobs = output.finish_reason, None
                     if self.logprobs is not None:
-                        # More tokens than this one may have come.
+                        # The builder may already have later tokens.
                         token = group.builders[at].logprobs[counts[at]]
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1
@@ -118,7 +117,7 @@ class CompletionRequest:
             yield {**begin, "choices": [], "usage": used}
 
     def _results(self, group: TextGroup) -> list[Generation]:
-        """The texts that a prompt has got."""
+        """Generations of a prompt; without text if only the prompt is scored."""
         made = group.results()
         if not self.scores:
             return made
@@ -140,15 +139,15 @@ class CompletionRequest:
 
 
 class ChoiceWriter:
-    """Writes one text of a prompt, whole or in pieces; the first begins with the prompt if it shall ``echo``."""
+    """Writes one text of a prompt, complete or in chunks. With ``echo`` the first chunk begins with the prompt."""
 
     def __init__(self, group: TextGroup, echo: bool, tokenizer: Tokenizer) -> None:
         self._group, self._echo, self._tokenizer, self._offset = group, echo, tokenizer, 0
 
     def written(self, text: str, logprobs: Logprobs | None) -> tuple[str, dict[str, Any] | None]:
-        """More of the text, with its tokens' log-probabilities in OpenAI's older form: parallel lists.
+        """The next chunk of the text, with its log-probabilities in OpenAI's older form: parallel lists.
 
-        The prompt's first token has nothing before it: null.
+        The log-probability of the prompt's first token is null, because no token comes before it.
         """
         echoed, self._echo = self._echo, False
         ids = self._group.prompt
@@ -180,12 +179,12 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
 
 
 def blank_event(name: str, number: str) -> dict[str, Any]:
-    """A piece of a stream without any text."""
+    """A chunk without text."""
     return {**head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
-    """The prompts with the text after the gap, and the tokens that end what fills it."""
+    """Infill prompts with the text after the gap, and the tokens that end the fill."""
     made, ends = list[PromptInput](), list[int]()
     for prompt in prompts:
         if not isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""/v1/embeddings: texts or token ids in, sentence vectors out."""
+"""/v1/embeddings: sentence vectors of texts or token ids."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pellucid.serve.model import ServedModel
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """A request for the vectors of ``encoded`` texts, of ``width`` numbers, as ``base64`` or as numbers."""
+    """A request for the vectors of ``encoded`` texts, with ``width`` components, as ``base64`` or as numbers."""
 
     encoded: Sequence[list[int]]
     base64: bool
     width: int
     llm: ServedModel
-    groups: Sequence[TextGroup] = ()  # no text is made
+    groups: Sequence[TextGroup] = ()  # nothing is generated
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> EmbeddingRequest:
@@ -43,7 +43,7 @@ class EmbeddingRequest:
         return cls(encoded, form == "base64", vector_width(body, llm), llm)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """Compute the vectors, and return the body of an answer of the model ``name``."""
+        """Compute the vectors and return the response body of the model ``name``."""
         vectors = shortened(self.llm.embed_tokens(self.encoded), self.width)
         tokens = sum(map(len, self.encoded))
         return {
@@ -64,10 +64,10 @@ class EmbeddingRequest:
 
 
 def vector_width(body: Body, llm: ServedModel) -> int:
-    """The length of the vectors, by the field ``dimensions``.
+    """Length of the vectors, from the field ``dimensions``.
 
     Raises:
-        InvalidRequest: the model does not state this length.
+        InvalidRequest: the model does not state that its vectors can be cut to this length.
     """
     wanted, pooling = body.count("dimensions", 1, 1 << 24), llm.spec.pooling
     if wanted in (None, llm.width) or pooling is None:
@@ -85,7 +85,7 @@ def vector_width(body: Body, llm: ServedModel) -> int:
 
 
 def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """The first ``width`` numbers of each vector, scaled to length 1 if that is not all of them: (N, width) float32."""
+    """First ``width`` components of each vector, (N, width) float32. Cut vectors are scaled to length 1."""
     if width == vectors.shape[1]:
         return vectors
     cut = vectors[:, :width].astype(np.float64)
@@ -105,5 +105,5 @@ def _texts(given: Any) -> Sequence[Any]:
 
 
 def _encoded(text: str | list[Any], llm: ServedModel) -> list[int]:
-    """The token ids of a text; ids are taken as they are."""
+    """Token ids of a text. A list of token ids stays unchanged."""
     return llm.inputs.sentences([text])[0] if isinstance(text, str) else llm.inputs.sentence_ids(text)

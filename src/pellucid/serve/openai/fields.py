@@ -1,4 +1,4 @@
-"""Fields that OpenAI's requests have in common."""
+"""Common fields of OpenAI's requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN_BODY = BodyForm(harmless=frozenset({"user"}))
 
 
 def stream_usage(body: Body) -> bool:
-    """Whether a stream ends with its usage."""
+    """True if a stream ends with its usage."""
     options = body.take("stream_options", {})
     if not isinstance(options, Mapping) or not isinstance(options.get("include_usage", False), bool):
         raise InvalidRequest(f"stream_options={brief(options)}: must be an object with include_usage")

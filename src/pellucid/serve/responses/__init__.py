@@ -1,11 +1,11 @@
-"""OpenAI's Responses API as data: what its requests ask for, and its answers.
+"""OpenAI's Responses API: request and response bodies, without HTTP.
 
-schema.py       the fields of requests
-request.py      a body as a conversation, after those that are kept
-truncation.py   conversations that are too long; the number of their tokens
-answer.py       /v1/responses: an answer in items, whole
-events.py       the same in events
-shown.py        the fields of a request that its answer repeats
-store.py        the responses that are kept
-listing.py      the input items of a response, page by page
+schema.py       schemas of request bodies
+request.py      request body and stored responses → conversation
+truncation.py   truncation of long conversations; token counts
+answer.py       /v1/responses: the response as items
+events.py       the items as a stream of events
+shown.py        request fields that the response repeats
+store.py        stored responses
+listing.py      input items of a response, page by page
 """

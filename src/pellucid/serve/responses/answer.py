@@ -1,4 +1,4 @@
-"""/v1/responses: an answer in items of reasoning, text and calls."""
+"""/v1/responses: the response as items of reasoning, text and tool calls."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pellucid.serve.responses.truncation import truncated, truncates
 
 @dataclass(frozen=True)
 class ResponseRequest(ChatRunRequest):
-    """A conversation that runs, and the fields of the request that the answer repeats (``shown``).
+    """A conversation that runs, and the request fields that the response repeats (``shown``).
 
-    If it ``stores``, the answer and the ``items`` of the input are kept among the client's ``own`` responses.
+    ``stores``: the response and the ``items`` of the input are stored among the client's ``own`` responses.
     """
 
     shown: Mapping[str, Any]
@@ -36,11 +36,11 @@ class ResponseRequest(ChatRunRequest):
     def of(
         cls, body: Body, fields: Mapping[str, Any], llm: ServedModel, own: OwnResponses
     ) -> ResponseRequest:
-        """Read a body, whose ``fields`` were these.
+        """Read a body. ``fields`` are all its fields, unchanged.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
-            NotFound: it refers to what is not kept.
+            NotFound: a referenced response or item is not stored.
         """
         stores, items, cuts = body.flag("store", True), items_of(body, own), truncates(body)
         for name in ("user", "safety_identifier", "prompt_cache_key"):
@@ -51,7 +51,7 @@ class ResponseRequest(ChatRunRequest):
         return cls(run, shown(fields, asked.options), items, own, stores)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
-        """The body of the answer ``number`` of the model ``name``."""
+        """Response body of the model ``name`` with the id ``number``."""
         (made,) = self.run.group.results()
         items = ItemEvents(number)
         for part in self.run.parser().push(made.text, last=True):
@@ -60,10 +60,10 @@ class ResponseRequest(ChatRunRequest):
         return self._ended(name, number, made, items)
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer in events."""
+        """Response as a stream of events."""
         items, count = ItemEvents(number), 0
         begun = self._response(name, number, None, items)
-        async with aclosing(self.run.stream()) as outputs:  # before the first event: the queue may be full
+        async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
                 count += 1
@@ -81,14 +81,14 @@ class ResponseRequest(ChatRunRequest):
         yield {"type": kind, "sequence_number": count, "response": response}
 
     def _ended(self, name: str, number: str, made: Generation, items: ItemEvents) -> dict[str, Any]:
-        """The answer that has ended, which is kept."""
+        """The finished response. It is stored if the request asks for it."""
         body = self._response(name, number, made, items)
         if self.stores:
             self.own.put(body, [_numbered(one, f"{number}_{at}") for at, one in enumerate(self.items)])
         return body
 
     def _response(self, name: str, number: str, made: Generation | None, items: ItemEvents) -> dict[str, Any]:
-        """The answer so far; ``made`` is None before it has ended."""
+        """The response so far. ``made`` is None until it has ended."""
         cut = made is not None and _is_cut(made)
         status = "in_progress" if made is None else "incomplete" if cut else "completed"
         return {
@@ -107,7 +107,7 @@ class ResponseRequest(ChatRunRequest):
 
 
 def _numbered(item: Mapping[str, Any], number: str) -> dict[str, Any]:
-    """An item of the input with an id."""
+    """Give an input item an id."""
     kind = item.get("type", "message")
     return {"id": f"{kind}_{number}", "type": kind, "status": "completed", **item}
 

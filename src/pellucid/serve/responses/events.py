@@ -1,4 +1,4 @@
-"""The items of an answer and the events in which they come: an item is added, grows, and is done."""
+"""Items of a response and their events: an item is added, grows, and is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Event: TypeAlias = "dict[str, Any]"
 
 
 class ItemEvents:
-    """Turns the parts of an answer into items, one after another. ``number`` is the answer's."""
+    """Turns the parts of an answer into items, one item after another. ``number`` is the response's id."""
 
     def __init__(self, number: str) -> None:
         self.items: list[dict[str, Any]] = []
@@ -18,12 +18,12 @@ class ItemEvents:
 
     @property
     def reasoning(self) -> str:
-        """All reasoning in the items that are done."""
+        """Reasoning text of all finished items."""
         parts = (part for item in self.items if item["type"] == "reasoning" for part in item["content"])
         return "".join(part["text"] for part in parts)
 
     def of(self, part: Part) -> list[Event]:
-        """The events of a part."""
+        """Events of a part."""
         if isinstance(part, CallStart):
             item = {"call_id": part.id, "name": part.name, "arguments": ""}
             return self._begin("function_call", "fc", item)
@@ -43,7 +43,7 @@ class ItemEvents:
         return [self._grown("response.function_call_arguments.delta", part.text)]
 
     def end(self, *, cut: bool = False) -> list[Event]:
-        """The events that end the last item; ``cut``: it is not whole."""
+        """Events that end the last item. ``cut``: the item is incomplete."""
         if not self._kind:
             return []
         kind, text, events = self._kind, self._text, list[Event]()

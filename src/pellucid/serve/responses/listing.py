@@ -1,4 +1,4 @@
-"""/v1/responses/ID/input_items: the items of a response's input, page by page."""
+"""/v1/responses/ID/input_items: the input items of a response, page by page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("limit", "order", "after")
 
 
 def input_items(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of items: at most ``limit``, the last ones first unless ``order`` is "asc", and those ``after`` an id.
+    """A page of at most ``limit`` items ``after`` an id. The last item comes first, unless ``order`` is "asc".
 
     Raises:
         InvalidRequest: a field of the query is wrong or unknown.

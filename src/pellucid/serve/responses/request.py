@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's Responses API as conversations.
+"""Reads request bodies of OpenAI's Responses API as conversations.
 
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
@@ -25,19 +25,19 @@ RESPONSES_BODY = BodyForm(
     defaults=PLAIN,
 )
 COUNT_BODY = BodyForm(only={"conversation": ""})
-"""The form of requests whose tokens are counted."""
+"""Form of the bodies of input_tokens requests."""
 THOUGHTS = (None, "reasoning_text", "summary_text", "text")
-"""Kinds of parts of reasoning."""
+"""Types of reasoning parts."""
 REASONING = {"role", "content", "reasoning_content"}
-"""What a message has that is only reasoning so far."""
+"""Keys of a message that so far holds only reasoning."""
 
 
 def items_of(body: Body, own: OwnResponses) -> list[Mapping[str, Any]]:
-    """The items of a body's ``input``; those that it refers to are found among the client's ``own`` responses.
+    """Items of a body's ``input``. Referenced items are looked up in the client's ``own`` responses.
 
     Raises:
-        InvalidRequest: it is no text and no list of items.
-        NotFound: it refers to an item that is not kept.
+        InvalidRequest: ``input`` is neither text nor a list of items.
+        NotFound: a referenced item is not stored.
     """
     given = body.required("input")
     if isinstance(given, str):
@@ -50,7 +50,7 @@ def items_of(body: Body, own: OwnResponses) -> list[Mapping[str, Any]]:
 def conversation_of(
     body: Body, items: Sequence[Mapping[str, Any]], recommended: Mapping[str, Any], own: OwnResponses
 ) -> Conversation:
-    """The conversation that a body asks for: what was said before, and then its ``items``.
+    """Read the conversation of a body: earlier turns, then its ``items``.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
@@ -74,12 +74,12 @@ def conversation_of(
 
 
 def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
-    """Add an item of the input to the messages: calls and reasoning belong to the assistant's."""
+    """Add an input item to the messages. Calls and reasoning become part of the assistant's message."""
     kind = item.get("type", "message") if isinstance(item, Mapping) else None
     if kind == "message":
         message = {"role": item.get("role"), "content": item.get("content", "")}
         if message["role"] == "assistant" and messages and set(messages[-1]) == REASONING:
-            messages[-1].update(message)  # the reasoning before it belongs to it
+            messages[-1].update(message)  # the reasoning before a message belongs to the message
         else:
             messages.append(message)
     elif kind == "function_call":
@@ -100,7 +100,7 @@ def _add(item: Any, messages: list[dict[str, Any]], where: str) -> None:
 
 
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant's last message, to which a call belongs."""
+    """The assistant's message for a call: the last message, or a new message if the last is not the assistant's."""
     if not messages or messages[-1].get("role") != "assistant":
         messages.append({"role": "assistant", "content": ""})
     return messages[-1]
@@ -111,7 +111,7 @@ def _inside(value: Mapping[str, Any], kind: str) -> Any:
 
 
 def _tools(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
-    """The tools that the model sees, and those that it may call."""
+    """The tools that the model sees, and the tools that it may call."""
     tools = []
     for at, one in enumerate(body.objects("tools")):
         if one.get("type") != "function":

@@ -1,4 +1,4 @@
-"""The fields of requests of the Responses API."""
+"""Schemas of request bodies of the Responses API."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FORMAT = {
 
 
 def _about(*, counts: bool) -> dict[str, Schema]:
-    """The fields of a conversation; those that change only its answer change nothing where its tokens are counted."""
+    """Schemas of a conversation's fields. ``counts``: fields that affect only the answer are accepted and ignored."""
 
     def of_answer(field: str, schema: Schema) -> Schema:
         return {**schema, **harmless(field)} if counts else schema

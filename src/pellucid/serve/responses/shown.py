@@ -1,4 +1,4 @@
-"""The fields of a request that its response repeats, with what stands there if the request leaves them out.
+"""Request fields that a response repeats, with their defaults.
 
 Source: https://github.com/openresponses/openresponses, ``ResponseResource``
 """
@@ -31,11 +31,11 @@ FORMAT: Mapping[str, Any] = {"type": "text"}
 SCHEMA_FORMAT: Mapping[str, Any] = {"name": "response", "description": None, "strict": True}
 TOOL: Mapping[str, Any] = {"description": None, "parameters": None, "strict": True}
 SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-"""Options that a response shows as they were used, whether the request or the model's file has them."""
+"""Options that a response reports with the values used: the request's, the model file's, or the defaults."""
 
 
 def shown(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a response to a request with the fields ``given``, which ran with these ``options``."""
+    """Response fields for a request with the fields ``given`` that ran with these ``options``."""
     made = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
     text, reasoning = given.get("text") or {}, given.get("reasoning") or {}
     form = text.get("format") or FORMAT
@@ -52,5 +52,5 @@ def shown(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any
 
 
 def _usual(name: str) -> Any:
-    """The default of an option of a step."""
+    """Default of a sampler option."""
     return next(one.default for one in fields(owners()[name]) if one.name == name)

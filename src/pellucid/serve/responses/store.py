@@ -1,6 +1,6 @@
-"""Responses that have been given, for requests that go on after them or ask for them again: bounded, in memory.
+"""Stored responses, for requests that continue or fetch them. The store is bounded and in memory.
 
-Each key has its own: no client can read, continue or delete the response of another.
+Each key has its own responses: no client can read, continue or delete another client's response.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 
 MOST_RESPONSES, MOST_BYTES = 512, 32 << 20
-"""Limits of one key: responses, and bytes of their JSON."""
+"""Limits of one key: number of responses, and bytes of their JSON."""
 MOST_IN_ALL = 128 << 20
-"""Limit of all keys: bytes."""
+"""Limit of all keys together, in bytes."""
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response: its ``body``, and the items that its request had as ``input``."""
+    """A response: its ``body``, and the ``input`` items of its request."""
 
     body: Mapping[str, Any]
     input: Sequence[Mapping[str, Any]]
@@ -31,13 +31,13 @@ class StoredResponse:
 
     @property
     def items(self) -> list[Mapping[str, Any]]:
-        """The items of this turn: the input, and the model's output."""
+        """Items of this turn: the input, then the model's output."""
         return [*self.input, *self.body["output"]]
 
 
 @dataclass
 class _Shelf:
-    """The responses of one key, the least recently used first."""
+    """Responses of one key, the least recently used first."""
 
     responses: OrderedDict[str, StoredResponse] = field(default_factory=OrderedDict)
     nbytes: int = 0
@@ -51,13 +51,13 @@ class _Shelf:
 
 @dataclass(frozen=True)
 class OwnResponses:
-    """The responses of one key."""
+    """Access to the responses of one key."""
 
     store: ResponseStore
     key: str
 
     def put(self, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a response to a request with these input items."""
+        """Store a response to a request with these input items."""
         self.store.put(self.key, body, items)
 
     def get(self, number: str) -> StoredResponse:
@@ -65,23 +65,23 @@ class OwnResponses:
         return self.store.get(self.key, number)
 
     def delete(self, number: str) -> None:
-        """Forget a response. Raises as ``ResponseStore.get``."""
+        """Delete a response. Raises as ``ResponseStore.get``."""
         self.store.delete(self.key, number)
 
     def turns(self, number: str) -> list[StoredResponse]:
-        """A response and all before it, the first one first. Raises as ``ResponseStore.turns``."""
+        """A response and all earlier turns, the first turn first. Raises as ``ResponseStore.turns``."""
         return self.store.turns(self.key, number)
 
     def item(self, number: str) -> Mapping[str, Any]:
-        """An item of a response, by its own id. Raises as ``ResponseStore.item``."""
+        """An output item by its id. Raises as ``ResponseStore.item``."""
         return self.store.item(self.key, number)
 
 
 class ResponseStore:
-    """Keeps responses by key and id.
+    """Stores responses by key and id.
 
-    A key that is at its limit loses its least recently used responses. If all keys together hold too much, the key
-    with the most bytes does.
+    A key at its limit loses its least recently used responses. At the limit of all keys together, the key with the
+    most bytes loses its least recently used responses.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class ResponseStore:
         self._lock = threading.Lock()
 
     def put(self, key: str, body: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a response, unless it alone is larger than a key may hold."""
+        """Store a response, unless it alone exceeds the limit of a key."""
         size = len(json.dumps([body, items]))
         if size > MOST_BYTES:
             return
@@ -109,22 +109,22 @@ class ResponseStore:
         """A response.
 
         Raises:
-            NotFound: the key has none with this id, or it is no longer kept.
+            NotFound: the key has no response with this id, or the response is no longer stored.
         """
         with self._lock:
             return self._get(key, number)
 
     def delete(self, key: str, number: str) -> None:
-        """Forget a response. Raises as ``get``."""
+        """Delete a response. Raises as ``get``."""
         with self._lock:
             self._get(key, number)
             self._shelves[key].remove(number)
 
     def turns(self, key: str, number: str) -> list[StoredResponse]:
-        """A response and all before it, the first one first.
+        """A response and all earlier turns, the first turn first.
 
         Raises:
-            InvalidRequest: a response is not kept.
+            InvalidRequest: a response is not stored.
         """
         found = list[StoredResponse]()
         at: str | None = number
@@ -138,10 +138,10 @@ class ResponseStore:
         return found
 
     def item(self, key: str, number: str) -> Mapping[str, Any]:
-        """An item of a response, by its own id.
+        """An output item by its id.
 
         Raises:
-            NotFound: no response of the key has it.
+            NotFound: no response of the key has the item.
         """
         with self._lock:
             for one in self._shelves.get(key, _Shelf()).responses.values():

@@ -1,4 +1,4 @@
-"""``truncation: "auto"``: the first messages of a conversation are dropped, as few as make it fit into the context."""
+"""``truncation: "auto"``: drops the first messages of a conversation until it fits into the context."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.serve.responses.request import conversation_of, items_of
 from pellucid.serve.responses.store import OwnResponses
 
 WORDS = ("auto", "disabled")
-USUAL_ROOM = 512  # tokens that an answer has where the request does not say how many
+USUAL_ROOM = 512  # tokens of room for the answer if the request does not limit it
 
 
 def truncates(body: Body) -> bool:
@@ -27,13 +27,13 @@ def truncates(body: Body) -> bool:
 
 
 def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
-    """The conversation without its first messages, so that an answer has room: as many tokens as it may have (512 if
-    the request does not say), at most a quarter of the context.
+    """Drop the first messages of a conversation, as few as possible, so that the answer has room.
 
-    Messages of the system at the beginning stay, and so does the last message. An answer of a tool goes with its call.
+    The room is the request's limit of tokens (512 without a limit), but at most a quarter of the context. System
+    messages at the beginning and the last message stay. A tool message is dropped with its call.
 
     Raises:
-        ContextOverflow: what has to stay does not fit.
+        ContextOverflow: the messages that must stay do not fit.
         InvalidRequest: a message is wrong.
     """
     messages = list(asked.messages)
@@ -52,7 +52,7 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
     if fits(0):
         return asked
     rest = messages[fixed:]
-    for roles in (("user",), ("user", "assistant")):  # a conversation had better begin with the user
+    for roles in (("user",), ("user", "assistant")):  # preferably the rest begins with a user message
         starts = [at for at, one in enumerate(rest) if at and one.get("role") in roles]
         if starts and fits(starts[-1]):
             return without(_first(starts, fits))
@@ -63,11 +63,11 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
 
 
 def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
-    """The number of tokens of a body's input.
+    """Number of tokens of a body's input.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
-        NotFound: it refers to what is not kept.
+        NotFound: a referenced item is not stored.
     """
     cuts = truncates(body)
     asked = conversation_of(body, items_of(body, own), {}, own)
@@ -75,13 +75,13 @@ def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
 
 
 def _room(llm: ServedModel, asked: Conversation) -> int:
-    """The tokens that are left free for the answer."""
+    """Number of tokens reserved for the answer."""
     wanted = asked.options.get("max_new_tokens")
     return min(wanted if isinstance(wanted, int) else USUAL_ROOM, llm.context // 4)
 
 
 def _first(starts: Sequence[int], fits: Any) -> int:
-    """The first of ascending numbers that fits; the last one does."""
+    """The first of ascending numbers that fits, by binary search. The last number fits."""
     low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2

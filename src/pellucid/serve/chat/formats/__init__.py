@@ -1,1 +1,1 @@
-"""The formats in which models write calls of tools, one file each. Every `CallFormat` here is known."""
+"""The formats of tool calls, one file each. Every `CallFormat` that a module here declares is known."""

@@ -24,7 +24,7 @@ NEXT = "<|end|><|start|>assistant"
 
 @dataclass(frozen=True)
 class Harmony(CallFormat):
-    """An answer is one message or several; the last is the answer for the user or a call."""
+    """An answer is a sequence of messages. The last message is the text for the user or a tool call."""
 
     always: ClassVar[bool] = True
 
@@ -55,7 +55,7 @@ class Harmony(CallFormat):
         while True:
             header = list[str]()
             if not (yield from answer.until("<|message|>", header.append)):
-                if not "".join(header).startswith(("<|", " to=")):  # else a header that was cut off
+                if not "".join(header).startswith(("<|", " to=")):  # otherwise a header that was cut off
                     answer.text("".join(header))
                 return
             head = "".join(header)

@@ -1,4 +1,4 @@
-"""MiniMax M2: functions and parameters in tags that have their names as attributes."""
+"""MiniMax M2: functions and parameters in tags, with their names as attributes."""
 
 from pellucid.serve.chat.call_format import TaggedCalls
 

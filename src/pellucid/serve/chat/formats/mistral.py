@@ -1,4 +1,4 @@
-"""Mistral: a token, then a list of objects with ids; later models name and arguments after a token each."""
+"""Mistral: a token, then a list of objects with ids; later models: a token before the name and before the arguments."""
 
 from pellucid.serve.chat.call_format import JsonCalls
 
