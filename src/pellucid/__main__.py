@@ -11,7 +11,7 @@ import os
 import sys
 
 GARBAGE = 200_000  # new objects before the garbage collector scans the youngest generation
-"""Python's default is some hundred. It leads to 230 collections before a model's first answer, and they free nothing."""
+"""Python's default is some hundred: 230 collections before a model's first answer, which free nothing."""
 
 # Importing NumPy starts OpenBLAS's threads, one for each core, and they first spin. Steps have their own threads, and
 # NumPy does only little work.

@@ -242,8 +242,8 @@ class LLM(TracingModel):
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best whole continuations of a prompt by beam search.
 
-        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and those of ``generate``, except options
-        for a single text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
+        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
+        options for a single text during generation: stop strings, ``until``, log-probabilities, ``watch``.
 
         Raises: as ``generate``.
         """
