@@ -79,8 +79,9 @@ def load(
             sockets; weights are then near the threads that read them. The caller's threads are not bound.
         precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
             run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
-            8 bits, and 16 bits in the value projections, the last feed-forward and the output projection. With ``precise``, decode is hardly slower after a short context, and takes twice as long
-            after 4,096 tokens; prefill of a long prompt takes twice as long.
+            8 bits, and 16 bits in the value projections, the last feed-forward and the output projection. With
+            ``precise``, decode is hardly slower after a short context, and takes twice as long after 4,096 tokens;
+            prefill of a long prompt takes twice as long.
         kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest products), "q8_0" (half the memory), or "f32"
             (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" for floating-point weights
             and keys with biases, and "bf16" for other models.
