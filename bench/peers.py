@@ -75,7 +75,7 @@ class LlamaCpp(Peer):
 
     name = "llama.cpp"
     variable = "LLAMA_CPP"
-    untidy = False  # True if tools also print results to standard error, and write a log to the working folder
+    untidy = False  # True if tools print results to standard error too, and write a log file
     tools: tuple[str, ...] = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
     @property

@@ -265,7 +265,7 @@ class TracingModel:
         warn_unused(group)
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:
-            options["max_new_tokens"] += len(begun)  # counts the whole answer, as in a run that was not resumed
+            options["max_new_tokens"] += len(begun)  # of the whole answer, as if the run was not resumed
         kept, text = plain_options(options), _text_of(self.tokenizer, group.options, begun) + made.text
         return self._recorded(run.prompt, [*begun, *made.ids], text, made, kept, trace)
 

@@ -70,7 +70,7 @@ class DraftText:
     def __init__(self, model: DraftModel) -> None:
         self._model, self._table = model, BlockTable()
         self._read = list[int]()
-        self._sure = 0  # number of first tokens that certainly agree with the text
+        self._sure = 0  # number of first read tokens that are known to agree with the text
         self.asked = 0
         """Number of tokens that the last call computed."""
 
@@ -123,7 +123,7 @@ class DraftText:
         return logits
 
     def _common(self, tokens: Sequence[int]) -> int:
-        """Number of first tokens that agree with the read tokens, at most all except the last.
+        """Length of the common prefix of ``tokens`` and the read tokens, at most all tokens except the last.
 
         They differ where draft tokens were rejected.
         """

@@ -121,7 +121,7 @@ class Scheduler:
             job = min(short, key=lambda job: job.place)
             raise JobTooLarge(job, short[job])
         self._tokens.clear()
-        if self._shares.contended:  # a single client is not charged: later clients start at its counter anyway
+        if self._shares.contended:  # else the counter does not matter: later clients start at it
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
         return [one for _, one in step.chunks]
@@ -174,7 +174,7 @@ class Scheduler:
                 if not sequence.table.length:
                     self._find(sequence)
                 page = _next_page(sequence)
-                if page in reading:  # another sequence computes it in this step: later it is in the prefix cache
+                if page in reading:  # another sequence computes the page now: wait for the prefix cache
                     self._give_back(sequence)
                     continue
                 most = sequence.left if sequence.whole else min(room, most, sequence.left)

@@ -1,4 +1,4 @@
-"""Speculative decoding: a step checks draft tokens together with the last token, and accepts the matching ones.
+"""Speculative decoding: a step runs draft tokens after the last token, and accepts the draft tokens that match.
 
 A step reads the weights once, for one token or for several. So a step with eight tokens takes little longer than a step
 with one. The rows of a step have the same bits as in separate steps, and each row is sampled as usual. So draft tokens
