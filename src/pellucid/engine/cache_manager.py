@@ -1,7 +1,7 @@
-"""The cache of a model: pages of keys and values, and the prefix cache, whose pages later requests share.
+"""The cache of a model: pages of keys and values, and the prefix cache, which shares pages with later requests.
 
-A step and every change of the cache exclude each other by one lock. Releasing a block table does not wait for the lock:
-its pages are freed now, or before the next step.
+One lock protects the cache: a step holds it, and so does every change of the cache. Releasing a block table does not
+wait for the lock: its pages are freed immediately, or before the next step.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from pellucid.runtime.prefix_cache import PrefixCache
 
 
 class CacheManager:
-    """Allocates, shares and frees the pages of ``kv``. Prefixes of ended requests may take ``prefix_bytes``.
+    """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` of ended requests.
 
-    Methods may be called from any thread, except where they say that the caller holds the ``lock``. ``allocate``,
-    ``insert`` and the methods below them are the only ones that change pages: a subclass that overrides these sees all
-    changes (``cluster/staged_runner.py``).
+    Methods may be called from any thread, unless their docstring says that the caller holds the ``lock``. Only
+    ``advance``, ``allocate`` and the methods below them change pages. A subclass that overrides them sees all changes
+    (``cluster/staged_runner.py``).
     """
 
     def __init__(self, kv: KVCache, prefix_bytes: int) -> None:
         self.kv, self.prefixes = kv, PrefixCache(kv, prefix_bytes)
-        """``prefixes``: whoever uses it sees to it that no step runs."""
+        """``prefixes``: use it only while no step runs."""
         self.lock = threading.Lock()
         self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
 
     @property
     def has_states(self) -> bool:
-        """Whether sequences have a recurrent state, which others share only where a step has ended at a page border."""
+        """True if sequences have a recurrent state. States are shared only at page borders where a step ended."""
         return self.kv.has_states
 
     @staticmethod
     def pages_of(tables: Iterable[BlockTable]) -> int:
-        """Number of pages of block tables, shared pages counted once. Needs no lock: a step may be changing them."""
+        """Number of pages in block tables. Shared pages count once. Needs no lock, even while a step runs."""
         found = set[tuple[int, int]]()
         for table in tables:
             for group, blocks in enumerate(list(table.blocks)):
@@ -44,13 +44,13 @@ class CacheManager:
         return len(found)
 
     def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate the pages of ``tokens`` more tokens before the step that runs them. Raises CacheFull."""
+        """Allocate pages for ``tokens`` more tokens before the step that runs them. Raises CacheFull."""
         with self.lock:
             self.drain()
             self.allocate(table, tokens)
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """A copy of a block table that can diverge."""
+        """Copy a block table. The copy shares its pages and can diverge."""
         with self.lock:
             self.drain()
             return self._fork(table)
@@ -58,20 +58,19 @@ class CacheManager:
     def truncate(self, table: BlockTable, length: int) -> int:
         """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
 
-        Returns how many tokens it holds: fewer than ``length`` if the cache can only go further back.
+        Returns the number of tokens that remain: fewer than ``length`` if the cache can only roll back further.
         """
         with self.lock:
             self.drain()
             return self._truncate(table, length)
 
     def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Free all pages of block tables that are no longer used: now, or before the next step.
+        """Free all pages of unused block tables: immediately, or before the next step.
 
-        With ``tokens``, which begin with those of a block table, its pages stay in the prefix cache until they are
-        needed.
+        With ``tokens`` the pages stay in the prefix cache until they are needed. ``tokens`` begin with the tokens of
+        the block table.
 
-        This never waits for a lock, so it may run when a generator is closed: the garbage collector does that at any
-        time, even during a step.
+        This never waits for a lock. So it is safe when the garbage collector closes a generator, even during a step.
         """
         self._released.extend((table, tokens) for table in tables)
         if self.lock.acquire(blocking=False):
@@ -81,41 +80,41 @@ class CacheManager:
                 self.lock.release()
 
     def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """A block table of the longest beginning of ``ids``, of at most ``most`` tokens, that the cache holds."""
+        """Block table of the longest prefix of ``ids`` in the prefix cache, with at most ``most`` tokens."""
         with self.lock:
             self.drain()
             return self._find(ids, most)
 
     def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens of ``ids`` that the prefix cache has."""
+        """Length of the longest prefix of ``ids`` in the prefix cache, at most ``most`` tokens."""
         with self.lock:
             self.drain()
             return self.prefixes.match(ids, most)
 
     def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Let other sequences use the whole pages of a block table that grows; ``tokens`` begin with its own."""
+        """Add the full pages of a growing block table to the prefix cache. ``tokens`` begin with its tokens."""
         with self.lock:
             self.drain()
             self._insert(table, tokens, grows=True)
 
     def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
-        """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).
+        """Call ``listener`` when a page enters or leaves the prefix cache (``PrefixCache.listener``).
 
-        Returns the names of those that are there. It is called under the lock of the cache, and must be quick.
+        Returns the names of the present pages. The listener runs under the lock of the cache, and must be quick.
         """
         with self.lock:
             self.prefixes.listener = listener
             return self.prefixes.names()
 
     def clear_prefixes(self, limit: int | None = None) -> None:
-        """Free all pages that no running sequence uses. From now on they may take ``limit`` bytes, if it is given."""
+        """Empty the prefix cache, except for pages in use. ``limit`` sets its new size in bytes."""
         with self.lock:
             self.drain()
             self._clear()
             self.prefixes.limit = self.prefixes.limit if limit is None else limit
 
     def trim(self) -> None:
-        """Give memory that no request needs back to the system."""
+        """Return memory that no request needs to the system."""
         with self.lock:
             self.drain()
             self.kv.trim()
@@ -129,12 +128,12 @@ class CacheManager:
             self._truncate(table, 0)
 
     def advance(self, chunks: Sequence[Chunk]) -> None:
-        """The step of the chunks has run: their block tables grow. The caller holds the lock."""
+        """Extend the block tables of the chunks after their step. The caller holds the lock."""
         for chunk in chunks:
             self.kv.advance(chunk.table, len(chunk.tokens))
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
-        """Allocate the pages of ``tokens`` more tokens (``KVCache.allocate``). The caller holds the lock.
+        """Allocate pages for ``tokens`` more tokens (``KVCache.allocate``). The caller holds the lock.
 
         Raises:
             CacheFull: no pages are left.

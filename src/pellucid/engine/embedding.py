@@ -1,4 +1,4 @@
-"""Sentence vectors from an encoder: each text runs in one step, several texts share a step if they fit."""
+"""Sentence vectors from an encoder: each text runs in one step, and several texts share a step if they fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EmbeddingTask:
 
     @property
     def done(self) -> bool:
-        """Whether every text has its vector."""
+        """True if every text has its vector."""
         return not self._left
 
     def begin(self, waited: float) -> None:
@@ -48,7 +48,7 @@ class EmbeddingTask:
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield a text's vector, and free its pages: nothing follows it."""
+        """Yield a text's number and vector, and free its pages."""
         raise_of(sequence.probe)
         if not np.isfinite(outputs[0]).all():
             refuse_changed(sequence.probe, f"text {self._left[sequence]}: its vector is not finite")

@@ -1,4 +1,4 @@
-"""Jobs: tasks on their way through the scheduler and the engine."""
+"""Jobs: tasks with their state in the scheduler and in the engine."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MOST_PRIORITY, LONGEST = 100, 1e9
 
 
 class Admission(Struct, frozen=True):
-    """When a task runs: tasks of higher ``priority`` come first, and clients share the machine (``scheduler.py``).
+    """Scheduling parameters of a task: tasks of higher ``priority`` run first, and clients share the machine.
 
-    A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
+    A task fails if it has not ended ``deadline`` seconds after its submission. See ``scheduler.py``.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -41,7 +41,7 @@ class Admission(Struct, frozen=True):
             force_setattr(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
 
     def with_options(self, options: dict[str, Any]) -> Admission:
-        """With the ``priority`` and ``deadline`` of a request's options, which are taken out of them."""
+        """A copy with the ``priority`` and ``deadline`` from a request's options. Removes both from ``options``."""
         return replace(
             self, **{name: options.pop(name) for name in ("priority", "deadline") if name in options}
         )
@@ -52,9 +52,9 @@ USUAL = Admission()
 
 @dataclass(eq=False)
 class Job:
-    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: it waits for pages of others.
+    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: preempted, it waits for free pages.
 
-    Jobs of one ``client`` share its part of the machine.
+    Jobs of one ``client`` share the client's part of the machine. ``begun``: the task has had its first step.
     """
 
     task: Task[Any]
@@ -67,12 +67,12 @@ class Job:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Its place in the order: lower comes first."""
+        """Sort key: by priority, then by arrival. Lower comes first."""
         return -self.priority, self.number
 
     @property
     def waited(self) -> float:
-        """Seconds since it came."""
+        """Seconds since the submission."""
         return 0.0
 
     @property
@@ -83,9 +83,10 @@ class Job:
 class RunningJob(Job):
     """A job with the queue of its results. ``sent`` and ``read`` count the results.
 
-    The queue holds up to ``ahead`` results; ``convert`` changes each of the task's results before it enters the queue.
-    With ``deliver`` there is no queue: ``deliver`` gets each result at once. A reader in an event loop waits for the
-    future ``reader``. ``waiting`` counts sequences that wait for another thread.
+    The queue holds up to ``ahead`` results. ``convert`` converts each result before it enters the queue. With
+    ``deliver`` the queue stays empty: ``deliver`` receives each result immediately. A reader in an event loop waits for
+    the future ``reader``. ``waits`` is True until the first step. ``waiting`` counts sequences that wait for another
+    thread.
     """
 
     def __init__(
@@ -111,10 +112,10 @@ class RunningJob(Job):
 
     @property
     def waited(self) -> float:
-        """Seconds since it came."""
+        """Seconds since the submission."""
         return time.monotonic() - self.came
 
     @property
     def seconds_left(self) -> float:
-        """Until its deadline."""
+        """Seconds until the deadline; infinity without a deadline."""
         return math.inf if self.how.deadline is None else self.how.deadline - self.waited

@@ -1,4 +1,4 @@
-"""Messages to the engine's thread. Its inbox holds them in the order in which other threads send them."""
+"""Messages to the engine's thread. Its inbox is a queue: the thread handles messages in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Submit(Struct, frozen=True):
 
 
 class Abort(Struct, frozen=True):
-    """Nobody reads the results of a job any more: it ends."""
+    """End a job whose results nobody reads any more."""
 
     job: RunningJob
 
@@ -31,7 +31,10 @@ class Resume(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """The result that a sequence of a job waited for is there: ``results`` go on (``pipeline.Wait``)."""
+    """A sequence of a job has waited for another thread, which is done: iterate ``results`` again (``pipeline.Wait``).
+
+    ``sequence`` is None for a reading.
+    """
 
     job: RunningJob
     sequence: CachedSequence | None
@@ -45,7 +48,7 @@ class BetweenSteps(Struct, frozen=True):
 
 
 class Settle(Struct, frozen=True):
-    """Set an event when no job can run on."""
+    """Set an event when no job can run."""
 
     event: Event
 

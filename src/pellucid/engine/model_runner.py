@@ -33,15 +33,15 @@ from pellucid.runtime.prefix_cache import usual_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
-SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
+SMALL = 4  # maximum number of tokens of a step that is bound by memory: reading weights takes longer than multiplying
 
 
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
-    ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
-    plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (``usual_bytes``). ``cache_of`` makes the cache manager.
+    With ``executor`` the model shares the threads of another model. With a ``stage`` it runs only this part of the
+    plan, by ``forward_stage``. ``pin`` selects the cores of each thread (``runtime/placement.py``). The prefix cache
+    may take ``cache_memory`` bytes (default: ``usual_bytes``). ``cache_of`` makes the cache manager.
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -77,14 +77,14 @@ class ModelRunner:
         self._step = StepArrays(
             limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
-        # In a step with one row each thread may have its own copy of that row.
+        # In a step with one row each thread may have its own copy of the row.
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
         def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
-            allocate_missing(plan, room, arrays)  # this function knows no runner, which would be a circle
+            allocate_missing(plan, room, arrays)  # no reference to the runner, which would be a cycle
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
@@ -93,7 +93,7 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
-        self.stage_seconds = list[float]()  # of each stage, if this one leads
+        self.stage_seconds = list[float]()  # seconds of each stage, if this runner leads the stages
 
     @property
     def threads(self) -> int:
@@ -102,7 +102,7 @@ class ModelRunner:
 
     @property
     def idle_core(self) -> bool:
-        """Whether a step leaves a core idle."""
+        """True if a step leaves a core idle."""
         return self.threads < processors().usable
 
     @property
@@ -111,12 +111,12 @@ class ModelRunner:
         return self.spec.output_width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step. Returns the wanted rows, which the caller may keep: logits (R, V), or sentence vectors (B, D).
+        """Run one step. Returns the output rows: logits (R, V), or sentence vectors (B, D). The caller may keep them.
 
         The chunks' block tables grow by their tokens.
 
         Raises:
-            InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk wants more rows than it has
+            InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk has more outputs than
                 tokens, or the model is closed.
             CacheFull: no pages are left.
         """
@@ -128,17 +128,17 @@ class ModelRunner:
         received: Iterable[NDArray[np.float32]],
         send: Callable[[list[NDArray[np.float32]]], object],
     ) -> NDArray[np.float32]:
-        """Run one step of a stage: ``received`` are the rows (T, width) of what it receives, in order.
+        """Run one step of a stage. ``received`` yields the rows (T, width) of each received buffer, in order.
 
-        ``send`` gets those of what it sends as soon as they are there; they change with the next step. Returns the
-        wanted rows, as ``forward`` does, of the last stage.
+        ``send`` is called with the rows of the sent buffers when they are computed. The next step overwrites them. The
+        last stage returns the output rows, as ``forward`` does.
 
-        Raises: as ``forward``, and what ``received`` and ``send`` raise.
+        Raises: as ``forward``, and the errors of ``received`` and ``send``.
         """
         return self._run(chunks, received, send)
 
     def _rows(self, border: Border, count: int) -> NDArray[np.float32]:
-        """The first rows of a buffer as they lie at a border."""
+        """The first ``count`` rows of a border's buffer."""
         flat = self._arrays.by_name[border.name].reshape(-1)
         return flat[: count * border.width].reshape(count, border.width)
 
@@ -172,7 +172,7 @@ class ModelRunner:
         run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
         if self.stage:  # last, because it may wait for the stage before
             for border, values in zip(self.stage.receives, received, strict=True):
-                # In a step with one row each thread may read its own copy of that row.
+                # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
                 self._rows(border, copies)[:] = values
         if watched:
@@ -185,25 +185,25 @@ class ModelRunner:
         return out[:rows, : self.width]
 
     def rehearse(self, chunks: Sequence[Chunk]) -> None:
-        """Do what begins and ends a step of such chunks, without its operations: threads wake up, caches are warm."""
+        """Prepare and end a step without its operations, to wake the threads and warm the CPU's caches."""
         check_step(chunks, self.limits)
         self._step.fill(chunks)
         self.wake()
 
     def wake(self) -> None:
-        """Run a step of no operations: the threads wait for the next one then."""
+        """Run a step without operations, so that the threads are awake for the next step."""
         self.executor.run(self._nothing, self._step.record)
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
-        """Run any number of chunks in as many steps as needed. Returns the rows of each chunk.
+        """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.
 
-        Raises: as ``forward``; a chunk must fit into a step.
+        Raises: as ``forward``; each chunk must fit into a step.
         """
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            # Copies, so that whoever keeps a row does not keep those of all others.
+            # Copies, so that a kept row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
         return found
@@ -214,7 +214,7 @@ class ModelRunner:
             self.cache.allocate(chunk.table, len(chunk.tokens), in_place=in_place)
 
     def _fresh_output(self, bound: BoundProgram, rows: int) -> NDArray[np.float32]:
-        """A new array that the step writes to, so that the caller can keep it without a copy."""
+        """Allocate a new output array for the step, so that the caller can keep it without a copy."""
         if not self.plan.output:  # a stage before the last one
             return np.empty((max(rows, 1), 0), np.float32)
         width = self.plan.buffers[self.plan.output].width
@@ -252,11 +252,11 @@ class ModelRunner:
         )
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
-        """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
+        """Run one step operation by operation. Returns the seconds of each operation, in the order of the plan.
 
-        Each operation is timed once, in its place in the step: one that runs repeatedly on its own output ends up with
-        denormal numbers, which are slow. The time to start the threads and to let them meet is measured with no
-        operation in between, and subtracted. The step is discarded afterwards: no sequence grows.
+        Each operation is timed once, in its place in the step: an operation that runs repeatedly on its own output ends
+        up with denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
+        without an operation, and subtracted. The step is discarded afterwards: no sequence grows.
 
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
@@ -270,7 +270,7 @@ class ModelRunner:
                 _, outputs = self._step.fill(chunks)
                 self._fresh_output(
                     self._base, outputs if self.spec.head else len(chunks)
-                )  # the last one is the caller's
+                )  # the caller of the last step may still hold its output
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
@@ -279,7 +279,7 @@ class ModelRunner:
         return np.maximum(seconds - overhead, 0.0)
 
     def _seconds(self, records: NDArray[np.int64]) -> float:
-        """The seconds that a part of the program takes."""
+        """Seconds that a part of the program takes."""
         part = Program(records, ())
         start = time.perf_counter()
         self.executor.run(part, self._step.record)
@@ -295,7 +295,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Stop the threads. Waits for a running step to finish."""
-        if self.executor.forked:  # their locks may be held by threads that are not here
+        if self.executor.forked:  # locks may be held by threads that exist only in the parent
             return
         with self.cache.lock:
             if self._owns_executor:

@@ -1,4 +1,4 @@
-"""A task on its way: when it runs, its results, and the reader's side of both."""
+"""A submitted task as its reader sees it: the queue of results, its end, and how to cancel it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 class End:
-    """The last message to a reader: the task is done, or it has failed."""
+    """The last item in a reader's queue. ``error`` is None if the task succeeded."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def hand_over(results: Sequence[tuple[RunningJob, Any]]) -> list[RunningJob]:
-    """Give readers their results, and wake those in event loops, each loop once.
+    """Put results into the readers' queues, and wake readers in event loops with one call for each loop.
 
-    Returns the jobs whose readers are gone with their loops.
+    Returns the jobs whose event loop is closed: nobody reads their results.
     """
     waiting: dict[asyncio.AbstractEventLoop, dict[RunningJob, asyncio.Future[None]]] = {}
     for job, result in results:
@@ -50,9 +50,9 @@ def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
 
 
 class Run(Generic[T]):
-    """The results of a task, in order, as they come. ``close`` ends the task; so does dropping this object.
+    """Iterator over the results of a task, in order. ``close`` cancels the task, and so does dropping this object.
 
-    Raises: what the task raises.
+    The iteration raises the task's errors.
     """
 
     def __init__(self, job: RunningJob, inbox: SimpleQueue[Message]) -> None:
@@ -67,13 +67,13 @@ class Run(Generic[T]):
         return self._received(self._job.results.get())
 
     async def stream(self) -> AsyncGenerator[T, None]:
-        """The results for an event loop, which has other things to do. The task ends with the iteration."""
-        import asyncio  # takes a while, and most runs need none
+        """Yield the results without blocking an event loop. The task ends when the iteration ends."""
+        import asyncio  # slow to import, and most runs do not need it
 
         loop, job = asyncio.get_running_loop(), self._job
         try:
             while True:
-                # Before the look at the results: what comes after it wakes this reader.
+                # Set before the queue is checked: a result that arrives after the check wakes this reader.
                 job.reader = ready = loop.create_future()
                 self._acknowledge()
                 while not job.results.empty():
@@ -89,7 +89,7 @@ class Run(Generic[T]):
             self.close()
 
     def _received(self, result: Any) -> T:
-        """A result that has been read. Raises StopIteration at the end, or what the task has raised."""
+        """Return a result from the queue. Raises StopIteration at the end, or the task's error."""
         if isinstance(result, End):
             self._job.results.put(End(None))
             self.close.detach()
@@ -100,7 +100,7 @@ class Run(Generic[T]):
         return result  # type: ignore[no-any-return]
 
     def _acknowledge(self) -> None:
-        """The reader has done what it does with the last result."""
+        """Count the last result as read, and resume the task if it paused for this reader."""
         if self._reading:
             self._reading = False
             self._job.read += 1
@@ -109,13 +109,13 @@ class Run(Generic[T]):
 
 
 def _close(inbox: SimpleQueue[Message], job: RunningJob) -> None:
-    """Ask the engine to end a job."""
+    """Ask the engine to abort a job."""
     if not job.ended:
         inbox.put(Abort(job))
 
 
 def copied(error: BaseException) -> BaseException:
-    """An error for one of several readers: each raises its own, because raising adds to it."""
+    """A copy of an error for one of several readers: raising an error changes it, so each reader raises its own."""
     try:
         made = copy.copy(error)
     except Exception:

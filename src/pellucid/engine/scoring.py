@@ -1,4 +1,4 @@
-"""Scoring by teacher forcing: the logits of each token of a given text, given the tokens before it."""
+"""Scoring by teacher forcing: the logits for each token of a given text, from the tokens before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1.
+    ``first`` is at least 1: the first token has no logits.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class ScoringTask:
         raise_of(sequence.probe)
         self.done = not sequence.left
         for position, logits in enumerate(outputs, sequence.table.length - len(outputs) + 1):
-            if position >= self._first:  # those before are recorded alone
+            if position >= self._first:  # earlier logits are only recorded by the probe
                 yield position, logits
 
     def close(self) -> None:
-        """Leave the pages to the prefix cache."""
+        """Release the pages to the prefix cache."""
         self._cache.release(self._text.table, tokens=self._text.shared_tokens)
 
 
@@ -88,7 +88,7 @@ def score(
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
-    Only the first ``vocabulary`` logits of a row stand for tokens.
+    Only the first ``vocabulary`` logits of a row belong to tokens.
     """
     task = ScoringTask(engine.cache, ids, first, watching)
     try:
