@@ -211,7 +211,7 @@ class SimulatedReplica:
                 if count > 1:  # within a page: the pages suffice
                     self.cache.reserve(table, count - 1)
                     read(self.cache, table, count - 1)
-                one.sequence.wanted = max(one.sequence.wanted, table.length)
+                one.sequence.first_output = max(one.sequence.first_output, table.length)
         seconds = step.end - step.began
         self.busy, self.steps = self.busy + seconds, self.steps + count
         if step.prompts:

@@ -78,7 +78,7 @@ class BeamSearchTask:
         """Advance the search when the logits of all beams have arrived, and yield its beams."""
         raise_of(sequence.probe)
         self.seconds += 0.0 if self._rows else seconds  # counted once if all beams run in one step
-        if sequence.left:
+        if sequence.unread_tokens:
             return
         if sequence is self.prompt and not self._sequences:
             self.prefill_seconds, self._sequences = self.seconds, [self.prompt]

@@ -27,7 +27,7 @@ class EmbeddingTask:
             if watching is not None and probe is not None:
                 probe.tokens = partial(list, ids)
                 watching.keep(probe)
-            self._left[CachedSequence(ids, len(ids), whole=True, probe=probe)] = number
+            self._left[CachedSequence(ids, len(ids), in_one_step=True, probe=probe)] = number
 
     @property
     def done(self) -> bool:

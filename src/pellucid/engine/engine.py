@@ -309,7 +309,7 @@ class Engine:
         try:
             for one, results in pipeline.step(self.runner, scheduled):
                 if len(one.chunk.tokens) > one.chunk.outputs and not (
-                    one.sequence.whole or one.sequence.private
+                    one.sequence.in_one_step or one.sequence.uncacheable
                 ):
                     self.cache.keep_prefix(one.sequence.table, one.sequence.tokens)
                 if job := self._jobs.get(one.task):  # else another sequence of the task failed in this step
@@ -354,7 +354,7 @@ class Engine:
                 job.sent += 1
                 self._results.append((job, job.convert(result) if job.convert else result))
             if sequence is not None:  # a preempted sequence needs no second outputs
-                sequence.wanted = max(sequence.wanted, sequence.table.length)
+                sequence.first_output = max(sequence.first_output, sequence.table.length)
         except BaseException as error:
             self._end(job, error)
             return

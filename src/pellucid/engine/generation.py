@@ -49,7 +49,7 @@ class Prompt(CachedSequence):
                     self._logprobs.append(
                         token_logprobs(row, place, token, self._alternatives, self._vocabulary)
                     )
-        return None if self.left else outputs[-1:]
+        return None if self.unread_tokens else outputs[-1:]
 
     @property
     def logprobs(self) -> Logprobs | None:

@@ -147,7 +147,7 @@ class Scheduler:
                 rows = sorted(rows, key=self._order_of_rows(rows))[:places]
         for job, sequence in rows:
             if not job.parked:  # preempted in this step
-                self._take(step, job, sequence, sequence.left, short)
+                self._take(step, job, sequence, sequence.unread_tokens, short)
 
     def _order_of_rows(
         self, rows: Sequence[tuple[Job, CachedSequence]]
@@ -177,7 +177,11 @@ class Scheduler:
                 if page in reading:  # another sequence computes the page now: wait for the prefix cache
                     self._give_back(sequence)
                     continue
-                most = sequence.left if sequence.whole else min(room, most, sequence.left)
+                most = (
+                    sequence.unread_tokens
+                    if sequence.in_one_step
+                    else min(room, most, sequence.unread_tokens)
+                )
                 took = self._take(step, job, sequence, most, short)
                 room -= took
                 if took and page is not None:
@@ -210,15 +214,15 @@ class Scheduler:
 
     def _unread(self, sequence: CachedSequence) -> int:
         """Number of unread tokens of a prompt, without the tokens that the prefix cache held at the first lookup."""
-        if sequence.table.length or sequence.findable <= 0:
-            return sequence.left
+        if sequence.table.length or sequence.cacheable_tokens <= 0:
+            return sequence.unread_tokens
         if sequence.matched is None:
-            sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.findable)
-        return sequence.left - sequence.matched
+            sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.cacheable_tokens)
+        return sequence.unread_tokens - sequence.matched
 
     def _find(self, sequence: CachedSequence) -> None:
         """Set a sequence's block table to the pages that the prefix cache holds for its first tokens."""
-        if (most := sequence.findable) > 0:
+        if (most := sequence.cacheable_tokens) > 0:
             sequence.table = self._cache.find_prefix(sequence.tokens, most)
 
     def _take(
@@ -226,7 +230,7 @@ class Scheduler:
     ) -> int:
         """Add a sequence's next tokens to the step, if the step has room and pages are free. Returns their number."""
         most = min(most, step.tokens)
-        if not most or not step.sequences or (sequence.whole and most < sequence.left):
+        if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
         chunk = sequence.chunk(_to_border(sequence, most) if self._cache.has_states else most, step.outputs)
         if not chunk.tokens:
@@ -317,12 +321,12 @@ def _to_border(sequence: CachedSequence, most: int) -> int:
     """Number of tokens to run: at most ``most``, so that a part of a prompt ends at a page border."""
     start = sequence.table.length
     border = (start + most) // PAGE * PAGE
-    return border - start if start < border and most < sequence.left else most
+    return border - start if start < border and most < sequence.unread_tokens else most
 
 
 def _next_page(sequence: CachedSequence) -> int | None:
     """Hash of the tokens up to the end of the next page, which the sequence reads whole; None for a partial page."""
     end = (sequence.table.length // PAGE + 1) * PAGE
-    if sequence.table.length % PAGE or end > sequence.findable:
+    if sequence.table.length % PAGE or end > sequence.cacheable_tokens:
         return None
     return hash(tuple(sequence.tokens[:end]))

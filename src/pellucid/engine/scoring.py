@@ -53,7 +53,7 @@ class ScoringTask:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
         raise_of(sequence.probe)
-        self.done = not sequence.left
+        self.done = not sequence.unread_tokens
         for position, logits in enumerate(outputs, sequence.table.length - len(outputs) + 1):
             if position >= self._first:  # earlier logits are only recorded by the probe
                 yield position, logits

@@ -187,7 +187,7 @@ class TextSequence(CachedSequence):
         self._tell_gain()
         del self.tokens[self._place :]
         self.tokens.append(self._token)
-        self.wanted = self._start = self._place
+        self.first_output = self._start = self._place
         ahead = self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]
         if not ahead and (self._lookup or self._drafted):
             ahead = self._propose(pace)

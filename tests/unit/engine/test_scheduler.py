@@ -57,7 +57,7 @@ class Fake:
         assert outputs == 1
         self.made.append(hash(tuple(sequence.tokens)) % 1000)
         sequence.tokens.append(self.made[-1])
-        sequence.wanted = len(sequence.tokens) - 1
+        sequence.first_output = len(sequence.tokens) - 1
         yield self.made[-1]
 
     def close(self) -> None:
@@ -399,7 +399,7 @@ def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None
 def test_sentences_that_begin_alike_share_a_step() -> None:
     """They are read whole, so that none finds anything of another."""
     scheduler, cache = scheduler_of()
-    texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, whole=True) for number in range(3)]
+    texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, in_one_step=True) for number in range(3)]
 
     class Sentences(Fake):
         def sequences(self) -> list[CachedSequence]:
