@@ -228,7 +228,7 @@ class StagedRunner(ModelRunner):
         with self.cache.lock:
             self._refuse_if_closed()
             if self.lost:
-                raise StageLost("a stage of the model is gone: ask again later")
+                raise StageLost("a stage of the model is gone: retry later")
             self.cache.drain()
             parts, steps = _parts(chunks), []
             if len(parts) > 1:
@@ -265,7 +265,7 @@ class StagedRunner(ModelRunner):
         """Yield the vectors of a step once the previous stage has computed them."""
         try:
             if self.lost or self._vectors is None:
-                raise StageLost("a stage of the model is gone: ask again later")
+                raise StageLost("a stage of the model is gone: retry later")
             before = len(self.stages)
             found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost, before)
             self._arrived = time.perf_counter()

@@ -165,7 +165,7 @@ def search_beams(
         chain = chain.without_drawing()
     elif chain.greedy:
         raise InvalidRequest(
-            "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
+            "temperature=0 with do_sample=True: nothing would be drawn; remove one of the two"
         )
     elif lone := next((step for step in chain.steps if step.alone), None):
         option, *_ = options_of(type(lone))

@@ -92,7 +92,7 @@ class Engine:
             if self._closed:
                 raise InvalidRequest("the model is closed: load it again")
             if self._queue is not None and self._waiting >= self._queue:
-                raise QueueFull(f"{self._waiting:,} requests wait, as many as may: ask again later")
+                raise QueueFull(f"the queue is full ({self._waiting:,}): retry later, or raise --queue")
             self._start()
             self._waiting += 1
             self._inbox.put(Submit(job))

@@ -15,9 +15,9 @@ class CachedSequence:
     """A sequence of ``tokens``. The block table ``table`` holds the first of them; the next steps compute the others.
 
     The outputs of the tokens from ``first_output`` on are needed (by default the output of the last token). Only tokens
-    before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from it (None: the
-    sequence has not run). ``matched`` is the number of tokens that the scheduler expects to find there (None: it has
-    not looked). With ``in_one_step`` all tokens run in one step.
+    before ``first_output`` may come from the prefix cache. ``cached`` is the number of tokens that came from it (None:
+    the sequence has not run). ``matched`` is the number of tokens that the scheduler expects to find there (None: it
+    has not looked). With ``in_one_step`` all tokens run in one step.
 
     ``probe`` records and changes values of the sequence. The pages of a prefix cache were computed without the probe.
     So a sequence with changed values neither reads nor fills the prefix cache, and recorded positions are always
