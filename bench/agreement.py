@@ -2,12 +2,13 @@
 
     python bench/agreement.py [--models NAME...] [--windows 4] [--texts NAME...] [--threads N]
 
-A text is a file, or one of texts.py: news, prose, python, code, mixed. The script cuts each into windows of 512 tokens
-and scores the second half of each window over the whole vocabulary. Divergences are means with their standard errors,
-and ratios of means with an interval of 95 %, both as if positions were independent.
-transformers makes the float32 run (float32.py), llama.cpp's own tool (llama-perplexity) its figures, and this script
-those of Pellucid, by default and precise, all from the same file. A model is a name of `compare.py`, one of FILES
-(SmolLM2 in more formats), or anything that `pellucid.load` takes. The last line is JSON.
+A text is a file, or a name in texts.py: news, prose, python, code, mixed. The script cuts each text into windows of 512
+tokens and scores the second half of each window over the whole vocabulary. The output has mean divergences with
+standard errors, and ratios of means with 95 % intervals. Both assume that positions are independent.
+
+All runs use the same file: the float32 run of transformers (float32.py), llama.cpp with its own tool
+(llama-perplexity), and Pellucid, by default and with ``precise``. A model is a name in `compare.py` or in FILES
+(SmolLM2 in more formats), or any source that `pellucid.load` accepts. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from pellucid.weights.open import open_checkpoint
 
 KINDS = "Q5_0 Q5_1 Q2_K Q3_K_M Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16"
 FILES = MODELS | {f"smollm2-{kind.lower()}": Model("smollm2", made=kind) for kind in KINDS.split()}
-LENGTH, STEP = 512, 64  # tokens of a window, of a step
-LEAD = 0.05  # float32 is sure where the likeliest token's probability leads by this much
+LENGTH, STEP = 512, 64  # tokens of a window, tokens of a step
+LEAD = 0.05  # float32 is sure where the probability of the likeliest token leads by this margin
 TEXT = HERE.parent / "tests" / "oracles" / "text.txt"
 
 
@@ -76,8 +77,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Mean divergence in nats and its standard error, share of positions with the same likeliest token, errors where
-    float32 is sure.
+    """Agreement with float32.
+
+    ``divergence`` is the mean in nats, ``error`` its standard error, ``same`` the share of positions with the same
+    likeliest token. ``wrong`` is the number of different tokens at the ``sure`` positions where float32 is sure.
     """
 
     divergence: float
@@ -88,7 +91,7 @@ class Agreement:
 
 
 def windows_of(path: Path, text: str, count: int) -> NDArray[np.int32]:
-    """The text's first windows, (W, N); each begins with the special tokens that the model begins a text with."""
+    """The text's first windows (W, N). Each window begins with the model's special tokens for the start of a text."""
     checkpoint = open_checkpoint(path)
     try:
         tokenizer = load_tokenizer(checkpoint)
@@ -145,7 +148,7 @@ def _rows(runner: ModelRunner, ids: list[int]) -> Any:
         for at in range(wanted):
             if start + at < LENGTH - 1:
                 yield start + at - first, rows[at].astype(np.float64)
-    runner.truncate(sequence, 0)
+    runner.cache.truncate(sequence, 0)
 
 
 def llamacpp_agreement(path: Path, base: Base, threads: int) -> Agreement:
@@ -173,7 +176,7 @@ def compare(name: str, text: str, windows: int, threads: int) -> dict[str, Agree
     """A model's agreements by engine."""
     path = FILES.get(name, Model(name)).file()
     MADE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=MADE) as folder:  # the base has hundreds of megabytes
+    with tempfile.TemporaryDirectory(dir=MADE) as folder:  # the base takes hundreds of megabytes
         progress(f"{name}: float32")
         base = float32(path, windows_of(path, text, windows), threads, Path(folder))
         found = {}

@@ -2,10 +2,10 @@
 
     python bench/capacity.py [--model smollm2] [--rounds 1] [--replicas]
 
-The time of steps is measured here, as the command does it. Then the same requests are simulated and sent to a real
-server, five times in different ways: one client, eight, sixteen with a shared beginning, requests at random times,
-and, with --replicas, two replicas on a cluster (of one core each). Throughput and the percentiles of the time to the
-first token are compared.
+The script measures the time of steps as the command does. Then it simulates requests and sends the same requests to a
+real server, in up to five cases: one client, eight clients, sixteen clients with a shared prefix, requests at random
+times, and, with --replicas, a cluster with two replicas of one core each. It compares the throughput and the
+percentiles of the time to first token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from support.ray_server import ray_nodes
 
 @dataclass(frozen=True)
 class Case:
-    """A way in which requests come."""
+    """A pattern of arriving requests."""
 
     what: str
     work: Workload
@@ -70,7 +70,7 @@ def cases(url: str, model: str) -> list[Case]:
 
 
 def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
-    """The requests of a case, and when they come."""
+    """The requests of a case with their arrival times."""
     requests = [(tokenizer.encode(body["prompt"]), body["max_tokens"]) for body in case.work.bodies()]
     if case.clients is not None:
         return Replay(requests, clients=case.clients)
@@ -80,7 +80,7 @@ def replayed(case: Case, tokenizer: Tokenizer) -> Replay:
 
 @contextlib.contextmanager
 def server(model: str, *more: str) -> Iterator[str]:
-    """A server in a process of its own; its address."""
+    """Run a server in its own process. Yields its address."""
     command = [sys.executable, "-u", "-m", "pellucid", "serve", model, "--port", "0", *more]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -103,7 +103,7 @@ def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, Repli
 
 
 def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
-    """The time of steps of one of ``count`` replicas that share this machine: measured while all of them work."""
+    """Measure the step times of a replica while ``count`` replicas share this machine and all of them work."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]
@@ -132,9 +132,9 @@ def compare(
 
 
 def warm_up(url: str, model: str, replicas: int = 1) -> None:
-    """Fill the prefix caches, so that pages are used again, as in a server that has run for long.
+    """Fill the prefix caches, so that pages are reused as in a server that has run for long.
 
-    The first use of memory costs time, in a virtual machine a fifth of a prompt's.
+    The first use of memory costs time: in a virtual machine a fifth of a prompt's prefill.
     """
     long, one = Lengths(1500, 1500), Lengths(1, 1)
     work = Workload(

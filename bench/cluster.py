@@ -1,16 +1,18 @@
-"""What a cluster costs and brings.
+"""Costs and benefits of a cluster.
 
     python bench/cluster.py ingress [--streams 64] [--seconds 10]
     python bench/cluster.py prefix [--sessions 50] [--replicas 4]
     python bench/cluster.py stages [--stages 2]
 
-``ingress`` measures one server process in front of engines that compute nothing: how many tokens a second it passes on
-to clients in streams, as fast as it can, and how much later than it was sent a token comes to a client when each stream
-has 20 tokens a second. ``prefix`` compares routing by prefixes with random routing, for sessions whose conversations
-grow, in simulated time (``pellucid.capacity``, with the time of steps as it is measured here): hit rate, and time to
-the first token. ``stages`` measures what a border between two stages
-on one machine adds to the step of a token, each stage in a process with one thread, in turns with a process that has
-all of the model and one thread: of a model so small that little else takes time, and of SmolLM2.
+``ingress`` measures one server process in front of engines that compute nothing: its maximum throughput in tokens per
+second over all streams, and the latency between sending and arrival of a token when each stream has 20 tokens a second.
+
+``prefix`` compares prefix-aware routing with random routing, for sessions with growing conversations: hit rate, and
+time to first token. It runs in simulated time (``pellucid.capacity``), with step times measured on this machine.
+
+``stages`` measures the time that the border between two stages on one machine adds to a decode step. Each stage is a
+process with one thread. The steps alternate with steps of a process that has the whole model and one thread. The models
+are SmolLM2, and a model so small that the border dominates.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ MODEL, USUAL_RATE = "smollm2", 20.0
 
 
 def fake_replica(rate: float, address: Any) -> None:
-    """A replica without a model: requests get tokens at a rate (0: at once), whose text is the time they were sent."""
+    """A replica without a model: requests get tokens at ``rate`` (0: immediately). A token's text is its send time."""
 
     async def main() -> None:
         import zmq
@@ -82,7 +84,7 @@ def fake_replica(rate: float, address: Any) -> None:
         running: dict[tuple[bytes, int], int] = {}
 
         async def make() -> None:
-            """All running requests have a token in each step, as in an engine."""
+            """Send a token to every running request in each step, as an engine does."""
             while True:
                 await asyncio.sleep(1 / rate if rate else 0.002)
                 by: dict[bytes, list[list[Any]]] = {}
@@ -108,7 +110,7 @@ def fake_replica(rate: float, address: Any) -> None:
 
 
 class LocalGroup(RemoteGroup):
-    """The same tokens, made in the server's own process: what a server costs without a cluster."""
+    """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
 
     running: ClassVar[set[LocalGroup]] = set()
 
@@ -129,7 +131,7 @@ class LocalGroup(RemoteGroup):
 
 
 def ingress(addresses: list[str], rate: float, port: Any) -> None:
-    """The server in front; without addresses it makes the tokens itself."""
+    """The server in front of the replicas. Without addresses it generates the tokens itself."""
     import socket
 
     listening = socket.create_server(("127.0.0.1", 0))
@@ -154,7 +156,7 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
 
 
 async def read(port: int, late: list[float], counted: list[int], end: float) -> None:
-    """One client: reads a stream, and notes how old each token is."""
+    """One client: reads a stream, and records the age of each token."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.dumps(
         {"model": MODEL, "prompt": "x", "max_tokens": 100_000, "stream": True, "ignore_eos": True}
@@ -176,7 +178,7 @@ async def read(port: int, late: list[float], counted: list[int], end: float) -> 
 
 
 def passed_on(rate: float, streams: int, seconds: float, count: int = 2) -> tuple[float, float, float]:
-    """Tokens a second, and the median and the 95th percentile of milliseconds from a token's sending to its coming."""
+    """Tokens per second, and the median and 95th percentile of the milliseconds between sending and arrival."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
     replicas = [context.Process(target=fake_replica, args=(rate, queue), daemon=True) for _ in range(count)]
@@ -190,7 +192,7 @@ def passed_on(rate: float, streams: int, seconds: float, count: int = 2) -> tupl
     async def clients() -> float:
         end = time.perf_counter() + seconds + 3
         reading = [asyncio.ensure_future(read(port, late, counted, end)) for _ in range(streams)]
-        await asyncio.sleep(3)  # until all run
+        await asyncio.sleep(3)  # until all streams run
         late.clear()
         before, start = counted[0], time.perf_counter()
         await asyncio.sleep(seconds - 0.5)
@@ -220,7 +222,7 @@ def measure_ingress(streams: int, seconds: float) -> None:
 
 
 def measure_prefix(sessions: int, replicas: int) -> None:
-    """On machines like this one: conversations of 8 turns of 450 to 600 tokens, a minute apart, that begin alike."""
+    """Simulate conversations with a common prefix: 8 turns of 450 to 600 tokens, a minute apart."""
     llm = pellucid.load(MODEL)
     costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
     llm.close()
@@ -243,7 +245,7 @@ def measure_prefix(sessions: int, replicas: int) -> None:
 
 
 def serve_stage(path: str, number: int, count: int, address: Any) -> None:
-    """A stage before the last one."""
+    """Run a stage before the last stage."""
     make = runner_of(number, count)
     server = StageServer(pellucid.load(path, threads=1, make=make).runner, SECRET)
     address.put((number, server.address))
@@ -251,14 +253,14 @@ def serve_stage(path: str, number: int, count: int, address: Any) -> None:
 
 
 def step_seconds(llm: LLM, ids: list[int]) -> float:
-    """The median time of a step of one token."""
+    """Median seconds of a step with one token."""
     table, times = BlockTable(), []
     llm.runner.forward([Chunk(table, ids)])
     for _ in range(40):
         start = time.perf_counter()
         llm.runner.forward([Chunk(table, [5])])
         times.append(time.perf_counter() - start)
-    llm.runner.release(table)
+    llm.runner.cache.release(table)
     return statistics.median(times)
 
 

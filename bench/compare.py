@@ -2,9 +2,9 @@
 
     python bench/compare.py [--models NAME...] [--only ROW...] [--peers NAME...] [--rounds 5] [--threads N] [--quick]
 
-`make bench-peers` installs the peers. Model by model, every round measures each engine once, in turn, on each row, so
-that a busy moment affects all alike. Output: medians, and one JSON line last. A model is a name of MODELS, or anything
-that `pellucid.load` takes. docs/measuring.md describes the rows.
+`make bench-peers` installs the peers. For each model, every round measures each engine once on each row, in turn, so
+that a busy moment affects all engines equally. Output: medians, and JSON in the last line. A model is a name in MODELS,
+or any source that `pellucid.load` accepts. docs/measuring.md describes the rows.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from pellucid.weights.store import resolve
 
 PRECISE = {"default": False, "precise": True}  # how Pellucid is loaded: name → precise
 MADE = HERE / ".models"
-BUSY = 0.5  # load average of a busy machine, on which engines whose threads wait by spinning lose most
+BUSY = 0.5  # load average of a busy machine: engines with spinning threads lose most there
 
 
 @dataclass(frozen=True)
 class Row:
-    """A workload, the peers that run it too, and its maximum number of rounds."""
+    """A workload, the peers that also run it, and its maximum number of rounds."""
 
     workload: PrefillWorkload | DecodeWorkload
     peers: tuple[Peer, ...]
@@ -61,14 +61,14 @@ SHORT = ("decode", "prefill", "batch")  # the rows of --quick
 
 @dataclass(frozen=True)
 class Model:
-    """A model file: ``spec`` is its name in Pellucid, ``made`` the format into which llama-quantize converts it."""
+    """A model file: ``spec`` is its name in Pellucid, ``made`` the target format of llama-quantize."""
 
     spec: str
     rows: tuple[str, ...] = tuple(ROWS)
     made: str | None = None
 
     def file(self) -> Path:
-        """Its path; fetches or converts the file if needed. Raises PeerError if it cannot be converted."""
+        """Path of the file, downloaded or converted if necessary. Raises PeerError if it cannot be converted."""
         path = resolve(self.spec)
         if self.made is None:
             return path
@@ -105,7 +105,7 @@ class Result:
     theirs: dict[str, list[float]] = field(default_factory=dict)
 
     def figure(self, way: str) -> Figure:
-        """The figures of all rounds in one."""
+        """The figures of all rounds as one figure."""
         figures = self.ours[way]
         speeds = tuple(figure.per_second[0] for figure in figures)
         return Figure(self.workload, figures[0].cost, speeds, tuple(figure.rates[0] for figure in figures))
@@ -143,7 +143,7 @@ class Result:
 
 
 class Bench:
-    """A model in every engine that reads it. ``notes`` collects what is left out, and why."""
+    """A model in every engine that reads it. ``notes`` lists skipped measurements and the reasons."""
 
     def __init__(self, path: Path, peers: Sequence[Peer], threads: int, notes: list[str]) -> None:
         self._notes, self._name = notes, path.name

@@ -2,10 +2,10 @@
 
     python bench/constraints.py [--model NAME] [--seconds N] [--bombs N]
 
-STREAMS free streams and one with a small JSON schema run while bombs come: regexes that force a million characters,
-grammars that fit a text in very many ways, and large schemas, BOMBS requests of each kind at once. For each kind it
-reports the longest time between two tokens of one stream in milliseconds, beside the same streams alone, how the bombs
-ended, and the process's memory in MB after they have. The last line is JSON.
+STREAMS free streams and one stream with a small JSON schema run while bombs arrive: regexes that force a million
+characters, highly ambiguous grammars, and large schemas. BOMBS requests of each kind run together. For each kind the
+script reports the longest time between two tokens of a stream in milliseconds, with the bombs and without, the finish
+reasons of the bombs, and the process's memory in MB after the bombs. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def memory() -> float:
 
 
 class Stream(threading.Thread):
-    """Reads streams for some seconds, and keeps the longest time between two tokens."""
+    """Reads streams for some seconds, and records the longest time between two tokens."""
 
     def __init__(self, llm: LLM, seconds: float, **options: Any) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def explode(llm: LLM, options: dict[str, Any], outcomes: Counter[str]) -> None:
 
 
 def measured(llm: LLM, bombs: list[dict[str, Any]], seconds: float, count: int) -> dict[str, Any]:
-    """The longest gaps beside some bombs."""
+    """The longest gaps between tokens while ``bombs`` run."""
     streams = [Stream(llm, seconds, seed=number) for number in range(STREAMS)]
     streams.append(Stream(llm, seconds, json_schema=SCHEMA))
     for one in streams:

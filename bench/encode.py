@@ -2,11 +2,12 @@
 
     python bench/encode.py [--rounds N] [--only NAME ...]    (make bench-encode; needs pip install pellucid[oracles])
 
-The texts are 16 MB of those that ``tests/oracles/tokenizers_long.py fetch`` downloads (manual pages in seven languages,
-translations in twenty more, source code), in pieces of 4,000 characters, mixed. All encoders use one thread unless
-noted. ``tokenizers`` has two figures: ``encode``, text by text as Pellucid's, and ``encode_batch_fast``, all texts in
-one call without offsets. Pellucid also has figures of ``encode_arrays`` on one thread and two, and of ``encode_batch``
-on two. Figures are medians of the rounds, in MB of UTF-8 per second, and seconds for opening. The last line is JSON.
+The texts are 16 MB of the downloads of ``tests/oracles/tokenizers_long.py fetch`` (manual pages in seven languages,
+translations in twenty more, source code), in mixed pieces of 4,000 characters. All encoders use one thread unless
+noted. ``tokenizers`` has two figures: ``encode``, text by text as in Pellucid, and ``encode_batch_fast``, all texts in
+one call without offsets. Pellucid also has figures for ``encode_arrays`` on one and two threads, and for
+``encode_batch`` on two. Figures are medians of the rounds: MB of UTF-8 per second, and seconds to open a vocabulary.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ VOCABULARIES = {
     "gemma3": FOLDER / "npm" / "gemma3" / "tokenizer.json",
 }
 Encode = Callable[[list[str]], Any]
-AT_ONCE = 1024  # texts of a batch, so that the results of all texts are never in memory together
+AT_ONCE = 1024  # texts of a batch: limits the results in memory
 
 
 def texts() -> list[str]:
-    """Pieces of the texts, about the same amount of each language as far as it lasts."""
+    """Pieces of the texts, with about the same amount of each language while texts last."""
     rng, pieces = random.Random(11), []
     languages: dict[str, str] = {}
     for path in sorted((FOLDER / "texts").glob("*.json")):
@@ -95,7 +96,7 @@ def hugging_face(path: Path) -> Any:
 
 
 def alternating(rounds: int, works: Sequence[Callable[[], object]]) -> list[float]:
-    """The median seconds of each."""
+    """Median seconds of each function, measured in turn."""
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for taken, work in zip(seconds, works):
@@ -106,7 +107,7 @@ def alternating(rounds: int, works: Sequence[Callable[[], object]]) -> list[floa
 
 
 def given(what: str) -> tuple[int, dict[str, Path]]:
-    """The rounds and the vocabularies that the command line asks for, of those that are here."""
+    """The rounds and the vocabularies that the command line selects. Only vocabularies on this machine are used."""
     from pellucid.weights.store import resolve
 
     parser = argparse.ArgumentParser(description=what.partition("\n")[0])

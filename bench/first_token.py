@@ -1,12 +1,11 @@
-"""How long a new process takes to its first token: the command `pellucid run MODEL "Hi" --max-new-tokens 1`.
+"""Time to first token of a new process: the command `pellucid run MODEL "Hi" --max-new-tokens 1`.
 
     python bench/first_token.py [--models smollm2 gemma3] [--rounds 15] [--against OTHER/src] [--llama-cpp COMMAND]
 
-Every command runs once without being counted, so that its files and kernels are cached; then each round runs all of
-them, in turns.
-``--against`` is another tree of sources to compare with, ``--llama-cpp`` llama.cpp's `llama-simple` or `llama-cli`.
-Prints the best and the median time, the median processor time, and the median ratio of the rounds. The last line is
-JSON.
+Every command first runs once untimed, so that its files and kernels are cached. Then each round runs all commands in
+turn. ``--against`` is another source tree to compare with, ``--llama-cpp`` is llama.cpp's `llama-simple` or
+`llama-cli`. Output: the best and the median time, the median CPU time, and the median ratio of the rounds. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """The time that a command takes, and that of its processors."""
+    """Wall time and CPU time of a command, in seconds."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -38,7 +37,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> tuple[float, flo
 
 
 def commands(model: str, asked: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """What is compared, by name."""
+    """The commands to compare, with their environments, by name."""
     run = [sys.executable, "-m", "pellucid", "run", model, "Hi", "--max-new-tokens", "1"]
     found = {"pellucid": (run, {**os.environ, "PYTHONPATH": str(SOURCES)})}
     if asked.against:

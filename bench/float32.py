@@ -4,7 +4,7 @@
 
 Runs in the interpreter of bench/.peers/transformers. IDS are windows of tokens, (W, N) int32. OUT has the format that
 llama-perplexity writes for --kl-divergence-base: the windows, and the log-probabilities of the whole vocabulary for the
-second half of each window except its last token, in 65,536 steps between the least and the largest.
+second half of each window except its last token, in 65,536 steps between the minimum and the maximum.
 """
 
 from __future__ import annotations

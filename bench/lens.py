@@ -2,10 +2,10 @@
 
     python bench/lens.py [--models smollm2 gemma3] [--tokens 24] [--rounds 5] [--threads N]
 
-A lens of L layers at T positions is L * T rows of logits. Every round runs, in turn, a trace of the residual stream
-after every block, the lens of the whole trace, a lens of the last position, and the products of the whole lens alone
-(``ModelRunner.project``). Output: the medians, the median of the rounds' ratios to the trace, and the share of the lens
-that the products take: the rest is what the lens adds to the cost of its rows. The last line is JSON.
+A lens of L layers at T positions needs L * T rows of logits. Every round runs, in turn, a trace of the residual stream
+after every block, the lens of the whole trace, a lens of the last position, and only the matrix products of the whole
+lens (``ModelRunner.project``). Output: the medians, the median of the rounds' ratios to the trace, and the products'
+share of the lens. The rest of the lens is overhead. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pellucid.trace.model import read, residual_points
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Seconds that ``work`` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

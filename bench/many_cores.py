@@ -1,15 +1,16 @@
-"""What a step would take on more cores than this machine has, from parts that are measured here.
+"""Predicted step times on more cores than this machine has, from parts that are measured on this machine.
 
     python bench/many_cores.py [--models smollm2 qwen2.5-coder-1.5b] [--bandwidth 280] [--rounds 5]
 
-Measured: the time of each operation on one thread; what one and two cores read from memory; how long two threads take
-to meet.
-Computed: the largest part that a thread has of each operation, by the code that divides it; the number of meetings.
-Assumed, because nothing here shows it: memory of ``--bandwidth`` GB/s for each socket of 64 cores; all cores as fast as
-these two; a cache line from another cache of the socket takes ``FAR`` as long as here, from another socket ``FARTHER``;
-a thread has ``IN_FLIGHT`` of the lines on their way that it waits for at a meeting.
+Measured: the time of each operation on one thread; the memory bandwidth of one and two cores; the time that two threads
+take to meet.
+Computed: the largest part of each operation that a thread runs, with the code that partitions it; the number of
+meetings of a barrier.
+Assumed, because this machine cannot show it: each socket has 64 cores and ``--bandwidth`` GB/s; all cores are as fast
+as the two cores here; a cache line from another cache of the socket takes ``FAR`` times as long as here, from another
+socket ``FARTHER`` times; a waiting thread has ``IN_FLIGHT`` cache lines in flight at a meeting.
 
-The rows of one and two threads are also measured as a whole, which says how far the sum of the parts can be trusted.
+Whole steps on one and two threads are measured too, to validate the sum of the parts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pellucid.plan.plan import Operation
 from pellucid.runtime.executor import Executor, Program, table
 
 CORES = (1, 2, 8, 16, 32, 64, 128)
-SOCKET, CACHE = 64, 8  # cores of a socket, and of those that share a third-level cache
+SOCKET, CACHE = 64, 8  # cores of a socket, and cores that share a third-level cache
 FAR, FARTHER, IN_FLIGHT = 2.5, 5.0, 4
 PROMPT = 256
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup": False}
@@ -45,7 +46,7 @@ TILED = ("matmul_int8", "matmul_float", "activation", "combine")
 
 
 def meeting_seconds() -> float:
-    """How long it takes two threads of this machine to meet, once they have come."""
+    """Seconds that two threads of this machine take to meet after both have arrived."""
     key = KernelKey("roof.multiply")
     record, address = definition(key.name).record, shared().load([key])[key]
     assert record is not None
@@ -67,13 +68,13 @@ def meeting_seconds() -> float:
 
 
 def read_rate(threads: int, rounds: int) -> float:
-    """Bytes that one or two threads read from memory in a second."""
+    """Bytes per second that the given number of threads (1 or 2) reads from memory."""
     with closing(Roofs(threads, 1 << 29)) as roofs:
         return statistics.median(roofs.read(1 << 29) for _ in range(rounds))
 
 
 def barrier_seconds(threads: int, meeting: float) -> float:
-    """A barrier's time: its meetings one after the other, at the distance of the farthest thread of each."""
+    """Seconds of a barrier: the sum of its meetings, each at the distance of its farthest thread."""
     total, apart = 0.0, 1
     while apart < threads:
         reach = min(threads, apart * RADIX)
@@ -85,7 +86,7 @@ def barrier_seconds(threads: int, meeting: float) -> float:
 
 
 def largest_part(op: Operation, rows: int, threads: int) -> float:
-    """The part of an operation that its busiest thread has."""
+    """The busiest thread's part of an operation."""
     if op.kernel.name.startswith(TILED):
         fields: Mapping[str, Any] = op.fields
         wide = 16 * fields["groups"] if "groups" in fields else fields["width"]
@@ -100,7 +101,7 @@ def largest_part(op: Operation, rows: int, threads: int) -> float:
 def step_seconds(
     profile: Profile, rows: int, threads: int, read: Mapping[int, float], limit: float, meeting: float
 ) -> float:
-    """The predicted time of a step."""
+    """Predicted seconds of a step."""
     bandwidth = read.get(threads) or min(threads * read[1], limit * -(-threads // SOCKET))
     total = 0.0
     for op, timed in zip(profile.operations, profile.timed):
@@ -113,7 +114,7 @@ def step_seconds(
 
 
 def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[str, Mapping[int, float]]:
-    """Tokens per second by number of threads: of prompts, and of text."""
+    """Predicted tokens per second of prefill and of decode, by number of threads."""
     out: dict[str, dict[int, float]] = {}
     profiles, measured = {}, {}
     for threads in (1, 2):
@@ -124,7 +125,7 @@ def predicted(model: str, rounds: int, limit: float, meeting: float) -> Mapping[
             ids = list(range(100, 100 + max(rows, 16)))
             times = []
             for _ in range(rounds):
-                llm.runner.empty_prefix_cache()
+                llm.runner.cache.clear_prefixes()
                 start = time.perf_counter()
                 made = llm.generate(ids, max_new_tokens=1 if rows > 1 else 32, **GREEDY)
                 times.append(made.tokens_per_second if rows == 1 else rows / (time.perf_counter() - start))

@@ -2,9 +2,9 @@
 
     python bench/offsets.py [--rounds N] [--only NAME ...]    (part of make bench-encode; needs pellucid[oracles])
 
-Decoding: nanoseconds for each id of an English text, all at once. Offsets: seconds for a long text, of English and of
-kinds that are hard for one stage or another, in one call that returns ids and offsets. One thread; medians of the
-rounds; the ratio is Pellucid's time to that of ``tokenizers``.
+Decoding: nanoseconds per id of an English text, in one call. Offsets: seconds for a long text in one call that returns
+ids and offsets, for English and for texts that are hard for one of the stages. One thread; medians of the rounds. The
+ratio is Pellucid's time divided by the time of ``tokenizers``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEXTS = {
 
 
 def both(ours: Any, theirs: Any, text: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    """What encodes a text with offsets."""
+    """The two functions that encode a text with offsets: Pellucid's, and the function of ``tokenizers``."""
 
     def here() -> object:
         found = ours.encode_with_offsets(text, add_special=False, parse_special=True)  # as theirs

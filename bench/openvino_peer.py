@@ -1,6 +1,6 @@
 """OpenVINO GenAI on a GGUF file. Runs in the interpreter of bench/.peers/openvino; see answering.py.
 
-Its pipeline has a prefix cache: a prompt with the beginning of an earlier one costs nothing. So every prompt here
+Its pipeline has a prefix cache, which would skip a prompt with the prefix of an earlier prompt. So every prompt here
 begins with a different token.
 """
 

@@ -1,12 +1,12 @@
-"""What the page costs: its first paint, the paint of a new token, stages of long texts, and decode while it is open.
+"""Costs of the web page: its first paint, the paint of a new token, stages of long texts, and decode while it is open.
 
     python bench/page.py [--model smollm2] [--tokens 1000] [--long 2000]
 
-Needs what `make test-web` installs. The first paint is the browser's own figure, with the model loaded. A token's paint
-is the time from the frame in which it comes until the page's styles and layout are done, with --tokens tokens on the
-screen. For stages of a text of --long tokens it says for how long at most the page does not answer, when the stage is
-opened, and when another token or block is chosen in it. Decode is measured by a client of the server without the page,
-with the page open, and with its list of requests open, in turns.
+The script needs the packages of `make test-web`. The first paint is the browser's own figure, with the model loaded. A
+token's paint is the time from the frame of its arrival until the page's styles and layout are done, with --tokens
+tokens on the screen. For stages of a text of --long tokens the script reports the longest time without a response of
+the page: when a stage is opened, and when another token or block is selected in it. A client of the server measures
+decode without the page, with the page open, and with its list of requests open, in turn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.browser import ARGUMENTS, CHROMIUM, MAIN, ended, fill, run_form
 
 TURNS, ANSWER = 7, 128
-# Every frame's work is timed from its callback to the end of what it makes the page lay out.
+# A frame's work is timed from its callback to the end of the layout that it causes.
 TIMED = """
 globalThis.paints = [];
 const frame = globalThis.requestAnimationFrame.bind(globalThis);
@@ -103,7 +103,7 @@ CHOICES = {
 
 
 def blocked(page: Page, tokens: int) -> dict[str, float]:
-    """For how many milliseconds at most the page does not answer, by stage and what is chosen in it."""
+    """Longest time in milliseconds without a response of the page, by stage and selection."""
     fill(page, LONG * (tokens // 21), tokens=20)
     run_form(page, 300_000)
     found = {}

@@ -1,12 +1,12 @@
-"""Installs and drives the engines that Pellucid is compared with, each in a folder of its own under bench/.peers/.
+"""Installs and drives the peers, the engines that Pellucid is compared with. Each has its own folder in bench/.peers/.
 
-    python bench/peers.py [NAME...]     # installs the missing ones; does not need Pellucid
+    python bench/peers.py [NAME...]     # installs the missing peers; does not need Pellucid
 
 llama.cpp      the source in the llama-cpp-python package on PyPI, built for this machine (-march=native); needs cmake
                and a C++ compiler. LLAMA_CPP=FOLDER names existing binaries.
-ik_llama.cpp   a fork with kernels of its own. It is measured if IK_LLAMA_CPP=FOLDER names its binaries.
+ik_llama.cpp   a fork of llama.cpp with its own kernels. It is measured if IK_LLAMA_CPP=FOLDER names its binaries.
 openvino       OpenVINO GenAI in a virtual environment, driven by openvino_peer.py
-transformers   transformers with torch in another one, weights in bfloat16, driven by transformers_peer.py
+transformers   transformers with torch in a virtual environment, weights in bfloat16, driven by transformers_peer.py
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Peer(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it is installed."""
+        """True if the peer is installed."""
 
     @abstractmethod
     def setup(self) -> None:
-        """Download and build it."""
+        """Download and build the peer."""
 
     @abstractmethod
     def open(self, model: Path, threads: int) -> Engine:
@@ -75,17 +75,17 @@ class LlamaCpp(Peer):
 
     name = "llama.cpp"
     variable = "LLAMA_CPP"
-    untidy = False  # whether results are printed to standard error too, and a log is left where it runs
+    untidy = False  # True if tools print results to standard error too, and write a log file
     tools: tuple[str, ...] = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-perplexity")
 
     @property
     def build(self) -> Path:
-        """The folder in which it is built."""
+        """The build folder."""
         return FOLDER / self.name
 
     @property
     def binaries(self) -> Path:
-        """The folder of its tools."""
+        """The folder of the tools."""
         return Path(os.environ.get(self.variable, self.build / "bin")).resolve()
 
     def ready(self) -> bool:
@@ -127,7 +127,7 @@ class LlamaCpp(Peer):
 
 
 class IkLlamaCpp(LlamaCpp):
-    """A fork of llama.cpp. Its source is in no package registry, so it is used only where it has been built."""
+    """A fork of llama.cpp. No package registry has its source, so it is used only where it has been built."""
 
     name = "ik_llama.cpp"
     variable = "IK_LLAMA_CPP"
@@ -150,7 +150,7 @@ class _LlamaBench(Engine):
         self._model = ("-m", model.resolve(), "-t", threads)
 
     def prefill(self, tokens: int) -> float:
-        # The tool's own warm-up reads the whole prompt, which takes as long as the timed run.
+        # The tool's own warm-up runs the whole prompt, which takes as long as the timed run.
         return self._bench("-p", f"{WARM_UP},{tokens}", "-n", 0, *self._cold)
 
     def decode(self, depth: int, tokens: int, sequences: int) -> float:
@@ -164,7 +164,7 @@ class _LlamaBench(Engine):
     _cold: tuple[object, ...] = ("--no-warmup",)
 
     def _after(self, depth: int, tokens: int) -> tuple[object, ...]:
-        """The options that ask for ``tokens`` tokens after ``depth``."""
+        """The options for ``tokens`` tokens after a context of ``depth`` tokens."""
         return ("-p", 0, "-n", tokens, "-d", depth)
 
     def _together(self, printed: str) -> float:
@@ -229,7 +229,7 @@ class Packages(Peer):
 
 
 class _Process(Engine):
-    """A script that holds the model and answers a line of JSON with another (answering.py)."""
+    """A script that holds the model and answers each line of JSON with a line of JSON (answering.py)."""
 
     def __init__(self, peer: Packages, model: Path, threads: int) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - close() closes it
@@ -310,7 +310,7 @@ def _run(*command: object) -> None:
 
 
 def _printed(name: str, *command: object, untidy: bool = False, **environment: str) -> str:
-    """The output of a program that needs no input; if it is ``untidy``, also what it writes to standard error."""
+    """The output of a program that needs no input. With ``untidy``, also its standard error."""
     folder: AbstractContextManager[str | None] = tempfile.TemporaryDirectory() if untidy else nullcontext()
     try:
         with folder as here:

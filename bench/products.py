@@ -1,14 +1,15 @@
-"""Integer matrix products alone, on one core: by instruction set, beside the roof of its units; bits are compared.
+"""Integer matrix products on one core, by instruction set, against the peak of its units. Compares the bits too.
 
     python bench/products.py [--sets SET...] [--formats Q4_0 Q4_K...] [--shapes 1024x1536] [--tokens 256] [--bits 8]
 
-A SET is a name of `pellucid info --machine`, with changes to try: `avx512vnni:unpacks=1` unpacks weights once for many
-tokens (docs/decisions/0038), `amx:fewest=16` takes the path of many tokens from 16 on. Without --sets, all that this
-machine has are measured. Each is a process of its own on the same core; every round runs each set once, in turn.
-Weights (N x D of the shape) are in a cache.
+A SET is a name of `pellucid info --machine`, optionally with changes: `avx512vnni:unpacks=1` unpacks weights once for
+many tokens (docs/decisions/0038), `amx:fewest=16` takes the path for many tokens from 16 tokens on. Without --sets, the
+script measures all sets of this machine. Each set has its own process on the same core. Every round runs each set once,
+in turn. The weights (N x D of the shape) fit into a cache.
 
-Output: GMAC/s, medians; the part of the roof, which is what a kernel that reads no memory makes of the same units; the
-speed relative to the first set, the median of the rounds' ratios. The last line is JSON. Exit code 1: bits differ.
+Output: median GMAC/s; the share of the roof, which is the speed of a kernel that uses the same units without memory
+access; the speed relative to the first set (median of the rounds' ratios). The last line is JSON. Exit code 1: bits
+differ.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from pellucid.weights.quant.registry import formats
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 CHANGES = ("unpacks", "fewest")
-CALL = 0.02  # seconds that a set runs in a round, and more for large products
+CALL = 0.02  # seconds that a set runs in a round; longer if one run of a large product takes longer
 FORMATS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An instruction set, and what is changed of it."""
+    """An instruction set with changes."""
 
     text: str
     isa: str
@@ -64,10 +65,10 @@ class Variant:
         return cls(text, name, {key: int(value) for key, _, value in pairs})
 
     def apply(self) -> None:
-        """Change this process, before it compiles a kernel."""
+        """Apply the changes to this process before it compiles a kernel."""
         if "unpacks" in self.changes:
             unpacks = bool(self.changes["unpacks"])
-            # All sets, since emulated tiles take their vectors from another one.
+            # All sets, because emulated tiles use the vectors of another set.
             isa.KNOWN = tuple(replace(one, unpacks=unpacks) for one in isa.KNOWN)
         if "fewest" in self.changes:
             from pellucid.kernels.matmul import int8_tiles, int8_vectors
@@ -108,7 +109,7 @@ class Product:
 
 
 def prepared(product: Product) -> tuple[str, Callable[[int], float]]:
-    """The hash of a product's result, and what runs it so often and returns the seconds of one."""
+    """The hash of a product's result, and a function from a number of runs to the seconds per run."""
     from support.blocks import packed_matrix, random_blocks
 
     from pellucid.kernels.core.definitions import KernelKey, definition
@@ -154,7 +155,7 @@ def prepared(product: Product) -> tuple[str, Callable[[int], float]]:
 
 
 def serve(variant: Variant, core: int) -> None:
-    """Answer the questions that come line by line: prepare a product, or run it, and the roof."""
+    """Answer requests line by line: prepare a product, or measure the product and the roof."""
     variant.apply()
     from pellucid.measure.roofs import Roofs
 
@@ -176,7 +177,7 @@ class Server:
     def __init__(self, variant: Variant, core: int, keep: ExitStack) -> None:
         self.variant = variant
         environment = {**os.environ, "PELLUCID_ISA": variant.isa}
-        if variant.changes:  # its kernels are not those that the cache keeps under their names
+        if variant.changes:  # changed kernels must not use the cache, which knows them by name only
             environment["PELLUCID_HOME"] = keep.enter_context(tempfile.TemporaryDirectory())
         command = [sys.executable, __file__, "--serve", variant.text, "--core", str(core)]
         self._process = keep.enter_context(
@@ -200,7 +201,7 @@ class Server:
 
 
 def measured(product: Product, servers: Sequence[Server], rounds: int) -> list[dict[str, Any]]:
-    """What each set makes of a product."""
+    """The results of each set for a product."""
     first = [server.ask(product=vars(product)) for server in servers]
     times = [max(1, round(CALL / one["seconds"])) for one in first]
     speeds, roofs = [[] for _ in servers], [[] for _ in servers]  # type: tuple[list[list[float]], list[list[float]]]

@@ -1,10 +1,10 @@
-"""Requests beside each other in one process: throughput by their number, a long prompt beside a text, a shared prefix.
+"""Concurrent requests in one process: throughput by their number, a long prompt beside a text, a shared prefix.
 
     python bench/requests_together.py [--model smollm2] [--prompt 4000] [--requests 1 4 16 64]
 
-Prints the tokens per second of so many requests of 64 tokens each; how long a prompt takes beside a text, relative to
-alone, and the gaps between the text's tokens meanwhile; and how much sooner a first token comes if 2,000 tokens of the
-prompt are in the prefix cache. The last line is JSON.
+Prints the tokens per second for each number of requests, of 64 tokens each; the prefill time of a prompt beside a text,
+relative to the prompt alone, and the gaps between the text's tokens meanwhile; and the speedup of the first token if
+2,000 tokens of the prompt are in the prefix cache. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prompt_lookup":
 
 def forget(llm: LLM) -> None:
     llm.engine.settle()
-    llm.runner.empty_prefix_cache()
+    llm.runner.cache.clear_prefixes()
 
 
 def random_ids(llm: LLM, count: int, seed: int) -> list[int]:

@@ -2,14 +2,14 @@
 
     python bench/sampling.py [--rounds N] [--model NAME]    (make bench-sampling)
 
-First part: microseconds per token on random logits (normal, times 3) of 262,144 and of 49,152 tokens: greedy; the
-chain of temperature 0.8, top-k 40, top-p 0.95, min-p 0.05 and the draw; log-probabilities of the token and of 20 more.
-Medians of alternating calls. transformers (its processors, softmax and multinomial) and llama.cpp (llama_sampler_apply,
-including its array of candidates) are measured if they can be imported: pip install pellucid[oracles],
-llama-cpp-python.
+First part: microseconds per token on random logits (normal, times 3) of 262,144 and of 49,152 tokens, for three
+workloads: greedy; the chain of temperature 0.8, top-k 40, top-p 0.95, min-p 0.05 and the draw; log-probabilities of the
+token and of 20 alternatives. Figures are medians of alternating calls. transformers (its processors, softmax and
+multinomial) and llama.cpp (llama_sampler_apply, including its array of candidates) are measured if they can be
+imported: pip install pellucid[oracles], llama-cpp-python.
 
-Second part: tokens per second of a model for each entry of WAYS, alternating, and their share of the free speed (median
-over rounds). The last line is JSON.
+Second part: tokens per second of a model for each entry of WAYS, in turn, and the share of the unconstrained speed
+(median over rounds). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def costs(size: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def speeds(llm: LLM, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second after the first token, by entry of WAYS and round; an unrecorded round warms up."""
+    """Tokens per second after the first token, by entry of WAYS and round. An unrecorded first round warms up."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(rounds + 1):
         for way, options in WAYS.items():

@@ -4,10 +4,11 @@
 
 Three measurements, each the median of the rounds:
 
-- A short prompt beside a long prompt: the short prompt's time to its first token, in steps of the long prompt alone;
-  the long prompt's time, relative to its time alone.
-- Many long prompts, and a short prompt every half second: the longest wait of a short prompt, and how many ended.
-- A client with many long prompts, and a client that sends one prompt after the other: the second client's time to a
+- A short prompt beside a long prompt: the short prompt's time to first token, in units of the long prompt's step time
+  alone; the long prompt's time, relative to its time alone.
+- Many long prompts, and a short prompt every half second: the longest wait of a short prompt, and the number of short
+  prompts that ended.
+- A client with many long prompts, and a client that sends one prompt after the other: the second client's time to first
   token, relative to its time alone.
 
 The last line is JSON.
@@ -87,7 +88,7 @@ def trickle(llm: LLM, many: int, long: int, short: int, seed: int) -> dict[str, 
 
 
 def two_clients(llm: LLM, many: int, long: int, seed: int) -> dict[str, float]:
-    """A client with many prompts, another with one at a time."""
+    """Measure a client with one prompt at a time beside a client with many prompts."""
     forget(llm)
     asked = [random_ids(llm, long, seed + 500 + number) for number in range(3)]
     alone = statistics.median(first_token(llm, prompt) for prompt in asked)

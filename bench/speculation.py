@@ -1,12 +1,13 @@
-"""The speed with speculation, divided by the speed without, on code edits and on plain prompts for code.
+"""Speedup by speculative decoding, on code edits and on plain prompts for code.
 
     python bench/speculation.py [--model qwen2.5-coder-1.5b] [--edits 20] [--plain 20] [--tokens 300] [--rounds 3]
                                 [--draft qwen2.5-coder-0.5b [--both]]
 
-Prompt lookup is measured; with ``--draft`` the draft model instead, with ``--both`` the two together.
+The script measures prompt lookup, with ``--draft`` a draft model instead, and with ``--both`` the two together.
 
-An edit asks for a function of Python's standard library with a change: the answer repeats most of the prompt. The two
-ways alternate; a prompt's figure is the ratio of its medians. Every answer is compared with the one without.
+An edit asks for a function of Python's standard library with a change, so the answer repeats most of the prompt. Runs
+with and without speculation alternate; a prompt's figure is the ratio of their median speeds. Every answer is compared
+with the answer without speculation.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python bench/synthetic.py OUT.gguf [--family llama] [--form Q4_K] [--shape width=2048 layers=16 ...]
     python bench/synthetic.py OUT.gguf --like olmoe-1b-7b
 
-The dimensions are those of `pellucid.testing.random_model`; --like names a shape on
-paper (`pellucid/measure/paper.json`). The tokenizer is SmolLM2's, with further
-tokens that no text has.
+The names of dimensions are as in `pellucid.testing.random_model`. --like takes the
+shape of a published model (`pellucid/measure/paper.json`). The tokenizer is
+SmolLM2's, with additional unused tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pellucid.testing import random_model
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.store import resolve
 
-UNUSED = 5  # llama.cpp's type of tokens that no text has
+UNUSED = 5  # llama.cpp's token type for unused tokens
 
 
 def _extend(tokenizer: dict[str, Any], vocabulary: int) -> None:
-    """Add tokens that no text has, up to the wanted number."""
+    """Add unused tokens up to ``vocabulary`` tokens."""
     tokens = list(tokenizer["tokenizer.ggml.tokens"])
     missing = range(vocabulary - len(tokens))
     types = np.array(tokenizer["tokenizer.ggml.token_type"], np.int32)

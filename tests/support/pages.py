@@ -24,8 +24,8 @@ def of_state(cache: KVCache, page: int) -> np.ndarray:
 def in_use(llm: LLM) -> int:
     """Pages that requests have, beside the prefix cache, when all has run that can."""
     llm.engine.settle()
-    llm.runner.empty_prefix_cache()
-    return llm.runner.cache.pages - llm.runner.cache.free_pages
+    llm.runner.cache.clear_prefixes()
+    return llm.runner.cache.kv.pages - llm.runner.cache.kv.free_pages
 
 
 def lose_pages(llm: LLM) -> None:
@@ -33,4 +33,4 @@ def lose_pages(llm: LLM) -> None:
     llm.engine.settle()
     for job in llm.engine._scheduler:
         llm.engine._scheduler._preempt(job)
-    llm.runner.empty_prefix_cache()
+    llm.runner.cache.clear_prefixes()

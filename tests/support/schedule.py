@@ -53,7 +53,7 @@ class Model:
         if which not in self.alone:
             net, sequence, tokens = self.runners[1], BlockTable(), self.tokens[which]
             self.alone[which] = net.forward([Chunk(sequence, tokens, len(tokens))])
-            net.truncate(sequence, 0)
+            net.cache.truncate(sequence, 0)
             assert np.isfinite(self.alone[which]).all()
             assert self.alone[which].std() > 0
         return self.alone[which]
@@ -75,8 +75,8 @@ class Play:
     def __exit__(self, *_: object) -> None:
         for which in range(len(LENGTHS)):
             self.cut(which, 0)
-        self.net.empty_prefix_cache()
-        assert self.net.cache.free_pages == self.net.cache.pages
+        self.net.cache.clear_prefixes()
+        assert self.net.cache.kv.free_pages == self.net.cache.kv.pages
 
     def step(self, counts: Mapping[int, int]) -> None:
         """Run one step: each sequence grows by its count, or by the tokens that it has left."""
@@ -97,13 +97,13 @@ class Play:
     def cut(self, which: int, length: int) -> None:
         """Truncate a sequence to ``length`` tokens."""
         sequence = self.sequences[which]
-        self.net.truncate(sequence, min(length, sequence.length))
+        self.net.cache.truncate(sequence, min(length, sequence.length))
 
     def begin_again(self, which: int) -> int:
         """End a sequence, and begin it with what the prefix cache has of it. Returns how many tokens these are."""
         tokens = self.model.tokens[which]
-        self.net.release(self.sequences[which], tokens=tokens)
-        self.sequences[which] = self.net.find_prefix(tokens, len(tokens) - 1)
+        self.net.cache.release(self.sequences[which], tokens=tokens)
+        self.sequences[which] = self.net.cache.find_prefix(tokens, len(tokens) - 1)
         return self.sequences[which].length
 
     def left(self, which: int) -> int:

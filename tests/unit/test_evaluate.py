@@ -53,7 +53,7 @@ def logits(llm: LLM, ids: list[int]) -> np.ndarray:
     """Logits after every token, float64."""
     sequence = BlockTable()
     rows = [llm.runner.forward([Chunk(sequence, [token])])[0] for token in ids]
-    llm.runner.truncate(sequence, 0)
+    llm.runner.cache.truncate(sequence, 0)
     return np.array(rows, np.float64)[:, : llm.tokenizer.vocab_size]
 
 
@@ -86,8 +86,8 @@ def test_perplexity_is_exp_of_the_mean_surprise(llm: LLM, window: int, stride: i
     assert found.perplexity == pytest.approx(math.exp(np.mean(surprises)))
     assert found.bits_per_byte == pytest.approx(sum(surprises) / math.log(2) / len(TEXT.encode()))
     assert told[-1][:2] == (len(ids), len(ids))
-    llm.runner.empty_prefix_cache()
-    assert llm.runner.cache.free_pages == llm.runner.cache.pages
+    llm.runner.cache.clear_prefixes()
+    assert llm.runner.cache.kv.free_pages == llm.runner.cache.kv.pages
 
 
 def test_a_text_in_one_window_is_what_score_says(llm: LLM) -> None:

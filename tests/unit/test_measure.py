@@ -77,7 +77,7 @@ def test_the_steps_of_a_workload_are_those_that_it_runs(
 def test_measuring_leaves_the_cache_empty(net: ModelRunner) -> None:
     told: list[tuple[int, int, str]] = []
     figures = measure(net, workloads(net), 2, lambda done, total, label: told.append((done, total, label)))
-    assert net.cache.free_pages == net.cache.pages
+    assert net.cache.kv.free_pages == net.cache.kv.pages
     assert [done for done, _, _ in told] == list(range(6))
     for figure in figures:
         assert len(figure.per_second) == len(figure.rates) == 2
@@ -96,11 +96,11 @@ def test_a_failure_leaves_the_cache_empty_too(net: ModelRunner, monkeypatch: pyt
     monkeypatch.setattr(net, "forward", lambda chunks: forward(chunks) if next(calls) < 2 else stop())
     with pytest.raises(KeyboardInterrupt):
         measure(net, workloads(net), 2)
-    assert net.cache.free_pages == net.cache.pages
+    assert net.cache.kv.free_pages == net.cache.kv.pages
     monkeypatch.setattr(net, "profile", stop)
     with pytest.raises(KeyboardInterrupt):
         profile_step(net, 4)
-    assert net.cache.free_pages == net.cache.pages
+    assert net.cache.kv.free_pages == net.cache.kv.pages
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_a_profile_has_every_operation_of_the_plan(net: ModelRunner, tokens: int
     for timed in profile.kinds().values():
         if timed.cost.multiply_adds and timed.seconds:
             assert timed.cost.multiply_adds / timed.seconds <= profile.rates.multiply * (1 + 1e-9)
-    assert net.cache.free_pages == net.cache.pages
+    assert net.cache.kv.free_pages == net.cache.kv.pages
 
 
 def test_a_step_in_pieces_computes_what_a_whole_one_does(net: ModelRunner) -> None:
@@ -123,7 +123,7 @@ def test_a_step_in_pieces_computes_what_a_whole_one_does(net: ModelRunner) -> No
     chunks = [Chunk(sequence, [1, 2, 3, 4, 5], outputs)]
     whole = net.forward(chunks)
     before = whole.copy()
-    net.truncate(sequence, 0)
+    net.cache.truncate(sequence, 0)
     seconds = net.profile(chunks)
     assert seconds.shape == (len(net.plan.operations),)
     assert (seconds >= 0).all()

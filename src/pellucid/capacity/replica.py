@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.capacity.step_costs import StepCosts
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import TARGET
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
-from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
-from pellucid.runtime.prefix_cache import PrefixCache
 from pellucid.runtime.sequence import CachedSequence
 
 MOST_PAGES = 1 << 15  # of a group: two million tokens
@@ -34,51 +35,26 @@ class ReplicaRoom:
     limits: StepLimits
 
 
-class SimulatedMemory:
-    """The cache of a replica with pages of hardly any bytes: what is in them nobody looks at."""
+def simulated_cache(room: ReplicaRoom) -> CacheManager:
+    """The cache of a replica, with pages of hardly any bytes, because nobody reads their content."""
+    groups = groups_of(room.layers)
+    tiny = [
+        StateShape((("state", 1),))
+        if group.recurrent
+        else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
+        for group in groups
+    ]
+    # More pages than a simulation ever needs would only take time and memory here.
+    most = max(MOST_PAGES, 2 * -(-room.limits.context // PAGE))
+    kv = KVCache(tiny, [min(count, most) for count in room.pages])
+    real, small = (sum(group.page_bytes for group in found) for found in (groups, kv.groups))
+    return CacheManager(kv, max(room.kept_bytes * small // max(real, 1), 1))
 
-    def __init__(self, room: ReplicaRoom) -> None:
-        groups = groups_of(room.layers)
-        tiny = [
-            StateShape((("state", 1),))
-            if group.recurrent
-            else LayerShape(1, 1, 1, window=group.window, chunked=group.chunked)
-            for group in groups
-        ]
-        # More pages than a simulation ever needs would only take time and memory here.
-        most = max(MOST_PAGES, 2 * -(-room.limits.context // PAGE))
-        self.cache = KVCache(tiny, [min(count, most) for count in room.pages])
-        real, small = (sum(group.page_bytes for group in found) for found in (groups, self.cache.groups))
-        self.prefixes = PrefixCache(self.cache, max(room.kept_bytes * small // max(real, 1), 1))
 
-    @property
-    def has_states(self) -> bool:
-        """As `KVCache`."""
-        return self.cache.has_states
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate pages. Raises CacheFull."""
-        self.cache.allocate(table, tokens)
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """What the prefix cache has."""
-        return self.prefixes.find(ids, most)
-
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens that the prefix cache has."""
-        return self.prefixes.match(ids, most)
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Give up block tables; with ``tokens``, to the prefix cache."""
-        for table in tables:
-            if tokens:
-                self.prefixes.insert(table, tokens)
-            self.cache.truncate(table, 0)
-
-    def advance(self, table: BlockTable, tokens: int) -> None:
-        """A step has read so many tokens of a text."""
-        self.cache.begin(table)
-        self.cache.advance(table, tokens)
+def read(cache: CacheManager, table: BlockTable, tokens: int) -> None:
+    """A step reads ``tokens`` more tokens of a block table, whose pages are allocated."""
+    cache.kv.begin(table)
+    cache.kv.advance(table, tokens)
 
 
 @dataclass(eq=False)
@@ -145,9 +121,9 @@ class SimulatedReplica:
 
     def __init__(self, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
         self._costs, self._offset = costs, offset
-        self.memory = SimulatedMemory(room)
+        self.cache = simulated_cache(room)
         self._pace = Pace(TARGET)
-        self._scheduler = Scheduler(self.memory, room.limits, self._pace)
+        self._scheduler = Scheduler(self.cache, room.limits, self._pace)
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
@@ -188,7 +164,7 @@ class SimulatedReplica:
     def _removed(self, job: Job) -> SimulatedText:
         """Remove a job from the replica. Return its request."""
         text = _text(job)
-        self.memory.release(text.sequence.table, tokens=text.sequence.tokens)
+        self.cache.release(text.sequence.table, tokens=text.sequence.tokens)
         self._scheduler.remove(job)
         return text
 
@@ -227,15 +203,15 @@ class SimulatedReplica:
         for one in step.scheduled:
             text = _text(one)
             table, tokens = one.sequence.table, len(one.chunk.tokens)
-            self.memory.advance(table, tokens)
+            read(self.cache, table, tokens)
             if tokens > one.chunk.outputs:
-                self.memory.prefixes.insert(table, one.sequence.tokens, grows=True, path=text.path)
+                self.cache.prefixes.insert(table, one.sequence.tokens, grows=True, path=text.path)
             if one.chunk.outputs:
                 text.make(count, first, step.end)
                 if count > 1:  # within a page: the pages suffice
-                    self.memory.reserve(table, count - 1)
-                    self.memory.advance(table, count - 1)
-                one.sequence.wanted = max(one.sequence.wanted, table.length)
+                    self.cache.reserve(table, count - 1)
+                    read(self.cache, table, count - 1)
+                one.sequence.first_output = max(one.sequence.first_output, table.length)
         seconds = step.end - step.began
         self.busy, self.steps = self.busy + seconds, self.steps + count
         if step.prompts:

@@ -71,7 +71,7 @@ class Simulation:
         self._by_load = dict(zip(self.loads, self.replicas))
         self._load_of = dict(zip(self.replicas, self.loads))
         for load, replica in self._by_load.items():
-            replica.memory.prefixes.listener = partial(_page, load)
+            replica.cache.prefixes.listener = partial(_page, load)
         self._events: list[tuple[float, int, Callable[[float], object]]] = []
         self._order, self._sessions, self._texts = itertools.count(), itertools.count(), itertools.count(1)
         self._arrivals = traffic.arrivals()

@@ -48,7 +48,7 @@ def server_load(
     from pellucid.util.checks import whole
 
     if clients and rate:
-        raise InvalidRequest("clients and rate are given: leave one of them out")
+        raise InvalidRequest("clients and rate are given: remove one of the two")
     key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/").removesuffix("/v1")
     work = Workload(
         url,

@@ -44,7 +44,7 @@ class ReplicaSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InvalidRequest(
-                f"replicas from {self.least} to {self.most}: there must be one, and no more than at most"
+                f"replicas from {self.least} to {self.most}: the first must be at least 1, and at most the second"
             )
 
 
@@ -108,7 +108,7 @@ class ReplicaActor:
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
         replica.drain()
-        say(f"{self._name}: a stage is gone; what ran is read again when it is back")
+        say(f"{self._name}: a stage is gone; requests are prefilled again when it is back")
         failures = RefusalLog(self._name)
         while True:
             await asyncio.sleep(AGAIN)

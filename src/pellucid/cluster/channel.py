@@ -133,7 +133,7 @@ class Receiver:
             nonce, sealed, head = self._nonce(), bytes(self._buffer[HEAD:end]), bytes(self._buffer[:HEAD])
             message = self._cipher.decrypt(nonce, sealed, head)
         except InvalidTag:
-            raise StageLost("what has come from a stage was changed on its way") from None
+            raise StageLost("a frame from a stage failed authentication") from None
         rest = self._filled - end
         self._buffer[:rest] = self._buffer[end : self._filled]
         self._filled = rest
@@ -259,7 +259,7 @@ class Listener:
                 del waiting[ready]
                 found[key] = Receiver(ready, cipher, nonce)
                 return
-        self._refusals.add("a connection was refused: it is of none of the other stages")
+        self._refusals.add("a connection was refused: it has none of the stages' keys")
         self._refuse(ready, selector, waiting)
 
     @staticmethod

@@ -156,7 +156,7 @@ class Fleet:
         slots = sum(link.slots for link in self._links.values() if link.up)
         if len(self._running) + len(self._waiting) >= slots + self._queue:
             raise QueueFull(
-                f"{len(self._running) + len(self._waiting):,} requests are here, as many as may: ask again later"
+                f"the queue is full ({len(self._running) + len(self._waiting):,}): retry later, or raise --queue"
             )
         links = [link for link in self._links.values() if link.up]
         if task.joins and links:
@@ -197,7 +197,7 @@ class Fleet:
         """Fail all tasks and close all connections."""
         for task in [*self._waiting, *self._parts]:
             self.cancel(task)
-            task.fail(QueueFull("the server ends: ask again later"))
+            task.fail(QueueFull("the server ends: retry later"))
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
         self._context.destroy(linger=0)
@@ -221,7 +221,7 @@ class Fleet:
 
     def _late(self, task: RemoteTask) -> None:
         del self._waiting[task]
-        task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: ask again later"))
+        task.fail(QueueFull(f"no replica was up for {PATIENCE:g} s: retry later"))
 
     def _hear(self, link: ReplicaLink, message: Sequence[Any]) -> None:
         """Handle a message about a part, a task on one replica. Messages about ended or moved parts are ignored."""
@@ -250,7 +250,7 @@ class Fleet:
                 ended = task.take(kind, fields)
             except Exception as error:  # the replica breaks the protocol
                 self._end(part)
-                task.fail(KernelError(f"a replica has sent what fits nothing: {error}"))
+                task.fail(KernelError(f"a replica sent an invalid message: {error}"))
             else:
                 if ended:
                     self._end(part)

@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.watching import RemoteStream
-from pellucid.engine.run import Admission
+from pellucid.engine.job import Admission
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.errors import PellucidError
 from pellucid.sample.chain import Chain

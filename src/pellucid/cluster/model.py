@@ -19,9 +19,9 @@ from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup, called
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Beams
 from pellucid.engine.probe import Watching
-from pellucid.engine.run import USUAL, Admission
 from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest

@@ -94,7 +94,7 @@ class Replica:
                 part.cancel()
             running = [one.task for one in self._parts.values() if one.task]
             await asyncio.gather(closing, *tasks, *running, return_exceptions=True)
-            self.llm.runner.watch_prefixes(None)
+            self.llm.runner.cache.watch_prefixes(None)
             self._socket.disable_monitor()
             self._auth.stop()
             self._context.destroy(linger=500)
@@ -196,7 +196,7 @@ class Replica:
 
     def _welcome(self, sender: bytes) -> None:
         """Tell an ingress that it may send requests."""
-        pages = self.llm.runner.watch_prefixes(self._page)
+        pages = self.llm.runner.cache.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
     def _forget_name(self, part: AskedPart) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from pellucid.cluster.stages import (
     received_of,
     stage_of,
 )
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
 from pellucid.plan.plan import Plan
@@ -38,63 +39,59 @@ from pellucid.runtime.prefix_cache import PrefixCache
 BACKLOG = 512  # logged cache calls that are sent without waiting for a step
 
 
-class _Told:
-    """A cache whose calls are told to the other stages, in their order."""
+class ReplicatedCache(CacheManager):
+    """Tells the other stages of each change of pages, in order. ``tell`` is called under the lock."""
 
-    def __init__(self, cache: KVCache, runner: StagedRunner) -> None:
-        self._cache, self._runner = cache, runner
+    def __init__(self, kv: KVCache, prefix_bytes: int) -> None:
+        super().__init__(kv, prefix_bytes)
+        self.tell: Callable[..., object] = lambda *call: None
+        self._tables = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
+    def number_of(self, table: BlockTable) -> int:
+        """The number by which the other stages know a block table."""
+        if not table.number:
+            self._tables += 1
+            table.number = self._tables
+        return table.number
+
+    def start_again(self) -> None:
+        """Empty the prefix cache, and forget the order in which its pages were used. The caller holds the lock."""
+        self.drain()
+        self.prefixes.clear()
+        before = self.prefixes
+        self.prefixes = PrefixCache(self.kv, before.limit)
+        self.prefixes.listener = before.listener
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
-        self._runner.tell("allocate", self._runner.number_of(table), tokens)
-        self._cache.allocate(table, tokens, in_place=in_place)
+        """As `CacheManager.allocate`."""
+        self.tell("allocate", self.number_of(table), tokens)
+        super().allocate(table, tokens, in_place=in_place)
 
-    def truncate(self, table: BlockTable, length: int) -> int:
-        if not table.number:  # the others have never heard of it
-            return self._cache.truncate(table, length)
-        left = self._cache.truncate(table, length)
-        self._runner.tell("truncate", table.number, length, left)
-        if not left:
-            table.number = 0
+    def _truncate(self, table: BlockTable, length: int) -> int:
+        left = super()._truncate(table, length)
+        if table.number:  # else the others have never heard of it
+            self.tell("truncate", table.number, length, left)
+            if not left:
+                table.number = 0
         return left
 
-    def fork(self, table: BlockTable) -> BlockTable:
-        number, made = self._runner.number_of(table), self._cache.fork(table)
-        self._runner.tell("fork", number, self._runner.number_of(made), made.length)
+    def _fork(self, table: BlockTable) -> BlockTable:
+        number, made = self.number_of(table), super()._fork(table)
+        self.tell("fork", number, self.number_of(made), made.length)
         return made
 
-
-class _ToldPrefixes:
-    """A prefix cache whose calls are told to the other stages."""
-
-    def __init__(self, prefixes: PrefixCache, runner: StagedRunner) -> None:
-        self._prefixes, self._runner = prefixes, runner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prefixes, name)
-
-    @property
-    def listener(self) -> Any:
-        return self._prefixes.listener
-
-    @listener.setter
-    def listener(self, listener: Any) -> None:
-        self._prefixes.listener = listener
-
-    def find(self, ids: Sequence[int], most: int) -> BlockTable:
-        made = self._prefixes.find(ids, most)
-        self._runner.tell("find", self._runner.number_of(made), list(ids), most, made.length)
+    def _find(self, ids: Sequence[int], most: int) -> BlockTable:
+        made = super()._find(ids, most)
+        self.tell("find", self.number_of(made), list(ids), most, made.length)
         return made
 
-    def insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
-        self._runner.tell("insert", self._runner.number_of(table), list(tokens), grows)
-        self._prefixes.insert(table, tokens, grows=grows)
+    def _insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
+        self.tell("insert", self.number_of(table), list(tokens), grows)
+        super()._insert(table, tokens, grows=grows)
 
-    def clear(self) -> None:
-        self._runner.tell("clear")
-        self._prefixes.clear()
+    def _clear(self) -> None:
+        self.tell("clear")
+        super()._clear()
 
 
 class StagedRunner(ModelRunner):
@@ -106,6 +103,8 @@ class StagedRunner(ModelRunner):
         StageLost: a stage does not answer.
         InvalidRequest: the plan cannot be cut into that many stages.
     """
+
+    cache: ReplicatedCache
 
     def __init__(
         self,
@@ -121,11 +120,12 @@ class StagedRunner(ModelRunner):
         count = len(stages) + 1
         limits, threads, progress, executor = more
         stage = stage_of(plan, count - 1, count)
+        options["cache_of"] = ReplicatedCache
         super().__init__(checkpoint, model, plan, limits, threads, progress, executor, stage, **options)
         self._borders = stage.receives
         self._log: list[list[Any]] = []
         self._telling = True
-        self._tables = self._steps = 0
+        self._steps = 0
         self._secret, self._host = secret, host
         self._context: zmq.Context[Any] = zmq.Context()
         self._auth = authenticator(self._context, secret)
@@ -136,8 +136,7 @@ class StagedRunner(ModelRunner):
         self.stage_seconds, self._arrived = [0.0] * count, 0.0
         self.stages = list(stages)
         self.lost = False
-        self._own_cache = self.cache
-        self.cache = _Told(self.cache, self)  # type: ignore[assignment]
+        self.cache.tell = self.tell
         self.begin_all(self.stages)
 
     def begin_all(self, stages: Sequence[str], seconds: float = PATIENCE) -> None:
@@ -146,18 +145,14 @@ class StagedRunner(ModelRunner):
         Raises:
             StageLost: a stage does not answer within ``seconds``.
         """
-        with self._lock:
+        with self.cache.lock:
             self._telling, self.lost = False, True
-            self.drain()
-            self._prefixes.clear()
-            listener, limit = self._prefixes.listener, self._prefixes.limit
-            self._prefixes = _ToldPrefixes(PrefixCache(self._own_cache, limit), self)  # type: ignore[assignment]
-            self._prefixes.listener = listener
+            self.cache.start_again()
             self._disconnect()
             self.stages, self._log = list(stages), []
-            counts = self._connect(limit, time.monotonic() + seconds)
+            counts = self._connect(self.cache.prefixes.limit, time.monotonic() + seconds)
             # All stages use the page counts of the smallest stage, so that they run out of pages at the same time.
-            for pool, count in zip(self._own_cache.pools, counts):
+            for pool, count in zip(self.cache.kv.pools, counts):
                 pool.hold_back(count)
             self._telling, self.lost = True, False
             self.tell("pages", counts)
@@ -173,7 +168,7 @@ class StagedRunner(ModelRunner):
             socket.connect(address)
             hello = ["hello", wire.VERSION, session, limit, [commands[n], *vectors[n - 1 : n]]]
             socket.send(wire.pack([hello]))
-        counts, addresses = [pool.count for pool in self._own_cache.pools], []
+        counts, addresses = [pool.count for pool in self.cache.kv.pools], []
         for socket, stage in zip(self._controls, self.stages):
             theirs, address = _ready(socket, stage, session, end)
             counts = [min(pair) for pair in zip(counts, theirs, strict=True)]
@@ -200,13 +195,6 @@ class StagedRunner(ModelRunner):
         if self._vectors:
             self._vectors.close()
         self._controls, self._monitors, self._commands, self._vectors = [], [], [], None
-
-    def number_of(self, table: BlockTable) -> int:
-        """Return the number of a block table in messages to the other stages."""
-        if not table.number:
-            self._tables += 1
-            table.number = self._tables
-        return table.number
 
     def tell(self, *call: Any) -> None:
         """Log a cache call for the other stages."""
@@ -237,18 +225,18 @@ class StagedRunner(ModelRunner):
             raise InvalidRequest(
                 "the model runs on several machines, whose values cannot be watched from here"
             )
-        with self._lock:
+        with self.cache.lock:
             self._refuse_if_closed()
             if self.lost:
-                raise StageLost("a stage of the model is gone: ask again later")
-            self.drain()
+                raise StageLost("a stage of the model is gone: retry later")
+            self.cache.drain()
             parts, steps = _parts(chunks), []
             if len(parts) > 1:
                 self._allocate(chunks)  # allocate all pages before anything is sent
             for part in parts:
                 self._steps += 1
                 steps.append(self._steps)
-                told = [[self.number_of(one.table), list(one.tokens), one.outputs] for one in part]
+                told = [[self.cache.number_of(one.table), list(one.tokens), one.outputs] for one in part]
                 self._send([["step", self._steps, told]])
             self._telling = False
             try:
@@ -277,7 +265,7 @@ class StagedRunner(ModelRunner):
         """Yield the vectors of a step once the previous stage has computed them."""
         try:
             if self.lost or self._vectors is None:
-                raise StageLost("a stage of the model is gone: ask again later")
+                raise StageLost("a stage of the model is gone: retry later")
             before = len(self.stages)
             found = await_vectors(self._vectors, step, chunks, self._borders, self._is_lost, before)
             self._arrived = time.perf_counter()

@@ -155,11 +155,11 @@ class StageServer:
         self._disconnect()
         self._lead, self._keys = sender, keys[: 2 if self._stage.receives else 1]
         for table in self._tables.values():
-            self.runner.cache.truncate(table, 0)
+            self.runner.cache.kv.truncate(table, 0)
         self._tables.clear()
-        self.runner.empty_prefix_cache(limit)
+        self.runner.cache.clear_prefixes(limit)
         self._listener = Listener(self._host)
-        counts = [pool.count for pool in self.runner.cache.pools]
+        counts = [pool.count for pool in self.runner.cache.kv.pools]
         self._tell(sender, "ready", session, counts, self._listener.address)
 
     def _tell(self, lead: bytes, *message: Any) -> None:
@@ -200,7 +200,7 @@ class StageServer:
 
     def _call(self, kind: str, fields: list[Any]) -> None:
         """Repeat a call of the lead's cache. A call that failed there fails here too."""
-        cache, prefixes = self.runner.cache, self.runner.prefixes
+        cache, prefixes = self.runner.cache.kv, self.runner.cache.prefixes
         if kind == "allocate":
             number, tokens = fields
             with contextlib.suppress(CacheFull, InvalidRequest):

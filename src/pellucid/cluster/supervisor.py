@@ -84,7 +84,7 @@ class Supervisor:
                 if self.failure:
                     raise self.failure
                 if time.monotonic() > end:
-                    raise QueueFull("no machine of the cluster has room for this model: ask again later")
+                    raise QueueFull("no machine of the cluster has room for this model: retry later")
         finally:
             up.cancel()
 

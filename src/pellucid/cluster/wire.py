@@ -202,7 +202,7 @@ def array_of(fields: Sequence[Any]) -> NDArray[Any]:
             raise ValueError("objects")
         return np.frombuffer(raw, kind).reshape(shape)
     except (ValueError, TypeError) as error:
-        raise WireError(f"an array that is none: {error}") from None
+        raise WireError(f"an invalid array: {error}") from None
 
 
 def _bytes(values: NDArray[Any], kind: Any) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
 from pellucid.cluster.watching import Group, PartWatch
+from pellucid.engine.job import Admission
 from pellucid.engine.request import RequestGroup
-from pellucid.engine.run import Admission
 from pellucid.engine.text_group import MadeToken
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief

@@ -1,15 +1,15 @@
 """Tasks that need the model, and the engine that runs them together.
 
 inputs.py           texts, chat messages and sentences → checked token ids
-engine.py           the thread that repeats steps for all requests
-run.py              a task on its way: when it runs, its results, and who reads them
-scheduler.py        which tokens of which sequences run in a step
-pace.py             how many tokens of prompts a step may read
-speculation.py      tokens that may follow are read together with the last one
-compiled.py         compiles what a model needs until its first answer
+engine.py           the thread that runs the steps of all requests
+run.py              a submitted task: its results, and the reader that receives them
+scheduler.py        chooses the sequences and tokens of a step
+pace.py             measures step times; limits the prefill tokens of a step
+speculation.py      prompt lookup: draft tokens from the text itself, and the number worth checking
+compiled.py         compiles the kernels that a model needs for its first answer
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
-sequence.py         one text: logits → token → text, and whether it ends
-generation.py       the task that reads a prompt and continues it with several sequences
+sequence.py         one sequence: logits → token → text, and its stop criteria
+generation.py       the task that prefills a prompt and continues it with several sequences
 request.py          a prompt with its options, run as a task; collects the token outputs
 output.py           results: ``Generation``, ``Score``, ``Beams``
 beam_search.py      the task of a beam search

@@ -1,16 +1,16 @@
-"""Beam search on a model: the beams are forks of the prompt in the cache and run in the same steps."""
+"""Beam search on a model: beams are forks of the prompt's block table, and run in the same steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
-from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
 from pellucid.pipeline import ChunkOutput, Wait
@@ -20,27 +20,27 @@ from pellucid.sample.options import Options
 from pellucid.sample.step import options_of
 
 NOT_FOR_BEAMS = ("stop", "until", "logprobs", "prompt_logprobs", "logprobs_of", "watch")
-"""Options that apply to a single text while it is generated; beam search refuses them."""
+"""Options that apply to a single text during generation. Beam search refuses them."""
 
 
 class BeamSearchTask:
-    """A task that reads a prompt, then continues it with all beams of a search. Yields the beams after each step.
+    """A task that prefills a prompt, then continues it with all beams of a search. Yields the beams after each step.
 
     A beam with several continuations is forked in the cache. The search ends ``max_time`` seconds after its first step.
-    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` of those that read the prompt, ``queue`` the
-    time before the first one.
+    ``seconds`` is the duration of the steps so far, ``prefill_seconds`` the duration of the prefill, ``queue`` the time
+    before the first step.
     """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        cache: CacheManager,
         ids: list[int],
         beams: BeamSearch,
         max_time: float | None = None,
         watching: Watching | None = None,
     ) -> None:
-        self._runner, self._beams, self._max_time, self._watching = runner, beams, max_time, watching
-        # Of the prompt (0) and of each beam that runs or has ended, by its node in the tree.
+        self._cache, self._beams, self._max_time, self._watching = cache, beams, max_time, watching
+        # Probes of the prompt (0) and of each running or finished beam, by the beam's node in the tree.
         self._probes: dict[int, SequenceWatch] = {}
         wanted = None
         if watching is not None:
@@ -57,28 +57,28 @@ class BeamSearchTask:
 
     @property
     def done(self) -> bool:
-        """Whether the search is over."""
+        """True if the search is over."""
         return self._beams.done
 
     def begin(self, waited: float) -> None:
-        """The time limit starts."""
+        """Start the time limit."""
         self.queue, self._begun = waited, time.perf_counter()
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """The prompt until it has been read, then the beams whose logits are missing."""
+        """The prompt during the prefill, then the beams whose logits are missing."""
         return [one for one in self.texts() if one not in self._rows]
 
     def texts(self) -> Sequence[CachedSequence]:
-        """The prompt until it has been read, then all beams."""
+        """The prompt during the prefill, then all beams."""
         return self._sequences or [self.prompt]
 
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[list[Beam] | Wait]:
-        """Advance the search when the logits of all beams are there, and yield its beams."""
+        """Advance the search when the logits of all beams have arrived, and yield its beams."""
         raise_of(sequence.probe)
-        self.seconds += 0.0 if self._rows else seconds  # once for a step that has all beams
-        if sequence.left:
+        self.seconds += 0.0 if self._rows else seconds  # counted once if all beams run in one step
+        if sequence.unread_tokens:
             return
         if sequence is self.prompt and not self._sequences:
             self.prefill_seconds, self._sequences = self.seconds, [self.prompt]
@@ -99,31 +99,29 @@ class BeamSearchTask:
             self._fork(running)
 
     def _fork(self, running: list[Beam]) -> None:
-        """A sequence for each child: one child takes its parent's block table, the others fork it.
+        """Make a sequence for each child beam. One child takes its parent's block table, the others fork it.
 
-        The tables of beams without children are released.
+        Block tables of beams without children are released.
         """
         taken: set[int] = set()
         made = []
         for beam in running:
             parent = self._sequences[beam.parent]
-            table = self._runner.fork(parent.table) if beam.parent in taken else parent.table
+            table = self._cache.fork(parent.table) if beam.parent in taken else parent.table
             probe = None
             if self._watching is not None:
                 (probe,) = self._watching.begin(0, parent=parent.probe)
                 self._probes[beam.node.id] = probe
             made.append(CachedSequence([*parent.tokens, beam.node.token], table=table, probe=probe))
             taken.add(beam.parent)
-        self._runner.release(
-            *(one.table for number, one in enumerate(self._sequences) if number not in taken)
-        )
+        self._cache.release(*(one.table for number, one in enumerate(self._sequences) if number not in taken))
         self._sequences = made
         ended = {node.parent for node in self._beams.finished}
         alive = ended | {beam.node.id for beam in running}
         self._probes = {node: probe for node, probe in self._probes.items() if node in alive}
 
     def record(self) -> None:
-        """Leave what was recorded of the texts that were found to the trace, best first."""
+        """Add the recorded values of the resulting texts to the trace, best first."""
         if self._watching is None:
             return
         for found in self._beams.results():
@@ -133,10 +131,10 @@ class BeamSearchTask:
             self._watching.keep(probe)
 
     def close(self) -> None:
-        """Leave the pages to the prefix cache."""
+        """Release the pages to the prefix cache."""
         self._beams.end()
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.shared_tokens)
+            self._cache.release(one.table, tokens=one.shared_tokens)
 
 
 def search_beams(
@@ -167,7 +165,7 @@ def search_beams(
         chain = chain.without_drawing()
     elif chain.greedy:
         raise InvalidRequest(
-            "temperature=0 with do_sample=True: nothing would be drawn; leave one of them out"
+            "temperature=0 with do_sample=True: nothing would be drawn; remove one of the two"
         )
     elif lone := next((step for step in chain.steps if step.alone), None):
         option, *_ = options_of(type(lone))
@@ -176,7 +174,7 @@ def search_beams(
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    task, start = BeamSearchTask(engine.runner, ids, search, options.max_time, watching), time.perf_counter()
+    task, start = BeamSearchTask(engine.cache, ids, search, options.max_time, watching), time.perf_counter()
     times = [time.perf_counter() - start for _ in engine.run(task, how)]
     task.record()
     texts = [

@@ -1,4 +1,4 @@
-"""Compiles the kernels that a model needs until its first answer, all together, before it is loaded."""
+"""Compiles the kernels that a model needs for its first answer, together and before the weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pellucid.weights.checkpoint import Checkpoint
 def compile_kernels(
     checkpoint: Checkpoint, model: Model, plan: Plan, *, samples: bool, progress: CompileProgress | None
 ) -> None:
-    """Compile what is not cached; ``samples`` is whether this process draws tokens from logits that the plan makes."""
+    """Compile the kernels that are not cached. ``samples``: this process samples tokens from the plan's logits."""
     sampling = (TOP, SUMS) if samples and model.spec.head else ()
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
-        # It imports subprocess, which most starts do not need.
+        # Imported here because it imports subprocess, which most starts do not need.
         from pellucid.kernels.core.together import compile_together
 
         compile_together(kernels, processors().usable, free_bytes(), progress)

@@ -1,11 +1,11 @@
-"""A draft model: a smaller one with the same vocabulary, which proposes tokens for a larger one to check.
+"""Draft models: a smaller model with the same vocabulary proposes draft tokens, and the larger model checks them.
 
-Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". A proposed token is kept if
-it is the one that is sampled (``engine/speculation.py``), so the draft takes the most likely tokens, and no
-distribution has to be corrected.
+Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding". A draft token is accepted if
+the larger model samples the same token (``engine/speculation.py``). So the draft model always proposes its most likely
+token, and no distribution needs a correction.
 
-It proposes while the next token is worth its time: the probability that all tokens so far are kept, as the draft sees
-it, against what a token costs otherwise. ``DraftGain`` decides whether it is asked at all, from what came of it so far.
+The draft model continues while the next draft token is worth its time. It compares its own estimate that all draft
+tokens so far are accepted with the cost of one more. ``DraftGain`` decides from past results whether to ask it at all.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pellucid.errors import CacheFull
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
-CAUGHT_UP = 16  # tokens that are read together with the first that is proposed
-SLOW = 0.05  # the weight of the last call in the share
-FIRST_SHARE = 0.4  # until it is measured
-PATIENCE = 8  # steps without the draft, after which it is tried
-TRIED = 2  # tokens of a call that shows whether it would pay now
-AT_ONCE = 128  # tokens of a text that are read in a step of the larger model: others wait for it
+CAUGHT_UP = 16  # unread tokens that the draft model may read in the call that proposes
+SLOW = 0.05  # weight of the last call in the averages
+FIRST_SHARE = 0.4  # share before it is measured
+PATIENCE = 8  # steps without the draft model before a trial
+TRIED = 2  # draft tokens of a trial
+AT_ONCE = 128  # tokens of a text that the draft model reads per step: other requests wait meanwhile
 
 
 class Usual(Struct):
-    """What usually comes of a call, as averages: the tokens that the draft makes, and those that are kept."""
+    """Averages over calls: tokens that the draft model computes, and tokens that are accepted."""
 
     asked: float = 4.0
     kept: float = 3.0
@@ -45,19 +45,19 @@ class Usual(Struct):
 
 
 class DraftModel:
-    """The model that proposes; only the first ``vocabulary`` of its tokens are tokens of the larger model too.
+    """The draft model. The larger model shares only its first ``vocabulary`` tokens.
 
-    ``share`` is the time of a token, in steps of the larger model with one row.
+    ``share`` is the time of a draft token, relative to a step of the larger model with one row.
     """
 
     def __init__(self, runner: ModelRunner, vocabulary: int) -> None:
         self.runner, self.vocabulary, self.share = runner, vocabulary, FIRST_SHARE
         self.usual = Usual()
         self.seconds = 0.0
-        """Time that it has taken altogether."""
+        """Total time in seconds."""
 
     def logits(self, table: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read tokens, and return the logits (V,) after them. Raises CacheFull."""
+        """Run tokens, and return the logits (V,) after them. Raises CacheFull."""
         start = time.perf_counter()
         rows = self.runner.forward([Chunk(table, list(tokens), outputs=1)])
         self.seconds += time.perf_counter() - start
@@ -65,21 +65,22 @@ class DraftModel:
 
 
 class DraftText:
-    """A text as the draft model reads it."""
+    """A text in the cache of the draft model."""
 
     def __init__(self, model: DraftModel) -> None:
         self._model, self._table = model, BlockTable()
         self._read = list[int]()
-        self._sure = 0  # so many tokens of the text are known to have been read
+        self._sure = 0  # number of first read tokens that are known to agree with the text
         self.asked = 0
-        """Tokens that the last call made."""
+        """Number of tokens that the last call computed."""
 
     def propose(
         self, tokens: Sequence[int], most: int, least: float, step_seconds: float
     ) -> list[int] | None:
-        """Up to ``most`` tokens that may follow ``tokens``, while they are all kept with a probability above ``least``.
+        """Propose up to ``most`` draft tokens after ``tokens``.
 
-        None, if it has not read the text yet: it reads a part of it each time.
+        Stops when the estimated probability that all draft tokens are accepted falls below ``least``. Returns None if
+        the draft model has not read the text yet (it reads a part in each call), or cannot read it.
         """
         runner = self._model.runner
         if (
@@ -103,7 +104,7 @@ class DraftText:
                     break
                 found.append(token)
                 new = [token]
-            if step_seconds:  # else no step of the model has been measured yet
+            if step_seconds:  # else no step of the larger model has been measured yet
                 share = (self._model.seconds - before) / max(self.asked, 1) / step_seconds
                 self._model.share += SLOW * (min(share, 2 * self._model.share) - self._model.share)
             return found
@@ -112,8 +113,8 @@ class DraftText:
             return None
 
     def close(self) -> None:
-        """Leave what it has read to other texts."""
-        self._model.runner.release(self._table, tokens=self._read)
+        """Release the pages to the draft model's prefix cache."""
+        self._model.runner.cache.release(self._table, tokens=self._read)
         self._table, self._read, self._sure = BlockTable(), [], 0
 
     def _take(self, tokens: list[int]) -> NDArray[np.float32]:
@@ -122,7 +123,10 @@ class DraftText:
         return logits
 
     def _common(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens have been read, at most all but the last: others were proposed and not kept."""
+        """Length of the common prefix of ``tokens`` and the read tokens, at most all tokens except the last.
+
+        They differ where draft tokens were rejected.
+        """
         most = min(len(self._read), len(tokens) - 1)
         common = min(self._sure, most)
         while common < most and self._read[common] == tokens[common]:
@@ -130,18 +134,18 @@ class DraftText:
         return common
 
     def _go_back(self, tokens: Sequence[int]) -> None:
-        """Drop what was read and is not in the text; begin with what other texts have left."""
+        """Roll back the read tokens that are not in the text. A new text starts from the prefix cache."""
         runner = self._model.runner
         if not self._read:
-            self._table = runner.find_prefix(tokens, len(tokens) - 1)
+            self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
             self._read = list(tokens[: self._table.length])
             self._sure = len(self._read)
-        length = runner.truncate(self._table, self._common(tokens))
+        length = runner.cache.truncate(self._table, self._common(tokens))
         del self._read[length:]
 
 
 class DraftGain:
-    """Decides whether the draft model is asked for a text, from what has come of it: at first in other texts."""
+    """Decides whether to ask the draft model, from the acceptance in this text (at first: in other texts)."""
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0
@@ -149,9 +153,10 @@ class DraftGain:
         self._idle, self._patience, self._tries = 0, PATIENCE, False
 
     def most(self, costs: Sequence[float], others: int) -> int:
-        """How many tokens to ask for now.
+        """Maximum number of draft tokens to ask for now.
 
-        ``costs[k]`` is the time of a step with k proposed tokens, ``others`` is how many rows it has of other texts.
+        ``costs[k]`` is the time of a step with k draft tokens. ``others`` is the number of the step's rows of other
+        texts.
         """
         if not costs[0] or len(costs) < 2:  # no step has been measured, or the text is at its end
             return 0
@@ -163,17 +168,17 @@ class DraftGain:
         self._idle += 1
         if self._idle <= self._patience or others:
             return 0
-        self._idle, self._patience = 0, 2 * self._patience  # it is tried less and less often
+        self._idle, self._patience = 0, 2 * self._patience  # trials become rarer
         self._tries = True
         return min(TRIED, len(costs) - 1)
 
     def least(self, costs: Sequence[float]) -> float:
-        """The probability of being kept that a token must have to be worth its time."""
+        """Minimum probability of acceptance at which a draft token is worth its time."""
         row = (costs[-1] - costs[0]) / (len(costs) - 1)
         return min(self._draft.share + row / costs[0], 0.95)
 
     def tell(self, asked: int, proposed: int, accepted: int) -> None:
-        """It has made so many tokens, of which so many were proposed and kept."""
+        """Report a call: tokens ``asked`` of the draft model, ``proposed`` draft tokens, ``accepted`` draft tokens."""
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
         if self._tries and accepted == asked:
             self._usual = Usual()

@@ -1,4 +1,4 @@
-"""Sentence vectors from an encoder: each text runs in one step, several texts share a step if they fit."""
+"""Sentence vectors from an encoder: each text runs in one step, and several texts share a step if they fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.probe import Watching, raise_of, refuse_changed
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
@@ -18,20 +18,20 @@ class EmbeddingTask:
     """A task that yields the number and the vector (D,) of each text, in the order of the steps."""
 
     def __init__(
-        self, runner: ModelRunner, texts: Sequence[list[int]], watching: Watching | None = None
+        self, cache: CacheManager, texts: Sequence[list[int]], watching: Watching | None = None
     ) -> None:
-        self._runner = runner
+        self._cache = cache
         probes = [None if watching is None else watching.begin(len(ids))[0] for ids in texts]
         self._left = dict[CachedSequence, int]()
         for number, (ids, probe) in enumerate(zip(texts, probes)):
             if watching is not None and probe is not None:
                 probe.tokens = partial(list, ids)
                 watching.keep(probe)
-            self._left[CachedSequence(ids, len(ids), whole=True, probe=probe)] = number
+            self._left[CachedSequence(ids, len(ids), in_one_step=True, probe=probe)] = number
 
     @property
     def done(self) -> bool:
-        """Whether every text has its vector."""
+        """True if every text has its vector."""
         return not self._left
 
     def begin(self, waited: float) -> None:
@@ -48,13 +48,13 @@ class EmbeddingTask:
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield a text's vector, and free its pages: nothing follows it."""
+        """Yield a text's number and vector, and free its pages."""
         raise_of(sequence.probe)
         if not np.isfinite(outputs[0]).all():
             refuse_changed(sequence.probe, f"text {self._left[sequence]}: its vector is not finite")
-        self._runner.release(sequence.table)
+        self._cache.release(sequence.table)
         yield self._left.pop(sequence), outputs[0]
 
     def close(self) -> None:
         """As in ``Task``."""
-        self._runner.release(*(sequence.table for sequence in self._left))
+        self._cache.release(*(sequence.table for sequence in self._left))

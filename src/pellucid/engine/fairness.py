@@ -1,8 +1,8 @@
-"""Fair shares of the machine between clients: the client that has used less comes first.
+"""Fair shares of the machine between clients: the client that has used less time comes first.
 
-Each client has a counter of the seconds of steps that its requests have used. A client that comes, or returns, starts
-at the least counter of the clients that are there, so that nobody saves up time by being absent (the virtual token
-counter of Sheng et al. 2024, "Fairness in Serving Large Language Models", counted in seconds).
+Each client has a counter of the step seconds that its requests have used. A client that arrives or returns starts at
+the lowest counter of the present clients, so that absent clients do not save up time. This is the virtual token counter
+of Sheng et al. 2024, "Fairness in Serving Large Language Models", counted in seconds.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Mapping
 
 
 class FairShares:
-    """Counters of the clients that have jobs, and of absent clients with a higher count than a present client."""
+    """Counters of the clients with jobs, and of absent clients whose counter is above the lowest present counter."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._jobs: Counter[str] = Counter()
 
     def enter(self, client: str) -> None:
-        """A job of the client comes."""
+        """Count a new job of the client."""
         if not self._jobs[client]:
             floor = self._least()
             self._seconds[client] = max(self._seconds.get(client, floor), floor)
         self._jobs[client] += 1
 
     def leave(self, client: str) -> None:
-        """A job of the client has ended."""
+        """Count an ended job of the client."""
         self._jobs[client] -= 1
         if self._jobs[client]:
             return
@@ -39,16 +39,16 @@ class FairShares:
         }
 
     def charge(self, tokens: Mapping[str, int], seconds: float) -> None:
-        """A step took ``seconds``; each client pays for its part of the step's ``tokens``.
+        """Charge the ``seconds`` of a step to its clients, in proportion to their ``tokens``.
 
-        A client whose last job has failed in the step pays too, unless no client has jobs.
+        A client whose last job failed in the step is charged too, unless no client has jobs.
         """
         total, floor = sum(tokens.values()), self._least()
         for client, count in tokens.items() if self._jobs else ():
             self._seconds[client] = self._seconds.get(client, floor) + seconds * count / total
 
     def _least(self) -> float:
-        """The least counter of the clients that have jobs."""
+        """The lowest counter of the clients with jobs."""
         return min((self._seconds[one] for one in self._jobs), default=0.0)
 
     @property
@@ -57,5 +57,5 @@ class FairShares:
         return len(self._jobs) > 1
 
     def used(self, client: str) -> float:
-        """Seconds that the client has used: the client with the least comes first."""
+        """Seconds that the client has used. The client with the lowest value comes first."""
         return self._seconds.get(client, 0.0)

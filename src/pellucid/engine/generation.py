@@ -1,10 +1,10 @@
-"""The task that generates text: it reads a prompt, which several sequences continue in the same steps."""
+"""The task that generates text: it prefills a prompt, which several sequences continue in the same steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.pace import Pace
 from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
 from pellucid.engine.scoring import token_logprobs
@@ -16,12 +16,12 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
 class Prompt(CachedSequence):
-    """A prompt that is read.
+    """A prompt during its prefill.
 
-    ``alternatives`` is how many to report with the log-probability of each of its tokens (None: no log-probabilities).
-    These need the logits of all rows, so the prefix cache is not used for them. Only the first ``vocabulary`` logits of
-    a row stand for tokens. ``seconds`` is the duration of the steps that read it. ``first_output`` is a position from
-    which on logits are recorded.
+    ``alternatives`` is the number of alternatives that are reported with the log-probability of each token (None: no
+    log-probabilities). Log-probabilities need the logits of all rows, so they do not use the prefix cache. Only the
+    first ``vocabulary`` logits of a row belong to tokens. ``seconds`` is the duration of the prefill's steps. Logits
+    are recorded from position ``first_output`` on.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Prompt(CachedSequence):
         self._logprobs = list[TokenLogprobs]()
 
     def take(self, outputs: ChunkOutput, seconds: float) -> ChunkOutput | None:
-        """The logits (1, V) of the token that follows the prompt; None until the whole prompt has been read."""
+        """Collect log-probabilities. Returns the logits (1, V) after the prompt; None until the prefill is complete."""
         self.seconds += seconds
         if self._alternatives is not None:
             for place, row in enumerate(outputs, self.table.length - len(outputs) + 1):
@@ -49,31 +49,31 @@ class Prompt(CachedSequence):
                     self._logprobs.append(
                         token_logprobs(row, place, token, self._alternatives, self._vocabulary)
                     )
-        return None if self.left else outputs[-1:]
+        return None if self.unread_tokens else outputs[-1:]
 
     @property
     def logprobs(self) -> Logprobs | None:
-        """The log-probabilities of its tokens but the first; None if they were not requested."""
+        """Log-probabilities of all tokens except the first; None if they were not requested."""
         return None if self._alternatives is None else joined(self._logprobs, self._alternatives)
 
 
 class GenerationTask:
-    """A task that reads a prompt, then continues it with several sequences. Yields (sequence number, token output).
+    """A task that prefills a prompt, then continues it with several sequences. Yields (sequence number, token output).
 
     ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
-    prompt's own block table, the others in forks of it. ``queue`` is how many seconds it waited for its
-    first step. ``probes`` watch the sequences; the first watches the prompt.
+    prompt's own block table, the others in forks of it. ``queue`` is the time in seconds until the first step.
+    ``probes`` watch the sequences; the first probe also watches the prompt.
     """
 
     def __init__(
         self,
-        runner: ModelRunner,
+        cache: CacheManager,
         pace: Pace,
         prompt: Prompt,
         begin: Callable[[], list[TextSequence]],
         probes: Sequence[SequenceWatch] = (),
     ) -> None:
-        self.prompt, self._runner, self._pace, self._begin = prompt, runner, pace, begin
+        self.prompt, self._cache, self._pace, self._begin = prompt, cache, pace, begin
         self._probes = probes
         self.queue = 0.0
         self._texts: list[TextSequence] = []
@@ -81,7 +81,7 @@ class GenerationTask:
 
     @property
     def done(self) -> bool:
-        """Whether every sequence has ended."""
+        """True if every sequence has ended."""
         return bool(self._texts) and all(one.done or one.stopped for one in self._texts)
 
     def begin(self, waited: float) -> None:
@@ -90,18 +90,18 @@ class GenerationTask:
         self._texts = self._begin()
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """The prompt until it has been read, then the sequences that have not ended and wait for nothing."""
+        """The prompt during the prefill, then the sequences that can run: not ended, and not waiting."""
         self._release_stopped()
         return [one for one in self.texts() if not (isinstance(one, TextSequence) and one.rests)]
 
     def texts(self) -> Sequence[CachedSequence]:
-        """The prompt until it has been read, then all sequences."""
+        """The prompt during the prefill, then all sequences."""
         return self._texts if self._prefilled else [self.prompt]
 
     def take(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, TokenOutput] | Wait]:
-        """Yield the tokens that follow: one after the prompt, one after each row of a sequence."""
+        """Yield token outputs: one per sequence after the prompt, then one per row of a sequence up to a rejection."""
         raise_of(sequence.probe)
         try:
             yield from self._take(sequence, outputs, seconds)
@@ -124,8 +124,8 @@ class GenerationTask:
             if probe is not self._probes[0]:
                 probe.follow(self._probes[0])
         for number, text in enumerate(self._texts):
-            text.begin(self.prompt.tokens, self._runner.fork(table) if number else table)
-            text.waits = True  # for those before it
+            text.begin(self.prompt.tokens, self._cache.fork(table) if number else table)
+            text.waits = True  # for the sequences before it
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 
@@ -140,10 +140,10 @@ class GenerationTask:
                 break
             seconds = 0.0
             if text.done:
-                self._runner.release(text.table, tokens=text.shared_tokens)
+                self._cache.release(text.table, tokens=text.shared_tokens)
                 return
             if (length := text.read_wrong) is not None:
-                self._runner.truncate(text.table, length)
+                self._cache.truncate(text.table, length)
                 text.extend(self._pace)
                 return
         if text.sampled_all:
@@ -152,7 +152,7 @@ class GenerationTask:
     def watch(self, probes: Sequence[SequenceWatch]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
 
-        Without ``probes`` those that are closed are taken away.
+        Without ``probes`` closed probes are removed.
         """
         if self._probes and not self._probes[0].closed:
             return
@@ -165,22 +165,22 @@ class GenerationTask:
 
     @property
     def speculation(self) -> list[tuple[int, int]]:
-        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        """Number of draft tokens and number of accepted draft tokens, for each sequence."""
         return [one.speculation for one in self._texts]
 
     def stop(self, number: int) -> None:
-        """End a sequence, from any thread: it has no further token, and the engine gives its pages back."""
+        """End a sequence. May be called from any thread. The engine then frees the sequence's pages."""
         self._texts[number].stopped = True
 
     def _release_stopped(self) -> None:
-        """Leave the pages of the sequences that were stopped to the prefix cache."""
+        """Release the pages of stopped sequences to the prefix cache."""
         for one in self._texts:
             if one.stopped and one.table.length:
-                self._runner.release(one.table, tokens=one.shared_tokens)
+                self._cache.release(one.table, tokens=one.shared_tokens)
 
     def close(self) -> None:
-        """Leave the pages of all sequences to the prefix cache."""
+        """Release the pages of all sequences to the prefix cache."""
         for text in self._texts:
             text.end()
         for one in self.texts():
-            self._runner.release(one.table, tokens=one.shared_tokens)
+            self._cache.release(one.table, tokens=one.shared_tokens)

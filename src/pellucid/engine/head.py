@@ -1,4 +1,4 @@
-"""The end of a plan by itself: logits of any vectors, as if they were the residual stream after the last block."""
+"""The head of a plan on its own: logits of any vectors, in place of the residual stream after the last block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.plan.plan import At, Plan
 from pellucid.runtime.executor import Program
 
 FIRST = "pick"
-"""The first stage after the blocks: it picks the rows whose logits are wanted."""
+"""The first stage after the blocks: it picks the rows that need logits."""
 
 
 class HeadProgram:
@@ -31,7 +31,7 @@ class HeadProgram:
         self.bound = BoundProgram(bind(plan), places(plan, At(plan.output)))
 
     def fill(self, vectors: NDArray[np.float32], arrays: dict[str, NDArray[Any]]) -> None:
-        """Put the vectors, (n, D), where the residual stream is."""
+        """Write the vectors (n, D) to the buffer of the residual stream."""
         rows = arrays[self._buffer].reshape(-1)[: len(vectors) * self._width].reshape(-1, self._width)
         rows[:, self._count :] = 0
         rows[:, : self._count] = vectors

@@ -1,7 +1,7 @@
-"""User input, checked and turned into token ids: a text, a conversation or sentences.
+"""Checks user input and turns it into token ids: a text, a conversation or sentences.
 
-This needs a model's spec and tokenizer but no weights and no kernels, so an invalid request is refused before those
-are loaded.
+This needs a model's spec and tokenizer, but no weights and no kernels. So an invalid request is refused before weights
+and kernels are loaded.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PromptInput: TypeAlias = str | Sequence[Message] | Sequence[int]
 
 # A text that may be far too long is probed in parts of at least this many characters for each token of the context.
 PROBED = 8
-# More characters of a part, and more tokens that it may have: a part that ends inside a word has more tokens.
+# Extra characters of a part, and extra tokens before it counts as too long: a cut inside a word adds tokens.
 SLACK = 1024
 
 
 class Inputs(Struct, frozen=True):
-    """Reads prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together."""
+    """Converts prompts and sentences for one model. ``context`` limits the tokens of prompt and answer together."""
 
     spec: ModelSpec
     tokenizer: Tokenizer
@@ -40,10 +40,9 @@ class Inputs(Struct, frozen=True):
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that tokenizer and model both have; the ids in a request must be below it.
+        """Number of tokens that both the tokenizer and the model have. Ids in a request must be below it.
 
-        A model's matrix may be padded with rows that stand for no token; a tokenizer may have tokens that only other
-        models use.
+        A model's embedding matrix may have padding rows. A tokenizer may have tokens that only other models use.
         """
         return min(self.spec.embedding.vocabulary, self.tokenizer.vocab_size)
 
@@ -52,12 +51,12 @@ class Inputs(Struct, frozen=True):
     ) -> list[int]:
         """The token ids of a prompt, which is a text, chat messages, or ids, for a model that generates text.
 
-        ``variables`` are variables of the chat template beside the messages, such as ``tools``. ``any_length``: the
-        tokens are counted, not run.
+        ``variables`` are further variables of the chat template, such as ``tools``. With ``any_length`` the prompt may
+        exceed the context: its tokens are counted, not run.
 
         Raises:
             InvalidRequest: the prompt is empty, an id is outside the vocabulary, or the model does not generate text.
-            ContextOverflow: the prompt leaves no room for an answer, unless it may have any length.
+            ContextOverflow: the prompt leaves no room for an answer (not with ``any_length``).
             TemplateError: the chat template is missing or fails.
         """
 
@@ -73,15 +72,15 @@ class Inputs(Struct, frozen=True):
         return ids
 
     def answer_limit(self, ids: list[int], wanted: int | None) -> int:
-        """How many tokens an answer may have: the rest of the context, at most ``wanted`` (None: no other limit)."""
+        """Maximum number of tokens of an answer: the rest of the context, at most ``wanted`` (None: no other limit)."""
         left = self.context - len(ids)
         return left if wanted is None else min(left, wanted)
 
     def corpus(self, text: str) -> list[int]:
-        """The token ids of a text of any length, at least two.
+        """The token ids of a text of any length, with at least two tokens.
 
         Raises:
-            InvalidRequest: the text has fewer, or the model does not generate text.
+            InvalidRequest: the text has fewer than two tokens, or the model does not generate text.
         """
         if not isinstance(text, str):
             raise InvalidRequest(f"text={brief(text)}: must be a text")
@@ -93,7 +92,7 @@ class Inputs(Struct, frozen=True):
         return ids
 
     def scored(self, text: PromptInput, given: str | None) -> tuple[list[int], int]:
-        """The token ids of ``given`` + ``text``, and how many of the first ids are not scored.
+        """The token ids of ``given`` + ``text``, and the number of first ids that are not scored.
 
         Raises:
             InvalidRequest: no token is left to score, or as ``prompt``.
@@ -127,7 +126,7 @@ class Inputs(Struct, frozen=True):
         """The token ids of each text, for a sentence encoder.
 
         Raises:
-            InvalidRequest: there are no texts, one is empty, or the model is not a sentence encoder.
+            InvalidRequest: there are no texts, a text is empty, or the model is not a sentence encoder.
             ContextOverflow: a text is longer than the context and ``truncate`` is off.
         """
         self._check_encoder()
@@ -136,11 +135,11 @@ class Inputs(Struct, frozen=True):
         return [self._sentence(text, truncate) for text in texts]
 
     def sentence_ids(self, ids: Sequence[int]) -> list[int]:
-        """The token ids of a sentence for a sentence encoder, checked and taken as they are.
+        """The given token ids of a sentence for a sentence encoder, checked and otherwise unchanged.
 
         Raises:
             InvalidRequest: an id is outside the vocabulary, or the model is not a sentence encoder.
-            ContextOverflow: there are more than the context holds.
+            ContextOverflow: the ids do not fit into the context.
         """
         self._check_encoder()
         if len(ids) > self.context:
@@ -165,7 +164,7 @@ class Inputs(Struct, frozen=True):
         return self._ids(prompt, variables or {})
 
     def _refuse_early(self, prompt: PromptInput, refused: Refusal) -> None:
-        """Raise ``refused(length)`` if a part of the prompt is enough to see that the prompt is too long."""
+        """Raise ``refused(length)`` if a part of the prompt already shows that the prompt is too long."""
         texts = [prompt] if isinstance(prompt, str) else []
         if not texts and _is_list(prompt) and (length := _length(prompt)):
             if is_message(prompt[0]):
@@ -178,7 +177,7 @@ class Inputs(Struct, frozen=True):
                 raise refused(f"{len(text):,} characters, more than {self.context:,} tokens")
 
     def _overflows(self, text: str, parse_special: bool = False) -> bool:
-        """Whether the beginning of a text alone has too many tokens. If not, only encoding the whole text tells."""
+        """True if a beginning of the text already has too many tokens. If False, the whole text must be encoded."""
         part = PROBED * self.context + SLACK
         while 2 * part < len(text):
             found = self.tokenizer.encode(text[:part], add_special=False, parse_special=parse_special)
@@ -206,7 +205,7 @@ class Inputs(Struct, frozen=True):
         )
 
     def _remedy(self) -> str:
-        """A second remedy for a text that is too long, if there is one."""
+        """A second remedy for a text that is too long, or ""."""
         longest = self.spec.longest
         return f", or load with a larger context (up to {longest:,})" if self.context < longest else ""
 
@@ -225,13 +224,13 @@ class Inputs(Struct, frozen=True):
         return self._in_vocabulary("prompt", ids)
 
     def _in_vocabulary(self, name: str, ids: Sequence[Any]) -> list[int]:
-        """The ids, checked against the vocabulary: a tokenizer may have ids that the model does not have."""
+        """Check ids against the vocabulary: a tokenizer may have ids that the model does not have."""
         size = self.vocabulary
         return [i if type(i) is int and 0 <= i < size else token_id(name, i, size) for i in ids]
 
 
 def several(prompt: PromptInput | Sequence[PromptInput]) -> Sequence[PromptInput] | None:
-    """The prompts of a list of them; None if it is one prompt."""
+    """The prompts if the input is a list of prompts; None if it is a single prompt."""
     if not _is_list(prompt) or not len(prompt):
         return None
     first = prompt[0]
@@ -240,7 +239,7 @@ def several(prompt: PromptInput | Sequence[PromptInput]) -> Sequence[PromptInput
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a value can hold messages or token ids."""
+    """True if a value can hold messages or token ids."""
     if isinstance(value, np.ndarray):
         return value.ndim == 1
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compiled import compile_kernels
 from pellucid.engine.head import HeadProgram
 from pellucid.engine.watching import BoundProgram, WatchedPrograms
@@ -25,24 +24,24 @@ from pellucid.plan.plan import LETTER, At, Plan, RowKind
 from pellucid.plan.stages import Border, Stage
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
-from pellucid.runtime.cache import BlockTable, KVCache
+from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape, page_counts
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.runtime.placement import Placement
-from pellucid.runtime.prefix_cache import PrefixCache, usual_bytes
+from pellucid.runtime.prefix_cache import usual_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
-SMALL = 4  # up to so many tokens, a step takes longer to read the weights than to multiply by them
+SMALL = 4  # maximum number of tokens of a step that is bound by memory: reading weights takes longer than multiplying
 
 
 class ModelRunner:
     """Runs the steps of a model. ``forward`` may be called from any thread; steps run one after the other.
 
-    ``executor`` is that of another model, whose threads this one uses too. With a ``stage`` it runs that part of the
-    plan alone: ``forward_stage``. ``pin`` says what threads are bound to (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (``usual_bytes``).
+    With ``executor`` the model shares the threads of another model. With a ``stage`` it runs only this part of the
+    plan, by ``forward_stage``. ``pin`` selects the cores of each thread (``runtime/placement.py``). The prefix cache
+    may take ``cache_memory`` bytes (default: ``usual_bytes``). ``cache_of`` makes the cache manager.
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -62,30 +61,31 @@ class ModelRunner:
         stage: Stage | None = None,
         pin: str | None = None,
         cache_memory: int | None = None,
+        cache_of: Callable[[KVCache, int], CacheManager] = CacheManager,
     ) -> None:
         plan = stage.plan if stage else plan
         self.spec, self.plan, self.limits, self.stage = model.spec, plan, limits, stage
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
-        self.cache = KVCache(plan.layers, counts, placement)
         usual = usual_bytes(plan.weight_bytes, machine_bytes())
-        self._prefixes = PrefixCache(self.cache, usual if cache_memory is None else cache_memory)
+        kv = KVCache(plan.layers, counts, placement)
+        self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]
         sizes = (ScratchLayout(layer.head_dim, layer.value_dim).bytes(limits.context) for layer in layers)
         scratch = max(sizes, default=CACHE_LINE)
         self._step = StepArrays(
-            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(self.cache.groups)
+            limits.tokens, limits.outputs, limits.sequences, pages, scratch, threads, len(kv.groups)
         )
-        # In a step with one row each thread may have its own copy of that row.
+        # In a step with one row each thread may have its own copy of the row.
         room: dict[RowKind, int] = {kind: max(getattr(limits, kind, 1), threads) for kind in LETTER}
         self._arrays = allocate(plan, room)
         compile_kernels(checkpoint, model, plan, samples=not stage, progress=progress)
         matrices, vectors = load_weights(checkpoint, model, plan, placement)
 
-        def bound(plan: Plan, arrays: Arrays = self._arrays, cache: KVCache = self.cache) -> Program:
-            allocate_missing(plan, room, arrays)  # this function knows no runner, which would be a circle
-            return bind(plan, arrays, matrices, vectors, cache, progress)
+        def bound(plan: Plan, arrays: Arrays = self._arrays) -> Program:
+            allocate_missing(plan, room, arrays)  # no reference to the runner, which would be a cycle
+            return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
         self._nothing = Program(self._base.program.records[:0], ())
@@ -93,8 +93,7 @@ class ModelRunner:
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None
-        self._lock, self.stage_seconds = threading.Lock(), list[float]()  # of each stage, if this one leads
-        self._released: deque[tuple[BlockTable, Sequence[int]]] = deque()
+        self.stage_seconds = list[float]()  # seconds of each stage, if this runner leads the stages
 
     @property
     def threads(self) -> int:
@@ -103,7 +102,7 @@ class ModelRunner:
 
     @property
     def idle_core(self) -> bool:
-        """Whether a step leaves a core idle."""
+        """True if a step leaves a core idle."""
         return self.threads < processors().usable
 
     @property
@@ -112,12 +111,12 @@ class ModelRunner:
         return self.spec.output_width
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Run one step. Returns the wanted rows, which the caller may keep: logits (R, V), or sentence vectors (B, D).
+        """Run one step. Returns the output rows: logits (R, V), or sentence vectors (B, D). The caller may keep them.
 
         The chunks' block tables grow by their tokens.
 
         Raises:
-            InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk wants more rows than it has
+            InvalidRequest: the step exceeds its limit of tokens, rows or sequences, a chunk has more outputs than
                 tokens, or the model is closed.
             CacheFull: no pages are left.
         """
@@ -129,17 +128,17 @@ class ModelRunner:
         received: Iterable[NDArray[np.float32]],
         send: Callable[[list[NDArray[np.float32]]], object],
     ) -> NDArray[np.float32]:
-        """Run one step of a stage: ``received`` are the rows (T, width) of what it receives, in order.
+        """Run one step of a stage. ``received`` yields the rows (T, width) of each received buffer, in order.
 
-        ``send`` gets those of what it sends as soon as they are there; they change with the next step. Returns the
-        wanted rows, as ``forward`` does, of the last stage.
+        ``send`` is called with the rows of the sent buffers when they are computed. The next step overwrites them. The
+        last stage returns the output rows, as ``forward`` does.
 
-        Raises: as ``forward``, and what ``received`` and ``send`` raise.
+        Raises: as ``forward``, and the errors of ``received`` and ``send``.
         """
         return self._run(chunks, received, send)
 
     def _rows(self, border: Border, count: int) -> NDArray[np.float32]:
-        """The first rows of a buffer as they lie at a border."""
+        """The first ``count`` rows of a border's buffer."""
         flat = self._arrays.by_name[border.name].reshape(-1)
         return flat[: count * border.width].reshape(count, border.width)
 
@@ -150,9 +149,9 @@ class ModelRunner:
         send: Callable[[list[NDArray[np.float32]]], object] | None = None,
     ) -> NDArray[np.float32]:
         check_step(chunks, self.limits)
-        with self._lock:
+        with self.cache.lock:
             self._refuse_if_closed()
-            self.drain()
+            self.cache.drain()
             return self._run_alone(chunks, received, send)
 
     def _run_alone(
@@ -169,57 +168,45 @@ class ModelRunner:
         bound = watched.bound if watched else self._base
         out = self._fresh_output(bound, rows)
         for chunk in chunks:
-            self.cache.begin(chunk.table)
+            self.cache.kv.begin(chunk.table)
         run = partial(self.executor.run, step=self._step.record, small=tokens if tokens <= SMALL else 0)
         if self.stage:  # last, because it may wait for the stage before
             for border, values in zip(self.stage.receives, received, strict=True):
-                # In a step with one row each thread may read its own copy of that row.
+                # In a step with one row each thread may read its own copy of the row.
                 copies = self.threads if tokens == 1 else tokens
                 self._rows(border, copies)[:] = values
         if watched:
-            watched.run(chunks, run, self._arrays.by_name, self.cache)
+            watched.run(chunks, run, self._arrays.by_name, self.cache.kv)
         else:
             run(bound.program)
         if send and self.stage:  # first, because the next stage waits for it
             send([self._rows(border, tokens) for border in self.stage.sends])
-        for chunk in chunks:
-            self.cache.advance(chunk.table, len(chunk.tokens))
+        self.cache.advance(chunks)
         return out[:rows, : self.width]
 
     def rehearse(self, chunks: Sequence[Chunk]) -> None:
-        """Do what begins and ends a step of such chunks, without its operations: threads wake up, caches are warm."""
+        """Prepare and end a step without its operations, to wake the threads and warm the CPU's caches."""
         check_step(chunks, self.limits)
         self._step.fill(chunks)
         self.wake()
 
     def wake(self) -> None:
-        """Run a step of no operations: the threads wait for the next one then."""
+        """Run a step without operations, so that the threads are awake for the next step."""
         self.executor.run(self._nothing, self._step.record)
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
-        """Run any number of chunks in as many steps as needed. Returns the rows of each chunk.
+        """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.
 
-        Raises: as ``forward``; a chunk must fit into a step.
+        Raises: as ``forward``; each chunk must fit into a step.
         """
         found: list[NDArray[np.float32]] = []
         for part in steps_of(chunks, self.limits):
             rows = self.forward(part)
             counts = [chunk.outputs if self.spec.head else 1 for chunk in part]
-            # Copies, so that whoever keeps a row does not keep those of all others.
+            # Copies, so that a kept row does not keep the rows of other chunks in memory.
             several = [own.copy() for own in np.split(rows, np.cumsum(counts)[:-1])] if part[1:] else []
             found += several or [rows]
         return found
-
-    @property
-    def has_states(self) -> bool:
-        """Whether sequences have a recurrent state."""
-        return self.cache.has_states
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate the pages of ``tokens`` more tokens before the step that runs them. Raises CacheFull."""
-        with self._lock:
-            self.drain()
-            self.cache.allocate(table, tokens)
 
     def _allocate(self, chunks: Sequence[Chunk], *, in_place: bool = True) -> None:
         """Allocate the pages that the chunks need. Raises CacheFull."""
@@ -227,7 +214,7 @@ class ModelRunner:
             self.cache.allocate(chunk.table, len(chunk.tokens), in_place=in_place)
 
     def _fresh_output(self, bound: BoundProgram, rows: int) -> NDArray[np.float32]:
-        """A new array that the step writes to, so that the caller can keep it without a copy."""
+        """Allocate a new output array for the step, so that the caller can keep it without a copy."""
         if not self.plan.output:  # a stage before the last one
             return np.empty((max(rows, 1), 0), np.float32)
         width = self.plan.buffers[self.plan.output].width
@@ -252,7 +239,7 @@ class ModelRunner:
         found, most = list[NDArray[np.float32]](), min(self.limits.tokens, self.limits.outputs)
         for first in range(0, len(vectors), most):
             part = vectors[first : first + most]
-            with self._lock:
+            with self.cache.lock:
                 self._refuse_if_closed()
                 self._head = self._head or HeadProgram(self.plan.source or self.plan, self._bind)
                 self._head.fill(part, self._arrays.by_name)
@@ -265,34 +252,34 @@ class ModelRunner:
         )
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
-        """Run one step operation by operation. Returns the seconds of each, in the order of ``plan.operations``.
+        """Run one step operation by operation. Returns the seconds of each operation, in the order of the plan.
 
-        Each operation is timed once, in its place in the step: one that runs repeatedly on its own output ends up with
-        denormal numbers, which are slow. The time to start the threads and to let them meet is measured with no
-        operation in between, and subtracted. The step is discarded afterwards: no sequence grows.
+        Each operation is timed once, in its place in the step: an operation that runs repeatedly on its own output ends
+        up with denormal numbers, which are slow. The overhead of starting the threads and of the barrier is measured
+        without an operation, and subtracted. The step is discarded afterwards: no sequence grows.
 
         Raises:
             InvalidRequest, CacheFull: as ``forward``.
         """
         check_step(chunks, self.limits)
         records = self._base.program.records
-        with self._lock:
+        with self.cache.lock:
             self._refuse_if_closed()
             try:
                 self._allocate(chunks, in_place=False)
                 _, outputs = self._step.fill(chunks)
                 self._fresh_output(
                     self._base, outputs if self.spec.head else len(chunks)
-                )  # the last one is the caller's
+                )  # the caller of the last step may still hold its output
                 overhead = min(self._seconds(records[:0]) for _ in range(9))
                 seconds = np.array([self._seconds(records[i : i + 1]) for i in range(len(records))])
             finally:
                 for chunk in chunks:
-                    self.cache.truncate(chunk.table, chunk.table.length)
+                    self.cache.kv.truncate(chunk.table, chunk.table.length)
         return np.maximum(seconds - overhead, 0.0)
 
     def _seconds(self, records: NDArray[np.int64]) -> float:
-        """The seconds that a part of the program takes."""
+        """Seconds that a part of the program takes."""
         part = Program(records, ())
         start = time.perf_counter()
         self.executor.run(part, self._step.record)
@@ -302,98 +289,14 @@ class ModelRunner:
         if self.executor.closed:
             raise InvalidRequest("the model is closed: load it again")
 
-    def fork(self, table: BlockTable) -> BlockTable:
-        """A copy of a block table that can diverge."""
-        with self._lock:
-            self.drain()
-            return self.cache.fork(table)
-
-    def truncate(self, table: BlockTable, length: int) -> int:
-        """Drop the tokens of a block table from ``length`` on; 0 frees all pages.
-
-        Returns how many tokens it holds: fewer than ``length`` if the cache can only go further back.
-        """
-        with self._lock:
-            self.drain()
-            return self.cache.truncate(table, length)
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """A block table of the longest beginning of ``ids``, of at most ``most`` tokens, that the cache holds."""
-        with self._lock:
-            self.drain()
-            return self._prefixes.find(ids, most)
-
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens of ``ids`` that the prefix cache has."""
-        with self._lock:
-            self.drain()
-            return self._prefixes.match(ids, most)
-
-    def keep_prefix(self, table: BlockTable, tokens: Sequence[int]) -> None:
-        """Let other texts use the whole pages of a block table that grows; ``tokens`` begin with its own."""
-        with self._lock:
-            self.drain()
-            self._prefixes.insert(table, tokens, grows=True)
-
-    @property
-    def prefixes(self) -> PrefixCache:
-        """The prefix cache; whoever uses it sees to it that no step runs."""
-        return self._prefixes
-
-    def watch_prefixes(self, listener: Callable[[int, bool], object] | None) -> list[int]:
-        """Have ``listener`` called when a page of the prefix cache comes or goes (``PrefixCache.listener``).
-
-        Returns the names of those that are there. It is called under the lock of the cache, and must be quick.
-        """
-        with self._lock:
-            self._prefixes.listener = listener
-            return self._prefixes.names()
-
-    def empty_prefix_cache(self, limit: int | None = None) -> None:
-        """Free all pages that no running sequence uses. From now on they may take ``limit`` bytes, if it is given."""
-        with self._lock:
-            self.drain()
-            self._prefixes.clear()
-            self._prefixes.limit = self._prefixes.limit if limit is None else limit
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Free all pages of block tables that are no longer used: now, or before the next step.
-
-        With ``tokens``, which begin with those of a block table, its pages stay in the prefix cache until they are
-        needed.
-
-        This never waits for a lock, so it may run when a generator is closed: the garbage collector does that at any
-        time, even during a step.
-        """
-        self._released.extend((table, tokens) for table in tables)
-        if self._lock.acquire(blocking=False):
-            try:
-                self.drain()
-            finally:
-                self._lock.release()
-
-    def trim(self) -> None:
-        """Give memory that no request needs back to the system."""
-        with self._lock:
-            self.drain()
-            self.cache.trim()
-
-    def drain(self) -> None:
-        """Free the pages of released block tables. The caller holds the lock."""
-        while self._released:
-            table, tokens = self._released.popleft()
-            if tokens:
-                self._prefixes.insert(table, tokens)
-            self.cache.truncate(table, 0)
-
     def array(self, buffer: str) -> NDArray[Any]:
         """A view of a buffer as the last step left it: float32 (rows, width), or the bytes of activation blocks."""
         return self._arrays.by_name[buffer]
 
     def close(self) -> None:
         """Stop the threads. Waits for a running step to finish."""
-        if self.executor.forked:  # their locks may be held by threads that are not here
+        if self.executor.forked:  # locks may be held by threads that exist only in the parent
             return
-        with self._lock:
+        with self.cache.lock:
             if self._owns_executor:
                 self.executor.close()

@@ -18,8 +18,10 @@ from pellucid.sample.trace import TokenTrace
 
 @dataclass(frozen=True)
 class Usage:
-    """Numbers of tokens: of the prompt, of the prompt's part that was cached already, and of the generated text; of
-    those that were proposed to be read together (``engine/speculation.py``), and of those of them that were kept.
+    """Token counts of a request.
+
+    ``cached_tokens`` counts the prompt tokens that came from the prefix cache. ``proposed_tokens`` and
+    ``accepted_tokens`` count draft tokens: all of them, and the accepted ones (``engine/speculation.py``).
     """
 
     prompt_tokens: int
@@ -33,9 +35,9 @@ class Usage:
 class Timings:
     """Durations in seconds.
 
-    ``queue`` is the time that the request waited for its first step, ``prefill`` the time of the steps that
-    read the prompt, ``first_token`` and ``total`` the time from the start to the first and to the last token, ``model``
-    the part of ``total`` that was spent in steps. A step's time includes its wait for the steps of other requests.
+    ``queue`` is the time until the request's first step. ``prefill`` is the time of the steps that read the prompt.
+    ``first_token`` and ``total`` are the times from the start to the first and to the last token. ``model`` is the part
+    of ``total`` that was spent in steps. A step's time includes its wait for other steps.
     """
 
     queue: float
@@ -51,9 +53,9 @@ class Generation:
 
     ``finish_reason`` is "stop" (an end token, a stop string, or a complete constraint; ``stop_reason`` is the token or
     the string), "length" (``max_new_tokens`` or the end of the context), "time", "until", or None if the generation has
-    not ended. ``ids`` are the sampled tokens, including an end token. ``seed`` is None if nothing was drawn; ``chain``
-    are the steps that had an effect. ``logprobs``, ``prompt_logprobs`` (of the prompt's tokens but the first) and
-    ``trace`` are None unless the options request them.
+    not ended. ``ids`` are the sampled tokens, including an end token. ``seed`` is None for greedy decoding. ``chain``
+    lists the sampler steps that had an effect. ``logprobs``, ``prompt_logprobs`` (for all prompt tokens except the
+    first) and ``trace`` are None unless the options request them.
     """
 
     text: str
@@ -76,7 +78,7 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed after the first token."""
+        """Decode speed: tokens per second after the first token."""
         return (len(self.ids) - 1) / max(self.timings.total - self.timings.first_token, 1e-9)
 
     @property
@@ -105,14 +107,17 @@ class Generation:
 
 @dataclass(frozen=True)
 class Score:
-    """How likely a text is. ``ids`` are all of its tokens; ``logprobs`` belong to the last ones, which are scored."""
+    """The log-probabilities of a given text. ``ids`` are all its tokens; ``logprobs`` belong to the scored tokens.
+
+    The scored tokens are the last tokens of the text.
+    """
 
     ids: list[int]
     logprobs: Logprobs
 
     @property
     def total(self) -> float:
-        """The log-probability of all scored tokens together, in nats."""
+        """The sum of the log-probabilities of the scored tokens, in nats."""
         return self.logprobs.total
 
     @property
@@ -132,7 +137,7 @@ class Score:
 class BeamText:
     """One of the best texts of a beam search.
 
-    ``score`` includes the length penalty; ``node`` is the text's place in the tree.
+    ``score`` includes the length penalty. ``node`` is the id of the text's last node in the tree.
     """
 
     text: str
@@ -176,12 +181,12 @@ class Beams:
 
 
 def step_options(step: SamplerStep) -> dict[str, Any]:
-    """A step's options and their values."""
+    """A sampler step's options and their values."""
     return {name: _to_json(getattr(step, name)) for name in options_of(type(step))}
 
 
 def logprobs_as_dict(logprobs: Logprobs) -> dict[str, Any]:
-    """Log-probabilities for JSON. JSON has no infinity: None stands for a token that was not possible."""
+    """Log-probabilities for JSON. JSON has no infinity: None stands for a token with probability 0."""
     return {
         "ids": logprobs.ids.tolist(),
         "chosen": _finite(logprobs.chosen),

@@ -1,4 +1,4 @@
-"""What a request needs of a trace: probes for its sequences. ``trace/`` implements it."""
+"""The interface of a trace for a request: probes for its sequences. ``trace/`` implements it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pellucid.sample.candidates import DAMAGED
 class SequenceWatch(Probe, Protocol):
     """The probe of one sequence.
 
-    ``tokens`` returns the tokens that the sequence has read. ``error`` is what went wrong in an edit; the request fails
-    with it. ``outputs`` is set to what collects the tokens that the sequence generates.
+    ``tokens`` returns the tokens that the sequence has read. ``error`` is the exception of a failed edit; the request
+    fails with it. The request sets ``outputs`` to the builder that collects the sequence's generated tokens.
     """
 
     @property
     def closed(self) -> bool:
-        """Whether nobody reads what it records any more, so that another may take its place."""
+        """True if nobody reads the recorded values any more. Another probe may then replace this probe."""
         ...
 
     outputs: Any
@@ -32,15 +32,15 @@ class SequenceWatch(Probe, Protocol):
         ...
 
     def follow(self, other: Any) -> None:
-        """The sequence goes on after the tokens that ``other``, a probe of the same request, has recorded."""
+        """Continue the sequence of ``other``, a probe of the same request, after the tokens that it has recorded."""
         ...
 
 
 class Watching(Protocol):
-    """What is watched and changed in the sequences of a request.
+    """The recordings and edits of a request's sequences.
 
-    ``first_output`` is the first position whose logits are recorded, or what leads to them (None: of none).
-    ``watches_chain``: what the sampler's chain does for each token is recorded.
+    ``first_output`` is the first position whose logits, or values on the way to them, are recorded (None: no position).
+    ``watches_chain``: the sampler's chain is recorded for each token.
     """
 
     @property
@@ -58,42 +58,40 @@ class Watching(Protocol):
         most: int | None = None,
         first_output: int = 0,
     ) -> Sequence[SequenceWatch]:
-        """Probes for ``count`` sequences that go on after the same ``tokens`` tokens, or after what the probe
-        ``parent`` has recorded. They are no part of the trace until they are kept.
+        """Make probes for ``count`` sequences that continue the same ``tokens`` tokens, or the sequence of ``parent``.
 
-        A sequence reads ``most`` tokens at most (None: no more than these), and its logits are computed from position
-        ``first_output`` on.
+        The probes become part of the trace with ``keep``. A sequence reads at most ``most`` tokens (None: only
+        ``tokens``). Its logits are computed from position ``first_output`` on.
 
         Raises:
-            InvalidRequest: what is recorded of them does not fit into the trace's budget, or an edit changes nothing
-                in them.
+            InvalidRequest: the recorded values do not fit into the trace's budget, or an edit has no effect.
         """
         ...
 
     def unused(self, count: int) -> list[str]:
-        """Sentences about edits, or rows of them, that begin after the ``count`` tokens that were read."""
+        """Sentences about edits, or rows of edits, that begin after the ``count`` tokens that were read."""
         ...
 
     def keep(self, probe: Any, /) -> None:
-        """The sequence of a probe runs now, or has run: it becomes the next one of the trace."""
+        """Add the sequence of a probe, which runs or has run, to the trace."""
         ...
 
 
 def raise_of(probe: Probe | None) -> None:
-    """Raise what went wrong in a sequence's edits."""
+    """Raise the error of a sequence's edits, if any."""
     error = getattr(probe, "error", None)
     if error is not None:
         raise error
 
 
 def blame_edits(probe: Probe | None, error: KernelError) -> None:
-    """Raise InvalidRequest if logits are not finite in a sequence whose values are changed: its edits made them so."""
+    """Raise InvalidRequest if a sequence has edits and ``error`` reports non-finite logits: the edits caused them."""
     found = str(error).removesuffix(f": {DAMAGED}")
     if found != str(error):
         refuse_changed(probe, found, error)
 
 
 def refuse_changed(probe: Probe | None, found: str, error: KernelError | None = None) -> None:
-    """Raise InvalidRequest if a sequence's values are changed: that is why ``found`` is so."""
+    """Raise InvalidRequest if a sequence has edits: the edits caused ``found``."""
     if edited := getattr(probe, "edited", ""):
         raise InvalidRequest(f"{found} because of the request's edits ({edited}): change less") from error

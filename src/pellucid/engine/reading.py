@@ -1,7 +1,7 @@
-"""A task that looks into the model between steps: profiles, projections. The scheduler knows no sequences of it.
+"""Readings: tasks without sequences that use the model between steps, such as profiles and projections.
 
-A reading runs in turns, and a turn should take no longer than a step. The scheduler counts a client's readings as part
-of the client's share of the machine, so that readings in a loop slow other clients no more than a text does.
+A reading runs in turns, and a turn should take no longer than a step. The scheduler charges readings to their client,
+so that readings in a loop slow other clients no more than text generation does.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class ReadingTask(Generic[T]):
-    """Yields what ``turns`` yields: each turn runs in the engine's thread, up to its next result."""
+    """A task with the results of the generator ``turns``. Each turn runs in the engine's thread, to the next result."""
 
     def __init__(self, turns: Generator[T, None, None]) -> None:
         self._turns, self.done = turns, False
 
     def turn(self) -> Iterator[T]:
-        """Run one turn, and yield its result; at the end nothing, and the task is done."""
+        """Run one turn, and yield its result. At the generator's end it yields nothing, and the task is done."""
         for result in self._turns:
             yield result
             return
@@ -32,11 +32,11 @@ class ReadingTask(Generic[T]):
         """As in ``Task``."""
 
     def sequences(self) -> Sequence[CachedSequence]:
-        """None."""
+        """No sequences."""
         return ()
 
     def texts(self) -> Sequence[CachedSequence]:
-        """None."""
+        """No sequences."""
         return ()
 
     def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[Any]:

@@ -13,9 +13,10 @@ from msgspec import structs
 from pellucid.engine.engine import AHEAD, Engine
 from pellucid.engine.generation import GenerationTask, Prompt
 from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Generation
 from pellucid.engine.probe import SequenceWatch, Watching
-from pellucid.engine.run import USUAL, Admission, Run
+from pellucid.engine.run import Run
 from pellucid.engine.sequence import TextSequence, TokenOutput
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.sample.chain import Chain
@@ -29,10 +30,10 @@ def _collect(
     builders: list[OutputBuilder],
     begin: Callable[[], object],
 ) -> Generator[tuple[int, TokenOutput], None, None]:
-    """Run the task and yield its outputs, each after adding it to its builder.
+    """Run the task and yield its outputs. Each output is first added to its builder.
 
-    The user's function is called here, in the reader's thread; the task waits for each of its answers. It holds no
-    reference to the request, so that an iterator that is dropped ends immediately.
+    The request's ``until`` function runs here, in the reader's thread; the task waits for each of its answers. The
+    generator holds no reference to the request, so that a dropped iterator ends immediately.
     """
     begin()
     start = time.perf_counter()
@@ -48,7 +49,7 @@ def _collect(
 def _added(
     task: GenerationTask, builders: list[OutputBuilder], number: int, token: MadeToken, start: float
 ) -> MadeToken:
-    """The token of a sequence, added to its builder; the sequence stops if the user's function says so."""
+    """Add a sequence's token to its builder, and return it. Stops the sequence if ``until`` returns True."""
     token = builders[number].add(token, time.perf_counter() - start)
     if token.finish_reason == "until":
         task.stop(number)
@@ -56,7 +57,7 @@ def _added(
 
 
 def _made(builders: list[OutputBuilder], found: tuple[int, TokenOutput]) -> tuple[int, MadeToken]:
-    """The token of an output, without its logits, which a queue of many readers would hold."""
+    """Convert an output to a token without logits. Queues of slow readers would keep the logits in memory."""
     number, output = found
     return number, MadeToken.of(output, builders[number].options)
 
@@ -64,38 +65,38 @@ def _made(builders: list[OutputBuilder], found: tuple[int, TokenOutput]) -> tupl
 def _begun(
     hooks: Sequence[Callable[[], object]], make: Callable[[], list[TextSequence]]
 ) -> list[TextSequence]:
-    """The sequences of a request whose first step comes. It holds no reference to the request either."""
+    """Call the hooks of a request's first step, and make its sequences. Holds no reference to the request."""
     for hook in hooks:
         hook()
     return make()
 
 
 def _keep(watching: Watching | None, probes: Sequence[SequenceWatch]) -> None:
-    """The sequences of a request begin: they become parts of the trace."""
+    """Add the sequences of a request to the trace."""
     if watching is not None:
         for probe in probes:
             watching.keep(probe)
 
 
 def _read(prompt: list[int], builder: OutputBuilder) -> list[int]:
-    """The tokens that a sequence has read: all but the last one."""
+    """The tokens that a sequence has read: all except the last."""
     return [*prompt, *builder.ids[:-1]]
 
 
 def _ahead(builders: list[OutputBuilder]) -> int:
-    """How many results the task may be ahead of its reader."""
+    """Maximum number of unread results: 1 with an ``until`` function, which may end the text at each token."""
     return 1 if builders[0].options.until else AHEAD
 
 
 class RequestGroup(TextGroup):
     """A prompt that several sequences continue, one for each chain, on an engine of this process.
 
-    Iterate over (sequence number, token output), or ``start`` it and ``wait``; then read the ``results``. Errors in the
-    request are raised by the constructor.
+    Iterate over (sequence number, token output), or call ``start`` and ``wait``; then read the ``results``. The
+    constructor raises errors in the request.
 
-    ``begun`` are tokens of the answer that were made before, with the probabilities that the chain had given them: it
-    goes on after them with the same random numbers, and the results have what follows. ``first_output`` is a position
-    from which on logits are computed for whoever watches it.
+    ``begun`` are already generated tokens of the answer, with their probabilities after the chain. Generation continues
+    after them with the same random numbers, and the results hold only the tokens that follow. Logits are computed from
+    position ``first_output`` on (None: only where the request needs them).
     """
 
     def __init__(
@@ -137,8 +138,8 @@ class RequestGroup(TextGroup):
         )
         for probe, builder in zip(probes, self.builders):
             probe.tokens, probe.outputs = partial(_read, ids, builder), builder
-        # A state cannot be taken back by a few tokens.
-        can_go_back = not engine.runner.has_states
+        # A recurrent state cannot be rolled back to reject draft tokens.
+        can_go_back = not engine.cache.has_states
         speculates = options.prompt_lookup and can_go_back
         draft = engine.draft if options.draft and can_go_back else None
         hooks = self._hooks = list[Callable[[], object]]()
@@ -152,7 +153,7 @@ class RequestGroup(TextGroup):
             ]
 
         self._task = GenerationTask(
-            engine.runner,
+            engine.cache,
             engine.pace,
             Prompt(
                 ids,
@@ -181,13 +182,13 @@ class RequestGroup(TextGroup):
 
     @property
     def facts(self) -> PromptFacts:
-        """What is known of the prompt so far."""
+        """Facts about the prompt so far."""
         prompt = self._task.prompt
         return PromptFacts(prompt.cached or 0, self._task.queue, prompt.logprobs)
 
     @property
     def prompt_read(self) -> int | None:
-        """The number of the prompt's tokens that are read or cached; None before its first step."""
+        """Number of the prompt's tokens that are read or cached; None before its first step."""
         if (made := super().prompt_read) is not None:
             return made
         prompt = self._task.prompt
@@ -195,7 +196,7 @@ class RequestGroup(TextGroup):
 
     @property
     def speculation(self) -> list[tuple[int, int]]:
-        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        """Number of draft tokens and number of accepted draft tokens, for each sequence."""
         return self._task.speculation
 
     def start(
@@ -203,10 +204,10 @@ class RequestGroup(TextGroup):
         heard: Callable[[int, MadeToken], object] | None = None,
         began: Callable[[], object] | None = None,
     ) -> None:
-        """Start it, unless a function of the user has to be asked: the engine's thread collects the outputs.
+        """Start the request. The engine's thread collects the outputs and calls the two functions.
 
-        ``heard`` is called there with the number of each one's sequence, and what was kept of it; before that
-        ``began``, when its first step comes.
+        ``began`` is called before the first step, ``heard`` with the sequence number and the token of each output. With
+        an ``until`` function the request does not start here, but in ``wait``.
         """
         if began:
             self._hooks.append(began)
@@ -224,30 +225,30 @@ class RequestGroup(TextGroup):
         self._run = self._engine.submit(self._task, self._how, deliver=collect)
 
     def wait(self) -> None:
-        """Wait until it has ended, or let it run if it has not been started."""
+        """Wait until the request has ended. Runs it if it has not been started."""
         for _ in self._run or self:
             pass
 
     async def finished(self) -> None:
-        """Wait in an event loop until it has ended; it must have been started. Cancelling this ends it."""
+        """Wait in an event loop until the started request has ended. Cancelling the wait cancels the request."""
         assert self._run is not None
         async with aclosing(self._run.stream()) as nothing:
             async for _ in nothing:
                 pass
 
     def attach(self, probes: Sequence[SequenceWatch]) -> None:
-        """Watch its sequences from the next step on, one probe for each, unless they are watched already."""
+        """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
         for probe, builder in zip(probes, self.builders):
             probe.tokens = partial(_read, self.prompt, builder)
         self._engine.between_steps(partial(self._task.watch, probes))
 
     def close(self) -> None:
-        """End it."""
+        """Cancel the request."""
         if self._run:
             self._run.close()
 
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """As the iteration, for an event loop. It begins now: a full queue is reported by this call."""
+        """Start the request, and return its outputs for an event loop. Raises QueueFull in this call."""
         self._begin()
         made = partial(_made, self.builders)
         ahead = _ahead(self.builders)

@@ -1,109 +1,33 @@
-"""A task on its way: when it runs, its results, and the reader's side of both."""
+"""A submitted task as its reader sees it: the queue of results, its end, and how to cancel it."""
 
 from __future__ import annotations
 
 import copy
-import math
-import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from msgspec import Struct
-from msgspec.structs import force_setattr, replace
-
-from pellucid.engine.scheduler import Job
-from pellucid.pipeline import Task
-from pellucid.util.checks import real, string, whole
+from pellucid.engine.job import RunningJob
+from pellucid.engine.messages import Abort, Message, Resume
 
 if TYPE_CHECKING:
     import asyncio
 
 T = TypeVar("T")
-MOST_PRIORITY, LONGEST = 100, 1e9
-
-
-class Admission(Struct, frozen=True):
-    """When a task runs: tasks of higher ``priority`` come first, and clients share the machine (``scheduler.py``).
-
-    A task that has not ended ``deadline`` seconds after it came fails, whether it has waited or run.
-
-    Raises:
-        InvalidRequest: a value is out of range.
-    """
-
-    priority: int = 0
-    deadline: float | None = None
-    client: str = ""
-
-    def __post_init__(self) -> None:
-        force_setattr(self, "priority", whole("priority", self.priority, -MOST_PRIORITY, MOST_PRIORITY))
-        string("client", self.client)
-        if self.deadline is not None:
-            force_setattr(self, "deadline", real("deadline", self.deadline, 0.0, LONGEST, above=True))
-
-    def with_options(self, options: dict[str, Any]) -> Admission:
-        """With the ``priority`` and ``deadline`` of a request's options, which are taken out of them."""
-        return replace(
-            self, **{name: options.pop(name) for name in ("priority", "deadline") if name in options}
-        )
-
-
-USUAL = Admission()
 
 
 class End:
-    """The last message to a reader: the task is done, or it has failed."""
+    """The last item in a reader's queue. ``error`` is None if the task succeeded."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-class RunningJob(Job):
-    """A job with the queue of its results. ``sent`` and ``read`` count the results.
-
-    The queue holds up to ``ahead`` results; ``convert`` changes each of the task's results before it enters the queue.
-    With ``deliver`` there is no queue: ``deliver`` gets each result at once. A reader in an event loop waits for the
-    future ``reader``. ``waiting`` counts sequences that wait for another thread.
-    """
-
-    def __init__(
-        self,
-        task: Task[Any],
-        how: Admission,
-        ahead: int,
-        deliver: Callable[[Any], object] | None,
-        convert: Callable[[Any], Any] | None,
-    ) -> None:
-        super().__init__(task, how.priority, how.client)
-        self.how, self.ahead, self.came = how, ahead, time.monotonic()
-        self.waits = True
-        self.results: SimpleQueue[Any] = SimpleQueue()
-        self.deliver, self.convert = deliver, convert
-        self.reader: asyncio.Future[None] | None = None
-        self.sent = self.read = self.waiting = 0
-        self.ended = False
-
-    @property
-    def is_ahead(self) -> bool:
-        return self.sent - self.read >= self.ahead
-
-    @property
-    def waited(self) -> float:
-        """Seconds since it came."""
-        return time.monotonic() - self.came
-
-    @property
-    def seconds_left(self) -> float:
-        """Until its deadline."""
-        return math.inf if self.how.deadline is None else self.how.deadline - self.waited
-
-
 def hand_over(results: Sequence[tuple[RunningJob, Any]]) -> list[RunningJob]:
-    """Give readers their results, and wake those in event loops, each loop once.
+    """Put results into the readers' queues, and wake readers in event loops with one call for each loop.
 
-    Returns the jobs whose readers are gone with their loops.
+    Returns the jobs whose event loop is closed: nobody reads their results.
     """
     waiting: dict[asyncio.AbstractEventLoop, dict[RunningJob, asyncio.Future[None]]] = {}
     for job, result in results:
@@ -126,12 +50,12 @@ def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
 
 
 class Run(Generic[T]):
-    """The results of a task, in order, as they come. ``close`` ends the task; so does dropping this object.
+    """Iterator over the results of a task, in order. ``close`` cancels the task, and so does dropping this object.
 
-    Raises: what the task raises.
+    The iteration raises the task's errors.
     """
 
-    def __init__(self, job: RunningJob, inbox: SimpleQueue[Any]) -> None:
+    def __init__(self, job: RunningJob, inbox: SimpleQueue[Message]) -> None:
         self._job, self._inbox, self._reading = job, inbox, False
         self.close = weakref.finalize(self, _close, inbox, job)
 
@@ -143,13 +67,13 @@ class Run(Generic[T]):
         return self._received(self._job.results.get())
 
     async def stream(self) -> AsyncGenerator[T, None]:
-        """The results for an event loop, which has other things to do. The task ends with the iteration."""
-        import asyncio  # takes a while, and most runs need none
+        """Yield the results without blocking an event loop. The task ends when the iteration ends."""
+        import asyncio  # slow to import, and most runs do not need it
 
         loop, job = asyncio.get_running_loop(), self._job
         try:
             while True:
-                # Before the look at the results: what comes after it wakes this reader.
+                # Set before the queue is checked: a result that arrives after the check wakes this reader.
                 job.reader = ready = loop.create_future()
                 self._acknowledge()
                 while not job.results.empty():
@@ -165,7 +89,7 @@ class Run(Generic[T]):
             self.close()
 
     def _received(self, result: Any) -> T:
-        """A result that has been read. Raises StopIteration at the end, or what the task has raised."""
+        """Return a result from the queue. Raises StopIteration at the end, or the task's error."""
         if isinstance(result, End):
             self._job.results.put(End(None))
             self.close.detach()
@@ -176,22 +100,22 @@ class Run(Generic[T]):
         return result  # type: ignore[no-any-return]
 
     def _acknowledge(self) -> None:
-        """The reader has done what it does with the last result."""
+        """Count the last result as read, and resume the task if it paused for this reader."""
         if self._reading:
             self._reading = False
             self._job.read += 1
             if self._job.paused and not self._job.is_ahead and not self._job.ended:
-                self._inbox.put(("read", self._job))
+                self._inbox.put(Resume(self._job))
 
 
-def _close(inbox: SimpleQueue[Any], job: RunningJob) -> None:
-    """Ask the engine to end a job."""
+def _close(inbox: SimpleQueue[Message], job: RunningJob) -> None:
+    """Ask the engine to abort a job."""
     if not job.ended:
-        inbox.put(("close", job))
+        inbox.put(Abort(job))
 
 
 def copied(error: BaseException) -> BaseException:
-    """An error for one of several readers: each raises its own, because raising adds to it."""
+    """A copy of an error for one of several readers: raising an error changes it, so each reader raises its own."""
     try:
         made = copy.copy(error)
     except Exception:

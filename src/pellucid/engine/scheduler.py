@@ -1,110 +1,56 @@
-"""The scheduler: which tokens of which sequences run in the next step.
+"""The scheduler: chooses the tokens of each sequence that run in the next step.
 
-A step has room for a number of tokens. Decode rows come first: one token of each sequence that generates text, with the
-forced or proposed tokens after it. Prompts share the rest of the room, as many tokens as the time of a step allows
-(``pace.py``):
+A step has a token budget. Decode rows come first: one token of each decoding sequence, with the forced or draft tokens
+after it. Prompts share the rest of the budget. The target duration of a step limits their tokens (``pace.py``):
 
 1. Jobs of higher priority come first.
-2. Then the client that has used the least of the machine (``fairness.py``).
+2. Then the client that has used the least machine time (``fairness.py``).
 3. Among the prompts of a client, the prompt with the fewest unread tokens comes first: a short prompt does not wait for
-   a long one. A quarter of the room belongs to the oldest prompt, so that no stream of short prompts starves it.
+   a long prompt. The oldest prompt gets at least a quarter of the budget, so that short prompts cannot starve it.
 
-Readings (``reading.py``) run between steps: one after a step at most, when it is their client's turn.
+Readings (``reading.py``) run between steps: at most one after each step, when it is the turn of their client.
 
-When pages run out, a job loses its pages: a job that waits for its reader, else the newest job of the client, else the
-newest job of a client that has more jobs in the cache. It reads its tokens again when another job has ended. Its output
-does not change, because bits depend on nothing else.
+When no pages are free, a job is preempted and loses its pages. The choice is a job that waits for its reader, else the
+newest job of the client, else the newest job of a client with more jobs in the cache. The preempted job computes its
+tokens again after another job has ended. Its output does not change: recomputed values are the same, bit for bit.
 
-Plain Python: memory is a protocol, and no model is needed.
+The scheduler is plain Python. It needs only the cache, not the model.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Protocol
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.fairness import FairShares
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
 from pellucid.engine.reading import ReadingTask
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.pipeline import Scheduled, Task
+from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import CachedSequence
 
 OLDEST = 4
-"""The oldest prompt of a client has 1 / OLDEST of the room for prompts."""
-
-
-class Memory(Protocol):
-    """The cache, as the scheduler uses it. ``engine/model_runner.py`` implements it."""
-
-    @property
-    def has_states(self) -> bool:
-        """Whether sequences have a state, which others can share only where a step has ended at a page border."""
-        ...
-
-    def reserve(self, table: BlockTable, tokens: int) -> None:
-        """Allocate the pages of ``tokens`` more tokens. Raises CacheFull."""
-
-    def find_prefix(self, ids: Sequence[int], most: int) -> BlockTable:
-        """What the prefix cache has of the first ``most`` tokens."""
-        ...
-
-    def match_prefix(self, ids: Sequence[int], most: int) -> int:
-        """The number of the first ``most`` tokens that the prefix cache has."""
-        ...
-
-    def release(self, *tables: BlockTable, tokens: Sequence[int] = ()) -> None:
-        """Give up block tables; with ``tokens``, to the prefix cache."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A task in the scheduler. ``paused``: it waits for its reader. ``parked``: it waits for pages of others.
-
-    Jobs of one ``client`` share its part of the machine.
-    """
-
-    task: Task[Any]
-    priority: int = 0
-    client: str = ""
-    number: int = 0
-    paused: bool = False
-    parked: bool = False
-    begun: bool = False
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Its place in the order: lower comes first."""
-        return -self.priority, self.number
-
-    @property
-    def waited(self) -> float:
-        """Seconds since it came."""
-        return 0.0
-
-    @property
-    def has_pages(self) -> bool:
-        return any(one.table.length for one in self.task.texts())
+"""The oldest prompt of a client gets at least 1 / OLDEST of the prompts' token budget."""
 
 
 class Scheduler:
-    """Keeps the jobs and plans steps."""
+    """Holds the jobs and plans the steps."""
 
-    def __init__(self, memory: Memory, limits: StepLimits, pace: Pace) -> None:
-        self._memory, self._limits, self._pace = memory, limits, pace
+    def __init__(self, cache: CacheManager, limits: StepLimits, pace: Pace) -> None:
+        self._cache, self._limits, self._pace = cache, limits, pace
         self._jobs: list[Job] = []
         self._shares = FairShares()
         self._count = 0
         self._has_read = False
         self._tokens = Counter[str]()
-        """The tokens of each client in the last planned step, if several clients had jobs."""
+        """Number of tokens of each client in the last planned step; empty if only one client had jobs."""
         self.preemptions = 0
-        """How often a job has lost its pages to another."""
+        """Number of times that a job lost its pages to another job."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -113,7 +59,7 @@ class Scheduler:
         return iter(self._jobs)
 
     def add(self, job: Job) -> None:
-        """A job enters."""
+        """Add a job."""
         self._count += 1
         job.number = self._count
         self._jobs.append(job)
@@ -121,22 +67,25 @@ class Scheduler:
         self._shares.enter(job.client)
 
     def remove(self, job: Job) -> None:
-        """A job leaves. Its task has given its pages back."""
+        """Remove a job that has ended. Preempted jobs may run again."""
         self._jobs.remove(job)
         self._shares.leave(job.client)
         for other in self._jobs:
             other.parked = False
 
     def charge(self, seconds: float) -> None:
-        """The last planned step took ``seconds``: its clients pay for it, each for its tokens, ended or not."""
+        """Charge the ``seconds`` of the last planned step to its clients, in proportion to their tokens.
+
+        A client is charged even if its job has ended.
+        """
         self._shares.charge(self._tokens, seconds)
 
     def charge_reading(self, job: Job, seconds: float) -> None:
-        """A turn of a reading took ``seconds``."""
+        """Charge the ``seconds`` of a reading's turn to its client."""
         self._shares.charge({job.client: 1}, seconds)
 
     def next_reading(self, *, alone: bool = False) -> Job | None:
-        """The reading whose turn it is before the next step, if there is one; ``alone``: no step can run now."""
+        """The reading that runs before the next step, or None. ``alone``: no step can run now."""
         ready = [job for job in self._jobs if not job.paused]
         readings = [job for job in ready if isinstance(job.task, ReadingTask)]
         if not readings:
@@ -149,10 +98,10 @@ class Scheduler:
         return first
 
     def schedule(self) -> list[Scheduled]:
-        """The chunks of the next step, for which pages are allocated; none if every job waits.
+        """Choose the chunks of the next step and allocate their pages. Returns no chunks if every job waits.
 
         Raises:
-            JobTooLarge: no job can run, because the first one does not fit into the cache by itself.
+            JobTooLarge: no job can run, because the first job does not fit into the cache by itself.
         """
         self._has_read = False
         step = _Room(self._limits)
@@ -172,7 +121,7 @@ class Scheduler:
             job = min(short, key=lambda job: job.place)
             raise JobTooLarge(job, short[job])
         self._tokens.clear()
-        if self._shares.contended:  # else a client that comes later starts where the only one is
+        if self._shares.contended:  # else the counter does not matter: later clients start at it
             for job, one in step.chunks:
                 self._tokens[job.client] += len(one.chunk.tokens)
         return [one for _, one in step.chunks]
@@ -186,8 +135,8 @@ class Scheduler:
     ) -> None:
         """Add the decode rows to a step.
 
-        A client that is ``waiting`` and has no row keeps a place in the step, and so does a job that waits where others
-        have several rows.
+        ``waiting`` are the jobs with prompts. If not all sequences fit into the step, places are reserved for them: for
+        clients that have no decode row, and for jobs without a row while other jobs have several.
         """
         if len(rows) + len(waiting) > step.sequences:
             jobs = Counter(job for job, _ in rows)
@@ -197,8 +146,8 @@ class Scheduler:
             if len(rows) > places:
                 rows = sorted(rows, key=self._order_of_rows(rows))[:places]
         for job, sequence in rows:
-            if not job.parked:  # it has lost its pages in this step
-                self._take(step, job, sequence, sequence.left, short)
+            if not job.parked:  # preempted in this step
+                self._take(step, job, sequence, sequence.unread_tokens, short)
 
     def _order_of_rows(
         self, rows: Sequence[tuple[Job, CachedSequence]]
@@ -213,29 +162,33 @@ class Scheduler:
     def _read_prompts(
         self, step: _Room, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
     ) -> None:
-        """Add the next tokens of prompts to a step, as many as its time allows."""
+        """Add the next tokens of prompts to a step, within its target duration."""
         room = self._pace.prompt_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
         reading = set[int]()
         for own in self._by_client(prompts):
             for job, sequence, most in self._by_length(own, room):
                 if room <= 0 or not step.sequences:
                     return
-                if job.parked:  # it has lost its pages in this step
+                if job.parked:  # preempted in this step
                     continue
                 if not sequence.table.length:
                     self._find(sequence)
                 page = _next_page(sequence)
-                if page in reading:  # another one reads it in this step; afterwards it is found
+                if page in reading:  # another sequence computes the page now: wait for the prefix cache
                     self._give_back(sequence)
                     continue
-                most = sequence.left if sequence.whole else min(room, most, sequence.left)
+                most = (
+                    sequence.unread_tokens
+                    if sequence.in_one_step
+                    else min(room, most, sequence.unread_tokens)
+                )
                 took = self._take(step, job, sequence, most, short)
                 room -= took
                 if took and page is not None:
                     reading.add(page)
 
     def _by_client(self, prompts: list[tuple[Job, CachedSequence]]) -> list[list[tuple[Job, CachedSequence]]]:
-        """The prompts by priority and client; of equal priority, the client that has used the machine least first."""
+        """Group the prompts by priority and client. At equal priority the client with the least used time is first."""
         found: dict[tuple[int, str], list[tuple[Job, CachedSequence]]] = {}
         for job, sequence in prompts:
             found.setdefault((-job.priority, job.client), []).append((job, sequence))
@@ -244,10 +197,10 @@ class Scheduler:
     def _by_length(
         self, prompts: list[tuple[Job, CachedSequence]], room: int
     ) -> Iterator[tuple[Job, CachedSequence, int]]:
-        """The prompts of a client, each with its most tokens in a step: the oldest prompt, then the others by length.
+        """Yield a client's prompts with their token limits in the step: the oldest prompt, then the others by length.
 
-        ``prompts`` are in order of arrival. The oldest prompt gets the ``room`` that shorter prompts leave, and at
-        least 1 / OLDEST of it.
+        ``prompts`` are in order of arrival. The oldest prompt gets the part of ``room`` that shorter prompts do not
+        need, and at least 1 / OLDEST of ``room``.
         """
         if len(prompts) == 1:
             yield *prompts[0], room
@@ -260,31 +213,31 @@ class Scheduler:
             yield job, sequence, room
 
     def _unread(self, sequence: CachedSequence) -> int:
-        """The number of unread tokens of a prompt, without the tokens that the prefix cache had at the first look."""
-        if sequence.table.length or sequence.findable <= 0:
-            return sequence.left
+        """Number of unread tokens of a prompt, without the tokens that the prefix cache held at the first lookup."""
+        if sequence.table.length or sequence.cacheable_tokens <= 0:
+            return sequence.unread_tokens
         if sequence.matched is None:
-            sequence.matched = self._memory.match_prefix(sequence.tokens, sequence.findable)
-        return sequence.left - sequence.matched
+            sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.cacheable_tokens)
+        return sequence.unread_tokens - sequence.matched
 
     def _find(self, sequence: CachedSequence) -> None:
-        """Give a sequence what the prefix cache has of it."""
-        if (most := sequence.findable) > 0:
-            sequence.table = self._memory.find_prefix(sequence.tokens, most)
+        """Set a sequence's block table to the pages that the prefix cache holds for its first tokens."""
+        if (most := sequence.cacheable_tokens) > 0:
+            sequence.table = self._cache.find_prefix(sequence.tokens, most)
 
     def _take(
         self, step: _Room, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
     ) -> int:
-        """Add a sequence's next tokens to the step, if there is room and memory. Returns how many these are."""
+        """Add a sequence's next tokens to the step, if the step has room and pages are free. Returns their number."""
         most = min(most, step.tokens)
-        if not most or not step.sequences or (sequence.whole and most < sequence.left):
+        if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
-        chunk = sequence.chunk(_to_border(sequence, most) if self._memory.has_states else most, step.outputs)
+        chunk = sequence.chunk(_to_border(sequence, most) if self._cache.has_states else most, step.outputs)
         if not chunk.tokens:
             return 0
         while True:
             try:
-                self._memory.reserve(sequence.table, len(chunk.tokens))
+                self._cache.reserve(sequence.table, len(chunk.tokens))
                 break
             except CacheFull as error:
                 victim = self._victim(job)
@@ -297,13 +250,13 @@ class Scheduler:
         if not job.begun:
             job.begun = True
             job.task.begin(job.waited)
-        if sequence.cached is None:  # not what it finds of its own, should it lose its pages
+        if sequence.cached is None:  # only once: a preempted sequence finds its own pages
             sequence.cached = sequence.table.length
         step.add(job, Scheduled(job.task, sequence, chunk))
         return len(chunk.tokens)
 
     def _victim(self, job: Job) -> Job | None:
-        """The job that loses its pages to ``job``: a job that waits for its reader, else the last one that may."""
+        """The job that loses its pages to ``job``: a job that waits for its reader, else the newest eligible job."""
         others = [one for one in reversed(self._jobs) if one is not job and one.has_pages]
         jobs = Counter(one.client for one in others)
         own = jobs[job.client] + 1
@@ -312,7 +265,7 @@ class Scheduler:
             later = one.place > job.place
             if one.client == job.client or one.priority != job.priority:
                 return later
-            # Clients come to have as many jobs in the cache, and do not take them from each other in turn.
+            # Clients converge to equal numbers of jobs in the cache, and do not preempt each other in turn.
             return jobs[one.client] > own - later
 
         return next((one for one in others if one.paused), None) or next(
@@ -320,20 +273,20 @@ class Scheduler:
         )
 
     def _preempt(self, job: Job) -> None:
-        """Take a job's pages; the prefix cache keeps them while nobody needs them."""
+        """Release a job's pages to the prefix cache, which keeps them until they are needed."""
         for sequence in job.task.texts():
             self._give_back(sequence)
         self.preemptions += 1
         job.parked = True
 
     def _give_back(self, sequence: CachedSequence) -> None:
-        """Leave a sequence's pages to the prefix cache."""
+        """Release a sequence's pages to the prefix cache."""
         table, sequence.table = sequence.table, BlockTable()
-        self._memory.release(table, tokens=sequence.shared_tokens)
+        self._cache.release(table, tokens=sequence.shared_tokens)
 
 
 class JobTooLarge(Exception):
-    """A job cannot run: ``error`` is what its reader is told."""
+    """A job that cannot run. ``error`` is the error for its reader."""
 
     def __init__(self, job: Job, error: CacheFull) -> None:
         super().__init__(str(error))
@@ -341,7 +294,7 @@ class JobTooLarge(Exception):
 
 
 class _Room:
-    """The chunks of a step, and the room that is left in it."""
+    """The chunks of a step, and its remaining tokens, outputs and sequences."""
 
     def __init__(self, limits: StepLimits) -> None:
         self.tokens, self.outputs, self.sequences = limits.tokens, limits.outputs, limits.sequences
@@ -352,7 +305,7 @@ class _Room:
         self.chunks.append((job, one))
 
     def drop(self, job: Job) -> None:
-        """Take a job's chunks out again."""
+        """Remove a job's chunks."""
         for other, one in self.chunks:
             if other is job:
                 self._count(one, 1)
@@ -365,15 +318,15 @@ class _Room:
 
 
 def _to_border(sequence: CachedSequence, most: int) -> int:
-    """``most`` tokens, or fewer, so that a part of a prompt ends at a page border."""
+    """Number of tokens to run: at most ``most``, so that a part of a prompt ends at a page border."""
     start = sequence.table.length
     border = (start + most) // PAGE * PAGE
-    return border - start if start < border and most < sequence.left else most
+    return border - start if start < border and most < sequence.unread_tokens else most
 
 
 def _next_page(sequence: CachedSequence) -> int | None:
-    """A number that stands for the whole page that is read next, and all tokens before it; None if it is not whole."""
+    """Hash of the tokens up to the end of the next page, which the sequence reads whole; None for a partial page."""
     end = (sequence.table.length // PAGE + 1) * PAGE
-    if sequence.table.length % PAGE or end > sequence.findable:
+    if sequence.table.length % PAGE or end > sequence.cacheable_tokens:
         return None
     return hash(tuple(sequence.tokens[:end]))

@@ -1,4 +1,4 @@
-"""Scoring by teacher forcing: the logits of each token of a given text, given the tokens before it."""
+"""Scoring by teacher forcing: the logits for each token of a given text, from the tokens before it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
-from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.probe import Watching, blame_edits, raise_of
-from pellucid.engine.run import USUAL, Admission
 from pellucid.errors import KernelError
 from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
@@ -21,11 +21,11 @@ from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 class ScoringTask:
     """A task that yields the position and the logits (V,) of each token of a text from position ``first`` on.
 
-    ``first`` is at least 1.
+    ``first`` is at least 1: the first token has no logits.
     """
 
     def __init__(
-        self, runner: ModelRunner, ids: list[int], first: int, watching: Watching | None = None
+        self, cache: CacheManager, ids: list[int], first: int, watching: Watching | None = None
     ) -> None:
         read, probe, wanted = ids[:-1], None, first - 1
         if watching is not None:
@@ -34,7 +34,7 @@ class ScoringTask:
             probe.tokens = lambda: read
             watching.keep(probe)
         self._first, self.probe = first, probe
-        self._runner, self._text = runner, CachedSequence(read, wanted, probe=probe)
+        self._cache, self._text = cache, CachedSequence(read, wanted, probe=probe)
         self.done = not self._text.tokens
 
     def begin(self, waited: float) -> None:
@@ -53,21 +53,21 @@ class ScoringTask:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
         raise_of(sequence.probe)
-        self.done = not sequence.left
+        self.done = not sequence.unread_tokens
         for position, logits in enumerate(outputs, sequence.table.length - len(outputs) + 1):
-            if position >= self._first:  # those before are recorded alone
+            if position >= self._first:  # earlier logits are only recorded by the probe
                 yield position, logits
 
     def close(self) -> None:
-        """Leave the pages to the prefix cache."""
-        self._runner.release(self._text.table, tokens=self._text.shared_tokens)
+        """Release the pages to the prefix cache."""
+        self._cache.release(self._text.table, tokens=self._text.shared_tokens)
 
 
 def teacher_forced_logits(
     engine: Engine, ids: list[int], first: int = 1
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the position and the logits (V,) of each token of a text from position ``first`` on."""
-    return engine.run(ScoringTask(engine.runner, ids, first))
+    return engine.run(ScoringTask(engine.cache, ids, first))
 
 
 def token_logprobs(
@@ -88,9 +88,9 @@ def score(
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
-    Only the first ``vocabulary`` logits of a row stand for tokens.
+    Only the first ``vocabulary`` logits of a row belong to tokens.
     """
-    task = ScoringTask(engine.runner, ids, first, watching)
+    task = ScoringTask(engine.cache, ids, first, watching)
     try:
         rows = [
             token_logprobs(logits, place, ids[place], alternatives, vocabulary)

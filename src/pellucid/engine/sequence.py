@@ -1,4 +1,4 @@
-"""A sequence: one text that is being generated, from logits to a token, its text, and whether it is the last."""
+"""A sequence: one text during generation, from logits to a token, the token's text, and the stop criteria."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 MAX_FORCED_TOKENS = MOST_AHEAD
-"""How many forced tokens (tokens without an alternative) may run in the same step as the sampled token."""
+"""Maximum number of forced tokens (tokens without an alternative) in the same step as the sampled token."""
 
 
 class TokenOutput(Struct, frozen=True, dict=True):
-    """One sampled token: how it was sampled, and the text that it completes; ``held`` is the text that is held back.
+    """One sampled token, with its draw and the text that it completes. ``held`` is text that is held back.
 
     ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
-    constraint that is complete; ``stop_reason`` is the token or the string, None for a constraint), "length" (the
-    requested number of tokens or the end of the context), "time", or "until" (the request's own function).
-    ``model_seconds`` is the duration of the steps that computed its logits: of all steps of the prompt for the first
-    token, 0 for a token after the first of the same step. ``pages`` are those of the cache that the sequence has, if
-    the request has ``watch``.
+    complete constraint; ``stop_reason`` is the token or the string, None for a constraint), "length" (the requested
+    number of tokens or the end of the context), "time", or "until" (the request's ``until`` function).
+    ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
+    token, 0 for a token after the first of the same step. ``pages`` is the sequence's number of pages in the cache, if
+    the request has ``watch`` (else 0).
     """
 
     id: int
@@ -50,16 +50,16 @@ class TokenOutput(Struct, frozen=True, dict=True):
 
     @cached_property
     def trace(self) -> TokenTrace:
-        """What the chain did for this token, if the request has ``watch``."""
+        """Trace of the sampler's chain for this token, if the request has ``watch``."""
         return of_draw(self.draw)
 
 
 class TextSequence(CachedSequence):
     """One continuation of a prompt: its tokens in the cache, sampler, detokenizer and stop criteria.
 
-    A token of ``ends`` ends it; ``limit`` is the greatest number of its tokens. Its text goes on after that of the
-    tokens ``begun``. While it ``waits`` for another thread, it has nothing to read. ``GenerationTask`` sets ``tokens``
-    and ``table`` once the prompt has been read.
+    A token in ``ends`` ends the sequence; ``limit`` is its maximum number of tokens. Its text continues the text of the
+    tokens ``begun``. While it ``waits`` for another thread, it has no tokens for a step. ``GenerationTask`` sets
+    ``tokens`` and ``table`` after the prefill.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TextSequence(CachedSequence):
         self._gain, self._lookup = Gain(), PromptLookup() if speculates else None
         self._drafted = DraftText(draft) if draft else None
         self._draft_gain = DraftGain(draft) if draft else None
-        self._asked = 0  # tokens that the draft has made for the last step
+        self._asked = 0  # tokens that the draft model computed for the last step
         self._place = self._start = self._rows = self._proposed = 0
         self._watch, self._limit = options.watch, limit
         self._end_ids, self._stop = ends, options.stop_criteria()
@@ -93,9 +93,9 @@ class TextSequence(CachedSequence):
         return self.done or self.stopped or self.waits
 
     def sample(self, logits: NDArray[np.float32], seconds: float) -> Iterator[TokenOutput | Wait]:
-        """Sample a token from logits (V,) and detokenize it. The last result is the token's; before it there are waits.
+        """Sample a token from logits (V,) and detokenize it. Yields waits, then the token output.
 
-        A text that has been stopped meanwhile has no such result.
+        A sequence that is stopped during a wait yields no token output.
         """
         if job := self.sampler.preparing:
             yield from self._wait(job)
@@ -115,7 +115,7 @@ class TextSequence(CachedSequence):
         self.waits = False
 
     def _output(self, draw: Draw, seconds: float) -> TokenOutput:
-        """The output of a token, which is detokenized."""
+        """Detokenize a token, check the stop criteria, and return the token output."""
         token = draw.token
         if token in self._end_ids:
             self.done = True
@@ -132,13 +132,13 @@ class TextSequence(CachedSequence):
 
     @property
     def _pages(self) -> int:
-        """The pages that it has, if the request has ``watch``."""
+        """Number of pages of the sequence if the request has ``watch``, else 0."""
         return sum(blocks.end - blocks.first for blocks in self.table.blocks) if self._watch else 0
 
     def _tell_gain(self) -> None:
-        """Count what was proposed for the last step, and what of it was kept: a token for each row but the first."""
+        """Count the draft tokens of the last step and the accepted tokens among them: one per row after the first."""
         if self.done:
-            self._lookup = None  # which knows the whole text
+            self._lookup = None  # frees its index of the text
             self.end()
         kept = self._place - self._start - 1
         if self._asked and self._draft_gain:
@@ -150,30 +150,30 @@ class TextSequence(CachedSequence):
 
     @property
     def speculation(self) -> tuple[int, int]:
-        """How many tokens were proposed, and how many of them were kept."""
+        """Number of draft tokens, and number of accepted draft tokens."""
         lookup, draft = self._gain, self._draft_gain
         if draft is None:
             return lookup.proposed, lookup.accepted
         return lookup.proposed + draft.proposed, lookup.accepted + draft.accepted
 
     def end(self) -> None:
-        """Free what the draft model and the sampler hold of the text, which has ended."""
+        """Free the draft model's pages and the sampler's state after the end of the text."""
         if self._drafted:
             self._drafted.close()
             self._drafted = None
         self.sampler.end()
 
     def _flush(self) -> str:
-        """The text that the detokenizer and the stop criteria held back, when neither of them ends the sequence."""
+        """Return the text that the detokenizer and the stop criteria held back."""
         return self._stop.flush(self._detokenizer.flush())
 
     def begin(self, prompt: Sequence[int], table: BlockTable) -> None:
-        """The prompt has been read: the next token follows it."""
+        """Start after the prefill: ``table`` holds the prompt, and the next token follows it."""
         self.tokens, self.table, self._place = list(prompt), table, len(prompt) - 1
 
     @property
     def read_wrong(self) -> int | None:
-        """The length of the text before the sampled token, if another one was read in its place; else None."""
+        """Length of the text before the sampled token, if the step read another token at its position; else None."""
         here = self._place
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
 
@@ -183,11 +183,11 @@ class TextSequence(CachedSequence):
         return self._place == len(self.tokens)
 
     def extend(self, pace: Pace) -> None:
-        """Add the sampled token and those after it that are forced or proposed, which are read in one step."""
+        """Add the sampled token, then forced or draft tokens. The next step reads all of them."""
         self._tell_gain()
         del self.tokens[self._place :]
         self.tokens.append(self._token)
-        self.wanted = self._start = self._place
+        self.first_output = self._start = self._place
         ahead = self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]
         if not ahead and (self._lookup or self._drafted):
             ahead = self._propose(pace)
@@ -196,7 +196,7 @@ class TextSequence(CachedSequence):
         self._rows = 1 + len(ahead)
 
     def _propose(self, pace: Pace) -> list[int]:
-        """Tokens that may come next: those that have followed before, else those of the draft model."""
+        """Return draft tokens: from prompt lookup if it finds any, else from the draft model."""
         costs, found = pace.costs(self._rows, min(MOST, self._limit - 1)), list[int]()
         if self._lookup and (most := self._gain.length(costs)):
             found = self._lookup.propose(self.tokens, most)

@@ -1,11 +1,11 @@
-"""Speculation: tokens that may follow are read together with the last one, and kept as far as they are what comes.
+"""Speculative decoding: a step runs draft tokens after the last token, and accepts the draft tokens that match.
 
-A step reads the weights once, for one token or for several; so a step of eight tokens takes little longer than one. The
-rows of a step have the bits that they would have one by one, and each is sampled as it would be: the text is the same,
-whatever was proposed.
+A step reads the weights once, for one token or for several. So a step with eight tokens takes little longer than a step
+with one. The rows of a step have the same bits as in separate steps, and each row is sampled as usual. So draft tokens
+never change the text.
 
-``PromptLookup`` proposes what followed the last occurrence of the text's end (Yang et al. 2023, "Inference with
-reference"; Saxena 2023, "Prompt lookup decoding"). ``Gain`` decides how many tokens are worth it.
+``PromptLookup`` proposes the tokens that followed the last occurrence of the text's end (Yang et al. 2023, "Inference
+with reference"; Saxena 2023, "Prompt lookup decoding"). ``Gain`` decides the number of draft tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from pellucid.runtime.sequence import MOST_AHEAD
 
-MOST = MOST_AHEAD  # tokens in a step beside the last one
-LONGEST, SHORTEST = 4, 2  # tokens of the end that must have occurred; longer ones are tried first
-WORTH = 1.03  # what a proposal must be expected to bring: neither costs nor acceptance are known exactly
+MOST = MOST_AHEAD  # maximum number of draft tokens in a step
+LONGEST, SHORTEST = 4, 2  # length of the end that must have occurred before; longer ends are tried first
+WORTH = 1.03  # expected speedup that justifies draft tokens: costs and acceptance are estimates
 AT_ONCE = 1024  # tokens that are indexed in a step: 2 ms
-SEEN = 0.15  # the weight of the last proposal in the acceptance
-PROBED = 24  # steps without a proposal, after which one of a single token shows whether it would pay now
+SEEN = 0.15  # weight of the last draft token in the acceptance
+PROBED = 24  # steps without draft tokens before a trial with a single draft token
 
 
 class PromptLookup:
@@ -30,9 +30,9 @@ class PromptLookup:
         self._indexed = 0
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """Up to ``most`` tokens that may follow ``tokens``, which begin with those of the last call."""
+        """Propose up to ``most`` draft tokens after ``tokens``, which begin with the tokens of the last call."""
         end = len(tokens)
-        # The end itself is not indexed: it is what is looked for. A long prompt is indexed in parts, step by step.
+        # The end itself is not indexed, because it is looked up. A long prompt is indexed in parts, step by step.
         known = min(end - 1, self._indexed + AT_ONCE)
         for stop in range(self._indexed + 1, known + 1):
             for length in range(SHORTEST, min(LONGEST, stop) + 1):
@@ -47,7 +47,7 @@ class PromptLookup:
 
 
 def _copied(tokens: Sequence[int], start: int, count: int) -> list[int]:
-    """``count`` tokens from ``start`` on, of the text with these tokens behind it: a text may repeat its last words."""
+    """Copy ``count`` tokens from ``start`` on. Past the end of the text, the copied tokens themselves are copied."""
     found, end = list[int](), len(tokens)
     for place in range(start, start + count):
         found.append(tokens[place] if place < end else found[place - end])
@@ -55,17 +55,17 @@ def _copied(tokens: Sequence[int], start: int, count: int) -> list[int]:
 
 
 class Gain:
-    """Decides how many proposed tokens a step reads, from how many were kept and from what steps cost."""
+    """Decides the number of draft tokens of a step, from the acceptance so far and the costs of steps."""
 
     def __init__(self) -> None:
         self.proposed = self.accepted = 0
-        self._acceptance = 0.5  # of a token, if those before it were kept
+        self._acceptance = 0.5  # probability that a draft token is accepted after all earlier ones were
         self._idle = 0
 
     def length(self, costs: Sequence[float]) -> int:
-        """How many tokens to propose; ``costs[k]`` is the time of the step with k of them.
+        """Number of draft tokens to propose. ``costs[k]`` is the time of a step with k draft tokens.
 
-        The tokens that can be expected of a step, divided by its time, are the most.
+        It maximizes the expected tokens per second: the expected tokens of a step, divided by its time.
         """
         if not costs[0]:  # no step has been measured
             return 0
@@ -81,8 +81,8 @@ class Gain:
         return best
 
     def tell(self, proposed: int, accepted: int) -> None:
-        """So many of the proposed tokens were kept."""
+        """Report the results of a step: ``accepted`` of the ``proposed`` draft tokens were accepted."""
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
-        tried = min(accepted + 1, proposed)  # those after the first wrong one were not tried
+        tried = min(accepted + 1, proposed)  # tokens after the first rejected token were not checked
         for number in range(tried):
             self._acceptance += SEEN * (float(number < accepted) - self._acceptance)

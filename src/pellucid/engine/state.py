@@ -1,4 +1,4 @@
-"""How an engine is at a moment: what monitoring and a router read."""
+"""Snapshots of an engine's state, for monitoring and for the router."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineState:
-    """Requests that are ``running`` and ``waiting`` for their first step; ``steps`` so far and their time in seconds;
-    how often a request has lost its pages to another; ``pages`` of the cache, those in use, and bytes of those that the
-    prefix cache has; and, of a model over several machines, the part of the steps' time that each of its stages takes.
+    """Metrics of an engine.
+
+    ``waiting`` requests have not had their first step; ``running`` requests have. ``steps`` and ``step_seconds`` are
+    the number of steps so far and their total time. ``preemptions`` counts how often a request lost its pages to
+    another request. ``pages`` is the cache's number of pages. ``prefix_cache_bytes`` is the memory of the pages in the
+    prefix cache. ``stage_seconds`` are the seconds of ``step_seconds`` that each stage takes, for a model on several
+    machines.
     """
 
     running: int
@@ -27,8 +31,10 @@ class EngineState:
 
 @dataclass(frozen=True)
 class ReplicaStates:
-    """How the replicas of a model are, by name (None: it is not up), how many requests have gone from one to another,
-    and of the pages of prompts how many the chosen replica had.
+    """States of a model's replicas by name (None: the replica is down), and counters of the router.
+
+    ``moved`` counts requests that moved to another replica. ``prefix_queries`` counts whole pages of routed prompts,
+    ``prefix_hits`` the pages among them that the chosen replica already had.
     """
 
     replicas: dict[str, EngineState | None]

@@ -1,4 +1,4 @@
-"""What is collected of texts that are generated together, and their results, wherever the model runs."""
+"""Texts that are generated together: their collected tokens and their results, wherever the model runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pellucid.sample.trace import TokenTrace
 
 
 class MadeToken(Struct, frozen=True):
-    """A token with all that an answer says of it: builders keep these, streams yield them.
+    """A token with the fields that responses report. Builders collect these tokens, and streams yield them.
 
     ``logprobs`` and ``trace`` are None unless the options request them.
 
-    ``probability`` is the token's after the chain, where a step of the chain goes on from it (else 1).
+    ``probability`` is the token's probability after the chain, if a step of the chain depends on it (else 1).
     """
 
     id: int
@@ -40,7 +40,7 @@ class MadeToken(Struct, frozen=True):
 
     @classmethod
     def of(cls, output: TokenOutput, options: Options) -> MadeToken:
-        """What the options keep of an output."""
+        """Convert an output, with the fields that the options request."""
         draw, logprobs = output.draw, None
         if options.logprobs is not None:
             of = draw.logits if options.logprobs_of == "logits" else draw.candidates
@@ -61,8 +61,10 @@ class MadeToken(Struct, frozen=True):
 
 
 class PromptFacts(Struct, frozen=True):
-    """What is known of a prompt that was read: how many of its tokens were cached, how many seconds it waited, its
-    log-probabilities if they were requested.
+    """Facts about a prompt after its prefill.
+
+    ``cached`` is the number of tokens from the prefix cache, ``queue`` the seconds until the first step. ``logprobs``
+    is None if log-probabilities were not requested.
     """
 
     cached: int = 0
@@ -71,7 +73,7 @@ class PromptFacts(Struct, frozen=True):
 
 
 class CachedPrompt(Protocol):
-    """A prompt that is read; ``cached`` tokens of it came from the prefix cache (None: it has not been looked for)."""
+    """A prompt. ``cached`` is its number of tokens from the prefix cache (None before its first step)."""
 
     @property
     def cached(self) -> int | None: ...
@@ -96,16 +98,16 @@ class OutputBuilder:
 
     @property
     def cached(self) -> int:
-        """How many tokens of the prompt came from the prefix cache."""
+        """Number of prompt tokens that came from the prefix cache."""
         return (self.prompt.cached or 0) if self.prompt else 0
 
     @property
     def ended(self) -> bool:
-        """Whether the last token has come."""
+        """True if the last token has arrived."""
         return self.finish_reason is not None
 
     def add(self, token: MadeToken, seconds: float) -> MadeToken:
-        """Keep a token that came ``seconds`` after the start. The request's own function may make it the last."""
+        """Add a token that arrived ``seconds`` after the start. The request's ``until`` function may end the text."""
         until = self.options.until
         if until and token.finish_reason != "stop" and until("".join(self.texts) + token.text + token.held):
             token = replace(token, text=token.text + token.held, finish_reason="until", held="")
@@ -113,7 +115,7 @@ class OutputBuilder:
         return token
 
     def keep(self, token: MadeToken, seconds: float) -> None:
-        """Keep a token that came ``seconds`` after the start."""
+        """Add a token that arrived ``seconds`` after the start, without a call of ``until``."""
         self.total, self.model = seconds, self.model + token.model_seconds
         if not self.ids:
             self.first, self.prefill_seconds = seconds, token.model_seconds
@@ -130,9 +132,9 @@ class OutputBuilder:
 
 
 class TextGroup(ABC):
-    """A prompt that several sequences continue, one for each chain: ``builders`` collect what comes.
+    """A prompt that several sequences continue, one for each chain. ``builders`` collect the tokens.
 
-    ``start`` it and wait until it has ``finished``, or read its ``stream``; then read the ``results``.
+    Call ``start``, then ``wait`` or ``finished``; or iterate over ``stream``. Then read the ``results``.
     """
 
     options: Options
@@ -141,12 +143,12 @@ class TextGroup(ABC):
     """The traces and edits of the request."""
 
     resumable = False
-    """Whether another server can take it over: ``named`` says by what name."""
+    """True if another server can take over the request, by the name that ``named`` sets."""
 
     def named(self, name: str, joins: bool) -> None:  # noqa: B027 - most have no use for a name
-        """Give it a name, by which it is known wherever it runs. If it ``joins``, it may run already.
+        """Set the name that identifies the request on every server. If it ``joins``, it may be running already.
 
-        What was not asked to be drawn with a seed is drawn with one that the name makes.
+        Without a seed in its options the request draws with a seed that is derived from the name.
         """
 
     @property
@@ -157,43 +159,43 @@ class TextGroup(ABC):
     @property
     @abstractmethod
     def facts(self) -> PromptFacts:
-        """What is known of the prompt so far."""
+        """Facts about the prompt so far."""
 
     @property
     def prompt_read(self) -> int | None:
-        """The number of the prompt's tokens that are read or cached; None while it is unknown."""
+        """Number of the prompt's tokens that are read or cached; None while the number is unknown."""
         return len(self.prompt) if any(one.ids for one in self.builders) else None
 
     @property
     @abstractmethod
     def speculation(self) -> list[tuple[int, int]]:
-        """Of each sequence, how many tokens were proposed, and how many of them were kept."""
+        """Number of draft tokens and number of accepted draft tokens, for each sequence."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start it."""
+        """Start the request."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait in a thread until it has ended, or let it run if it has not been started."""
+        """Block the thread until the request has ended. Runs the request if it has not been started."""
 
     @abstractmethod
     async def finished(self) -> None:
-        """Wait in an event loop until it has ended; it must have been started. Cancelling this ends it."""
+        """Wait in an event loop until the started request has ended. Cancelling the wait cancels the request."""
 
     @abstractmethod
     def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """Start it, and yield (sequence number, token). A full queue is reported by this call.
+        """Start the request, and yield (sequence number, token). Raises QueueFull in this call.
 
-        ``builders`` may be ahead of the token that is yielded: several may come at a time.
+        ``builders`` may be ahead of the yielded token, because several tokens may arrive together.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End it."""
+        """Cancel the request."""
 
     def unused(self) -> list[str]:
-        """Sentences about edits that the texts, which have ended, did not reach."""
+        """Sentences about edits at positions that the texts did not reach before they ended."""
         if self.watching is None:
             return []
         made = max((len(one.ids) for one in self.builders), default=0)
@@ -224,7 +226,7 @@ class TextGroup(ABC):
 
 
 def run_together(groups: Sequence[TextGroup]) -> None:
-    """Run request groups in the same steps, to their ends. An error of one, which is raised, ends the others."""
+    """Run request groups together until all have ended. An error in one group cancels the others and is raised."""
     with ExitStack() as stack:
         for group in groups:
             stack.enter_context(closing(group)).start()

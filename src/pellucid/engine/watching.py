@@ -1,7 +1,7 @@
-"""Runs watched plans: fills in which rows are copied or changed in a step, and hands out what was copied.
+"""Runs watched plans: sets the rows that a step copies or changes, and passes the copies to the probes.
 
-A program is bound once for each set of watches, and is used again by all requests that watch the same values. The
-memory that a step's values are copied to is new in each step and goes to the probes, so nothing is copied twice.
+A program is bound once for each set of watches. All requests that watch the same values reuse it. Each step copies its
+values to new memory, which the probes keep, so nothing is copied twice.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pellucid.runtime.executor import Program
 from pellucid.runtime.memory import address
 
 KEPT = 16
-"""Programs that are kept for sets of watches: the least recently used goes first."""
+"""Maximum number of cached programs, one for each set of watches. The least recently used program is evicted."""
 
 RunProgram = Callable[[Program], None]
 
 
 class BoundProgram(NamedTuple):
-    """A program, and the places of the address of its output."""
+    """A program, and the places (record, word) that hold the address of its output."""
 
     program: Program
     outputs: list[tuple[int, int]]
@@ -41,7 +41,7 @@ class BoundProgram(NamedTuple):
 class _ProbeRows(NamedTuple):
     """A probe's rows of a step: positions ``start`` to ``stop`` - 1 of sequence ``number`` are rows from ``row`` on.
 
-    The last ``outputs`` of them are rows from ``output`` on of what is made for outputs alone.
+    In buffers with output rows only, the last ``outputs`` positions are rows from ``output`` on.
     """
 
     probe: Probe
@@ -53,7 +53,7 @@ class _ProbeRows(NamedTuple):
     outputs: int
 
     def extent(self, kind: RowKind) -> tuple[range, int]:
-        """The positions of the rows of a kind, and the row of the first of them."""
+        """The positions of the rows of a kind, and the row of the first position."""
         if kind == "tokens":
             return range(self.start, self.stop), self.row
         if kind == "outputs":
@@ -61,7 +61,7 @@ class _ProbeRows(NamedTuple):
         return range(1), self.number
 
     def recorded(self, kind: RowKind) -> tuple[range, int]:
-        """As ``extent``, of the positions that are recorded."""
+        """As ``extent``, for the recorded positions."""
         all_of, row = self.extent(kind)
         if kind == "sequences":
             return all_of, row
@@ -70,7 +70,10 @@ class _ProbeRows(NamedTuple):
 
 
 class _TapGroup(Struct, frozen=True):
-    """The taps of a watch whose values have the same rows: their sites, their columns in a block, and its width."""
+    """The taps of a watch whose values have the same rows. They copy to one block of width ``width``.
+
+    ``columns`` are the first columns of the ``sites`` in the block.
+    """
 
     rows: RowKind
     sites: tuple[Site, ...]
@@ -79,7 +82,7 @@ class _TapGroup(Struct, frozen=True):
 
 
 class _PatternBlock(Struct, frozen=True):
-    """The pattern taps of a block: their sites, the first head of each in the block, and how many heads it has."""
+    """The pattern taps of a block with ``heads`` heads. ``firsts`` are the first heads of the ``sites`` in it."""
 
     number: int
     sites: tuple[Site, ...]
@@ -125,7 +128,10 @@ class WatchedProgram:
     def run(
         self, chunks: Sequence[Chunk], run: RunProgram, arrays: dict[str, NDArray[Any]], cache: KVCache
     ) -> None:
-        """Run a step, give the probes what they record, and do their edits. ``arrays`` are the buffers by name."""
+        """Run a step with the probes' edits, and pass the recorded values to the probes.
+
+        ``arrays`` are the buffers by name.
+        """
         keep: list[Any] = []
         parts = list(self._parts(chunks))
         blocks = [self._begin_taps(number, own, keep) for number, own in enumerate(parts)]
@@ -152,7 +158,7 @@ class WatchedProgram:
                     part.probe.take_state(number, last.start, state)
 
     def _parts(self, chunks: Sequence[Chunk]) -> list[list[_ProbeRows]]:
-        """The rows of the probes, by their watches."""
+        """The probes' rows, grouped by watch."""
         parts: list[list[_ProbeRows]] = [[] for _ in self._watches]
         row = output = 0
         for number, chunk in enumerate(chunks):
@@ -164,7 +170,7 @@ class WatchedProgram:
         return parts
 
     def _set(self, site: Site, **fields: int) -> None:
-        """Fill in fields of a site's record."""
+        """Set fields of a site's record."""
         words = self._words[self.plan.operations[site.record].kernel.name]
         for name, value in fields.items():
             self.bound.program.records[site.record, words[name]] = value
@@ -172,7 +178,7 @@ class WatchedProgram:
     def _begin_taps(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[RowKind, NDArray[np.float32]]]:
-        """Point the taps of a watch to the rows that they copy, and to new memory."""
+        """Set the rows that the taps of a watch copy, and allocate memory for them. Returns the blocks by row kind."""
         made = []
         for group in self._taps[number]:
             places = [part.recorded(group.rows) for part in parts]
@@ -188,7 +194,7 @@ class WatchedProgram:
     def _begin_patterns(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> list[tuple[int, NDArray[np.float32]]]:
-        """Point the pattern taps of a watch to their rows and to new memory. Returns the blocks by their numbers."""
+        """Set the rows of a watch's pattern taps, and allocate memory for them. Returns the blocks by number."""
         if not self._patterns[number]:
             return []
         listed = list[int]()
@@ -206,7 +212,7 @@ class WatchedProgram:
         return made
 
     def _begin_mixes(self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]) -> None:
-        """Point the changed patterns of a watch to their rows, to memory, and to what becomes of them."""
+        """Set the rows, the memory and the changes of a watch's pattern edits."""
         for remade, mix in self._remade[number]:
             listed, words = list[int](), list[int]()
             for part in parts:
@@ -229,7 +235,7 @@ class WatchedProgram:
     def _begin_edits(
         self, number: int, parts: Sequence[_ProbeRows], keep: list[Any]
     ) -> Iterator[tuple[Site, Sequence[_ProbeRows]]]:
-        """Fill in the entries of a watch's edits. Yields those that the step must stop for."""
+        """Set the entries of a watch's edits. Yields the edits that pause the step."""
         for site in self._edits[number]:
             if self._watches[number].edits[site.number].paused:
                 self._set_entries(site, [], keep)
@@ -255,7 +261,7 @@ class WatchedProgram:
     def _pause(
         self, site: Site, parts: Sequence[_ProbeRows], arrays: dict[str, NDArray[Any]], keep: list[Any]
     ) -> None:
-        """Ask the probes what becomes of a value."""
+        """Ask the probes for the changes of a value, while the step is paused before the edit."""
         edit = self._watches[site.watch].edits[site.number]
         op = self._source.operations[edit.operation]
         view = op.views[edit.write]
@@ -273,7 +279,7 @@ class WatchedProgram:
 
 
 def _pattern_blocks(watch: Watch, sites: Sequence[Site]) -> Iterator[_PatternBlock]:
-    """The blocks of a watch's pattern taps, whose ``sites`` are among others."""
+    """Yield the blocks of a watch's pattern taps. ``sites`` are all sites of the watch."""
     of = {site.number: site for site in sites if site.kind == "pattern"}
     for block in dict.fromkeys(tap.block for tap in watch.patterns):
         own = [number for number, tap in enumerate(watch.patterns) if tap.block == block]
@@ -282,13 +288,13 @@ def _pattern_blocks(watch: Watch, sites: Sequence[Site]) -> Iterator[_PatternBlo
 
 
 def _rows_of(buffer: NDArray[Any], width: int) -> NDArray[Any]:
-    """A buffer's rows as they are in a use of ``width`` columns, which may be fewer than the buffer has."""
+    """A view of a buffer as rows of ``width`` columns, which may be narrower than the buffer's own rows."""
     flat = buffer.reshape(-1)
     return flat[: len(flat) // width * width].reshape(-1, width)
 
 
 def _table(words: Sequence[int], each: int = 1) -> NDArray[np.int64]:
-    """How many entries of ``each`` words there are, and the words."""
+    """A kernel's table: the number of entries of ``each`` words, then the words."""
     return np.array([len(words) // each, *words], np.int64)
 
 
@@ -299,7 +305,10 @@ def _address_of(values: NDArray[np.float32] | None) -> int:
 def _rows_of_patterns(
     rows: int, heads: int, parts: Sequence[_ProbeRows]
 ) -> tuple[NDArray[np.float32], int, int]:
-    """Memory for rows of patterns (rows, heads, tokens), and the bytes from a row to the next, and from a head."""
+    """Allocate patterns (rows, heads, tokens). Returns the array, its stride between rows and its stride between heads.
+
+    Strides are in bytes.
+    """
     length = -(-max((part.stop for part in parts), default=1) // SPAN) * SPAN
     return np.empty((rows, heads, length), np.float32), 4 * heads * length, 4 * length
 
@@ -311,7 +320,7 @@ def _hand_out(parts: Sequence[_ProbeRows], groups: Sequence[tuple[RowKind, NDArr
             found, _ = part.recorded(kind)
             own = block[first : first + len(found)]
             first += len(found)
-            if len(found):  # of a block that others share, a copy: no probe keeps the values of all
+            if len(found):  # a copy if probes share the block: no probe keeps the values of others in memory
                 part.probe.take(kind, found, own if len(own) == len(block) else own.copy())
 
 
@@ -329,14 +338,14 @@ def _hand_out_patterns(
 
 
 class WatchedPrograms:
-    """The programs of the sets of watches that were last used."""
+    """An LRU cache of programs, one for each set of watches."""
 
     def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
         self._source, self._bind = source, bind
         self._programs: OrderedDict[tuple[Watch, ...], WatchedProgram] = OrderedDict()
 
     def of(self, chunks: Sequence[Chunk]) -> WatchedProgram:
-        """The program for a step.
+        """Return the program for the watches of a step's chunks, and bind it if it is not cached.
 
         Raises:
             KernelError: a kernel did not compile.

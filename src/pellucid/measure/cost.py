@@ -90,7 +90,7 @@ def _cached_bytes(runner: ModelRunner, op: Operation, chunks: Sequence[Chunk]) -
     """
     lengths = [chunk.table.length + 1 for chunk in chunks if len(chunk.tokens) == 1]
     nbytes = 0
-    for shape, part in _parts_read(op, runner.cache.layers):
+    for shape, part in _parts_read(op, runner.cache.kv.layers):
         if isinstance(shape, StateShape):
             nbytes += _state_bytes(shape, part) * len(chunks)
         else:

@@ -165,9 +165,9 @@ def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:
     evict weights that are not read.
     """
     for _ in range(WHOLE):
-        forks = [msgspec.structs.replace(chunk, table=runner.fork(chunk.table)) for chunk in chunks]
+        forks = [msgspec.structs.replace(chunk, table=runner.cache.fork(chunk.table)) for chunk in chunks]
         try:
             runner.forward(forks)
         finally:
-            runner.release(*(fork.table for fork in forks))
+            runner.cache.release(*(fork.table for fork in forks))
     return runner.profile(chunks)

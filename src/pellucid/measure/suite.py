@@ -38,7 +38,7 @@ def held(runner: ModelRunner, count: int) -> Iterator[list[cache.BlockTable]]:
         yield sequences
     finally:
         for sequence in sequences:
-            runner.truncate(sequence, 0)
+            runner.cache.truncate(sequence, 0)
 
 
 def prefill(runner: ModelRunner, table: cache.BlockTable, tokens: list[int]) -> NDArray[np.float32]:
@@ -147,7 +147,7 @@ class EmbedWorkload:
         """Steps with the maximum number of sentences that the runner's pages, tokens and sequences allow."""
         limits = runner.limits
         together = min(limits.tokens // self.tokens, limits.sequences, self.sentences)
-        while not runner.cache.fits([self.tokens] * together):
+        while not runner.cache.kv.fits([self.tokens] * together):
             together -= 1
         for _ in range(self.count // self.sentences):
             for first in range(0, self.sentences, together):

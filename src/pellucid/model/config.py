@@ -249,7 +249,7 @@ class Config(Struct, frozen=True):
         mine, its = self.value(key), other.value(other_key)
         if mine is not None and its is not None and mine != its:
             raise self.wrong(
-                key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: leave one of them out"
+                key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: remove one of the two"
             )
 
     def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:

@@ -10,23 +10,22 @@ place_barriers  a barrier follows an operation only if a later one reads or over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from msgspec.structs import replace
 
-from pellucid.kernels.core.definitions import definition
+from pellucid.kernels.core.definitions import Traits, definition
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
 from pellucid.plan.builder import COUNT, NO_BIAS
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 
 OUTPUTS: Final = "outputs"
-# Kernel → a width that must be a multiple of a block, so that no two threads write to the same block.
-CAN_QUANTIZE: Mapping[str, Callable[[Operation], Value]] = {
-    "norm": lambda op: op.fields["width"],
-    "activation": lambda op: op.fields["width"],
-    "attention": lambda op: op.kernel["value_dim"],
-}
+
+
+def traits(op: Operation) -> Traits:
+    """The traits of an operation's kernel."""
+    return definition(op.kernel.name).traits
 
 
 def optimize(plan: Plan) -> Plan:
@@ -62,7 +61,7 @@ def _first_of_tail(operations: list[Operation], at: int) -> int:
     first, needed = at, set(operations[at].reads)
     for index in range(at - 1, -1, -1):
         op = operations[index]
-        if not definition(op.kernel.name).by_row or op.rows != "tokens":
+        if not traits(op).by_row or op.rows != "tokens":
             break
         needed = needed - set(op.writes) | set(op.reads)
         if needed == set(operations[at].reads):
@@ -96,7 +95,6 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
         if (
             op.kernel.name == "quantize"
             and before is not None
-            and before.kernel.name in CAN_QUANTIZE
             and before.writes == op.reads
             and _whole_blocks(before)
         ):
@@ -114,8 +112,10 @@ def fuse_quantize(operations: list[Operation]) -> list[Operation]:
 
 
 def _whole_blocks(op: Operation) -> bool:
-    """True if no two threads would write to the same block."""
-    width = CAN_QUANTIZE[op.kernel.name](op)
+    """True if an operation can write activation blocks and no two threads would write to one block."""
+    if not (name := traits(op).quantizes):
+        return False
+    width = op.fields[name] if name in op.fields else op.kernel[name]
     return isinstance(width, int) and width % BLOCK == 0
 
 
@@ -127,8 +127,8 @@ def fuse_residual(operations: list[Operation]) -> list[Operation]:
         if (
             op.kernel.name == "add"
             and before is not None
-            and before.kernel.name.startswith("matmul_")
-            and before.fields["addend"] == NO_BIAS
+            and traits(before).product
+            and before.fields.get("addend") == NO_BIAS
             and op.fields["factor"] == 1.0
             and op.fields["b"] == At(before.writes[0])
         ):
@@ -164,7 +164,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
         for maker in makers[1:]:
             readers += _readers(operations[maker].writes, operations, maker + 1)
         products = set(readers) - set(makers)
-        if products and all(operations[one].kernel.name.startswith("matmul_") for one in products):
+        if products and all(traits(operations[one]).product for one in products):
             copied = {name for maker in makers for name in operations[maker].writes}
             for i in (*makers, *products):
                 copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)

@@ -49,7 +49,7 @@ class Probe(Protocol):
     def watch(self) -> Hashable: ...
 
     @property
-    def private(self) -> bool:
+    def uncacheable(self) -> bool:
         """True if edits change the sequence's keys and values, so that no other sequence may use them."""
         ...
 

@@ -196,7 +196,7 @@ class KVCache:
             if self.groups[group].recurrent:
                 return (
                     f"a sequence needs a recurrent state; none of {pool.count:,} is free, other requests or "
-                    "answers hold them: let those end first, or ask for fewer"
+                    "sequences hold them: retry when they end, or request fewer sequences"
                 )
             return (
                 f"{table.length + tokens:,} tokens need {needed:,} more pages of {PAGE} tokens; {pool.free:,} of "

@@ -89,7 +89,7 @@ class BeamOptions:
                 "a penalty above 0, and it needs groups"
             )
         if self.do_sample and self.num_beam_groups > 1:
-            raise InvalidRequest("do_sample=True: groups of beams are not drawn; leave one of them out")
+            raise InvalidRequest("do_sample=True: groups of beams are not drawn; remove one of the two")
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BeamOptions:

@@ -164,7 +164,7 @@ class Sampler:
             before, candidates = candidates, step.apply(candidates, self.history)
             if candidates is not before and not candidates.possible:
                 raise NothingLeft(
-                    f"token {self.history.index}: {step.name} leaves no token that may come; take something back"
+                    f"token {self.history.index}: {step.name} forbids every token: relax a constraint"
                 )
             if watch:
                 traces.append(compare(step.name, before, candidates, step.note))

@@ -179,7 +179,7 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
                 and made[other.name] in active
             ):
                 raise InvalidRequest(
-                    f"{option}={brief(sampling[option])}: {lone.name} stands in for {other.name}; leave one of them out"
+                    f"{option}={brief(sampling[option])}: {lone.name} replaces {other.name}: remove one of them"
                 )
         active = [step for step in active if step is lone or step.kind != "cut"]
     return tuple(active)

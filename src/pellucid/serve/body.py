@@ -170,7 +170,7 @@ class Body:
             option = known.get(name, name)
             if option in asked:
                 raise InvalidRequest(
-                    f"{names[option]} and {name} are names of one option: leave one of them out"
+                    f"{names[option]} and {name} are names of one option: remove one of the two"
                 )
             # An error names the field as the client wrote it.
             check = check_of(option) if option != name else None

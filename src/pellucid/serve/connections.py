@@ -65,7 +65,7 @@ class Connections:
     @property
     def full(self) -> str:
         """Error message for a refused connection."""
-        return f"the server has {self.most:,} connections, its limit: ask again later, or start it with --connections"
+        return f"the server has {self.most:,} connections, its limit: retry later, or start it with --connections"
 
     async def _busy(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI application of refused connections: status 503."""

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.serve.api import LINES, NAMED, SSE, answer, error_form
 
-MESSAGE = "the server ends, and the time of this request is over: ask again later"
+MESSAGE = "the server ends, and the time of this request is over: retry later"
 STATUS = 503
 
 

@@ -117,7 +117,7 @@ class ModelPool:
         if (pull := self._pull) is None:
             raise InvalidRequest("this server downloads no models for clients: start it with --pull")
         if self._pulls >= MOST_PULLS:
-            raise QueueFull(f"{MOST_PULLS} downloads wait already: ask again later")
+            raise QueueFull(f"{MOST_PULLS} downloads wait already: retry later")
 
         async def run() -> str:
             try:
@@ -223,7 +223,7 @@ class ModelPool:
                 await run_in_threadpool(llm.close)
                 raise CacheFull(
                     f"model {brief(name)} takes {size / 1e9:.1f} GB; with those that are in use it would be more than "
-                    f"{self._limit / 1e9:.1f} GB: ask again later, or start the server with a larger --memory"
+                    f"{self._limit / 1e9:.1f} GB: retry later, or start the server with a larger --memory"
                 )
             oldest = min(idle, key=lambda other: self._loaded[other].used)
             await run_in_threadpool(self._loaded.pop(oldest).llm.close)

@@ -71,7 +71,9 @@ def serve(
         llm = load(names[0])
         models.put(names[0], llm)
         if isinstance(llm, LLM):
-            said[0] += f" (prefix cache of up to {llm.runner.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
+            said[0] += (
+                f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
+            )
     run_app(create_app(models, rules, settings.receive), said, listening, settings, ready)
 
 

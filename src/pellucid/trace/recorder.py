@@ -57,7 +57,7 @@ class SequenceProbe:
         return self.recording.watch
 
     @property
-    def private(self) -> bool:
+    def uncacheable(self) -> bool:
         """As in ``Probe``."""
         return bool(self.recording.edits or self.recording.pattern_edits)
 

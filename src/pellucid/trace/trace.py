@@ -159,7 +159,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         """The values of a point. Raises InvalidRequest if the point was not selected, or no sequence has run."""
         one = self.one(name)
         if not self.sequences:
-            raise InvalidRequest(f"point={brief(name)}: nothing has run while it was traced")
+            raise InvalidRequest(f"point={brief(name)}: no sequence ran inside the trace")
         return _stacked([sequence[name] for sequence in self.sequences], one)
 
     @property

@@ -69,9 +69,7 @@ class ModelFile:
             while done < len(out):
                 count = self._read_some(offset + done, out[done:])
                 if count == 0:
-                    problem = (
-                        f"changed while it was read: {len(out):,} bytes were expected, {done:,} are there"
-                    )
+                    problem = f"changed while it was read: expected {len(out):,} bytes, found {done:,}"
                     raise FileFormatError(self.path, "file", problem, offset)
                 done += count
         except OSError as error:

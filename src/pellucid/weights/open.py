@@ -93,7 +93,7 @@ def _only_model(folder: Path, ggufs: list[Path]) -> Path:
         names = ", ".join(p.name for p in models or ggufs)
         raise FileFormatError(folder, "folder", f"holds {len(models)} GGUF models, name one: {names}")
     beside = ", ".join(f"{shown(path.name)} ({kind})" for path, kind in kinds.items() if kind)
-    warnings.warn(f"{models[0].name}: not read are the files beside it: {beside}", stacklevel=4)
+    warnings.warn(f"{models[0].name}: ignored files in the same folder: {beside}", stacklevel=4)
     return models[0]
 
 
@@ -121,7 +121,7 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
     if unread:
         more = f" and {len(unread) - 4} more" if unread[4:] else ""
         warnings.warn(
-            f"{folder.name}: not read are the files beside the model: {', '.join(unread[:4])}{more}",
+            f"{folder.name}: ignored files in the same folder: {', '.join(unread[:4])}{more}",
             stacklevel=4,
         )
     return joined(opened)

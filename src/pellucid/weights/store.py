@@ -285,7 +285,7 @@ def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = Fals
     known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
     scheme = _SCHEME.fullmatch(manifest.source)
     if known or (scheme and _name_of(scheme["scheme"], scheme["rest"]) == name):
-        mend = f"pellucid pull {name} mends it"
+        mend = f"pellucid pull {name} repairs it"
     else:
         mend = f"remove it (pellucid rm {name}) and pull it again"
     return Verified(name, folder, check(folder, manifest, known, progress, whole=whole), mend)

@@ -18,8 +18,8 @@ from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedTe
 from pellucid.capacity.simulate import Outcome, Simulation
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Replay, Traffic
+from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
-from pellucid.engine.scheduler import Job
 from pellucid.llm import LLM
 from pellucid.measure.load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits
@@ -156,9 +156,9 @@ def test_every_request_ends_once_also_where_pages_are_short() -> None:
     assert len({text.number for text in simulation.ended}) == len(simulation.ended) == 60
     assert all(len(text.answer) == text.wanted for text in simulation.ended)
     assert all(text.came <= text.first <= text.last for text in simulation.ended)
-    memory = simulation.replicas[0].memory
-    memory.prefixes.clear()
-    assert memory.cache.free_pages == memory.cache.pages
+    cache = simulation.replicas[0].cache
+    cache.clear_prefixes()
+    assert cache.kv.free_pages == cache.kv.pages
 
 
 def test_what_does_not_fit_fails_alone() -> None:

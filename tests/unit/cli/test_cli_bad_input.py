@@ -33,7 +33,7 @@ OPTIONS = [
     (("--top-p", "-1"), "top_p=-1.0"),
     (("--samplers", "top_k,nonsense"), "samplers has 'nonsense'; the steps are penalties, "),
     (("--samplers", "top_p", "--top-k", "3"), "top_k=3, but samplers has no top_k: add it"),
-    (("--mirostat", "2", "--min-p", "0.1"), "min_p=0.1: mirostat stands in for min_p"),
+    (("--mirostat", "2", "--min-p", "0.1"), "min_p=0.1: mirostat replaces min_p"),
     (("--logit-bias", "5"), "logit_bias='5': must map token ids or texts to numbers"),
     (("--logit-bias", "5=x"), "logit_bias='5=x': must map token ids or texts to numbers"),
     (("--stop-token-ids", "1,x"), "stop_token_ids holds a token id='x'"),

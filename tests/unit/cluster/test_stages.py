@@ -93,7 +93,7 @@ def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
         found = llm.generate(
             PROMPT * 8, max_new_tokens=5, temperature=0
         )  # its beginning is in the prefix cache
-        assert found.usage.cached_tokens > 0 or llm.runner.has_states
+        assert found.usage.cached_tokens > 0 or llm.runner.cache.has_states
         assert found.ids == whole.generate(PROMPT * 8, max_new_tokens=5, temperature=0).ids
         assert llm.score(PROMPT * 3).total == whole.score(PROMPT * 3).total
 

@@ -17,8 +17,8 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
+from pellucid.engine.job import Admission
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.run import Admission
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.grammars import matching
@@ -128,7 +128,7 @@ def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: 
 
         llm.engine.between_steps(preempt)
         assert done.wait(60)
-        llm.runner.empty_prefix_cache()
+        llm.runner.cache.clear_prefixes()
         gate.open.set()
         made = ended(slow)
         assert made.ids == wanted.ids

@@ -72,8 +72,8 @@ def test_no_text_changes(llm: LLM, way: dict[str, Any]) -> None:
     assert llm.draft is not None
     for runner in (llm.runner, llm.draft.runner):
         llm.engine.settle()
-        runner.empty_prefix_cache()
-        assert runner.cache.free_pages == runner.cache.pages
+        runner.cache.clear_prefixes()
+        assert runner.cache.kv.free_pages == runner.cache.kv.pages
 
 
 @pytest.mark.usefixtures("always")
@@ -90,8 +90,8 @@ def test_a_text_that_goes_is_given_up(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]
     assert llm.draft is not None
     llm.engine.settle()
-    llm.draft.runner.empty_prefix_cache()
-    assert llm.draft.runner.cache.free_pages == llm.draft.runner.cache.pages
+    llm.draft.runner.cache.clear_prefixes()
+    assert llm.draft.runner.cache.kv.free_pages == llm.draft.runner.cache.kv.pages
 
 
 texts = st.lists(st.integers(2, 300), min_size=1, max_size=40)

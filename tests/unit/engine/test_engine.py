@@ -21,7 +21,7 @@ import pellucid
 from pellucid.engine import compiled
 from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.engine import AHEAD, Engine
-from pellucid.engine.run import Admission
+from pellucid.engine.job import Admission
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.scoring import ScoringTask
 from pellucid.engine.speculation import MOST, Gain
@@ -77,7 +77,7 @@ def in_threads(work: Any, count: int) -> None:
 def test_together_each_gets_what_it_gets_alone(folder: Path, name: str) -> None:
     with pellucid.load(folder / name, threads=2) as llm:
         alone = [llm.generate(prompt, seed=7, **OPTIONS).ids for prompt in PROMPTS]
-        llm.runner.empty_prefix_cache()
+        llm.runner.cache.clear_prefixes()
         together: dict[int, list[int]] = {}
 
         def work(number: int) -> None:
@@ -111,8 +111,8 @@ def test_with_too_few_pages_all_come_to_their_end(folder: Path, name: str) -> No
     with pellucid.load(folder / name, threads=2) as llm:
         options = {**OPTIONS, "max_new_tokens": 90}
         alone = [llm.generate(prompt, seed=3, **options).ids for prompt in PROMPTS]
-        llm.runner.empty_prefix_cache()
-        for pool, group in zip(llm.runner.cache.pools, llm.runner.cache.groups):
+        llm.runner.cache.clear_prefixes()
+        for pool, group in zip(llm.runner.cache.kv.pools, llm.runner.cache.kv.groups):
             for _ in range(pool.free - (8 if group.recurrent else 9)):
                 pool.take()
         together: dict[int, list[int]] = {}
@@ -242,7 +242,7 @@ def test_a_conversation_and_scores_and_beams_at_once(llm: LLM) -> None:
         llm.beam_search(PROMPTS[1], num_beams=3, max_new_tokens=9).texts[0].ids,
         [one.ids for one in llm.samples(PROMPTS[4], 3, seed=2, **OPTIONS)],
     )
-    llm.runner.empty_prefix_cache()
+    llm.runner.cache.clear_prefixes()
     found: dict[int, Any] = {}
     work = (
         lambda: llm.generate(PROMPTS[2], seed=2, **OPTIONS).ids,
@@ -441,7 +441,7 @@ class Waits:
         yield self.name
 
     def close(self) -> None:
-        self.llm.runner.release(self.text.table)
+        self.llm.runner.cache.release(self.text.table)
 
 
 def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
@@ -487,7 +487,7 @@ def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: 
             llm.tokenizer.eos_ids,
             40,
         )
-        task = BeamSearchTask(llm.runner, prompt, search)
+        task = BeamSearchTask(llm.engine.cache, prompt, search)
         steps = llm.engine.run(task, ahead=2)
         for number, _ in enumerate(steps):
             if number in (3, 11):
@@ -509,7 +509,7 @@ def test_samples_that_lose_their_pages_share_them_again(llm: LLM) -> None:
     lose_pages(llm)
     for _ in range(60):
         next(outputs)
-    used = llm.runner.cache.pages - llm.runner.cache.free_pages
+    used = llm.runner.cache.kv.pages - llm.runner.cache.kv.free_pages
     for _ in outputs:
         pass
     assert [one.ids for one in group.results()] == wanted
@@ -635,7 +635,7 @@ def test_tasks_that_are_wrong_end_with_an_error(llm: LLM) -> None:
     assert list(runs[0]) == ["twice"]
     with pytest.raises(InvalidRequest, match="runs already"):
         list(runs[1])
-    assert list(llm.engine.run(ScoringTask(llm.runner, [5], 1))) == []
+    assert list(llm.engine.run(ScoringTask(llm.engine.cache, [5], 1))) == []
     assert len(llm.generate(PROMPTS[0], **OPTIONS).ids) == 30
     assert llm.engine.waiting == 0
     assert in_use(llm) == 0

@@ -68,8 +68,8 @@ def test_profiles_beside_a_text_change_no_bit(llm: LLM) -> None:
     assert found[-1] is not None
     assert all(one is None for one in found[:-1])
     llm.engine.settle()
-    llm.runner.empty_prefix_cache()
-    assert llm.runner.cache.free_pages == llm.runner.cache.pages
+    llm.runner.cache.clear_prefixes()
+    assert llm.runner.cache.kv.free_pages == llm.runner.cache.kv.pages
 
 
 def test_an_error_of_a_reading_is_its_readers(llm: LLM) -> None:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellucid.capacity.replica import ReplicaRoom, SimulatedMemory
+from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
+from pellucid.engine.cache_manager import CacheManager
+from pellucid.engine.job import Job
 from pellucid.engine.pace import LEAST, Pace
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.scheduler import Job, JobTooLarge, Scheduler
+from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.pipeline import Scheduled
@@ -23,18 +25,16 @@ from pellucid.runtime.sequence import CachedSequence
 LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 
-class FakeMemory(SimulatedMemory):
+def cache_of(pages: int) -> CacheManager:
     """A cache of so many pages, without a model."""
-
-    def __init__(self, pages: int) -> None:
-        super().__init__(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
+    return simulated_cache(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:
     """A task that reads a prompt, then makes ``answer`` tokens, each of which depends on all tokens before."""
 
-    def __init__(self, memory: FakeMemory, prompt: Sequence[int], answer: int) -> None:
-        self.memory, self.text = memory, CachedSequence(prompt)
+    def __init__(self, cache: CacheManager, prompt: Sequence[int], answer: int) -> None:
+        self.cache, self.text = cache, CachedSequence(prompt)
         self.prompt, self.answer, self.made = list(prompt), answer, list[int]()
         self.begun = False
 
@@ -57,11 +57,11 @@ class Fake:
         assert outputs == 1
         self.made.append(hash(tuple(sequence.tokens)) % 1000)
         sequence.tokens.append(self.made[-1])
-        sequence.wanted = len(sequence.tokens) - 1
+        sequence.first_output = len(sequence.tokens) - 1
         yield self.made[-1]
 
     def close(self) -> None:
-        self.memory.release(self.text.table, tokens=self.text.tokens)
+        self.cache.release(self.text.table, tokens=self.text.tokens)
 
 
 def alone(prompt: Sequence[int], answer: int) -> list[int]:
@@ -71,7 +71,7 @@ def alone(prompt: Sequence[int], answer: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def run_step(scheduler: Scheduler, memory: FakeMemory) -> list[Scheduled]:
+def run_step(scheduler: Scheduler, cache: CacheManager) -> list[Scheduled]:
     step = scheduler.schedule()
     assert sum(len(one.chunk.tokens) for one in step) <= LIMITS.tokens
     assert sum(one.chunk.outputs for one in step) <= LIMITS.outputs
@@ -81,9 +81,9 @@ def run_step(scheduler: Scheduler, memory: FakeMemory) -> list[Scheduled]:
         length = one.sequence.table.length
         assert one.chunk.table is one.sequence.table
         assert list(one.chunk.tokens) == one.sequence.tokens[length : length + len(one.chunk.tokens)]
-        memory.advance(one.sequence.table, len(one.chunk.tokens))
+        read(cache, one.sequence.table, len(one.chunk.tokens))
         if len(one.chunk.tokens) > 1:
-            memory.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
+            cache.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
         if one.chunk.outputs:
             list(one.task.take(one.sequence, one.chunk.outputs, 0.1))
     for job in [job for job in scheduler if job.task.done]:
@@ -92,9 +92,9 @@ def run_step(scheduler: Scheduler, memory: FakeMemory) -> list[Scheduled]:
     return step
 
 
-def run_all(scheduler: Scheduler, memory: FakeMemory) -> None:
+def run_all(scheduler: Scheduler, cache: CacheManager) -> None:
     while len(scheduler):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
 
 
 requests = st.lists(
@@ -121,14 +121,14 @@ requests = st.lists(
 def test_every_request_gets_what_it_would_alone(
     asked: list[tuple[int, int, int, int, str]], pages: int, pauses: list[int]
 ) -> None:
-    """They come at different steps, some begin alike, memory is short, readers are slow: the answers do not change."""
-    memory = FakeMemory(pages)
-    scheduler = Scheduler(memory, LIMITS, Pace(0.15))
+    """They come at different steps, some begin alike, pages are short, readers are slow: the answers do not change."""
+    cache = cache_of(pages)
+    scheduler = Scheduler(cache, LIMITS, Pace(0.15))
     prompts = [
         [number % 2] * (length // 2) + [number] * (length - length // 2)
         for number, (length, *_) in enumerate(asked)
     ]
-    tasks = [Fake(memory, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
+    tasks = [Fake(cache, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
     jobs = [Job(task, priority, client) for task, (_, _, priority, _, client) in zip(tasks, asked)]
     steps = 0
     while any(not task.done for task in tasks):
@@ -142,7 +142,7 @@ def test_every_request_gets_what_it_would_alone(
                 for job in jobs:
                     job.paused = False
             if any(not job.paused for job in scheduler):
-                step = run_step(scheduler, memory)
+                step = run_step(scheduler, cache)
                 assert step, "a step in which nothing runs"
                 scheduler.charge(0.1)
         steps += 1
@@ -150,20 +150,20 @@ def test_every_request_gets_what_it_would_alone(
     assert [task.made for task in tasks] == [
         alone(prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)
     ]
-    memory.prefixes.clear()
-    assert memory.cache.free_pages == pages
+    cache.prefixes.clear()
+    assert cache.kv.free_pages == pages
 
 
-def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, FakeMemory]:
-    memory = FakeMemory(pages)
-    return Scheduler(memory, LIMITS, Pace(target)), memory
+def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, CacheManager]:
+    cache = cache_of(pages)
+    return Scheduler(cache, LIMITS, Pace(target)), cache
 
 
-def steps_until(scheduler: Scheduler, memory: FakeMemory, task: Fake) -> int:
+def steps_until(scheduler: Scheduler, cache: CacheManager, task: Fake) -> int:
     """The number of steps until a task has its next token."""
     for steps in range(1, 10_000):
         before = len(task.made)
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         scheduler.charge(0.1)
         if len(task.made) > before:
             return steps
@@ -171,42 +171,42 @@ def steps_until(scheduler: Scheduler, memory: FakeMemory, task: Fake) -> int:
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
-    scheduler, memory = scheduler_of()
-    long, short = Fake(memory, [1] * 8000, 1), Fake(memory, [2] * 100, 1)
+    scheduler, cache = scheduler_of()
+    long, short = Fake(cache, [1] * 8000, 1), Fake(cache, [2] * 100, 1)
     scheduler.add(Job(long))
-    run_step(scheduler, memory)
+    run_step(scheduler, cache)
     scheduler.add(Job(short))
-    assert steps_until(scheduler, memory, short) == 1
-    assert steps_until(scheduler, memory, long) == -(-(8000 + 100 - 2 * LIMITS.tokens) // LIMITS.tokens)
+    assert steps_until(scheduler, cache, short) == 1
+    assert steps_until(scheduler, cache, long) == -(-(8000 + 100 - 2 * LIMITS.tokens) // LIMITS.tokens)
 
 
 def test_no_stream_of_short_prompts_starves_a_long_one() -> None:
     """Short prompts that fill each step leave the oldest a quarter of it."""
-    scheduler, memory = scheduler_of(pages=1000)
-    long = Fake(memory, [1] * 4000, 1)
+    scheduler, cache = scheduler_of(pages=1000)
+    long = Fake(cache, [1] * 4000, 1)
     scheduler.add(Job(long))
     steps = 0
     while not long.done:
         for number in range(3):
-            scheduler.add(Job(Fake(memory, [100 + 3 * steps + number] * 100, 1)))
-        run_step(scheduler, memory)
+            scheduler.add(Job(Fake(cache, [100 + 3 * steps + number] * 100, 1)))
+        run_step(scheduler, cache)
         steps += 1
     assert steps <= 4000 // (LIMITS.tokens // 4) + 1
 
 
 def test_many_long_prompts_and_a_trickle_of_short_ones() -> None:
-    scheduler, memory = scheduler_of(pages=3000)
-    longs = [Fake(memory, [number] * 2000, 1) for number in range(64)]
+    scheduler, cache = scheduler_of(pages=3000)
+    longs = [Fake(cache, [number] * 2000, 1) for number in range(64)]
     for task in longs:
         scheduler.add(Job(task))
     waits, first, steps = list[int](), 0, 0
     while any(not task.done for task in longs):
-        short = Fake(memory, [1000 + steps] * 30, 1)
+        short = Fake(cache, [1000 + steps] * 30, 1)
         scheduler.add(Job(short))
-        waits.append(steps_until(scheduler, memory, short))
+        waits.append(steps_until(scheduler, cache, short))
         for _ in range(3):
             if len(scheduler):
-                run_step(scheduler, memory)
+                run_step(scheduler, cache)
         steps += waits[-1] + 3
         first = first or (steps if longs[0].done else 0)
     assert max(waits) == 1
@@ -215,53 +215,53 @@ def test_many_long_prompts_and_a_trickle_of_short_ones() -> None:
 
 
 def test_a_prompt_that_is_mostly_cached_counts_as_short() -> None:
-    scheduler, memory = scheduler_of()
-    first = Fake(memory, [7] * 2000, 1)
+    scheduler, cache = scheduler_of()
+    first = Fake(cache, [7] * 2000, 1)
     scheduler.add(Job(first))
-    run_all(scheduler, memory)
-    scheduler.add(Job(Fake(memory, [1] * 3000, 1)))
-    run_step(scheduler, memory)
-    again = Fake(memory, [7] * 2000 + [8] * 20, 1)
+    run_all(scheduler, cache)
+    scheduler.add(Job(Fake(cache, [1] * 3000, 1)))
+    run_step(scheduler, cache)
+    again = Fake(cache, [7] * 2000 + [8] * 20, 1)
     scheduler.add(Job(again))
-    assert steps_until(scheduler, memory, again) == 1
+    assert steps_until(scheduler, cache, again) == 1
 
 
 def test_clients_share_the_machine_whatever_each_asks() -> None:
     """One client has forty long prompts, another asks one after the other: it does not wait for the forty."""
-    scheduler, memory = scheduler_of(pages=4000)
+    scheduler, cache = scheduler_of(pages=4000)
     for number in range(40):
-        scheduler.add(Job(Fake(memory, [number] * 2000, 1), client="many"))
+        scheduler.add(Job(Fake(cache, [number] * 2000, 1), client="many"))
     for _ in range(5):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         scheduler.charge(0.1)
     for number in range(5):
-        asked = Fake(memory, [100 + number] * 1000, 1)
+        asked = Fake(cache, [100 + number] * 1000, 1)
         scheduler.add(Job(asked, client="one"))
-        assert steps_until(scheduler, memory, asked) <= 2 * -(-1000 // LIMITS.tokens) + 1
+        assert steps_until(scheduler, cache, asked) <= 2 * -(-1000 // LIMITS.tokens) + 1
 
 
 def test_a_client_with_all_rows_leaves_a_place_for_another() -> None:
-    scheduler, memory = scheduler_of()
+    scheduler, cache = scheduler_of()
     for number in range(20):
-        scheduler.add(Job(Fake(memory, [number] * 3, 300), client="many"))
+        scheduler.add(Job(Fake(cache, [number] * 3, 300), client="many"))
     for _ in range(10):
-        run_step(scheduler, memory)
-    asked = Fake(memory, [50] * 3, 20)
+        run_step(scheduler, cache)
+    asked = Fake(cache, [50] * 3, 20)
     scheduler.add(Job(asked, client="one"))
     for _ in range(25):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         scheduler.charge(0.1)
     assert asked.done
 
 
 def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> None:
-    scheduler, memory = scheduler_of()
+    scheduler, cache = scheduler_of()
 
     class Many(Fake):
         """Twelve texts; a step has room for eight."""
 
         def __init__(self) -> None:
-            super().__init__(memory, [1], 10_000)
+            super().__init__(cache, [1], 10_000)
             self.all = [CachedSequence([number, 1]) for number in range(12)]
 
         def sequences(self) -> list[CachedSequence]:
@@ -272,50 +272,50 @@ def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> Non
 
     scheduler.add(Job(Many()))
     for _ in range(10):
-        run_step(scheduler, memory)
-    asked = Fake(memory, [50] * 3, 20)
+        run_step(scheduler, cache)
+    asked = Fake(cache, [50] * 3, 20)
     scheduler.add(Job(asked))
     for _ in range(30):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
     assert asked.done
 
 
 def test_clients_do_not_take_pages_from_each_other_in_turn() -> None:
-    scheduler, memory = scheduler_of(pages=24)
+    scheduler, cache = scheduler_of(pages=24)
     for client in ("a", "b"):
         for number in range(4):
             prompt = [ord(client) * 10 + number] * 200
-            scheduler.add(Job(Fake(memory, prompt, 400), client=client))
-    run_all(scheduler, memory)
+            scheduler.add(Job(Fake(cache, prompt, 400), client=client))
+    run_all(scheduler, cache)
     assert scheduler.preemptions < 40
 
 
 def test_a_client_takes_pages_from_one_that_has_all() -> None:
-    scheduler, memory = scheduler_of(pages=16)
+    scheduler, cache = scheduler_of(pages=16)
     for number in range(4):
-        scheduler.add(Job(Fake(memory, [number] * 220, 700), client="many"))
+        scheduler.add(Job(Fake(cache, [number] * 220, 700), client="many"))
     for _ in range(20):
-        run_step(scheduler, memory)
-    asked = Fake(memory, [9] * 220, 20)
+        run_step(scheduler, cache)
+    asked = Fake(cache, [9] * 220, 20)
     scheduler.add(Job(asked, client="one"))
-    assert steps_until(scheduler, memory, asked) <= 10
+    assert steps_until(scheduler, cache, asked) <= 10
 
 
 def test_readings_have_their_clients_turns() -> None:
     """One after a step at most, and fewer where their client has used more than the others."""
-    scheduler, memory = scheduler_of()
+    scheduler, cache = scheduler_of()
 
     def turns() -> Iterator[int]:
         yield from range(1000)
 
     reading = ReadingTask(turns())
-    scheduler.add(Job(Fake(memory, [1] * 3, 500), client="text"))
+    scheduler.add(Job(Fake(cache, [1] * 3, 500), client="text"))
     scheduler.add(Job(reading, client="look"))
     steps = read = 0
     while steps < 100:
         job = scheduler.next_reading()
         if job is None:
-            run_step(scheduler, memory)
+            run_step(scheduler, cache)
             scheduler.charge(0.02)
             steps += 1
         else:
@@ -339,17 +339,17 @@ def test_readings_alone_run_one_after_the_other() -> None:
 
 def test_a_long_prompt_does_not_stall_a_text() -> None:
     pace = Pace(0.15)
-    memory = FakeMemory(200)
-    scheduler = Scheduler(memory, LIMITS, pace)
-    text, long = Fake(memory, [1] * 10, 500), Fake(memory, [2] * 4000, 1)
+    cache = cache_of(200)
+    scheduler = Scheduler(cache, LIMITS, pace)
+    text, long = Fake(cache, [1] * 10, 500), Fake(cache, [2] * 4000, 1)
     scheduler.add(Job(text))
-    run_step(scheduler, memory)
+    run_step(scheduler, cache)
     for _ in range(20):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         pace.tell(1, 0, 0.030)
     scheduler.add(Job(long))
     while not long.done:
-        step = run_step(scheduler, memory)
+        step = run_step(scheduler, cache)
         assert text.text in [one.sequence for one in step], "the text has a token in every step"
         prompt = sum(len(one.chunk.tokens) for one in step if one.sequence is long.text)
         seconds = 0.030 + 0.001 * prompt
@@ -359,96 +359,96 @@ def test_a_long_prompt_does_not_stall_a_text() -> None:
 
 
 def test_higher_priority_comes_first_then_who_came_first() -> None:
-    scheduler, memory = scheduler_of()
-    tasks = [Fake(memory, [number] * 250, 1) for number in range(4)]
+    scheduler, cache = scheduler_of()
+    tasks = [Fake(cache, [number] * 250, 1) for number in range(4)]
     for task, priority in zip(tasks, (0, 0, 5, 0)):
         scheduler.add(Job(task, priority))
     order = list[int]()
     while len(scheduler):
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         order += [n for n, task in enumerate(tasks) if task.done and n not in order]
     assert order == [2, 0, 1, 3]
 
 
 def test_texts_that_begin_alike_are_read_once_though_they_come_together() -> None:
-    scheduler, memory = scheduler_of()
-    tasks = [Fake(memory, [7] * (3 * PAGE) + [number] * 10, 2) for number in range(4)]
+    scheduler, cache = scheduler_of()
+    tasks = [Fake(cache, [7] * (3 * PAGE) + [number] * 10, 2) for number in range(4)]
     for task in tasks:
         scheduler.add(Job(task))
     read = 0
     while len(scheduler):
-        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, memory))
+        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
     assert read == 3 * PAGE + 4 * (10 + 1)
     assert sorted(task.text.cached for task in tasks) == [0] + [3 * PAGE] * 3
 
 
 def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None:
-    scheduler, memory = scheduler_of()
-    first = Fake(memory, [7] * (2 * PAGE) + [1], 1)
+    scheduler, cache = scheduler_of()
+    first = Fake(cache, [7] * (2 * PAGE) + [1], 1)
     scheduler.add(Job(first))
-    run_all(scheduler, memory)
-    tasks = [Fake(memory, [7] * (2 * PAGE) + [8] * (2 * PAGE) + [number] * 5, 1) for number in range(3)]
+    run_all(scheduler, cache)
+    tasks = [Fake(cache, [7] * (2 * PAGE) + [8] * (2 * PAGE) + [number] * 5, 1) for number in range(3)]
     for task in tasks:
         scheduler.add(Job(task))
     read = 0
     while len(scheduler):
-        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, memory))
+        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
     assert read == 2 * PAGE + 3 * 5
 
 
 def test_sentences_that_begin_alike_share_a_step() -> None:
     """They are read whole, so that none finds anything of another."""
-    scheduler, memory = scheduler_of()
-    texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, whole=True) for number in range(3)]
+    scheduler, cache = scheduler_of()
+    texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, in_one_step=True) for number in range(3)]
 
     class Sentences(Fake):
         def sequences(self) -> list[CachedSequence]:
             return texts
 
-    scheduler.add(Job(Sentences(memory, [1], 1)))
+    scheduler.add(Job(Sentences(cache, [1], 1)))
     assert len(scheduler.schedule()) == 3
 
 
 def test_who_waits_for_room_costs_nothing() -> None:
-    scheduler, memory = scheduler_of()
+    scheduler, cache = scheduler_of()
     for number in range(40):
-        scheduler.add(Job(Fake(memory, [number] * 3, 50)))
-    run_step(scheduler, memory)
+        scheduler.add(Job(Fake(cache, [number] * 3, 50)))
+    run_step(scheduler, cache)
     found = list[int]()
-    find = memory.find_prefix
-    memory.find_prefix = lambda ids, most: found.append(ids[0]) or find(ids, most)  # type: ignore[func-returns-value,method-assign]
-    run_step(scheduler, memory)
+    find = cache.find_prefix
+    cache.find_prefix = lambda ids, most: found.append(ids[0]) or find(ids, most)  # type: ignore[func-returns-value,method-assign]
+    run_step(scheduler, cache)
     assert not found
-    run_all(scheduler, memory)
+    run_all(scheduler, cache)
 
 
 def test_the_last_one_makes_way_when_pages_run_out_and_comes_back() -> None:
-    scheduler, memory = scheduler_of(pages=8)
-    first, second = Fake(memory, [1] * 200, 150), Fake(memory, [2] * 200, 150)
+    scheduler, cache = scheduler_of(pages=8)
+    first, second = Fake(cache, [1] * 200, 150), Fake(cache, [2] * 200, 150)
     jobs = Job(first), Job(second)
     for job in jobs:
         scheduler.add(job)
     while not first.done:
-        run_step(scheduler, memory)
+        run_step(scheduler, cache)
         assert not jobs[0].parked
     assert jobs[1].parked is False
     assert not second.done
-    run_all(scheduler, memory)
+    run_all(scheduler, cache)
     assert (first.made, second.made) == (alone([1] * 200, 150), alone([2] * 200, 150))
 
 
 def test_what_does_not_fit_by_itself_is_an_error_of_its_job() -> None:
-    scheduler, memory = scheduler_of(pages=4)
-    small, large = Job(Fake(memory, [1] * 100, 3)), Job(Fake(memory, [2] * 300, 3))
+    scheduler, cache = scheduler_of(pages=4)
+    small, large = Job(Fake(cache, [1] * 100, 3)), Job(Fake(cache, [2] * 300, 3))
     scheduler.add(large)
     scheduler.add(small)
     with pytest.raises(JobTooLarge) as caught:
-        run_all(scheduler, memory)
+        run_all(scheduler, cache)
     assert caught.value.job is large
     assert isinstance(caught.value.error, CacheFull)
     scheduler.remove(large)
     large.task.close()
-    run_all(scheduler, memory)
+    run_all(scheduler, cache)
     assert small.task.made == alone([1] * 100, 3)
 
 

@@ -124,17 +124,17 @@ def test_no_text_changes(llm: LLM, way: dict[str, Any]) -> None:
             if one.logprobs is not None and wanted.logprobs is not None:
                 assert (one.logprobs.chosen == wanted.logprobs.chosen).all()
     speculated = sum(one.usage.proposed_tokens for one in made)
-    assert (speculated > 0) != llm.runner.has_states
+    assert (speculated > 0) != llm.runner.cache.has_states
     assert sum(one.usage.accepted_tokens for one in made) <= speculated
     assert all(one.usage.proposed_tokens == 0 for one in plain)
     llm.engine.settle()
-    llm.runner.empty_prefix_cache()
-    assert llm.runner.cache.free_pages == llm.runner.cache.pages
+    llm.runner.cache.clear_prefixes()
+    assert llm.runner.cache.kv.free_pages == llm.runner.cache.kv.pages
 
 
 @pytest.mark.usefixtures("always")
 def test_a_text_that_repeats_itself_takes_fewer_steps(llm: LLM) -> None:
-    if llm.runner.has_states:
+    if llm.runner.cache.has_states:
         pytest.skip("a state cannot be taken back by a few tokens")
     steps = list[int]()
     forward = llm.runner.forward_all

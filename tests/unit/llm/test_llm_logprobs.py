@@ -34,7 +34,7 @@ def all_rows(llm: LLM, ids: list[int]) -> np.ndarray:
     """Log-probabilities over all rows of the matrix, of the token after each of the ids."""
     sequence = BlockTable()
     rows = [llm.runner.forward([Chunk(sequence, [token])])[0].astype(np.float64) for token in ids]
-    llm.runner.release(sequence)
+    llm.runner.cache.release(sequence)
     return np.array([row - np.logaddexp.reduce(row) for row in rows])
 
 

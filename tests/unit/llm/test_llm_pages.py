@@ -33,7 +33,7 @@ def test_abandoned_stream_gives_its_pages_back(llm: LLM) -> None:
 
 def leave_two_pages(llm: LLM) -> None:
     """Occupy all but two pages of the cache."""
-    llm.runner.cache.allocate(BlockTable(), (llm.runner.cache.free_pages - 2) * PAGE)
+    llm.runner.cache.kv.allocate(BlockTable(), (llm.runner.cache.kv.free_pages - 2) * PAGE)
 
 
 def test_what_is_kept_makes_way_for_what_runs(llm: LLM) -> None:
@@ -60,7 +60,7 @@ def test_a_request_that_waits_for_its_reader_makes_way_and_goes_on_as_if_nothing
 
 def test_pages_that_nobody_gives_back_are_an_error_that_says_so(llm: LLM) -> None:
     leave_two_pages(llm)
-    llm.runner.cache.allocate(BlockTable(), 1)
+    llm.runner.cache.kv.allocate(BlockTable(), 1)
     with pytest.raises(CacheFull, match=r"2 more pages.* 1 of 128 are free"):
         llm.generate([9] * 100, **GREEDY)
     assert len(llm.generate([9] * 30, **GREEDY).ids) == 24

@@ -113,7 +113,7 @@ def test_beams_end_where_a_constraint_is_complete(llm: LLM) -> None:
     assert (found.text, found.texts[0].finish_reason) == ("the", "stop")
     later = llm.beam_search(PROMPT, choices=["rain", "stone"], num_beams=3, min_new_tokens=50)
     assert later.text in ("rain", "stone")
-    with pytest.raises(NothingLeft, match="leaves no token that may come"):
+    with pytest.raises(NothingLeft, match="forbids every token"):
         llm.beam_search(PROMPT, allowed=[5], banned=[5])
     with pytest.raises(InvalidRequest, match="temperature=0 with do_sample=True"):
         llm.beam_search(PROMPT, do_sample=True, temperature=0)

@@ -129,9 +129,9 @@ def test_threads_that_wait_at_barriers_only_give_the_same(
         starts = [CacheSequence() for _ in counts]
         for start, sequence in enumerate(starts):
             net.forward([Chunk(sequence, IDS[start : start + 4])])
-        forks = [net.fork(sequence) for sequence in starts]
+        forks = [net.cache.fork(sequence) for sequence in starts]
         wanted = net.forward([Chunk(s, IDS[:n]) for s, n in zip(forks, counts)])
-        net.release(*forks)
+        net.cache.release(*forks)
         chunks = [Chunk(s, IDS[:n]) for s, n in zip(starts, counts)]
         for buffer in plan.buffers:
             net.array(buffer).view(np.uint8)[...] = 255  # NaN

@@ -98,7 +98,7 @@ def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
     sampler = chain.start(words, case["prompt"], ends)
     noise = fixed(case["noise"]["seed"]) if "noise" in case else None
     search = BeamSearch(beams, sampler, ends, limit, noise, case.get("pad_id"))
-    task = BeamSearchTask(net, case["prompt"], search)
+    task = BeamSearchTask(net.cache, case["prompt"], search)
     task.begin(0.0)
     while not task.done:
         for sequence in task.sequences():
@@ -132,7 +132,7 @@ class Afresh(ByReference):
     def logits(self, tokens: list[int]) -> np.ndarray:
         fresh = BlockTable()
         logits = prefill(self._net, fresh, tokens)
-        self._net.truncate(fresh, 0)
+        self._net.cache.truncate(fresh, 0)
         return logits
 
 
@@ -141,8 +141,8 @@ def test_forks_of_the_cache_have_the_bits_of_whole_texts(case: dict[str, Any]) -
     with model_runner(TINY[case["model"]]) as net:
         forked, afresh = searched(net, case), searched(Afresh(net), case)
         assert forked.nodes == afresh.nodes
-        net.empty_prefix_cache()
-        assert net.cache.free_pages == net.cache.pages
+        net.cache.clear_prefixes()
+        assert net.cache.kv.free_pages == net.cache.kv.pages
 
 
 @pytest.mark.parametrize("case", SMALL[::9])

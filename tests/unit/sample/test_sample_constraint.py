@@ -290,7 +290,7 @@ def test_biases_and_bans_are_heeded(llm: LLM) -> None:
             made = llm.generate(PROMPT, regex="[bc]{5}", **{**FREE, "temperature": temperature, **how})
             assert (made.text, made.finish_reason) == ("ccccc", "stop")
     for how in ({"logit_bias": {b: -np.inf, c: -np.inf}}, {"banned": ["b", "c"]}, {"allowed": ["x"]}):
-        with pytest.raises(InvalidRequest, match="leaves no token that may come"):
+        with pytest.raises(InvalidRequest, match="forbids every token"):
             llm.generate(PROMPT, regex="[bc]{5}", **FREE, **how)
 
 
@@ -316,7 +316,7 @@ def test_an_order_of_ones_own_may_leave_nothing_but_nothing_invalid(llm: LLM, sa
             outcomes.append(str(problem).partition(": ")[2])
         else:
             outcomes.append("stop" if finished(made, kind, value) else "length")
-    nothing = "constraint leaves no token that may come; take something back"
+    nothing = "constraint forbids every token: relax a constraint"
     assert {*outcomes} == ({"stop"} if samplers == ["constraint"] else {"stop", nothing})
 
 
@@ -626,15 +626,15 @@ def test_refusals_come_before_the_first_piece(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--json-schema", "{"), "json_schema cannot be followed: it is no JSON"),
-        (("--json-schema", '{"type": "objekt"}'), 'json_schema cannot be followed: #: type "objekt" is none'),
+        (("--json-schema", "{"), "json_schema cannot be enforced: it is no JSON"),
+        (("--json-schema", '{"type": "objekt"}'), 'json_schema cannot be enforced: #: type "objekt" is none'),
         (("--json-schema", "3"), "json_schema=3: must be a JSON schema"),
-        (("--json-schema", ""), "json_schema cannot be followed: it is no JSON"),
-        (("--regex", "("), "regex cannot be followed"),
+        (("--json-schema", ""), "json_schema cannot be enforced: it is no JSON"),
+        (("--regex", "("), "regex cannot be enforced"),
         (("--regex", ""), "regex='': must be a text of at least 1 character"),
-        (("--regex", r"a\zb"), "regex cannot be followed"),
-        (("--grammar", "nonsense"), "grammar cannot be followed"),
-        (("--grammar", 'start: "a'), "grammar cannot be followed"),
+        (("--regex", r"a\zb"), "regex cannot be enforced"),
+        (("--grammar", "nonsense"), "grammar cannot be enforced"),
+        (("--grammar", 'start: "a'), "grammar cannot be enforced"),
         (("--choices", ""), "choices"),
         (("--choices", "a,,b"), "choices='': must be a text of 1 to 4,096 characters"),
         (("--choices", "a", "--regex", "a"), "regex and choices are given"),

@@ -134,7 +134,7 @@ def test_greedy_has_only_the_steps_that_matter_to_it() -> None:
 
 def test_mirostat_stands_in_for_what_cuts() -> None:
     assert [step.name for step in chain(mirostat=2, banned=[1])] == ["banned", "temperature", "mirostat"]
-    assert "top_k=5: mirostat stands in for top_k" in refused(mirostat=2, top_k=5)
+    assert "top_k=5: mirostat replaces top_k" in refused(mirostat=2, top_k=5)
     assert chain(mirostat=2, top_k=0)[-1].name == "mirostat"
     listed = chain(samplers=["top_k", "mirostat"], mirostat=2)
     assert [step.name for step in listed] == ["top_k", "mirostat"]
@@ -189,7 +189,7 @@ def test_steps_that_leave_nothing_say_so() -> None:
         {"logit_bias": {0: -math.inf, 1: -math.inf}},
     ):
         made = Options.of(**options).chain().start(Words(2), [])
-        with pytest.raises(InvalidRequest, match=r"token 0: \w+ leaves no token that may come"):
+        with pytest.raises(InvalidRequest, match=r"token 0: \w+ forbids every token"):
             made.sample(np.zeros(2, np.float32))
 
 

@@ -59,7 +59,7 @@ def test_a_schema_without_a_finite_text_is_refused_with_its_path(schema: dict[st
     with pytest.raises(InvalidRequest) as caught:
         compiled("json_schema", schema)
     message = str(caught.value)
-    assert f"json_schema cannot be followed: {path}" in message
+    assert f"json_schema cannot be enforced: {path}" in message
     assert "must contain itself, so that no text ends; allow an alternative to it, such as null" in message
 
 
@@ -300,7 +300,7 @@ THEIRS = re.compile(
         ("regex", "ab[c", "character 3: a character class is not closed"),
         ("regex", "a(?=b)", "character 2: look-ahead, look-behind and anchors are not supported; leave them out"),
         ("grammar", 'start: a\na: "x" b', 'line 2, column 4: "b" is not defined; define it'),
-        ("grammar", 'root ::= [z-a]', "cannot be followed: /[z-a]/, character 2: the range of characters ends"),
+        ("grammar", 'root ::= [z-a]', "cannot be enforced: /[z-a]/, character 2: the range of characters ends"),
         ("grammar", 'start: %json {"not": {}}', 'line 1, column 8: "not" is not implemented'),
     ],
 )  # fmt: skip
@@ -315,7 +315,7 @@ def test_a_problem_has_a_place_and_a_remedy(kind: str, value: Any, message: str)
 def test_a_sentence_that_is_not_known_is_not_quoted(text: str, kind: str) -> None:
     secret = f"Internal thing: {text}zzz\n<non-verbose/>"
     message = str(problems.refusal(kind, "", secret))
-    assert message.startswith(f"{kind} cannot be followed: ")
+    assert message.startswith(f"{kind} cannot be enforced: ")
     assert message.isprintable()
     assert "Internal thing" not in message
 

@@ -105,7 +105,7 @@ def arrays_of(events: list[tuple[str, Any]], point: str, choice: int = 0) -> dic
 
 def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> None:
     plain = httpx.post(f"{served.url}/v1/completions", json=BODY).json()
-    served.llm().runner.empty_prefix_cache()
+    served.llm().runner.cache.clear_prefixes()
     points = ["blocks.0.residual[dims=9,4,8]", "blocks.1.attention.pattern[heads=1,0]"]
     events, answer = watched(served, "mine-1", BODY, points=points, limit=4096)
     assert answer.headers["X-Request-Id"] == "mine-1"

@@ -94,7 +94,7 @@ def test_the_command(served: Served) -> None:
     assert [line.split()[0] for line in made.out.splitlines()[1:3]] == ["1", "2"]
     for arguments, word in (
         (("http://127.0.0.1:1",), "has no server"),
-        ((served.url, "--clients", "1", "--rate", "1"), "leave one of them out"),
+        ((served.url, "--clients", "1", "--rate", "1"), "remove one of the two"),
         ((served.url, "--body", "[]"), "body='[]'"),
         ((served.url, "--model", "none", "--requests", "1"), "no request was answered"),
     ):

@@ -48,7 +48,7 @@ def test_a_file_that_became_shorter(path: Path) -> None:
     file = ModelFile(path)
     os.truncate(path, 1000)
     assert file.read(0, 1000) == CONTENT[:1000]
-    message = r"file: file at byte 900: changed while it was read: 500 bytes were expected, 100 are there"
+    message = r"file: file at byte 900: changed while it was read: expected 500 bytes, found 100"
     with pytest.raises(FileFormatError, match=message):
         file.read(900, 500)
     with pytest.raises(FileFormatError, match="1,000 bytes instead of 16,384; try again"):

@@ -198,7 +198,7 @@ def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, inde
     path.write_bytes(b"")
     name = path.parent.name
     message = (
-        rf"t\.gguf: file: has 0 bytes, expected 22,977: .*{name} is damaged; pellucid pull {name} mends it"
+        rf"t\.gguf: file: has 0 bytes, expected 22,977: .*{name} is damaged; pellucid pull {name} repairs it"
     )
     with pytest.raises(FileFormatError, match=message):
         resolve(name)
@@ -264,7 +264,7 @@ def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: A
     found = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     message = (
         rf"{path.name}: file: has SHA-256 {found}…, expected {hashlib.sha256(CONTENT).hexdigest()[:12]}…: "
-        rf"the stored copy of {name} is damaged; pellucid pull {name} mends it"
+        rf"the stored copy of {name} is damaged; pellucid pull {name} repairs it"
     )
     for ask in (resolve, resolve, load):  # and it stays damaged
         with pytest.raises(FileFormatError, match=message):
@@ -281,7 +281,7 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Pat
     path = resolve("tiny")
     next(index.iterdir()).unlink()
     damage(path)
-    with pytest.raises(FileFormatError, match="is damaged; pellucid pull tiny mends it"):
+    with pytest.raises(FileFormatError, match="is damaged; pellucid pull tiny repairs it"):
         resolve("tiny")
     with pytest.raises(
         SourceError, match=r"the stored copy of tiny is damaged \(tiny\.gguf has SHA-256 .*cannot fetch"
@@ -401,7 +401,7 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
     assert not found.ok
     assert "has SHA-256" in str(found.files[0].problem)
     with pytest.raises(
-        FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny mends it"
+        FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny repairs it"
     ):
         found.complain()
     path.unlink()

@@ -104,7 +104,7 @@ def reference(
     return np.asarray(np.einsum("hts,shk->thk", weights, v), np.float64)
 
 
-@kernel("attention", AttentionRecord)
+@kernel("attention", AttentionRecord, quantizes="value_dim")
 def build(simd: Any, head_dim: int, value_dim: int, kv_dtype: str, activation_bits: int) -> Any:
     """Build attention. ``head_dim`` is K, ``value_dim`` is V, ``kv_dtype`` is one of ``kv_layout.KV_DTYPES``.
 

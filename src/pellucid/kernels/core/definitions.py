@@ -76,13 +76,28 @@ class KernelKey:
         return f"{self.name}-{exact}"
 
 
+class Traits(Struct, frozen=True):
+    """Properties of a kernel that passes of a plan use.
+
+    ``by_row``: a row of each output depends on the same row of each input alone, and the record's field ``rows`` is the
+    number of rows, so the kernel can run on some rows of a step. ``product``: a matrix product, which can add its
+    output to another buffer and read a replicated input. ``quantizes``: the kernel can write its output also as
+    activation blocks; names the record's field, or the kernel's parameter, that must be a multiple of a block so that
+    no two threads write to one block.
+    """
+
+    by_row: bool = False
+    product: bool = False
+    quantizes: str = ""
+
+
 class Definition(Struct, frozen=True):
-    """A declared kernel: its name, its record, the function that builds its body, and ``by_row`` (see ``kernel``)."""
+    """A declared kernel: its name, its record, the function that builds its body, and its traits."""
 
     name: str
     record: type[Record] | None
     build: Callable[..., Any]
-    by_row: bool = False
+    traits: Traits = Traits()
 
     @property
     def module(self) -> str:
@@ -98,12 +113,11 @@ _definitions: dict[str, Definition] = {}
 
 
 def kernel(
-    name: str, record: type[Record] | None = None, *, by_row: bool = False
+    name: str, record: type[Record] | None = None, **traits: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a kernel. The decorated function is ``build(simd, **parameters)`` and returns the kernel's body.
+    """Declare a kernel with its ``Traits``.
 
-    ``by_row``: a row of an output depends only on the same row of each input, and the record's field ``rows`` is the
-    number of rows. The kernel can then run on a part of a step's rows.
+    The decorated function is ``build(simd, **parameters)`` and returns the kernel's body.
     """
 
     def declare(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,7 +125,7 @@ def kernel(
             raise KernelError(
                 f"two kernels are called {name}: in {file_of(_definitions[name].build)} and {file_of(build)}"
             )
-        _definitions[name] = Definition(name, record, build, by_row)
+        _definitions[name] = Definition(name, record, build, Traits(**traits))
         return build
 
     return declare

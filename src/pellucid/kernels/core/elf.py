@@ -221,7 +221,7 @@ class ObjectFile:
         _require(self.sections[table.link].kind == _SYMTAB, "relocations without symbols")
         target = self.sections[table.info]
         loaded = target.kind in (_PROGBITS, _UNWIND) and target.is_loaded
-        _require(loaded, "relocations of what is not loaded")
+        _require(loaded, "relocations of a section that is not loaded")
         found = list(_RELOCATION.iter_unpack(self.content(table)))
         if self.unwinds(target):
             addresses = _check_frames(self.content(target))
@@ -231,5 +231,5 @@ class ObjectFile:
             kind, symbol = what & 0xFFFFFFFF, what >> 32
             _require(self._known is None or kind in self._known, f"relocations of type {kind}")
             _require(place + (8 if kind in _WIDE else 4) <= target.size, "a relocation past the end")
-            _require(self._kinds[symbol] <= _STT_SECTION, "a relocation to what has no place")
+            _require(self._kinds[symbol] <= _STT_SECTION, "a relocation to a symbol without an address")
             yield Relocation(table.info, place, kind, symbol, addend)

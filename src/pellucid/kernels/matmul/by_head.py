@@ -72,13 +72,13 @@ def _product(simd: Any, sums: TileSums) -> Any:
     return body
 
 
-@kernel("matmul_heads_int8", ByHeadRecord)
+@kernel("matmul_heads_int8", ByHeadRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     """Build products of quantized weights with activation blocks."""
     return _product(simd, int8.sums(packed, activation_bits))
 
 
-@kernel("matmul_heads_float", ByHeadRecord)
+@kernel("matmul_heads_float", ByHeadRecord, product=True)
 def build_float(simd: Any, packed: PackedLayout) -> Any:
     """Build products of floats."""
     return _product(simd, floats.sums(packed))

@@ -96,13 +96,13 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
     return body
 
 
-@kernel("matmul_experts_int8", ExpertsRecord)
+@kernel("matmul_experts_int8", ExpertsRecord, product=True)
 def build_int8(simd: Any, packed: PackedLayout, activation_bits: int, gathered: bool) -> Any:
     """Build products of quantized weights. ``gathered``: x has one row per token, found by the index in ``sources``."""
     return _product(simd, int8.sums(packed, activation_bits), gathered)
 
 
-@kernel("matmul_experts_float", ExpertsRecord)
+@kernel("matmul_experts_float", ExpertsRecord, product=True)
 def build_float(simd: Any, packed: PackedLayout, gathered: bool) -> Any:
     """Build products of floats."""
     return _product(simd, floats.sums(packed), gathered)

@@ -50,7 +50,7 @@ def _emit_sums(
     return [e.b.load(total) for total in totals]
 
 
-@kernel("matmul_float", MatmulRecord, by_row=True)
+@kernel("matmul_float", MatmulRecord, by_row=True, product=True)
 def build(simd: Any, packed: PackedLayout) -> Any:
     return product(simd, sums(packed))
 

@@ -95,7 +95,7 @@ def _emit_sums(
     return [e.b.load(total) for total in totals]
 
 
-@kernel("matmul_int8", MatmulRecord, by_row=True)
+@kernel("matmul_int8", MatmulRecord, by_row=True, product=True)
 def build(simd: Any, packed: PackedLayout, activation_bits: int) -> Any:
     """Build the integer matrix product. ``activation_bits`` is 8, 16 or 24: one to three planes of bytes."""
     return product(simd, sums(packed, activation_bits))

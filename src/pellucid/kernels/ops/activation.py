@@ -142,7 +142,7 @@ def _clamp(simd: Any, kind: str) -> Any:
     return (below, within) if kind == "clamped_silu" else (same, same)
 
 
-@kernel("activation", ActivationRecord, by_row=True)
+@kernel("activation", ActivationRecord, by_row=True, quantizes="width")
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Build the activation. ``kind`` is one of KINDS, ``activation_bits`` is the width of the activation blocks."""
     at, load, vload, vstore = ActivationRecord.at, simd.load_i64, simd.vload, simd.vstore

@@ -49,7 +49,7 @@ def reference(
     return np.asarray(scaled * weight + bias, np.float64)
 
 
-@kernel("norm", NormRecord, by_row=True)
+@kernel("norm", NormRecord, by_row=True, quantizes="width")
 def build(simd: Any, kind: str, activation_bits: int) -> Any:
     """Build the norm. ``kind`` is "rms" or "layer", ``activation_bits`` is the width of the activation blocks."""
     at, load = NormRecord.at, simd.load_i64

@@ -79,7 +79,7 @@ def _is_sliding(config: Config, layers: int) -> list[bool]:
         return by_pattern
     if config.has("sliding_window_pattern") and kinds != by_pattern:
         raise config.wrong(
-            "sliding_window_pattern", f"is {pattern}, but layer_types has another one: leave one of them out"
+            "sliding_window_pattern", f"is {pattern}, but layer_types has another one: remove one of the two"
         )
     return kinds
 

@@ -11,7 +11,7 @@ import re
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import one_line, shown
 
-MEND, SIMPLER = "mend it, or leave it out", "make it simpler"
+MEND, SIMPLER = "fix it, or remove it", "make it simpler"
 LONGEST, SHOWN = 300, 60  # characters of a problem, and of a part of the user's text
 
 _Sentence = tuple[str, str, str]
@@ -106,7 +106,7 @@ _CARET = re.compile(r"regex parse error:\n    (?P<regex>[^\n]*)\n    (?P<indent>
 
 def refused(kind: str, problem: str, remedy: str = MEND) -> InvalidRequest:
     """The error for a constraint that cannot be enforced. ``problem`` is a part of the message."""
-    return InvalidRequest(f"{kind} cannot be followed: {one_line(problem)[:LONGEST]}; {remedy}")
+    return InvalidRequest(f"{kind} cannot be enforced: {one_line(problem)[:LONGEST]}; {remedy}")
 
 
 def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> InvalidRequest:

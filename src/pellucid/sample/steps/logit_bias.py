@@ -73,7 +73,7 @@ class LogitBias(SamplerStep):
         if len(set(ids)) < len(ids):
             twice = next(one for at, one in enumerate(ids) if one in ids[:at])
             raise InvalidRequest(
-                f"logit_bias names token {twice} twice, by its id and its text: leave one of them out"
+                f"logit_bias names token {twice} twice, by its id and its text: remove one of the two"
             )
         amounts = np.array([amount for _, amount in self.logit_bias])
         return replace(self, ids=np.array(ids, np.int64), amounts=amounts)

@@ -129,7 +129,7 @@ async def _slots(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         found = slots(llm, [one for one in call.live.seen_by(call.viewer) if one.model == name])
     if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in found):
-        raise QueueFull(f"all of {len(found):,} slots are busy: ask again later")
+        raise QueueFull(f"all of {len(found):,} slots are busy: retry later")
     return answer(found)
 
 

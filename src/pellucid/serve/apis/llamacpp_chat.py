@@ -49,7 +49,7 @@ async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, boo
     begins = fields.flag("add_generation_prompt", not goes_on)
     if begins and goes_on:
         raise InvalidRequest(
-            "add_generation_prompt and continue_final_message are both true: leave one of them out"
+            "add_generation_prompt and continue_final_message are both true: remove one of the two"
         )
     if left := fields.rest():
         raise InvalidRequest(f"unknown field {brief(min(left))}: a conversation has messages and tools")

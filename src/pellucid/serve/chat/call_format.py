@@ -267,7 +267,7 @@ class TaggedCalls(_Calls):
             texts = [one for one in known if isinstance(one, str)]
             if not texts:
                 raise InvalidRequest(
-                    f"tool {tool.name}: parameters.properties.{key} allows no text: mend it, or leave it out"
+                    f"tool {tool.name}: parameters.properties.{key} allows no text: fix it, or remove it"
                 )
             return f"{either(*map(build.text, texts))} {build.text(self.after_value)}"
         return build.up_to(self.after_value)

@@ -99,7 +99,7 @@ class ChatRun:
             *([asked.shape_name] if asked.shape is not None else []),
         ]
         if given and constrained:
-            raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: leave one of them out")
+            raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: remove one of the two")
         if self._marks or self._calls:
             options.setdefault("keep_special", style.kept)
         if self._calls:

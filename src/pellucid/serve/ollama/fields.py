@@ -58,7 +58,7 @@ def options_of(body: Body, recommended: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
     given, others = body.mapping("options"), body.rest()
     if twice := given.keys() & others.keys():
-        raise InvalidRequest(f"{min(twice)} is in options and beside it: leave one of them out")
+        raise InvalidRequest(f"{min(twice)} is in options and beside it: remove one of the two")
     options = Body({**given, **others}, OPTIONS).options(recommended)
     return {**options, "logprobs": top or 0} if logprobs else options
 

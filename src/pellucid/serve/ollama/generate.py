@@ -51,7 +51,7 @@ class OllamaGenerate:
                     )
         if suffix:
             if shape is not None:
-                raise InvalidRequest("format does not go with suffix: leave one of them out")
+                raise InvalidRequest("format does not go with suffix: remove one of the two")
             ids, ends = infill_prompt(llm.tokenizer, prompt, suffix)
             add_ends(options, ends)
             return cls(llm.request(ids, **options), None, llm.tokenizer)

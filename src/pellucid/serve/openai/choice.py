@@ -72,7 +72,7 @@ def shape_of(name: str, wanted: Any, inside: Inside) -> Any:
     for other in ("json_schema", "schema"):
         found = wanted.get(other)
         if found is not None and found is not holder and found is not schema:
-            raise InvalidRequest(f"{name}.{other} does not go with the type {kind}: leave one of them out")
+            raise InvalidRequest(f"{name}.{other} does not go with the type {kind}: remove one of the two")
     return schema
 
 

@@ -108,7 +108,9 @@ def ended_by(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """
     last = messages[-1]
     if not isinstance(content := last.get("content"), str):
-        raise InvalidRequest(f"messages[{len(messages) - 1}].content={brief(content)}: only a text can go on")
+        raise InvalidRequest(
+            f"messages[{len(messages) - 1}].content={brief(content)}: only text content can be continued"
+        )
     end = _unused(set[str]().union(*_texts(list(messages))) | set(last.get("content", "")))
     return [*messages[:-1], {**last, "content": content + end}], end
 

@@ -1,0 +1,60 @@
+"""Messages to the engine's thread. Its inbox is a queue: the thread handles messages in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from threading import Event
+from typing import Any, TypeAlias
+
+from msgspec import Struct
+
+from pellucid.engine.job import RunningJob
+from pellucid.runtime.sequence import CachedSequence
+
+
+class Submit(Struct, frozen=True):
+    """A new job."""
+
+    job: RunningJob
+
+
+class Abort(Struct, frozen=True):
+    """End a job whose results nobody reads any more."""
+
+    job: RunningJob
+
+
+class Resume(Struct, frozen=True):
+    """The reader of a job has room for results again."""
+
+    job: RunningJob
+
+
+class Ready(Struct, frozen=True):
+    """A sequence of a job has waited for another thread, which is done: iterate ``results`` again (``pipeline.Wait``).
+
+    ``sequence`` is None for a reading.
+    """
+
+    job: RunningJob
+    sequence: CachedSequence | None
+    results: Iterator[Any]
+
+
+class BetweenSteps(Struct, frozen=True):
+    """Call a function between two steps."""
+
+    function: Callable[[], object]
+
+
+class Settle(Struct, frozen=True):
+    """Set an event when no job can run."""
+
+    event: Event
+
+
+class Stop(Struct, frozen=True):
+    """End all jobs and the thread."""
+
+
+Message: TypeAlias = Submit | Abort | Resume | Ready | BetweenSteps | Settle | Stop
