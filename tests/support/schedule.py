@@ -1,4 +1,4 @@
-"""Runs a model on sequences in arbitrary chunks and batches. The logits must equal those of each sequence alone."""
+"""Runs a model on sequences in arbitrary chunks and batches. The logits must equal a run of each sequence alone."""
 
 from __future__ import annotations
 
