@@ -16,7 +16,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 STEPS = ((21, 3), (1, 1), (1, 1), (30, 1), (1, 1))
-"""For each step, its tokens and its output rows."""
+"""Number of tokens and number of output rows of each step."""
 UNCUT = ("gemma4",)
 """Models that cannot be cut, because later blocks use the keys and values of earlier blocks."""
 

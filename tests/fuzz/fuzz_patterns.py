@@ -1,4 +1,4 @@
-"""Random Oniguruma patterns and texts: the pieces must equal those of Hugging Face ``tokenizers``, if it is installed.
+"""Random Oniguruma patterns and texts: the pieces must equal the pieces of Hugging Face ``tokenizers``, if installed.
 
 Two in 200,000 patterns differ: in Oniguruma a repeated group with an assertion, for example ``^``, misses matches
 (``docs/decisions/0017``).

@@ -33,7 +33,7 @@ SMALL, LONG = 400, 100_000
 HOSTILE = RenderLimits(seconds=0.2, megabytes=128, characters=200_000)
 LATE_SECONDS = 2.0  # allowed beyond the limit, as the machine may be busy
 LONGEST_ERROR = 500
-GROWTH = 300 << 20  # bytes by which this process may grow after its first case
+GROWTH = 300 << 20  # bytes that this process may grow after its first case
 DESCRIPTORS = 60
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")

@@ -1,7 +1,7 @@
 """Small random files ``tokenizer.json``: every setting of models, added tokens, stages and decoders.
 
 The plain path, the aligned path and compiled code must agree, also after long texts. Streamed ids must detokenize to
-the same text as all ids together. If Hugging Face ``tokenizers`` is installed, its ids, offsets and texts must be equal.
+the text of all ids together. If Hugging Face ``tokenizers`` is installed, its ids, offsets and texts must be equal.
 """
 
 from __future__ import annotations

@@ -211,4 +211,5 @@ def test_what_is_counted_is_of_the_time_that_counts() -> None:
     assert outcome.requests == 1
     assert outcome.hits == 1.0
     assert outcome.busy == pytest.approx((last.last - last.came - EVEN.request) / 10.0)
-    assert outcome.prompt_share == 0  # cached except for its last token; its prefill was before the measured time
+    # The prompt is cached except for its last token, and its prefill was before the measured time.
+    assert outcome.prompt_share == 0

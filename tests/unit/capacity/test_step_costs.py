@@ -83,7 +83,7 @@ def test_stages_add_hops_and_share_long_prompts() -> None:
     assert costs.over(1, Link(), work()) is costs
     assert staged.step(1, 0, 0, 0) == pytest.approx(0.1 + 4 * 0.001 + 3 * 4 * 8192 / 1e9)
     vectors = 3 * 4 * 8192 / 1e9
-    assert staged.prompts[128] == pytest.approx(1.0 + 128 * vectors)  # a single chunk passes one stage after another
+    assert staged.prompts[128] == pytest.approx(1.0 + 128 * vectors)  # one chunk: stage after stage
     assert staged.prompts[1024] == pytest.approx(8.0 * 11 / 32 + 1024 * vectors)
 
 

@@ -92,9 +92,7 @@ def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
         assert samples == [made.ids for made in whole.samples(PROMPT, 3, max_new_tokens=12, seed=6)]
         beams = llm.beam_search(PROMPT, num_beams=3, max_new_tokens=10)
         assert beams.tree == whole.beam_search(PROMPT, num_beams=3, max_new_tokens=10).tree
-        found = llm.generate(
-            PROMPT * 8, max_new_tokens=5, temperature=0
-        )  # its prefix is cached
+        found = llm.generate(PROMPT * 8, max_new_tokens=5, temperature=0)  # its prefix is cached
         assert found.usage.cached_tokens > 0 or llm.runner.cache.has_states
         assert found.ids == whole.generate(PROMPT * 8, max_new_tokens=5, temperature=0).ids
         assert llm.score(PROMPT * 3).total == whole.score(PROMPT * 3).total
