@@ -1,4 +1,4 @@
-"""Shared fixtures. The file's location puts tests/ on the import path, so that tests can import ``support``."""
+"""Shared fixtures. The location of this file puts tests/ on the import path, so that tests can import ``support``."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ settings.register_profile("pellucid", derandomize=True, deadline=None)
 settings.register_profile("quick", settings.get_profile("pellucid"), max_examples=5)
 settings.load_profile("pellucid")
 
-# A shell that starts a command in the background may let it ignore Ctrl-C, and what the tests start would too.
+# A command that a shell starts in the background may ignore Ctrl-C, and processes of the tests would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # all cores have work already
@@ -29,7 +29,7 @@ FASTEST_FIRST = ("unit", "fuzz", "contract", "accuracy")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast tests first and, within a folder, tests without a real model first.
 
-    If several processes share the files, pytest-xdist orders these.
+    With several processes, pytest-xdist orders the files.
     Only tests in ``unit/`` without a real model are quick, unless they are marked as slow.
     """
     for item in items:

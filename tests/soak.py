@@ -1,10 +1,10 @@
-"""A server under many clients that behave badly, for a while: make test-soak.
+"""Soak test of a server with many badly behaved clients: make test-soak.
 
     .venv/bin/python tests/soak.py [--model smollm2] [--clients 200] [--minutes 10] [--seed 0]
 
-Clients ask in every API, read slowly, go in the middle of an answer or before it, and send bodies that are wrong. Every
-answer that ends is compared with that of the same request alone. Afterwards nothing may be left: requests, pages,
-threads and file handles are as at the start, and memory is within ``MORE_MEMORY``.
+Clients use every API, read slowly, disconnect before or during an answer, and send invalid bodies. Every complete
+answer must equal the answer to the same request alone. At the end no request runs and no page is in use, threads and
+file handles are as at the start, and memory has grown by at most ``MORE_MEMORY``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 import httpx
 
-MORE_MEMORY = 64 << 20  # bytes: the allocator's own, after an hour of other requests
-POOL = 40  # threads that anyio keeps for calls that may take a while
+MORE_MEMORY = 64 << 20  # bytes that the allocator may keep after an hour of varied requests
+POOL = 40  # threads that anyio keeps for blocking calls
 TOPICS = ("the sea", "a river", "the moon", "bread", "a clock", "winter", "a song", "the road")
 WRONG: tuple[Any, ...] = (
     b"{", b"[]", b"\xff\xfe", b"[" * 50_000, {}, {"model": "none"}, {"messages": 5}, {"messages": [{"role": 5}]},
@@ -35,7 +35,7 @@ WRONG: tuple[Any, ...] = (
 
 @dataclass
 class Soak:
-    """What is asked, what it should answer, and what has happened."""
+    """The requests, their expected answers, and counts of the outcomes."""
 
     url: str
     model: str
@@ -45,7 +45,7 @@ class Soak:
     different: list[Any] = field(default_factory=list)
 
     def requests(self) -> list[tuple[str, dict[str, Any]]]:
-        """The requests whose answers are known: path and body."""
+        """The requests with known answers: (path, body)."""
         made: list[tuple[str, dict[str, Any]]] = []
         for number, topic in enumerate(TOPICS):
             asked = [{"role": "user", "content": f"Tell me about {topic}."}]
@@ -65,19 +65,19 @@ class Soak:
         return made
 
     async def alone(self, http: httpx.AsyncClient) -> None:
-        """Ask each request by itself."""
+        """Send each request alone and record its answer."""
         for path, body in self.requests():
             answer = await http.post(path, json=body)
             assert answer.status_code == 200, (path, answer.text)
             self.wanted[key(path, body)] = content(answer.json())
 
     async def clients(self, count: int, seconds: float, seed: str) -> None:
-        """So many clients, for a while."""
+        """Run ``count`` clients for ``seconds``."""
         until = time.monotonic() + seconds
         await asyncio.gather(*(self.client(until, random.Random(f"{seed} {n}")) for n in range(count)))
 
     async def client(self, until: float, by: random.Random) -> None:
-        """One client, whatever comes into its mind."""
+        """Run one client until the time ``until``, with random behaviour."""
         known = self.requests()
         ways = (
             self.whole,
@@ -185,14 +185,14 @@ def key(path: str, body: dict[str, Any]) -> str:
 
 
 def content(answer: dict[str, Any]) -> Any:
-    """What an answer says, without what differs each time."""
+    """Texts of an answer, without fields that differ each time."""
     if "choices" in answer:
         return [one["message"]["content"] if "message" in one else one["text"] for one in answer["choices"]]
     return answer["content"] if "content" in answer else answer["message"]["content"]
 
 
 def facts(process: int) -> dict[str, int]:
-    """Threads, handles and bytes of memory of a process."""
+    """Number of threads, number of file handles and bytes of memory of a process."""
     status = Path(f"/proc/{process}/status").read_text()
     values = dict(line.split(":", 1) for line in status.splitlines())
     return {
@@ -203,7 +203,7 @@ def facts(process: int) -> dict[str, int]:
 
 
 def own_memory(url: str, process: int) -> int:
-    """The memory of a process without the pages of its prefix cache, which may fill as far as it is allowed to."""
+    """Memory of a process in bytes, without its prefix cache, which may grow to its limit."""
     return facts(process)["memory"] - int(gauge(url, "pellucid:prefix_cache_bytes"))
 
 
@@ -217,7 +217,7 @@ async def run(asked: argparse.Namespace, url: str, process: int) -> int:
     soak = Soak(url, asked.model, random.Random(asked.seed))
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         await soak.alone(http)
-    # The caches of connections and of the allocator are filled first.
+    # Warm up: fill the caches of connections and of the allocator.
     await asyncio.gather(
         *(soak.client(time.monotonic() + 20, random.Random(f"warm {n}")) for n in range(asked.clients))
     )
@@ -245,7 +245,7 @@ GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cac
 
 
 async def settled(url: str) -> None:
-    """Wait until no request runs, and connections have been closed."""
+    """Wait until no request runs and idle connections are closed."""
     end = time.monotonic() + 60
     while any(gauge(url, name) for name in GAUGES) and time.monotonic() < end:
         await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Fixture of the real models: each is loaded once per module, in precise mode."""
+"""Fixture of the real models. Each model is loaded once per module, in precise mode."""
 
 from __future__ import annotations
 

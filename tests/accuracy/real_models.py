@@ -1,4 +1,4 @@
-"""The real models, with room for the logits of 64 positions per step, and their goldens."""
+"""The real models and their goldens. A step has up to 64 positions with logits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load(name: str, *, precise: bool, kv_cache: str | None = None) -> LLM:
 
 
 def logits(runner: ModelRunner, ids: list[int], first: int = 0) -> Iterator[tuple[slice, np.ndarray]]:
-    """Teacher forcing in steps: yield the positions from ``first`` on, and the logits after their ids."""
+    """Teacher forcing in steps: yield positions from ``first`` on, and the logits after each position."""
     sequence = BlockTable()
     try:
         for start in range(0, len(ids), STEP):

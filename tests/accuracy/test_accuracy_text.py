@@ -18,7 +18,7 @@ Record = Callable[[str, object], None]
 
 
 def divergence(golden: dict[str, np.ndarray], window: int, at: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """KL(float32 ‖ q) in nats at some of the committed positions, over 64 tokens (log q) and the rest as one."""
+    """KL(float32 ‖ q) in nats at some committed positions, over 64 tokens (log q) and the sum of all other tokens."""
     log_q_rest = np.log1p(-np.exp(log_q).sum(-1))
     log_p, log_p_rest = golden["top_logprobs"][window, at], golden["rest_logprob"][window, at]
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + np.exp(log_p_rest) * (log_p_rest - log_q_rest)
@@ -121,7 +121,7 @@ def test_what_other_forms_of_the_cache_cost(
 def test_prompts_and_their_continuations_agree_with_float32(
     subject: Subject, record_property: Record
 ) -> None:
-    """Of a long prompt, the last 64 positions and the continuation are compared; the windows compare all."""
+    """Compares the last 64 positions of a long prompt and its continuation. The windows compare all positions."""
     worst = 0.0
     for prompt in subject.prompts:
         top, p, lead = (np.array(prompt[key]) for key in ("top", "p", "lead"))

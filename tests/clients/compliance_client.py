@@ -1,7 +1,7 @@
-"""llm-comply: answers and events of three APIs have the form of the services' published schemas.
+"""llm-comply: answers and events of three APIs match the services' published schemas.
 
-All its tests pass but the tests of images, because the models read text alone. llm-comply skips tests of reasoning for
-models whose names it does not know.
+All its tests pass except the tests of images, because the models only read text. llm-comply skips tests of reasoning
+for models whose names it does not know.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IMAGES = {"image-input", "chat-image-input", "anth-image-input"}
 
 
 def failures(form: str) -> dict[str, list[str]]:
-    """The problems that llm-comply finds in an API, by its test."""
+    """Problems that llm-comply finds in an API, by test."""
     command = [
         str(Path(sys.executable).with_name("llm-comply")),
         "-u",

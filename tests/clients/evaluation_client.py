@@ -1,7 +1,7 @@
 """lm-eval with ``local-completions``: a multiple-choice task and rolling perplexity, equal to the server's own scores.
 
-Its contract: prompts of token ids in batches, ``echo``, ``logprobs`` 1, ``max_tokens`` 1; the first is null; a token
-is the greedy choice if its log-probability is the greatest of ``top_logprobs``.
+lm-eval sends batches of prompts as token ids with ``echo``, ``logprobs`` 1 and ``max_tokens`` 1. The first
+log-probability is null. A token is the greedy choice if its log-probability is the highest of ``top_logprobs``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def scores(before: str, text: str) -> tuple[list[float], bool]:
-    """The log-probabilities of the tokens of a text after another one, and whether each is the greedy choice."""
+    """Log-probabilities of the tokens of ``text`` after ``before``, and True if all tokens are the greedy choice."""
     count = len(tokens(before))
     body = {"model": MODEL, "prompt": tokens(before + text), "echo": True, "logprobs": 1, "max_tokens": 1}
     found = httpx.post(f"{URL}/v1/completions", json=body, timeout=60).json()["choices"][0]["logprobs"]

@@ -1,4 +1,4 @@
-"""litellm in three APIs, langchain-openai, and the program llm: each gives what the server gives without them."""
+"""litellm in three APIs, langchain-openai, and the program llm give the same answers as the server itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def with_litellm(wanted: str) -> None:
 
 
 def with_litellms_errors() -> None:
-    """Each error is raised as the class that litellm has for it."""
+    """Each error is raised as litellm's class for it."""
     text = [{"role": "user", "content": "word " * 9000}]
     late = {"deadline": 0.001}
     for api, base, soon in (("openai", f"{URL}/v1", {"extra_body": late}), ("anthropic", URL, late)):

@@ -1,11 +1,10 @@
-"""llama.cpp's own tests of its server (tools/server/tests/unit), against Pellucid in the place of llama-server.
+"""llama.cpp's own tests of its server (tools/server/tests/unit), with Pellucid instead of llama-server.
 
     python tests/clients/llamacpp_client.py [URL] [FOLDER] [PYTEST ARGUMENT ...]
 
-FOLDER is tools/server/tests of llama.cpp; without it, pip fetches the sdist of llama-cpp-python, which has it.
-Each test starts its own server (``llamacpp/server.py``), so that URL is not used. Tests that fail are compared with
-``llamacpp/expected.json``, which says why each does: another one is a failure. The last lines are the table of
-docs/serving.md.
+FOLDER is tools/server/tests of llama.cpp; by default pip fetches it in the sdist of llama-cpp-python. Each test starts
+its own server (``llamacpp/server.py``), so URL is not used. ``llamacpp/expected.json`` lists the expected failures with
+their reasons; any other failure is an error. The last lines are the table of docs/serving.md.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def fetched() -> Path:
 
 
 def reported(outcomes: list[dict[str, object]]) -> int:
-    """Print the table; 1 if a test has failed that the file of expected failures does not have."""
+    """Print the table. Returns 1 if a test fails that is not an expected failure."""
     reasons: dict[str, dict[str, str]] = json.loads((HERE / "expected.json").read_text())
     files, surprising = dict[str, Counter[str]](), 0
     for one in outcomes:

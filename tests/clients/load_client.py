@@ -1,4 +1,4 @@
-"""guidellm: a load of several clients at once, of which every request is answered."""
+"""guidellm: every request of several concurrent clients is answered."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/clients/run.py PYTHON [NAME ...]
 
-PYTHON is the interpreter of an environment that has the clients (``requirements.txt``); NAMES choose among the programs
-in this folder. The server runs in this environment, with real models. Each program gets its address, and fails loudly.
+PYTHON is the interpreter of an environment with the clients (``requirements.txt``). NAMES select programs in this
+folder. The server runs in this environment, with real models. Each program gets the server's address and exits with an
+error if a check fails.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import httpx
 
 HERE = Path(__file__).parent
 MODELS = ["smollm2", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
-"""Clients that ask for a tokenizer and name no model get the first one's."""
+"""Models of the server. Clients that name no model get the tokenizer of the first."""
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def address(server: subprocess.Popen[str]) -> str:
-    """The server's address, when it answers."""
+    """Wait until the server answers. Returns its address."""
     assert server.stderr is not None
     for line in server.stderr:
         if " at http" in line:
@@ -69,7 +70,7 @@ def address(server: subprocess.Popen[str]) -> str:
 
 
 def installed_javascript() -> Path:
-    """A folder with the JavaScript clients and their packages."""
+    """Install the JavaScript clients with their packages. Returns their folder."""
     folder = Path(tempfile.gettempdir()) / "pellucid-clients"
     folder.mkdir(exist_ok=True)
     for name in ("package.json", "clients.mjs"):

@@ -1,7 +1,7 @@
-"""The same request gives the same bits, whatever else is in the batch, however prefill is cut, with any thread count.
+"""A request gives the same bits in any batch, with any prefill chunks and with any number of threads.
 
-Covers the tiny models of every family, and a Llama in every format that discovery finds, with activations of 8 and of
-24 bits, for every form of the key/value cache. A new family or format is covered as soon as it is added.
+Covers the tiny models of every family, and a Llama in every format that discovery finds, with activations of 8 and 24
+bits, for every dtype of the KV cache. Discovery covers new families and formats too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pellucid.runtime.cache import BlockTable
 CASES = [
     *[
         (name, 24 if name.endswith("-mxfp4") else 2, None) for name in DECODERS
-    ],  # of floats the bits do not matter
+    ],  # activation bits do not affect floats
     *[(name, activation_bits, None) for name in (*QUANTISED, "mixed") for activation_bits in (8, 24)],
     *[("mixed", 24, form) for form in kv_layout.KV_DTYPES if form != "f16"],
 ]
@@ -126,7 +126,7 @@ def test_after_what_an_earlier_text_has_left(model: Model, counts: tuple[int, ..
 
 def test_on_scattered_pages_that_others_have_used(model: Model) -> None:
     with Play(model) as play:
-        for _ in range(5):  # the sequences take pages in turn
+        for _ in range(5):  # the sequences allocate pages in turn
             play.step({1: 20, 2: 20, 3: 20})
         play.cut(1, 0)
         play.cut(3, 0)
@@ -175,7 +175,7 @@ def test_a_real_model(activation_bits: int) -> None:
         model.close()
 
 
-# A process that uses one instruction set writes the logits of four sequences.
+# Program: write the logits of four sequences, computed with a single instruction set.
 LOGITS = """
 import sys
 import numpy as np

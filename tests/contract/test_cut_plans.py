@@ -1,4 +1,4 @@
-"""A plan that is cut between blocks makes the bits of the whole one, for the tiny models of every family."""
+"""A plan that is cut between blocks gives the same bits as the whole plan, for the tiny models of every family."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 
 STEPS = ((21, 3), (1, 1), (1, 1), (30, 1), (1, 1))
-"""Tokens of a step, and how many of their rows are wanted."""
+"""Number of tokens and number of output rows of each step."""
 UNCUT = ("gemma4",)
-"""Models that cannot be cut: later blocks use the keys and values of all that come before."""
+"""Models that cannot be cut, because later blocks use the keys and values of earlier blocks."""
 
 
 @pytest.mark.parametrize("activation_bits", [8, 24])

@@ -1,7 +1,7 @@
 """Every instruction set that this machine can run or emulate passes the kernels' own tests, not only the best set.
 
-The tests run unchanged, with few examples, in one process per other set. The sets differ in products of integers and in
-tables; a few formats cover all of that: 4 and 8 bits, several planes, scales of 16 values, minima, zero points.
+The tests run unchanged, with few examples, in one process per set. The sets differ in integer products and in table
+lookups. A few formats cover these: 4 and 8 bits, several planes, scales of 16 values, minima, zero points.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TESTS = [
     for name in ("matmul_int8", "experts", "by_head", "quantize", "roof", "simd")
 ]
 FORMATS = "Q2_K or Q6_K or IQ4_NL or Q8_0 or Q4_1"
-# Products of experts and heads compile the same sums again, for seconds each: one format is enough for their rows.
+# Products by expert and by head compile the same sums for seconds each, so one format is enough for them.
 WHICH = f"(matmul_int8 and ({FORMATS})) or ((experts or by_head) and Q6_K) or quantize or roof or simd"
 
 

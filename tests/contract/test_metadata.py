@@ -1,7 +1,7 @@
 """No family silently ignores a metadata key, a tensor or a field of a spec.
 
-Each key that is known to change results either changes the spec or is refused by name; each key that a reader asks for
-changes something; each field of the spec changes the plan.
+A key that is known to change results changes the spec or is refused by name. Each key that a reader asks for changes
+something. Each field of the spec changes the plan.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from pellucid.plan.weights import layouts
 from pellucid.weights.checkpoint import Tensor
 
 VALUES: tuple[Any, ...] = (True, False, 7, 3, 0.625, 24, "other", "linear", ["other"], {"a": 1})
-"""Values that are tried in turn for a key of unknown type."""
+"""Values to try for a key of unknown type."""
 
 ALONE = {name: path for name, path in TINY.items() if "text_config" not in Metadata.of(path).metadata}
-"""Models that are not inside larger ones: their readers are the same (test_text_part.py)."""
+"""Models that are not the text part of a larger model; both have the same readers (test_text_part.py)."""
 FOLDERS = {f"folder of {name}": (lambda at=path: Metadata.of(at)) for name, path in ALONE.items()}
 FILES = {f"gguf of {name}": make for name, make in GGUF.items()}
 ALL = {**FOLDERS, **FILES}
@@ -71,7 +71,7 @@ def prefix(checkpoint: Metadata) -> str:
 
 
 def outcome(checkpoint: Metadata) -> Any:
-    """The spec and the tensors that it takes, or the error message."""
+    """The spec and the tensors that it uses, or the error message."""
     try:
         model = checkpoint.read()
     except PellucidError as error:
@@ -81,7 +81,7 @@ def outcome(checkpoint: Metadata) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """A value of the metadata; of an array its list."""
+    """A metadata value, an array as a list."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -95,13 +95,13 @@ def at(checkpoint: Metadata, path: tuple[str, ...], value: Any) -> Metadata:
 
 
 def some(values: tuple[Any, ...], name: str) -> list[Any]:
-    """Three of the values, other ones for each model: all models together try every one."""
+    """Three of the values, chosen by the model's name, so that all models together try every value."""
     turn = list(ALL).index(name)
     return [values[(3 * turn + i) % len(values)] for i in range(3)]
 
 
 def noticed(checkpoint: Metadata, path: tuple[str, ...], values: Any) -> bool:
-    """Whether one of the values changes the spec or is refused."""
+    """True if one of the values changes the spec or is refused."""
     before = outcome(checkpoint)
     return any(outcome(at(checkpoint, path, value)) != before for value in values)
 
@@ -150,7 +150,7 @@ def test_a_key_that_is_switched_off_does_no_harm(name: str) -> None:
 
 
 def asked(checkpoint: Metadata, config: Config) -> set[str]:
-    """The keys that a family's reader asks for."""
+    """Keys that a family's reader asks for."""
     kind = checkpoint.kind
     name = checkpoint.metadata["general.architecture" if kind == "gguf" else "model_type"]
     (family,) = (one for one in known_families().values() if name in one.readers(kind))
@@ -206,7 +206,7 @@ def test_a_key_of_the_rotary_table_is_read_or_refused(name: str, key: str) -> No
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_tensor_that_is_not_read_is_refused_or_told(name: str) -> None:
-    """Tensors of heads, of adapters and of other parts beside a model's own, and rotary factors."""
+    """Extra tensors: heads, adapters and other parts beside the model's own, and rotary factors."""
     checkpoint = ALL[name]()
     family = checkpoint.read().spec.family
     for extra in OTHER_TENSORS:
@@ -264,7 +264,7 @@ def test_a_tensor_that_the_family_does_not_use_is_refused(name: str) -> None:
         more = checkpoint.changed()
         more.tensors[extra] = replace(some, name=extra)
         message = outcome(more)
-        # A bias that only some layers have is missed in another one.
+        # A bias in only some layers is reported as missing in another layer.
         assert extra[:60] in message or "attn_q.bias: tensor missing" in message
         assert len(message) < 400
 
@@ -384,7 +384,7 @@ def test_a_vocabulary_that_is_not_the_embedding() -> None:
     assert message == "tiny.gguf: llama.vocab_size: is 63, but token_embd.weight has 64 rows"
 
 
-# Every number and choice of a spec, with another value for it.
+# Another valid value for every number and choice of a spec.
 OTHER: dict[tuple[type, str], Any] = {
     (Embedding, "scale"): 3.0,
     (RotaryScaling, "kind"): "llama3",
@@ -485,7 +485,7 @@ ELSEWHERE = {
 
 SCALING = {
     "linear": {"kind", "factor", "magnitude"},
-    "dynamic": {"kind", "magnitude"},  # the others count beyond the context of the file
+    "dynamic": {"kind", "magnitude"},  # the other fields matter only beyond the stated context
     "llama3": {
         "kind",
         "factor",
@@ -500,12 +500,12 @@ SCALING = {
 
 
 def idle(part: Any, name: str) -> bool:
-    """Whether a field has no meaning beside the part's others."""
+    """True if a field has no effect beside the other fields of its part."""
     match part:
         case RotaryScaling(kind=kind, trained_context=trained):
             same = (
                 name == "kind" and not trained
-            )  # "llama3" of no context divides all frequencies, as "linear" does
+            )  # without a context "llama3" divides all frequencies, like "linear"
             return same or name not in SCALING[kind]
         case Norm(kind="rms"):
             return name == "bias"
@@ -577,7 +577,7 @@ def test_each_field_of_a_spec_changes_the_plan(name: str) -> None:
 
 
 def test_a_real_configuration_of_each_kind_needs_no_warning(tmp_path: Path) -> None:
-    """Keys that the published files of SmolLM2, Llama 3.2, Gemma 3 and MiniLM have beyond those of the tiny models."""
+    """The published files of SmolLM2, Llama 3.2, Gemma 3 and MiniLM have more keys than the tiny models."""
     published: dict[str, dict[str, Any]] = {
         "llama": {
             "_name_or_path": "x",

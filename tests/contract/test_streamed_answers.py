@@ -1,6 +1,6 @@
-"""A streamed answer is the whole answer, in every API: alone, and on a cluster whose frames have many tokens.
+"""In every API a streamed answer equals the complete answer, also on a cluster whose frames hold many tokens.
 
-A route that streams is tested by being there: without a case in ``CASES`` the first test fails.
+The first test fails for a streaming route without a case in ``CASES``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FRAMES = {"one frame": 1 << 20, "frames of 7": 7}
 
 @dataclass(frozen=True)
 class Case:
-    """A body, and what both forms of its answer say, in one form. ``usual``: the route streams by default."""
+    """A request body, and functions that bring both answers into one form. ``usual``: the route streams by default."""
 
     body: Json
     whole: Callable[[Json], Any]
@@ -123,7 +123,7 @@ def look(events: Sequence[Json]) -> Any:
 
 OLLAMA = {"num_predict": 12, **FREE}
 NO_TEXTS = {"/api/pull"}
-"""Routes whose streams are not texts."""
+"""Routes that stream, but no texts."""
 TOGETHER = {"model": "one", "stream_options": {"include_usage": True}, "max_tokens": 12, **FREE}
 CASES: dict[str, Case] = {
     "/v1/chat/completions": Case(

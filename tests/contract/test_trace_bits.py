@@ -1,5 +1,7 @@
-"""A trace changes no bit of a model's output, records the same bits however a text is cut, and what it has recorded
-changes no bit when it is put back. For the tiny models of every family.
+"""Traces are exact, for the tiny models of every family.
+
+A trace changes no bit of the output and records the same bits with any chunks. Replacing a value by the recorded value
+changes no bit.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def run(
     probe: SequenceProbe | None = None,
     chunks: Sequence[int] = (LENGTH,),
 ) -> NDArray[np.float32]:
-    """The outputs of all tokens of a text that is read in chunks."""
+    """Outputs of all tokens of a text whose prefill runs in chunks."""
     table, outputs, first = BlockTable(), [], 0
     for count in chunks:
         part = ids[first : first + count]
@@ -151,7 +153,7 @@ def test_the_same_is_recorded_however_a_text_is_cut(runner: ModelRunner) -> None
 def together(
     runner: ModelRunner, texts: Sequence[Sequence[int]], probes: Sequence[SequenceProbe | None]
 ) -> list[bytes]:
-    """The outputs of texts that are read in one step."""
+    """Outputs of texts whose prefill runs in one step."""
     tables, head = [BlockTable() for _ in texts], runner.spec.head
     chunks = [
         Chunk(table, ids, len(ids) if head else 0, probe=probe)

@@ -3,7 +3,7 @@
 Each case changes a small valid model: bits, bytes and lengths anywhere; truncated or extended files; counts and offsets
 overwritten with extreme numbers; values of other types; duplicated, removed or reordered records; overlapping tensors;
 contradicting shards; JSON with changed structure or values. The case opens the model with its metadata, spec and
-tokenizer; of the accepted models every fourth is loaded and runs one token.
+tokenizer. Every fourth accepted model is loaded and runs one token.
 
 Any outcome other than success or a `PellucidError` of one line of at most 500 characters is a finding.
 """
@@ -34,7 +34,7 @@ from pellucid.tokenize import load_tokenizer
 from pellucid.weights.open import open_checkpoint
 
 SECONDS = 5.0
-MEMORY = 6 << 30  # includes address space that LLVM and threads reserve without using it
+MEMORY = 6 << 30  # includes address space that LLVM and threads reserve but do not use
 SMALL = 1000
 LONG = 100_000
 
@@ -43,7 +43,7 @@ ODDS_OF_RUNNING = 4
 Q8_0 = 8
 
 Files = dict[str, bytes]
-"""A folder's files by name. The first file is opened, or the folder if it has a config.json."""
+"""Files of a folder by name. A case opens the folder if it has a config.json, otherwise the first file."""
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Random Oniguruma patterns and texts: the pieces must equal those of Hugging Face ``tokenizers``, if it is installed.
+"""Random Oniguruma patterns and texts: the pieces must equal the pieces of Hugging Face ``tokenizers``, if installed.
 
-Two of 200,000 patterns give other pieces: in Oniguruma a repeated group that contains an assertion, such as ``^``,
-misses matches (``docs/decisions/0017``).
+Two in 200,000 patterns differ: in Oniguruma a repeated group with an assertion, for example ``^``, misses matches
+(``docs/decisions/0017``).
 
 Without ``tokenizers`` the two matching engines are compared: the backtracking engine and the automaton's table.
 """

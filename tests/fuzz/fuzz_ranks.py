@@ -1,4 +1,4 @@
-"""Small random vocabularies of ranks: the pattern is what the folder or the name states, else the file is refused.
+"""Small random vocabularies of ranks: the folder or the name determines the pattern, else the file is refused.
 
 If tiktoken is installed, its ids must be equal.
 """
@@ -55,7 +55,7 @@ PATTERNS = {
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-"""The patterns of the programs that the vocabularies are from: Qwen's and Meta's ``tokenizer.py``."""
+"""Patterns of Qwen's and Meta's ``tokenizer.py``, from the programs that define these vocabularies."""
 STATED: dict[str, tuple[str, dict[str, str]]] = {
     "qwen": ("tokenizer_config.json", {"tokenizer_class": "QWenTokenizer"}),
     "llama3": ("config.json", {"model_type": "llama"}),
@@ -96,7 +96,7 @@ def case(random: Random, folder: Path) -> str | None:
 
 
 def _pieces(random: Random) -> list[bytes]:
-    """All bytes, and pieces that two pieces make."""
+    """All bytes, and pieces that join two pieces."""
     pieces = [bytes([byte]) for byte in range(256)]
     common = [letter.encode()[at : at + 1] for letter in LETTERS for at in range(len(letter.encode()))]
     for _ in range(random.randint(0, SIZES)):

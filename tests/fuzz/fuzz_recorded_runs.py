@@ -1,4 +1,4 @@
-"""Recorded runs with absurd shapes, offsets, lists and values: each is read, or refused in one line."""
+"""Recorded runs with absurd shapes, offsets, lists and values: each is read or refused with one line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def case(random: Random, folder: Path) -> str | None:
-    """One file with a few small arrays, and with some facts replaced."""
+    """Read a file with a few small arrays and some replaced facts."""
     facts = dict(FACTS)
     for _ in range(random.randrange(4)):
         name = random.choice([*FACTS, "parts", "shape", "answers", "notes", "characters", "question"])

@@ -1,4 +1,4 @@
-"""Random bodies of all routes: fields of their schemas pass, and one unknown name at any depth is refused by name."""
+"""Random bodies of all routes: fields of the schema pass, and an unknown field at any depth is refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODIES = {
 
 
 def drawn(random: Random, schema: Mapping[str, Any], depth: int = 0) -> Any:
-    """A value with names of a schema; numbers and texts are arbitrary."""
+    """A random value with the field names of a schema. Numbers and strings are arbitrary."""
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
@@ -38,11 +38,11 @@ def drawn(random: Random, schema: Mapping[str, Any], depth: int = 0) -> Any:
 
 
 def closed_objects(schema: Mapping[str, Any], value: Any) -> Iterator[dict[str, Any]]:
-    """The objects in a value that may have no other names."""
+    """Yield the objects inside a value that refuse unknown fields."""
     if "anyOf" in schema:
         kind = {dict: "object", list: "array"}.get(type(value))
         fitting = [one for one in schema["anyOf"] if one.get("type") == kind]
-        if len(fitting) == 1:  # of several, another may take the name
+        if len(fitting) == 1:  # with several, another schema may accept the field
             yield from closed_objects(fitting[0], value)
     elif isinstance(value, dict):
         if schema.get("additionalProperties", True) is False:
@@ -55,7 +55,7 @@ def closed_objects(schema: Mapping[str, Any], value: Any) -> Iterator[dict[str, 
 
 
 def case(random: Random, folder: Path) -> str | None:
-    """One body, as it is and with an unknown name in one of its objects."""
+    """Check a body unchanged, and with an unknown field in one object."""
     name, schema = random.choice(sorted(BODIES.items()))
     body = drawn(random, schema)
     try:

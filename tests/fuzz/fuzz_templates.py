@@ -1,9 +1,9 @@
 """Random chat templates and conversations: each renders a text or a one-line error, within time and memory limits.
 
-A case is a template (``template_grammar.py``: plain, hostile, damaged or garbage) and a conversation. These are
-findings: a result other than a text or a ``PellucidError``, an error longer than one line or 500 characters, a case
-that exceeds its time limit, growth of this process. If transformers is installed, a plain template must render the
-same text there.
+A case is a template (``template_grammar.py``: plain, hostile, damaged or garbage) and a conversation. Findings are a
+result other than a text or a ``PellucidError``, an error longer than one line or 500 characters, a case that exceeds
+its time limit, and growth of this process. If transformers is installed, it must render the same text from a plain
+template.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL, LONG = 400, 100_000
 HOSTILE = RenderLimits(seconds=0.2, megabytes=128, characters=200_000)
 LATE_SECONDS = 2.0  # allowed beyond the limit, as the machine may be busy
 LONGEST_ERROR = 500
-GROWTH = 300 << 20  # bytes by which this process may grow after its first case
+GROWTH = 300 << 20  # bytes that this process may grow after its first case
 DESCRIPTORS = 60
 
 ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -58,7 +58,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def compared(source: str, messages: Any) -> str | None:
-    """Problem with the outcome of a plain template, or None; compares with transformers."""
+    """Compare the outcome of a plain template with transformers. Returns the problem or None."""
     text, problem = checked(source, messages, RenderLimits())
     theirs_of = theirs()
     if problem is not None or theirs_of is None or SURROGATE.search(json.dumps(messages, ensure_ascii=False)):
@@ -79,7 +79,7 @@ def compared(source: str, messages: Any) -> str | None:
 
 
 def is_repeatable(source: str, messages: Any, text: str) -> bool:
-    """Whether other processes render the same text; they do not if it counts or reverses an address's digits."""
+    """True if other processes render the same text. Texts differ if they depend on the digits of an address."""
     for _ in range(4):
         template_process._workers.close()
         if templates.chat(source, messages, [templates.TOOL]) != text:

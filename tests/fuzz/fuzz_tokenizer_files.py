@@ -237,7 +237,7 @@ def _compared(ours: Tokenizer, theirs: Any, text: str, compiled: bool) -> str | 
 
 
 def _goes_wrong(ours: Tokenizer) -> bool:
-    """Whether ``tokenizers`` 0.23 duplicates what an empty match inserts at the beginning of bytes, or panics."""
+    """True if ``tokenizers`` 0.23 has a known bug: an empty match before bytes inserts its text twice, or panics."""
     normalizer = ours.normalizer
     stages = normalizer.stages if isinstance(normalizer, Sequential) else [normalizer]
     inserts = any(

@@ -1,7 +1,7 @@
 """Small random files ``tokenizer.json``: every setting of models, added tokens, stages and decoders.
 
-The plain path, the aligned path and compiled code must agree, also after long texts, and a stream of ids must give the
-text of all ids. If Hugging Face ``tokenizers`` is installed, its ids, offsets and texts must be equal.
+The plain path, the aligned path and compiled code must agree, also after long texts. Streamed ids must detokenize to
+the text of all ids together. If Hugging Face ``tokenizers`` is installed, its ids, offsets and texts must be equal.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def _loaded(folder: Path, spec: Any) -> Tokenizer | PellucidError:
 
 
 def _is_ambiguous(ours: Tokenizer, spec: Any) -> bool:
-    """True if the normalizer writes two added tokens in the same way: ``tokenizers`` finds either."""
+    """True if the normalizer makes two added tokens equal. ``tokenizers`` may find either."""
     contents = {token["content"] for token in spec["added_tokens"] if token["normalized"]}
     return len(contents) > len([*ours.normalized_added])
 
@@ -309,7 +309,7 @@ def _theirs(text: str) -> Any:
 
 
 def _quietly(call: Any, *arguments: Any, **options: Any) -> Any:
-    """The result of a call, or None if it fails, by a panic too, which is not an Exception."""
+    """Result of a call, or None if it fails. Also catches panics, which are not Exceptions."""
     try:
         return call(*arguments, **options)
     except BaseException as refused:

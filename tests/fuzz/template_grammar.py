@@ -1,7 +1,7 @@
 """Generates random chat templates for ``fuzz_templates.py``.
 
-``plain`` templates finish soon and produce little text in any engine. ``hostile`` ones use the same grammar with large
-numbers, and constructs that take much time, memory or depth.
+``plain`` templates finish soon and produce little text in any engine. ``hostile`` templates add large numbers, and
+constructs that take much time, memory or depth.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ HEAD = "{% set ns = namespace(a=1) %}{% set x = 'x' %}{% set y = [1, 'b'] %}{% s
 
 
 class Grammar:
-    """Generates one template; ``great`` is the probability of an expression with a large number or a large result."""
+    """Generates a template. ``great`` is the probability of an expression with a large number or result."""
 
     def __init__(self, random: Random, great: float) -> None:
         self.random, self.great = random, great

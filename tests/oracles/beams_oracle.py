@@ -5,9 +5,9 @@
     python tests/oracles/beams_oracle.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf \\
         --out tests/goldens/sample/beams.json --only diverse
 
-The committed golden was made with torch 2.13.0 (CPU), gguf 0.19.0, accelerate 1.15.0 on Python 3.11: the first command
-with transformers 5.24.0, the second with transformers 4.56.2, since it needs a release that still has diverse groups;
-it keeps the other cases as they are. "made_with" repeats the versions for each kind of case.
+The committed golden was made with torch 2.13.0 (CPU), gguf 0.19.0, accelerate 1.15.0 on Python 3.11. The first command
+ran with transformers 5.24.0. The second ran with transformers 4.56.2, because later releases lack diverse groups; it
+keeps the other cases unchanged. "made_with" has the versions for each kind of case.
 
 The models: "llama" and "gemma3" of tests/goldens/model/tiny, with random prompts; "smollm2", the GGUF file in
 float32 as transformers_oracle.py loads and checks it, with prompts of tests/goldens/model/smollm2.json. OUT has
@@ -16,9 +16,9 @@ one case per line:
     kind       "plain", "sampled" or "diverse"
     model      its name
     prompt     the ids
-    options    of transformers' GenerationConfig, those that are set
-    eos_ids    end ids; for the tiny models up to 8 of the likeliest first tokens or of the tokens that the search uses
-               most without end ids, one that it does not use, or none
+    options    options of transformers' GenerationConfig that differ from its defaults
+    eos_ids    end ids. The tiny models have up to 8 of the likeliest first tokens, up to 8 of the most frequent tokens
+               of a search without end ids, an unused token, or none
     pad_id     diverse only: the id that the beams of a finished group continue with while other groups run. Later
                groups count these ids among the tokens to avoid. It is an end id, as by default in transformers, or 0;
                with 0 the result does not depend on it
@@ -33,9 +33,9 @@ beam and keeps the case if both agree.
 
 Cases that depend on rounding are left out. A case stays if the model in float64 gives the same ids and scores within
 2e-5 plus a millionth of the score, and if four runs with noise of about 1e-4 on the logits give the same ids.
-transformers computes log-probabilities in float32 even for the float64 model; over smollm2's vocabulary they are too
-high by up to about 1e-5 per token. A tolerance for its scores is 2e-5 times the number of tokens, divided as the score
-is.
+transformers computes log-probabilities in float32 even for the float64 model. Over smollm2's vocabulary they are too
+high by up to about 1e-5 per token. A suitable tolerance for its scores is 2e-5 times the number of tokens, with the
+length penalty of the score.
 """
 
 import argparse
@@ -60,7 +60,7 @@ PACKAGES = ("transformers", "torch", "gguf", "accelerate", "numpy")
 KINDS = ("plain", "sampled", "diverse")
 SEED, SHAKE, SHAKES = 3, 1e-4, 4
 TINY = ("llama", "gemma3")
-# Draws for a tiny model: how many where early_stopping makes a difference (three cases each), and where it makes none.
+# Draws for a tiny model: (number where early_stopping makes a difference, with three cases each; number elsewhere).
 COUNTS = {"plain": (6, 10), "sampled": (2, 3), "diverse": (4, 8)}
 PENALTIES, EARLY, LENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0), (True, False, "never"), (1, 2, 5, 8, 12, 16, 20, 24)
 GROUPS = ((4, 2), (6, 2), (8, 2), (6, 3), (4, 4), (8, 4))
@@ -85,7 +85,7 @@ SMOLLM2_ENDS = [2, 0]  # <|im_end|>, <|endoftext|>
 
 
 class TooFewToDraw(Exception):
-    """Fewer tokens are possible than should be drawn."""
+    """Fewer tokens are possible than the number of draws."""
 
 
 class Noise:
@@ -106,7 +106,7 @@ class Noise:
 
 @contextmanager
 def ends_noted(kind: str):
-    """Collect (sequence before, accumulated score, token) of the best candidates of a diverse search in a list."""
+    """Collect the best candidates of a diverse search in a list: (sequence before, accumulated score, token)."""
     noted: list[tuple[list[int], float, int]] = []
     if kind != "diverse":
         yield noted
@@ -162,7 +162,7 @@ def greedy(model, case: dict) -> list[int]:
 
 
 def in_double(model):
-    """The model with float64 weights; its logits are rounded to float32, in which transformers scores them."""
+    """The model with float64 weights. Its logits are rounded to float32, because transformers scores in float32."""
 
     def rounded(module, args, out):
         out.logits = out.logits.float()
@@ -206,7 +206,7 @@ def settled(single, double, case: dict) -> list[dict] | None:
 
 
 def ends_for(model, case: dict, how: str, count: int) -> list[int]:
-    """End ids for a case: the likeliest first tokens, those that its beams use most, or one that they do not use."""
+    """End ids for a case: the likeliest first tokens, the most frequent tokens of its beams, or an unused token."""
     if how == "first":
         return model(torch.tensor([case["prompt"]])).logits[0, -1].topk(count).indices.tolist()
     everything = {"num_return_sequences": case["options"]["num_beams"]}
@@ -245,7 +245,7 @@ def drawn(kind: str, rng: np.random.Generator) -> dict:
 def tiny_cases(name: str, kind: str):
     """Yield the cases of a kind for a tiny model.
 
-    Where early_stopping makes a difference there is one case per setting. Cases that depend on rounding are left out.
+    If early_stopping makes a difference, each setting has a case. Cases that depend on rounding are left out.
     """
     folder = GOLDENS / "model" / "tiny" / name
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

@@ -4,9 +4,9 @@
 
 Cycles through the 60 constraints of ``tests/support/constraints.py`` (40 JSON schemas, 15 grammars in Lark syntax and
 GBNF, 5 regexes) with varying prompts, temperatures and seeds. A text that finishes must satisfy its constraint, as
-checked by jsonschema, Python's ``re`` or lark's Earley parser, and its streamed parts must join to it; other texts are
-cut off after ``--tokens`` tokens. Failures are printed in full, with all that is needed to reproduce them; every 100
-texts a line reports progress. The exit code is 1 if any text was invalid or refused. The script writes no files.
+checked by jsonschema, Python's ``re`` or lark's Earley parser, and its streamed parts must join to it. Other texts are
+cut off after ``--tokens`` tokens. Failures are printed in full, with everything needed to reproduce them. A line
+reports progress every 100 texts. The exit code is 1 if a text is invalid or refused. The script writes no files.
 
 Needs ``pip install pellucid[dev]``; SmolLM2 is downloaded if it is not in the store. 10,000 texts take about twenty
 minutes on two cores. Written for jsonschema 4.26, lark 1.3 and llguidance 1.9.
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def most(by_name: dict[str, Counter[str]], what: str) -> list[str]:
-    """The constraints with the highest share of an outcome."""
+    """Constraints with the highest share of an outcome."""
     share = {name: counts[what] / max(counts.total(), 1) for name, counts in by_name.items()}
     return [f"{name} {share[name]:.0%}" for name in sorted(share, key=lambda name: -share[name])[:8]]
 

@@ -1,10 +1,10 @@
-"""What a config.json does not state means what transformers takes, for every family of the tiny models.
+"""Missing keys of a config.json have the defaults of transformers, for every family of the tiny models.
 
     python tests/oracles/defaults_oracle.py
 
-The configuration class of each model type, with its defaults, is read as a config.json with all keys, and once more
-without each of them. The two specs must be equal, or the second is refused. TENSORS are keys, by model type or of all,
-whose wrong default the shapes of tensors contradict, so that such a file is refused too, later.
+Pellucid reads the default configuration of each model type as a config.json with all keys, and again without each key.
+The two specs must be equal, or Pellucid must refuse the second file. TENSORS lists exempt keys by model type ("" for
+all types): a wrong default contradicts the shapes of tensors, so that the file is refused later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TENSORS = {
     "gemma4_text": {"num_kv_shared_layers", "vocab_size_per_layer_input"},
 }
 NO_MODEL = {"glm4_moe", "deepseek_v2"}
-"""Model types whose defaults are refused: heads that do not divide the width, no number of experts for a token."""
+"""Model types whose defaults are refused: heads do not divide the width, or the experts per token are missing."""
 
 
 def spec_of(model_type: str, metadata: dict[str, Any]) -> ModelSpec:
@@ -42,7 +42,7 @@ def spec_of(model_type: str, metadata: dict[str, Any]) -> ModelSpec:
 
 
 def differing(model_type: str, whole: dict[str, Any]) -> list[str]:
-    """The keys without which the spec is another, as "key = default"."""
+    """Keys whose absence changes the spec, as "key = default"."""
     wanted, found = spec_of(model_type, whole), []
     for key in whole.keys() - TENSORS[""] - TENSORS.get(model_type, set()) - {"model_type"}:
         try:

@@ -3,15 +3,15 @@
     python tests/oracles/gguf_oracle.py --llama-cpp FOLDER [--library FOLDER] [NAME...]
 
 The first FOLDER is llama.cpp's source (in the llama-cpp-python source package on PyPI: vendor/llama.cpp), the second
-holds libllama.so, built from it. For every tiny model of tests/goldens/model/tiny whose architecture the converter
-knows, or those that are named, the script converts the model without a vocabulary, reads it as Pellucid does, runs its
-40 tokens with 16-bit activations and float32 keys and values, and compares the logits of all positions with the
-golden's: the difference must be within 2e-4 of the logits' range.
+holds libllama.so, built from it. For the named tiny models, by default every model of tests/goldens/model/tiny whose
+architecture the converter knows, the script converts the model without a vocabulary, loads it in Pellucid and runs its
+40 tokens with 16-bit activations and float32 keys and values. The logits of all positions must be within 2e-4 of the
+golden's, relative to the range of the logits.
 
-With --library, llama.cpp runs the same file and the logits must be equal within the same bound too, except where
-llama.cpp's arithmetic is coarser (GELU, EIGHT_BIT) or its result is not that of transformers (OTHERWISE). llama.cpp
-refuses some files (REFUSED). A file that does not state all that the model is (INEXPRESSIBLE) is judged by llama.cpp
-alone. The bindings are those of the llama-cpp-python package that the first FOLDER is part of.
+With --library, llama.cpp runs the same file, and its logits must be within the same bound, except where its arithmetic
+is coarser (GELU, EIGHT_BIT) or it differs from transformers (OTHERWISE). llama.cpp refuses some files (REFUSED). A file
+that cannot state the whole model (INEXPRESSIBLE) is only compared with llama.cpp. The Python bindings come from the
+llama-cpp-python package around the first FOLDER.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache import BlockTable
 
-MOST = 2e-4  # of the range of the logits
+MOST = 2e-4  # relative to the range of the logits
 WITHOUT_GGUF = ("openai-gpt", "gptj", "opt", "falcon-many", "xglm")
-"""The converter does not know them."""
+"""Models that the converter does not know."""
 INEXPRESSIBLE = (
     *("mistral", "mixtral", "starcoder2", "gemma2-odd", "smollm3-odd", "gpt2-odd", "phi-odd", "cohere2-odd"),
     *("qwen2_moe-odd", "qwen3_moe-odd", "olmoe-odd", "gpt_oss-odd", "gpt2-narrow", "gemma3-linear"),
@@ -52,19 +52,19 @@ INEXPRESSIBLE = (
     *("granitemoehybrid-odd", "deepseek_v2", "qwen3_next-odd", "falcon-alibi", "falcon-alibi-odd", "mpt-odd"),
     *("llama4", "llama4-odd", "llama4-dense", "qwen2-window", "smollm3-window"),
 )
-"""Their windows, scales, caps, patterns, positions, widths, biases or weights of experts are not stated in GGUF files
-of these families; nor is a layer without experts among those with (nemotron_h-odd). llama.cpp ranks all groups of
-experts as DeepSeek V3 does (deepseek_v2).
+"""Models that GGUF files of their families cannot describe fully. Windows, scales, caps, patterns, positions, widths,
+biases or weights of experts are missing, or layers without experts among layers with experts (nemotron_h-odd).
+llama.cpp ranks all groups of experts like DeepSeek V3 (deepseek_v2).
 """
 REFUSED = (
     *("deepseek_v2-odd", "deepseek_v3-odd", "falcon_h1-odd", "gemma4_moe-odd", "gpt2-narrow", "gpt2-odd"),
     *("gpt_neox-odd", "lfm2_moe-odd", "olmoe", "phi-odd", "qwen3-odd", "qwen3_5-odd", "qwen3_5_moe-odd"),
     *("seed_oss-odd", "starcoder2-odd", "llama4-odd", "llama4-dense", "gemma3n"),
 )
-"""llama.cpp refuses queries without a low rank unless there are 26 or 27 layers (deepseek), some biases or their
-absence, fewer heads of keys than of queries, other widths than it derives, keys shared with other layers than the last
-two that have their own (gemma4_moe-odd), Llama 4 without experts or without a fourth layer, and Gemma 3n with other
-embeddings of layers than 256 wide. Pellucid reads those that do state the model.
+"""Models that llama.cpp refuses: queries without a low rank unless there are 26 or 27 layers (deepseek), some biases or
+their absence, fewer key heads than query heads, other widths than it derives, keys shared with layers before the last
+two layers with their own keys (gemma4_moe-odd), Llama 4 without experts or without a fourth layer, and Gemma 3n with
+per-layer embeddings that are not 256 wide. Pellucid reads the files that describe the model fully.
 """
 
 GELU = (
@@ -81,9 +81,9 @@ GELU = (
     "starcoder2",
 )
 MOST_GELU = 5e-4
-"""Architectures whose activation ggml reads from a table of 16-bit floats (GGML_GELU_FP16 in ggml-cpu/vec.h). At most
-3.2e-4 is measured; with a libggml-cpu.so built without the table, 1e-6, and 1.5e-4 for Falcon and GPT-NeoX, whose GELU
-llama.cpp approximates by a hyperbolic tangent (LLM_FFN_GELU); Pellucid, like transformers, does not.
+"""Architectures whose activation ggml reads from a table of 16-bit floats (GGML_GELU_FP16 in ggml-cpu/vec.h). Measured:
+at most 3.2e-4; with a libggml-cpu.so built without the table 1e-6, but 1.5e-4 for Falcon and GPT-NeoX. llama.cpp
+approximates their GELU by a hyperbolic tangent (LLM_FFN_GELU). Pellucid and transformers do not.
 """
 EIGHT_BIT, MOST_EIGHT_BIT = ("gpt_oss-mxfp4",), 2e-2
 """Models with quantized weights: llama.cpp rounds the activations to Q8_0 (vec_dot_type in ggml-cpu/ggml-cpu.c).
@@ -95,7 +95,7 @@ OTHERWISE = {
     "phi3-odd": "ignores the window (models/phi3.cpp)",
     "qwen3-vision": "does not rotate the pairs that the sections leave over (ggml_mrope_cache_init in ops.cpp)",
 }
-"""What llama.cpp computes otherwise than transformers, of files that Pellucid reads as transformers does."""
+"""Models that llama.cpp computes differently from transformers and Pellucid, and the difference."""
 
 Reference = Callable[[Path, list[int]], np.ndarray]
 
@@ -115,7 +115,7 @@ def convert(source: Path, target: Path) -> str:
         (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     older = with_older_keys(hparams)
     kind: Any = get_model_class(get_model_architecture(older, ModelType.TEXT))
-    kind = getattr(kind, "Ministral3Model", kind)  # to which Mistral3Model delegates
+    kind = getattr(kind, "Ministral3Model", kind)  # Mistral3Model delegates to it
     fields = {"set_vocab": without_vocabulary, "model_arch": kind.model_arch, "no_mtp": True}
     bare = type("Bare", (kind,), fields)
     with torch.inference_mode():
@@ -125,14 +125,15 @@ def convert(source: Path, target: Path) -> str:
 
 
 def without_vocabulary(model: Any) -> None:
-    """The fields with which llama.cpp loads a model that has no vocabulary."""
+    """Write the fields that llama.cpp needs to load a model without a vocabulary."""
     model.gguf_writer.add_tokenizer_model("none")
     model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
 
 
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys of older versions of transformers, which the converter reads, and with what the
-    published files of a family state.
+    """Return a configuration with the keys of older versions of transformers, which the converter reads.
+
+    It also has the keys that the published files of a family state.
     """
     rope = config.get("rope_parameters") or {}
     made = {
@@ -157,12 +158,12 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
         made["num_hidden_layers"] = len(types)
         if "moe" not in types:
             del made["num_experts_per_tok"], made["n_routed_experts"], made["n_group"]
-    if kind in ("qwen3_5_text", "qwen3_5_moe_text"):  # the converter's default is for 32 pairs
+    if kind in ("qwen3_5_text", "qwen3_5_moe_text"):  # the converter's default assumes 32 pairs
         pairs = int(config["head_dim"] * rope["partial_rotary_factor"]) // 2
         made["rope_parameters"] = {**rope, "mrope_section": [(pairs + 2 - part) // 3 for part in range(3)]}
     trained = rope.get("original_max_position_embeddings", 0)
     if rope.get("rope_type") == "longrope" and config["max_position_embeddings"] <= trained:
-        # llama.cpp takes the short factors if its room is at most the trained context, and has no less than ROOM
+        # llama.cpp uses the short factors if its context is at most the trained context; its least context is ROOM
         made["max_position_embeddings"] = made["original_max_position_embeddings"] = ROOM
         made["rope_parameters"] = {**rope, "original_max_position_embeddings": ROOM}
     return made
@@ -184,13 +185,13 @@ def pellucid_logits(path: Path, ids: list[int]) -> np.ndarray:
 
 
 def distance(found: np.ndarray, wanted: np.ndarray, most: float, whose: str) -> tuple[bool, str]:
-    """Whether logits are as near as they must be, and the largest difference relative to their range, in words."""
+    """Compare logits. Returns (True if they are within ``most``, the largest difference relative to their range)."""
     far = float(np.abs(found - wanted).max() / np.ptp(wanted))
     return far <= most, f"{far:.1e} from {whose}{'' if far <= most else ', TOO FAR'}"
 
 
 def compare(name: str, path: Path, architecture: str, reference: Reference | None) -> tuple[bool, str]:
-    """Whether a converted model's logits are as they must be, and what to say of them. ``reference`` is llama.cpp."""
+    """Compare a converted model's logits. Returns (True if they pass, report). ``reference`` runs llama.cpp."""
     with np.load(GOLDENS / "tiny" / name / "expected.npz") as file:
         ids, golden = file["input_ids"].tolist(), file["logits"]
     stated = name not in INEXPRESSIBLE
@@ -239,7 +240,7 @@ def main() -> None:
             target = Path(scratch) / f"{name}.gguf"
             try:
                 architecture = convert(TINY[name], target)
-            except Exception as error:  # of the converter: anything
+            except Exception as error:  # the converter may raise anything
                 print(f"{name}: not converted: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
                 continue
             good, said = compare(name, target, architecture, reference)

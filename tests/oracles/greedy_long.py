@@ -1,9 +1,9 @@
-"""Greedy texts of real models, precise, against transformers' float32 run of the same file.
+"""Greedy texts of real models in precise mode, against transformers' float32 run of the same file.
 
     python tests/oracles/greedy_long.py [MODEL...] [--tokens 64]
 
-For each of twenty prompts, prose and code, both continue greedily. Where they first differ, the two tokens must tie in
-the float32 run: their logits within 1e-4. The weights are those of the GGUF file, dequantised by transformers.
+Pellucid and transformers continue twenty prompts greedily, prose and code. At the first difference the two tokens must
+tie in the float32 run: their logits differ by at most 1e-4. transformers dequantizes the weights of the GGUF file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(name: str, tokens: int) -> int:
-    """How many prompts a model continues otherwise, beyond ties."""
+    """Number of prompts that a model continues differently, not counting ties."""
     path = resolve(name)
     ours = continued(path, tokens)
     model = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +67,7 @@ def compare(name: str, tokens: int) -> int:
 
 
 def continued(path: Path, tokens: int) -> list[tuple[list[int], list[int]]]:
-    """Each prompt's ids and what Pellucid writes."""
+    """(prompt ids, generated ids) of each prompt in Pellucid."""
     with pellucid.load(path, precise=True, context=512) as llm:
         prompts = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
         options: dict[str, Any] = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
@@ -76,9 +76,10 @@ def continued(path: Path, tokens: int) -> list[tuple[list[int], list[int]]]:
 
 
 def first_difference(model: Any, ids: list[int], found: list[int]) -> tuple[int, float] | None:
-    """Where the float32 run would choose another token than ``found``, and how far its logits are apart there.
+    """First position where the float32 run chooses another token than ``found``, and the difference of the two logits.
 
-    As long as the two agree, what the float32 run sees is what Pellucid wrote, so one pass over the whole text says it.
+    Up to the first difference both runs have the same tokens, so a single pass over the whole text is enough. Returns
+    None if all tokens agree.
     """
     logits = model(torch.tensor([[*ids, *found]])).logits[0]
     for number, token in enumerate(found):

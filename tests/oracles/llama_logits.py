@@ -1,6 +1,6 @@
 """The logits of llama.cpp for every position of one text, on the CPU, from its shared libraries.
 
-``llama_logits`` runs this file in a process of its own, since a failed assertion of ggml ends the process:
+``llama_logits`` runs this file in its own process, because a failed assertion of ggml ends the process:
 
     python tests/oracles/llama_logits.py BINDINGS MODEL.gguf IDS.npy LOGITS.npy
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 ERROR = 4  # GGML_LOG_LEVEL_ERROR
-ROOM = 256  # positions of a context: the least, since llama.cpp rounds up to a multiple
+ROOM = 256  # smallest context in tokens, because llama.cpp rounds up to a multiple
 
 
 class LlamaCppError(Exception):
@@ -33,7 +33,7 @@ class LlamaCppError(Exception):
 
 
 def llama_logits(model: Path, ids: list[int], bindings: Path, library: Path) -> np.ndarray:
-    """The logits (T, V) float32 of the tokens. Raises LlamaCppError with the line that says why."""
+    """Logits (T, V) float32 of the tokens. Raises LlamaCppError with the line that names the reason."""
     with TemporaryDirectory() as scratch:
         tokens, logits = Path(scratch) / "ids.npy", Path(scratch) / "logits.npy"
         np.save(tokens, np.array(ids, np.int32))

@@ -25,11 +25,11 @@ continuation), `best` (the variant with the lowest mean KL) and `variants`, each
     kl_windows          mean of each window
     kl_first, kl_second mean over positions 64…255 and 256…511 of the windows
     kl_median, kl_p99, kl_max
-    kl_top64            mean KL computed from the committed distributions alone: 64 tokens and the rest as one,
+    kl_top64            mean KL computed from the committed distributions alone: 64 tokens and the sum of all others,
                         over their positions (never above the KL over the vocabulary at the same positions)
-    kl_top64_positions  mean KL over the vocabulary at those positions
+    kl_top64_positions  mean KL over the vocabulary at the same positions
     top1, top1_lead     agreement over all positions, and where the lead is 0.05 or more
-    lead_positions      number of positions with such a lead
+    lead_positions      number of positions with a lead of 0.05 or more
     perplexity, perplexity_float32
     versus_default      mean difference of KL from the default variant at the same positions, its standard errors
 """

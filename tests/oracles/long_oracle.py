@@ -46,7 +46,7 @@ MODELS = {
         150,
     ),
 }
-"""By name: the class, the configuration, and N."""
+"""Class, configuration and N, by name."""
 ROWS = 12
 
 
@@ -78,7 +78,7 @@ def main() -> None:
             logits=logits[rows],
             made_with=np.array(json.dumps(made_with)),
         )
-        (folder / "model.safetensors").unlink()  # tensors.json stands for it
+        (folder / "model.safetensors").unlink()  # replaced by tensors.json
         size = sum(f.stat().st_size for f in folder.iterdir())
         print(f"{name}: {length} tokens, standard deviation {logits.std():.3f}, {size} bytes")
 

@@ -87,7 +87,7 @@ SENTENCES = [
 
 
 def sentences() -> list[str]:
-    """The list above and four passages of text.txt: about 100, 150 and 200 ids, and one of more than 256."""
+    """The list above and four passages of text.txt, of about 100, 150, 200 and more than 256 ids."""
     words = TEXT.read_text(encoding="utf-8").split()
     cuts = [(1000, 1070), (1200, 1310), (1500, 1640), (2000, 2300)]
     return SENTENCES + [" ".join(words[a:b]) for a, b in cuts]

@@ -9,9 +9,9 @@ Pellucid has:
     <NAME>.values   float32 [blocks, values of a block]
     made_with       str     []    JSON: versions
 
-Every byte is random, so scales have any sign and size; every fourth block has subnormal float16 scales, every
-fourth the largest; one block is all zeros, and one all ones except for its scales. Blocks with values that are not
-finite are drawn again.
+Every byte is random, so scales have any sign and size. Every fourth block has subnormal float16 scales, every fourth
+the largest. One block is all zeros, and one is all ones except for its scales. Blocks with values that are not finite
+are drawn again.
 """
 
 import argparse

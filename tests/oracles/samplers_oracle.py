@@ -176,7 +176,7 @@ def case(
 
 
 def mixed(steps: dict[str, list[dict]]) -> Iterator[dict]:
-    """Yield every fourth combination of options and logits, with another start for each step and its options."""
+    """Yield every fourth combination of options and logits. The start differs for each step and its options."""
     for s, (step, choices) in enumerate(steps.items()):
         for j, options in enumerate(choices):
             for i, name in enumerate(KINDS):
@@ -565,7 +565,7 @@ EXACT = [("epsilon", 0.0625, "equal16"), ("top_n_sigma", 2.0, "pair")]
 
 
 def settled(c: dict, after: np.ndarray, others: list[np.ndarray]) -> bool:
-    """Whether all variants keep the same tokens."""
+    """True if all variants keep the same tokens."""
     if (c["step"], next(iter(c["options"].values())), c["logits"]) in EXACT:
         return True
     return all(np.array_equal(np.isfinite(after), np.isfinite(other)) for other in others)

@@ -7,7 +7,7 @@ writes ``tests/goldens/tokenize/settings.json``: a list of files with
     {"spec": the file, "encoded": [[text, parse_special, ids, offsets], …], "decoded": [[ids, text], …]}
 
 The fuzzer ``tests/fuzz/fuzz_tokenizer_models.py`` makes the files. ``ids`` is null where ``tokenizers`` refuses
-a text. ``parse_special=False`` is ``encode_special_tokens=True``. The texts of bytes that are not UTF-8 are left out.
+a text. ``parse_special=False`` is ``encode_special_tokens=True``. Texts that are not valid UTF-8 are left out.
 The committed golden was made with tokenizers 0.23.3.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def one(random: Random, folder: Path) -> Any:
-    """A file with its results; None if it is long, refused or ambiguous."""
+    """A random file with its results; None if it is too long, refused or ambiguous."""
     spec = fuzzer.spec(random)
     text = json.dumps(spec, ensure_ascii=False)
     ours, theirs = fuzzer._loaded(folder, spec), fuzzer._theirs(text)

@@ -8,7 +8,7 @@ Chats       ``tests/support/templates.py``: with and without system prompt, tool
             parts, reasoning, and a generation prompt
 Oracle      transformers' ``apply_chat_template``: the texts are equal, or both refuse
 
-Calls       each template writes a call of a tool; where the format is known, the call is read from that text again
+Calls       each template writes a tool call; where the format is known, the call is parsed from the text again
 
 Prints the differences and the number of comparisons, and exits with 1 if anything differs. Needs ``pip install
 pellucid[oracles]``. Written for transformers 5.24.0: 1,668 texts are equal, and both refuse 292 (a template without
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def misread_calls(folders: list[Path]) -> int:
-    """The number of templates whose calls are read as something else. Prints which formats are known."""
+    """Number of templates whose tool calls are parsed wrongly. Prints the known formats."""
     known, unknown, wrong = list[str](), list[str](), 0
     for path, source in sources(folders):
         try:
@@ -90,7 +90,7 @@ def misread_calls(folders: list[Path]) -> int:
             continue
         known.append(f"{path.stem} ({calls.name})")
         found = call_pattern(calls).search(written)
-        if not found:  # its marks have told
+        if not found:  # its control tokens identify the format
             continue
         parser = AnswerParser(None, False, calls, {NAME: tool("tools[0]", NAME, None, SCHEMA)})
         text = written[found.start() :]

@@ -1,4 +1,4 @@
-"""Tiny models with mixtures of experts: of Mixtral's kind, DeepSeek's, Llama 4's."""
+"""Tiny models with mixtures of experts, like Mixtral, DeepSeek and Llama 4."""
 
 from tiny_options import FACTORS, HALF, LLAMA, ODD, YARN, Models
 

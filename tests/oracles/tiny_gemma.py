@@ -1,4 +1,4 @@
-"""Tiny models of the Gemmas."""
+"""Tiny models of the Gemma families."""
 
 from tiny_options import LLAMA, ODD, VISION, Models
 

@@ -1,4 +1,4 @@
-"""Tiny models of Llama's kind: RMS norms, gated feed-forwards, rotary positions; some with an image part."""
+"""Tiny models like Llama: RMS norms, gated feed-forwards, rotary positions; some with an image part."""
 
 from typing import Any
 

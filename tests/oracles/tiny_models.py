@@ -1,8 +1,8 @@
 """The tiny models of tests/goldens/model/tiny, as data: a class of transformers and the options of its configuration.
 
 Two names are the classes of the model and of its configuration; one name stands for ``<name>ForCausalLM`` and
-``<name>Config``. The models are in ``tiny_*.py`` by kind. ``NAMES`` are in the order in which their goldens were first
-made, by which their token ids are drawn: a new name comes last.
+``<name>Config``. The models are in ``tiny_*.py`` by kind. ``NAMES`` has the order of the first goldens, because token
+ids are drawn in this order: append new names at the end.
 """
 
 import tiny_experts

@@ -1,4 +1,4 @@
-"""Tiny models of the older kinds: layer norms, learned positions or ALiBi; and an encoder."""
+"""Tiny models of older families, with layer norms and learned positions or ALiBi, and an encoder."""
 
 from tiny_options import HALF, LLAMA, Models, without_rms
 

@@ -3,7 +3,7 @@
 from typing import Any, TypeAlias
 
 Models: TypeAlias = dict[str, tuple[str, dict[str, Any]]]
-"""By name, the classes of a model and of its configuration, and the options of that."""
+"""By name: the classes of the model and of its configuration, and the options of the configuration."""
 LLAMA = {
     "vocab_size": 128,
     "hidden_size": 64,

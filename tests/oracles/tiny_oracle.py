@@ -6,8 +6,8 @@ The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), sa
 float32 with eager attention. The weights come from numpy's PCG64 with the seed below, drawn in the order of the
 tensors' names, so the script reproduces the same files.
 
-OUT/<name>/ has config.json and model.safetensors (float32) as transformers saves them, or instead of the weights
-tensors.json, from which tests draw them again (tests/support/drawn.py), and expected.npz:
+OUT/<name>/ has config.json and model.safetensors (float32) as transformers saves them. Instead of the weights it may
+have tensors.json, and tests draw the weights again (tests/support/drawn.py). expected.npz has:
 
     input_ids  int32   [40]
     logits     float32 [40, 128]   language models
@@ -77,7 +77,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.drawn import draw
 
 SEED, LENGTH = 20, 40
-COMMITTED = 10  # the first models have their weights in the repository; tests draw those of the others again
+COMMITTED = 10  # the first models have committed weights; tests draw the weights of the others
 ONE_PLUS = (
     "gemma",
     "gemma2",
@@ -111,10 +111,10 @@ def hand_on_the_slopes() -> None:
 
 
 def made(classes: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The class of a model, and its configuration."""
+    """Class and configuration of a model."""
     model, _, config = classes.partition(":")
     kind = getattr(transformers, model if config else f"{model}ForCausalLM")
-    # Some configurations change the tables that they are given, so each gets a copy.
+    # Some configurations modify their arguments, so each gets a copy.
     return kind, getattr(transformers, config or f"{model}Config")(**copy.deepcopy(options))
 
 
@@ -138,7 +138,7 @@ def fill(model: torch.nn.Module, rng: np.random.Generator) -> None:
 
 
 def packed(name: str, shape: list[int]) -> list[tuple[str, list[int]]]:
-    """The names and shapes of a tensor in MXFP4, if it is one of experts, which are stored as (outputs, inputs)."""
+    """Names and shapes of a tensor. Tensors of experts become MXFP4 blocks and scales, stored as (outputs, inputs)."""
     if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return [(name, shape)]
     experts, inputs, outputs = shape
@@ -147,7 +147,7 @@ def packed(name: str, shape: list[int]) -> list[tuple[str, list[int]]]:
 
 
 def decode(model: torch.nn.Module, path: Path) -> None:
-    """Load weights of which some are MXFP4."""
+    """Load weights, some of them in MXFP4."""
     stored = {name: torch.from_numpy(x) for name, x in load_file(path).items()}
     for blocks in [name for name in stored if name.endswith("_blocks")]:
         name = blocks.removesuffix("_blocks")
@@ -157,7 +157,7 @@ def decode(model: torch.nn.Module, path: Path) -> None:
 
 
 def redraw(folder: Path, name: str, config: Any) -> None:
-    """Replace the weights of a saved model by those that the tests draw again, and write what they need for that."""
+    """Replace the weights of a saved model by drawn weights, and write tensors.json so that tests can draw them."""
     path = folder / "model.safetensors"
     tensors = {key: list(x.shape) for key, x in load_file(path).items()}
     if hasattr(config, "quantization_config"):
@@ -196,7 +196,7 @@ def main() -> None:
             redraw(folder, name, config)
         (folder / "generation_config.json").unlink(missing_ok=True)
         ids = rng.integers(3, config.get_text_config().vocab_size, LENGTH).astype(np.int32)
-        # Load the saved files again, so that the outputs belong to them.
+        # Load the saved files, so that the outputs belong to the files.
         if hasattr(config, "quantization_config"):
             decode(again := model, folder / "model.safetensors")
         else:
@@ -213,7 +213,7 @@ def main() -> None:
             **{"input_ids": ids, key: value, "made_with": np.array(json.dumps(made_with))},
         )
         if number >= COMMITTED:
-            (folder / "model.safetensors").unlink()  # tensors.json stands for it
+            (folder / "model.safetensors").unlink()  # replaced by tensors.json
         size = sum(f.stat().st_size for f in folder.iterdir())
         print(f"{name}: {key} {value.shape}, standard deviation {value.std():.3f}, {size} bytes")
 

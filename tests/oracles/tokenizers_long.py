@@ -2,9 +2,9 @@
 
     python tests/oracles/tokenizers_long.py [fetch | train | compare] [--full] [--only NAME …]    (make test-tokenizers)
 
-Without an argument it does all three. ``fetch`` downloads texts and vocabularies into a folder (``--cache``, by default
-``oracles`` in Pellucid's home), ``train`` trains SentencePiece models on these texts and writes equivalent
-``tokenizer.json`` files. Existing files are kept: remove the folder to start again. The script writes nothing else,
+Without an argument it runs all three steps. ``fetch`` downloads texts and vocabularies into a folder (``--cache``, by
+default ``oracles`` in Pellucid's home). ``train`` trains SentencePiece models on these texts and writes equivalent
+``tokenizer.json`` files. Existing files are kept: remove the folder to start again. The script writes nothing else. It
 prints a table, or with ``--json`` the same as JSON, and exits with 1 if anything differs.
 
 Texts     manual pages in de, es, fr, ja, pl, ru, zh (Debian's packages manpages-*, by ``apt-get download``), the
@@ -16,13 +16,13 @@ Oracles   tokenizers, with encode_special_tokens=True, without padding and trunc
           sentencepiece: ids, offsets, decoding of the trained models
           tiktoken: ids, of the npm vocabularies written as ranks
 Ways      compiled (``encode_batch``): ids of all texts; offsets (``encode_with_offsets``) of ``--offsets-mb`` of them,
-          equally many of each language. In Python: ids and offsets of ``--python-mb``. ``--full`` does all of these
-          for all texts, which takes hours
+          equally many of each language. In Python: ids and offsets of ``--python-mb``. ``--full`` compares all texts in
+          all ways, which takes hours
 Decoding  byte-level vocabularies and those with byte fallback must return the normalized text if they have all of its
           bytes; others the text that the oracle decodes
 
-One difference is intended: for Pellucid a control token in a text is plain text, and so is the name of a byte
-("<0x0A>"); the Unigram model of ``tokenizers`` finds them in its vocabulary. Such texts are skipped and counted.
+One difference is intended. For Pellucid a control token in a text is plain text, and so is the name of a byte
+("<0x0A>"); the Unigram model of ``tokenizers`` finds them in its vocabulary. These texts are skipped and counted.
 
 Needs ``pip install pellucid[oracles]``, npm, apt-get and dpkg-deb (``--without-debian`` needs neither of the last two,
 and covers fewer languages). Written for tokenizers 0.23.3, sentencepiece 0.2.3 and tiktoken 0.14.0.
@@ -225,7 +225,7 @@ def read_texts(cache: Path) -> dict[str, str]:
 
 
 def cut(texts: dict[str, str]) -> tuple[list[str], list[str]]:
-    """All texts in pieces: in order, and mixed so that a first part has equally much of each source while it lasts."""
+    """All texts in pieces: in order, and in turns from each source, so that any beginning has pieces of all sources."""
     pieces = {
         name: [text[at : at + PIECE] for at in range(0, len(text), PIECE)] for name, text in texts.items()
     }
@@ -337,7 +337,7 @@ def _lines(texts: dict[str, str], most: int = 6000) -> Iterator[str]:
 
 
 def converted(name: str, folder: Path) -> str:
-    """A ``tokenizer.json`` for a SentencePiece model, as ``transformers`` converts such models or much like that."""
+    """A ``tokenizer.json`` for a SentencePiece model, converted like in ``transformers``."""
     from sentencepiece import sentencepiece_model_pb2 as protobuf
     from tokenizers import (
         AddedToken,
@@ -431,7 +431,7 @@ class Tokenizers:
         return cls(Tokenizer.from_file(str(path)))
 
     def takes(self, text: str) -> bool:
-        """Whether the text has no token that the oracle finds and Pellucid treats as text."""
+        """True if the oracle finds no token in the text that Pellucid treats as plain text."""
         forms = (text, self._normal(text)) if self._taken else ()
         return not any(token in form for form in forms for token in self._taken)
 
@@ -448,7 +448,7 @@ class Tokenizers:
         exact = self._bytes and lost.isdisjoint(normal.encode())
         if self._fallback and SPACE not in text:
             normal = text
-            # Metaspace takes an existing leading space for the one that it prepends.
+            # Metaspace cannot distinguish a leading space of the text from its prepended space.
             exact = not (self._pre_tokenizer.get("type") == "Metaspace" and text.startswith(" "))
         decoded: str = normal if exact else self._tokenizer.decode(ids)
         return decoded
@@ -538,7 +538,7 @@ def cases(cache: Path) -> dict[str, Case]:
 
 
 def _own(name: str) -> Case:
-    """A model of Pellucid's catalogue, pulled if necessary."""
+    """Comparison of a model of Pellucid's catalogue, pulled if necessary."""
     from pellucid.weights.store import resolve
 
     build = getattr(tokenizers_oracle, name)
@@ -634,7 +634,7 @@ def compare(name: str, case: Case, texts: Sequence[str], some: Sequence[str], fe
 
 
 def shortest(text: str, differs: Callable[[str], bool], tries: int = 3000) -> str:
-    """A text, shortened as long as it still shows a difference."""
+    """Shorten a text while it still shows a difference."""
     if not differs(text):
         return f"only among others: {text[:200]!a}"
     size = len(text) // 2

@@ -29,7 +29,7 @@ For the GGUF files, transformers rebuilds the tokenizer (``from_pretrained(…, 
 - SmolLM2: the rebuilt tokenizer splits like GPT-2 only. The model's own tokenizer.json first splits off every digit.
 - Gemma: the rebuilt tokenizer orders the merges of user-defined pieces (runs of spaces) by id. Google's tokenizer.json
   has them first, longest left part first, which matters for more than 31 spaces in a row, and has these pieces
-  as added tokens too. With the corrections the merges and ids are equal to those of that file.
+  as added tokens too. With the corrections the merges and ids equal Google's file.
 
 Padding and truncation of MiniLM's file are disabled: both are the caller's responsibility.
 """
@@ -213,7 +213,7 @@ def tiny_unigram_bytes(texts: list[str]) -> Tokenizer:
 
 
 def tiny_unigram_ties(texts: list[str]) -> Tokenizer:
-    """Many segmentations are equally likely except for the rounding of sums, which depends on the text before."""
+    """A Unigram tokenizer with many equally likely segmentations. Rounding of sums over the text before decides."""
     words = [f"▁{word}" for text in texts for word in text.split()]
     counts = Counter(
         word[at : at + size] for word in words for size in (1, 2, 3) for at in range(len(word) - size + 1)
@@ -264,7 +264,7 @@ def sentencepiece(texts: list[str], **settings: Any) -> bytes:
 
 
 def normalization(texts: list[str]) -> str:
-    """The rules of SentencePiece's nmt_nfkc for the texts' characters, and for two or three that compose to one."""
+    """Rules of SentencePiece's nmt_nfkc for the characters of the texts, and for two or three that compose to one."""
     rules: dict[str, str] = {}
     for text in texts:
         for size in (1, 2, 3):
@@ -384,7 +384,7 @@ def compare(name: str, oracle: Tokenizer, path: Path, folder: Path, limit: int) 
 
 
 def numbers() -> str:
-    """Numbers in notations that a file may use, and the values that ``tokenizers`` reads and writes back in full."""
+    """Numbers in various notations, and the exact values that ``tokenizers`` reads and writes back."""
     draw = random.Random(0)
     written = [
         f"-{draw.randrange(20)}.{draw.randrange(10**size):0{size}d}" for size in range(1, 26) for _ in "12345"

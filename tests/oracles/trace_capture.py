@@ -1,4 +1,4 @@
-"""What modules and functions take and give while a model of transformers runs, found by the names of the modules.
+"""Captures inputs and outputs of modules and functions while a transformers model runs, by module name.
 
 Values are captured in three ways: by hooks on modules, by wrapping functions of the model's file (``WRAPPED``), and by
 watching functions of torch (``FUNCTIONS``). A function belongs to the innermost module that runs.
@@ -28,14 +28,14 @@ WRAPPED = (
 
 Tensor = torch.Tensor
 Source = str | Callable[["Seen", str], Tensor]
-"""Where a value is: "module" for a module's output, "<module" for its input, "module:function" for the result of a
-function that it calls, "<module:function" for that one's argument; "#1" takes the second of several. Names are those
-below a block's, so "" is the block. Or a function of what was seen and the block's name.
+"""Location of a value: "module" is a module's output, "<module" its input, "module:function" the result of a function
+that it calls, "<module:function" the function's argument. "#1" takes the second of several values. Names are relative
+to a block, so "" is the block. A source may also be a function of the captured values and the block's name.
 """
 
 
 def copied(value: Any) -> Any:
-    """A value whose tensors later operations do not change."""
+    """A copy of a value with cloned tensors, which later operations do not change."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, (tuple, list)):
@@ -71,7 +71,7 @@ class Seen(TorchFunctionMode):
         return hook
 
     def called(self, function: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a function, and keep what it took and gave."""
+        """Call a function, and record its arguments and its result."""
         name = f"{self._inside[-1] if self._inside else ''}:{function}"
         self.arguments[name].append((copied(args), copied(kwargs)))
         result = call(*args, **kwargs)
@@ -86,7 +86,7 @@ class Seen(TorchFunctionMode):
 
     @contextmanager
     def wrapped(self) -> Iterator[None]:
-        """The functions of the model's file are wrapped, and those of torch watched."""
+        """Record calls of functions of the model's file and of torch until the block ends."""
         file = import_module(type(self.model).__module__)
         plain = {name: getattr(file, name) for name in WRAPPED if hasattr(file, name)}
 
@@ -103,7 +103,7 @@ class Seen(TorchFunctionMode):
                 setattr(file, name, function)
 
     def __call__(self, source: str, at: str = "", call: int = -1) -> Tensor:
-        """The value of a source below the module ``at``, of the last call by default."""
+        """Value of a source below the module ``at``, by default of the last call."""
         path, _, part = source.partition("#")
         module, colon, function = path.removeprefix("<").partition(":")
         name = ".".join(one for one in (at, module) if one) + colon + function
@@ -117,7 +117,7 @@ class Seen(TorchFunctionMode):
         return found[int(part or 0)] if isinstance(found, list) else found
 
     def given(self, name: str, key: str) -> Tensor:
-        """A keyword argument of a module or function."""
+        """Keyword argument of the last call of a module or function."""
         return self.arguments[name][-1][1][key]
 
     def module(self, name: str) -> Any:

@@ -1,23 +1,23 @@
-"""Where transformers has the values of Pellucid's points, family by family.
+"""Locations of the values of Pellucid's hook points in transformers, family by family.
 
-``FAMILIES`` states for each family where its blocks are, the points outside of them, and the points of a block, by a
-module that only blocks with these points have. Most values are inputs or outputs of modules. Some are parts of a matrix
-that transformers computes at once. Where Pellucid's form of a value is another one, it is converted here:
+``FAMILIES`` has for each family the location of its blocks, the points outside of the blocks, and the points of a
+block, by a module that only blocks with these points have. Most values are inputs or outputs of modules. Some are parts
+of a matrix that transformers computes at once. Values with another form in Pellucid are converted here:
 
     bloom           transformers adds slope * j to the score of query i and key j, Pellucid -slope * (i - j).
-    deepseek_v3     transformers moves rotated pairs from neighbours to halves, Pellucid leaves them where they are.
-                    k_up and latent_heads, which only the absorbed form has, are made of captured values and weights.
-    falcon_h1       transformers multiplies inputs and keys by factors. Pellucid takes these out of the products: its
-                    points lack them, and scores and sums have them instead.
-    qwen3_next      the DeltaNet's queries and keys are normalised for each value head; those of a key head are those of
-                    its first value head.
-    falcon,         transformers adds attention and the other part of a block at once: attention.residual is made of
-    falcon_h1       captured values.
+    deepseek_v3     transformers moves rotated pairs from neighbours to halves, Pellucid leaves them in place. k_up
+                    and latent_heads exist only in the absorbed form, computed from captured values and weights.
+    falcon_h1       transformers multiplies inputs and keys by factors. Pellucid applies these factors later: its points
+                    lack them, and scores and sums have them instead.
+    qwen3_next      the DeltaNet's queries and keys are normalized for each value head. A key head has the values of its
+                    first value head.
+    falcon,         transformers adds attention and the other part of a block at once: attention.residual is computed
+    falcon_h1       from captured values.
 
-Points without a counterpart: feedforward.residual is the block's residual, unless a norm follows (BERT); where it is
-not in a golden, tests compare the two. Clipped values (MPT), query scales (Llama 4, Ministral 3), sparse gates, AltUp,
-Laurel, per-layer vectors and scalars (Gemma 3n and 4), and the norms around Gemma 4's experts are of families that are
-not here. The file is long because it is a table.
+Some points have no counterpart. feedforward.residual equals the block's residual unless a norm follows (BERT); if it
+is not in a golden, tests compare the two. Families with clipped values (MPT), query scales (Llama 4, Ministral 3),
+sparse gates, AltUp, Laurel, per-layer vectors and scalars (Gemma 3n and 4), and norms around experts (Gemma 4) are not
+in this file. The file is long because it is a table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Sources = Mapping[str, Source]
 
 @dataclass(frozen=True)
 class Places:
-    """A family: where its blocks are, the points outside of these, and those of a block that has a module."""
+    """Locations of a family: its blocks, the points outside of blocks, and the points of a block by a module in it."""
 
     blocks: str
     outside: Sources
@@ -44,12 +44,12 @@ class Places:
 def each(
     names: str, source: Callable[[int], Source], prefix: str = "", suffix: str = ""
 ) -> dict[str, Source]:
-    """A source for each of several points, by its number."""
+    """Sources of several points. Each is made from the number of its point."""
     return {f"{prefix}{name}{suffix}": source(i) for i, name in enumerate(names.split())}
 
 
 def total(*sources: str) -> Source:
-    """The sum of several values."""
+    """Sum of several values."""
     return lambda seen, at: torch.stack([seen(one, at) for one in sources]).sum(0)
 
 
@@ -59,7 +59,7 @@ def part_of(source: str, sizes: Callable[[Any], list[int]], number: int) -> Sour
 
 
 def visible(logits: Tensor) -> Tensor:
-    """What a softmax takes, with minus infinity where the mask has added the lowest number."""
+    """Inputs of a softmax, with minus infinity where the mask has added the lowest number."""
     return logits.masked_fill(logits < torch.finfo(torch.float32).min / 2, -torch.inf)
 
 
@@ -72,7 +72,7 @@ def softmax_of(module: str) -> dict[str, Source]:
 
 
 def angles(module: str, kind: str = "", repeated: int = 2) -> Source:
-    """Cosines and sines of each pair, which most families have twice; of the call for a kind of layers."""
+    """Cosines and sines of each pair, from the call for a kind of layers. Most families store each value twice."""
 
     def of(seen: Seen, at: str) -> Tensor:
         calls = seen.arguments[module]
@@ -86,7 +86,7 @@ def angles(module: str, kind: str = "", repeated: int = 2) -> Source:
 
 
 def around(**others: Source) -> dict[str, Source]:
-    """The points outside of the blocks of most decoders; ``__`` in a name stands for a dot."""
+    """Points outside of the blocks of most decoders. ``__`` in a name stands for a dot."""
     return {
         "embed": "model.embed_tokens",
         "position.angles": angles("model.rotary_emb"),
@@ -99,7 +99,7 @@ def around(**others: Source) -> dict[str, Source]:
 def attention(
     at: str = "self_attn", norm: str = "input_layernorm", then: str = "post_attention_layernorm"
 ) -> dict[str, Source]:
-    """Attention of most decoders; ``then`` is the module that reads the residual stream after it."""
+    """Attention of most decoders. ``then`` is the module that reads the residual stream after attention."""
     return {
         **({"attention.norm": norm} if norm else {}),
         **{f"attention.{name}": f"{at}.{name}_proj" for name in "qkv"},
@@ -145,7 +145,7 @@ def mixture(at: str = "mlp", router: str = "gate") -> dict[str, Source]:
 
 
 def experts_apart(at: str) -> Source:
-    """The result of each chosen expert, (T, C, D): the experts run again with one choice of each token, of weight 1."""
+    """Output of each chosen expert, (T, C, D): the experts run again with a single choice per token, of weight 1."""
 
     def source(seen: Seen, block: str) -> Tensor:
         run = seen.module(f"{block}.{at}")
@@ -234,7 +234,7 @@ FALCON: Sources = {
 }
 
 
-# GPT-OSS: a sink stands behind the scores of a row.
+# GPT-OSS: the last score of a row is the attention sink.
 def _before_the_sink(seen: Seen, at: str) -> Tensor:
     (args, _) = seen.arguments[f"{at}.self_attn:cat"][-1]
     return visible(args[0][0])
@@ -260,7 +260,7 @@ def _query_or_gate(number: int) -> Source:
 
 
 def _delta_projection(number: int) -> Source:
-    """The parts of two matrices, in the order in which transformers' layer takes them apart."""
+    """Parts of two matrices, in the order of transformers' layer."""
 
     def of(seen: Seen, at: str) -> Tensor:
         net = f"{at}.linear_attn"
@@ -281,7 +281,7 @@ def _convolved(net: str, sizes: Callable[[Any], list[int]], number: int) -> Sour
 
 
 def _unit_vectors(number: int) -> Source:
-    """Queries, with the factor of the scores, and keys: (H, T, K), H value heads."""
+    """Queries (including the scale of the scores) or keys: (H, T, K), H value heads."""
 
     def of(seen: Seen, at: str) -> Tensor:
         config = seen.config
@@ -453,7 +453,7 @@ LFM2: Sources = {
 
 # DeepSeek V3: latent attention.
 def _latent_queries(number: int) -> Source:
-    """The plain (0) and the rotated (1) part of each head's queries, before the rotation."""
+    """Plain part (0) or rotary part (1) of each head's queries, before the rotation."""
 
     def of(seen: Seen, at: str) -> Tensor:
         config = seen.config
@@ -469,7 +469,7 @@ def _latent_sizes(config: Any) -> list[int]:
 
 
 def _neighbours(number: int) -> Source:
-    """Rotated queries (0) or keys (1), with their pairs as neighbours."""
+    """Rotated queries (0) or keys (1), with adjacent pairs."""
 
     def of(seen: Seen, at: str) -> Tensor:
         halves = seen(f"self_attn:apply_rotary_pos_emb_interleave#{number}", at).chunk(2, -1)
@@ -479,7 +479,7 @@ def _neighbours(number: int) -> Source:
 
 
 def _latent_query(seen: Seen, at: str) -> Tensor:
-    """A head's plain queries times the matrix that makes its keys, (H, K, rank)."""
+    """Plain queries of each head times its key matrix (H, K, rank)."""
     config, weights = seen.config, seen.module(f"{at}.self_attn.kv_b_proj").weight
     of_keys = weights.unflatten(0, (config.num_attention_heads, -1))[:, : config.qk_nope_head_dim]
     return torch.einsum("bthk,hkr->bthr", _latent_queries(0)(seen, at), of_keys)

@@ -1,21 +1,21 @@
-"""What Pellucid's points hold, as transformers computes it: values inside of the tiny models.
+"""Values of Pellucid's hook points inside the tiny models, as transformers computes them.
 
     python tests/oracles/trace_oracle.py --out tests/goldens/trace [NAME...]
 
 The committed goldens were made with transformers 5.24.0, torch 2.13.0 (CPU), safetensors 0.8.0 on Python 3.11, in
-float32 with eager attention. The models are those that tiny_oracle.py has written to tests/goldens/model/tiny.
+float32 with eager attention. tiny_oracle.py has written the models to tests/goldens/model/tiny.
 
-OUT/<name>.npz has, of the first 12 tokens of a model's expected.npz:
+OUT/<name>.npz has the values of the first 12 tokens of a model's expected.npz:
 
     input_ids                       int32   [12]
     blocks.1.attention.q            float32 [12, 4, 16]   a point by its name: (T, H, K), (T, D), (T, F), (T, V)
-    blocks.1.attention.pattern      float32 [4, 12, 12]   patterns and scores: (H, T, T'); -inf for what is not seen
-    blocks.1.feedforward.experts    int32   [12, 2]       the chosen experts in ascending order, their weights likewise
+    blocks.1.attention.pattern      float32 [4, 12, 12]   patterns and scores: (H, T, T'); -inf for masked tokens
+    blocks.1.feedforward.experts    int32   [12, 2]       the chosen experts in ascending order, as are their weights
     pool                            float32 [1, 64]       a row for each sequence
     made_with                       str     []            JSON: versions
 
-All points of the blocks that ``MODELS`` states are there, and of the other blocks the residual. trace_families.py says
-which value of transformers is which point, and which points have no counterpart.
+It has all points of the blocks in ``MODELS``, and the residual of the other blocks. trace_families.py maps the values
+of transformers to points, and lists the points without a counterpart.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ DELTA_VALUES = ("v", "v_conv", "scan", "head_norm")
 
 
 def heads_of(point: str, config: Any) -> int:
-    """How many heads a row of a point has; 0 if a row is one vector."""
+    """Number of heads in a row of a point; 0 if a row is a single vector."""
     part, _, name = point.rpartition(".")
     if part.endswith("attention"):
         queries = config.num_attention_heads
@@ -88,7 +88,7 @@ def heads_of(point: str, config: Any) -> int:
 
 
 def shaped(point: str, x: Tensor, config: Any, length: int) -> Tensor:
-    """A value of ``length`` tokens as its point has it: (T, ...), or (H, T, T') of patterns."""
+    """Reshape a value of ``length`` tokens to its point's shape: (T, ...), or (H, T, T') for patterns."""
     if point.endswith((".scores", ".pattern")):
         return x.reshape(-1, length, length)
     if point == "pool" or point.endswith("experts.output"):
@@ -102,7 +102,7 @@ def shaped(point: str, x: Tensor, config: Any, length: int) -> Tensor:
 def points_of(
     seen: Seen, family: str, length: int, blocks: Container[int] | None = None
 ) -> dict[str, Tensor]:
-    """The values of a model's points by name, of ``length`` tokens; of some blocks all, by default of all blocks."""
+    """Values of a model's points by name, for ``length`` tokens. Blocks not in ``blocks`` have only the residual."""
     places, found = FAMILIES[family], dict[str, Tensor]()
 
     def take(point: str, source: Source, at: str = "") -> None:
@@ -127,7 +127,7 @@ def points_of(
 
 
 def sorted_by_expert(points: dict[str, Tensor]) -> None:
-    """The chosen experts of a token in ascending order, and their weights and results likewise."""
+    """Sort the chosen experts of each token in ascending order, with their weights and results."""
     for name in [name for name in points if name.endswith("feedforward.experts")]:
         points[name], order = points[name].sort(-1)
         weights, results = name.replace("experts", "expert_weights"), f"{name}.output"
@@ -136,14 +136,14 @@ def sorted_by_expert(points: dict[str, Tensor]) -> None:
 
 
 def check(name: str, arrays: dict[str, np.ndarray], logits: np.ndarray) -> None:
-    """The captured run is the one of expected.npz."""
+    """Check that the captured logits are the logits of expected.npz."""
     difference = float(np.abs(arrays["project.logits"] - logits[:LENGTH]).max())
     if difference > 1e-4:
         raise SystemExit(f"{name}: logits differ by {difference:.2g} from those of expected.npz")
 
 
 def load(name: str, folder: Path) -> torch.nn.Module:
-    """A tiny model in float32. ``folder`` is for its weights, if these are drawn."""
+    """Load a tiny model in float32. Drawn weights are written to ``folder``."""
     recipe, source = GOLDENS / name / "tensors.json", GOLDENS / name
     if recipe.exists():
         said, source = json.loads(recipe.read_text()), folder / name

@@ -1,14 +1,14 @@
-"""What the points of real models hold, against transformers' float32 run of the same file.
+"""Values of the hook points of real models, against transformers' float32 run of the same file.
 
     python tests/oracles/trace_real.py [MODEL...] [--float32]
 
-Both read one prompt of some thirty tokens. With ``precise=True, kv_cache="f32"`` no value of a point may be further
-from transformers' than 1e-4 of the range of these; with default options the cosine must be 0.99 at least. Every point
+Both run a prompt of about thirty tokens. With ``precise=True, kv_cache="f32"`` the largest difference of a point must
+be at most 1e-4 of the range of transformers' values. With default options the cosine must be at least 0.99. Every point
 needs a counterpart (trace_families.py) or an entry in ``ABSENT``. The table has the worst block for each kind of point.
-The exit status is 1 if a bound is broken, or if something has nothing to be compared with.
+The exit status is 1 if a value exceeds its bound or has no counterpart.
 
-Activations that meet quantised weights are rounded to 8 bits, with ``precise`` to 16. --float32 adds a run without this
-rounding, of the same weights in a folder that transformers writes in float32; its bound is that of the precise run.
+Activations at quantized weights are rounded to 8 bits, with ``precise`` to 16. --float32 adds a run without this
+rounding: transformers writes the same weights to a folder in float32. It has the bound of the precise run.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ MODELS = ("smollm2", "gemma3", "qwen2.5-coder-0.5b", "minilm")
 PROMPT = "The animal didn't cross the street because it was too tired. In Python: def add(a, b): return a + b"
 PRECISE: Mapping[str, Any] = {"precise": True, "kv_cache": "f32"}
 CLOSE = 1e-4
-"""The largest difference of a precise run, as a part of the range."""
+"""Largest difference of a precise run, as a fraction of the range."""
 ALIKE = 0.99
-"""The least cosine of a run with default options."""
+"""Smallest cosine of a run with default options."""
 ABSENT: Mapping[str, str] = {
     "sample.*": "a run of transformers ends with the logits, before the chain",
     "detokenize.*": "the tokens that the chain has chosen, and their text",
     "cache.*": "pages of Pellucid's own cache",
     "timings.tokens": "times",
 }
-"""Points, as patterns, that transformers does not have, and why."""
+"""Patterns of points that transformers does not have, and the reasons."""
 ROTATED = ("attention.q", "attention.k", "attention.q_rotary", "attention.k_rotary")
 
 Arrays = dict[str, NDArray[Any]]
@@ -57,7 +57,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """What Pellucid has read, with which model, and the values of its points."""
+    """A run of Pellucid: its token ids, its model spec, and the values of its points."""
 
     ids: list[int]
     spec: ModelSpec
@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Column:
-    """A measure of each point and the bound of it: the least that it may be if ``at_least``, otherwise the most."""
+    """A measure of each point, and its bound: the minimum if ``at_least``, otherwise the maximum."""
 
     title: str
     measures: Mapping[str, float]
@@ -91,7 +91,7 @@ class Column:
         ]
 
     def cell(self, point: str) -> str:
-        """A point's measure, with its block."""
+        """Text of a point's measure and its block."""
         measure, block = self.measures[point], point.split(".")[1] if point.startswith("blocks.") else ""
         return f"{f'{measure:.5f}' if self.at_least else f'{measure:.1e}'} {block:>2}"
 
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def compare(name: str, float32: bool) -> bool:
-    """Print a model's table. Returns whether a bound is broken, or something has nothing to be compared with."""
+    """Print a model's table. Returns True if a point exceeds its bound or has no counterpart."""
     path = resolve(name)
     precise, default = recorded(path, PROMPT, **PRECISE), recorded(path, PROMPT)
     model = transformers_model(path)
@@ -138,7 +138,7 @@ def compare(name: str, float32: bool) -> bool:
 
 
 def recorded(source: Path, prompt: str | list[int], **options: Any) -> Run:
-    """Pellucid's values of all points but those that transformers does not have."""
+    """Run a prompt in Pellucid. Returns the values of all points except ``ABSENT``."""
     with pellucid.load(source, context=512, **options) as llm:
         wanted = [p for p in llm.points if not any(fnmatchcase(p, pattern) for pattern in ABSENT)]
         with llm.trace(*wanted) as trace:
@@ -151,7 +151,7 @@ def recorded(source: Path, prompt: str | list[int], **options: Any) -> Run:
 
 
 def transformers_model(path: Path) -> Any:
-    """The weights of a GGUF file or a folder, in float32."""
+    """Load the weights of a GGUF file or a folder in transformers, in float32."""
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     if path.suffix != ".gguf":
         return AutoModel.from_pretrained(path, **options).eval()
@@ -160,12 +160,12 @@ def transformers_model(path: Path) -> Any:
 
 
 def counterparts(model: Any, run: Run) -> Arrays:
-    """Transformers' values for the points of a run."""
+    """transformers' values for the points of a run."""
     seen = Seen(model)
     with seen.wrapped():
         model(torch.tensor([run.ids]))
     found = {point: x.numpy() for point, x in points_of(seen, run.spec.family, len(run.ids)).items()}
-    for block in range(len(run.spec.blocks)):  # without a norm after it, the sum is what the block leaves
+    for block in range(len(run.spec.blocks)):  # without a norm after the sum, it is the block's residual
         found.setdefault(f"blocks.{block}.feedforward.residual", found[f"blocks.{block}.residual"])
     if "project.logits" in found:
         found["project.probabilities"] = torch.from_numpy(found["project.logits"]).softmax(-1).numpy()
@@ -173,9 +173,9 @@ def counterparts(model: Any, run: Run) -> Arrays:
 
 
 def paired(points: Arrays, spec: ModelSpec) -> Arrays:
-    """Transformers' values, with queries and keys in the order of the file.
+    """transformers' values, with queries and keys in the order of the file.
 
-    The rotated pairs of Llamas are halves in transformers, and neighbours in the rows of a GGUF file's matrices.
+    Rotated pairs of Llamas are halves in transformers, but adjacent rows in a GGUF file's matrices.
     """
     attention = spec.blocks[0].attention
     if attention is None or attention.rotary is None or attention.rotary.pairing == "half":
@@ -187,7 +187,7 @@ def paired(points: Arrays, spec: ModelSpec) -> Arrays:
 
 
 def of_copy(model: Any, path: Path, ids: Sequence[int]) -> Run:
-    """A run of the weights that transformers has, which are float32."""
+    """Run Pellucid on the float32 weights of the transformers model."""
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
@@ -195,7 +195,7 @@ def of_copy(model: Any, path: Path, ids: Sequence[int]) -> Run:
 
 
 def kind(point: str) -> str:
-    """The name without its block."""
+    """Name of a point without its block."""
     parts = point.split(".")
     return ".".join(parts[2:]) if parts[0] == "blocks" else point
 

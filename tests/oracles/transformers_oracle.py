@@ -1,9 +1,9 @@
 """Golden continuations and next-token distributions of a GGUF model, computed by transformers in float32.
 
-The weights are the file's, dequantized to float32, so the result is what the file specifies without further rounding.
-The script first checks the loaded model against the file: every tensor against `gguf.dequantize` (with llama's query
-and key rows put back in rotate-half order, and one subtracted from Gemma's norms), every hyperparameter that the
-metadata states, and for gemma3 those that it leaves out.
+The weights of the file are dequantized to float32, so the result has no further rounding. The script first checks the
+loaded model against the file: every tensor against `gguf.dequantize` (with llama's query and key rows reordered to
+rotate-half order, and one subtracted from Gemma's norms), every hyperparameter in the metadata, and for gemma3 the
+hyperparameters that the metadata leaves out.
 
     python tests/oracles/transformers_oracle.py --model SmolLM2-135M-Instruct.Q4_1.gguf \\
         --out tests/goldens/model/smollm2 --full smollm2-full.npz
@@ -15,16 +15,16 @@ accelerate 1.15.0 on Python 3.11; each golden repeats its versions under "made_w
 
 OUT.json, from prompts.json: for each prompt its ids, the greedy continuation (40 tokens, or fewer that end with the
 end-of-sequence token), and for every position i of ids + continuation the most likely token after it (`top[i]`), its
-probability (`p[i]`) and the lead of that probability over the second (`lead[i]`).
+probability (`p[i]`) and its lead over the second probability (`lead[i]`).
 
 OUT.npz, from text.txt in windows of 512 ids (BOS first if the model uses one). Positions count from the start of the
-window; the distribution at a position is that of the token after it. Positions 64…511 are scored:
+window. The distribution at a position is for the token after it. Positions 64…511 are scored:
 
     windows       int32   [W, 512]     the ids
     positions     int32   [448]        64…511, the same in every window
     top1_ids      int32   [W, 448]     most likely next token
     top1_p        float32 [W, 448]     its probability
-    top1_lead     float32 [W, 448]     probability of the first minus that of the second
+    top1_lead     float32 [W, 448]     probability of the first minus probability of the second
     next_logprobs float32 [W, 447]     log-probability of the token that follows in the text, positions 64…510
     top_positions int32   [112]        each fourth position: 67, 71 … 511
     top_ids       int32   [W, 112, 64] the 64 most likely tokens, most likely first

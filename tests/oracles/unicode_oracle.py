@@ -109,7 +109,8 @@ def properties(doc: Path) -> str:
 def folds() -> dict[str, str]:
     """The characters that ``(?i:...)`` treats as equal.
 
-    "41-5A+32": a range, and the distance to the letter that represents its class; "DF=73.73": one that equals several.
+    "41-5A+32": a range, and the distance to the letter that represents its class. "DF=73.73": a character that equals
+    several.
     """
     changing = [code for code in CODES if is_cased(chr(code))]
     letters = "".join(map(chr, changing))
@@ -128,7 +129,7 @@ def folds() -> dict[str, str]:
 
 
 def is_cased(letter: str) -> bool:
-    """Whether a letter may be equal to others that differ in case."""
+    """True if a letter may equal other letters that differ in case."""
     from tokenizers.normalizers import Lowercase
 
     return (
@@ -137,7 +138,7 @@ def is_cased(letter: str) -> bool:
 
 
 def representative(same: list[int]) -> int:
-    """The letter that represents its class: the one that Unicode's simple folding names, otherwise the last."""
+    """Representative of a class of letters: the letter named by Unicode's simple folding, otherwise the last."""
     folded = [code for code in same if all(chr(other).casefold() == chr(code) for other in same)]
     return folded[0] if folded else same[-1]
 
@@ -197,7 +198,7 @@ def small_letters() -> str:
 
 
 def normalized() -> set[int]:
-    """Characters that take part in normalization.
+    """Characters that normalization changes or moves.
 
     They decompose, are part of a decomposition, or change places with one of four marks.
     """
@@ -221,8 +222,8 @@ def clusters() -> dict[str, str]:
     """The classes of characters in grapheme clusters (UAX #29), as far as possible by experiments with ``tokenizers``.
 
     ``tokenizers`` replaces a whole cluster if a character map has a rule for its beginning, which shows the characters
-    that join the previous or the next one. Classes that occur only in clusters of six bytes and more, for which the
-    replacement does not matter, come from ``regex``.
+    that join the previous or the next character. Some classes occur only in clusters of six bytes and more, where the
+    replacement does not matter; these come from ``regex``.
     """
     import regex
 

@@ -3,8 +3,8 @@
     python tests/oracles/windows_oracle.py
 
 Made with tokenizers 0.23.3 and the tiny WordPiece tokenizer in the same folder. Each case has its settings and the
-resulting windows, the one to keep first: [ids, offsets, segments]; null if ``tokenizers`` refuses them. Needs
-``pip install tokenizers``.
+resulting windows, [ids, offsets, segments]. The window of the truncated text is first. Windows are null if
+``tokenizers`` refuses the settings. Needs ``pip install tokenizers``.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Random blocks of any format, for tests that also cover future formats."""
+"""Random blocks of any quantization format, also of formats that are added later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pellucid.weights.quant.format import BlockFields, Format
 
 @functools.cache
 def scale_bytes(form: Format) -> tuple[int, ...]:
-    """Positions of the bytes in a block that hold its floating point scales, found by changing each byte."""
+    """Positions of the bytes in a block that hold its floating-point scales, found by changing each byte."""
     kinds = [count == 1 for count, _ in form.packed.scale_fields]
 
     def scales(raw: NDArray[np.uint8]) -> list[bytes]:
@@ -132,5 +132,5 @@ def unpack(packed: PackedLayout, data: NDArray[np.uint8], rows: int, columns: in
 
 
 def quantised(formats: dict[str, Format]) -> list[Format]:
-    """The formats that are not plain floats, sorted by name."""
+    """The quantized formats, sorted by name."""
     return [form for _, form in sorted(formats.items()) if not form.packed.is_float]

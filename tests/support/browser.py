@@ -1,4 +1,4 @@
-"""The Chromium of this machine, and the form of the page in it."""
+"""The installed Chromium, and the form of the page."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import shutil
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-"""Its path; None if there is none."""
+"""Path of the installed Chromium; None if there is none."""
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
 MAIN = "form button.main"
-"""What begins a run."""
+"""Selector of the button that starts a run."""
 
 
 def fill(page: Any, text: str, **options: Any) -> None:
-    """Write a prompt and options into the form. Its details are open then; an encoder has none."""
+    """Write a prompt into the form, open its details and write options there. An encoder's form has no details."""
     page.locator("#prompt").fill(text)
     details = page.locator("details")
     if details.count():
@@ -27,11 +27,11 @@ def fill(page: Any, text: str, **options: Any) -> None:
 
 
 def run_form(page: Any, timeout: float) -> None:
-    """Begin a run, and wait for ``timeout`` milliseconds at most until it has ended."""
+    """Start a run and wait until it ends, at most ``timeout`` milliseconds."""
     page.locator(MAIN).click()
     ended(page, timeout)
 
 
 def ended(page: Any, timeout: float) -> None:
-    """Wait until a run has ended."""
+    """Wait until the run ends, at most ``timeout`` milliseconds."""
     page.locator(f"{MAIN}:not([disabled])").wait_for(timeout=timeout)

@@ -34,11 +34,11 @@ class Outcome:
 
     @property
     def refusal(self) -> str:
-        """The error line of a command that was refused, without its prefix."""
+        """The error message of a refused command, without its prefix."""
         assert (self.code, self.out) == (2, ""), self
         assert self.err.startswith("pellucid: ")
         assert self.err.endswith("\n")
-        assert self.err[:-1].isprintable(), self.err  # so it is one line
+        assert self.err[:-1].isprintable(), self.err  # hence a single line
         return self.err[len("pellucid: ") : -1]
 
 
@@ -48,7 +48,7 @@ Command: TypeAlias = Callable[..., Outcome]
 def pellucid(
     *arguments: str | bytes, given: str | bytes = "", env: Mapping[str, str] | None = None
 ) -> Outcome:
-    """Run ``pellucid`` with these arguments; ``given`` is its standard input."""
+    """Run ``pellucid`` with the arguments; ``given`` is its standard input."""
     done = subprocess.run(
         [*PROGRAM, *arguments],
         input=given if isinstance(given, bytes) else given.encode(),

@@ -1,11 +1,11 @@
-"""Constraints for tests, invalid constraints, and independent validators of the texts.
+"""Constraints for tests, invalid constraints, and independent validators of the generated texts.
 
-``SCHEMAS`` (40), ``GRAMMARS`` (20) and ``CHOICES`` by name; ``ALL`` has each of the 60 as (option, value). Texts have
-few characters and lists few elements, so that a random model completes most of them.
+``SCHEMAS`` (40), ``GRAMMARS`` (20) and ``CHOICES`` are by name. ``ALL`` has the 60 schemas and grammars as (option,
+value). Strings and lists are short, so that a random model completes most texts.
 
-``valid`` asks jsonschema (draft 2020-12), Python's ``re``, or lark's Earley parser, which tries every way to cut a text
-into terminals. ``BAD`` is refused when the constraint is checked, ``LATE`` when a text is begun: (option, value, part
-of the message).
+``valid`` asks jsonschema (draft 2020-12), Python's ``re``, or lark's Earley parser, which tries every division of a
+text into terminals. Constraints in ``BAD`` are refused when the constraint is checked, constraints in ``LATE`` when a
+text starts. Each entry is (option, value, part of the error message).
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ SCHEMAS: dict[str, Schema] = {
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar of kind "lark", "gbnf" or "regex"; ``oracle`` is the same in lark's own syntax, if it differs."""
+    """A grammar of kind "lark", "gbnf" or "regex". ``oracle`` is the grammar in lark's own syntax, if that differs."""
 
     kind: str
     source: str
@@ -445,7 +445,7 @@ ALL: dict[str, tuple[str, Any]] = {
 
 
 def valid(kind: str, value: Any, text: str) -> bool:
-    """Whether a text satisfies a constraint: ``value`` of the option ``kind``."""
+    """True if a text satisfies the constraint ``value`` of the option ``kind``."""
     if kind == "choices":
         return text in value
     if kind == "regex":
@@ -484,7 +484,7 @@ def _parses(grammar: str, text: str) -> bool:
 
 
 FORMATS = FormatChecker(formats=("uuid", "ipv4", "ipv6"))
-"""jsonschema's own formats, and from their RFCs those for which jsonschema needs further packages."""
+"""jsonschema's own formats. The formats below need further packages in jsonschema and follow their RFCs."""
 
 
 def _format(name: str, regex: str) -> None:
@@ -531,7 +531,7 @@ def _date_time(value: Any) -> bool:
 def deep(levels: int) -> Any:
     """A schema of nested lists."""
     schema: Any = {"type": "integer"}
-    for _ in range(levels // 2):  # each round nests two: the schema and its list of items
+    for _ in range(levels // 2):  # each round adds two levels: the schema and its list of items
         schema = {"type": "array", "prefixItems": [schema]}
     return schema
 
@@ -688,7 +688,7 @@ LATE: list[Case] = [
 
 
 def chain(rules: int) -> Mapping[str, Any]:
-    """A chain of rules that each refer to the next one, in every constraint language."""
+    """A chain of rules that each refer to the next rule, in every constraint language."""
     names = [f"r{i}" for i in range(rules)]
     pairs = list(zip(names, [*names[1:], "last"]))
     return {

@@ -1,7 +1,7 @@
 """Random damage to model files: arbitrary bytes, the tables of GGUF and safetensors, the structure of JSON.
 
-A change takes a random generator and a file's contents and returns new contents; contents that it cannot parse stay
-unchanged. ``CHANGES`` lists all changes by file kind.
+A change takes a random generator and a file's contents and returns new contents. It leaves contents unchanged that it
+cannot parse. ``CHANGES`` lists all changes by file kind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _bits(random: Random, content: bytes) -> bytes:
 
 
 def _place(random: Random, size: int) -> int:
-    """A position, mostly near the beginning, where the tables are."""
+    """A random position, mostly near the beginning, where the tables are."""
     return (
         random.randrange(size)
         if random.random() < 0.3
@@ -66,7 +66,7 @@ def _number(random: Random, content: bytes) -> bytes:
 
 
 def _moved(random: Random, content: bytes) -> bytes:
-    """Duplicate, remove or move a piece."""
+    """Duplicate, remove or move a range of bytes."""
     if len(content) < 64:
         return content
     start, size = _place(random, len(content) - 32), random.choice([1, 4, 8, 24, 32])

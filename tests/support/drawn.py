@@ -1,9 +1,9 @@
-"""Random weights that are drawn again instead of being committed: a golden holds only names, shapes and a seed.
+"""Random weights that tests draw again, so that a golden holds only names, shapes and a seed.
 
     tensors.json    {"seed": "name", "offset": 1.0, "tensors": {name: shape}}
 
 The oracle (tests/oracles/tiny_oracle.py) and the tests draw the same numbers, from NumPy's PCG64 in the order of the
-names. Names that end in "_blocks" and "_scales" are those of MXFP4: bytes. This module imports NumPy alone.
+names. Tensors whose names end in "_blocks" or "_scales" hold MXFP4 bytes. This module imports only NumPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 def draw(tensors: Mapping[str, Sequence[int]], seed: str, offset: float = 1.0) -> dict[str, np.ndarray]:
     """Draw matrices that preserve the scale of activations, norms around ``offset``, biases around zero; float32.
 
-    The exponents of MXFP4 are those of matrices of about 64 columns.
+    MXFP4 exponents suit matrices of about 64 columns.
     """
     rng, found = np.random.default_rng([20, crc32(seed.encode())]), {}
     for name in sorted(tensors):

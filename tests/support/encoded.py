@@ -1,4 +1,4 @@
-"""Ids from the compiled tokenizer pipeline."""
+"""Token ids from the compiled tokenizer pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pellucid.tokenize.compiled.pipeline import Pipeline
 
 
 def ids_of(pipeline: Pipeline, texts: Sequence[bytes], parse_special: bool) -> list[list[int]]:
-    """The ids of each text; fails if a text needs the Python implementation."""
+    """Token ids of each text. Fails if a text needs the Python implementation."""
     found = pipeline.ids(texts, parse_special)
     assert found is not None
     return [ids.tolist() for ids in found]

@@ -1,4 +1,4 @@
-"""Runs fuzzers: numbered cases in worker processes, which are killed when a case exceeds its limits.
+"""Runs fuzzers: numbered cases in worker processes. A worker whose case exceeds its limits is killed.
 
 A fuzzer is a file ``tests/fuzz/fuzz_*.py`` with
 
@@ -9,9 +9,9 @@ A fuzzer is a file ``tests/fuzz/fuzz_*.py`` with
     def case(random: Random, folder: Path) -> str | None
     def prepare(folder: Path) -> None     optional: runs once in each worker, without the limits of a case
 
-``case`` makes one input from the random numbers and passes it to Pellucid. It returns None, or one line that describes
+``case`` makes one input from the random numbers and passes it to Pellucid. It returns None, or a line that describes
 the problem. An uncaught exception, a signal and an exceeded limit are findings too. Case ``i`` of a seed always has the
-same random numbers, so it can be run alone.
+same random numbers, so that it can run alone.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class _Worker:
 
 
 def known() -> list[str]:
-    """The names of all fuzzers."""
+    """Names of all fuzzers."""
     return sorted(path.stem.removeprefix("fuzz_") for path in FOLDER.glob("fuzz_*.py"))
 
 
 def load(name: str):  # type: ignore[no-untyped-def]
-    """The module of a fuzzer."""
+    """Import the module of a fuzzer."""
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
     return importlib.import_module(f"fuzz_{name}")
@@ -67,7 +67,7 @@ def load(name: str):  # type: ignore[no-untyped-def]
 def run(
     name: str, seed: int, cases: Iterable[int], processes: int = 2, done: Callable[[int], None] | None = None
 ) -> list[Finding]:
-    """Run cases of a fuzzer. Returns the findings in order of the cases; calls ``done`` after each case."""
+    """Run cases of a fuzzer and call ``done`` after each case. Returns the findings in the order of the cases."""
     fuzzer, findings = load(name), list[Finding]()
     portions = _portions(list(cases))
     workers = [worker for _ in range(processes) if (worker := _start(name, seed, portions)) is not None]
@@ -113,7 +113,7 @@ def _start(name: str, seed: int, portions: Iterator[list[int]]) -> _Worker | Non
 
 
 def _heard(worker: _Worker, done: Callable[[int], None] | None, findings: list[Finding]) -> str | None:
-    """Receive a message. Returns why the worker ended, "" after its last case, None while it runs."""
+    """Receive a message of a worker. Returns the reason for its end, "" after its last case, None while it runs."""
     try:
         case, problem = worker.pipe.recv()
     except EOFError:

@@ -1,4 +1,4 @@
-"""A replica in this process that sends its messages in frames of a chosen size, so that many tokens come at a time."""
+"""A replica in this process that sends its messages in frames of a chosen size, so that a frame holds many tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pellucid.loading import open_model
 
 
 class HeldLink:
-    """In place of a ``ReplicaLink``: a part runs on ``llm`` to its end, then its messages come, ``size`` in a frame."""
+    """Replaces a ``ReplicaLink``: runs a part on ``llm`` to its end, then delivers its messages, ``size`` per frame."""
 
     def __init__(self, fleet: Fleet, llm: LLM, size: int) -> None:
         self.address, self.load = "held", ReplicaLoad("held")
@@ -31,7 +31,7 @@ class HeldLink:
     def send(self, kind: str, *fields: Any) -> None:
         if kind == "run":
             number, what, _, body = fields
-            (message,) = wire.unpack(wire.pack([[what, body]]))  # as it travels
+            (message,) = wire.unpack(wire.pack([[what, body]]))  # encoded and decoded, as over the network
             self._running[number] = asyncio.ensure_future(self._run(number, *message))
         elif kind == "cancel" and (task := self._running.get(fields[0])):
             task.cancel()
@@ -54,7 +54,7 @@ class HeldLink:
 
 
 def held(llm: LLM, path: Any, size: int) -> Callable[[str], Coroutine[Any, Any, RemoteModel]]:
-    """A server's function that loads a model: its requests run on ``llm``."""
+    """Return a server's function that loads a model whose requests run on ``llm``."""
 
     async def load(name: str) -> RemoteModel:
         fleet = Fleet(ClusterSecret.drawn())

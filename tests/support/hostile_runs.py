@@ -1,4 +1,4 @@
-"""Recorded runs whose sizes are absurd: each small as a file, and without end for a reader that trusts it."""
+"""Recorded runs with absurd sizes: the files are small, but a reader that trusts them never finishes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATTERN = "blocks.0.attention.pattern"
 
 
 def run_bytes(arrays: dict[str, tuple[str, list[int]]], overlap: bool = False, **facts: Any) -> bytes:
-    """A file of a run with arrays of zeros, (dtype, shape) by name; with ``overlap`` all have the same bytes."""
+    """Bytes of a recorded run with arrays of zeros, (dtype, shape) by name. With ``overlap`` all arrays share bytes."""
     header: dict[str, Any] = {"__metadata__": {"pellucid.run": json.dumps({**FACTS, **facts})}}
     offset = end = 0
     for name, (dtype, shape) in arrays.items():
@@ -48,4 +48,4 @@ SHAPES: dict[str, tuple[str, list[int]]] = {
     "five sizes": ("blocks.0.residual", [1, 1, 1, 1, 1]),
     "no size": ("blocks.0.residual", []),
 }
-"""Names and shapes of arrays that no run of three tokens has."""
+"""Names and shapes of arrays that are invalid in a run of three tokens."""

@@ -1,4 +1,4 @@
-"""A checkpoint in memory with random float32 tensors, for specs that no family has."""
+"""A checkpoint in memory with random float32 tensors, for model specs that no family uses."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class InMemory:
 
 
 def random_model(spec: ModelSpec, seed: int = 0) -> tuple[InMemory, Model]:
-    """A random checkpoint for a spec; tensors are named like their slots."""
+    """A random checkpoint for a spec. Tensors are named like their slots."""
     arrays = random_weights(expected_shapes(spec), seed)
     return InMemory(arrays), Model(spec, {slot: Slot(slot) for slot in arrays}, "layers")
 
 
 @contextmanager
 def running(checkpoint: InMemory, model: Model, **limits: int) -> Any:
-    """The model's runner, with float32 weights, keys and values."""
+    """A model runner with float32 weights, keys and values."""
     plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), 16, "f32")  # type: ignore[arg-type]
     room = StepLimits(**{"context": model.spec.context, "tokens": 64, "outputs": 64, **limits})
     runner = ModelRunner(checkpoint, model, plan, room, threads=2)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Calls one kernel as the executor does, on arrays between guard bytes, and checks its results.
 
-The threads run one after another: the result of a kernel must not depend on their order, and a share that is computed
-never or twice shows this way too.
+The threads run one after another in random order, because the result of a kernel must not depend on their order. A
+share that no thread computes, or that two threads compute, shows too.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pellucid.kernels.core.library import shared
 from pellucid.kernels.core.record import SCRATCH_HEADER, StepRecord
 
 ULP = 2.0**-24
-"""The relative error of one rounding to float32."""
+"""Relative error of one rounding to float32."""
 TINY = 2.0**-149
-"""The absolute error of one rounding of subnormal numbers."""
+"""Absolute error of one rounding of subnormal numbers."""
 VEXP = 1.3e-7
-"""The relative error of ``simd.vexp``, the only exponential (test_simd.py)."""
+"""Relative error of ``simd.vexp``, the only exponential (test_simd.py)."""
 
-GUARD = 256  # bytes before and after an array that no kernel may write
-FILL = 0xFF  # float16 and float32 filled with it are NaN
+GUARD = 256  # bytes before and after an array; no kernel may write them
+FILL = 0xFF  # fills arrays: NaN as float16 and as float32
 COUNTS = {
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
@@ -43,7 +43,7 @@ kinds = st.sampled_from(SHAPES_OF_VALUES)
 
 
 def numbers(kind: str, seed: int, *shape: int, large: float = 1e30) -> NDArray[np.float32]:
-    """Random float32 of one of ``SHAPES_OF_VALUES``."""
+    """Random float32 numbers; ``kind`` is an entry of ``SHAPES_OF_VALUES``."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape)
     if kind == "zeros":
@@ -62,7 +62,7 @@ def numbers(kind: str, seed: int, *shape: int, large: float = 1e30) -> NDArray[n
 
 
 def guarded(shape: Sequence[int] | int, dtype: Any = np.float32) -> NDArray[Any]:
-    """An array aligned to a cache line, filled with FILL, between two guards (see ``call``)."""
+    """An array aligned to a cache line and filled with FILL, between two guards (see ``call``)."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.full(nbytes + 2 * GUARD + 64, FILL, np.uint8)
     start = GUARD + -(raw.ctypes.data + GUARD) % 64
@@ -81,9 +81,9 @@ def assert_guards(array: NDArray[Any]) -> None:
 
 @dataclass
 class Batch:
-    """A step: sequences with ``past`` cached tokens get ``counts`` more; their pages are random ones of ``pool``.
+    """A step: sequences with ``past`` cached tokens get ``counts`` more. Their pages are random pages of ``pool``.
 
-    ``states`` and ``next_states`` are the pages of their states; by default they are new.
+    ``states`` and ``next_states`` are the pages of the sequences' states, by default new pages.
     """
 
     counts: Sequence[int]
@@ -142,9 +142,9 @@ class Batch:
 
 
 def call(key: KernelKey, batch: Batch, threads: int = 1, only: int | None = None, **fields: Any) -> None:
-    """Run a kernel, one thread after another in random order, or ``only`` one of them.
+    """Run a kernel, one thread after another in random order, or only the thread ``only``.
 
-    Arrays are passed as their addresses, the names in COUNTS ("tokens") as the offset of that count in the step record.
+    Arrays are passed as addresses. Names in COUNTS ("tokens") are passed as the offset of the count in the step record.
     """
     record = definition(key.name).record
     assert record is not None
@@ -175,7 +175,7 @@ def _is_guarded(array: NDArray[Any]) -> bool:
 
 
 def assert_close(got: NDArray[Any], want: NDArray[Any], tolerance: NDArray[Any] | float) -> None:
-    """Assert that every element is within its tolerance; the message names the worst one."""
+    """Assert that every element is within its tolerance. The message names the worst element."""
     assert np.isfinite(got).all()
     excess = np.abs(got.astype(np.float64) - want) - tolerance
     worst = np.unravel_index(np.argmax(excess), excess.shape)
@@ -186,8 +186,8 @@ def assert_close(got: NDArray[Any], want: NDArray[Any], tolerance: NDArray[Any] 
 def fma32(x: Any, y: Any, z: Any) -> NDArray[np.float32]:
     """x * y + z in float32, rounded once.
 
-    The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond 2008), so that the second
-    rounding, to float32, gives what one rounding would.
+    The product is exact in float64. The float64 sum is rounded to odd (Boldo and Melquiond 2008), so that the second
+    rounding, to float32, has the result of a single rounding.
     """
     product, z = np.float64(x) * np.float64(y), np.float64(z)
     total = product + z

@@ -1,4 +1,4 @@
-"""Cache pages of one layer that the attention kernels write and read, for their tests."""
+"""Cache pages of one layer, for tests of the attention kernels that write and read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.kernels import Batch, assert_guards, call, guarded
 
 
 class Cache:
-    """Pages of one layer, filled with NaN, then with the keys and values of the sequences' rows."""
+    """Pages of one layer: the keys and values of the sequences' rows, and NaN everywhere else."""
 
     def __init__(
         self, batch: Batch, k: np.ndarray, v: np.ndarray, threads: int, kv_dtype: str = "f16"

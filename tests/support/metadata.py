@@ -23,18 +23,18 @@ from support.tiny import LLAMA_GGUF, LLAMA_GGUF_SHAPES, TINY
 
 
 class Metadata:
-    """A checkpoint without data, whose metadata and tensor table can be changed; no file is written."""
+    """A checkpoint without data. Tests change its metadata and tensor table in memory."""
 
     def __init__(self, path: Path, kind: str = "", metadata: Any = None, tensors: Any = None) -> None:
         self.kind, self.path, self.metadata, self.tensors = kind, path, metadata, tensors
 
     @classmethod
     def of(cls, path: Path) -> Metadata:
-        """The metadata and tensor table of a file or folder. Tiny models, which no test changes, are read once."""
+        """Metadata and tensor table of a file or folder. Tiny models are read once, because no test changes them."""
         return (_read_once if path in NEVER_CHANGED else _read)(path).changed()
 
     def changed(self, **changes: Any) -> Metadata:
-        """A copy with changed metadata; ``a__b`` is the key b of the table a."""
+        """A copy with changed metadata. ``a__b`` is the key b of the table a."""
         made = Metadata(self.path, self.kind, copy.deepcopy(self.metadata), dict(self.tensors))
         for name, value in changes.items():
             *tables, key = name.split("__")
@@ -53,7 +53,7 @@ class Metadata:
         return read_model(self)
 
     def lower(self) -> None:
-        """Run all of loading that precedes the allocation of memory."""
+        """Run every part of loading that precedes the allocation of memory."""
         model = self.read()
         pipeline.build_plan(model.spec, layouts(self, model))
 
@@ -109,11 +109,11 @@ def _planned(architecture: str) -> Metadata:
 
 
 def random_gguf(architecture: str) -> Metadata:
-    """A GGUF of another architecture, as `pellucid.testing` makes it."""
+    """A random GGUF of an architecture, made by `pellucid.testing`."""
     return _planned(architecture).changed()
 
 
 GGUF = {name: partial(random_gguf, name) for name in sorted(architectures("gguf"))}
 GGUF["llama"] = partial(as_gguf, LLAMA_GGUF, LLAMA_GGUF_SHAPES)
 GGUF["gemma3"] = partial(as_gguf, GEMMA3_GGUF, GEMMA3_GGUF_SHAPES)
-"""Makes a tiny GGUF, by architecture. Gemma 3 needs more than Llama's keys and has its own."""
+"""Functions that make a tiny GGUF, by architecture. Gemma 3 has its own, as it needs more keys than Llama."""

@@ -1,6 +1,6 @@
-"""Writes small GGUF and safetensors files for tests, directly from the two specifications.
+"""Writes small GGUF and safetensors files for tests, from the two specifications.
 
-This module imports nothing of `pellucid`, so that reader and writer cannot share a mistake.
+This module does not import `pellucid`, so that reader and writer cannot share a mistake.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gguf_value(value: Any) -> bytes:
 
 
 def gguf_tensor(name: str | bytes, dims: Sequence[int], code: int, offset: int) -> bytes:
-    """A record of the tensor table; ``dims`` are fastest first, as stored."""
+    """A record of the tensor table. ``dims`` begin with the fastest dimension, as in the file."""
     return gguf_string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, code, offset)
 
 
@@ -53,7 +53,7 @@ def gguf(
     version: int = 3,
     alignment: int = 32,
 ) -> bytes:
-    """A whole file. ``tensors``: name → (shape row-major, type id, data); the last tensor is not padded."""
+    """A whole file. ``tensors``: name → (row-major shape, type id, data). The last tensor is not padded."""
     pairs = list(metadata.items()) if isinstance(metadata, Mapping) else list(metadata)
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs))
     head += b"".join(gguf_string(key) + gguf_value(value) for key, value in pairs)
@@ -78,6 +78,6 @@ def safetensors(tensors: Mapping[str, tuple[str, Sequence[int], bytes]], **metad
 
 
 def safetensors_raw(header: Any, data: bytes) -> bytes:
-    """A file with any header: an object that is written as JSON, or raw bytes."""
+    """A file with any header: raw bytes, or an object that is written as JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data

@@ -1,4 +1,4 @@
-"""Looks into the pages of a cache, and counts those that requests have."""
+"""Reads pages of a KV cache, and counts the pages in use."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pellucid.runtime.cache import BlockTable, KVCache
 
 
 def of_token(cache: KVCache, table: BlockTable, group: int, token: int) -> np.ndarray:
-    """The memory of a token of a sequence in a group, as one number."""
+    """First eight bytes of a sequence's token in a group, as one int64."""
     blocks = table.blocks[group]
     page = cache.pools[group].bytes_of(blocks.pages[token // PAGE - blocks.first])
     return page[token % PAGE * 8 :][:8].view(np.int64)
 
 
 def of_state(cache: KVCache, page: int) -> np.ndarray:
-    """The memory of a state, as one number."""
+    """First eight bytes of a state page, as one int64."""
     return cache.pools[-1].bytes_of(page)[:8].view(np.int64)
 
 
 def in_use(llm: LLM) -> int:
-    """Pages that requests have, beside the prefix cache, when all has run that can."""
+    """Number of pages that requests hold, without the prefix cache, after the engine has settled."""
     llm.engine.settle()
     llm.runner.cache.clear_prefixes()
     return llm.runner.cache.kv.pages - llm.runner.cache.kv.free_pages
 
 
 def lose_pages(llm: LLM) -> None:
-    """Take the pages of all paused requests, and those of the prefix cache."""
+    """Preempt all requests, which frees their pages, and clear the prefix cache."""
     llm.engine.settle()
     for job in llm.engine._scheduler:
         llm.engine._scheduler._preempt(job)

@@ -1,4 +1,4 @@
-"""How far the values of a point are from those that are expected."""
+"""Measures of the difference between the values of a hook point and the expected values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 def same_tokens(found: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Whether the shapes agree, and of scores the tokens that are seen."""
+    """True if the shapes are equal and the same elements are finite: scores have minus infinity for masked tokens."""
     return found.shape == expected.shape and np.array_equal(np.isfinite(found), np.isfinite(expected))
 
 
 def distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference as a part of the range."""
+    """Largest difference, as a fraction of the range of the expected values."""
     if not same_tokens(found, expected):
         return np.inf
     seen = np.isfinite(expected)
@@ -22,7 +22,7 @@ def distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The cosine of the angle between two values."""
+    """Cosine of the angle between the finite elements of two arrays."""
     if not same_tokens(found, expected):
         return -1.0
     seen = np.isfinite(expected)

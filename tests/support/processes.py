@@ -1,4 +1,4 @@
-"""Runs Python subprocesses that can import the tests' modules, for settings that are fixed once per process."""
+"""Runs Python subprocesses that can import the tests' modules, for settings that a process reads only once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ AT_ONCE = 2
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment variables, with the folder of the tests on the import path."""
+    """Environment variables of this process, with the folder of the tests on the import path."""
     folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **more}
 
 
 def python(code: str, *arguments: str) -> list[str]:
-    """The command line that runs a piece of code."""
+    """Command line that runs Python code."""
     return [sys.executable, "-c", code, *arguments]
 
 
 def run(commands: Sequence[tuple[list[str], dict[str, str]]]) -> list[str]:
-    """Run commands, each with its environment, AT_ONCE at a time. Returns their standard outputs.
+    """Run commands, each with its environment, at most AT_ONCE together. Returns their standard outputs.
 
     Raises:
         AssertionError: a command failed.

@@ -1,4 +1,4 @@
-"""`pellucid serve` over replicas on a Ray cluster, in a process that tests can end."""
+"""`pellucid serve` with replicas on a Ray cluster, in a process that tests can kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 90
 
 @contextmanager
 def ray_nodes(count: int, cpus: int) -> Iterator[Any]:
-    """A Ray cluster of some nodes on this machine; where it is busy, a node may need more than one attempt."""
+    """A Ray cluster of ``count`` nodes on this machine. Retries, because nodes may fail to start on a busy machine."""
     from ray.cluster_utils import Cluster
 
     for attempt in range(3):
@@ -46,7 +46,7 @@ def ray_nodes(count: int, cpus: int) -> Iterator[Any]:
 
 
 class ClusterServer:
-    """`pellucid serve` over replicas; what it says is read as it comes."""
+    """`pellucid serve` with replicas on a cluster. ``said`` collects its standard error as it runs."""
 
     def __init__(self, model: Path, address: str, *more: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -78,7 +78,7 @@ class ClusterServer:
             self.said.append(line)
 
     def pids(self) -> list[int]:
-        """The processes of its replicas, those that were started last."""
+        """Process ids of the replicas: of each replica the process that was started last."""
         found = [re.match(r"(replica-\S+) is at .*process (\d+)", line) for line in self.said]
         return list({one[1]: int(one[2]) for one in found if one}.values())
 
@@ -101,14 +101,14 @@ class ClusterServer:
         raise TimeoutError("".join(self.said))
 
     def kill(self) -> int:
-        """End one of the replicas that run, without a word. Returns its process."""
+        """Kill a random running replica. Returns its process id."""
         alive = [pid for pid in self.pids() if runs(pid)]
         pid = random.choice(alive)
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def streamed(self, prompt: str, tokens: int, seed: int, kill: Callable[[], object]) -> str:
-        """A text that is streamed; ``kill`` is called in its midst."""
+        """Stream a completion and call ``kill`` once in the middle. Returns the text."""
         text, killed = "", False
         stream = self.client.completions.create(
             model=self.model, prompt=prompt, max_tokens=tokens, seed=seed, stream=True,

@@ -1,4 +1,4 @@
-"""Runs kernels of recurrent layers on sequences that grow in any steps, with states in pages that move."""
+"""Runs kernels of recurrent layers on sequences that grow in steps of any size, with states that change pages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from support.kernels import Batch, assert_guards, guarded
 
 Step: TypeAlias = Callable[[Batch, np.ndarray, int], np.ndarray]
-"""(batch, the rows of the step among all rows, address of the states' page 0) → the outputs of the step."""
+"""(batch, indices of the step's rows among all rows, address of state page 0) → outputs of the step."""
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 cuts = st.lists(st.sampled_from([1, 1, 2, 3, 7]), min_size=1, max_size=12)
 
 
 def in_steps(step: Step, lengths: list[int], cuts: list[int], state: int, seed: int = 0) -> np.ndarray:
-    """The outputs of sequences that grow together by ``cuts`` tokens a step, and then by the rest.
+    """Outputs of sequences that grow together by ``cuts`` tokens per step, and then by the remaining tokens.
 
-    ``state`` is the values of a sequence's state. It stays in its page or moves to another one at random.
+    ``state`` is the number of values in a sequence's state. The state stays in its page or moves to another page at
+    random.
     """
     rng = np.random.default_rng(seed)
     starts = np.cumsum([0, *lengths])
@@ -41,7 +42,7 @@ def in_steps(step: Step, lengths: list[int], cuts: list[int], state: int, seed: 
         for s, n, new in zip(active, counts, after):
             if page[s] >= 0 and page[s] != new:
                 spare.append(page[s])
-                memory[page[s]] = np.nan  # nothing reads it any more
+                memory[page[s]] = np.nan  # the old page must not be read again
             done[s], page[s] = done[s] + n, new
         assert_guards(memory)
     return np.stack([found[row] for row in range(starts[-1])])

@@ -1,6 +1,6 @@
-"""The reference of a model spec in NumPy float64: one sequence in one pass, no cache, no fusion, no rounding.
+"""Reference implementation of a model spec in NumPy float64: one sequence, one pass, no cache, no fusion.
 
-``round_kv`` rounds keys and values as the cache does (for example to float16).
+It does not round, except that ``round_kv`` may round keys and values as the cache does (for example to float16).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def as_float16(x: Array) -> Array:
 
 
 def as_bfloat16(x: Array) -> Array:
-    """Eight significant bits, ties to even."""
+    """Round to eight significant bits, ties to even."""
     parts, exponents = np.frexp(x)
     return np.ldexp(np.round(parts * 256), exponents - 8)
 
@@ -59,7 +59,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def rotate(x: Array, rotary: Rotary, context: int) -> Array:
-    """Rotate (T, heads, K) by each token's position."""
+    """Rotate (T, heads, K) by the position of each token."""
     angles = np.arange(len(x))[:, None] * np.array(inverse_frequencies(rotary, context))
     pairs = angles.shape[1]
     halves = (slice(0, pairs), slice(pairs, 2 * pairs))
@@ -83,13 +83,13 @@ def activated(ff: FeedForward, up: Array, gate: Array | None) -> Array:
 
 
 def as_large(x: Array, like: Array) -> Array:
-    """x (T, D) with the length of each row of ``like``; 1e-5 is the least mean square that is divided by."""
+    """x (T, D), scaled so that each row has the length of the row of ``like``. The divisor is at least sqrt(1e-5)."""
     mine, wanted = ((one * one).mean(-1, keepdims=True) for one in (x, like))
     return x * np.sqrt(wanted / np.maximum(mine, 1e-5))
 
 
 class Reference:
-    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` (T, V)."""
+    """Runs a model. ``rows`` returns the last hidden states (T, D), ``logits`` the logits (T, V)."""
 
     def __init__(
         self, checkpoint: Checkpoint, model: Model, round_kv: Callable[[Array], Array] = lambda x: x
@@ -143,7 +143,7 @@ class Reference:
             scores = scores - kind.alibi_scale * slopes * np.abs(back)
         seen = (back >= 0) | (not kind.causal)
         if kind.window:
-            ago = np.arange(tokens)[:, None] % kind.window  # where the token's chunk begins
+            ago = np.arange(tokens)[:, None] % kind.window  # distance to the beginning of the token's chunk
             seen &= back <= ago if kind.chunked else back < kind.window
         scores = np.where(seen, scores, -np.inf)
         sinks = self.weight(f"{at}.sinks.weight") if kind.sinks else np.full(kind.heads, -np.inf)
@@ -156,7 +156,7 @@ class Reference:
         return kind.output_scale * self.linear(attended, f"{at}.output", kind.output_bias)
 
     def positioned(self, x: Array, kind: Attention, norm: str) -> Array:
-        """Queries or keys: normalised, in heads, and rotated."""
+        """Queries or keys: split into heads, normalized and rotated."""
         heads = x.reshape(len(x), -1, kind.head_dim)
         if kind.qk_norm and kind.qk_norm_whole:
             heads = self.norm(x, kind.qk_norm, norm).reshape(heads.shape)
@@ -165,7 +165,7 @@ class Reference:
         return rotate(heads, kind.rotary, self.spec.context) if kind.rotary else heads
 
     def latent(self, x: Array, kind: Attention, latent: Latent, at: str) -> Array:
-        """With the keys and values of each head, which the plan does not make."""
+        """Latent attention with explicit keys and values of each head. The plan uses the absorbed form instead."""
         tokens, source = len(x), x
         if latent.query_rank:
             source = self.norm(self.linear(x, f"{at}.q_down", kind.bias), latent.norm, f"{at}.q_down_norm")
@@ -256,7 +256,7 @@ class Reference:
         return ff.output_scale * self.linear(hidden, f"{at}.down", ff.bias)
 
     def mixture(self, x: Array, kind: Mixture, at: str, residual: Array | None) -> Array:
-        """Token by token, expert by expert. Norms of its own are those of the residual stream."""
+        """A mixture of experts, token by token and expert by expert. Its own norms read the residual stream."""
         router, expert = kind.router, kind.expert
         routed = self.norm(residual, kind.norms, f"{at}.router_norm") if kind.norms else x
         seen = self.norm(residual, kind.norms, f"{at}.experts_norm") if kind.norms else x
@@ -305,7 +305,7 @@ class Reference:
         return self.norm(x, kind.norm, f"{at}.norm") if kind.placement == "post" else x
 
     def mixed(self, x: Array, kind: Block, layer: int) -> Array:
-        """Attention, or a recurrent layer, or both."""
+        """Output of attention, of a recurrent layer, or their sum."""
         out, at = np.zeros_like(x), f"blocks.{layer}"
         if kind.attention:
             out = out + self.attention(x, kind.attention, f"{at}.attention")
@@ -314,7 +314,7 @@ class Reference:
         return out
 
     def per_layer_embeddings(self, ids: Sequence[int], x: Array) -> Array:
-        """A vector for each token and block (T, L, P)."""
+        """A vector for each token and block, (T, L, P)."""
         kind, layers = self.spec.per_layer, len(self.spec.blocks)
         if not kind:
             return np.empty((len(ids), layers, 0))
@@ -326,7 +326,7 @@ class Reference:
         return kind.sum_scale * (projected + kind.scale * table)
 
     def spread(self, x: Array, kind: AltUp) -> Array:
-        """The streams (T, S, D) of embeddings."""
+        """The residual streams (T, S, D) of embeddings (T, D)."""
         others = [self.linear(x, f"altup.{i}.project") for i in range(1, kind.streams)]
         return np.stack([x, *(as_large(one, x) for one in others)], axis=1)
 
@@ -336,7 +336,7 @@ class Reference:
         return self.linear(np.tanh(self.linear(routed, f"{at}.router")), f"{at}.{what}")
 
     def join(self, lanes: Array, kind: AltUp) -> Array:
-        """The mean of the first stream and of the others, projected."""
+        """Mean of the first stream and the projected other streams, (T, D)."""
         first = lanes[:, 0]
         others = [self.linear(lanes[:, i], f"altup.{i}.unembed") for i in range(1, kind.streams)]
         return np.mean([first, *(as_large(one, first) for one in others)], axis=0)

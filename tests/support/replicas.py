@@ -1,4 +1,4 @@
-"""Replicas in processes of their own, which tests can end as a machine ends."""
+"""Replicas in their own processes. Tests kill them to simulate the loss of a machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 class ReplicaProcess:
-    """A replica of a model's file; ``address`` is where it listens."""
+    """A replica of a model file in its own process. It listens on ``address``."""
 
     def __init__(self, path: Path | str, name: str, secret: str = SECRET, threads: int = 1) -> None:
         self.name = name
@@ -52,12 +52,12 @@ class ReplicaProcess:
         assert self.address.startswith("tcp://"), self.process.stderr.read() if self.process.stderr else ""
 
     def kill(self) -> None:
-        """End it at once, without a word."""
+        """Kill the process (SIGKILL)."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def close(self) -> str:
-        """End it, and return what it has said."""
+        """Kill the process if it runs. Returns its standard error."""
         if self.process.poll() is None:
             self.process.kill()
         _, said = self.process.communicate()
@@ -71,7 +71,7 @@ class ReplicaProcess:
 
 
 class Replicas:
-    """Some replicas of a model, a fleet that knows them, and the model on them."""
+    """Replicas of a model, and the fleet that connects to them."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -81,14 +81,14 @@ class Replicas:
     fleet: Fleet
 
     def add_later(self) -> None:
-        """Start a replica from a thread."""
+        """Start a replica and add it to the fleet. May be called from any thread."""
         self.made += 1
         one = ReplicaProcess(self.path, f"replica {self.made}")
         self.processes[one.address] = one
         self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
 
     async def kill(self, task: RemoteGroup | None = None) -> None:
-        """End the replica that runs a request (by default any)."""
+        """Kill the replica that runs a request (by default any request)."""
         found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
         addresses = [found[0].address] if found else list(self.processes)[:1]
         for address in addresses:
@@ -121,7 +121,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
-    """Read a request to its end; after its n-th token ``at(n)`` may do something."""
+    """Read a request to its end. Calls ``at(n)`` after the n-th token and awaits its result."""
     count = 0
     async for _ in group.stream():
         count += 1
@@ -130,7 +130,7 @@ async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, N
 
 
 def loads_from(folder: Path, addresses: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """What loads models of a folder for a server, each on the replicas at its addresses."""
+    """Return a server's function that loads models of a folder, each on the replicas at its addresses."""
 
     async def load(name: str) -> RemoteModel:
         fleet = Fleet(ClusterSecret(SECRET))

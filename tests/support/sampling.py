@@ -1,7 +1,7 @@
 """References of the sampler steps, as their papers define them: plain NumPy, float64, over the whole vocabulary.
 
-A reference takes logits (V,) float64, in which minus infinity marks a token that is no candidate, the step's options
-and the token history; it returns the logits after the step. It shares no code with ``pellucid.sample``.
+A reference takes logits (V,) float64, the step's options and the token history, and returns the logits after the step.
+Tokens that are not candidates have a logit of minus infinity. No code is shared with ``pellucid.sample``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INF = math.inf
 
 
 class Words:
-    """A tokenizer stand-in in which each id is a character; id 2 ends a text."""
+    """A fake tokenizer: each id is a character, and id 2 ends a text."""
 
     def __init__(self, size: int = 600) -> None:
         self.vocab_size = size
@@ -40,7 +40,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Before:
-    """The token history: ``prompt`` and ``generated``; ``ends`` are the tokens that end a text."""
+    """Token history: ``prompt`` and ``generated``. ``ends`` are the tokens that end a text."""
 
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
@@ -68,7 +68,7 @@ def entropy(p: Floats) -> float:
 
 
 def ranked(values: Floats) -> NDArray[np.int64]:
-    """Indices from the highest value to the lowest; ties in order of the index."""
+    """Indices from the highest value to the lowest. Equal values are in the order of their indices."""
     return np.asarray(sorted(range(len(values)), key=(-values).tolist().__getitem__), np.int64)
 
 
@@ -79,7 +79,7 @@ def only(logits: Floats, places: Any) -> Floats:
 
 
 def until(order: NDArray[np.int64], p: Floats, mass: float) -> NDArray[np.int64]:
-    """The shortest prefix of an order whose probabilities sum to ``mass``."""
+    """Shortest prefix of ``order`` whose probabilities sum to at least ``mass``."""
     sums = np.cumsum(p[order])
     reached = np.flatnonzero(sums >= mass)
     return order if not len(reached) else order[: reached[0] + 1]
@@ -113,7 +113,7 @@ def no_repeat_ngram(x: Floats, o: dict[str, Any], before: Before) -> Floats:
 
 
 def dry(x: Floats, o: dict[str, Any], before: Before) -> Floats:
-    """Tries every length at every position. Breakers are single characters here."""
+    """DRY by brute force: every length at every position. Breakers are single characters."""
     x = x.copy()
     ids = window(before.ids, o.get("dry_penalty_last_n", -1))
     breakers = {ord(c) for c in o.get("dry_sequence_breakers", '\n:"*')}
@@ -268,4 +268,4 @@ USUAL = {
     "xtc": {"xtc_probability": 1.0, "xtc_threshold": 1e-5},
     "mirostat": {"mirostat": 2, "mirostat_tau": 5.0},
 }
-"""Options of each step with which it does something."""
+"""Options that make each step change the logits."""

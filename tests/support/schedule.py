@@ -1,4 +1,4 @@
-"""Runs a model on sequences in arbitrary chunks and batches, and compares all logits with one undisturbed run."""
+"""Runs a model on sequences in arbitrary chunks and batches. The logits must equal a run of each sequence alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from support.model_files import gguf
 from support.tiny import model_runner, opened
 
 LENGTHS = (150, 100, 70, 64, 33, 20, 9, 1, 560, *[16] * 8)
-"""Lengths of the sequences in tokens; a page holds 64, a piece of attention 512."""
+"""Lengths of the sequences in tokens. A page holds 64 tokens, a piece of attention 512."""
 
 
 class Model:
-    """A model on 1 to 4 threads, and its logits of each sequence alone, in one step on one thread."""
+    """A model on 1 to 4 threads, and the expected logits: each sequence alone, in one step, on one thread."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Model:
         self._stack = ExitStack()
         room = {"context": 64 * 32, "tokens": 600, "outputs": 600, "sequences": len(LENGTHS)}
         with opened(path) as (checkpoint, model):
-            # Longer than the tiny models' own contexts: only tables of ALiBi depend on it.
+            # The sequences exceed the contexts of the tiny models. Only ALiBi's tables depend on the context.
             spec = replace(model.spec, context=room["context"]) if not model.spec.position else model.spec
             plan = pipeline.build_plan(spec, layouts(checkpoint, model), activation_bits, kv_cache)
         self.runners = {
@@ -49,7 +49,7 @@ class Model:
         self.alone: dict[int, NDArray[np.float32]] = {}
 
     def truth(self, which: int) -> NDArray[np.float32]:
-        """The logits of every token of a sequence."""
+        """Expected logits of every token of a sequence, (T, V)."""
         if which not in self.alone:
             net, sequence, tokens = self.runners[1], BlockTable(), self.tokens[which]
             self.alone[which] = net.forward([Chunk(sequence, tokens, len(tokens))])
@@ -63,7 +63,7 @@ class Model:
 
 
 class Play:
-    """Sequences that grow and shrink in one runner. Every step checks its logits."""
+    """Sequences that grow and shrink in one model runner. Every step checks its logits."""
 
     def __init__(self, model: Model, threads: int = 1) -> None:
         self.model, self.net = model, model.runners[threads]
@@ -79,7 +79,7 @@ class Play:
         assert self.net.cache.kv.free_pages == self.net.cache.kv.pages
 
     def step(self, counts: Mapping[int, int]) -> None:
-        """Run one step: each sequence grows by its count, or by the tokens that it has left."""
+        """Run one step: each sequence grows by its count of tokens, at most to its full length."""
         chunks, wanted = [], []
         for which, count in counts.items():
             sequence, tokens = self.sequences[which], self.model.tokens[which]
@@ -100,14 +100,14 @@ class Play:
         self.net.cache.truncate(sequence, min(length, sequence.length))
 
     def begin_again(self, which: int) -> int:
-        """End a sequence, and begin it with what the prefix cache has of it. Returns how many tokens these are."""
+        """Release a sequence and start it again from the prefix cache. Returns the number of cached tokens."""
         tokens = self.model.tokens[which]
         self.net.cache.release(self.sequences[which], tokens=tokens)
         self.sequences[which] = self.net.cache.find_prefix(tokens, len(tokens) - 1)
         return self.sequences[which].length
 
     def left(self, which: int) -> int:
-        """The number of tokens that a sequence has left."""
+        """Number of tokens that a sequence has not run yet."""
         return LENGTHS[which] - self.sequences[which].length
 
 
@@ -136,7 +136,7 @@ METADATA = {
 
 
 def write_quantised_llama(path: Path, *names: str, norm: float = 1.0) -> Path:
-    """Write a random Llama whose matrices use these formats in turn; all known formats if none is named.
+    """Write a random Llama whose matrices use the named formats in turn, by default all known formats.
 
     ``norm`` is the value of all norm weights.
     """

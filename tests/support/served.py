@@ -1,4 +1,4 @@
-"""A server in a thread, with two small models of random weights and a sentence encoder."""
+"""A server in a thread, with two small random models and a sentence encoder."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CALLS = (
     '<tool_call>\n{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}\n{% endfor %}{% if enable_thinking %}<think>{% else %}<think></think>{% endif %}"
 )
-"""A template with tools, and with reasoning if ``enable_thinking`` is set."""
+"""A chat template with tools, and with reasoning if ``enable_thinking`` is set."""
 INFILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 NAMES = ("one", "two", "encoder")
 
 
 def models_folder(folder: Path) -> Path:
-    """The folder with the models in it."""
+    """Write the models into a folder. Returns the folder."""
     for name in NAMES[:2]:
         path = Path(random_model("llama", folder / name, kind="safetensors", vocabulary=320, context=1024))
         (path / "chat_template.jinja").write_text(CHAT)
@@ -46,7 +46,7 @@ def models_folder(folder: Path) -> Path:
 
 
 def with_control_tokens(path: Path, texts: tuple[str, ...] | list[str]) -> None:
-    """Name the tokens of a random model's tokenizer that no text has."""
+    """Turn unused tokens of a random model's tokenizer into control tokens with these texts."""
     file = path / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     like = tokenizer["added_tokens"][0]
@@ -58,7 +58,7 @@ def with_control_tokens(path: Path, texts: tuple[str, ...] | list[str]) -> None:
 
 
 class Served:
-    """A server in a thread."""
+    """A server in a thread. ``loads`` lists the models that it has loaded."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ def serving(
     tools: bool = False,
     load: Callable[[str], Any] | None = None,
 ) -> Iterator[Served]:
-    """A server, for a while; its models are those of the folder, or what ``load`` makes of their names."""
+    """Run a server until the block ends. Its models come from the folder, or from ``load`` by name."""
     made = Served(folder, rules or AccessRules(), tools=tools, load=load)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""`pellucid serve` in a process of its own, with limits of the system, and requests byte by byte."""
+"""`pellucid serve` in its own process, optionally with a limit on open files, and requests as raw bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 60
 
 
 class ServerProcess:
-    """A server of models; ``said`` is what it has said."""
+    """A server process. ``said`` collects its standard error; ``files`` limits its open files."""
 
     def __init__(self, *arguments: str | Path, files: int | None = None) -> None:
         command = [sys.executable, "-m", "pellucid", "serve", *map(str, arguments)]
@@ -45,22 +45,22 @@ class ServerProcess:
         self._listens.set()
 
     def connect(self, data: bytes = b"", timeout: float = SECONDS) -> socket.socket:
-        """A connection that has sent some bytes."""
+        """Open a connection and send ``data``."""
         made = socket.create_connection(self.address, timeout)
         made.sendall(data)
         return made
 
     def ask(self, data: bytes, timeout: float = SECONDS) -> bytes:
-        """All that comes back for some bytes, until the server closes the connection."""
+        """Send ``data`` and return all bytes that arrive until the server closes the connection."""
         with self.connect(data, timeout) as one:
             return received(one)
 
     def end(self) -> None:
-        """Tell it to end."""
+        """Ask the server to end (SIGTERM)."""
         self.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """End it, and wait for its end."""
+        """Kill the server if it runs, and wait for its end."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(SECONDS)
@@ -71,7 +71,7 @@ class ServerProcess:
 
 @contextmanager
 def server_process(*arguments: str | Path, files: int | None = None) -> Iterator[ServerProcess]:
-    """A server, for a while."""
+    """Run a server until the block ends."""
     made = ServerProcess(*arguments, files=files)
     try:
         yield made
@@ -80,7 +80,7 @@ def server_process(*arguments: str | Path, files: int | None = None) -> Iterator
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes; a reset is a close."""
+    """All bytes until the peer closes the connection. A reset counts as a close."""
     parts = list[bytes]()
     try:
         while part := connection.recv(1 << 16):
@@ -91,7 +91,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 def status(answer: bytes) -> int:
-    """The status of an answer; 0 for none."""
+    """HTTP status of an answer; 0 if there is no answer."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 

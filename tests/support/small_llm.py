@@ -1,4 +1,4 @@
-"""What the tests of a loaded random Llama ask it: a prompt, and options."""
+"""Prompt and options for the tests of a loaded random Llama."""
 
 from __future__ import annotations
 

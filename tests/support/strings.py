@@ -1,4 +1,4 @@
-"""A ``StringArray`` of any strings, as the reader of GGUF files makes it."""
+"""Makes a ``StringArray`` of any strings, like the GGUF reader."""
 
 from __future__ import annotations
 

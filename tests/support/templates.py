@@ -1,4 +1,4 @@
-"""Chat templates and conversations for tests, and their rendering by transformers if it is installed."""
+"""Chat templates and conversations for tests, rendered by transformers too if it is installed."""
 
 from __future__ import annotations
 

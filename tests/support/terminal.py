@@ -1,4 +1,4 @@
-"""Runs the program in a pseudo-terminal: input reaches it as from a keyboard, also Ctrl-C and Ctrl-D."""
+"""Runs the program in a pseudo-terminal. Input arrives as from a keyboard, also Ctrl-C and Ctrl-D."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
-# Signals from the keyboard go to the session that owns the terminal, so the program first takes the terminal.
+# The session that owns the terminal gets the keyboard's signals, so the program first takes the terminal.
 START = """
 import fcntl, runpy, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -26,7 +26,7 @@ runpy.run_module("pellucid", run_name="__main__")
 
 
 class Terminal:
-    """``pellucid`` in a terminal; ``output`` is everything that it has written, with control codes."""
+    """``pellucid`` in a terminal. ``output`` is everything that it has written, with control codes."""
 
     def __init__(self, *arguments: str, columns: int = 80, env: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
@@ -47,15 +47,15 @@ class Terminal:
         self._seen = 0
 
     def type(self, text: str) -> None:
-        """Press keys."""
+        """Type a text without the Enter key."""
         os.write(self._master, text.encode())
 
     def line(self, text: str) -> None:
-        """Type a line."""
+        """Type a text and press Enter."""
         self.type(f"{text}\n")
 
     def wait(self, expected: str, seconds: float = 60) -> str:
-        """Wait until a text appears after the output of earlier calls. Returns the output up to its end."""
+        """Wait until ``expected`` appears after the output of earlier calls. Returns the output up to its end."""
         end = time.monotonic() + seconds
         while (at := self.output.find(expected, self._seen)) < 0:
             if not self._read(end - time.monotonic()):
@@ -64,7 +64,7 @@ class Terminal:
         return self.output[start : self._seen]
 
     def interrupt(self, expected: str) -> str:
-        """Press Ctrl-C at a prompt until it is answered: Python misses one just before readline waits."""
+        """Press Ctrl-C at a prompt until ``expected`` appears. Python misses a Ctrl-C just before readline waits."""
         for _ in range(20):
             self.type(CTRL_C)
             with contextlib.suppress(AssertionError):
@@ -72,14 +72,14 @@ class Terminal:
         raise AssertionError(f"no {expected!r} after many a Ctrl-C")
 
     def more(self, characters: int, seconds: float = 60) -> None:
-        """Wait for this many more characters of output."""
+        """Wait for ``characters`` more characters of output."""
         end, wanted = time.monotonic() + seconds, len(self.output) + characters
         while len(self.output) < wanted:
             assert self._read(end - time.monotonic()), self.output[self._seen :]
 
     @property
     def echoes(self) -> bool:
-        """Whether the terminal echoes input."""
+        """True if the terminal echoes input."""
         return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def end(self, seconds: float = 60) -> int:

@@ -1,4 +1,4 @@
-"""Tiny models: those of tests/goldens/model/tiny, and random Llamas that tests write."""
+"""Tiny models: the goldens in tests/goldens/model/tiny, and random Llamas that tests write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _written = TemporaryDirectory(prefix="pellucid-tiny-")
 
 
 def _whole(folder: Path) -> Path:
-    """The folder, or a copy with the weights that ``tensors.json`` stands for."""
+    """The folder; if it has ``tensors.json`` instead of weights, a copy with the weights drawn."""
     recipe = folder / "tensors.json"
     if not recipe.exists():
         return folder
@@ -49,9 +49,9 @@ def _whole(folder: Path) -> Path:
 
 TINY = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "tiny").iterdir())}
 LONG = {folder.name: _whole(folder) for folder in sorted((GOLDENS / "long").iterdir())}
-"""Models on texts beyond 256 tokens, or beyond the context that they state (tests/oracles/long_oracle.py)."""
+"""Models with texts of more than 256 tokens, or beyond the stated context (tests/oracles/long_oracle.py)."""
 FAMILIES = [name for name in TINY if name in known_families()]
-"""The plain model of each family; other names are a family and a variant, "gemma3-softcap"."""
+"""The plain model of each family. Names of other models have a variant: "gemma3-softcap"."""
 
 
 @contextmanager
@@ -71,7 +71,7 @@ for _name in TINY:
 
 
 def some_with_all_kernels() -> list[str]:
-    """Some of FAMILIES whose plans together have kernels of every name and kind that any of them has."""
+    """A subset of FAMILIES whose plans together have every kernel name and kind of all FAMILIES."""
     kernels = {}
     for name in FAMILIES:
         with opened(TINY[name]) as (checkpoint, model):
@@ -94,7 +94,7 @@ def model_runner(
     stage: Stage | None = None,
     **limits: int,
 ) -> Iterator[ModelRunner]:
-    """A model, or a ``stage`` of it, precise by default, for steps of up to 64 tokens with all of their logits."""
+    """A runner of a model or of its ``stage``, precise by default, for steps of up to 64 tokens with all logits."""
     with opened(path) as (checkpoint, model):
         plan = plan or pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits)
         room = StepLimits(**{"context": 256, "tokens": 64, "outputs": 64, **limits})

@@ -21,7 +21,7 @@ def byte_letters() -> list[str]:
 
 
 def vocabulary(size: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """``size`` tokens, and the merges that produce the last ones."""
+    """``size`` tokens, and the merges that produce the last tokens."""
     letters = "etaoinsr"
     pairs = [(a, b) for a in letters for b in letters][: size - 258]
     tokens = [*SPECIAL, *byte_letters(), *(a + b for a, b in pairs)]
@@ -44,7 +44,7 @@ def gguf_tokenizer(size: int = 320) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, size: int = 320, eos_ids: tuple[int, ...] = (0,)) -> None:
-    """Write ``size`` tokens: <|end|> and <|turn|>, the bytes, and merges for the rest."""
+    """Write a tokenizer with ``size`` tokens: <|end|> and <|turn|>, the bytes, and merged tokens."""
     tokens, pairs = vocabulary(size)
     spec = {
         "version": "1.0",

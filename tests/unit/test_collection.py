@@ -1,4 +1,4 @@
-"""Garbage collection is put off, and is then as it was."""
+"""Garbage collection is disabled inside a block and restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Error messages are one short line, whatever they quote."""
+"""Error messages are a single short line, with any quoted text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
     }
     for kind in TREE:
         assert isinstance(kind("", "", "") if kind is FileFormatError else kind("short"), PellucidError)
-    assert str(errors.SourceError("short")) == "short"  # an OSError, which has its own arguments
+    assert str(errors.SourceError("short")) == "short"  # an OSError has its own arguments
     assert str(errors.ModelNotFound("short")) == "short"
 
 
@@ -57,7 +57,7 @@ def test_errors_come_through_a_pipe(kind: type[PellucidError]) -> None:
 
 
 class Tokens:
-    """A tokenizer stand-in."""
+    """A fake tokenizer."""
 
     vocab_size = 64
 

@@ -1,4 +1,4 @@
-"""Perplexity and divergence: the windows, and the numbers against direct implementations of their definitions."""
+"""Perplexity and divergence: the windows, and the results against direct implementations of the definitions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 def logits(llm: LLM, ids: list[int]) -> np.ndarray:
-    """Logits after every token, float64."""
+    """Logits after every token, (T, V) float64."""
     sequence = BlockTable()
     rows = [llm.runner.forward([Chunk(sequence, [token])])[0] for token in ids]
     llm.runner.cache.truncate(sequence, 0)

@@ -30,7 +30,7 @@ def inputs(tmp_path: Path) -> Inputs:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of characters that each call encodes."""
+    """Number of characters that each call encodes."""
     lengths: list[int] = []
     actual = Tokenizer.encode
 
@@ -67,7 +67,7 @@ def test_many_ids_are_refused_before_they_are_looked_at(inputs: Inputs) -> None:
 
 
 class Endless(Sequence[int]):
-    """Ids of which only the first may be read."""
+    """A sequence of ids that allows reading the first id only."""
 
     def __len__(self) -> int:
         return 10**9

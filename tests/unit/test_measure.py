@@ -1,4 +1,4 @@
-"""Measuring: roofs, the cost of a step, the choice of workloads, and that the model runner is left unchanged."""
+"""Measuring: roofs, the cost of a step, the choice of workloads. The model runner stays unchanged."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_cost(net: ModelRunner) -> None:
     weights = sum(op.weight_bytes for op in net.plan.operations)
 
     def more(tokens: int) -> int:
-        """What so many tokens read beyond what one reads: the other experts that some of them chooses."""
+        """Bytes that ``tokens`` tokens read beyond a single token: the expected additional experts."""
         found = 0
         for op in experts:
             each, count = op.fields["expert_bytes"], op.fields["experts"]

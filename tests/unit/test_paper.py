@@ -1,4 +1,4 @@
-"""Shapes on paper: as many parameters as their publications say, and a plan for each."""
+"""Shapes on paper: their numbers of parameters equal the publications, and each has a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pellucid.measure.paper import _active, known_papers, paper
 from pellucid.model.shapes import expected_shapes
 from pellucid.testing import planned_model
 
-PUBLISHED = {  # millions of parameters, and of those that a token uses
+PUBLISHED = {  # parameters and active parameters per token, in millions
     "gpt2": (124.44, 124.44),
     "gpt2-medium": (354.82, 354.82),
     "gpt2-large": (774.03, 774.03),
@@ -40,7 +40,7 @@ ROUNDED = {
     "granite-4.0-h-tiny": 7_000,
     "llama-4-scout": 109_000,
 }
-"""Millions of parameters of models that are only known by a rounded number."""
+"""Models whose number of parameters is only published as a rounded number, in millions."""
 
 
 @pytest.mark.parametrize("name", known_papers())
@@ -103,7 +103,7 @@ def test_keys_and_values_by_hand() -> None:
 
 
 def test_a_latent_vector_is_kept_as_key_and_as_value() -> None:
-    """DeepSeek-V3 keeps 512 values of the latent vector, 64 rotated ones, and the latent vector as value."""
+    """DeepSeek-V3 keeps 512 values of the latent vector, 64 rotated values, and the latent vector again as value."""
     made = paper("deepseek-v3")
     assert made.token_bytes == 61 * (512 + 64 + 512) * 2
     assert made.kept.startswith("61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its")

@@ -1,4 +1,4 @@
-"""Files that are executed: read only if this user wrote them, under this name, where nobody else can write."""
+"""Files that are executed are read only if this user wrote them, under this name, and nobody else can write there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STRANGER = 54321
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a file in it, and a cache folder for when the home is not trusted."""
+    """A home with a file, and a cache folder for an untrusted home."""
     home = tmp_path / "home"
     monkeypatch.setenv("PELLUCID_HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kept_elsewhere(home: Path) -> bool:
-    """Whether the home's file is ignored, and a file in the user's cache folder is used instead."""
+    """True if the home's file is ignored, and a file in the user's cache folder is used instead."""
     with pytest.warns(RuntimeWarning, match="what is kept there is not used") as warned:
         before = Folder(NAME).read("file")
     Folder(NAME).write("file", b"mine")
@@ -177,7 +177,7 @@ def test_what_killed_processes_left_is_removed_later(home: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one that root has filled for all users, with a key that they can read."""
+    """Root may fill a home for all users, with a readable key."""
     actual = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode)
@@ -232,7 +232,7 @@ def test_what_is_above_a_folder_that_nobody_else_enters_does_not_matter(home: Pa
 
 @pytest.mark.parametrize("path", ["..", "", "kernels", NAME, f"{NAME}/file", KEY_NAME])
 def test_a_private_group_may_write(home: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """As with umask 002, where each user has a group."""
+    """With umask 002 each user has a private group."""
     (home / path).chmod((home / path).stat().st_mode | 0o020)
     monkeypatch.setattr(private, "_is_private", lambda group, owner: group == os.stat(home).st_gid)
     assert Folder(NAME).read("file") == b"content"

@@ -41,7 +41,7 @@ def test_the_python_blocks_of_a_worked_example_run_one_after_the_other(name: str
 
 
 def run_blocks(path: Path) -> int:
-    """Run the python blocks of a document in one scope, and return how many there are."""
+    """Run the Python blocks of a document in a single scope. Returns the number of blocks."""
     scope: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
     for block in blocks:

@@ -26,7 +26,7 @@ from pellucid.tokenize.kind import Kind
 from pellucid.weights.quant.format import Format
 from pellucid.weights.sources.source import Source
 """
-"""The imports of files that declare something in these folders."""
+"""Imports of files that declare something in these folders."""
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_two_classes_of_one_name_are_an_error_that_names_both_files(package: Pat
 def test_a_second_of_a_name_in_each_folder_is_an_error(
     look: object, home: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if somebody had added a file to the folder."""
+    """A second file in the folder declares the same name."""
     package = __import__(home, fromlist=["x"])
     (tmp_path / "zz_second.py").write_text(f"{IMPORTS}\n{source}\n")
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
@@ -143,7 +143,7 @@ def test_find_imports_the_modules_that_mention_a_name(package: Path) -> None:
     assert found.name == "two"
     assert "things.inner.two" in sys.modules
     assert not {"things.inner.one", "things.inner.three", "things.joined"} & sys.modules.keys()
-    for name in ("one", "fo-ur"):  # one that another module mentions, and one that no source mentions
+    for name in ("one", "fo-ur"):  # a name that another module mentions, and a name that no source mentions
         found = find("things", Thing, lambda one: (one.name,), name)
         assert found is not None
         assert found.name == name

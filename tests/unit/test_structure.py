@@ -62,7 +62,7 @@ def test_what_every_start_makes_are_structs() -> None:
 
 
 def test_a_field_is_of_the_library_of_its_class() -> None:
-    """``dataclasses.field`` in a Struct would be the value of a field, without a complaint."""
+    """``dataclasses.field`` in a Struct would silently become the default value of a field."""
     wrong = []
     for path in FILES:
         nodes = list(ast.walk(tree(path)))

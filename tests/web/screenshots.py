@@ -1,6 +1,6 @@
 """Takes the README's pictures of the page: python tests/web/screenshots.py docs/images
 
-Needs what `make test-web` installs. SmolLM2 continues a text greedily, so that the pictures are the same each time.
+Needs the packages of `make test-web`. SmolLM2 decodes greedily, so that the pictures are the same each time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The page in a real browser: every stage of several models, branches, changes, requests of others, hostile texts.
+"""The page in a real browser: every stage of several models, branches, edits, other clients' requests, hostile texts.
 
-Runs where Playwright and a Chromium are (`make test-web` installs both).
+Needs Playwright and a Chromium (`make test-web` installs both).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SECONDS = 60_000
 
 
 class PageServer(Served):
-    """A server of the models that tests look into."""
+    """A server of the models that the page shows."""
 
     def __init__(self, folder: Path, rules: AccessRules | None = None) -> None:
         super().__init__(folder, rules or AccessRules())
@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
 
 
 class Visit:
-    """A page that is open; what its console says is collected."""
+    """An open page that collects its console messages."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Visit:
         run_form(self.page, SECONDS)
 
     def make_again(self) -> None:
-        """Click on what makes the text of the page's address."""
+        """Click on the button that generates the text of the page's address."""
         self.page.get_by_role("button", name="Make it again").click()
 
     def open(self, stage: str) -> Any:
@@ -153,7 +153,7 @@ def serious(page: Any) -> list[str]:
 
 
 def compared(changes: Any) -> list[str]:
-    """The likeliest first token's probability without and with the changes, as the page compares them."""
+    """Probability of the likeliest first token without and with the edits, as text of the page."""
     changes.get_by_role("button", name="Compare with and without").click(timeout=SECONDS)
     changes.locator(".two").wait_for(timeout=SECONDS)
     return [one.locator(".num").first.inner_text() for one in changes.locator(".two > div").all()]
@@ -181,7 +181,7 @@ def test_every_stage_opens(browser: Any, server: PageServer, model: str, size: s
 
 
 def test_every_stage_opens_on_replicas(browser: Any, folder: Path) -> None:
-    """The values come from a replica, for the stages of the page and for its list of requests."""
+    """Values come from a replica, for the stages of the page and for its list of requests."""
     pytest.importorskip("zmq", reason="pip install 'pellucid[cluster]'")
     from support.replicas import ReplicaProcess, loads_from
 
@@ -201,7 +201,7 @@ def test_every_stage_opens_on_replicas(browser: Any, folder: Path) -> None:
 
 
 def test_the_page_opens_where_values_cannot_be_watched(browser: Any, folder: Path) -> None:
-    """As on a model that is divided over several machines: it says so, and texts can be made."""
+    """On a model that is divided over several machines, the page shows a notice and can still generate."""
 
     def load(name: str) -> Any:
         llm = pellucid.load(folder / name, threads=2)
@@ -344,7 +344,7 @@ def test_an_address_of_another_text_says_so(browser: Any, server: PageServer) ->
 
 
 def test_an_address_starts_nothing_without_a_click(browser: Any, server: PageServer) -> None:
-    """Any site can open the page: it asks for nothing but names, and the site has no hold on its window."""
+    """Any site can open the page: the page requests only names, and the site cannot access its window."""
     made = [{"from": 0, "token": None, "count": 3}]
     at = {"form": {"text": "some words"}, "stage": "beams", "made": made, "leaf": 1}
     Visit(browser, server.url).close()  # the first model is in memory
@@ -577,7 +577,7 @@ def test_sliders_move_the_bars(browser: Any, server: PageServer) -> None:
 
 
 def test_the_sliders_chain_is_the_one_of_python(browser: Any, server: PageServer) -> None:
-    """With logits that stand for no token, and equal ones."""
+    """Also for rows without a token and for equal logits."""
     visit, rng, size = Visit(browser, server.url), np.random.default_rng(5), 60
     for temperature, top_k, top_p in (
         (0.7, 0, 1.0),

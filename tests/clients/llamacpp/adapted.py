@@ -1,8 +1,8 @@
-"""A pytest plugin that adapts llama.cpp's tests to a model that writes other texts than theirs.
+"""A pytest plugin that adapts llama.cpp's tests to a model that generates other texts.
 
-Texts match every pattern, and prompts and texts may have any number of tokens. The file that ADAPTED names gets a line
-of JSON for each test: its outcome, and the comparisons that were left out. Defaults that llama-server takes as options
-(--seed, --temp, --n-predict, --verbose) are added to each request of the tests.
+Texts match every pattern, and prompts and texts may have any number of tokens. The file named by ADAPTED gets a line of
+JSON for each test: its outcome, and the skipped comparisons. Defaults that llama-server takes as options (--seed,
+--temp, --n-predict, --verbose) are added to each request of the tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIMITS = ("n_predict", "max_tokens", "max_completion_tokens", "max_output_tokens
 
 
 class AnyNumber(int):
-    """A number of tokens that equals every other."""
+    """A number of tokens that equals every number."""
 
     def __eq__(self, other: object) -> bool:
         spared.add("numbers")

@@ -1,7 +1,7 @@
-"""A stand-in for llama-server: runs ``pellucid serve`` with the options that correspond to llama-server's.
+"""Replaces llama-server: runs ``pellucid serve`` with the corresponding options.
 
-Models of the catalogue replace the story models from a hub in llama.cpp's tests. PELLUCID_PYTHON is the interpreter
-that has Pellucid. Options without a counterpart are printed and ignored.
+Models of the catalogue replace the story models that llama.cpp's tests download. PELLUCID_PYTHON is the interpreter of
+Pellucid. Options without a counterpart are printed and ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTEAD = (
     ("reranker", "minilm"),
     ("", "smollm2"),
 )
-"""Pairs of a word and a model: the first word in the name that a test asks for decides."""
+"""(word, model): the first word that occurs in the requested name selects the model."""
 VALUES = (
     *("port", "host", "model", "model-url", "hf-repo", "hf-file", "alias", "ctx-size", "parallel", "threads"),
     *("api-key", "chat-template-file", "model-draft"),

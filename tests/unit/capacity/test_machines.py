@@ -1,4 +1,4 @@
-"""Files of machines: what is read, and that whatever else is in them is refused with the name of the field."""
+"""Machine files: the fields that are read. Any other content is refused with the name of the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many replicas are enough, over a day, and what breaks first."""
+"""The search for the number of replicas, also over a day, and for the first failure at higher rates."""
 
 from __future__ import annotations
 

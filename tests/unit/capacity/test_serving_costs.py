@@ -1,4 +1,4 @@
-"""What a server adds is measured through a real one, with real clients."""
+"""The server's own cost is measured on a real server with real clients."""
 
 from __future__ import annotations
 

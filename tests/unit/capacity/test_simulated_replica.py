@@ -1,4 +1,4 @@
-"""A simulated replica runs the steps of a real engine, with the same parts of prompts and the same pages found."""
+"""A simulated replica runs the same steps as a real engine: the same prompt chunks and the same cached pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Asked = list[tuple[list[int], int]]
 
 
 def real_steps(llm: LLM, rounds: Sequence[Asked]) -> list[list[int]]:
-    """How many tokens each sequence has in each step; the requests of a round come together."""
+    """Tokens of each sequence in each step. The requests of a round arrive together."""
     steps, forward = list[list[int]](), llm.runner.forward_all
 
     def watched(chunks: Sequence[Chunk]) -> object:
@@ -107,7 +107,7 @@ def test_steps_are_those_of_an_engine(family: str, tmp_path: Path, monkeypatch: 
             [(prompt(220, 150), 5), (prompt(3, 0), 30), (prompt(170, 128), 2)],
         ]
         size = SizedModel("tiny", llm.spec, llm.plan, llm.runner.limits, 0)
-        # What was answered differs: here only prompts are found again.
+        # The generated tokens differ, so only prompts can be in the prefix cache.
         assert real_steps(llm, rounds) == simulated_steps(size.room(0), rounds, monkeypatch)
 
 
@@ -172,7 +172,7 @@ def test_conversations_stay_where_their_pages_are() -> None:
     traffic = Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, turns=5, think=3.0, seed=1)
     roomy = ReplicaRoom(ROOM.layers, [3000], 1 << 30, StepLimits(2048))
     outcome = run(traffic, 4, True, roomy, seconds=60.0, warm=20.0)
-    assert outcome.hits > 0.5  # 0.7 if none is ever sent elsewhere
+    assert outcome.hits > 0.5  # 0.7 if every conversation stays on its replica
     apart = run(Traffic(Lengths(200, 300), Lengths(60, 60), rate=6.0, seed=1), 4, True, roomy, seconds=60.0)
     assert apart.hits == 0
 
@@ -192,7 +192,7 @@ def test_more_than_can_be_done_is_noticed() -> None:
 
 
 def test_what_exceeds_the_context_is_cut_or_refused() -> None:
-    """As `Inputs` does it: an answer ends with the context, and a prompt must leave room for one."""
+    """As in `Inputs`: an answer ends at the end of the context, and a prompt must leave room for one token."""
     small = ReplicaRoom([LayerShape(1, 64, 64)], [200], 1 << 20, StepLimits(128))
     replay = Replay([(list(range(100)), 300), (list(range(128)), 10), (list(range(127)), 10)], clients=1)
     simulation = Simulation(replay, 1, small, EVEN)
@@ -202,7 +202,7 @@ def test_what_exceeds_the_context_is_cut_or_refused() -> None:
 
 
 def test_what_is_counted_is_of_the_time_that_counts() -> None:
-    """Replicas are as busy as their steps in that time, and pages that others ask for before it are no hits of it."""
+    """Only steps and cache hits within the measured time count. Earlier requests do not count."""
     prompt = list(range(200))
     times = [1.0, 2.0, 10.0, 30.0]
     simulation = Simulation(Replay([(prompt, 20)] * 4, times), 1, ROOM, EVEN)
@@ -211,4 +211,5 @@ def test_what_is_counted_is_of_the_time_that_counts() -> None:
     assert outcome.requests == 1
     assert outcome.hits == 1.0
     assert outcome.busy == pytest.approx((last.last - last.came - EVEN.request) / 10.0)
-    assert outcome.prompt_share == 0  # all but its last token was there; the prompt that was read came before
+    # The prompt is cached except for its last token, and its prefill was before the measured time.
+    assert outcome.prompt_share == 0

@@ -1,4 +1,4 @@
-"""The time of steps: on lines between what was measured, carried over to other machines and over stages."""
+"""Step times: linear between the measurements, and scaled to other machines and to stages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_between_and_beyond_what_was_measured() -> None:
     assert COSTS.step(2, 100, 0, 0) == pytest.approx(0.012 + 0.0005 + 0.0002 + 100e-6)
     assert COSTS.step(32, 0, 0, 0) == pytest.approx(0.052 + 16 * 0.003 + 0.0005 + 0.0032)
     assert COSTS.step(0, 0, 64, 500) == pytest.approx(0.071 + 0.001 + 0.0005)
-    # With both: the tokens of all, and what rows take beyond tokens of prompts.
+    # A step with both: the time of all tokens, and the extra time of a row over a prompt token.
     assert COSTS.step(1, 0, 63, 0) == pytest.approx(0.071 + 0.002 + beside)
 
 
@@ -71,7 +71,7 @@ def test_another_machine_is_as_fast_as_its_roofs() -> None:
     assert twice.rows[1] == pytest.approx(COSTS.rows[1] / 2)
     assert twice.prompts[64] == pytest.approx(COSTS.prompts[64] / 2)
     assert (twice.request, twice.served, twice.row) == (COSTS.request, COSTS.served, COSTS.row)
-    # A text alone reads weights, so faster units do not help it.
+    # A single sequence is bound by reading weights, so faster arithmetic does not help.
     units = COSTS.on(Rates(50e9, 4000e9), here, work())
     assert units.rows[1] == pytest.approx(COSTS.rows[1])
     assert units.prompts[64] < COSTS.prompts[64] / 2
@@ -83,7 +83,7 @@ def test_stages_add_hops_and_share_long_prompts() -> None:
     assert costs.over(1, Link(), work()) is costs
     assert staged.step(1, 0, 0, 0) == pytest.approx(0.1 + 4 * 0.001 + 3 * 4 * 8192 / 1e9)
     vectors = 3 * 4 * 8192 / 1e9
-    assert staged.prompts[128] == pytest.approx(1.0 + 128 * vectors)  # one part: stage after stage
+    assert staged.prompts[128] == pytest.approx(1.0 + 128 * vectors)  # one chunk: stage after stage
     assert staged.prompts[1024] == pytest.approx(8.0 * 11 / 32 + 1024 * vectors)
 
 
@@ -94,14 +94,14 @@ def test_a_model_on_paper_reaches_the_usual_parts() -> None:
 
 
 def test_a_step_of_a_model_on_paper_reads_keys_and_values() -> None:
-    """16 texts of GPT-3 after 2,000 tokens, by hand: Q4_K weights once, 4.7 MB of keys and values for each token."""
+    """16 sequences of GPT-3 after 2,000 tokens, by hand: Q4_K weights once, 4.7 MB of keys and values per token."""
     costs, fast = work("gpt3-175b").estimated(machine(1000, multiply=1e9)), OF_MEMORY * 50e9
     token = 96 * 96 * (128 + 128) * 2
     alone = costs.step(1, 1500, 0, 0) - costs.step(1, 50, 0, 0)
     assert alone == pytest.approx(1450 * token / fast)
     many = costs.step(16, 16 * 2000, 0, 0)
     assert many == pytest.approx((paper("gpt3-175b").read_bytes + 16 * 2000 * token) / fast, rel=0.01)
-    # Attention over a prompt multiplies 96 layers of 96 heads of 128 keys and 128 values with each token that is seen.
+    # Attention over a prompt: 96 layers of 96 heads, 128 + 128 products with each visible token.
     slow = work("gpt3-175b").estimated(machine(1000, read=1e9, multiply=1000))
     seen = slow.step(0, 0, 64, 64 * 1000) - slow.step(0, 0, 64, 0)
     assert seen == pytest.approx(64 * 1000 * 96 * 96 * 256 / (OF_INT8 * 1e12))
@@ -140,7 +140,7 @@ def test_a_model_that_fits_nowhere_is_refused_without_cutting_it(monkeypatch: py
     model = sized("llama-3-70b")
     with pytest.raises(InvalidRequest, match="cannot be divided"):
         fewest_stages(model, machine(0.5))
-    assert cuts == [1]  # what the message says
+    assert cuts == [1]  # as in the message
 
 
 @pytest.mark.parametrize("name", ["llama-3-70b", "gpt2", "gpt-oss-20b", "deepseek-v2-lite"])
@@ -155,7 +155,7 @@ def test_no_stage_is_smaller_than_the_least_share(name: str, stages: int) -> Non
 def test_experts_are_read_as_many_as_are_chosen() -> None:
     mixture, rates = work("qwen3-30b-a3b"), Rates(50e9, 1e15)
     one, many = mixture.seconds(1, 1, rates), mixture.seconds(256, 1, rates)
-    assert 5 < many / one < 12  # 8 of 128 experts, and nearly all of them
+    assert 5 < many / one < 12  # 8 of 128 experts, then nearly all experts
     dense = work()
     assert dense.seconds(256, 1, rates) == pytest.approx(dense.seconds(1, 1, rates))
 

@@ -1,4 +1,4 @@
-"""Small models for the command line: one that chats, one without a chat template, one that never ends, an encoder."""
+"""Small models for the command line: with and without a chat template, without an end token, and an encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mute(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that generates for many seconds, since no token ends a text."""
+    """A model that generates for many seconds, because no token ends a text."""
     folder = write_llama(tmp_path_factory.mktemp("models") / "endless", context=1 << 17)
     write_tokenizer(folder, eos_ids=())
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""The conversation that chat keeps, with a model stand-in that records its messages."""
+"""The conversation that chat keeps. A fake model records its messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 class Scribe:
-    """Answers "1", "2", ...; refuses the question "long"; the answer to "stop!" is interrupted after a piece."""
+    """Answers "1", "2", ...; refuses the question "long"; the answer to "stop!" is interrupted after one output."""
 
     def __init__(self) -> None:
         self.asked: list[list[dict[str, str]]] = []

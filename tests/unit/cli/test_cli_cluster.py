@@ -1,4 +1,4 @@
-"""Options of clusters where what a cluster needs is not installed, and where no cluster was asked for."""
+"""Cluster options without the packages of clusters, and without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each command in the real program with tiny models: what it prints, and that it prints nothing else."""
+"""Each command in the real program with tiny models: its complete output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench, plan --measured and info --machine: their output, what they refuse, and their interruption."""
+"""bench, plan --measured and info --machine: output, refused arguments and interruption."""
 
 from __future__ import annotations
 

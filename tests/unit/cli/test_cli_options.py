@@ -1,4 +1,4 @@
-"""Groups of options: a command has one option for each field of a group, and all that load a model have the same."""
+"""Groups of options: a command has one option for each field. All commands that load a model share a group."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 
 def loading() -> dict[str, Callable[..., Any]]:
-    """The commands that have the group of options."""
+    """The commands with the options of loading."""
     return {name: run for name, run in commands().items() if "loading" in inspect.signature(run).parameters}
 
 
@@ -60,7 +60,7 @@ def test_a_group_stands_for_its_fields() -> None:
 
 
 def test_commands_that_load_a_model_have_the_same_options(command: Command) -> None:
-    """All that have one of the group's options have all of them, but for those that read what a plan needs alone."""
+    """A command that loads a model has all options of the group. Other commands may have --precise only."""
     names = set(loading())
     assert {"run", "chat", "embed", "serve", "plan", "capacity", "bench model", "eval perplexity"} <= names
     group = {f"--{field.name.replace('_', '-')}" for field in fields(LoadOptions)}

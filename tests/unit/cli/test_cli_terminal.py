@@ -18,7 +18,7 @@ GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 
 
 def left_sane(t: Terminal) -> bool:
-    """Whether the cursor is visible, the terminal echoes input, and no traceback was printed."""
+    """True if the cursor is visible, the terminal echoes input, and no traceback was printed."""
     return t.output.rfind(HIDE) <= t.output.rfind(SHOW) and t.echoes and "Traceback" not in t.output
 
 

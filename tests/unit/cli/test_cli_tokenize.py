@@ -1,4 +1,4 @@
-"""``pellucid tokenize`` in the real program: its output for people and for programs, and what it refuses."""
+"""``pellucid tokenize`` in the real program: its output as text and as JSON, and refused arguments."""
 
 from __future__ import annotations
 

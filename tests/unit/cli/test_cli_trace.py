@@ -1,4 +1,4 @@
-"""pellucid points, explain and neighbours: as text, as JSON, as a page; and what they refuse."""
+"""pellucid points, explain and neighbours: output as text, JSON and HTML, and refused arguments."""
 
 from __future__ import annotations
 

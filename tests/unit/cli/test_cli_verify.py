@@ -19,7 +19,7 @@ DATA = b"the bytes of a model " * 1000
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with two models; their manifests are those of an older version of Pellucid."""
+    """A store with two models, whose manifests have the format of an older version of Pellucid."""
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path))
     for name in ("mine", "other"):
         folder = tmp_path / "models" / name
@@ -54,7 +54,7 @@ def test_a_damaged_model(command: Command, store: Path) -> None:
     wrong = hashlib.sha256((store / "mine" / "model.gguf").read_bytes()).hexdigest()
     what = f"has SHA-256 {wrong[:12]}…, expected {right[:12]}…"
     assert (done.code, done.out) == (2, f"mine  damaged: model.gguf {what}\nother  ok, 0.0 MB\n")
-    mend = "remove it (pellucid rm mine) and pull it again"  # no pull would give its folder this name
+    mend = "remove it (pellucid rm mine) and pull it again"  # pull alone would use another folder name
     assert done.err == f"pellucid: model.gguf: file: {what}: the stored copy of mine is damaged; {mend}\n"
 
     done = command("verify", "--json")

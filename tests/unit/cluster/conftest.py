@@ -1,4 +1,4 @@
-"""Models of random weights, and their replicas. The whole folder needs what pellucid[cluster] installs."""
+"""Random models and their replicas. All tests in this folder need pellucid[cluster]."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(llama_file: Path) -> Iterator[LLM]:
-    """The same model in this process, undisturbed."""
+    """The same model in this process: the expected results."""
     with pellucid.load(llama_file, threads=2) as llm:
         yield llm

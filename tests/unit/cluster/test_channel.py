@@ -1,4 +1,4 @@
-"""Channels between stages: what is sent comes, of no one else, unchanged, or the channel is lost."""
+"""Channels between stages deliver messages in order, unchanged and only from the peer, or fail with an error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pair() -> Iterator[tuple[Sender, Receiver]]:
 
 
 class Between:
-    """A connection through which ``change`` sees the bytes that pass."""
+    """A proxy between a sender and a listener that records frames."""
 
     def __init__(self, to: str) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ class Between:
         self.frames: list[bytes] = []
 
     def pass_on(self, count: int) -> None:
-        """Read so many frames, and pass on the first, which is the greeting."""
+        """Read ``count`` frames and forward the first frame, the greeting."""
         with self._listening:
             connection, _ = self._listening.accept()
         self.out = socket.create_connection(self._to)
@@ -107,7 +107,7 @@ def test_nobody_else_is_let_in(capfd: pytest.CaptureFixture[str]) -> None:
     second.send(b"second")
     assert [received(one) for one in found] == [b"first", b"second"]
     assert capfd.readouterr().err.count("a connection was refused") == 2
-    with pytest.raises(ConnectionRefusedError):  # it listens no more
+    with pytest.raises(ConnectionRefusedError):  # the listener is closed
         socket.create_connection((host, int(port)), 1)
     for one in (*silent, wrong, first, second, *found):
         one.close()
@@ -195,7 +195,7 @@ def test_a_crowd_of_strangers_does_not_keep_a_stage_away() -> None:
 
 
 def test_a_message_is_rehearsed_before_the_next(pair: tuple[Sender, Receiver]) -> None:
-    """Some are, unless the machine is so busy that each comes at another time; never one that is not the last."""
+    """``rehearse`` gets only the last message, at most once. A busy machine may delay the rehearsal."""
     sender, receiver = pair
     last, heard = b"", list[bytes]()
 

@@ -1,4 +1,4 @@
-"""Requests outlive the replica that answers them: every bit is that of an undisturbed run."""
+"""Requests survive the loss of their replica: the output is bit-identical to a run without a loss."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("after", [0, 17])
 def test_a_request_outlives_its_replica(llama_file: Path, alone: LLM, case: str, after: int) -> None:
-    short = case in ("schema", "regex", "stop")  # it may have ended before its replica does
+    short = case in ("schema", "regex", "stop")  # the request may end before the replica is killed
     options = {"max_new_tokens": 400, "ignore_eos": case not in ("schema", "regex"), **CASES[case]}
     wanted = alone.generate(PROMPT, **options)
 
@@ -91,7 +91,7 @@ def test_a_long_prompt_is_read_again(llama_file: Path, alone: LLM) -> None:
         async with replicas(llama_file) as (made, model):
             group = model.request(prompt, max_new_tokens=10, seed=3)
             group.start()
-            await asyncio.sleep(0.004)  # while it is read
+            await asyncio.sleep(0.004)  # during prefill
             await made.kill(group)
             await group.finished()
             same(group.results()[0], wanted)
@@ -162,7 +162,7 @@ def test_sentence_vectors(tmp_path: Path) -> None:
 
 
 def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
-    """Nothing is lost, nothing comes twice, nothing differs."""
+    """No token is lost, duplicated or different."""
     rng, count = random.Random(3), 60
     prompts = [PROMPT * rng.randint(1, 8) + str(number % 7) for number in range(count)]
     options = [
@@ -201,7 +201,7 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
 
 
 def test_a_batch_is_in_order_whatever_ends(llama_file: Path, alone: LLM, tmp_path: Path) -> None:
-    """A slow request first, an error among the others, and a replica that ends."""
+    """The first request is slow, another request fails, and a replica is killed."""
     lengths = [600, *(3 + number % 9 for number in range(40))]
     bodies = [
         {
@@ -259,7 +259,7 @@ def test_what_runs_is_handed_over(llama_file: Path, alone: LLM) -> None:
 
 @pytest.mark.parametrize("gone", ["lost", "moved"])
 def test_a_replica_goes_after_the_last_token(llama_file: Path, alone: LLM, gone: str) -> None:
-    """All tokens have come, the word that it has ended has not: there is nothing to ask another replica for."""
+    """All tokens have arrived, but not the end message. No other replica has to generate anything."""
     wanted = alone.generate(PROMPT, max_new_tokens=20, seed=1, ignore_eos=True)
 
     async def work() -> None:
@@ -324,7 +324,7 @@ def test_a_request_that_ends_replicas_is_given_up(llama_file: Path) -> None:
             group = model.request(PROMPT, max_new_tokens=1500, ignore_eos=True)
 
             async def kill() -> None:
-                for _ in range(3):  # each has begun with it, and none has made a token
+                for _ in range(3):  # each replica has started the request and made no token
                     group._task.began = True
                     await made.kill(group)
 
@@ -377,7 +377,7 @@ def test_an_ingress_that_is_started_again_gets_what_runs(llama_file: Path, alone
             if not had:
                 await asyncio.sleep(0.01)
             for link in made.fleet.links:
-                link.up = False  # the ingress is gone without a word, and does nothing more
+                link.up = False  # the ingress disappears without a message
             made.fleet._context.destroy(linger=0)
             again = Fleet(ClusterSecret(SECRET))
             for address in made.processes:

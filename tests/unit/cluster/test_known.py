@@ -1,4 +1,4 @@
-"""What a replica remembers by name: the newest, within its bounds in parts and in bytes."""
+"""Parts that a replica remembers by name: the newest, up to limits on their number and bytes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_the_oldest_that_have_ended_go_first() -> None:
     assert first.messages == []
     parts.keep(third, text(800))
     assert [parts.get(one.name) is one for one in (running, second, third)] == [True, False, True]
-    parts.keep(third, text(600))  # nothing that has ended is left
+    parts.keep(third, text(600))  # no ended part is left to forget
     assert [parts.get(one.name) is one for one in (running, third)] == [False, True]
-    parts.keep(running, text(100))  # it runs on, and nobody can ask for it
+    parts.keep(running, text(100))  # it still runs, but is forgotten
     assert running.messages == []
     parts.keep(third, text(4000))
     assert (len(parts), parts.bytes) == (0, 0)
@@ -57,9 +57,9 @@ def test_a_name_has_one_part() -> None:
     parts.keep(before, text(10))
     parts.add(after)
     assert (parts.get("a"), parts.bytes, before.messages) == (after, 0, [])
-    parts.forget(before)  # it has no name by now
+    parts.forget(before)  # another part has its name now
     assert parts.get("a") is after
-    parts.add(resumed)  # what came first of it is elsewhere
+    parts.add(resumed)  # its first messages are on another replica
     assert parts.get("a") is None
     parts.add(part(""))
     assert len(parts) == 0
@@ -96,7 +96,7 @@ def test_the_sum_is_that_of_the_parts(steps: list[tuple[int, str, int]]) -> None
 
 
 def test_sizes_are_about_what_python_takes() -> None:
-    """A token with logprobs: what its arrays have counts."""
+    """The size of a token includes its arrays of log-probabilities."""
     plain = ["token", 1, 0, 17, 5, " text", 0.01, None, None, "", 3, 0.5, None, None]
     assert 400 < known._size(plain) < 1200
     assert known._size([*plain, [1, -0.5, 1, b"x" * 8000, b"y" * 8000]]) > 16_000
@@ -104,7 +104,7 @@ def test_sizes_are_about_what_python_takes() -> None:
 
 
 def test_a_replica_answers_that_it_has_forgotten_a_part(alone: LLM, llama_file: Path) -> None:
-    """Then the ingress asks for it again, from the beginning."""
+    """The ingress then requests the part again, from the beginning."""
 
     async def work() -> None:
         replica = Replica(alone, ClusterSecret.drawn(), "replica")

@@ -1,4 +1,4 @@
-"""What the page asks of a server whose engines are on replicas: each answer is that of a server with an engine."""
+"""The page's requests to a server with replicas get the same answers as from a server with its own engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EDITS: list[dict[str, Any]] = [
 
 
 class Servers(NamedTuple):
-    """A server that has its engines, and one whose engines are on replicas."""
+    """A server with its own engines, and a server with engines on replicas."""
 
     here: Served
     there: Served
@@ -44,7 +44,7 @@ class Servers(NamedTuple):
         return found[0], found[1]
 
     def same(self, path: str, **fields: Any) -> Any:
-        """The answer of both, which is the same in every byte."""
+        """Send a request to both servers, and assert that the answers have the same bytes. Returns the answer."""
         here, there = self.both("POST", path, **fields)
         assert here.status_code == there.status_code, there.text
         assert here.content == there.content
@@ -66,7 +66,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without what is another one each time."""
+    """Events without fields that differ each time."""
     return [{k: v for k, v in one.items() if k not in ("seconds", "usage")} for one in events]
 
 
@@ -79,7 +79,7 @@ def test_the_model_is_described(servers: Servers) -> None:
     here, there = servers.both("GET", "/look/models/nothing")
     assert (here.status_code, here.content) == (there.status_code, there.content)
     here, there = servers.both("GET", "/look/state/one")
-    end = time.monotonic() + 20  # a replica says how it is once in a while
+    end = time.monotonic() + 20  # a replica reports its state periodically
     while there.json()["threads"] != 2 and time.monotonic() < end:
         here, there = servers.both("GET", "/look/state/one")
     assert here.json().keys() == there.json().keys()

@@ -1,4 +1,4 @@
-"""Replicas that no server asks for end, whether or not they have loaded anything; without Ray."""
+"""Replicas without a server end by themselves, before and after loading a model; without Ray."""
 
 from __future__ import annotations
 

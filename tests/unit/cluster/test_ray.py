@@ -1,4 +1,4 @@
-"""The whole way on Ray: several nodes, a server in front, real clients, and machines that end."""
+"""End to end on Ray: several nodes, a server, real clients, and replicas that are killed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_stream_outlives_the_machine_that_makes_it(server: ClusterServer, alon
 
     text = server.streamed(PROMPT, 900, 4, kill)
     assert text == wanted.text
-    server.wait(2)  # Ray has started another
+    server.wait(2)  # Ray has started another replica
 
 
 def test_a_schema_holds_across_machines(server: ClusterServer, alone: LLM) -> None:
@@ -77,9 +77,9 @@ def test_a_schema_holds_across_machines(server: ClusterServer, alone: LLM) -> No
 
 
 def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: LLM) -> None:
-    """Streams and whole answers, with a replica that ends every three seconds.
+    """Streamed and complete answers while a replica is killed every three seconds.
 
-    Between two ends there is an answer, so that a machine that starts replicas slowly comes to an end, too.
+    Between two kills at least one answer completes, so that the test also ends on a slow machine.
     """
     rng, count = random.Random(7), 120
     bodies = [
@@ -133,7 +133,7 @@ def test_clients_lose_nothing_while_machines_end(server: ClusterServer, alone: L
 
 
 def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: ClusterServer, alone: LLM) -> None:
-    """A client that has lost its connection asks again with the id of the last event that it has had."""
+    """A client that has lost its connection sends the id of the last event that it received."""
     wanted = alone.generate(
         PROMPT, max_new_tokens=1500, seed=9, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0
     )
@@ -174,7 +174,7 @@ def test_a_server_that_is_started_again_gives_the_rest(nodes: Any, server: Clust
         ).json()
         assert whole["choices"][0]["text"] == wanted.text
     finally:
-        os.kill(other.process.pid, signal.SIGKILL)  # its replicas are those of the other server
+        os.kill(other.process.pid, signal.SIGKILL)  # both servers use the same replicas
         other.close()
     server.wait(2)
 
@@ -228,7 +228,7 @@ print("there" if there else "gone")
 
 
 def test_replicas_that_have_ended_for_good(nodes: Any, server: ClusterServer) -> None:
-    """One that nobody asks ends by itself; in place of one that is gone a server makes another at once."""
+    """An idle replica ends by itself. The server replaces a lost replica at once."""
     name = next(line.split()[0] for line in reversed(server.said) if " is at " in line)
     command = [sys.executable, "-c", ORPHAN, nodes.address, str(server.path), name]
     made = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)

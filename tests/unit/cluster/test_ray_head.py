@@ -1,4 +1,4 @@
-"""Without Ray's head, or without room, running requests continue, and the server names what is missing."""
+"""Without Ray's head node or free CPUs, running requests continue and the server reports the problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def until(found: Callable[[], bool], seconds: float = SECONDS) -> None:
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[Any]:
-    """Nodes that were started as the guide says."""
+    """Ray nodes, started as in the guide."""
     wanted = {
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
         "RAY_gcs_storage": "rocksdb",
@@ -58,13 +58,13 @@ def test_requests_go_on_without_the_head_of_ray(nodes: Any, llama_file: Path, al
         assert server.streamed(PROMPT, 900, 4, nodes.head_node.kill_gcs_server) == wanted
         assert server.streamed(PROMPT, 900, 4, server.kill) == wanted
         until(lambda: server.up() == 1)
-        for _ in range(20):  # nothing waits for the head
+        for _ in range(20):  # requests do not wait for the head
             began = time.monotonic()
             assert httpx.get(server.url + "/ready", timeout=SECONDS).status_code == 200
             assert time.monotonic() - began < 2
             time.sleep(0.1)
         assert server.streamed(PROMPT, 900, 4, nodes.head_node.start_gcs_server) == wanted
-        server.wait(2)  # the replica that was lost is started again
+        server.wait(2)  # the lost replica is started again
     finally:
         server.close()
     assert not any("Traceback" in line for line in server.said)
@@ -99,6 +99,6 @@ def test_without_a_replica_a_server_lives_and_is_not_ready(nodes: Any, llama_fil
             {"status": "waiting", "waiting": [server.model]},
         )
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) in (0, signal.SIGTERM, -signal.SIGTERM)  # Ray ends with the number
+        assert server.process.wait(20) in (0, signal.SIGTERM, -signal.SIGTERM)  # Ray may return the signal
     finally:
         server.close()

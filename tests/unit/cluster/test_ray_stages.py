@@ -1,4 +1,4 @@
-"""A replica whose blocks are divided over nodes of Ray; stages that end are started again, and read all again."""
+"""A replica with stages on several Ray nodes. Lost stages restart, and their sequences run prefill again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(llama_file: Path) -> Iterator[ClusterServer]:
 
 
 def stage_processes() -> list[int]:
-    """The processes of stages, by the name that Ray gives them."""
+    """Process ids of the stages, found by Ray's process names."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "ray::StageActor" in line]
 
@@ -55,7 +55,7 @@ def test_texts_are_those_of_one_machine(server: ClusterServer, alone: LLM) -> No
 
 
 def test_metrics_have_what_each_stage_takes(server: ClusterServer) -> None:
-    """After the test before; the replica tells its state from time to time."""
+    """Uses the requests of the previous test. The replica reports its state periodically."""
     end, found = time.monotonic() + SECONDS, list[str]()
     while len(found) < 2 and time.monotonic() < end:
         time.sleep(0.2)
@@ -115,7 +115,7 @@ def test_what_cannot_be_divided(server: ClusterServer, llama_file: Path) -> None
 
 
 def test_a_batch_on_a_cluster(server: ClusterServer, llama_file: Path, alone: LLM, tmp_path: Path) -> None:
-    """By a command of its own, with replicas of its own; it goes on where it was ended."""
+    """A batch command with its own replicas resumes after a kill."""
     bodies = [
         {"model": "m", "prompt": f"{n} {PROMPT}", "max_tokens": 20, "seed": n, **PLAIN} for n in range(12)
     ]
@@ -133,7 +133,7 @@ def test_a_batch_on_a_cluster(server: ClusterServer, llama_file: Path, alone: LL
         str(tmp_path / "out.jsonl"),
     ]
     more = ["--model", str(llama_file), "--cluster", server.address, "--replicas", "2", "--replica-cpus", "1"]
-    for _ in range(2):  # the second time nothing is left
+    for _ in range(2):  # the second run has no request left
         made = subprocess.run([*command, *more], capture_output=True, text=True, timeout=SECONDS)
         assert made.returncode == 0, made.stderr
         assert "12 of 12 requests answered" in made.stdout

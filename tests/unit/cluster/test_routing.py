@@ -1,4 +1,4 @@
-"""Which replica a request goes to: longest beginnings, bounded loads, nothing far from home."""
+"""Choice of the replica of a request: longest cached prefix, bounded load, stable placement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_longest_beginning_wins() -> None:
     assert len(names) == len(TEXT) // PAGE
     one.pages.update(names[:2])
     two.pages.update(names[:5])
-    three.pages.update(names[3:])  # which is of no use without what comes before
+    three.pages.update(names[3:])  # useless without the pages before them
     route = choose(TEXT, [one, two, three])
     assert (route.replica, route.pages) == (two, 5)
     assert choose([*TEXT[: 2 * PAGE], *range(5000, 5200)], [one, three]).replica is one
@@ -67,7 +67,7 @@ def test_equal_beginnings_meet_and_others_spread() -> None:
     counts = Counter(places)
     assert len(counts) == 8
     assert max(counts.values()) < 2 * len(first) / 8
-    # One replica less: only what was there goes elsewhere.
+    # Without a replica, only its own requests move.
     left = [one for one in replicas if one.name != "replica 3"]
     moved = [choose(ids, left).replica.name for ids in first]
     assert all(a == b for a, b in zip(places, moved) if a != "replica 3")
@@ -126,7 +126,7 @@ def test_names_are_those_of_whole_beginnings(one: list[int], other: list[int]) -
 def test_what_checks_a_constraint_here_is_freed_at_once(
     llama_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ingress compiles a grammar to refuse what a replica would refuse. The masks are a replica's."""
+    """The ingress compiles a grammar only to refuse invalid grammars early. The replica computes the masks."""
     closed, close = list[Matching](), Matching.close
 
     def counted(self: Matching) -> None:

@@ -1,4 +1,4 @@
-"""A model over several stages makes the bits that it makes alone, whatever its layers keep; also after one was lost."""
+"""A model on several stages is bit-identical to the model alone, for every kind of state; also after a lost stage."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ from pellucid.testing import random_model
 from pellucid.trace import ablate
 
 FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehybrid": 3, "deepseek2": 2}
-"""Full attention, recurrent layers, windows, embeddings for each layer, state spaces, latent attention."""
+"""Families and their number of stages: full attention, recurrent layers, windows, per-layer embeddings, state spaces,
+latent attention.
+"""
 PROMPT = "the cat sat on the mat, and "
 
 
 @contextmanager
 def staged(path: Path, count: int, threads: int = 1) -> Iterator[LLM]:
-    """A model over stages, those before the last in threads of their own."""
+    """Load a model on ``count`` stages. All stages but the lead run in their own threads."""
     secret = ClusterSecret(SECRET)
     before = [pellucid.load(path, threads=1 + n % 2, make=runner_of(n, count)) for n in range(count - 1)]
     servers = [StageServer(llm.runner, secret) for llm in before]
@@ -90,16 +92,14 @@ def test_bits_are_those_of_one_machine(model: tuple[Path, int]) -> None:
         assert samples == [made.ids for made in whole.samples(PROMPT, 3, max_new_tokens=12, seed=6)]
         beams = llm.beam_search(PROMPT, num_beams=3, max_new_tokens=10)
         assert beams.tree == whole.beam_search(PROMPT, num_beams=3, max_new_tokens=10).tree
-        found = llm.generate(
-            PROMPT * 8, max_new_tokens=5, temperature=0
-        )  # its beginning is in the prefix cache
+        found = llm.generate(PROMPT * 8, max_new_tokens=5, temperature=0)  # its prefix is cached
         assert found.usage.cached_tokens > 0 or llm.runner.cache.has_states
         assert found.ids == whole.generate(PROMPT * 8, max_new_tokens=5, temperature=0).ids
         assert llm.score(PROMPT * 3).total == whole.score(PROMPT * 3).total
 
 
 def test_pages_run_out_alike(tmp_path: Path) -> None:
-    """Many texts in a small cache: sequences lose their pages and are read again, in every stage the same."""
+    """Many texts in a small cache: sequences are preempted and run prefill again in every stage."""
     path = tmp_path / "llama.gguf"
     random_model("llama", path, context=256)
     prompts = [f"{number} {PROMPT}" * 4 for number in range(12)]
@@ -171,7 +171,7 @@ def test_what_cannot_be_cut(llama_file: Path, alone: LLM) -> None:
 
 
 def test_values_cannot_be_watched(llama_file: Path) -> None:
-    """Whoever asks is told before anything runs; the page opens, and says so."""
+    """Requests with watches or edits are refused before they run. The page opens with a notice."""
     with staged(llama_file, 2) as llm:
         made = LOOKS["models"](Body({"name": "m"}, LOOK_BODY), llm)
         assert "watched" in made["notice"]

@@ -1,4 +1,4 @@
-"""Requests on replicas are watched: the frames are those of an engine in the server, also when a replica is lost."""
+"""Watched requests on replicas send the same frames as an engine in the server, also after the loss of a replica."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOW: dict[str, Any] = {"max_new_tokens": 900, "ignore_eos": True, "temperature":
 
 
 def rows_of(frames: Sequence[TraceFrame]) -> dict[tuple[str, int, int], np.ndarray]:
-    """Rows by point, sequence and position; none may come twice. Patterns have as many keys as their step has seen."""
+    """Rows by (point, sequence, position), without duplicates. Patterns are cut to the keys up to their position."""
     rows: dict[tuple[str, int, int], np.ndarray] = {}
     for frame in frames:
         for position, row in zip(frame.positions, frame.values, strict=True):
@@ -59,7 +59,7 @@ def equal(one: dict[Any, np.ndarray], other: dict[Any, np.ndarray]) -> None:
 async def heard(
     model: LLM | RemoteModel, group: Any, work: Any = None, names: Sequence[str] = POINTS
 ) -> list[TraceFrame]:
-    """The frames of a whole request, which somebody reads as they come."""
+    """Run a request, reading its frames as they arrive. Returns all frames."""
     loop, ready, frames, over = asyncio.get_running_loop(), asyncio.Event(), list[TraceFrame](), False
     stream = model.watch(group, names, 4096, lambda: loop.call_soon_threadsafe(ready.set))
 
@@ -89,7 +89,7 @@ async def heard(
 def undisturbed(
     alone: LLM, n: int = 1, names: Sequence[str] = POINTS, **how: Any
 ) -> tuple[list[list[int]], Any]:
-    """What an engine in this process makes, and its frames."""
+    """Token ids and frame rows of the same request on the engine of this process."""
     alone.runner.cache.clear_prefixes()
     group = alone.request(PROMPT, n, **{**HOW, **how})
     frames = asyncio.run(heard(alone, group, names=names))
@@ -137,7 +137,7 @@ def test_the_watching_goes_where_the_request_goes(llama_file: Path, alone: LLM, 
 
 
 def test_what_is_read_ahead_comes_again(llama_file: Path, alone: LLM) -> None:
-    """Rows of tokens that were proposed and not kept come again, in the end as they are."""
+    """Rows of rejected draft tokens are sent again. The last row of each position is correct."""
     prompt, how = "abcdefgh" * 30, {"max_new_tokens": 150, "temperature": 0.2, "seed": 4, "ignore_eos": True}
     with alone.trace("blocks.*.residual") as trace:
         ids = alone.generate(prompt, **how).ids
@@ -200,7 +200,7 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
                 assert len(stream._here) <= together
             rest = list(stream.frames())
             assert stream.dropped > 1000
-            # What came once, and at the end: what began to be read, and what waited.
+            # At most the frames that had arrived, the frames that waited on the replica, and a partial frame per point.
             assert 0 < len(rest) <= together + together + len(stream.selected)
             stream.close()
 
@@ -306,7 +306,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
 
 
 def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
-    """By the replica, in one line each, and the request goes on; by the ingress with the end of the request."""
+    """The replica refuses an invalid watch with one line, and the request continues. The ingress ends the request."""
 
     async def work() -> None:
         with ReplicaProcess(llama_file, "one") as replica:
@@ -374,7 +374,7 @@ def servers(folder: Path) -> Iterator[tuple[Served, Served]]:
 
 
 def events_of(served: Served, number: str, body: dict[str, Any], **query: Any) -> list[tuple[str, Any]]:
-    """The events of a request that is waited for."""
+    """Events of the trace of a request; the trace is opened before the request starts."""
     found, kind = list[tuple[str, Any]](), ""
 
     def look() -> None:
@@ -425,7 +425,7 @@ def test_one_at_a_time(servers: tuple[Served, Served]) -> None:
     asked = f"{served.url}/v1/requests/long/trace?points=embed&wait=20"
     url, headers = f"{served.url}/v1/chat/completions", {"X-Request-Id": "long"}
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
-        answers = answer.iter_lines()  # which end the answer when they are dropped
+        answers = answer.iter_lines()  # dropping the iterator closes the answer
         next(answers)
         (request,) = served.app.state.live._running.values()
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""What goes over the wire, and who is refused: wrong secrets, other protocols, frames that are too large."""
+"""Messages between ingress and replicas, and refused peers: wrong secrets, other protocols, oversized frames."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_secret_is_long_and_never_printed() -> None:
 
 
 def test_numbers_of_chains_are_few(alone: LLM) -> None:
-    """Whoever has the secret can name a number, and no memory is taken for it."""
+    """Chain numbers of a peer with the secret are limited, so that they cannot exhaust memory."""
 
     async def asked(numbers: Any) -> None:
         body = {
@@ -188,7 +188,7 @@ def test_many_strangers_make_few_lines(llama_file: Path) -> None:
 
 
 def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
-    """Each is refused with one line, and the replica goes on."""
+    """Each peer is refused with one line, and the replica keeps serving."""
 
     async def asked(secret: str, seconds: float) -> bool:
         fleet = Fleet(ClusterSecret(secret))
@@ -202,7 +202,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
             await fleet.close()
 
     def plain(kind: int, **options: Any) -> None:
-        """A socket of ZeroMQ without keys."""
+        """Connect a ZeroMQ socket without keys."""
         context = zmq.Context()
         one = context.socket(kind)
         one.linger = 0
@@ -218,7 +218,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
             time.sleep(0.3)
 
     def signed(*frames: bytes) -> None:
-        """Whoever has the secret and sends what is no message."""
+        """Send invalid messages with the secret."""
         context = zmq.Context()
         one = context.socket(zmq.DEALER)
         one.linger = 1000
@@ -253,7 +253,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
         assert asyncio.run(asked(SECRET, 10.0)), "the replica goes on"
         said = replica.close().splitlines()
     refused = [line for line in said if "a connection was refused" in line]
-    assert 1 <= len(refused) <= 40, said  # ZeroMQ tries again by itself
+    assert 1 <= len(refused) <= 40, said  # ZeroMQ retries by itself
     assert sum("a message was refused" in line for line in said) == len(bad)
     assert all(len(line) < 400 for line in said)
     assert not any("Traceback" in line for line in said)

@@ -1,6 +1,6 @@
-"""Masks of constraints are computed beside the engine: a text whose mask is missing waits, and no other one does.
+"""Constraint masks are computed outside the engine: only the text whose mask is missing waits.
 
-The masks of a regex that begins with ``HELD`` are not computed before ``release``.
+``Gate`` delays masks until it is opened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 class Gate:
-    """Holds the masks of matchings back after the first ``free`` ones, until it is opened."""
+    """Delays all masks after the first ``free`` masks until it is opened."""
 
     def __init__(self, free: int) -> None:
         self.free, self.held, self.open = free, threading.Event(), threading.Event()
@@ -53,7 +53,7 @@ class Gate:
 
 @pytest.fixture(params=[False, True], ids=["quick", "apart"])
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """A gate for all masks, of matchings that take tokens in the engine's thread or apart."""
+    """A gate for all masks. Matchings accept tokens in the engine's thread ("quick") or in another ("apart")."""
     made, fill, advance = Gate(4), Matching._fill, Matching.__init__
 
     def filled(self: Matching) -> None:
@@ -71,7 +71,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Run work in a thread. What it returns or raises is appended to the list."""
+    """Run work in a thread. Its result or exception is appended to the list."""
     found: list[Any] = []
 
     def run() -> None:
@@ -86,7 +86,7 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 
 def ended(running: tuple[threading.Thread, list[Any]]) -> Any:
-    """The result of work in a thread, or the error that it raised."""
+    """Wait for work in a thread. Returns its result or raises its exception."""
     thread, results = running
     thread.join(60)
     (found,) = results
@@ -136,7 +136,7 @@ def test_logits_are_the_same_wherever_a_text_has_waited_and_lost_its_pages(llm: 
 
 
 def test_readings_go_on_while_all_texts_wait(llm: LLM, gate: Gate) -> None:
-    """The client of the readings has used more than the client of the texts."""
+    """Readings run even though their client has used more time than the client of the waiting text."""
     slow = in_thread(lambda: llm.for_client("text").generate(PROMPT, **DRAWN))
     assert gate.held.wait(60)
     reading = ReadingTask(number for number in range(50))

@@ -1,4 +1,4 @@
-"""A draft model: whatever it proposes, no text changes; it reads the text that is made, and leaves nothing behind."""
+"""A draft model never changes a text, follows the accepted tokens, and frees all of its pages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["model", "other", "larger"])
 def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[LLM]:
-    """A model that drafts for itself, so that all is kept, and one whose draft knows nothing."""
+    """A model with itself as draft, so that drafts are accepted, or with an unrelated draft model."""
     with pellucid.load(folder / "model.gguf", threads=2, draft=folder / f"{request.param}.gguf") as made:
         yield made
 
@@ -104,7 +104,7 @@ def test_it_reads_the_text_that_is_made(llm: LLM, text: list[int], more: list[tu
     for most, new in [(3, list[int]()), *more]:
         text = [*text, *new]
         found = draft.propose(text, most, 0.0, 1.0)
-        if found is None:  # a long text is read in parts
+        if found is None:  # prefill of a long text runs in chunks
             assert len(text) > 16
             continue
         again = DraftText(DraftModel(llm.draft.runner, 320))

@@ -1,4 +1,4 @@
-"""The engine: requests run together, each as if it were alone, and none takes another with it."""
+"""The engine: requests run together with the results of a run alone, and a failed request ends no other request."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_requests_share_steps(llm: LLM) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_too_few_pages_all_come_to_their_end(folder: Path, name: str) -> None:
-    """Requests lose their pages and read their tokens again: the bits do not change."""
+    """Requests are preempted and run prefill again: the bits do not change."""
     with pellucid.load(folder / name, threads=2) as llm:
         options = {**OPTIONS, "max_new_tokens": 90}
         alone = [llm.generate(prompt, seed=3, **options).ids for prompt in PROMPTS]
@@ -339,7 +339,7 @@ def test_an_error_in_an_event_loop_is_raised_there(llm: LLM) -> None:
 
 
 def test_a_slow_function_of_one_request_stalls_no_other(llm: LLM) -> None:
-    """It is called in its reader's thread, and its request waits for it."""
+    """The function runs in the thread that reads the request, and only this request waits for it."""
     greedy = {**OPTIONS, "temperature": 0, "max_new_tokens": 200}
     done, main = threading.Event(), list[str]()
 
@@ -364,7 +364,7 @@ def test_a_slow_function_of_one_request_stalls_no_other(llm: LLM) -> None:
 def test_the_function_sees_the_text_with_what_is_held_back_and_ends_it(llm: LLM) -> None:
     greedy = {**OPTIONS, "temperature": 0, "max_new_tokens": 30}
     whole = llm.generate(PROMPTS[2], **greedy).text
-    stop = whole[4:7] + "\x00"  # begins in the text, and never comes
+    stop = whole[4:7] + "\x00"  # its beginning is in the text, but never all of it
     seen = list[str]()
 
     def until(text: str) -> bool:
@@ -411,13 +411,13 @@ def test_admissions_that_cannot_be(llm: LLM, options: dict[str, Any], message: s
 
 
 def test_a_client_is_a_text() -> None:
-    """A list from another machine has no place among the clients' shares."""
+    """A client name must be a string: the fair shares refuse a list from another machine."""
     with pytest.raises(InvalidRequest, match="must be a text"):
         Admission(client=["a"])  # type: ignore[arg-type]
 
 
 class Waits:
-    """A task that holds the engine's thread until it is told to go on."""
+    """A task that blocks the engine's thread until it is released."""
 
     def __init__(self, llm: LLM, go: threading.Event, order: list[str], name: str) -> None:
         self.llm, self.go, self.order, self.name, self.done = llm, go, order, name, False
@@ -587,7 +587,7 @@ def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None
 
     def until(text: str) -> bool:
         seen.append(text)
-        return len(seen) == 8  # of one of the texts
+        return len(seen) == 8  # for one of the two texts
 
     options = {**OPTIONS, "max_new_tokens": 200, "seed": 2}
     group = llm._request_group(
@@ -611,7 +611,7 @@ def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None
 
 
 class Nothing(Waits):
-    """A task that is never done and has nothing to read."""
+    """A task that never ends and has no tokens to run."""
 
     def sequences(self) -> list[CachedSequence]:
         return []
@@ -677,7 +677,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
     monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
     monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
-    monkeypatch.setattr(shared(), "_functions", {})  # those that earlier tests have used
+    monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
     for kept in (candidates._top, candidates._sums):
         kept.cache_clear()
     path = random_model("llama", tmp_path / "llama.gguf", vocabulary=320, form="Q8_0")

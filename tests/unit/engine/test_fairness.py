@@ -1,4 +1,4 @@
-"""Fair shares: who has used less comes first, and nobody saves up time by being absent."""
+"""Fair shares: the client with the least use comes first, and an absent client saves up no time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ events = st.lists(
 
 @given(events)
 def test_counters_of_absent_clients_do_not_pile_up(events: list[tuple[str, str]]) -> None:
-    """Counters exist for present clients, and for absent clients with a higher count; no counter decreases."""
+    """Counters exist for present clients, and for absent clients with a higher count. No counter decreases."""
     shares, jobs = FairShares(), dict.fromkeys("abcd", 0)
     for what, client in events:
         before = {one: shares.used(one) for one in jobs if jobs[one]}

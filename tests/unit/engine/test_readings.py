@@ -1,4 +1,4 @@
-"""Readings of a model run between the steps of requests, and change neither them nor their order."""
+"""Readings of a model run between the steps of requests. They do not change results or order of the requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 def test_a_text_goes_on_beside_readings_in_a_loop(llm: LLM) -> None:
-    """Between two turns of another client's readings at least one token is made, and the text is the same."""
+    """A request generates tokens between the turns of another client's endless reading. Its text is unchanged."""
     alone = llm.generate("to see", max_new_tokens=60, **GREEDY).ids
     turns, over = list[int](), threading.Event()
     made = list[int]()

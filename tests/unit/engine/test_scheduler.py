@@ -1,4 +1,4 @@
-"""The scheduler on a fake model: every token is read once and in order, within the limits, whatever runs out."""
+"""The scheduler on a fake model: every token runs once and in order, within the limits, also without free pages."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 
 def cache_of(pages: int) -> CacheManager:
-    """A cache of so many pages, without a model."""
+    """A cache with ``pages`` pages, without a model."""
     return simulated_cache(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:
-    """A task that reads a prompt, then makes ``answer`` tokens, each of which depends on all tokens before."""
+    """A task with a prompt and ``answer`` generated tokens. Each token depends on all previous tokens."""
 
     def __init__(self, cache: CacheManager, prompt: Sequence[int], answer: int) -> None:
         self.cache, self.text = cache, CachedSequence(prompt)
@@ -111,7 +111,7 @@ requests = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-# The prefix cache alone has the first page of the last text, whose other pages both use.
+# Only the prefix cache holds the first page of the last text; cache and text share the other pages.
 @example(
     [*[(1, 1, 0, 0, "")] * 5, (1, 4, 0, 0, ""), (128, 1, 0, 1, ""), (1, 1, 0, 0, ""), (360, 90, 0, 0, "")],
     8,
@@ -121,7 +121,7 @@ requests = st.lists(
 def test_every_request_gets_what_it_would_alone(
     asked: list[tuple[int, int, int, int, str]], pages: int, pauses: list[int]
 ) -> None:
-    """They come at different steps, some begin alike, pages are short, readers are slow: the answers do not change."""
+    """Requests arrive at different steps, share prefixes, run out of pages and pause: their outputs do not change."""
     cache = cache_of(pages)
     scheduler = Scheduler(cache, LIMITS, Pace(0.15))
     prompts = [
@@ -160,7 +160,7 @@ def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, Cac
 
 
 def steps_until(scheduler: Scheduler, cache: CacheManager, task: Fake) -> int:
-    """The number of steps until a task has its next token."""
+    """Run steps until a task has its next token. Returns the number of steps."""
     for steps in range(1, 10_000):
         before = len(task.made)
         run_step(scheduler, cache)
@@ -181,7 +181,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
 
 
 def test_no_stream_of_short_prompts_starves_a_long_one() -> None:
-    """Short prompts that fill each step leave the oldest a quarter of it."""
+    """Short prompts that fill each step leave a quarter of the step to the oldest prompt."""
     scheduler, cache = scheduler_of(pages=1000)
     long = Fake(cache, [1] * 4000, 1)
     scheduler.add(Job(long))
@@ -227,7 +227,7 @@ def test_a_prompt_that_is_mostly_cached_counts_as_short() -> None:
 
 
 def test_clients_share_the_machine_whatever_each_asks() -> None:
-    """One client has forty long prompts, another asks one after the other: it does not wait for the forty."""
+    """A client has forty long prompts. Another client's single requests do not wait for them."""
     scheduler, cache = scheduler_of(pages=4000)
     for number in range(40):
         scheduler.add(Job(Fake(cache, [number] * 2000, 1), client="many"))
@@ -258,7 +258,7 @@ def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> Non
     scheduler, cache = scheduler_of()
 
     class Many(Fake):
-        """Twelve texts; a step has room for eight."""
+        """A task with twelve sequences. A step has room for eight."""
 
         def __init__(self) -> None:
             super().__init__(cache, [1], 10_000)
@@ -302,7 +302,7 @@ def test_a_client_takes_pages_from_one_that_has_all() -> None:
 
 
 def test_readings_have_their_clients_turns() -> None:
-    """One after a step at most, and fewer where their client has used more than the others."""
+    """At most one reading runs after a step, and fewer if their client has used more time than the others."""
     scheduler, cache = scheduler_of()
 
     def turns() -> Iterator[int]:
@@ -397,7 +397,7 @@ def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None
 
 
 def test_sentences_that_begin_alike_share_a_step() -> None:
-    """They are read whole, so that none finds anything of another."""
+    """A sentence runs prefill whole, so it does not wait for the prefix of another sentence."""
     scheduler, cache = scheduler_of()
     texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, in_one_step=True) for number in range(3)]
 

@@ -1,4 +1,4 @@
-"""Speculation: what is proposed followed the same words before, and no text changes."""
+"""Prompt lookup proposes tokens that followed the same words before, and never changes a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ tokens = st.lists(st.integers(0, 3), max_size=60)
 
 
 def by_search(text: list[int], most: int) -> list[int]:
-    """What followed the last earlier occurrence of the longest end."""
+    """Reference: the tokens after the last earlier occurrence of the longest suffix."""
     for length in range(LONGEST, SHORTEST - 1, -1):
         for start in range(len(text) - length - 1, -1, -1):
             if len(text) >= length and text[start : start + length] == text[-length:]:
@@ -80,7 +80,7 @@ def test_a_step_that_was_slow_once_is_not_avoided_for_ever() -> None:
     pace = Pace(0.15)
     pace.tell(1, 0, 0.010)
     for _ in range(20):
-        pace.tell(2, 0, 0.100)  # something else took the machine
+        pace.tell(2, 0, 0.100)  # another process occupied the machine
         pace.tell(4, 0, 0.012)
     costs = pace.costs(4, 7)
     assert costs == sorted(costs)

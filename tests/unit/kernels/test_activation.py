@@ -74,7 +74,7 @@ def test_activation_is_within_rounding_of_float64(
     kind: str, values: str, seed: int, T: int, blocks: int, gated: bool, in_place: bool, threads: int
 ) -> None:
     x = numbers(values, seed, T, 32 * blocks) * np.float32(3)
-    if kind == "relu2":  # a square within the range of float32
+    if kind == "relu2":  # keep the square within the range of float32
         x = np.clip(x, np.float32(-1e15), np.float32(1e15))
     up = numbers("normal", seed + 1, T, 32 * blocks) if gated else None
     factor = np.float64(1) if up is None else up.astype(np.float64)

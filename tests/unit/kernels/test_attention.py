@@ -1,4 +1,4 @@
-"""The kernel "attention" and its cache: near float64, and the same bits however a step is cut."""
+"""The kernel "attention" and its cache: near float64, and the same bits for any division into steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.kernels.core.record import StepRecord
 
 
 def bias_table(kind: str, H: int, most: int, seed: int) -> tuple[np.ndarray, Any]:
-    """The biases for distances from -most on, (H, 2 * most + 15) with NaN where there is none, and as a function."""
+    """Biases for distances from -most on, as a table (H, 2 * most + 15) padded with NaN, and as a function."""
     table = np.full((H, 2 * most + 15), np.nan, np.float32)
     if kind == "alibi":
         slopes = np.float32(2.0 ** (-8 * np.arange(1, H + 1) / H))
@@ -164,7 +164,7 @@ def test_a_row_has_the_same_bits_however_steps_are_cut(
 
 
 def test_pieces_far_apart_leave_the_largest_alone() -> None:
-    """The largest score is in the first of three pieces, in the second, or in the last."""
+    """The largest score is in the first, second or last of three pieces."""
     T, v = 1100, numbers("normal", 1, 1100, 1, 16)
     for where in (3, 700, 1090):
         q, k = np.full((T, 1, 16), 100, np.float32), np.zeros((T, 1, 16), np.float32)
@@ -199,7 +199,7 @@ def test_numbers_beyond_float16_are_kept_at_its_largest_and_leave_earlier_tokens
 
 
 def test_cross_attention_reads_the_memory_and_not_the_sequence_itself() -> None:
-    """Two sequences with memories of 90 and 7 tokens, which also have keys and values of their own."""
+    """Two sequences with memories of 90 and 7 tokens, and with their own keys and values."""
     K, H, G = 32, 4, 2
     whole = Batch([90, 7, 3, 5], seed=1, head_dim=K)
     k, v = (numbers("normal", seed, 105, G, K) for seed in (1, 2))

@@ -1,4 +1,4 @@
-"""Each head is multiplied with its own matrix: bit for bit what the plain product of that matrix gives."""
+"""Each head is multiplied with its own matrix, with the bits of the plain matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel "cache_write" writes the values of ``kv_layout.rounded`` to their places in the pages and nothing else."""
+"""The kernel "cache_write" writes the values of ``kv_layout.rounded`` to their slots in the pages, and nothing else."""
 
 from __future__ import annotations
 

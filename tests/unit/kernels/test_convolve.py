@@ -1,4 +1,4 @@
-"""The causal convolution against NumPy; however sequences are cut into steps, the bits are the same."""
+"""The causal convolution against NumPy, with the same bits for any division of sequences into steps."""
 
 from __future__ import annotations
 

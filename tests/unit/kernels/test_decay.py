@@ -22,7 +22,7 @@ def test_decay(kind: str, seed: int, T: int, H: int, threads: int) -> None:
         decays=decays, rows="tokens",
     )  # fmt: skip
     want, shrunk = decay.reference(x, bias, rate, high=3e38)
-    rounding = 3e-7 + 1e-7 * np.minimum(np.abs(x + bias), 90)  # of the exponential, and of its argument
+    rounding = 3e-7 + 1e-7 * np.minimum(np.abs(x + bias), 90)  # of the exponential and its argument
     assert_close(steps, want, rounding * want + 1e-37)
     assert_close(decays, shrunk, (1e-6 + 2 * rounding * np.abs(want * rate)) * shrunk + 1e-37)
 

@@ -1,4 +1,4 @@
-"""Products and what follows them without a barrier divide an output in the same way, and all of it."""
+"""Products and the operations that follow without a barrier partition the whole output over threads in the same way."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ ALL: dict[str, Callable[..., None]] = {
 
 
 def part(run: Callable[..., None], rows: int, columns: int, threads: int, thread: int) -> Part:
-    """The rectangle that a thread writes; it is checked to be one."""
+    """The part of the output that a thread writes. Checks that it is a rectangle."""
     out = guarded((rows, columns))
     out[...] = 0
     run(rows, columns, out, threads=threads, only=thread)

@@ -1,4 +1,4 @@
-"""Object files that cannot be linked are refused; those that are accepted can be linked, by LLVM and without it."""
+"""Object files that cannot be linked are refused. Accepted files can be linked, with LLVM and without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if sys.platform != "linux":
 
 @pytest.fixture(scope="module")
 def made() -> tuple[str, bytes]:
-    """The name of a kernel's function and its object file, which has constants and relocations for them."""
+    """Name of a kernel's function, and its object file with constants and their relocations."""
     return library.compile_kernel(KernelKey("loop.lead"))
 
 
@@ -46,7 +46,7 @@ def put(code: bytes, at: int, form: str, value: int) -> bytes:
 
 
 def section(code: bytes, kind: int) -> int:
-    """The offset of the record of the first section of a kind."""
+    """Offset of the header of the first section of a kind."""
     (start,) = struct.unpack_from("<Q", code, 40)
     count = struct.unpack_from("<H", code, 60)[0]
     places = [start + 64 * i for i in range(count)]
@@ -116,7 +116,7 @@ def test_a_name_that_is_not_in_this_process(made: tuple[str, bytes]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("by_itself", [False, True])
 def test_whatever_is_accepted_can_be_linked(made: tuple[str, bytes], by_itself: bool) -> None:
-    """A subprocess links those of 3,000 damaged files that are accepted, and does not crash."""
+    """A subprocess links all accepted files of 3,000 damaged files without a crash."""
     function, code = made
     numbers, damaged = random.Random(0), []
     while len(damaged) < 3000:
@@ -152,7 +152,7 @@ print(linked)
 @pytest.mark.skipif(not linker.BY_ITSELF, reason="LLVM links here")
 @pytest.mark.parametrize("name", ["softcap", "loop.lead", "logits.softmax"])
 def test_code_and_constants_are_placed_and_addresses_filled_in(name: str) -> None:
-    """The bytes in memory are those of the file but for what is filled in, which is S + A, or S + A - P."""
+    """Bytes in memory equal the file, except for relocations: S + A, or S + A - P."""
     key = KernelKey(name)
     symbol, code = library.compile_kernel(key)
     image = linker._Image(code, symbol)
@@ -212,7 +212,7 @@ def test_only_symbols_of_the_process_are_found(made: tuple[str, bytes], name: by
 
 
 def test_llvm_links_a_cached_kernel_where_pellucid_does_not() -> None:
-    """As on AArch64: in a new process, whose LLVM has not been started yet."""
+    """As on AArch64, in a new process that has not started LLVM yet."""
     program = """
 from pellucid.kernels.core import linker
 linker.BY_ITSELF = False

@@ -1,4 +1,4 @@
-"""Each row is multiplied with its expert's matrix: bit for bit what the plain product of that matrix gives."""
+"""Each row is multiplied with its expert's matrix, with the bits of the plain matrix product."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ choices = (
     | st.lists(st.integers(0, 1), min_size=70, max_size=90)
     | st.just([1, 0] * 15 + [1] * (BATCH + 30))
 )
-"""The expert of each row, of five; of two, which have many rows each; or one has more than are computed at a time."""
+"""Expert of each row: five experts, two experts with many rows, or an expert with more rows than BATCH."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -57,7 +57,7 @@ def test_every_row_meets_its_own_expert(
     bias = rng.standard_normal((5, width)).astype(np.float32) if biased else np.zeros(16, np.float32)
 
     ids = np.array(experts)
-    order = np.argsort(ids, kind="stable")  # the rows of the groups: order[p] is the choice in place p
+    order = np.argsort(ids, kind="stable")  # rows sorted by expert: order[p] is the choice at position p
     runs = np.searchsorted(ids[order], range(6)).astype(np.int32)
     x = numbers("normal", seed, len(ids), columns)
     source = x if gathered else x[order]

@@ -1,4 +1,4 @@
-"""Heads are copied to rows of another width, with zeros behind narrower ones."""
+"""Heads are copied to rows of another width. Zeros fill wider rows."""
 
 from __future__ import annotations
 

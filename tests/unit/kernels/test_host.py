@@ -1,4 +1,4 @@
-"""What LLVM says about the machine is kept, under a name that says which machine and which LLVM."""
+"""LLVM's description of the machine is cached. The cache key covers the machine and the LLVM version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOUND = Host("x86_64-unknown-linux-gnu", "sapphirerapids", frozenset({"avx2", "f
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of its own, whose LLVM answers FOUND once."""
+    """A fake machine. Its LLVM answers FOUND once."""
     answers = [FOUND]
     path = tmp_path / "cpuinfo"
     path.write_text(CPUINFO.format(speed=1, flags=""))
@@ -41,7 +41,7 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked_again() -> bool:
-    """Whether LLVM is asked; it has answered once."""
+    """True if LLVM is asked a second time."""
     try:
         assert module.host.__wrapped__() == FOUND
     except IndexError:
@@ -52,7 +52,7 @@ def asked_again() -> bool:
 def test_llvm_is_asked_once(cpuinfo: Path) -> None:
     assert module.host.__wrapped__() == FOUND
     assert not asked_again()
-    # What microcode changes is among the flags.
+    # The microcode version is not part of the key: its changes show in the flags.
     cpuinfo.write_text(CPUINFO.format(speed=2, flags="").replace("0x21", "0x22"))
     assert not asked_again()
 

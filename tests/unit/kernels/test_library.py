@@ -39,7 +39,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def adds(shelf: Library) -> bool:
-    """Whether the kernel from a library computes the right result."""
+    """True if the kernel from a library computes the right result."""
     x = np.arange(16, dtype=np.float32)
     words = AddRecord.pack(
         {"a": x.ctypes.data, "b": x.ctypes.data, "factor": 1.0, "width": 16, "out": x.ctypes.data, "rows": 0}
@@ -73,7 +73,7 @@ DAMAGES = ["empty", "truncated", "one bit", "another file", "no hash", "plain ha
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_object_is_compiled_again(damage: str, empty_home: Path) -> None:
-    """Also if the damaged content has a matching hash: LLVM ends the process when it loads such objects."""
+    """Also if the damaged content has a matching hash: LLVM would end the process when it loads the object."""
     Library().load([ADD, KernelKey("pick")])
     whole = stored().read_bytes()
     garbage = whole[DIGEST_BYTES : DIGEST_BYTES + 200] + bytes(2000)
@@ -294,7 +294,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_kernels_are_compiled_beside(empty_home: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
-    """In a process that fills the folder; without a folder in a thread, for this process alone."""
+    """Kernels compile in a process that fills the folder, or without a folder in a thread of this process."""
     if not keeps:
         monkeypatch.setattr(beside_module, "can_cache", lambda: False)
     shelf = Library()
@@ -330,7 +330,7 @@ KEYS = [ADD, KernelKey("pick"), KernelKey("roof.read")]
 
 @pytest.fixture
 def team(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """The processes that compile together, however short the kernels are; this process compiles none."""
+    """The processes that compile together, even for small kernels. This process compiles no kernel itself."""
     made: list[subprocess.Popen[bytes]] = []
 
     def started(nice: int, *, answers: bool) -> subprocess.Popen[bytes] | None:
@@ -385,7 +385,7 @@ def test_what_is_compiled_alone(
 def test_a_process_that_ends_leaves_the_rest_to_the_others(
     team: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process gets a kernel that only this process knows, which ends it."""
+    """A process gets a kernel that only the test process knows, and ends with an error."""
     monkeypatch.setitem(definitions_module._definitions, "unknown", definition("roof.read"))
     unknown = KernelKey("unknown")
     together.compile_together([unknown, *KEYS], 2, None)

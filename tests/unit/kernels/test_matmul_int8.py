@@ -83,7 +83,7 @@ def product(
 def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
     """The terms of the sum by the layout's definition: sums (T, N, P) of integers, scales (N, P), minima or None.
 
-    The sums of 24 bits are those of the top plane and of the others, as ``single`` adds them.
+    Sums of 24 bits are float32: ``single`` adds the sums of the top plane and of the other planes.
     """
     fields, packed = form.fields(raw), form.packed
     scale, minimum = scales_and_minima(packed, fields)
@@ -97,13 +97,13 @@ def parts(form: Format, raw: np.ndarray, x: np.ndarray) -> tuple[Any, Any, Any]:
 
 
 def single(whole: Any, top: Any) -> np.ndarray:
-    """The float32 that the kernel has of a sum of 24 bits."""
+    """A sum of 24 bits as float32, rounded like in the kernel."""
     others = (whole - quantize.TOP * top).astype(np.float32)
     return fma32(top.astype(np.float32), np.float32(quantize.TOP), others)
 
 
 def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
-    """The sums of activations per sub-block, (T, P) float32; those of whole blocks are stored."""
+    """Sums of activations per sub-block, (T, P) float32. Sums of whole blocks are stored with the activations."""
     if form.packed.sub == 32:
         return np.asarray(x["sum"])
     halves = quantize.whole_values(x).reshape(*x.shape, 2, 16).sum(-1).astype(np.float32)
@@ -111,7 +111,7 @@ def x_sums(form: Format, x: np.ndarray) -> np.ndarray:
 
 
 def minus_second_half(x: np.ndarray) -> np.ndarray:
-    """Minus the sum of the second 16 activations of a block, as the kernel has it."""
+    """Minus the sum of the second 16 activations of a block, rounded like in the kernel."""
     if x["q"].shape[-2] < 3:
         return np.asarray(x["minus_sum"][..., 1].astype(np.float32))
     top, others = x["minus_top"][..., 1], x["minus_sum"][..., 1]
@@ -222,7 +222,7 @@ def test_a_token_has_the_same_bits_whatever_stands_beside_it(form: Format, seed:
 def test_many_tokens_have_the_bits_of_few(
     form: Format, activation_bits: int, seed: int, T: int, N: int, blocks: int, threads: int
 ) -> None:
-    """Many tokens have kernels of their own: full and partial tiles, chunks of 16 blocks, odd numbers of groups."""
+    """Many tokens use separate kernels: full and partial tiles, chunks of 16 blocks, odd numbers of groups."""
     units = -(-blocks * 32 // form.packed.unit)
     raw = random_blocks(form, seed, N, units * form.packed.unit // form.block)
     x = quantize.reference(numbers("normal", seed, T, units * form.packed.unit), activation_bits)

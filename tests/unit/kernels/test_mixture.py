@@ -84,7 +84,7 @@ def test_the_best_experts_are_chosen(
     np.put_along_axis(exact, every, all_weights, -1)
     assert ((ids >= 0) & (ids < E)).all()
     assert all(len(set(row)) == chosen for row in ids.tolist())
-    # Of scores that rounding makes equal either may be chosen: what is compared is what the choice is worth.
+    # Rounding may make scores equal, and then either is a valid choice, so compare the exact scores of the choices.
     keys = exact + (0.0 if correction is None else correction)
     worth = np.sort(keys, -1)[:, ::-1][:, :chosen]
     assert_close(np.take_along_axis(keys, ids, -1), worth, 2e-6)

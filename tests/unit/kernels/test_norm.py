@@ -1,4 +1,4 @@
-"""Norms against float64, of whole rows and of parts of a row."""
+"""Norms of whole rows and of parts of a row, against float64."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def test_norm_is_within_rounding_of_float64(
     threads: int,
 ) -> None:
     width = 16 * vectors
-    D = width - zeros  # values of a part; zeros follow
+    D = width - zeros  # width of a part without its padding zeros
     x = guarded((T, parts, width))
     x[...] = 0
     x[..., :D] = numbers(values, seed, T, parts, D, large=LARGE)
     before, rng = x[..., :D].copy(), np.random.default_rng(seed)
-    weights = rng.standard_normal(parts * D + 16).astype(np.float32)  # of each part, one after the other
+    weights = rng.standard_normal(parts * D + 16).astype(np.float32)  # concatenated parts
     bias = np.zeros(width, np.float32)
     bias[:D] = rng.standard_normal(D)
     out = x if in_place else guarded(x.shape)

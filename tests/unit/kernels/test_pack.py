@@ -15,12 +15,10 @@ from pellucid.weights.quant.format import Format
 from pellucid.weights.quant.registry import formats
 
 INTEGERS = quantised(dict(formats()))
-NEIGHBOURS = (
-    Format(  # in no file: values that follow each other are in one byte, and their bits beside each other
-        "neighbours",
-        PackedLayout("int", 5, zero_point=16),
-        FileLayout(32, 22, (BitPlane(6, 4, 1), BitPlane(2, 1, 1)), (half(0),)),
-    )
+NEIGHBOURS = Format(  # in no file: successive values share a byte, with adjacent bits
+    "neighbours",
+    PackedLayout("int", 5, zero_point=16),
+    FileLayout(32, 22, (BitPlane(6, 4, 1), BitPlane(2, 1, 1)), (half(0),)),
 )
 FLOATS = [form for form in formats().values() if form.packed.is_float]
 

@@ -13,7 +13,7 @@ from pellucid.kernels.matmul import quantize
 
 
 def run(x: np.ndarray, activation_bits: int, threads: int = 1, lone: bool = False) -> np.ndarray:
-    """The blocks of all rows; ``lone``: of a step with one row, of which each thread has a copy in x."""
+    """Quantized blocks of all rows. With ``lone`` the step has a single row, and x has a copy of it per thread."""
     out = guarded((len(x), x.shape[1] // 32), quantize.block_dtype(activation_bits))
     key, batch = KernelKey("quantize", activation_bits=activation_bits), Batch([1 if lone else len(x)])
     call(key, batch, threads, x=x, width=x.shape[1], out=out, replicated=int(lone), rows="tokens")
@@ -32,7 +32,7 @@ def test_blocks_equal_the_reference_exactly(
 @pytest.mark.parametrize("activation_bits", [8, 16, 24])
 def test_halves_are_rounded_to_even(activation_bits: int) -> None:
     most = quantize.LARGEST[activation_bits]
-    x = np.full((1, 32), most, np.float32)  # so the scale is 1
+    x = np.full((1, 32), most, np.float32)  # hence the scale is 1
     x[0, 1:9] = [0.5, 1.5, 2.5, -0.5, -1.5, 3.5, 64.5, -63.5]
     assert quantize.values(run(x, activation_bits))[0, :9].tolist() == [most, 0, 2, 2, 0, -2, 4, 64, -64]
 
@@ -54,7 +54,7 @@ def test_no_value_is_further_off_than_half_a_step(activation_bits: int, kind: st
 def test_a_lone_row_is_replicated(
     activation_bits: int, kind: str, seed: int, blocks: int, threads: int
 ) -> None:
-    """Thread t quantises its copy, which is row t."""
+    """Thread t quantizes its copy of the row, row t of x."""
     x = np.repeat(numbers(kind, seed, 1, 32 * blocks), threads, 0)
     assert (
         run(x, activation_bits, threads, lone=True).tobytes()

@@ -1,4 +1,4 @@
-"""Rotary positions against float64: angles of large positions, both pairings, heads that rotate only in part."""
+"""Rotary positions against float64: angles of large positions, both pairings, partly rotated heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recurrence against NumPy; however sequences are cut into steps, the bits are the same."""
+"""The recurrence against NumPy, with the same bits for any division of sequences into steps."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_scan(
 
 @pytest.mark.parametrize("delta", [False, True])
 def test_the_references_take_in_a_token_after_another(delta: bool) -> None:
-    """By hand: one head, one key, two tokens."""
+    """References against numbers by hand: one head, one key, two tokens."""
     q, k = np.ones((2, 1, 1)), np.array([[[1.0]], [[2.0]]])
     v, a, b = np.array([[[3.0]], [[5.0]]]), np.array([[0.5], [0.5]]), np.ones((2, 1))
     out = scan.reference(q, k, v, a, b, delta=delta)

@@ -1,4 +1,4 @@
-"""Operations on tile registers: those of the set where it has them, else their emulation."""
+"""Operations on tile registers, with the instructions of the set or their emulation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ K, A_STRIDE, C_STRIDE, STATE = (4, 32, 64), 80, 96, 64 + 8 * 1024
 
 
 def build(simd: Any, nbytes: int) -> Any:
-    """Two products of the same operands, of which the second adds to the first; rows of ``nbytes``."""
+    """Two products of the same operands. The second adds to the first. Rows have ``nbytes`` bytes."""
     from numba.core import types as t
 
     from pellucid.kernels.simd.emitter import vector_op
@@ -38,7 +38,7 @@ def build(simd: Any, nbytes: int) -> Any:
     def emit(e: Any, state: Any, rows: Any, a: Any, b: Any, c: Any) -> None:
         tiles = Tiles(e, state)
         tiles.configure([(rows, nbytes), (nbytes // 4, 64), (rows, 64)])
-        tiles.load(2, a, e.const(A_STRIDE))  # is set to zero again
+        tiles.load(2, a, e.const(A_STRIDE))  # set to zero below
         tiles.load(0, a, e.const(A_STRIDE))
         tiles.load(1, b, e.const(64))
         tiles.zero(2)

@@ -47,7 +47,7 @@ def cut(
 
 
 def spans(added: AddedTokens, text: str, parse_special: bool, place: int = 0) -> list[Span]:
-    """The spans that Python cuts a text into, in bytes, the first of which is at ``place``."""
+    """Spans of a text by the Python implementation, in bytes. The first span begins at ``place``."""
     places = [place + len(text[:at].encode()) for at in range(len(text) + 1)]
     return [
         (places[start], places[stop] if index is None else -1 - index)

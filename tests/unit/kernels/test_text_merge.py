@@ -31,7 +31,7 @@ DOUBLED = ["a" * 2**n for n in range(6)]
 
 
 def splits(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs of pieces that join to a piece."""
+    """All pairs of pieces that join to another piece."""
     every = [(piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece))]
     return [pair for pair in every if set(pair) <= set(pieces)]
 

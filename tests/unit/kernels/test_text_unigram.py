@@ -32,7 +32,7 @@ def model(
     fallback: range = range(0),
     always: Mapping[str, float] | None = None,
 ) -> Unigram:
-    """A model with the unknown id 0; the ids of the bytes in ``fallback`` follow those of its pieces."""
+    """A model with the unknown id 0. The ids of the bytes in ``fallback`` follow the ids of its pieces."""
     ids = {piece: index for index, piece in enumerate(vocabulary, 1)}
     scores = [0.0, *vocabulary.values(), *[0.0] * len(fallback)]
     byte_ids = {byte: len(ids) + 1 + at for at, byte in enumerate(fallback)}

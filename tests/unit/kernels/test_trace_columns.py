@@ -1,4 +1,4 @@
-"""Copying columns of rows is exact; an edit is NumPy's, and one that changes nothing changes no bit."""
+"""Copying columns of rows is exact. An edit equals NumPy, and an edit without effect changes no bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.kernels import ULP, Batch, assert_close, call, guarded, kinds, numb
 from pellucid.kernels.core.definitions import KernelKey
 
 vectors = st.integers(1, 9)
-some_parts = st.sampled_from([0, 1, 3])  # 0: rows are those of the tokens
+some_parts = st.sampled_from([0, 1, 3])  # 0: a row per token
 
 
 def some_columns(rng: np.random.Generator, width: int) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def some_rows(rng: np.random.Generator, T: int) -> np.ndarray:
 
 
 def some_places(rng: np.random.Generator, T: int, parts: int) -> tuple[np.ndarray, int, dict]:
-    """The row of x that each token's row means, the number of rows of x, and a kernel's fields."""
+    """The row of x for each token, the number of rows of x, and a kernel's fields."""
     if not parts:
         return np.arange(T), T, {"places": 0, "place_stride": 0, "part": 0, "of": "tokens"}
     places, part = np.zeros((T, 16), np.int32), int(rng.integers(parts))
@@ -59,7 +59,7 @@ def test_edit_is_numpys(kind: str, seed: int, T: int, vectors: int, threads: int
     values = numbers("normal", seed + 1, len(rows), count)
     factors, given_values = rng.choice([0.0, 1.0, -0.5], len(rows)), rng.random(len(rows)) < 0.5
     if kind == "large" and len(rows):
-        x[place[rows[0]]] = before[place[rows[0]]] = np.inf  # of which a factor of 0 leaves nothing
+        x[place[rows[0]]] = before[place[rows[0]]] = np.inf  # a factor of 0 must still give 0
         factors[0] = 0.0
     entries = [
         [row, np.float64(factor).view(np.int64), values[i].ctypes.data if given_values[i] else 0]

@@ -1,4 +1,4 @@
-"""A head with a changed pattern gathers what attention with that pattern gathers; the same pattern changes no bit."""
+"""A head with an edited pattern mixes values like attention with this pattern. An equal pattern changes no bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_out_is_that_of_the_changed_pattern(
                 continue
             factor = [0.0, 1.0, 0.5][rng.integers(3)]
             given_ = rng.standard_normal(length).astype(np.float32)
-            if kind == 1:  # the same pattern again
+            if kind == 1:  # replace the pattern by itself
                 factor, given_ = 0.0, pattern[i, which].copy()
             keep.append(given_)
             address = given_.ctypes.data if kind < 3 else 0

@@ -1,4 +1,4 @@
-"""The patterns of listed rows and heads are those of attention, computed in float64."""
+"""Patterns of selected rows and heads equal attention's patterns, computed in float64."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_a_model_that_nobody_holds_stops_its_threads(folder: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -> None:
-    """Also signalling NaNs, which cause warnings in arithmetic."""
+    """Also signalling NaNs, although they cause warnings in arithmetic."""
     folder = write_llama(tmp_path / "tiny")
     write_tokenizer(folder)
     path = folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers and of scored texts, also over rows of the matrix that are no tokens."""
+"""Log-probabilities of generated and of scored texts, also over matrix rows without a token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 def all_rows(llm: LLM, ids: list[int]) -> np.ndarray:
-    """Log-probabilities over all rows of the matrix, of the token after each of the ids."""
+    """Log-probabilities of the next token after each id, over all rows of the matrix."""
     sequence = BlockTable()
     rows = [llm.runner.forward([Chunk(sequence, [token])])[0].astype(np.float64) for token in ids]
     llm.runner.cache.release(sequence)
@@ -58,7 +58,7 @@ def test_rows_of_the_matrix_that_are_no_tokens_count_in_log_probabilities(padded
     wanted = all_rows(padded, [*prompt, *made.ids[:-1]])
     assert made.logprobs is not None
     np.testing.assert_allclose(made.logprobs.chosen, wanted[2 + np.arange(9), made.ids], atol=1e-5)
-    assert np.exp(made.logprobs.top[:, :270]).sum(1).max() < 0.97  # the rest is in rows without tokens
+    assert np.exp(made.logprobs.top[:, :270]).sum(1).max() < 0.97  # rows without tokens have the rest
     assert made.logprobs.top_ids.max() == 269
     assert (made.logprobs.top_ids[:, 270:] == -1).all()
     assert made.prompt_logprobs is not None

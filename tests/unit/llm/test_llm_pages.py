@@ -1,4 +1,4 @@
-"""Requests that share the pages of a model's cache, or give them up; threads that ask at once."""
+"""Requests share pages of a model's cache or are preempted; threads send requests concurrently."""
 
 from __future__ import annotations
 

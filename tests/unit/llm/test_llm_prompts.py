@@ -1,4 +1,4 @@
-"""Prompts and options that a loaded model refuses, and those at the border."""
+"""Prompts and options that a loaded model refuses, and prompts at the limit."""
 
 from __future__ import annotations
 

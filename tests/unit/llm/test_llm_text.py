@@ -1,4 +1,4 @@
-"""Texts of a loaded model: streamed, of a chat, drawn, ended by what ends them."""
+"""Texts of a loaded model: streams, chats, sampling and stop criteria."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_end_token_ends_the_text_and_is_not_part_of_it(llm: LLM, folder: Path, t
     other.close()
     assert (made.finish_reason, made.ids) == ("stop", before.ids[: end + 1])
     assert made.text == llm.tokenizer.decode(before.ids[:end])
-    (tmp_path / "generation_config.json").unlink()  # then config.json has it, as in transformers
+    (tmp_path / "generation_config.json").unlink()  # config.json is the fallback, as in transformers
     config = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": before.ids[end]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     other = pellucid.load(tmp_path, threads=1)

@@ -1,4 +1,4 @@
-"""What Gemma 4's configuration leaves out means what it means to transformers."""
+"""Missing keys of Gemma 4's configuration have the defaults of transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def full(**changes: Any) -> Attention:
 
 
 def rotating(**rope: Any) -> int:
-    """How many pairs of the last layer's heads rotate."""
+    """Number of rotated pairs in the last layer's heads."""
     rotary = full(**rope).rotary
     assert rotary is not None
     return sum(factor == 1 for factor in rotary.factors) if rotary.factors else rotary.dims // 2

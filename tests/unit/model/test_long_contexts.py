@@ -22,7 +22,7 @@ from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.testing import random_model
 
-PARTS = (37, 64, 1)  # tokens of the steps, in turn
+PARTS = (37, 64, 1)  # tokens per step, in turn
 
 
 @pytest.mark.parametrize("name", LONG)

@@ -1,4 +1,4 @@
-"""Invalid configurations: each raises one of Pellucid's errors, in one line that names the key."""
+"""Each invalid configuration raises a Pellucid error of one line that names the key."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_unknown_architecture_lists_the_known(name: str) -> None:
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in DECODERS])
 def test_a_file_that_was_saved_without_its_head(family: str) -> None:
-    """Its tensors lack the first part of their names, as in the published files of GPT-2 and BLOOM."""
+    """Tensor names lack their first part, as in the published files of GPT-2 and BLOOM."""
     checkpoint = Metadata.of(TINY[family])
     model = checkpoint.read()
     base = model.sources("embed.weight")[0].tensor.partition(".")[0] + "."
@@ -206,10 +206,10 @@ def test_any_tensor_missing_or_of_another_shape(family: str) -> None:
         refused(missing, name, "missing")
         for shape in ((), (0,), (*tensor.shape, 1), (tensor.shape[0] + 1, *tensor.shape[1:])):
             if shape == () and tensor.shape == (1,):
-                continue  # one number too
+                continue  # a single number is valid too
             other = Metadata.of(TINY[family])
             other.tensors[name] = replace(tensor, shape=shape)
-            refused(other, name, kind=PellucidError)  # one row more of a shared tensor: its rows are not used
+            refused(other, name, kind=PellucidError)  # an extra row of a shared tensor is an unused row
 
 
 @pytest.mark.parametrize("form", ["I64", "F64", "BOOL"])
@@ -283,7 +283,7 @@ def test_more_layers_than_the_configuration_says(name: str) -> None:
     name = checkpoint.read().layer_count
     *table, key = name.split(".")
     metadata = checkpoint.metadata[table[0]] if table else checkpoint.metadata
-    if isinstance(metadata[key], list):  # of the kind of each layer
+    if isinstance(metadata[key], list):  # a list of the kinds of the layers
         layers = len(metadata[key])
         metadata[key].pop()
     else:

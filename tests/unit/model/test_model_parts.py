@@ -56,7 +56,7 @@ def with_blocks(**changes: Any) -> ModelSpec:
 
 
 def odd_widths(width: int, head_dim: int, norm: Norm) -> ModelSpec:
-    """A model whose dimensions are no whole vectors."""
+    """A model whose dimensions are not multiples of a vector."""
     attention = Attention(3, 1, head_dim, head_dim**-0.5, rotary=Rotary(500.0, head_dim // 2 * 2, "half"))
     made = spec(attention, widths=(30, 30))
     blocks = tuple(replace(block, norm=norm) for block in made.blocks)
@@ -177,7 +177,7 @@ def test_the_slopes_of_alibi_are_those_of_the_paper() -> None:
 
 
 def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
-    """Compares cross attention with the reference of the same model, computed from the encoder's keys and values."""
+    """Cross attention equals the reference of the model, computed from the encoder's keys and values."""
     crossing = replace(ATTENTION, rotary=None, causal=False, cross=True)
     checkpoint, model = random_model(spec(crossing, widths=(96,)))
     own = Model(spec(replace(crossing, cross=False), widths=(96,)), model.slots, "layers")
@@ -215,7 +215,9 @@ def test_queries_see_the_keys_and_values_of_the_encoder() -> None:
 
 
 def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
-    """The same model twice: a tensor per slot; and q, k, v in one tensor, gate in two, up in half, down transposed."""
+    """The same model twice: with a tensor per slot, and with q, k, v in one tensor, gate in two tensors, up in half a
+    tensor and down transposed.
+    """
     plain, model = random_model(spec)
     arrays = {
         name: plain.data(name).view(np.float32).reshape(one.shape) for name, one in plain.tensors.items()
@@ -237,7 +239,7 @@ def fused(spec: ModelSpec) -> tuple[InMemory, Model, Model]:
         up = f"{at}.feedforward.up.weight"
         arrays[f"{at}.ups"] = np.stack(
             [np.zeros_like(arrays[up]), arrays[up]]
-        )  # (2, F, D): one of two experts
+        )  # (2, F, D): the slot reads the second expert
         count = len(arrays.pop(up))
         slots[up] = Slot(f"{at}.ups", rows=(count, 2 * count))
     return plain, model, Model(spec, slots, "layers"), InMemory(arrays)  # type: ignore[return-value]
@@ -293,7 +295,7 @@ def test_a_vector_is_not_cut_inside_a_block() -> None:
 
 
 def test_shared_keys_are_read_as_they_are_written() -> None:
-    """Even if the queries of the block that uses them have weights of another kind."""
+    """Even if the block that shares the keys has query weights of another format."""
     made = spec(ATTENTION, replace(ATTENTION, shared=0))
     quantised, plain = (lookup(form, "test").packed for form in ("Q8_0", "F16"))
     packed = {**dict.fromkeys(expected_shapes(made), quantised), "blocks.1.attention.q.weight": plain}

@@ -1,4 +1,4 @@
-"""GGUF files of older converters mean the same as today's."""
+"""GGUF files of older converters load like current files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def q8_0(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def older(newer: Path, path: Path, form: str) -> Path:
-    """The file with one tensor of what makes keys and values, of each head its key's rows, then its value's."""
+    """Write the file with keys and values in one tensor: for each head the key's rows, then the value's rows."""
     with open_checkpoint(newer) as checkpoint:
         metadata, tensors = dict(checkpoint.metadata), {}
         for name, tensor in checkpoint.tensors.items():

@@ -1,4 +1,4 @@
-"""Text models inside models that also see: named in either way, with other parts that are passed over."""
+"""Text models inside vision models: both naming schemes, and other parts that are skipped."""
 
 from __future__ import annotations
 

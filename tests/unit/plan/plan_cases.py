@@ -1,4 +1,4 @@
-"""Plans to test: of every tiny model, and of a random Llama in Q8_0, which has quantized activations."""
+"""Plans to test: every tiny model, and a random Llama in Q8_0 with quantized activations."""
 
 from __future__ import annotations
 

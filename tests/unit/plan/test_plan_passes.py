@@ -74,9 +74,9 @@ def test_passes_make_plans_shorter(tmp_path: Path) -> None:
 
 
 def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]]:
-    """Pairs of operations without a barrier between them where one writes a buffer that the other reads or writes.
+    """Pairs of operations without a barrier in between: one writes a buffer that the other reads or writes.
 
-    ``lone`` is a step of one row, otherwise a step of several rows.
+    ``lone`` is a step with a single row, otherwise the step has several rows.
     """
     found: list[tuple[str, str]] = []
     running: list[Operation] = []
@@ -96,7 +96,7 @@ def hazards(operations: Sequence[Operation], lone: bool) -> list[tuple[str, str]
 
 
 def check_barriers(operations: Sequence[Operation]) -> None:
-    """Check that there is no hazard, and that there is one without any single barrier."""
+    """Check that there is no hazard, and that removing any single barrier causes a hazard."""
     assert hazards(operations, True) == hazards(operations, False) == []
     for i, op in enumerate(operations):
         if op.barrier != "none":
@@ -119,7 +119,7 @@ def test_barriers_are_enough_and_none_is_too_many(name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("counts", [[1], [5], [1, 1, 3]])
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])  # each thread before and after each other one
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])  # each thread before and after the others
 def test_threads_that_wait_at_barriers_only_give_the_same(
     name: str, counts: list[int], order: list[int], tmp_path: Path
 ) -> None:
@@ -170,7 +170,7 @@ def test_barriers_of_any_list_of_operations(
 
 
 def cached(value: Cache) -> str:
-    """The name by which operations say that they touch pages, or a part of a state."""
+    """Name of a page or of a part of a state in the reads and writes of operations."""
     of_state = value.part not in ("keys", "values")
     return f"cache.{value.layer}.{value.part}" if of_state else f"cache.{value.layer}"
 

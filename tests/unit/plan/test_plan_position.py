@@ -62,7 +62,7 @@ def test_formulas_in_float64(base: float, dims: int) -> None:
 
 
 def test_one_border_divides_what_is_beyond_it() -> None:
-    """Llama 4 Scout has the same number for both borders; a wavelength on it counts as beyond."""
+    """Llama 4 Scout has the same number for both borders. A wavelength on the border counts as beyond."""
     plain = inverse_frequencies(Rotary(500_000.0, 128, "half"), 128)
     trained = round(2 * math.pi / plain[20])
     scaled = inverse_frequencies(

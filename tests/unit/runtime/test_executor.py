@@ -41,7 +41,7 @@ def team(threads: int) -> Iterator[Executor]:
 
 
 def parked(executor: Executor) -> bool:
-    """Wait until all workers sleep; whether they do."""
+    """Wait until all workers sleep. Returns False after a timeout."""
     end = time.monotonic() + 5
     while len(executor._team.parked) < executor.threads - 1 and time.monotonic() < end:
         time.sleep(0.002)

@@ -36,10 +36,10 @@ def sliding(window: int, chunked: bool = False) -> LayerShape:
 
 
 class Accounts(RuleBasedStateMachine):
-    """Sequences write a unique number to each token's place in every group, and its number in full to their state.
+    """Sequences write a unique number to each token's slot in every group, and fill their state with it.
 
-    They must find all of it again after any operations: the numbers of the tokens that a next token would see, and in
-    the state that of the last token.
+    After any operations they must find the numbers of all tokens that the next token would see, and the number of the
+    last token in the state.
     """
 
     layers: tuple[CachedLayer, ...] = (FULL,)
@@ -85,7 +85,7 @@ class Accounts(RuleBasedStateMachine):
             pages.of_state(self.cache, after)[0] = numbers[-1]
         if ends == "crash":
             if not self.states:
-                return  # its tokens are not cached
+                return  # the tokens of the crashed step are not cached
             cut = self.cache.truncate(sequence, length)
             assert cut <= length
             del self.written[which][cut:]
@@ -232,7 +232,7 @@ def test_pages_that_nobody_uses_are_asked_for_before_a_sequence_is_refused() -> 
 def test_a_shared_page_is_copied_though_a_failed_step_left_pages() -> None:
     cache, table = KVCache([FULL], [2]), BlockTable()
     run(cache, table, 10)
-    cache.allocate(table, 2 * PAGE - 10)  # the step of these tokens fails: no token is added
+    cache.allocate(table, 2 * PAGE - 10)  # the step fails: no token is added
     fork = cache.fork(table)
     assert cache.free_pages == 0
     with pytest.raises(CacheFull, match=f"11 tokens need 1 more pages of {PAGE} tokens; 0 of 2 are free"):
@@ -257,7 +257,7 @@ def test_an_interrupted_step_loses_the_state_and_says_so() -> None:
     run(cache, table, PAGE)
     run(cache, table, 3)
     cache.allocate(table, 1)
-    cache.begin(table)  # and no end
+    cache.begin(table)  # without an end
     with pytest.raises(InvalidRequest, match="a sequence of 67 tokens was interrupted"):
         cache.allocate(table, 1)
     assert cache.truncate(table, 67) == PAGE, "the snapshot at the page border"

@@ -52,14 +52,14 @@ def test_memory_is_given_back_in_whole_pages_and_no_others(start: int, nbytes: i
     inside = memory[start : start + nbytes]
     assert set(inside.tolist()) <= {0, 7}
     assert (inside == 0).sum() >= nbytes - 2 * 4096
-    memory[:] = 3  # it can be used again
+    memory[:] = 3  # the memory is writable again
     assert (memory == 3).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the memory")
 def test_freed_memory_of_the_allocator_is_given_back() -> None:
-    kept = [np.ones(50_000, np.uint8) for _ in range(2000)]  # too small for mappings of their own
-    last = np.ones(50_000, np.uint8)  # above them: the allocator cannot shrink its memory from the end
+    kept = [np.ones(50_000, np.uint8) for _ in range(2000)]  # too small for separate mappings
+    last = np.ones(50_000, np.uint8)  # keeps the allocator from shrinking its memory at the end
     del kept
     before = resident()
     give_back_heap()

@@ -1,4 +1,4 @@
-"""Where threads run and memory lies, on machines that are described, and with the system's calls on this one."""
+"""Placement of threads and memory, on described machines and with system calls on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE_SOCKET = Processors(TWO_SOCKETS.cores[:8])
 
 
 def placed(monkeypatch: pytest.MonkeyPatch, made: Placement) -> list[tuple[int, int, int, list[int]]]:
-    """What a placement asks of the system from now on: (begin, end, policy, nodes)."""
+    """Records the system calls of a placement: (begin, end, policy, nodes)."""
     asked: list[tuple[int, int, int, list[int]]] = []
 
     class Library:
@@ -41,7 +41,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, made: Placement) -> list[tuple[int, 
 
 @pytest.fixture(autouse=True)
 def _lets_memory_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As most systems do outside of containers."""
+    """The system allows memory placement, like most systems outside of containers."""
     monkeypatch.setattr(module, "may_place", lambda: True)
 
 
@@ -135,7 +135,7 @@ def test_workers_are_bound_and_the_caller_is_not() -> None:
     threads, mine = len(here.cores), os.sched_getaffinity(0)
     executor = Executor(threads, Placement(threads, "cores"))
     try:
-        executor.run(Program(table([]), ()), np.zeros(16, np.int64))  # every worker has sat down then
+        executor.run(Program(table([]), ()), np.zeros(16, np.int64))  # after this every worker is placed
         workers = {t.name: t.native_id for t in threading.enumerate() if t.name.startswith("pellucid-")}
         for thread in range(1, threads):
             number = workers[f"pellucid-{thread}"]
@@ -148,7 +148,7 @@ def test_workers_are_bound_and_the_caller_is_not() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/numa_maps").exists(), reason="a kernel without NUMA")
 def test_the_systems_call_places_pages() -> None:
-    """This machine's own node twice: the call is the one that the manual describes, whatever the nodes are."""
+    """Uses this machine's node twice. The system call has the arguments of its manual for any nodes."""
     node = processors().nodes[0]
     made = Placement(2, None, TWO_SOCKETS)
     made._nodes = (node, node + 1)

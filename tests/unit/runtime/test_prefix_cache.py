@@ -1,4 +1,4 @@
-"""The prefix cache: a text gets pages of exactly its own tokens, no page is lost, and what was used last stays."""
+"""The prefix cache: a text gets pages of its own tokens only, no page leaks, and eviction is least recently used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ which = st.integers(0, SEQUENCES - 1)
 texts = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from([1, 5, 30, PAGE, PAGE + 1, 2 * PAGE])), max_size=4
 )
-"""Runs of few different tokens, so that texts often begin alike."""
+"""Runs of few different tokens, so that texts often share prefixes."""
 
 
 def tokens_of(runs: list[tuple[int, int]]) -> list[int]:
@@ -37,7 +37,7 @@ def marks(tokens: list[int]) -> list[int]:
 
 
 class Prefixes(RuleBasedStateMachine):
-    """Sequences write their marks into the cache, and must find those of their own tokens."""
+    """Sequences write their marks into the cache, and must find the marks of their own tokens."""
 
     layers: tuple[CachedLayer, ...] = (FULL,)
     pages: tuple[int, ...] = (12,)
@@ -52,7 +52,7 @@ class Prefixes(RuleBasedStateMachine):
 
     @rule(which=which, runs=texts)
     def begin(self, which: int, runs: list[tuple[int, int]]) -> None:
-        """Another text begins with what the cache has of it."""
+        """Start another text with its cached prefix."""
         self.end(which)
         ids = tokens_of(runs)
         table = self.tables[which] = self.prefixes.find(ids, max(len(ids) - 1, 0))
@@ -175,7 +175,7 @@ test_prefixes_with_little_room = WithLittleRoom.TestCase
 
 
 def read(cache: KVCache, ids: list[int], table: BlockTable | None = None) -> BlockTable:
-    """Run the tokens of a text that are not in its block table yet, a page at a time as prefill does."""
+    """Run the tokens of a text that are not in its block table yet, a page at a time like prefill."""
     table = table or BlockTable()
     while table.length < len(ids):
         step = min(PAGE - table.length % PAGE, len(ids) - table.length)
@@ -205,7 +205,7 @@ def test_several_texts_are_found_to_the_token(layers: tuple[CachedLayer, ...]) -
         found = prefixes.find([*text, 5, 5], 181)
         assert found.length == 180
         cache.truncate(found, 0)
-    if len(layers) == 1:  # without a window, any beginning is there
+    if len(layers) == 1:  # without a window, any prefix can be cached
         assert prefixes.find([*system, 3], 150).length == 150
         assert prefixes.find(system[:70] + [4] * 99, 168).length == 70
     assert prefixes.find([8, *system], 150).length == 0
@@ -236,7 +236,7 @@ def test_the_text_that_was_used_last_stays() -> None:
 
 
 def test_a_page_is_free_that_only_the_tree_has_before_pages_in_use() -> None:
-    """Two texts have read the same page. The second text needs all other pages."""
+    """Two texts have computed the same page. The second text needs all other pages."""
     cache = KVCache((FULL,), (4,))
     prefixes = PrefixCache(cache, 1 << 40)
     tokens = tokens_of([(1, 4 * PAGE)])

@@ -1,4 +1,4 @@
-"""Cores, nodes and quotas as Linux describes them, in folders that look like its own."""
+"""Cores, nodes and quotas from fake copies of Linux's /proc and /sys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def topology(siblings: dict[int, str], nodes: dict[int, str]) -> dict[str, str]:
 
 
 def test_hyper_threads_are_one_core_and_cores_are_in_the_order_of_their_nodes(tmp_path: Path) -> None:
-    # Two sockets of two cores, numbered as Linux often does: even ones on one socket, hyper-threads at the end.
+    # Two sockets of two cores, numbered as Linux often does: even numbers on one socket, hyper-threads at the end.
     siblings = {cpu: f"{cpu % 4},{cpu % 4 + 4}" for cpu in range(8)}
     described(tmp_path, topology(siblings, {0: "0,2,4,6", 1: "1,3,5,7"}))
     cores = module._cores(tmp_path, frozenset(range(8)))
@@ -68,7 +68,7 @@ def test_a_system_that_describes_nothing_has_a_core_for_each_processor(tmp_path:
             },
             3.0,
         ),
-        # Inside of a container the path may be that of the host, and the group the root.
+        # In a container the path may be the host's path, with the group at the root.
         ({"proc/self/cgroup": "0::/docker/1f\n", "sys/fs/cgroup/cpu.max": "800000 100000\n"}, 8.0),
         (
             {

@@ -1,4 +1,4 @@
-"""A batch as arrays: rows, positions, pages and outputs of every sequence, without remains of the previous step."""
+"""A batch as arrays: rows, positions, pages and outputs of every sequence, without data of the previous step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number of threads of a small step on a busy machine."""
+"""The tuned number of threads for small steps on a busy machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from pellucid.runtime.thread_tuner import FIRST, LONGEST, MANY, WAITS, ThreadTuner
 
 Step = Callable[[int], tuple[int, float]]
-"""The waits and the seconds of a step, by its number of threads."""
+"""Function from a number of threads to the waits and seconds of a step."""
 
 
 def run(pace: ThreadTuner, steps: int, step: Step) -> list[int]:
-    """The team's sizes over a number of steps."""
+    """Number of threads in each of several steps."""
     sizes = []
     for _ in range(steps):
         sizes.append(pace.threads)
@@ -28,7 +28,7 @@ def quiet(threads: int) -> tuple[int, float]:
 
 
 def busy(free: int) -> Step:
-    """Threads that outnumber the free cores wait for each other."""
+    """A machine with ``free`` free cores: surplus threads make the others wait."""
     return lambda threads: (0, 1 / threads) if threads <= free else (100, 5.0)
 
 
@@ -44,7 +44,7 @@ def test_a_large_team_seldom_tries_half_of_it() -> None:
 
 
 def meeting(threads: int) -> tuple[int, float]:
-    """A step of which all threads compute a part, and meet at a cost for each of them: 20 is the best number."""
+    """A step that divides over threads, with a cost per thread at the barrier. 20 threads are best."""
     return 0, 4.0 / threads + 0.01 * threads
 
 
@@ -57,7 +57,7 @@ def test_a_large_team_finds_how_many_are_fastest(most: int) -> None:
 
 
 def waking(step: Step, seconds: float) -> Step:
-    """The first step with more threads than before takes longer: they wake up."""
+    """A step with more threads than before takes ``seconds`` longer, because threads wake up."""
     before = [0]
 
     def slow(threads: int) -> tuple[int, float]:
@@ -80,7 +80,7 @@ def test_threads_that_wake_up_slowly_are_back_too(most: int, wake: float) -> Non
 
 
 def test_a_number_that_helps_only_when_it_is_large_enough_is_found() -> None:
-    """A matrix of 18 parts: 9 threads have two of them each, 17 too, 18 have one."""
+    """A matrix of 18 parts: with 9 to 17 threads some thread has two parts, with 18 threads each has one."""
     pace = ThreadTuner(64)
     pace.threads = 9
     run(pace, 2000, lambda threads: (0, float(-(-18 // threads))))
@@ -95,7 +95,7 @@ def test_a_large_team_is_steady_for_a_long_time() -> None:
 
 
 def test_a_longer_step_has_all_threads_again() -> None:
-    """After a long context a step has more to compute, and more threads for it."""
+    """A step with a long context computes more, so it uses more threads."""
     pace = ThreadTuner(64)
     run(pace, 1000, meeting)
     sizes = run(pace, 3000, quiet)

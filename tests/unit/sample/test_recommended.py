@@ -1,4 +1,4 @@
-"""The options that a model's file recommends are defaults: checked, and below what a request asks for."""
+"""Options that a model's file recommends are checked and used as defaults. A request overrides them."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ OWN = (
 
 
 def fixed(seed: int) -> Callable[[int, int], np.ndarray]:
-    """The noise of the golden."""
+    """Return the noise of the golden for a seed."""
 
     def noise(step: int, count: int) -> np.ndarray:
         u = np.random.Generator(np.random.Philox(key=seed, counter=step)).random(count)
@@ -69,7 +69,7 @@ class ByReference:
         self.width = model.spec.embedding.vocabulary
 
     def forward(self, chunks: list[Chunk]) -> np.ndarray:
-        (chunk,) = chunks  # the whole text: a fork of a table begins with nothing
+        (chunk,) = chunks  # the whole text, because a fork of a table starts empty
         chunk.table.length = len(chunk.tokens)
         return self.logits(list(chunk.tokens))[np.newaxis]
 

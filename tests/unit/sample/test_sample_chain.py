@@ -73,7 +73,7 @@ def test_no_number_draws_an_impossible_token(
 
 
 def chi_square(logits: np.ndarray, chain: Chain, draws: int = 40_000) -> tuple[float, int]:
-    """The statistic of the draws against the exact distribution after the chain's steps, and the degrees of freedom."""
+    """Chi-square statistic of draws against the exact distribution after the chain, and its degrees of freedom."""
     sampler = start(chain, len(logits))
     left, _ = sampler.apply_steps(Candidates.of(logits, "test"))
     ids, expected = left.ids_at(np.arange(len(left))), left.probabilities() * draws
@@ -198,7 +198,7 @@ def test_a_fork_goes_on_by_itself() -> None:
 
 @pytest.mark.parametrize("highest", [3, 299, 300, 399])
 def test_rows_beyond_the_vocabulary_count_and_do_not_come(highest: int) -> None:
-    """400 logits, 300 of them of tokens."""
+    """400 logits, 300 of them for tokens."""
     logits = np.float32(np.random.default_rng(4).normal(size=400))
     logits[highest] = 9.0
     best = int(logits[:300].argmax())

@@ -1,7 +1,7 @@
 """Constraints: other programs confirm that generated texts satisfy their schema, regex, grammar or list of choices.
 
-A random Llama generates thousands of tokens per second; its tokens are bytes, pairs of letters, and some that cross the
-borders of lexemes. ``support/constraints.py`` has the constraints and the validators.
+A random Llama generates thousands of tokens per second. Its tokens are bytes, pairs of letters, and tokens that cross
+the borders of lexemes. ``support/constraints.py`` has the constraints and the validators.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def finished(made: Generation, kind: str, value: Any) -> bool:
-    """Whether a text finished, checking that it is valid; a text that did not must have the maximum length."""
+    """True if a text finished; checks that it is valid. An unfinished text must have the maximum length."""
     if made.finish_reason == "stop":
         assert valid(kind, value, made.text), made.text
         return True
@@ -115,7 +115,7 @@ def begun(tokenizer: Tokenizer, spare_core: bool = False, **options: Any) -> Sam
 def sampled(
     sampler: Sampler, tokenizer: Tokenizer, seed: int = 0, most: int = 400, whole: bool = True
 ) -> list[int]:
-    """The ids that a sampler draws from random logits until the text ends; with ``whole`` it must end."""
+    """Ids that a sampler draws from random logits until the text ends. With ``whole`` it must end."""
     ids: list[int] = []
     for _ in range(most):
         ids.append(sampler.sample(random_logits(tokenizer, seed, sampler.history.index)).token)
@@ -350,7 +350,7 @@ def test_the_trace_tells_what_a_constraint_removed(llm: LLM) -> None:
     assert [step.entropy_after for step in steps][-1] == 0
 
 
-# State of its own
+# Isolated state
 
 
 @pytest.mark.parametrize("spare_core", [False, True])
@@ -577,7 +577,7 @@ def refusal(case: Case, call: Callable[[], Any]) -> str:
         call()
     message = str(caught.value)
     assert time.perf_counter() - start < 5
-    assert message.isprintable(), message  # so it is one line
+    assert message.isprintable(), message  # hence a single line
     assert len(message) < 400
     assert option in message
     assert part in message
@@ -721,7 +721,7 @@ print(resident() - before)
 def test_many_large_grammars_at_once_give_their_memory_back(folder: Path) -> None:
     assert (
         int(apart(TOGETHER, str(folder), limit=120)) < 400
-    )  # MB; 950 where grammars force texts without a limit
+    )  # MB; 950 if grammars force texts without a limit
 
 
 # Known defects of llguidance
@@ -759,7 +759,7 @@ except InvalidRequest:
 
 
 def follows(tokenizer: Tokenizer, option: str, value: Any, text: str) -> bool:
-    """Whether a text can be generated, by the longest allowed tokens."""
+    """True if a text can be generated, always with the longest allowed token."""
     sampler, rest = begun(tokenizer, **{option: value}, samplers=["constraint"]), text.encode()
     while True:
         left, _ = sampler.apply_steps(Candidates.of(np.zeros(tokenizer.vocab_size, np.float32), ""))

@@ -1,4 +1,4 @@
-"""The sampler steps against those of transformers and llama.cpp (``tests/oracles/samplers_oracle.py``)."""
+"""The sampler steps against transformers and llama.cpp (``tests/oracles/samplers_oracle.py``)."""
 
 from __future__ import annotations
 

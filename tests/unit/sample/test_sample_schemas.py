@@ -1,6 +1,6 @@
-"""JSON schemas: those without a finite text are refused, options that exclude each other may be ``oneOf``.
+"""JSON schemas: schemas without a finite text are refused, and options that exclude each other may be ``oneOf``.
 
-The oracles are a search of bounded depth for a finite value, and jsonschema for whether a value satisfies a schema.
+The oracles are a search of bounded depth for a finite value, and jsonschema for the validity of values.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ VALUES: list[Any] = [
 
 
 def bound(*names: str) -> st.SearchStrategy[dict[str, Any]]:
-    """No bound of a number, or one of the named bounds."""
+    """No bound on a number, or a named bound."""
     number = st.sampled_from([-1, 0, 1, 2, 2.5, 5])
     return st.one_of(
         st.just({}), *(st.builds(lambda value, name=name: {name: value}, number) for name in names)

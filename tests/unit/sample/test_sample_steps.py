@@ -216,7 +216,7 @@ def test_mirostat_follows_the_surprise(chosen: list[int], tau: float, eta: float
 @pytest.mark.parametrize(
     ("name", "logits", "options", "left"),
     [
-        # All tokens tie, and each has a greater surprise than wanted: one stays.
+        # All tokens tie, and their surprise is above the target: a single token stays.
         ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 2.0}, [0]),
         ("mirostat", [0.0, 3.0, 3.0, 3.0], {"mirostat": 2, "mirostat_tau": 0.5}, [1]),
         ("mirostat", [0.0] * 64, {"mirostat": 2, "mirostat_tau": 3.1}, list(range(64))),
@@ -253,7 +253,7 @@ EXPONENTS = {
     "top_n_sigma": (lambda z, o: -o["top_n_sigma"] * float(z.std())),
     "mirostat": (lambda z, o: -2 * o["mirostat_tau"] * math.log(2) + math.log(np.exp(z).sum())),
 }
-"""The least exponent that a step keeps, from its options and all exponents in float64."""
+"""Smallest exponent that a step keeps, from its options and all exponents in float64."""
 
 
 @pytest.mark.parametrize("name", EXPONENTS)
@@ -261,7 +261,7 @@ EXPONENTS = {
 def test_a_cut_is_where_float64_has_it(
     name: str, seed: int, offset: float, temperature: float, data: st.DataObject
 ) -> None:
-    """No logit next to the cut is on the wrong side, except for those that float64 itself cannot distinguish."""
+    """No logit next to the cut is on the wrong side, unless float64 cannot distinguish it from the cut."""
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
     logits = np.float32(np.random.default_rng(seed).normal(size=2000) * 3 + offset)
     z = (logits.astype(np.float64) - float(logits.max())) / temperature

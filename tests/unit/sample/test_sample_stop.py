@@ -1,4 +1,4 @@
-"""Stop strings: the text ends before the first complete one, however it is split, and no text waits needlessly."""
+"""Stop strings: the text ends before the first complete stop string, for any split into tokens, without delay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pieces_of_text = st.lists(st.text(LETTERS, max_size=6), max_size=12)
 
 
 def cut(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """Reference: the text ends where a stop string completes first, without the longest one that completes there."""
+    """Reference: the text ends where a stop string first completes, and excludes the longest stop string there."""
     for end in range(1, len(text) + 1):
         complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if complete:

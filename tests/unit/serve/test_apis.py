@@ -1,4 +1,4 @@
-"""The other APIs: their own clients, unmodified, get what the Python API gives."""
+"""The other APIs: their own unmodified clients get the results of the Python API."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_ollamas_tools_and_thinking(caller: Served) -> None:
     client = ollama.Client(host=caller.url)
     tools: Any = [{"type": "function", "function": {"name": "lights", "parameters": SCHEMA}}]
     options: Any = {"num_predict": 300, "temperature": 0}
-    # A model of random weights calls tools seldom: with the bias it writes "<" until it may not.
+    # A random model seldom calls tools. With the bias it writes "<" whenever it is allowed.
     for stream in (False, True):
         made: Any = client.chat(
             "one", USER, tools=tools, stream=stream, options={**options, "logit_bias": {str(LESS_THAN): 100}}
@@ -264,7 +264,7 @@ ONE_CALL: list[tuple[str, dict[str, Any], Any]] = [
 def test_a_forced_function_is_called_once(
     caller: Served, path: str, body: dict[str, Any], choice: Any
 ) -> None:
-    """With the bias a text ends only where nothing else may follow: the model calls on and on if it may."""
+    """With the bias a text ends only where no other token is allowed, so the model repeats calls if it may."""
     function = {"name": "f", "parameters": NOTHING}
     tool: dict[str, Any] = {
         "/v1/chat/completions": {"type": "function", "function": function},

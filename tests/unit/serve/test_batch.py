@@ -1,4 +1,4 @@
-"""Batches: every request has one answer, whatever happens, and it is the one that the Python API gives."""
+"""Batches: every request has a single answer after any failure, equal to the result of the Python API."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def early(target: Path) -> Path:
 
 
 def bytes_of(target: Path) -> int:
-    """Of the answers that are on the disk."""
+    """Number of bytes of the answers on disk."""
     return sum(one.stat().st_size for one in (target, early(target)) if one.exists())
 
 
@@ -247,7 +247,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_batch_goes_on(llm: LLM, tmp_path: Path) -> None:
-    """Answers that are there stay; an unfinished line is cut off and made again."""
+    """Existing answers stay. An unfinished line is truncated and generated again."""
     source = written(tmp_path, *(request(f"r{n}", prompt=[n + 2], max_tokens=3) for n in range(10)))
     target = tmp_path / "out.jsonl"
     Batch(source, target, "tiny").run(llm)

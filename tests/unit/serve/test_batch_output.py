@@ -1,4 +1,4 @@
-"""The output of a batch: in order, and after a kill at any moment no answer is lost, twice, or in another's place."""
+"""The output of a batch is in order. A kill at any moment loses, duplicates or misplaces no answer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Killed(BaseException):
 def write_all(
     target: Path, rng: random.Random, ended: Callable[[str], object] = lambda name: None
 ) -> set[str]:
-    """Write what is missing in some order, several at a time. Returns what was missing."""
+    """Write the missing answers in random order, several at a time. Returns their names."""
     output = BatchOutput(target, NAMES)
     missing = output.missing
     order = [name for name in NAMES if name in missing]
@@ -68,7 +68,7 @@ def test_an_answer_is_on_the_disk_when_it_has_ended(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     output = BatchOutput(target, NAMES)
     with output.opened():
-        for name in reversed(NAMES[1:]):  # the first one is slow
+        for name in reversed(NAMES[1:]):  # the first request is slow
             output.write({name: answer(name)})
             assert answer(name) in early(target).read_bytes()
         assert target.read_bytes() == b""
@@ -82,7 +82,7 @@ def test_an_answer_is_on_the_disk_when_it_has_ended(tmp_path: Path) -> None:
 def test_a_kill_at_any_moment_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, kills: list[int]
 ) -> None:
-    """``kills`` are after how many pieces of lines a process ends. What it has told to be there is there later."""
+    """``kills`` are numbers of written pieces after which a process dies. Reported answers are there afterwards."""
     rng, told = random.Random(seed), set[str]()
     target = tmp_path_factory.mktemp("killed") / "out.jsonl"
     for kill in kills:
@@ -173,7 +173,7 @@ batch.run(None, lambda done, total: print(done, flush=True))
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_processes_that_are_killed(tmp_path: Path) -> None:
-    """A first request that is slower than each process lives, errors among the others."""
+    """The first request takes longer than each process lives, and some others fail."""
     source, target, count = tmp_path / "in.jsonl", tmp_path / "out.jsonl", 400
     source.write_text(
         "".join(json.dumps({"custom_id": f"r{n}", "url": "/v1/completions"}) + "\n" for n in range(count))

@@ -1,4 +1,4 @@
-"""Formats of calls: what is written is read, in pieces of any length; what the grammar allows is a valid call."""
+"""Formats of tool calls: written calls are parsed again, in pieces of any length. Grammars allow only valid calls."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def read(
     marks: ReasoningMarks | None = None,
     begun: bool = False,
 ) -> ChatAnswer:
-    """An answer that comes in pieces."""
+    """Parse an answer that arrives in pieces."""
     parser, parts, at = AnswerParser(marks, begun, calls, tools), [], 0
     for cut in sorted({min(cut, len(text)) for cut in cuts or ()}):
         parts += parser.push(text[at:cut])
@@ -131,7 +131,7 @@ def test_what_a_model_may_write_is_a_valid_call(name: str, llm: LLM) -> None:
     for seed in range(6):
         made = llm.generate("x", grammar=grammar, keep_special=True, seed=seed, max_new_tokens=400, **HOT)
         if made.finish_reason == "length" and calls.always:
-            continue  # its reasoning has no end
+            continue  # its reasoning does not end
         assert made.finish_reason == "stop"
         found = read(calls, made.text)
         assert [one.name for one in found.calls] == ["look-up.2"], made.text
@@ -187,7 +187,7 @@ def test_an_answer_has_a_bounded_number_of_calls(llm: LLM) -> None:
 
 
 def accepted(llm: LLM, grammar: str, ids: list[int]) -> bool:
-    """Whether a text is one that the grammar allows, token by token."""
+    """True if the grammar allows a text, checked token by token."""
     from pellucid.sample.grammars.grammar import compiled
     from pellucid.sample.grammars.matching import Matching
     from pellucid.sample.step import RequestContext

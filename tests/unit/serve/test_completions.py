@@ -1,4 +1,4 @@
-"""/v1/completions and /v1/embeddings: streams say what answers say, prompts are scored, ids have vectors."""
+"""/v1/completions and /v1/embeddings: streams equal answers, prompts are scored, token ids have vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "two").mkdir()
     for file in (made / "encoder").iterdir():
         (made / "two" / file.name).write_bytes(file.read_bytes())
-    (made / "two" / "config.json").write_text(json.dumps(config))  # the same, but it states nothing
+    (made / "two" / "config.json").write_text(json.dumps(config))  # the same model without the statement
     return made
 
 
@@ -63,7 +63,7 @@ def asked(served: Served, path: str, **body: Any) -> Any:
 
 
 def joined(events: list[Any], choice: int) -> tuple[str, dict[str, list[Any]] | None, str | None]:
-    """A text that came in pieces, its log-probabilities, and why it ended."""
+    """Join a streamed text. Returns the text, its log-probabilities and its finish reason."""
     found = [one for event in events for one in event["choices"] if one["index"] == choice]
     tables = [one["logprobs"] for one in found if one["logprobs"]]
     tables = (
@@ -148,7 +148,7 @@ def test_vectors_of_token_ids(served: Served, encoder: LLM) -> None:
 
 
 def test_shorter_vectors(served: Served, encoder: LLM) -> None:
-    """Cut and scaled to length 1 in float64, where the model states that it was trained for that."""
+    """Vectors are cut and scaled to length 1 in float64, if the model states that it was trained for this."""
     whole = encoder.embed(["to see", "rain"]).astype(np.float64)
     for width in (16, 32):
         found = asked(served, "embeddings", model="encoder", input=["to see", "rain"], dimensions=width)

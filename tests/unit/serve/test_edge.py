@@ -1,4 +1,4 @@
-"""The edge of the server, byte by byte: what is no request, what never ends, too many connections, and the end."""
+"""The server at the level of bytes: malformed and endless requests, too many connections, and shutdown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         yield made
         assert status(made.ask(GET)) == 200, "it goes on"
         lines = [line for line in made.said if not line.startswith("serving ")]
-    assert not lines, lines  # what strangers send makes no line
+    assert not lines, lines  # malformed requests write nothing to the log
 
 
 ODD = [
@@ -133,7 +133,7 @@ def test_no_bytes_break_the_edge(
 
 @given(st.text("abc019.:[]@/%\\ é_-", max_size=12))
 def test_a_host_is_a_name_or_an_address_with_a_port(host: str) -> None:
-    """Hosts of the expression are hosts for a client, too (httpx)."""
+    """Hosts that match the expression are valid for a client too (httpx)."""
     if HOST.fullmatch(host) and "[" not in host:
         name, _, port = host.partition(":")
         assert not set("@/%\\[] é") & set(host)
@@ -143,7 +143,7 @@ def test_a_host_is_a_name_or_an_address_with_a_port(host: str) -> None:
 
 
 def test_connections_that_ask_nothing_stop_nobody(folder: Path) -> None:
-    """More of them than the process may have descriptors, each with the beginning of a request."""
+    """More connections than the process may have descriptors, each with the beginning of a request."""
     parts = (b"", b"GET /health HTTP/1.1\r\nHost:", b"POST ")
     with server_process(folder / "one", files=FILES) as server:
         half = [server.connect(parts[number % len(parts)]) for number in range(MANY)]
@@ -180,7 +180,7 @@ def test_a_body_that_does_not_come(server: ServerProcess, path: bytes) -> None:
 
 
 def test_bytes_that_drip(server: ServerProcess) -> None:
-    """Headers, a body, and a body that nobody reads: each of them ends, however often a byte comes."""
+    """Slow headers, a slow body and an unread body: each connection is closed although bytes keep arriving."""
     begun = [
         b"GET /health HTTP/1.1\r\nX: ",
         POST % b"/v1/completions",

@@ -1,7 +1,7 @@
-"""Every field of every request: it changes the answer, or is refused, or stands in the table of harmless fields.
+"""Every field of every request changes the answer, is refused, or is in the table of harmless fields.
 
-The fields come from the schemas of all routes that discovery finds. Each is set to values that its schema allows;
-fields that have an effect only beside others are in ``SHOWN``.
+The fields come from the schemas of all routes that discovery finds. Each field is set to values that its schema allows.
+``SHOWN`` has the fields that have an effect only beside others.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ SAME = {id(schema) for name, schema in BODIES.items() if name.split(" ")[1] in B
 ROUTES = {
     name: schema for name, schema in BODIES.items() if name.split(" ")[1] in BASES or id(schema) not in SAME
 }
-"""The schemas of bodies, by one of the routes that have them."""
+"""Schemas of request bodies, by the first route of each schema."""
 A, TWO = {"logit_bias": {"97": 100}}, {"allowed": [97, 98]}
-"""The answer is of the letter a; of a and b."""
+"""The answer consists of the letter a; of a and b."""
 NO_LIMIT = dict.fromkeys(("max_tokens", "max_output_tokens", "n_predict", "num_predict"))
 END = {"logit_bias": {"257": 100}}
 """The answer would end at once."""
@@ -114,7 +114,7 @@ VIEW = {"views": [{"title": "v", "point": "blocks.0.attention.pattern"}]}
 EDIT = {"edits": [{"edit": "scale", "point": "blocks.0.residual", "factor": 2.0}]}
 ADDED = {"edits": [{"edit": "add", "point": "blocks.0.residual[tokens=0]", "values": [0.0] * 64}]}
 SHOWN: dict[str, tuple[Any, ...]] = {
-    # options of a generation: they are also fields of Ollama's ``options``
+    # generation options, which are also fields of Ollama's ``options``
     "repeat_last_n": ({**TWO, "temperature": 0, "frequency_penalty": 50.0}, 0),
     "dry_multiplier": ({**TWO, "temperature": 0}, 5.0),
     "dry_base": ({**DRY, "dry_multiplier": 0.01}, 1.0, 10.0, 100.0),
@@ -138,7 +138,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "keep_special": (END, True),
     "deadline": ({**NO_LIMIT, "max_new_tokens": 400}, 0.001),
     "/v1/messages deadline": ({"max_tokens": 400}, 0.001),
-    # what goes with other fields
+    # fields that need other fields
     **{f"/api/{route} name": ({"model": None}, "two") for route in ("chat", "generate")},
     **{f"/api/{route} name": ({"model": None}, "encoder") for route in ("embed", "embeddings", "show")},
     "max_new_tokens": (NO_LIMIT, 3),
@@ -301,7 +301,7 @@ SHOWN: dict[str, tuple[Any, ...]] = {
         },
         "g",
     ),
-    # the routes of one API
+    # fields of single routes
     "/v1/chat/completions logprobs_of": ({"logprobs": True, "top_k": 2}, "chain"),
     "/v1/chat/completions top_logprobs": ({"logprobs": True}, 2),
     "/v1/completions logprobs_of": ({"logprobs": 1, "top_k": 2}, "chain"),
@@ -328,24 +328,24 @@ SHOWN: dict[str, tuple[Any, ...]] = {
     "views[].rows": (VIEW, [0, 2]),
     "views[].pool": (VIEW, 2),
 }
-"""Fields that must stand beside a field, and its values that have an effect, where the schema does not say enough."""
+"""By field: the other fields that it needs, and values with an effect, if the schema does not say enough."""
 ELSEWHERE = {
     "priority": "tests/unit/engine/test_engine.py",
     "prompt_lookup": "tests/unit/engine/test_speculation.py",
     "draft": "tests/unit/engine/test_draft.py",
     "timings_per_token": "tests/unit/serve/test_llamacpp.py",
 }
-"""Fields whose effect no answer shows, and the file of tests that shows it."""
+"""Fields whose effect is not in an answer, and the test file for the effect."""
 UNLIKE = re.compile(
     r"id|created(_at)?|completed_at|call_id|timings|(micro)?seconds|.*_per_second|rate|share|.*_duration|"
     r"cached_tokens|tokens_cached|cache_\w+_input_tokens|modified_at|completion_tokens_details|digest"
 )
-"""Names in answers whose values differ from time to time."""
+"""Fields of answers whose values differ between runs."""
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose model has a template that shows all that a request can say to it."""
+    """A server whose model has a chat template that shows all fields of a request."""
     folder = models_folder(tmp_path_factory.mktemp("fields"))
 
     def load(name: str) -> LLM:
@@ -373,7 +373,7 @@ CLIENT = httpx.Client(headers={"X-Request-Id": "fields"}, timeout=60)
 
 
 def asked(served: Served, path: str, body: Any) -> tuple[int, Any]:
-    """The status of an answer and what it says, but for what differs from time to time."""
+    """Status and content of an answer, without values that differ between runs."""
     raw = json.dumps(body).encode()
     answer = CLIENT.post(served.url + path, content=raw)
     if answer.headers["content-type"] == "application/json":
@@ -389,18 +389,18 @@ def steady(value: Any) -> Any:
         return value
     made = {name: steady(one) for name, one in value.items() if not UNLIKE.fullmatch(name)}
     if "cache_read_input_tokens" in value:
-        del made["input_tokens"]  # those that were not in the cache
-    if "operations" in value:  # the slowest is the first
+        del made["input_tokens"]  # counts only tokens that were not cached
+    if "operations" in value:  # sorted by time
         made["operations"] = sorted(map(json.dumps, made["operations"]))
     return made
 
 
 Around: TypeAlias = "tuple[tuple[str, Schema], ...]"
-"""The objects around a field, from the outermost, by where they stand in the body."""
+"""(path, schema) of the objects around a field, from the outermost."""
 
 
 def objects(schema: Schema, path: str = "", around: Around = ()) -> Iterator[tuple[Schema, Around]]:
-    """The objects of a schema whose fields are known, at any depth, with those around them."""
+    """Yield the objects of a schema with known fields, at any depth, with the objects around them."""
     for one in schema.get("anyOf", ()):
         yield from objects(one, path, around)
     if "items" in schema:
@@ -413,7 +413,7 @@ def objects(schema: Schema, path: str = "", around: Around = ()) -> Iterator[tup
 
 
 def fields(schema: Schema) -> Iterator[tuple[str, Schema, Around]]:
-    """The fields of a schema at any depth, such as ``tools[].function.name``."""
+    """Yield the fields of a schema at any depth, for example ``tools[].function.name``."""
     for about, around in objects(schema):
         where = f"{around[-1][0]}." if around else ""
         for name, one in about["properties"].items():
@@ -421,7 +421,7 @@ def fields(schema: Schema) -> Iterator[tuple[str, Schema, Around]]:
 
 
 def filled(body: Any, around: Around) -> Any:
-    """The body with objects that hold what they must."""
+    """The body with the required fields of all objects around a field."""
     for path, schema in around:
         here = at(body, path)
         body = with_field(body, path, {**next(values(schema)), **(here if isinstance(here, dict) else {})})
@@ -429,7 +429,7 @@ def filled(body: Any, around: Around) -> Any:
 
 
 def at(body: Any, path: str) -> Any:
-    """The value at a path of the body; None if there is none."""
+    """Value at a path of the body; None if it is missing."""
     for step in steps(path):
         try:
             body = body[step]
@@ -443,7 +443,7 @@ def steps(path: str) -> list[Any]:
 
 
 def values(schema: Schema) -> Iterator[Any]:
-    """Some values that a schema allows."""
+    """Yield some values that a schema allows."""
     for one in schema.get("anyOf", ()):
         yield from values(one)
     if "enum" in schema:
@@ -468,7 +468,7 @@ def values(schema: Schema) -> Iterator[Any]:
 
 
 def with_field(body: Any, path: str, value: Any) -> Any:
-    """The body with a field set; objects and lists around it are made if they are not there."""
+    """The body with a field set. Missing objects and lists around the field are created."""
     made = here = copy.deepcopy(body)
     way = steps(path)
     for step, following in itertools.pairwise(way):
@@ -489,7 +489,7 @@ def put(at: Any, step: Any, value: Any) -> None:
 
 
 def context_of(route: str, path: str, around: Around) -> tuple[dict[str, Any], list[Any]]:
-    """The request that gets a field, and values that show the effect, if the schema does not say enough."""
+    """The request for a field, and values with an effect if the schema does not say enough."""
     base, inner = BASES[route], path.removeprefix("options.")
     for key in (f"{route} {path}", f"/v1{route} {path}", inner):
         if key in SHOWN:
@@ -527,7 +527,7 @@ def test_no_field_is_without_effect(served: Served, name: str) -> None:
 
 
 def unechoed(answer: tuple[int, Any], schema: Schema) -> Any:
-    """An answer without the fields of the request that it repeats."""
+    """An answer without its echo of the request's fields."""
     status, said = answer
     if not isinstance(said, dict):
         return answer
@@ -537,8 +537,8 @@ def unechoed(answer: tuple[int, Any], schema: Schema) -> Any:
 def shows(
     served: Served, path: str, field: str, plain: Any, found: list[Any], before: tuple[int, Any]
 ) -> bool:
-    """True if one of the values makes another answer, or is refused."""
-    if field.endswith("type"):  # words that mean the same
+    """True if a value changes the answer or is refused."""
+    if field.endswith("type"):  # synonyms
         found = [*found, "odd"]
     return any(asked(served, path, with_field(plain, field, value)) != before for value in found)
 

@@ -1,4 +1,4 @@
-"""Requests that run can be looked at by their number: their values, as they are computed, by those who may."""
+"""Running requests can be traced by their id as they compute, by authorized clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pellucid.trace.stream import TraceStream
 
 PROMPT = "to see that it rains in the east"
 BODY = {"model": "one", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
-# Its events fill the connection, so that it waits for its reader.
+# Its events fill the connection, so that the request waits for its reader.
 LONG_CHAT = {
     "model": "one",
     "messages": [{"role": "user", "content": "Hi"}],
@@ -55,14 +55,14 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def expected(served: Served, number: str) -> None:
-    """Wait until somebody waits for a request."""
+    """Wait until a viewer waits for the request."""
     wait_until(lambda: number in served.app.state.live._expected)
 
 
 def events_of(
     url: str, number: str, headers: dict[str, str] | None = None, **query: Any
 ) -> list[tuple[str, Any]]:
-    """All events of a request's trace."""
+    """Read all events of a request's trace."""
     found, kind = list[tuple[str, Any]](), ""
     asked = httpx.stream(
         "GET", f"{url}/v1/requests/{number}/trace", params={"wait": 20, **query}, headers=headers, timeout=60
@@ -81,7 +81,7 @@ def events_of(
 def watched(
     served: Served, number: str, body: dict[str, Any], **query: Any
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """A request, and the events of its trace, which is waited for before the request comes."""
+    """Open the trace of a request, then send the request. Returns the events and the answer."""
     events: list[tuple[str, Any]] = []
     viewer = threading.Thread(target=lambda: events.extend(events_of(served.url, number, **query)))
     viewer.start()
@@ -94,7 +94,7 @@ def watched(
 
 
 def arrays_of(events: list[tuple[str, Any]], point: str, choice: int = 0) -> dict[int, np.ndarray]:
-    """The rows of a point by position."""
+    """Rows of a hook point by position."""
     rows = {}
     for kind, body in events:
         if kind == "values" and (body["point"], body["choice"]) == (point, choice):
@@ -130,7 +130,7 @@ def test_a_request_is_watched_and_its_answer_does_not_change(served: Served) -> 
     recorded = trace["blocks.0.residual"][0]
     assert len(rows) > 10
     for position, row in rows.items():
-        if position < len(recorded):  # what was proposed and not taken is computed too
+        if position < len(recorded):  # rejected draft tokens are computed too
             assert np.array_equal(row, recorded[position])
     patterns = arrays_of(events, "blocks.1.attention.pattern")
     for position, row in patterns.items():
@@ -186,7 +186,7 @@ def test_what_is_refused(served: Served) -> None:
         assert answer.status_code == status, answer.text
         assert problem in answer.json()["error"]["message"]
     other = httpx.post(f"{served.url}/v1/completions", json=BODY, headers={"X-Request-Id": "a/b=c"})
-    assert other.status_code == 200  # a number that is of no use here
+    assert other.status_code == 200  # an id that is ignored here
     assert other.headers["X-Request-Id"] != "a/b=c"
     events, answer = watched(served, "ok", BODY, points="embed")
     assert answer.status_code == 200
@@ -196,7 +196,7 @@ def test_what_is_refused(served: Served) -> None:
 def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
     asked = f"{served.url}/v1/requests/gone/trace?points=blocks.0.residual&wait=20"
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(asked, timeout=0.3)  # who waits and leaves
+        httpx.get(asked, timeout=0.3)  # a viewer that waits and disconnects
     wait_until(lambda: "gone" not in served.app.state.live._expected)
     headers, url = {"X-Request-Id": "gone"}, f"{served.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=LONG_CHAT, headers=headers, timeout=60) as answer:
@@ -205,7 +205,7 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
         (request,) = served.app.state.live.seen_by(Viewer(""))
         for _ in range(2):
             with httpx.stream("GET", asked, timeout=20) as looked:
-                seen = looked.iter_lines()  # which ends the answer when it is dropped
+                seen = looked.iter_lines()  # dropping the iterator closes the answer
                 assert next(seen) == "event: begin"
                 with httpx.stream("GET", asked, timeout=20) as second:
                     assert second.status_code == 400

@@ -1,4 +1,4 @@
-"""llama.cpp's own paths: its clients get what the Python API gives, in its form and with its meaning of fields."""
+"""llama.cpp's own paths: results of the Python API, with llama.cpp's format and meaning of fields."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def encoder(folder: Path) -> Iterator[LLM]:
 
 
 def named(path: str, body: Any) -> Any:
-    """A body for a path; the paths of OpenAI and Anthropic need the name of a model."""
+    """A body for a path. Paths of OpenAI and Anthropic need the name of a model."""
     return {"model": "one", **body} if path.startswith("/v1/") and isinstance(body, dict) else body
 
 
@@ -119,7 +119,7 @@ def test_prompts_of_every_shape(served: Served, llm: LLM) -> None:
     assert mixed["content"] == wanted_of(llm, joined).text
     twice = post(served, "/completion", {**DRAWN, "prompt": "to see", "n_cmpl": 2})
     assert [one["index"] for one in twice] == [0, 1]
-    # A template that a client has rendered has control tokens.
+    # A prompt that a client has rendered contains control tokens.
     special = post(served, "/completion", {**DRAWN, "prompt": "<|fim_prefix|>to"})
     assert (
         special["content"]
@@ -190,7 +190,7 @@ def test_biases(served: Served, llm: LLM) -> None:
             "logit_bias": bias,
         }
         assert token not in post(served, "/completion", asked)["tokens"], bias
-    # A text stands for each of its tokens, and amounts for one token add up, as far as they matter.
+    # A text biases each of its tokens. Biases of a token add up, within their limits.
     many = {"prompt": "a", "n_predict": 1, "logit_bias": [["ab", -100]] * 40}
     assert {
         one["bias"] for one in post(served, "/completion", many)["generation_settings"]["logit_bias"]
@@ -205,7 +205,7 @@ def test_biases(served: Served, llm: LLM) -> None:
 def test_samplers_are_named_as_in_llama_cpp(served: Served, llm: LLM) -> None:
     assert set(SAMPLERS) <= set(steps())
     names = ["temperature", "top-k", "typ_p", "infill"]
-    # top_p is no part of the chain, so that its value does not count.
+    # top_p is not in the chain, so its value has no effect.
     body = {**DRAWN, "prompt": "to see", "samplers": names, "top_k": 5, "typical_p": 0.9, "top_p": 0.01}
     chain = {"samplers": ["banned", "temperature", "top_k", "typical"], "top_k": 5, "typical_p": 0.9}
     ends = sorted(llm.tokenizer.eos_ids)
@@ -215,7 +215,7 @@ def test_samplers_are_named_as_in_llama_cpp(served: Served, llm: LLM) -> None:
     made = post(served, "/completion", body)
     assert made["content"] == wanted.text
     assert made["generation_settings"]["samplers"] == ["temperature", "top_k", "typ_p"]
-    cuts = {"mirostat": 2, "top_k": 5, "min_p": 0.1}  # which all clients send with it
+    cuts = {"mirostat": 2, "top_k": 5, "min_p": 0.1}  # all clients send these too
     mirostat = llm.generate("to see", mirostat=2, temperature=0.8, seed=3, max_new_tokens=9)
     for more in (cuts, {"mirostat": 2}, {**cuts, "samplers": names}):
         found = post(served, "/completion", {"prompt": "to see", "seed": 3, "n_predict": 9, **more})
@@ -552,7 +552,7 @@ OPEN = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": 
 
 
 def test_objects_are_closed(served: Served, llm: LLM) -> None:
-    """A model of random weights would go on with names of its own: a comma has the bias."""
+    """A random model would add its own names: the bias favours a comma."""
     (comma,) = llm.tokenizer.encode(",", add_special=False)
     bias = {"logit_bias": {str(comma): 100}}
     for path, asked, text in (

@@ -1,4 +1,4 @@
-"""The load tool: what it sends, and what it makes of the times; the command against a server."""
+"""The load tool: its requests and its statistics of the times, and the command against a server."""
 
 from __future__ import annotations
 

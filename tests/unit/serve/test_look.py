@@ -1,4 +1,4 @@
-"""What the page asks for: tokens with probabilities, recorded values, edits, lenses; and the page's own files."""
+"""Requests of the page: tokens with probabilities, recorded values, edits, lenses; and the page's own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of models in requests: no path is shown, and no two models have one name."""
+"""Names of models in requests: they show no path, and they are unique."""
 
 from __future__ import annotations
 

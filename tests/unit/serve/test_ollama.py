@@ -1,4 +1,4 @@
-"""Ollama's fields: each has the effect that it has there, or is refused with the reason."""
+"""Ollama's fields: each has the same effect as in Ollama, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_who_has_a_key_unloads_nothing_of_others(folder: Path) -> None:
 
 
 class Pulls:
-    """Downloads whatever is asked for, when it is let."""
+    """Fake downloads, each blocked until ``let`` is set."""
 
     def __init__(self) -> None:
         self.let, self.names = threading.Event(), list[str]()
@@ -270,7 +270,7 @@ def test_a_client_that_goes_leaves_no_download_in_the_way(folder: Path) -> None:
                 list(stream.iter_lines())
         answer = httpx.post(made.url + "/api/pull", json={"model": "two"})
         assert answer.status_code == 503
-        # Others are answered meanwhile.
+        # Other requests are answered meanwhile.
         assert httpx.post(made.url + "/tokenize", json={"prompt": "a"}).status_code == 200
         assert pulls.names == ["two"]
         pulls.let.set()

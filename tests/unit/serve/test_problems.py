@@ -1,4 +1,4 @@
-"""Errors say what clients' programs ask for: type, code and parameter, as the real services have them."""
+"""Errors have the type, code and parameter of the real services, for clients' programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses that are kept: who may go on after them, how many there are; conversations that are too long."""
+"""Stored responses: who may continue them and how many are stored; conversations that are too long."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_the_number_of_tokens(served: Served) -> None:
 
 
 def test_truncation_drops_the_first_messages(served: Served) -> None:
-    """The context is 1,024 tokens, a letter is a token; the answer has room for what it may have."""
+    """The context is 1,024 tokens and a letter is a token. Truncation leaves room for the answer's maximum."""
     talk = [
         {"role": "developer", "content": "S"},
         *({"role": "user" if at % 2 == 0 else "assistant", "content": f"{at}" * 150} for at in range(9)),

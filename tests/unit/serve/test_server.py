@@ -1,4 +1,4 @@
-"""The server: OpenAI's own client gets what the Python API gives, who may not ask is refused, and nothing is left."""
+"""The server: OpenAI's client gets the results of the Python API, unauthorized requests fail, and nothing leaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open objects of a schema are closed: what is then valid is valid as it was written, and has no other names."""
+"""Open objects of a schema are closed: a valid value is valid in the original schema and has no unknown names."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_valid_stays_so(schema: Any, other: Any, value: Any) -> None:
     }
     before = json.dumps(schema)
     made = closed(schema)
-    assert json.dumps(schema) == before  # the caller's own
+    assert json.dumps(schema) == before  # the caller's schema is unchanged
     assert valid(value, schema) or not valid(value, made)
     assert closed(made) == made
 

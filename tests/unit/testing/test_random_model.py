@@ -1,4 +1,4 @@
-"""`random_model`: a model of every family, in both kinds of file, that runs as the reference says."""
+"""`random_model`: a model of every family, in both file formats, whose logits equal the reference."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_published_patterns(pattern: str, text: str) -> None:
 @given(texts)
 def test_published_patterns_match_alike_in_re_and_in_the_regex_package(pattern: str, text: str) -> None:
     found = matcher(pattern)
-    if sys.version_info >= (3, 11):  # before, re has no atomic groups
+    if sys.version_info >= (3, 11):  # older versions of re have no atomic groups
         assert isinstance(found._compiled, re.Pattern)
     theirs = regex.compile(_Writer(found._classes, _is_small(found.tree)).written(found.tree))
     assert found.spans(text) == [one.span() for one in theirs.finditer(text.translate(found._copy))]

@@ -1,4 +1,4 @@
-"""Ids that are parts of one character are grouped, whatever the vocabulary, and nothing else is."""
+"""Ids that are parts of one character are grouped, for any vocabulary; other ids stay separate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = [*TINY, *MODELS]
 
 
 def parts_of(ours: Tokenizer, ids: Sequence[int]) -> list[bytes]:
-    """The bytes of each id where it stands."""
+    """Bytes of each id at its position in the text."""
     parts, begun = list[bytes](), False
     for token in ids:
         parts.append(ours.decoder.piece(token, not begun))
@@ -26,7 +26,7 @@ def parts_of(ours: Tokenizer, ids: Sequence[int]) -> list[bytes]:
 
 
 def cuts(parts: Sequence[bytes]) -> list[int]:
-    """The numbers of ids before which a cut splits no character, nor the beginning of one: Python's decoder says so."""
+    """Indices of ids where a cut splits no character and no incomplete character, by Python's decoder."""
     data = b"".join(parts)
     whole = data.decode("utf-8", "replace")
     ends = [0, *accumulate(map(len, parts))]

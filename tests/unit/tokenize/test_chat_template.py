@@ -1,4 +1,4 @@
-"""Chat templates: their permissions and limits, and that messages cannot forge control tokens."""
+"""Chat templates: permissions and limits. Messages cannot forge control tokens."""
 
 from __future__ import annotations
 

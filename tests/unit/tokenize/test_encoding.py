@@ -1,4 +1,4 @@
-"""Offsets, pairs, windows and padding. Windows are compared with those of ``tests/oracles/windows_oracle.py``."""
+"""Offsets, pairs, windows and padding. Windows are compared with ``tests/oracles/windows_oracle.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offsets of long texts, which arrays keep, are those of short texts, which patterns keep."""
+"""Offsets of long texts, computed with arrays, equal offsets of short texts, computed with patterns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pellucid.tokenize.stages.normalize import Bert, Lowercase, Nmt, Normalize, 
 from pellucid.tokenize.tokens import Token, TokenTable
 
 # Letters with marks, marks of several classes and in the wrong order, jamo, ligatures, capitals that become two
-# characters, ideographs, characters that are dropped, and one that Unicode 9 did not know.
+# characters, ideographs, characters that are dropped, and a character newer than Unicode 9.
 ODD = "ae é ñİﬁ½が각\u1112\u1161\u11ab\u0301\u0323\u0344\u0f73\u0f75漢字\u200b\x07\t\U0001f9a9\u0b56"
 TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=60)
 STAGES = [*(Normalize(form) for form in ("NFC", "NFD", "NFKC", "NFKD")), Bert(), Lowercase(), Nmt()]  # type: ignore[arg-type]
 
 
 def cut(text: str) -> Aligned:
-    """A text that is a part of another, with characters missing, so that offsets are no range."""
+    """A text that is a part of another text. Characters are missing, so that its offsets are not a range."""
     places = [3 * at + 7 for at in range(len(text))]
     return Aligned(text, places, [place + 2 for place in places], 5)
 
@@ -33,7 +33,7 @@ def plain(text: Aligned) -> tuple[str, list[int], list[int], int]:
 
 
 def by_runs(stage: Normalize, text: Aligned) -> Aligned:
-    """The definition: each run of characters that Unicode 9 knew is normalized as a whole."""
+    """Reference: each run of characters of Unicode 9 is normalized as a whole."""
 
     def change(run: str) -> list[tuple[str, int]]:
         if unicodedata.is_normalized(stage.form, run):

@@ -1,4 +1,4 @@
-"""Patterns have Oniguruma's semantics, as in Hugging Face ``tokenizers``; and they have limits."""
+"""Patterns have Oniguruma's semantics, as in Hugging Face ``tokenizers``, and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``PieceIds`` is a dictionary of pieces; what a large vocabulary of a GGUF file leaves cached changes nothing."""
+"""``PieceIds`` is a dictionary of pieces. The cache of large GGUF vocabularies changes no result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_pieces_with_one_hash() -> None:
 
 
 def test_many_pieces_with_one_hash_are_not_searched_one_by_one() -> None:
-    """A file can have any number of them: words of one hash may stand for each other in longer ones."""
+    """A file can have any number of pieces with one hash: colliding words also collide inside longer pieces."""
     pieces = [""]
     for _ in range(4):
         pieces = [piece + word for piece in pieces for word in COLLIDING]
@@ -151,7 +151,7 @@ def test_what_is_cached_is_of_these_very_pieces_and_types(
     metadata = sentencepiece()
     before = load(metadata)
     types = metadata["tokenizer.ggml.token_type"].copy()
-    types[2:4] = 1  # spaces of the text are now ▁, and no token is spaces
+    types[2:4] = 1  # spaces of the text become ▁, and no token consists of spaces
     without = {name: value for name, value in metadata.items() if not name.endswith("token_type")}
     for changed in ({**metadata, "tokenizer.ggml.token_type": types}, without):
         after = load(changed)
@@ -194,7 +194,7 @@ def test_what_is_cached_is_of_these_very_merges_and_kinds(
     types[first.encode("AB")] = 3
     assert load({**metadata, "tokenizer.ggml.token_type": types}).encode("AB") != first.encode("AB")
     metadata = {**sentencepiece(), "tokenizer.ggml.merges": [f"w {one[1:]}" for one in WORDS[:16]]}
-    for _ in range(2):  # the pieces of two spaces are ▁▁ for the one, spaces for the other
+    for _ in range(2):  # the piece of two spaces is ▁▁ in the first model and spaces in the other
         assert load(metadata).vocabulary.tokens[2] == "▁▁"
         gemma = load({**metadata, "tokenizer.ggml.model": "gemma4"})
         assert gemma.vocabulary.tokens[2] == "  "

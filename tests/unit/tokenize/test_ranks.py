@@ -53,7 +53,7 @@ def cut_by(name: str) -> list[str]:
 
 
 def test_ranks_merge_what_is_a_piece(tmp_path: Path) -> None:
-    """Pairs merge if the vocabulary has the result; words that it has stay whole."""
+    """Pairs merge if the vocabulary has the result. Words in the vocabulary stay whole."""
     ours = load_tokenizer(write(tmp_path, "qwen.tiktoken"))
     assert ours.encode("the the thab") == [258, 261, 32, 256, 259]
     assert ours.encode("xabc") == [120, 260]
@@ -62,7 +62,7 @@ def test_ranks_merge_what_is_a_piece(tmp_path: Path) -> None:
 
 
 def test_the_contents_tell_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the name and the folder say, the order of the lines, and how they end."""
+    """Name, folder, order of lines and line endings do not matter."""
     monkeypatch.setitem(
         TIKTOKEN, "mine", TiktokenRanks(published.O200K, digest=hashlib.sha256(RANKS).hexdigest())
     )
@@ -129,7 +129,7 @@ def test_special_tokens_of_llama() -> None:
 
 
 def tekken(**changes: Any) -> dict[str, Any]:
-    """The contents of a ``tekken.json`` of the pieces, but for the last two."""
+    """Contents of a ``tekken.json`` with all pieces except the last two."""
     config = {
         "pattern": published.TEKKEN,
         "num_vocab_tokens": len(PIECES),

@@ -1,4 +1,4 @@
-"""The rooms of a compiled tokenizer: their memory is bounded, and they change no ids."""
+"""The rooms (work buffers) of a compiled tokenizer: bounded memory, unchanged ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes that render templates: after an interrupt, a kill, their parent's end or a fork nothing remains."""
+"""Worker processes that render templates leave nothing behind after interrupts, kills, forks or the parent's end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pids(workers: template_process._Workers) -> list[int]:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process exists, including zombies."""
+    """True if a process exists, also as a zombie."""
     return Path(f"/proc/{pid}").exists()
 
 

@@ -1,4 +1,4 @@
-"""A vocabulary gives the same ids in every kind of file; the cache of parsed files depends on a file's contents."""
+"""A vocabulary gives the same ids in every file format. The cache of parsed files depends on the contents."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_merges_of_gemma4_are_those_of_json(tmp_path: Path) -> None:
             "merges": [" ".join(pair) for pair in spec["model"]["merges"]],
             "bos_token_id": 1,
             "unknown_token_id": 0,
-            "add_bos_token": False,  # the first files said so, and were wrong
+            "add_bos_token": False,  # the first published files had this error
         }
     )
     for text in (*TEXTS, "aaxx ab\n\n  aab", "▁ a"):
@@ -201,7 +201,7 @@ def test_folders_that_are_refused(
 
 @pytest.fixture
 def keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cache every file, in an empty folder; the folder."""
+    """Cache every file in an empty folder. Returns the folder."""
     monkeypatch.setattr(parsed_cache, "WORTH_CACHING", 1)
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "tokenizers"

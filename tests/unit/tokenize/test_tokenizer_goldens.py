@@ -1,6 +1,6 @@
-"""Ids and offsets equal those of Hugging Face tokenizers and SentencePiece (tests/oracles/tokenizers_oracle.py).
+"""Ids and offsets equal Hugging Face tokenizers and SentencePiece (tests/oracles/tokenizers_oracle.py).
 
-The golden has null for texts in which only the oracle finds control tokens or bytes; they are not compared.
+The golden has null for texts where only the oracle finds control tokens or bytes. The tests skip these texts.
 """
 
 from __future__ import annotations
@@ -163,14 +163,14 @@ assert ours.encode(long, add_special=False) == before
 
 
 def test_no_call_waits_for_the_compiler(tmp_path: Path) -> None:
-    """Kernels that nobody has compiled are compiled in another process, and texts are encoded in Python meanwhile."""
+    """Kernels that are not cached compile in another process. Texts are encoded in Python meanwhile."""
     folders = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     run([(python(NO_WAIT), environment(PELLUCID_HOME=str(tmp_path), PYTHONPATH=folders))])
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_what_may_be_called_is_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiled form calls a kernel that is not among those that are compiled for it."""
+    """A compiled tokenizer only calls kernels that are compiled for it."""
     called, function = set[KernelKey](), Library.function
 
     def watched(self: Library, key: KernelKey) -> object:

@@ -217,7 +217,7 @@ def places(inside: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_any_damage_is_refused_or_harmless(tmp_path: Path, name: str) -> None:
-    """Remove each value, or replace it by another type: either a Pellucid error, or a tokenizer that works."""
+    """Remove each value or change its type: the file is refused with a Pellucid error, or the tokenizer works."""
     for path in places(spec(name)):
         for wrong in ("gone", None, -1, 10**30, "x", [], {}, [[]], {"type": "Sequence"}):
             content = inside = spec(name)

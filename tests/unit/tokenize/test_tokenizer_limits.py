@@ -1,4 +1,4 @@
-"""What tokenizers refuse: numbers out of range, rules that multiply text, wrong types; and cases of text positions."""
+"""Limits of tokenizers: numbers out of range, rules that multiply text, wrong types; and cases of text positions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def replacing(pattern: str, content: str) -> dict[str, Any]:
 
 
 def test_what_rules_make_of_a_text_is_bounded(tmp_path: Path) -> None:
-    """Ten rules that each double a letter turn one into about a thousand; every way of encoding refuses the result."""
+    """Ten rules that double a letter turn it into about a thousand. Every way of encoding refuses the result."""
     doubling = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     few = damaged(tmp_path, normalizer={"type": "Sequence", "normalizers": [doubling] * 4})
     assert few.encode("a" * 300)
@@ -188,7 +188,7 @@ def test_a_stage_after_byte_level_may_cut_within_characters(tmp_path: Path) -> N
 
 
 def test_what_stands_where_the_text_begins_is_prefixed(tmp_path: Path) -> None:
-    """A character that only becomes the first because the normalizer drops those before it is not prefixed."""
+    """The first character is not prefixed if the normalizer has dropped characters before it."""
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     dropping = {"type": "Replace", "pattern": {"String": "x"}, "content": ""}
     made = damaged(tmp_path, "tiny_unigram_bytes", normalizer=dropping, pre_tokenizer=space)
@@ -202,7 +202,7 @@ def test_what_stands_where_the_text_begins_is_prefixed(tmp_path: Path) -> None:
 
 
 def test_a_text_that_the_pre_tokenizer_makes_much_longer_is_encoded_by_python(tmp_path: Path) -> None:
-    """The compiled stages give up on it, and on no text beside it."""
+    """The compiled stages leave only this text of the batch to Python."""
     longer = {"type": "Metaspace", "replacement": "▁" * 8, "prepend_scheme": "never", "split": True}
     made = damaged(tmp_path, "tiny_unigram_bytes", pre_tokenizer=longer)
     assert made._compiled is not None

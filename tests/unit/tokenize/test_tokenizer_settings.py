@@ -1,4 +1,4 @@
-"""Every setting of models, added tokens, stages and decoders: as ``tokenizers`` does it, and the same in every way.
+"""Every setting of models, added tokens, stages and decoders equals ``tokenizers``, in every way of encoding.
 
 ``tests/oracles/settings_oracle.py`` makes the golden.
 """
@@ -45,7 +45,7 @@ def added(index: int, content: str, **flags: bool) -> dict[str, Any]:
 
 
 def in_every_way(ours: Tokenizer, text: str, parse: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids and offsets, which the plain path, the aligned path and compiled code agree on."""
+    """Ids and offsets; asserts that the plain path, the aligned path and compiled code agree."""
     ids, spans = ours.ids(text, parse), list(ours.spans(text, parse))
     assert [index for index, _, _ in spans] == ids
     run = compiled_encoder(ours)
@@ -113,14 +113,14 @@ def test_a_leading_byte_that_is_a_space_is_stripped(tmp_path: Path) -> None:
 
 
 def test_an_added_token_gets_the_next_free_id(tmp_path: Path) -> None:
-    """Whatever the file says, as in ``tokenizers``; the model's own pieces keep theirs."""
+    """The ids in the file are ignored, as in ``tokenizers``. The model's own pieces keep their ids."""
     ours = load(tmp_path, small(added_tokens=[added(40, "<foo>"), added(20, "<bar>"), added(1, "b")]))
     assert ours.encode("<bar><foo>b") == [10, 9, 1]
     assert ours.vocab_size == 11
 
 
 def test_two_added_tokens_of_one_content(tmp_path: Path) -> None:
-    """The last counts; it is special if any is."""
+    """The last entry counts. The token is special if any entry is special."""
     twice = [added(9, "<foo>", special=True), added(12, "<foo>", lstrip=True), added(13, "<bar>")]
     ours = load(tmp_path, small(added_tokens=twice))
     found = ours.encode_with_offsets("a <foo><bar>", parse_special=True)
@@ -144,7 +144,7 @@ def test_the_ids_that_stand_for_nothing_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_suffix_marks_the_end_of_a_word(tmp_path: Path) -> None:
-    """As CLIP and GPT-1: the last character of a word is another piece."""
+    """As in CLIP and GPT-1, the last character of a word is a separate piece."""
     names = ["l", "o", "w", "w</w>", "lo", "low</w>", "<unk>"]
     vocab = {name: at for at, name in enumerate(names)}
     model = {"type": "BPE", "vocab": vocab, "merges": ["l o", "lo w</w>"], "unk_token": "<unk>"}

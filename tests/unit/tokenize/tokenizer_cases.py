@@ -1,4 +1,4 @@
-"""Tokenizers to test: those of the real models, and tiny ones that the oracle trained."""
+"""Tokenizers to test: the real models' tokenizers, and tiny tokenizers that the oracle trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Displays in notebooks have no scripts, reports none but the page's own; no text of a model or a user is HTML."""
+"""Notebook displays have no scripts, reports only the page's scripts. Texts of models and users are escaped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 class Checked(HTMLParser):
-    """Reads a page, and refuses what is not closed or runs."""
+    """Parses a page. Refuses unclosed elements and anything that runs."""
 
     def __init__(self) -> None:
         super().__init__()

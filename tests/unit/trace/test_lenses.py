@@ -1,4 +1,4 @@
-"""What lenses say of random models of several families: sums are the logits, the last layer is the model's output."""
+"""Lenses on random models of several families: sums equal the logits, and the last layer is the model's output."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_scores_of_heads_are_means_of_diagonals(llama: LLM) -> None:
 
 
 def test_an_induction_head_is_found(llama: LLM) -> None:
-    """A pattern that is what an induction head's would be gives a score of 1."""
+    """The pattern of an ideal induction head has a score of 1."""
     with llama.trace("blocks.0.attention.pattern") as trace:
         llama.generate([*range(60, 80)] * 2, max_new_tokens=1, temperature=0)
     T = len(trace.sequences[0])

@@ -1,4 +1,4 @@
-"""Every point holds what its name says: the same value of a transformers run (tests/oracles/trace_oracle.py)."""
+"""Every hook point has the value of its name in a transformers run (tests/oracles/trace_oracle.py)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pellucid.trace.trace import Trace
 FOLDER = GOLDENS.parent / "trace"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 CLOSE = 1e-4
-"""Of the range of a point's values."""
+"""Largest difference, relative to the range of a point's values."""
 ALIKE = 0.99
-"""The cosine of a point's values with activations of 8 bits."""
+"""Smallest cosine of a point's values with activations of 8 bits."""
 LEAST = {
     "embed": 18, "position": 2, "position.angles": 13, "norm": 17, "project.logits": 17, "pool": 1, "residual": 40,
     "attention.norm": 15, "attention.q": 16, "attention.k": 15, "attention.v": 15, "attention.q_norm": 3,
@@ -39,21 +39,21 @@ LEAST = {
     "feedforward.shared.down": 6, "recurrent.norm": 4, "recurrent.gated": 5, "recurrent.scan": 4, "recurrent.decay": 4,
     "recurrent.conv": 1, "recurrent.output": 5, "recurrent.residual": 5,
 }  # fmt: skip
-"""How often the goldens have a point, at least."""
+"""Minimum number of occurrences of each point in the goldens."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @cache
 def golden(name: str) -> tuple[list[int], Arrays]:
-    """The tokens, and the values by point."""
+    """Token ids of a golden, and its values by point."""
     with np.load(FOLDER / f"{name}.npz") as file:
         values = {key: file[key] for key in file.files if key not in ("input_ids", "made_with")}
         return file["input_ids"].tolist(), values
 
 
 def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
-    """All points of a model that has read the golden's tokens."""
+    """Values of all points of a model for the golden's tokens."""
     ids, _ = golden(name)
     with opened(TINY[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_dtype)
@@ -68,7 +68,7 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
 
 
 def sorted_by_expert(points: dict[str, NDArray[Any]]) -> Arrays:
-    """The chosen experts in ascending order, and what is theirs likewise, as in the goldens."""
+    """Sort the chosen experts and their values in ascending order, as in the goldens."""
     for experts in [point for point in points if point.endswith("feedforward.experts")]:
         order = points[experts].argsort(-1)
         for point in (experts, experts.replace("experts", "expert_weights")):
@@ -79,7 +79,7 @@ def sorted_by_expert(points: dict[str, NDArray[Any]]) -> Arrays:
 
 
 def kind(point: str) -> str:
-    """The name without its block, or the number of its table."""
+    """Name of a point without its block and without the number of its table."""
     parts = point.split(".")
     return ".".join(parts[2:]) if parts[0] == "blocks" else point.rstrip(".0123456789")
 
@@ -100,7 +100,7 @@ def test_points_are_what_transformers_computes(name: str) -> None:
         point.split(".")[1] for point in expected if point.startswith("blocks.") and kind(point) != "residual"
     }
     for point in found.keys() - expected.keys():
-        # Compared with what is made of them: the scan's result, the result of each expert.
+        # Covered by values computed from them: the scan's result, the output of each expert.
         if kind(point).startswith(("recurrent.state.", "feedforward.experts.")):
             continue
         if point == "project.probabilities":

@@ -1,4 +1,4 @@
-"""Edits that change nothing are refused or reported; numbers that edits spoil are the edits' fault."""
+"""Edits without effect are refused or reported. Non-finite values after an edit are reported as its fault."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_numbers_that_edits_spoil_are_their_fault(
     said = r"the logit of id \d+ is (nan|inf) because of the request's edits \(.*change less"
     runs: list[Callable[[], Any]] = [
         lambda: llm.generate(PROMPT, edits=edits(), **ONE),
-        lambda: llm.generate(PROMPT * 30, edits=edits(), **ONE),  # a prompt that is read in several steps
+        lambda: llm.generate(PROMPT * 30, edits=edits(), **ONE),  # a prompt with several prefill steps
         lambda: llm.generate(PROMPT, edits=edits(), prompt_logprobs=0, **ONE),
         lambda: llm.score(PROMPT, edits=edits()),
         lambda: llm.beam_search(PROMPT, edits=edits(), num_beams=2, max_new_tokens=2),

@@ -1,4 +1,4 @@
-"""Recorded runs: saved, opened without the model, resumed from any step; files that are damaged are refused."""
+"""Recorded runs: saved, opened without the model, resumed from any step. Damaged files are refused."""
 
 from __future__ import annotations
 

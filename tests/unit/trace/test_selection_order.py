@@ -1,4 +1,4 @@
-"""A listed selection keeps the order that was written: in recordings, edits, frames and files. Doubles are refused."""
+"""A listed selection keeps its written order in recordings, edits, frames and files. Duplicates are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces and edits of requests: what is recorded, that nothing else changes, and what is refused."""
+"""Traces and edits of requests: recorded values, unchanged outputs and refused arguments."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_a_list_with_a_prompt_that_is_refused_leaves_nothing(llm: LLM) -> None:
     with llm.trace("blocks.0.residual") as trace:
         with pytest.raises(PellucidError):
             llm.generate([PROMPT, "x" * 10_000], **HOW)
-        llm.request(PROMPT, **HOW)  # which never starts
+        llm.request(PROMPT, **HOW)  # a request that never starts
         made = llm.generate(PROMPT, **HOW)
     (sequence,) = trace.sequences
     assert sequence.ids[-11:] == made.ids[:-1]
@@ -305,7 +305,7 @@ def test_what_is_recorded_again_takes_its_room_once(llm: LLM) -> None:
         assert np.array_equal(trace[name], whole[name]), name
     rows = 4 * (3 * 64 + 4 * 32 * -(-len(trace.sequences[0]) // 32)) * len(trace.sequences[0])
     assert trace.nbytes <= rows + 4096
-    with llm.trace(*names) as guessed:  # rejected guesses are recorded too, until the right tokens come
+    with llm.trace(*names) as guessed:  # rejected tokens are recorded until accepted tokens replace them
         llm.generate(long, **how)
     assert guessed.nbytes <= rows + 4096 * 4
 
@@ -602,7 +602,7 @@ def test_each_chosen_expert_is_recorded_and_changed(tmp_path: Path) -> None:
         summed = (results * trace[f"{at}.expert_weights"][0][:, :, None]).sum(1)
         assert np.allclose(trace[f"{at}.output"][0], summed, atol=1e-4)
 
-        first = f"{at}.experts.output[heads=0]"  # of a token's choices, the first
+        first = f"{at}.experts.output[heads=0]"  # the first choice of a token
         with mixture.trace(f"{at}.output") as ablated:
             mixture.generate(PROMPT, edits=[ablate(first)], **how)
         weight = trace[f"{at}.expert_weights"][0]

@@ -1,4 +1,4 @@
-"""Files beside a model, and files that are none: each is named, none is silently unread."""
+"""Files beside a model, and files that are no model: each is named, and none is silently ignored."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_tensor_of_a_shard_that_its_index_does_not_list_is_refused(folder: Pat
         (folder / shard).write_bytes(safetensors({name: tensors[name] for name in its}))
     assert read_model(open_checkpoint(folder)).spec.family == "llama"
     more = {"model.layers.0.self_attn.q_proj.bias": zeros(64)}
-    if where == "second":  # a tensor that the index has in another file
+    if where == "second":  # the index places the tensor in another file
         more = {names[0]: tensors[names[0]]}
     (folder / "b.safetensors").write_bytes(safetensors({name: tensors[name] for name in names[3:]} | more))
     refused = said(folder)

@@ -1,4 +1,4 @@
-"""The GGUF reader: what it reads, and that it opens or refuses any file without other effects."""
+"""The GGUF reader opens or refuses any file without other effects."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_string_arrays_are_what_was_written(
 
 
 def test_short_arrays_cost_no_window(save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file may have 10^5 of them."""
+    """A file may have 10^5 short arrays."""
     looked_at = []
     look = reader.string_ends
     monkeypatch.setattr(reader, "string_ends", lambda *given: looked_at.append(1) or look(*given))

@@ -1,4 +1,4 @@
-"""``StringArray`` is a list whose strings are made when they are asked for."""
+"""``StringArray`` is a list that decodes its strings on access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing on several threads: every piece once, and what goes wrong in one of them is raised."""
+"""Packing on several threads runs every piece once, and raises the error of any piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source that extracts files from wheels: the wheels and paths that it accepts and refuses."""
+"""The source that extracts files from wheels: accepted and refused wheels and paths."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_interrupt_ends_pip(tmp_path: Path, index: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Replace ``python -m pip`` by some code."""
+    """Replace ``python -m pip`` by given code."""
 
     def fake(code: str) -> None:
         (tmp_path / "fake").mkdir()

@@ -1,4 +1,4 @@
-"""The safetensors reader and `open_checkpoint`: what they read, and that they refuse everything else."""
+"""The safetensors reader and `open_checkpoint` read valid files and refuse all others."""
 
 from __future__ import annotations
 

