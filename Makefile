@@ -15,6 +15,7 @@
 #                 GGUF='--library FOLDER' compares with llama.cpp too: the folder of libllama.so, built from that source
 # make test-clients  real clients of all APIs against a server: Python's, and JavaScript's where npm is; CLIENTS='agent_client'
 # make test-web   the page in a real Chromium (Debian's, installed if there is none): every stage, both widths, axe-core
+# make test-mutants  change one operator of the source at a time; which changes do the quick tests notice? MUTANTS='--seed 1'
 # make test-soak  200 clients that behave badly, for ten minutes: no answer differs, nothing is left; SOAK='--minutes 1'
 # make fuzz    damaged files, random tokenizers, patterns, templates, for an hour; FUZZ='NAME --seed 2 --count 1000' runs one fuzzer, shorter
 # make check   formatting, lint, types, import order between folders
@@ -40,7 +41,7 @@ $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --
 $(BIN)/python -m pytest $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -90,6 +91,9 @@ test-web: $(VENV)/dev
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 	$(BIN)/python -m pytest tests/web
 	$(BIN)/python tests/web/screenshots.py .screenshots
+
+test-mutants: $(VENV)/dev
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 test-soak: $(VENV)/dev
 	$(BIN)/python tests/soak.py $(SOAK)

@@ -1,0 +1,168 @@
+"""Changes one operator of the source at a time, and reports which changes the tests notice.
+
+    .venv/bin/python tests/mutants.py [--count 28] [--seed 0] [--whole] [--list]
+
+A mutant replaces one comparison, one plus or minus, or one `and` or `or` of a random place in src/. The script runs
+the quick tests of the mutant's folder (with ``--whole`` all quick tests) on a copy of the repository and stops at the
+first failure. The last lines name the mutants that no test noticed: each needs a test, or is equivalent to the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path("src/pellucid")
+OTHERS: dict[type[ast.AST], tuple[str, str]] = {
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.And: ("and", "or"),
+    ast.Or: ("or", "and"),
+}
+"""The operator of each node as it is written, and the operator that replaces it."""
+TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One operator of a file at byte ``start``, and its replacement."""
+
+    path: Path
+    line: int
+    start: int
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.before} → {self.after}"
+
+    def source(self, text: bytes) -> bytes:
+        """The file's text with the replacement."""
+        return text[: self.start] + self.after.encode() + text[self.start + len(self.before.encode()) :]
+
+
+def mutants_of(path: Path, text: bytes) -> Iterator[Mutant]:
+    """All mutants of a file. Annotations are not changed: no test can notice it."""
+    lines = [0]
+    for line in text.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    tree = ast.parse(text)
+    skipped = {id(part) for node in ast.walk(tree) for hint in _hints(node) for part in ast.walk(hint)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        for left, operator, right in _operations(node):
+            start = lines[left.end_lineno - 1] + left.end_col_offset  # type: ignore[attr-defined]
+            end = lines[right.lineno - 1] + right.col_offset  # type: ignore[attr-defined]
+            if type(operator) in OTHERS:
+                before, after = OTHERS[type(operator)]
+                at = text.find(before.encode(), start, end)
+                if at >= 0:
+                    yield Mutant(path, left.end_lineno or 0, at, before, after)  # type: ignore[attr-defined]
+
+
+def _hints(node: ast.AST) -> list[ast.AST]:
+    names = ("annotation", "returns")
+    return [hint for name in names if isinstance(hint := getattr(node, name, None), ast.AST)]
+
+
+def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
+    """The (left operand, operator, right operand) of a node."""
+    if isinstance(node, ast.Compare):
+        operands = [node.left, *node.comparators]
+        return list(zip(operands, node.ops, operands[1:]))
+    if isinstance(node, ast.BinOp):
+        return [(node.left, node.op, node.right)]
+    if isinstance(node, ast.BoolOp):
+        return [(left, node.op, right) for left, right in zip(node.values, node.values[1:])]
+    return []
+
+
+def tests_of(path: Path, root: Path) -> list[str]:
+    """The tests that a mutant's folder has; those of the public API for a module outside of folders."""
+    folder = path.relative_to(SOURCE).parts[0]
+    found = root / "tests" / "unit" / folder
+    if found.is_dir():
+        return [str(found)]
+    return [
+        str(root / "tests" / "unit" / "llm"),
+        *map(str, sorted((root / "tests" / "unit").glob("test_*.py"))),
+    ]
+
+
+def caught(mutant: Mutant, root: Path, whole: bool) -> bool:
+    """Run the tests of a mutant in a copy of the repository. Returns whether one failed."""
+    file = root / mutant.path
+    text = file.read_bytes()
+    file.write_bytes(mutant.source(text))
+    tests = [str(root / "tests")] if whole else tests_of(mutant.path, root)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=TIMEOUT)
+        return done.returncode != 0
+    except subprocess.TimeoutExpired:  # an endless loop is noticed, too
+        return True
+    finally:
+        file.write_bytes(text)
+
+
+def drawn(count: int, seed: int) -> list[Mutant]:
+    """``count`` mutants, each of a random file that has any."""
+    rng = random.Random(seed)
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / SOURCE).rglob("*.py"))
+    found: list[Mutant] = []
+    while len(found) < count:
+        path = rng.choice(files)
+        if mutants := list(mutants_of(path, (ROOT / path).read_bytes())):
+            found.append(rng.choice(mutants))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw mutants, run their tests, and print a line for each."""
+    parser = argparse.ArgumentParser(description="Mutation testing of random operators.")
+    parser.add_argument("--count", type=int, default=28)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="run all quick tests for each mutant")
+    parser.add_argument("--list", action="store_true", help="print the mutants without running tests")
+    asked = parser.parse_args(arguments)
+    mutants = drawn(asked.count, asked.seed)
+    if asked.list:
+        print(*mutants, sep="\n")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "repository"
+        ignored = shutil.ignore_patterns(".git", ".venv*", ".peers", "node_modules", "__pycache__")
+        shutil.copytree(ROOT, root, ignore=ignored)
+        missed = []
+        for mutant in mutants:
+            found = caught(mutant, root, asked.whole)
+            missed += [] if found else [mutant]
+            print("noticed" if found else "MISSED ", mutant, flush=True)
+    print(f"{len(mutants) - len(missed)} of {len(mutants)} mutants were noticed (seed {asked.seed})")
+    print(*missed, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
