@@ -153,7 +153,7 @@ def test_a_sentence_beside_any_others(name: str, lengths: list[int], threads: in
         for row, text in zip(together, texts):
             sequence = BlockTable()
             assert np.array_equal(alone.forward([Chunk(sequence, text, 0)])[0], row)
-            alone.truncate(sequence, 0)
+            alone.cache.truncate(sequence, 0)
 
 
 @pytest.mark.model

@@ -454,7 +454,7 @@ def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
         engine.submit(Waits(llm, go, order, name), Admission(priority))
         for name, priority in (("low", -1), ("usual", 0), ("high", 1))
     ]
-    with pytest.raises(QueueFull, match="3 requests wait"):
+    with pytest.raises(QueueFull, match=r"the queue is full \(3\)"):
         engine.submit(Waits(llm, go, order, "one too many"))
     go.set()
     assert list(first) == ["first"]

@@ -76,6 +76,11 @@ class ByReference:
     def logits(self, tokens: list[int]) -> np.ndarray:
         return np.float32(self._reference.logits(tokens)[-1])
 
+    @property
+    def cache(self) -> Any:
+        """Its cache manager, which holds nothing."""
+        return self
+
     def fork(self, table: BlockTable) -> BlockTable:
         return BlockTable()
 

@@ -188,7 +188,7 @@ def test_only_what_runs_inside_is_recorded(llm: LLM) -> None:
         other.join()
     llm.generate(PROMPT, **HOW)
     assert not trace.sequences
-    with pytest.raises(InvalidRequest, match="nothing has run"):
+    with pytest.raises(InvalidRequest, match="no sequence ran inside the trace"):
         trace["blocks.0.residual"]
 
 

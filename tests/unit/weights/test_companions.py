@@ -72,7 +72,7 @@ def test_of_a_folder_the_gguf_file_that_is_a_model_is_opened(tmp_path: Path) -> 
     for number, metadata in enumerate(COMPANIONS.values()):
         (tmp_path / f"a{number}.gguf").write_bytes(gguf(metadata, TENSOR))
     with pytest.warns(
-        UserWarning, match=r"not read .* a0\.gguf \(adapter\), a1\.gguf \(imatrix\), a2"
+        UserWarning, match=r"ignored files .* a0\.gguf \(adapter\), a1\.gguf \(imatrix\), a2"
     ) as told:
         assert open_checkpoint(tmp_path).path == tmp_path / "model.gguf"
     assert len(told) == 1
@@ -117,7 +117,7 @@ def test_the_tensors_of_an_adapter_are_refused_under_any_name(folder: Path) -> N
 def test_a_file_beside_the_model_is_told(folder: Path) -> None:
     for number in range(6):
         (folder / f"more{number}.safetensors").write_bytes(safetensors({"x": zeros(1)}))
-    with pytest.warns(UserWarning, match=r"not read .* more0\.safetensors, .* and 2 more") as told:
+    with pytest.warns(UserWarning, match=r"ignored files .* more0\.safetensors, .* and 2 more") as told:
         read_model(open_checkpoint(folder))
     assert len(told) == 1
 
