@@ -21,6 +21,7 @@ from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
+from pellucid.runtime.memory import share_heaps
 
 ORPHANED = 600.0  # seconds without a server after which a replica ends
 AGAIN = 1.0  # seconds between two attempts to reach the stages
@@ -82,6 +83,7 @@ class ReplicaActor:
     """
 
     def __init__(self, settings: ReplicaSettings, secret: str, name: str, orphaned: float = ORPHANED) -> None:
+        share_heaps()
         self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
         self._replica: Replica | None = None
         self._asked, self._orphaned = time.monotonic(), orphaned

@@ -13,6 +13,7 @@ from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervised import SupervisedModel, opened, supervised
 from pellucid.cluster.supervisor import connect
+from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
@@ -39,6 +40,7 @@ def serve_cluster(
         InvalidRequest: there is no such cluster, or the address to listen at is taken.
         PellucidError: the first model cannot be loaded.
     """
+    share_heaps()
     listening, names = listen(settings), list(models)
     connect(address)
 

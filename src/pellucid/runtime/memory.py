@@ -47,6 +47,20 @@ def give_back_heap() -> None:
         trim(ctypes.c_size_t(0))  # source: Linux man-pages, malloc_trim(3)
 
 
+def share_heaps() -> None:
+    """Let all threads of the process share ``HEAPS`` heaps. Needs glibc; call it before threads start.
+
+    By default each thread gets a heap of its own, up to eight for each core. A few small blocks that stay in use keep
+    most freed memory of a heap resident, and with threads that come and go this adds up: after five minutes of the soak
+    test a server had 154 MB of free memory in its heaps, with two heaps 31 MB.
+    """
+    if sys.platform == "linux" and (set_option := getattr(_c_library(), "mallopt", None)):
+        set_option(M_ARENA_MAX, HEAPS)  # source: Linux man-pages, mallopt(3)
+
+
+M_ARENA_MAX, HEAPS = -8, 2
+
+
 @cache
 def _c_library() -> ctypes.CDLL:
     return ctypes.CDLL(None)

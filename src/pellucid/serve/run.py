@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import reason
 from pellucid.llm import LLM
+from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
 from pellucid.serve.ending import Ending
@@ -64,6 +65,7 @@ def serve(
         InvalidRequest: the address is in use, or does not belong to this machine.
         PellucidError: the first model cannot be loaded.
     """
+    share_heaps()
     listening = listen(settings)
     models = ModelPool(names, load, limit, any_name=settings.any_model, pull=pull)
     said = list(names)

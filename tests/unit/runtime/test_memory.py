@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,3 +87,36 @@ def test_a_pool_gives_back_the_memory_of_free_pages_alone() -> None:
     assert pool.idle_bytes == 0
     assert resident() < before - (30 << 20)
     assert all((pool.bytes_of(page) == page + 1).all() for page in pages[:8])
+
+
+HEAPS = """
+import ctypes, sys, threading
+from pellucid.runtime.memory import share_heaps
+
+if sys.argv[1] == "shared":
+    share_heaps()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+meet = threading.Barrier(12)
+
+def work():
+    meet.wait()
+    blocks = [library.malloc(ctypes.c_size_t(50_000)) for _ in range(20)]
+    meet.wait()
+
+threads = [threading.Thread(target=work) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library.malloc_stats()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps of glibc")
+def test_threads_share_two_heaps() -> None:
+    def heaps(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True)
+        return len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE))
+
+    assert heaps("shared") <= 2 < heaps("separate")

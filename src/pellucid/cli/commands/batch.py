@@ -39,10 +39,12 @@ def command(
     stages: StageCount = None,
 ) -> None:
     """Answer the requests of a file (chat completions, text completions, embeddings), several at a time."""
+    from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
     from pellucid.util.collection import collect_requests
 
+    share_heaps()
     collect_requests()
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
