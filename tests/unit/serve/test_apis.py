@@ -485,7 +485,7 @@ def test_a_template_that_refuses_is_the_clients_mistake(folder: Path) -> None:
 
 
 def test_an_error_in_a_stream_has_the_apis_form(served: Served) -> None:
-    late = {"model": "one", "ignore_eos": True, "deadline": 0.15, "stream": True}
+    late = {"model": "one", "ignore_eos": True, "deadline": 0.03, "stream": True}
     for path, body in (
         ("/v1/responses", {"input": "a"}),
         ("/v1/messages", {"messages": USER, "max_tokens": 900}),
