@@ -99,7 +99,7 @@ def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
 
 
 def tests_of(path: Path, root: Path) -> list[str]:
-    """The tests that a mutant's folder has; those of the public API for a module outside of folders."""
+    """Test paths of a mutant: the tests of its folder, or of the public API for a top-level module."""
     folder = path.relative_to(SOURCE).parts[0]
     found = root / "tests" / "unit" / folder
     if found.is_dir():
