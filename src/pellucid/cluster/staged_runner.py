@@ -48,14 +48,14 @@ class ReplicatedCache(CacheManager):
         self._tables = 0
 
     def number_of(self, table: BlockTable) -> int:
-        """The number by which the other stages know a block table."""
+        """Return the number of a block table in messages to the other stages."""
         if not table.number:
             self._tables += 1
             table.number = self._tables
         return table.number
 
     def start_again(self) -> None:
-        """Empty the prefix cache, and forget the order in which its pages were used. The caller holds the lock."""
+        """Empty the prefix cache, and forget the order of use of its pages. The caller holds the lock."""
         self.drain()
         self.prefixes.clear()
         before = self.prefixes

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache
 
@@ -19,7 +18,7 @@ class CacheManager:
     """Allocates, shares and frees the pages of ``kv``. The prefix cache may hold ``prefix_bytes`` of ended requests.
 
     Methods may be called from any thread, unless their docstring says that the caller holds the ``lock``. Only
-    ``advance``, ``allocate`` and the methods below them change pages. A subclass that overrides them sees all changes
+    ``allocate`` and the methods below it change pages. A subclass that overrides them sees all changes
     (``cluster/staged_runner.py``).
     """
 
@@ -126,11 +125,6 @@ class CacheManager:
             if tokens:
                 self._insert(table, tokens)
             self._truncate(table, 0)
-
-    def advance(self, chunks: Sequence[Chunk]) -> None:
-        """Extend the block tables of the chunks after their step. The caller holds the lock."""
-        for chunk in chunks:
-            self.kv.advance(chunk.table, len(chunk.tokens))
 
     def allocate(self, table: BlockTable, tokens: int, *, in_place: bool = True) -> None:
         """Allocate pages for ``tokens`` more tokens (``KVCache.allocate``). The caller holds the lock.

@@ -181,7 +181,8 @@ class ModelRunner:
             run(bound.program)
         if send and self.stage:  # first, because the next stage waits for it
             send([self._rows(border, tokens) for border in self.stage.sends])
-        self.cache.advance(chunks)
+        for chunk in chunks:
+            self.cache.kv.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
 
     def rehearse(self, chunks: Sequence[Chunk]) -> None:

@@ -21,6 +21,9 @@ from pellucid.plan.streams import correct, laurel, predict, spread
 Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
+PARALLEL = ("parallel", "shared")
+"""Placements with which attention and feed-forward read the same residual stream."""
+
 
 class Sublayer(Struct, frozen=True):
     """Attention, a recurrent layer or a feed-forward: its stage, its function, and the factor of its output."""
@@ -35,7 +38,7 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
     groups = [
         group for group in (_mixers(builder, layer, kind), _feedforwards(builder, layer, kind, x)) if group
     ]
-    if kind.placement in ("parallel", "shared"):
+    if kind.placement in PARALLEL:
         return _parallel(builder, kind, x, groups)
     altup, per_layer, seen = builder.spec.altup, builder.spec.per_layer, x
     if altup:
@@ -78,7 +81,7 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         scale = kind.residual_scale * inner.output_scale
         # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
         last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
-        bits = builder.fine_bits if last and kind.placement not in ("parallel", "shared") else 0
+        bits = builder.fine_bits if last and kind.placement not in PARALLEL else 0
         return [Sublayer(stage, lambda i, o: feedforward(builder, stage, inner, i, o, bits), scale)]
     return []
 

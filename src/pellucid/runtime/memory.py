@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CACHE_LINE = 64
+M_ARENA_MAX = -8  # glibc's malloc.h
+HEAPS = 2  # of the process, after ``share_heaps``
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:
@@ -56,9 +58,6 @@ def share_heaps() -> None:
     """
     if sys.platform == "linux" and (set_option := getattr(_c_library(), "mallopt", None)):
         set_option(M_ARENA_MAX, HEAPS)  # source: Linux man-pages, mallopt(3)
-
-
-M_ARENA_MAX, HEAPS = -8, 2
 
 
 @cache
