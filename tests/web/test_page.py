@@ -108,7 +108,11 @@ class Visit:
             self.page.locator(wait).first.wait_for(timeout=SECONDS)
 
     def choose(self, model: str) -> None:
-        self.page.locator("header select").select_option(model)
+        select = self.page.locator("header select")
+        if select.input_value() != model:
+            # Until the answer is there, the page may still show the form of the model before, and drop what is typed.
+            with self.page.expect_response(lambda one: one.url.endswith(f"/look/models/{model}"), timeout=SECONDS):
+                select.select_option(model)
         self.page.locator("textarea").wait_for(timeout=SECONDS)
 
     def write(self, text: str, tokens: int = 12, **options: Any) -> None:
