@@ -19,7 +19,7 @@ from support.pages import in_use, lose_pages
 
 import pellucid
 from pellucid import pipeline
-from pellucid.engine import compiled
+from pellucid.engine import compile_kernels
 from pellucid.engine.engine import Engine
 from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
 from pellucid.engine.scheduler import Scheduler
@@ -667,7 +667,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         used.update(keys := list(keys))
         return load(self, keys, progress)
 
-    monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
+    monkeypatch.setattr(compile_kernels, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
     monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
