@@ -44,8 +44,8 @@ from pellucid.cluster.group import RemoteGroup
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.text_group import MadeToken
 from pellucid.llm import LLM
 from pellucid.loading import open_model

@@ -17,8 +17,8 @@ import ray
 from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
 from pellucid.runtime.memory import share_heaps
@@ -135,7 +135,7 @@ class ReplicaActor:
                 if self._settings.stages > 1:
                     self._stages = self._stages or self._started()
                     addresses = await self._addresses()
-                    make = partial(StagedRunner, stages=addresses, secret=self._secret, host=_here())
+                    make = partial(StagedRunner, stages=addresses, secret=self._secret)
                 given = {**_options(self._settings), "make": make}
                 llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
                 self._replica = Replica(llm, self._secret, self._name, self._lost)

@@ -17,9 +17,9 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
 from pellucid.cluster.known import AskedPart, KnownParts
-from pellucid.cluster.lost import StageLost
 from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
+from pellucid.cluster.stage_connection import StageLost
 from pellucid.cluster.watching import PartWatch
 from pellucid.cluster.work import WORKS
 from pellucid.errors import InvalidRequest, PellucidError
@@ -203,9 +203,10 @@ class Replica:
         with self._lock:
             self._known.forget(part)
 
-    def _stage_lost(self) -> None:
+    def _stage_lost(self, error: StageLost) -> None:
         """Refuse new requests, and start the recovery of the stages."""
         if self._lost is not None and not self._recovering:
+            say(f"replica {self.name}: {error}")
             self._recovering = True
             self._drains = True
             task = asyncio.ensure_future(self._lost(self))
@@ -250,9 +251,9 @@ class Replica:
             await work
         except asyncio.CancelledError:
             raise  # ``_over`` reports it
-        except StageLost:
+        except StageLost as error:
             self._forget_name(part)
-            self._stage_lost()
+            self._stage_lost(error)
             self._tell(part, "lost")
         except BaseException as error:
             if not isinstance(error, PellucidError):
