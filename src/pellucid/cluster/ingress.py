@@ -69,4 +69,4 @@ def serve_cluster(
         async with pool.use(names[0]):
             pass
 
-    run_app(create_app(pool, rules, settings.receive), names, listening, settings, begin=begin)
+    run_app(create_app(pool, rules, settings.read_timeout), names, listening, settings, begin=begin)
