@@ -33,15 +33,15 @@ from typing import Any, ClassVar
 import uvicorn
 
 import pellucid
-import pellucid.cluster.model
+import pellucid.cluster.remote_model
 from pellucid.capacity.layouts import SizedModel
 from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import measured
 from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_group import RemoteGroup
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_server import StageServer, runner_of
@@ -140,7 +140,7 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
     async def started(name: str) -> Any:
         fleet = Fleet(SECRET)
         if not addresses:
-            pellucid.cluster.model.RemoteGroup = LocalGroup  # type: ignore[attr-defined]
+            pellucid.cluster.remote_model.RemoteGroup = LocalGroup  # type: ignore[attr-defined]
             tasks.append(asyncio.ensure_future(LocalGroup.make(rate)))
             return RemoteModel(opened, fleet)
         for address in addresses:

@@ -16,12 +16,12 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from pellucid.cluster import wire
-from pellucid.cluster.known import AskedPart, KnownParts
 from pellucid.cluster.refusals import RefusalLog, say
+from pellucid.cluster.remote_trace import RequestWatch
+from pellucid.cluster.replica_tasks import TASKS
+from pellucid.cluster.request_log import ReplicaRequest, RequestLog
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.cluster.stage_connection import StageLost
-from pellucid.cluster.watching import PartWatch
-from pellucid.cluster.work import WORKS
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
@@ -46,11 +46,11 @@ class Replica:
         self._lost, self._recovering = lost, False
         # Two logs, so that refused strangers do not hide errors of ingresses.
         self._strangers, self._refusals = RefusalLog(f"replica {name}"), RefusalLog(f"replica {name}")
-        self._parts: dict[tuple[bytes, int], AskedPart] = {}
-        self._known = KnownParts()
+        self._requests: dict[tuple[bytes, int], ReplicaRequest] = {}
+        self._log = RequestLog()
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._lock = threading.Lock()
-        """Guards ``_known`` and ``_outbox``."""
+        """Guards ``_log`` and ``_outbox``."""
         self._pages: list[tuple[int, bool]] = []
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
@@ -90,9 +90,9 @@ class Replica:
         finally:
             for one in (closing, *tasks):
                 one.cancel()
-            for part in self._parts.values():
-                part.cancel()
-            running = [one.task for one in self._parts.values() if one.task]
+            for request in self._requests.values():
+                request.cancel()
+            running = [one.task for one in self._requests.values() if one.task]
             await asyncio.gather(closing, *tasks, *running, return_exceptions=True)
             self.llm.runner.cache.watch_prefixes(None)
             self._socket.disable_monitor()
@@ -106,7 +106,7 @@ class Replica:
     def drain(self) -> None:
         """Refuse new requests until ``resume``, and hand over the running requests: ingresses send them elsewhere."""
         self._drains = True
-        for one in list(self._parts.values()):
+        for one in list(self._requests.values()):
             one.cancel()
 
     def resume(self) -> None:
@@ -118,7 +118,7 @@ class Replica:
     @property
     def busy(self) -> bool:
         """True if a request is still running."""
-        return bool(self._parts) or self.llm.engine.running > 0
+        return bool(self._requests) or self.llm.engine.running > 0
 
     async def _receive(self) -> None:
         while True:
@@ -163,34 +163,34 @@ class Replica:
         elif kind == "leave":
             self._leave(sender)
         elif kind == "cancel":
-            if part := self._parts.get((sender, fields[0])):
-                if part.watch:
-                    part.watch.end()
-                part.cancel()
-                self._forget_name(part)
+            if request := self._requests.get((sender, fields[0])):
+                if request.watch:
+                    request.watch.end()
+                request.cancel()
+                self._forget_name(request)
         elif kind == "run":
             number, what, name, body = fields
-            if (sender, int(number)) in self._parts:
-                raise wire.WireError(f"part {number} runs already")
-            run = WORKS.get(what) if isinstance(what, str) else None
+            if (sender, int(number)) in self._requests:
+                raise wire.WireError(f"request {number} runs already")
+            run = TASKS.get(what) if isinstance(what, str) else None
             if run is None or not isinstance(body, dict) or not isinstance(name, str):
                 raise wire.WireError(f"it asks for {what!r}")
             if len(name) > MOST_NAME:
                 raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MOST_NAME}")
-            made = AskedPart(sender, int(number), name)
-            made.whole = not any(body.get("begun", {}).values())
+            made = ReplicaRequest(sender, int(number), name)
+            made.complete = not any(body.get("begun", {}).values())
             self._remember(made)
-            made.watch = PartWatch(self.llm, partial(self._tell_now, made))
+            made.watch = RequestWatch(self.llm, partial(self._tell_now, made))
             work = run(self.llm, body, partial(self._tell, made), made.watch)
             made.task = asyncio.ensure_future(self._guarded(made, work))
             made.task.add_done_callback(partial(self._over, made, work))
         elif kind in ("watch", "more", "unwatch"):
-            part = self._parts.get((sender, fields[0]))
-            if part and part.watch:
-                part.watch.hear(kind, *fields[1:])
-        elif kind == "join":
+            request = self._requests.get((sender, fields[0]))
+            if request and request.watch:
+                request.watch.hear(kind, *fields[1:])
+        elif kind == "resume":
             number, name = fields
-            self._join(sender, int(number), name)
+            self._resume(sender, int(number), name)
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
 
@@ -199,9 +199,9 @@ class Replica:
         pages = self.llm.runner.cache.watch_prefixes(self._page)
         self._send(sender, ["welcome", self.name, self.llm.runner.limits.sequences, pages])
 
-    def _forget_name(self, part: AskedPart) -> None:
+    def _forget_name(self, request: ReplicaRequest) -> None:
         with self._lock:
-            self._known.forget(part)
+            self._log.forget(request)
 
     def _stage_lost(self, error: StageLost) -> None:
         """Refuse new requests, and start the recovery of the stages."""
@@ -217,69 +217,69 @@ class Replica:
         if not task.cancelled() and (error := task.exception()):
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
-    def _remember(self, part: AskedPart) -> None:
-        """Register a new part by its number, and by its name for some time."""
-        self._parts[part.sender, part.number] = part
+    def _remember(self, request: ReplicaRequest) -> None:
+        """Register a new request by its number, and by its name for some time."""
+        self._requests[request.sender, request.number] = request
         with self._lock:
-            self._known.add(part)
+            self._log.add(request)
 
-    def _join(self, sender: bytes, number: int, name: str) -> None:
-        """Hand a named part and all its messages to another connection: of another ingress, or of a restarted one."""
+    def _resume(self, sender: bytes, number: int, name: str) -> None:
+        """Hand a named request and all its messages to the connection of another or a restarted ingress."""
         with self._lock:  # new messages follow the messages so far
-            part = self._known.get(name)
-            if part is None:
+            request = self._log.get(name)
+            if request is None:
                 self._put(sender, ["unknown", number])
                 return
-            if part.ended is None:
+            if request.ended is None:
                 taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
-                self._put(part.sender, ["error", part.number, *taken])
-            self._parts.pop((part.sender, part.number), None)
-            part.sender, part.number = sender, number
-            if part.ended is None:
-                self._parts[sender, number] = part
-            for kind, _, *fields in part.messages:
+                self._put(request.sender, ["error", request.number, *taken])
+            self._requests.pop((request.sender, request.number), None)
+            request.sender, request.number = sender, number
+            if request.ended is None:
+                self._requests[sender, number] = request
+            for kind, _, *fields in request.messages:
                 self._put(sender, [kind, number, *fields])
-        if part.watch:  # the new connection starts its own watch
-            part.watch.end()
+        if request.watch:  # the new connection starts its own watch
+            request.watch.end()
 
-    async def _guarded(self, part: AskedPart, work: Any) -> None:
-        """Run one part, and report its end or its error."""
+    async def _guarded(self, request: ReplicaRequest, work: Any) -> None:
+        """Run one request, and report its end or its error."""
         try:
             if self._drains:
-                self._tell(part, "moved")
+                self._tell(request, "moved")
                 return
             await work
         except asyncio.CancelledError:
             raise  # ``_over`` reports it
         except StageLost as error:
-            self._forget_name(part)
+            self._forget_name(request)
             self._stage_lost(error)
-            self._tell(part, "lost")
+            self._tell(request, "lost")
         except BaseException as error:
             if not isinstance(error, PellucidError):
-                say(f"replica {self.name}: part {part.number}: {type(error).__name__}: {error}")
-            self._tell(part, "error", *wire.error_fields(error))
+                say(f"replica {self.name}: request {request.number}: {type(error).__name__}: {error}")
+            self._tell(request, "error", *wire.error_fields(error))
 
-    def _over(self, part: AskedPart, work: Any, task: asyncio.Task[None]) -> None:
-        """Clean up after a part that has ended, or was cancelled before it began."""
+    def _over(self, request: ReplicaRequest, work: Any, task: asyncio.Task[None]) -> None:
+        """Clean up after a request that has ended, or was cancelled before it began."""
         if task.cancelled():
             work.close()
-            self._forget_name(part)
+            self._forget_name(request)
             if self._drains:
-                self._tell(part, "moved")
-        part.ended = time.monotonic()
-        self._parts.pop((part.sender, part.number), None)
+                self._tell(request, "moved")
+        request.ended = time.monotonic()
+        self._requests.pop((request.sender, request.number), None)
 
-    def _tell(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """Send a message about a part, from any thread, and keep it for a later request by name."""
+    def _tell(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
+        """Send a message about a request, from any thread, and keep it for a later request by name."""
         with self._lock:
-            message = [kind, part.number, *fields]
-            self._known.keep(part, message)
-            self._put(part.sender, message)
+            message = [kind, request.number, *fields]
+            self._log.keep(request, message)
+            self._put(request.sender, message)
 
-    def _tell_now(self, part: AskedPart, kind: str, *fields: Any) -> None:
-        """Send a message about a part to its current ingress, without keeping it."""
-        self._send(part.sender, [kind, part.number, *fields])
+    def _tell_now(self, request: ReplicaRequest, kind: str, *fields: Any) -> None:
+        """Send a message about a request to its current ingress, without keeping it."""
+        self._send(request.sender, [kind, request.number, *fields])
 
     def _send(self, to: bytes, message: list[Any]) -> None:
         """Queue a message for the next flush, from any thread. Messages of one step travel together."""
@@ -308,9 +308,9 @@ class Replica:
         """Cancel the requests of an ingress, and forget it."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
-        for (whose, _), part in list(self._parts.items()):
+        for (whose, _), request in list(self._requests.items()):
             if whose == sender:
-                part.cancel()
+                request.cancel()
 
     def _leave(self, sender: bytes) -> None:
         """Handle the planned end of an ingress. The replica closes if no other ingress is alive."""
@@ -339,7 +339,7 @@ class Replica:
             went = [name for name, comes in final.items() if not comes]
             late = time.monotonic() - FORGETS
             with self._lock:
-                self._known.forget_ended(late)
+                self._log.forget_ended(late)
             for sender, heard in list(self._heard.items()):
                 if heard < late:
                     self._forget(sender)

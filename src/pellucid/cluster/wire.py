@@ -26,7 +26,7 @@ from pellucid.sample.step import SamplerStep
 from pellucid.sample.trace import TokenTrace
 from pellucid.trace.edits import EditOf
 
-VERSION = 4
+VERSION = 5
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
 MOST_FRAME, MOST_MESSAGES = 64 << 20, 60_000  # bytes of a frame; messages in one
 PIECE, MOST_WHOLE = 4 << 20, 160 << 20  # bytes of a piece, and of all pieces of one value

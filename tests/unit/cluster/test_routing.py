@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.routing import ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.kernels.attention.kv_layout import PAGE

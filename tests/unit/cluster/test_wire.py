@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from support.replicas import SECRET, ReplicaProcess
 
 from pellucid import errors
-from pellucid.cluster import wire, work
+from pellucid.cluster import replica_tasks, wire
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import MOST_LINES, SECONDS, RefusalLog
+from pellucid.cluster.remote_trace import RequestWatch
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.watching import PartWatch
 from pellucid.engine.text_group import MadeToken, PromptFacts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
@@ -134,7 +134,9 @@ def test_numbers_of_chains_are_few(alone: LLM) -> None:
             "begun": {}, "priority": 0, "deadline": None, "client": "",
         }  # fmt: skip
         told = list[tuple[Any, ...]]()
-        await work.generate(alone, body, lambda *more: told.append(more), PartWatch(alone, lambda *_: None))
+        await replica_tasks.generate(
+            alone, body, lambda *more: told.append(more), RequestWatch(alone, lambda *_: None)
+        )
         assert [one[0] for one in told].count("token") == 2 * len(numbers)
 
     most = wire.MOST_SEQUENCES

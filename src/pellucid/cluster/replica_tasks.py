@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
-from pellucid.cluster.watching import Group, PartWatch
+from pellucid.cluster.remote_trace import Group, RequestWatch
 from pellucid.engine.job import Admission
 from pellucid.engine.request import RequestGroup
 from pellucid.engine.text_group import MadeToken
@@ -33,7 +33,7 @@ LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
 """Threads for work that cannot be cancelled, so that it delays no request."""
 
 
-async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWatch) -> None:
+async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: RequestWatch) -> None:
     """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
     if body["watch"]:
         watch.hear("watch", *body["watch"])
@@ -54,7 +54,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWat
     tell("end", counts)
 
 
-def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
+def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Group]:
     """Return the requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
@@ -107,25 +107,25 @@ def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
     tell("token", numbers[at], index, *wire.token_fields(token))
 
 
-async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Compute sentence vectors."""
     tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
 
 
-async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Run a beam search."""
     search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 
-async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
     reading = await asyncio.to_thread(TraceReading.of, _fields(body), _own(llm, body))
     await finished(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
-async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Answer a question about the model (``LOOKS``)."""
     fields, read, own = _fields(body), LOOKS[what], _own(llm, body)
     made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, own)))
@@ -151,7 +151,7 @@ def _tell_json(tell: Tell, made: str) -> None:
         tell("piece" if more else "done", piece)
 
 
-WORKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, PartWatch], Coroutine[Any, Any, None]]] = {
+TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "embed": embed,
     "beams": beams,

@@ -1,6 +1,6 @@
 """Watching a request on a replica. A watch moves with its request to another replica.
 
-    replica: engine → TraceStream → PartWatch ── frames ──► ingress: RemoteStream → reader
+    replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
                                               ◄─ "more" ──
 
 The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
@@ -36,7 +36,7 @@ def _parts(stream: TraceStream) -> list[Selected]:
     return list(dict.fromkeys(stream.selected))
 
 
-class RemoteStream(TraceStream):
+class RemoteTraceStream(TraceStream):
     """The frames of a request on a replica. The replica sends more once the received frames are read.
 
     A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
@@ -119,7 +119,7 @@ class RemoteStream(TraceStream):
         super().close()
 
 
-class PartWatch:
+class RequestWatch:
     """The watch of a request on its replica. ``send`` sends a message about it. Use it in the event loop."""
 
     def __init__(self, llm: LLM, send: Callable[..., object]) -> None:

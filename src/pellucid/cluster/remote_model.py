@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup, called
+from pellucid.cluster.remote_group import RemoteGroup, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Beams

@@ -12,7 +12,7 @@ from typing import Any
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
-from pellucid.cluster.watching import RemoteStream
+from pellucid.cluster.remote_trace import RemoteTraceStream
 from pellucid.engine.job import Admission
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.errors import PellucidError
@@ -24,7 +24,7 @@ from pellucid.trace.stream import LIMIT
 
 
 class RemoteGroup(TextGroup):
-    """A prompt that several sequences continue on replicas. ``asked`` are the options as given.
+    """A prompt that several sequences continue on replicas. ``sent_options`` are the options that a replica gets.
 
     To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
     request generates the same tokens on every replica.
@@ -39,16 +39,17 @@ class RemoteGroup(TextGroup):
         self,
         fleet: Fleet,
         prompt: list[int],
-        asked: dict[str, Any],
+        sent_options: dict[str, Any],
         options: Options,
         chains: Sequence[Chain],
-        how: Admission,
+        admission: Admission,
         edits: Sequence[EditOf] = (),
     ) -> None:
         self.options = options
         self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self._fleet, self._prompt, self._asked, self._how = fleet, prompt, asked, how
-        self._edits = [wire.edit_fields(one) for one in edits]
+        self._fleet, self._prompt, self._admission = fleet, prompt, admission
+        self._sent_options = sent_options
+        self._edits = [wire.edit_fields(edit) for edit in edits]
         self._task = _GenerateTask(self)
         self._facts = PromptFacts()
         self._probabilities: list[list[float]] = [[] for _ in chains]
@@ -56,7 +57,7 @@ class RemoteGroup(TextGroup):
         self._queue: asyncio.Queue[tuple[int, MadeToken] | PellucidError | None] = asyncio.Queue()
         self._begun = 0.0
         self._ended = False
-        self._stream: RemoteStream | None = None
+        self._stream: RemoteTraceStream | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -73,15 +74,15 @@ class RemoteGroup(TextGroup):
         """Numbers of proposed and of accepted draft tokens, for each sequence."""
         return [(proposed, accepted) for proposed, accepted in self._speculation]
 
-    def named(self, name: str, joins: bool) -> None:
-        """Name the request. With ``joins``, it starts with the output that a replica already has under this name.
+    def set_name(self, name: str, resumes: bool) -> None:
+        """Name the request. With ``resumes``, it starts with the output that a replica already has under this name.
 
         Without a given seed, the name determines the seed.
         """
-        self._task.name, self._task.joins = name, joins
+        self._task.name, self._task.resumes = name, resumes
         if self.options.seed is None and not self.builders[0].chain.greedy:
             seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
-            self._asked["seed"] = seed
+            self._sent_options["seed"] = seed
             chains = replace(self.builders[0].chain, seed=seed).with_seeds(len(self.builders))
             for builder, chain in zip(self.builders, chains):
                 builder.chain = chain
@@ -99,12 +100,12 @@ class RemoteGroup(TextGroup):
     async def _streamed(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
         try:
             while True:
-                found = await self._queue.get()
-                if isinstance(found, PellucidError):
-                    raise found
-                if found is None:
+                item = await self._queue.get()
+                if isinstance(item, PellucidError):
+                    raise item
+                if item is None:
                     return
-                yield found
+                yield item
         finally:
             self.close()
 
@@ -115,9 +116,9 @@ class RemoteGroup(TextGroup):
 
     def wait(self) -> None:
         """Wait until the request has ended. Call it in a thread other than the fleet's."""
-        asyncio.run_coroutine_threadsafe(self._whole(), self._fleet.loop).result()
+        asyncio.run_coroutine_threadsafe(self._run_to_end(), self._fleet.loop).result()
 
-    async def _whole(self) -> None:
+    async def _run_to_end(self) -> None:
         if not self._begun:
             self.start()
         await self.finished()
@@ -128,12 +129,12 @@ class RemoteGroup(TextGroup):
         names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
-    ) -> RemoteStream:
+    ) -> RemoteTraceStream:
         """Stream values at some points, from the next step on until the stream is closed.
 
         Raises: as ``TraceStream``.
         """
-        stream = RemoteStream(points, names, limit, notify, self._tell)
+        stream = RemoteTraceStream(points, names, limit, notify, self._tell)
         stream.ended = partial(self._unwatch, stream)
         self._stream = stream
         self.tell_watch()
@@ -142,7 +143,7 @@ class RemoteGroup(TextGroup):
     def _tell(self, kind: str, *fields: Any) -> None:
         self._fleet.call(partial(self._fleet.tell, self._task, kind, *fields))
 
-    def _unwatch(self, stream: RemoteStream) -> None:
+    def _unwatch(self, stream: RemoteTraceStream) -> None:
         self._tell("unwatch", stream.number)
         if self._stream is stream:
             self._stream = None
@@ -156,7 +157,7 @@ class RemoteGroup(TextGroup):
         """Return the fields of the ``watch`` message; empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
+        return self._stream.begin(len(self._prompt), [len(builder.ids) for builder in self.builders])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -164,18 +165,18 @@ class RemoteGroup(TextGroup):
             self._ended = True
             self._fleet.call(partial(self._fleet.cancel, self._task))
 
-    def left(self) -> dict[str, Any]:
+    def remaining_body(self) -> dict[str, Any]:
         """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
-        asked, deadline = dict(self._asked), self._how.deadline
-        if asked.get("max_time") is not None:
-            asked["max_time"] = max(asked["max_time"] - passed, 1e-3)
-        if any(one.ids for one in self.builders):
-            asked["prompt_logprobs"] = None  # they came with the first token
-        numbers = [number for number, one in enumerate(self.builders) if not one.ended]
+        options, deadline = dict(self._sent_options), self._admission.deadline
+        if options.get("max_time") is not None:
+            options["max_time"] = max(options["max_time"] - passed, 1e-3)
+        if any(builder.ids for builder in self.builders):
+            options["prompt_logprobs"] = None  # they came with the first token
+        numbers = [number for number, builder in enumerate(self.builders) if not builder.ended]
         return {
             "prompt": self._prompt,
-            "options": asked,
+            "options": options,
             "edits": self._edits,
             "watch": self._watch(),
             "numbers": numbers,
@@ -183,8 +184,8 @@ class RemoteGroup(TextGroup):
                 number: list(zip(self.builders[number].ids, self._probabilities[number]))
                 for number in numbers
             },
-            "priority": self._how.priority,
-            "client": self._how.client,
+            "priority": self._admission.priority,
+            "client": self._admission.client,
             "deadline": None if deadline is None else max(deadline - passed, 1e-3),
         }
 
@@ -225,7 +226,7 @@ class RemoteGroup(TextGroup):
 class _GenerateTask(RemoteTask):
     """The task of a ``RemoteGroup``: generation of its sequences."""
 
-    what = "generate"
+    kind = "generate"
 
     def __init__(self, group: RemoteGroup) -> None:
         super().__init__(group.prompt)
@@ -239,12 +240,12 @@ class _GenerateTask(RemoteTask):
     def complete(self) -> bool:
         return all(builder.ended for builder in self._group.builders)
 
-    def joined(self) -> None:
+    def resumed(self) -> None:
         self._group.tell_watch()
 
     def body(self) -> dict[str, Any]:
         self.began = False
-        return self._group.left()
+        return self._group.remaining_body()
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
         self.began = True
@@ -257,9 +258,9 @@ class _GenerateTask(RemoteTask):
 class RemoteCall(RemoteTask):
     """A call with one result (vectors, a beam search). After the loss of its replica it is repeated on another."""
 
-    def __init__(self, what: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
+    def __init__(self, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
         super().__init__(prompt)
-        self.what, self._body, self._pieces = what, body, bytearray()
+        self.kind, self._body, self._pieces = kind, body, bytearray()
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def body(self) -> dict[str, Any]:
@@ -272,8 +273,8 @@ class RemoteCall(RemoteTask):
             if len(self._pieces) > wire.MOST_WHOLE:
                 raise wire.WireError(f"an answer of more than {wire.MOST_WHOLE:,} bytes")
         elif kind == "done" and not self.result.done():
-            (made,) = fields
-            self.result.set_result(bytes(self._pieces) + made if self._pieces else made)
+            (last,) = fields
+            self.result.set_result(bytes(self._pieces) + last if self._pieces else last)
         return kind == "done"
 
     def fail(self, error: PellucidError) -> None:
@@ -281,9 +282,9 @@ class RemoteCall(RemoteTask):
             self.result.set_exception(error)
 
 
-async def called(fleet: Fleet, what: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
+async def called(fleet: Fleet, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
     """Return the result of a call. Cancelling this cancels the call."""
-    call = RemoteCall(what, prompt, body)
+    call = RemoteCall(kind, prompt, body)
     fleet.submit(call)
     try:
         return await call.result
