@@ -25,11 +25,11 @@ from pellucid.cluster.stage_connection import StageLost
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 
-TELLS = 0.1  # seconds between two reports of state to ingresses
+REPORTS = 0.1  # seconds between two reports of state to ingresses
 FORGETS = 60.0  # seconds after which a silent ingress and an ended request are forgotten
-LATELY = 5.0  # seconds: an ingress that was heard within them is alive
+ALIVE = 5.0  # seconds after its last message that an ingress counts as alive
 DOMAIN = b"pellucid"
-MOST_NAME = 256  # characters
+MAX_NAME = 256  # characters
 
 
 class Replica:
@@ -51,7 +51,8 @@ class Replica:
         self._outbox: list[tuple[bytes, list[Any]]] = []
         self._lock = threading.Lock()
         """Guards ``_log`` and ``_outbox``."""
-        self._pages: list[tuple[int, bool]] = []
+        self._pages: dict[int, bool] = {}
+        """Changes of the prefix cache since the last report: page names, True for a new page."""
         self._heard: dict[bytes, float] = {}
         self._sessions: dict[bytes, str] = {}
         self._closing = asyncio.Event()
@@ -59,8 +60,8 @@ class Replica:
         """Time of the last message from an ingress."""
         self._drains = False
 
-    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Start to listen. Return the address: "tcp://127.0.0.1:40123"."""
+    async def listen(self, host: str = "127.0.0.1") -> str:
+        """Listen at a free port. Return the address: "tcp://127.0.0.1:40123"."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
@@ -74,26 +75,21 @@ class Replica:
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
-        if port:
-            socket.bind(f"tcp://{host}:{port}")
-        number = port or socket.bind_to_random_port(f"tcp://{host}")
-        return f"tcp://{host}:{number}"
+        return f"tcp://{host}:{socket.bind_to_random_port(f'tcp://{host}')}"
 
     async def serve(self) -> None:
         """Serve ingresses until ``close``."""
-        tasks = [asyncio.ensure_future(one) for one in (self._receive(), self._report(), self._refused())]
-        closing = asyncio.ensure_future(self._closing.wait())
+        loops = self._receive(), self._report(), self._report_strangers(), self._closing.wait()
+        tasks = [asyncio.ensure_future(loop) for loop in loops]
         try:
-            done, _ = await asyncio.wait([closing, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for one in (closing, *tasks):
-                one.cancel()
-            for request in self._requests.values():
-                request.cancel()
-            running = [one.task for one in self._requests.values() if one.task]
-            await asyncio.gather(closing, *tasks, *running, return_exceptions=True)
+            tasks += [request.task for request in self._requests.values() if request.task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.llm.runner.cache.watch_prefixes(None)
             self._socket.disable_monitor()
             self._auth.stop()
@@ -106,8 +102,8 @@ class Replica:
     def drain(self) -> None:
         """Refuse new requests until ``resume``, and hand over the running requests: ingresses send them elsewhere."""
         self._drains = True
-        for one in list(self._requests.values()):
-            one.cancel()
+        for request in list(self._requests.values()):
+            request.cancel()
 
     def resume(self) -> None:
         """Accept requests again."""
@@ -131,7 +127,7 @@ class Replica:
             except Exception as error:
                 self._refusals.add(f"a message was refused: {type(error).__name__}: {error}")
 
-    async def _refused(self) -> None:
+    async def _report_strangers(self) -> None:
         """Log connections that fail authentication."""
         while True:
             event = (await self._monitor.recv_multipart())[0]
@@ -151,8 +147,9 @@ class Replica:
             if version != wire.VERSION:
                 raise wire.WireError(f"an ingress speaks version {version!r}; this replica {wire.VERSION}")
             # The same ingress has sent the requests of its lost connection elsewhere by now.
-            for other in [one for one, whose in self._sessions.items() if whose == session and one != sender]:
-                self._forget(other)
+            for other, its_session in list(self._sessions.items()):
+                if its_session == session and other != sender:
+                    self._forget(other)
             self._sessions[sender] = session
             if not self._drains:
                 self._welcome(sender)
@@ -169,21 +166,7 @@ class Replica:
                 request.cancel()
                 self._forget_name(request)
         elif kind == "run":
-            number, what, name, body = fields
-            if (sender, int(number)) in self._requests:
-                raise wire.WireError(f"request {number} runs already")
-            run = TASKS.get(what) if isinstance(what, str) else None
-            if run is None or not isinstance(body, dict) or not isinstance(name, str):
-                raise wire.WireError(f"it asks for {what!r}")
-            if len(name) > MOST_NAME:
-                raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MOST_NAME}")
-            made = ReplicaRequest(sender, int(number), name)
-            made.complete = not any(body.get("begun", {}).values())
-            self._remember(made)
-            made.watch = RequestWatch(self.llm, partial(self._tell_now, made))
-            work = run(self.llm, body, partial(self._tell, made), made.watch)
-            made.task = asyncio.ensure_future(self._guarded(made, work))
-            made.task.add_done_callback(partial(self._over, made, work))
+            self._run(sender, *fields)
         elif kind in ("watch", "more", "unwatch"):
             request = self._requests.get((sender, fields[0]))
             if request and request.watch:
@@ -193,6 +176,24 @@ class Replica:
             self._resume(sender, int(number), name)
         else:
             raise wire.WireError(f"a message of kind {kind!r}")
+
+    def _run(self, sender: bytes, number: int, kind: str, name: str, body: dict[str, Any]) -> None:
+        """Start a request. Raises WireError."""
+        if (sender, int(number)) in self._requests:
+            raise wire.WireError(f"request {number} runs already")
+        run = TASKS.get(kind) if isinstance(kind, str) else None
+        if run is None or not isinstance(body, dict) or not isinstance(name, str):
+            raise wire.WireError(f"a request of kind {kind!r}")
+        if len(name) > MAX_NAME:
+            raise wire.WireError(f"a name of {len(name):,} characters; the limit is {MAX_NAME}")
+        request = ReplicaRequest(sender, int(number), name, complete=not any(body.get("begun", {}).values()))
+        self._requests[sender, request.number] = request
+        with self._lock:
+            self._log.add(request)
+        request.watch = RequestWatch(self.llm, partial(self._tell_now, request))
+        work = run(self.llm, body, partial(self._tell, request), request.watch)
+        request.task = asyncio.ensure_future(self._guarded(request, work))
+        request.task.add_done_callback(partial(self._over, request, work))
 
     def _welcome(self, sender: bytes) -> None:
         """Tell an ingress that it may send requests."""
@@ -217,12 +218,6 @@ class Replica:
         if not task.cancelled() and (error := task.exception()):
             say(f"replica {self.name}: {type(error).__name__}: {error}")
 
-    def _remember(self, request: ReplicaRequest) -> None:
-        """Register a new request by its number, and by its name for some time."""
-        self._requests[request.sender, request.number] = request
-        with self._lock:
-            self._log.add(request)
-
     def _resume(self, sender: bytes, number: int, name: str) -> None:
         """Hand a named request and all its messages to the connection of another or a restarted ingress."""
         with self._lock:  # new messages follow the messages so far
@@ -231,8 +226,8 @@ class Replica:
                 self._put(sender, ["unknown", number])
                 return
             if request.ended is None:
-                taken = wire.error_fields(InvalidRequest("another connection of this client has taken over"))
-                self._put(request.sender, ["error", request.number, *taken])
+                error = InvalidRequest("another connection of this client has taken over")
+                self._put(request.sender, ["error", request.number, *wire.error_fields(error)])
             self._requests.pop((request.sender, request.number), None)
             request.sender, request.number = sender, number
             if request.ended is None:
@@ -295,11 +290,11 @@ class Replica:
 
     def _flush(self) -> None:
         with self._lock:
-            waiting, self._outbox = self._outbox, []
-        by: dict[bytes, list[list[Any]]] = {}
-        for to, message in waiting:
-            by.setdefault(to, []).append(message)
-        for to, messages in by.items():
+            outbox, self._outbox = self._outbox, []
+        by_ingress: dict[bytes, list[list[Any]]] = {}
+        for to, message in outbox:
+            by_ingress.setdefault(to, []).append(message)
+        for to, messages in by_ingress.items():
             for frame in wire.frames(messages):
                 with suppress(zmq.ZMQError):  # the ingress is gone
                     self._socket.send_multipart([to, frame])
@@ -308,35 +303,34 @@ class Replica:
         """Cancel the requests of an ingress, and forget it."""
         self._heard.pop(sender, None)
         self._sessions.pop(sender, None)
-        for (whose, _), request in list(self._requests.items()):
-            if whose == sender:
+        for request in list(self._requests.values()):
+            if request.sender == sender:
                 request.cancel()
 
     def _leave(self, sender: bytes) -> None:
         """Handle the planned end of an ingress. The replica closes if no other ingress is alive."""
         self._forget(sender)
-        if all(heard < time.monotonic() - LATELY for heard in self._heard.values()):
+        if all(heard < time.monotonic() - ALIVE for heard in self._heard.values()):
             self.close()
 
     def _page(self, name: int, comes: bool) -> None:
-        self._pages.append((name, comes))
+        self._pages[name] = comes
 
     async def _report(self) -> None:
         """Report state and prefix-cache changes to all ingresses, and forget silent ingresses."""
         engine = self.llm.engine
         before = (0, 0.0)
         while True:
-            await asyncio.sleep(TELLS)
+            await asyncio.sleep(REPORTS)
             self._strangers.tell()
             self._refusals.tell()
-            changes, self._pages = self._pages, []
+            pages, self._pages = self._pages, {}
             now = engine.steps, engine.step_seconds
             steps, seconds = now[0] - before[0], now[1] - before[1]
             before = now
-            final = dict(changes)
-            facts = asdict(self.llm.state())
-            came = [name for name, comes in final.items() if comes]
-            went = [name for name, comes in final.items() if not comes]
+            state = asdict(self.llm.state())
+            added = [name for name, comes in pages.items() if comes]
+            evicted = [name for name, comes in pages.items() if not comes]
             late = time.monotonic() - FORGETS
             with self._lock:
                 self._log.forget_ended(late)
@@ -344,4 +338,4 @@ class Replica:
                 if heard < late:
                     self._forget(sender)
                 else:
-                    self._send(sender, ["state", facts, seconds / steps if steps else 0.0, came, went])
+                    self._send(sender, ["state", state, seconds / steps if steps else 0.0, added, evicted])

@@ -22,7 +22,7 @@ from pellucid.runtime.prefix_cache import page_names
 
 SPARE = 0.25
 """Load that a replica may have above its share before requests go elsewhere, as a fraction of the share."""
-MOST_SENT = 20_000  # page names of sent requests that are remembered for each replica
+MAX_SENT = 20_000  # page names of sent requests that are remembered for each replica
 
 
 @dataclass(eq=False)
@@ -57,10 +57,10 @@ class ReplicaLoad:
         for name in names:
             self.sent[name] = None
             self.sent.move_to_end(name)
-        while len(self.sent) > MOST_SENT:
+        while len(self.sent) > MAX_SENT:
             self.sent.popitem(last=False)
 
-    def lost(self, names: Iterable[int]) -> None:
+    def evict(self, names: Iterable[int]) -> None:
         """Note that the replica has evicted these pages."""
         for name in names:
             self.pages.discard(name)

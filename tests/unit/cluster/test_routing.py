@@ -55,7 +55,7 @@ def test_what_was_sent_counts_until_it_is_lost() -> None:
     names = list(page_names(TEXT))
     two.expect(names[:6])
     assert choose(TEXT, [one, two]).replica is two
-    two.lost(names[:1])
+    two.evict(names[:1])
     assert two.has(names) == 0
 
 
