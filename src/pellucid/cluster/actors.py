@@ -86,7 +86,7 @@ class ReplicaActor:
         share_heaps()
         self._settings, self._secret, self._name = settings, ClusterSecret(secret), name
         self._replica: Replica | None = None
-        self._asked, self._orphaned = time.monotonic(), orphaned
+        self._last_asked, self._orphaned = time.monotonic(), orphaned
         self._watching = asyncio.ensure_future(self._watch())
         self._serving: asyncio.Task[None] | None = None
         self._address = ""
@@ -97,13 +97,13 @@ class ReplicaActor:
         """Start the earlier stages. They end with this actor."""
         settings, secret = self._settings, self._secret.text
         make = ray.remote(StageActor).options(
-            num_cpus=settings.cpus, max_restarts=-1, max_concurrency=8, scheduling_strategy="SPREAD"
+            num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD"
         )
         return [make.remote(settings, secret, number) for number in range(settings.stages - 1)]
 
     async def _addresses(self) -> Sequence[str]:
-        found: Sequence[str] = await asyncio.gather(*(answer(one.listen.remote()) for one in self._stages))
-        return found
+        addresses: Sequence[str] = await asyncio.gather(*(stage.listen.remote() for stage in self._stages))
+        return addresses
 
     async def _lost(self, replica: Replica) -> None:
         """Handle the loss of a stage: running requests move to other replicas, or wait until all stages are back."""
@@ -128,7 +128,7 @@ class ReplicaActor:
         """Load the model and listen, once. Return the address, the secret, and the host and process for the log."""
         from pellucid.loading import load
 
-        self._asked = time.monotonic()
+        self._last_asked = time.monotonic()
         async with self._lock:
             if self._replica is None:
                 make: Any = ModelRunner
@@ -145,7 +145,7 @@ class ReplicaActor:
 
     async def waited_for(self) -> None:
         """Note that a server is alive and waits for this replica to listen."""
-        self._asked = time.monotonic()
+        self._last_asked = time.monotonic()
 
     async def _watch(self) -> None:
         """End the replica when no server has been heard for ``orphaned`` seconds."""
@@ -159,7 +159,7 @@ class ReplicaActor:
     @property
     def _heard(self) -> float:
         """Time of the last sign of a server."""
-        return max(self._asked, self._replica.last_heard) if self._replica else self._asked
+        return max(self._last_asked, self._replica.last_heard) if self._replica else self._last_asked
 
     async def _serve(self, replica: Replica) -> None:
         try:
@@ -186,8 +186,3 @@ def _options(settings: ReplicaSettings) -> dict[str, Any]:
 def _here() -> str:
     """Return the address of this machine in the cluster."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-
-
-async def answer(ref: Any) -> Any:
-    """Return an actor's reply. A coroutine, so that asyncio can make a task of it."""
-    return await ref

@@ -270,8 +270,8 @@ class RemoteCall(RemoteTask):
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
         if kind == "piece":
             self._pieces += fields[0]
-            if len(self._pieces) > wire.MOST_WHOLE:
-                raise wire.WireError(f"an answer of more than {wire.MOST_WHOLE:,} bytes")
+            if len(self._pieces) > wire.MAX_PIECES:
+                raise wire.WireError(f"an answer of more than {wire.MAX_PIECES:,} bytes")
         elif kind == "done" and not self.result.done():
             (last,) = fields
             self.result.set_result(bytes(self._pieces) + last if self._pieces else last)

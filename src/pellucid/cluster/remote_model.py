@@ -113,7 +113,7 @@ class RemoteModel:
         admission = self._admission.with_options(options)
         options = with_recommended(options, self.recommended)
         parsed = Options.of(**options)
-        n = whole("n", n, 1, wire.MOST_SEQUENCES)
+        n = whole("n", n, 1, wire.MAX_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
         # Refuse here what a replica would refuse, before a response begins.
@@ -133,9 +133,9 @@ class RemoteModel:
         edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None
         size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
-        if size > wire.MOST_FRAME // 2:
+        if size > wire.MAX_FRAME // 2:
             raise InvalidRequest(
-                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MOST_FRAME >> 21} MiB: change less"
+                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MAX_FRAME >> 21} MiB: change less"
             )
         return edits, watching
 

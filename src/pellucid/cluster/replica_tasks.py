@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
-from pellucid.cluster.remote_trace import Group, RequestWatch
+from pellucid.cluster.remote_trace import NumberedGroup, RequestWatch
 from pellucid.engine.job import Admission
 from pellucid.engine.request import RequestGroup
 from pellucid.engine.text_group import MadeToken
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
 from pellucid.serve.body import Body
 from pellucid.serve.generate import finished
@@ -40,8 +39,8 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
     groups = await asyncio.to_thread(_groups, llm, body, watch)
     watch.begin(groups)
     try:
-        for one in groups:
-            one[2].start(partial(_made, one, tell), partial(tell, "began"))
+        for numbered in groups:
+            numbered.group.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
         for _, _, group in groups:
             await group.finished()
     finally:
@@ -54,7 +53,7 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
     tell("end", counts)
 
 
-def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Group]:
+def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedGroup]:
     """Return the requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
@@ -65,44 +64,43 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Grou
         {int(number): pairs for number, pairs in body["begun"].items()},
     )
     options = Options.of(**body["options"])
-    chains, found = dict(zip(numbers, _chains(options, numbers))), list[Group]()
+    seeded = options.chain().with_seeds(max(numbers) + 1)
+    groups = list[NumberedGroup]()
     make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
-    edits = [wire.edit_of(one) for one in body["edits"]]
+    edits = [wire.edit_of(fields) for fields in body["edits"]]
     watching = Trace(llm.points, ()).watching(edits) if edits else None
-    how = Admission(body["priority"], body["deadline"], body["client"])
+    admission = Admission(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        found.append((fresh, 0, make(options, [chains[number] for number in fresh], how, watching)))
+        chains = [seeded[number] for number in fresh]
+        groups.append(NumberedGroup(fresh, 0, make(options, chains, admission, watching)))
     for number in numbers:
         if pairs := begun.get(number):
-            given = dict(body["options"])
-            if given.get("max_new_tokens") is not None:
-                given["max_new_tokens"] -= len(pairs)
+            rest = dict(body["options"])
+            if rest.get("max_new_tokens") is not None:
+                rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, len(body["prompt"]))
-            group = make(Options.of(**given), [chains[number]], how, watching, before, first_output=first)
-            found.append(([number], len(pairs), group))
-    return found
+            group = make(
+                Options.of(**rest), [seeded[number]], admission, watching, before, first_output=first
+            )
+            groups.append(NumberedGroup([number], len(pairs), group))
+    return groups
 
 
-def _numbers(given: Any) -> list[int]:
-    """Return the numbers of chains, which must differ."""
-    listed = given if isinstance(given, list) else []
-    found = [one for one in listed if type(one) is int and 0 <= one < wire.MOST_SEQUENCES]
-    if not found or len(found) != len(listed) or len(set(found)) != len(found):
-        raise wire.WireError(f"numbers={brief(given)}: must be different numbers below {wire.MOST_SEQUENCES}")
-    return found
+def _numbers(value: Any) -> list[int]:
+    """Check the numbers of sequences, which must differ."""
+    listed = value if isinstance(value, list) else []
+    numbers = [number for number in listed if type(number) is int and 0 <= number < wire.MAX_SEQUENCES]
+    if not numbers or len(numbers) != len(listed) or len(set(numbers)) != len(numbers):
+        raise wire.WireError(f"numbers={brief(value)}: must be different numbers below {wire.MAX_SEQUENCES}")
+    return numbers
 
 
-def _chains(options: Options, numbers: Sequence[int]) -> list[Chain]:
-    chains = options.chain().with_seeds(max(numbers, default=0) + 1)
-    return [chains[number] for number in numbers]
-
-
-def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
+def _tell_token(numbered: NumberedGroup, tell: Tell, at: int, token: MadeToken) -> None:
     """Send a generated token. Called in the engine's thread."""
-    numbers, begun, group = of
-    index = begun + len(group.builders[at].ids) - 1
-    if index == begun and at == 0:
+    numbers, resumed, group = numbered
+    index = resumed + len(group.builders[at].ids) - 1
+    if index == resumed and at == 0:
         tell("facts", *wire.facts_fields(group.facts))
     tell("token", numbers[at], index, *wire.token_fields(token))
 
@@ -141,13 +139,13 @@ def _fields(body: Mapping[str, Any]) -> Body:
     return Body(json.loads(body["fields"]), LOOK_BODY)
 
 
-def _tell_json(tell: Tell, made: str) -> None:
+def _tell_json(tell: Tell, text: str) -> None:
     """Send a JSON answer in pieces. It is ASCII, as the server's own JSON."""
-    if len(made) > wire.MOST_WHOLE:
+    if len(text) > wire.MAX_PIECES:
         raise InvalidRequest(
-            f"an answer of {len(made) >> 20:,} MiB; the limit is {wire.MOST_WHOLE >> 20} MiB: ask for less"
+            f"an answer of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: ask for less"
         )
-    for piece, more in wire.pieces(made.encode()):
+    for piece, more in wire.pieces(text.encode()):
         tell("piece" if more else "done", piece)
 
 

@@ -179,7 +179,7 @@ def test_peers_with_the_secret_are_bounded(llama_file: Path, alone: LLM) -> None
         with pytest.raises(StageLost, match="speaks version"):
             receive([other], time.monotonic() + 10)
         other.send(["clear"], ["step", 1, []], ["nothing"])
-        other.socket.send(bytes(wire.MOST_FRAME + 1))
+        other.socket.send(bytes(wire.MAX_FRAME + 1))
         with pytest.raises(StageLost, match="is gone"):
             receive([other], time.monotonic() + 10)
         assert llm.generate(PROMPT, max_new_tokens=20, seed=1).ids == expected

@@ -139,7 +139,7 @@ def test_numbers_of_chains_are_few(alone: LLM) -> None:
         )
         assert [one[0] for one in told].count("token") == 2 * len(numbers)
 
-    most = wire.MOST_SEQUENCES
+    most = wire.MAX_SEQUENCES
     for numbers in (
         [10**9],
         [most],
@@ -251,7 +251,7 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
             msgpack.packb([["run", "x"]]),
         ]
         signed(*bad)
-        signed(b"0" * (wire.MOST_FRAME + 1))
+        signed(b"0" * (wire.MAX_FRAME + 1))
         assert asyncio.run(asked(SECRET, 10.0)), "the replica goes on"
         said = replica.close().splitlines()
     refused = [line for line in said if "a connection was refused" in line]
