@@ -57,24 +57,23 @@ def receive(connections: Sequence[StageConnection], end: float) -> list[Any]:
     Raises:
         StageLost: a connection is lost, a stage reports a failure, or no message arrives before ``end`` (monotonic).
     """
-    sockets = [socket for one in connections for socket in (one.monitor, one.socket)]
+    sockets = [socket for connection in connections for socket in (connection.monitor, connection.socket)]
     ready, _, _ = zmq.select(sockets, [], [], max(0.0, end - time.monotonic()))
-    for one in connections:
-        one.check()
-        if one.socket in ready:
-            message: list[Any] = wire.unpack(one.socket.recv())[0]
+    for connection in connections:
+        connection.check()
+        if connection.socket in ready:
+            message: list[Any] = wire.unpack(connection.socket.recv())[0]
             if message[0] == "failed":
-                raise StageLost(f"the stage at {one.address} has failed: {message[-1]}")
+                raise StageLost(f"the stage at {connection.address} has failed: {message[-1]}")
             return message
-    raise StageLost(f"a stage does not answer: {', '.join(one.address for one in connections)}")
+    raise StageLost(f"a stage does not answer: {', '.join(connection.address for connection in connections)}")
 
 
 def vectors_of(fields: Sequence[Any], borders: Sequence[Border], tokens: int) -> list[NDArray[np.float32]]:
     """Return the rows (tokens, width) of each border's buffer from the fields of a message. Raises WireError."""
-    vectors = [wire.array_of(one) for one in fields]
-    shapes = [(tokens, border.width) for border in borders]
-    if [one.shape for one in vectors] != shapes or any(one.dtype != np.float32 for one in vectors):
-        raise wire.WireError(
-            f"vectors of shapes {[one.shape for one in vectors]}: this step needs {shapes} in float32"
-        )
+    vectors = [wire.array_of(buffer) for buffer in fields]
+    kinds = [(rows.shape, rows.dtype) for rows in vectors]
+    expected = [((tokens, border.width), np.dtype(np.float32)) for border in borders]
+    if kinds != expected:
+        raise wire.WireError(f"vectors of {kinds}: this step needs {expected}")
     return vectors

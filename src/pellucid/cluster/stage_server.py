@@ -170,18 +170,18 @@ class StageServer:
             for pool, count in zip(cache.pools, fields[0], strict=True):
                 pool.hold_back(count)
         elif kind == "truncate":
-            number, length, left = fields
-            _agree(cache.truncate(self._table(number), length), left)
-            if not left:
+            number, length, remaining = fields
+            _agree(cache.truncate(self._table(number), length), remaining)
+            if not remaining:
                 del self._tables[number]
         elif kind == "fork":
-            number, made, length = fields
-            self._tables[made] = cache.fork(self._table(number))
-            _agree(self._tables[made].length, length)
+            number, forked, length = fields
+            self._tables[forked] = cache.fork(self._table(number))
+            _agree(self._tables[forked].length, length)
         elif kind == "find":
-            made, ids, most, length = fields
-            self._tables[made] = prefixes.find(ids, most)
-            _agree(self._tables[made].length, length)
+            number, ids, most, length = fields
+            self._tables[number] = prefixes.find(ids, most)
+            _agree(self._tables[number].length, length)
         elif kind == "insert":
             number, ids, grows = fields
             prefixes.insert(self._table(number), ids, grows=grows)
@@ -208,7 +208,7 @@ class StageServer:
 
         def send(vectors: Sequence[NDArray[np.float32]]) -> None:
             seconds.append(time.perf_counter() - began)
-            message = ["vectors", number, seconds, [wire.array_fields(one) for one in vectors]]
+            message = ["vectors", number, seconds, [wire.array_fields(rows) for rows in vectors]]
             if self._next:
                 self._next.send(message)
             else:

@@ -59,22 +59,22 @@ class ReplicatedCache(CacheManager):
         super().allocate(table, tokens, in_place=in_place)
 
     def _truncate(self, table: BlockTable, length: int) -> int:
-        left = super()._truncate(table, length)
-        if table.number:  # else the others have never heard of it
-            self.tell("truncate", table.number, length, left)
-            if not left:
+        remaining = super()._truncate(table, length)
+        if table.number:  # else the other stages do not know it
+            self.tell("truncate", table.number, length, remaining)
+            if not remaining:
                 table.number = 0
-        return left
+        return remaining
 
     def _fork(self, table: BlockTable) -> BlockTable:
-        number, made = self.number_of(table), super()._fork(table)
-        self.tell("fork", number, self.number_of(made), made.length)
-        return made
+        number, forked = self.number_of(table), super()._fork(table)
+        self.tell("fork", number, self.number_of(forked), forked.length)
+        return forked
 
     def _find(self, ids: Sequence[int], most: int) -> BlockTable:
-        made = super()._find(ids, most)
-        self.tell("find", self.number_of(made), list(ids), most, made.length)
-        return made
+        table = super()._find(ids, most)
+        self.tell("find", self.number_of(table), list(ids), most, table.length)
+        return table
 
     def _insert(self, table: BlockTable, tokens: Sequence[int], *, grows: bool = False) -> None:
         self.tell("insert", self.number_of(table), list(tokens), grows)
@@ -144,20 +144,20 @@ class StagedRunner(ModelRunner):
 
     def _connect(self, limit: int, end: float) -> list[int]:
         """Connect to all stages. Return the number of pages that every stage has, for each pool."""
-        self._connections = [StageConnection(self._context, self._secret, one) for one in self.stages]
-        for one, following in zip(self._connections, [*self.stages[1:], ""]):
-            one.send(["hello", wire.VERSION, limit, following])
+        self._connections = [StageConnection(self._context, self._secret, stage) for stage in self.stages]
+        for connection, following in zip(self._connections, [*self.stages[1:], ""]):
+            connection.send(["hello", wire.VERSION, limit, following])
         # A random number, so that a stage does not take vectors of an earlier session for those of a step.
         self._steps = secrets.randbits(48)
         counts = [pool.count for pool in self.cache.kv.pools]
-        for one in self._connections:
-            _, theirs = receive([one], end)
+        for connection in self._connections:
+            _, theirs = receive([connection], end)
             counts = [min(pair) for pair in zip(counts, theirs, strict=True)]
         return counts
 
     def _disconnect(self) -> None:
-        for one in self._connections:
-            one.close()
+        for connection in self._connections:
+            connection.close()
         self._connections = []
 
     def tell(self, *call: Any) -> None:
@@ -169,8 +169,8 @@ class StagedRunner(ModelRunner):
             self._send([])
 
     def _send(self, messages: Sequence[Sequence[Any]]) -> None:
-        for one in self._connections:
-            one.send(*self._log, *messages)
+        for connection in self._connections:
+            connection.send(*self._log, *messages)
         self._log = []
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -195,20 +195,20 @@ class StagedRunner(ModelRunner):
             for part in parts:
                 self._steps += 1
                 steps.append(self._steps)
-                told = [[self.cache.number_of(one.table), list(one.tokens), one.outputs] for one in part]
-                self._send([["step", self._steps, told]])
+                plain = [
+                    [self.cache.number_of(chunk.table), list(chunk.tokens), chunk.outputs] for chunk in part
+                ]
+                self._send([["step", self._steps, plain]])
             self._telling = False
             try:
-                made = [self._run_part(part, step) for part, step in zip(parts, steps)]
+                outputs = [self._run_part(part, step) for part, step in zip(parts, steps)]
             except BaseException as error:
                 # All stages run out of pages together. After any other error their caches may differ.
                 self.lost = self.lost or not isinstance(error, CacheFull)
                 raise
             finally:
                 self._telling = True
-        if len(made) == 1:
-            return made[0]
-        return _joined(chunks, parts, made)
+        return outputs[0] if len(outputs) == 1 else _joined(chunks, parts, outputs)
 
     def profile(self, chunks: Sequence[Chunk]) -> NDArray[np.float64]:
         """Refused: most operations run on other machines."""
@@ -216,9 +216,9 @@ class StagedRunner(ModelRunner):
 
     def _run_part(self, part: Sequence[Chunk], step: int) -> NDArray[np.float32]:
         """Run a part of a step once its vectors arrive."""
-        made = self._run_alone(part, self._incoming(step, part))
+        output = self._run_alone(part, self._incoming(step, part))
         self.stage_seconds[-1] += time.perf_counter() - self._arrived
-        return made
+        return output
 
     def _incoming(self, step: int, chunks: Sequence[Chunk]) -> Iterator[NDArray[np.float32]]:
         """Yield the vectors of a step once the previous stage has computed them, and drop vectors of failed steps."""
@@ -248,21 +248,21 @@ def _parts(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
                 parts.append([])
                 room = PART
             last = min(first + room, size)
-            wanted = max(0, last - max(first, size - chunk.outputs))
-            parts[-1].append(Chunk(chunk.table, chunk.tokens[first:last], wanted))
+            outputs = max(0, last - max(first, size - chunk.outputs))
+            parts[-1].append(Chunk(chunk.table, chunk.tokens[first:last], outputs))
             room -= last - first
             first = last
     return parts
 
 
 def _joined(
-    chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], made: Sequence[NDArray[np.float32]]
+    chunks: Sequence[Chunk], parts: Sequence[Sequence[Chunk]], outputs: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Return the output rows of a step in the order of its chunks, from the rows of its parts."""
-    by: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
-    for part, rows in zip(parts, made):
+    by_table: dict[int, list[NDArray[np.float32]]] = {id(chunk.table): [] for chunk in chunks}
+    for part, rows in zip(parts, outputs):
         at = 0
         for chunk in part:
-            by[id(chunk.table)].append(rows[at : at + chunk.outputs])
+            by_table[id(chunk.table)].append(rows[at : at + chunk.outputs])
             at += chunk.outputs
-    return np.concatenate([row for chunk in chunks for row in by[id(chunk.table)]])
+    return np.concatenate([row for chunk in chunks for row in by_table[id(chunk.table)]])

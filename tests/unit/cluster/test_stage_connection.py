@@ -159,10 +159,15 @@ def test_strangers_are_not_served(llama_file: Path, alone: LLM) -> None:
         other.send(hello)
         with pytest.raises(StageLost):
             receive([other], time.monotonic() + 1)
-        plain = context.socket(zmq.DEALER)
-        plain.connect(server.address)
-        plain.send(wire.pack([hello]))
-        assert not plain.poll(500)
+        for knows_public_key in (False, True):
+            stranger = context.socket(zmq.DEALER)
+            if knows_public_key:
+                stranger.curve_publickey, stranger.curve_secretkey = zmq.curve_keypair()
+                stranger.curve_serverkey = ClusterSecret(SECRET).replica.public
+            stranger.connect(server.address)
+            stranger.send(wire.pack([hello]))
+            assert not stranger.poll(500)
+            stranger.close(linger=0)
         assert llm.generate(PROMPT, max_new_tokens=20, seed=1).ids == expected
         for one in crowd:
             one.close()
