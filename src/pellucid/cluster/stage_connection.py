@@ -41,9 +41,12 @@ class StageConnection:
             raise StageLost(f"the stage at {self.address} is gone")
 
     def send(self, *messages: Sequence[Any]) -> None:
-        """Send messages."""
-        for frame in wire.frames(messages):
-            self.socket.send(frame)
+        """Send messages. Raises StageLost if ZeroMQ has given the connection up."""
+        try:
+            for frame in wire.frames(messages):
+                self.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            raise StageLost(f"the stage at {self.address} is gone") from None
 
     def close(self) -> None:
         """Close the connection."""

@@ -169,8 +169,11 @@ class StagedRunner(ModelRunner):
             self._send([])
 
     def _send(self, messages: Sequence[Sequence[Any]]) -> None:
-        for connection in self._connections:
-            connection.send(*self._log, *messages)
+        try:
+            for connection in self._connections:
+                connection.send(*self._log, *messages)
+        except StageLost:  # the current or the next step raises the error
+            self.lost = True
         self._log = []
 
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from support.stages import PROMPT, staged, stages
 from pellucid.cluster import wire
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_connection import StageConnection, StageLost, receive, vectors_of
-from pellucid.cluster.staged_runner import StagedRunner
+from pellucid.cluster.staged_runner import BACKLOG, StagedRunner
 from pellucid.llm import LLM
 from pellucid.plan.stages import Border
 
@@ -125,6 +125,22 @@ def test_changed_frames_end_the_session(
         between.change = lambda frame: [frame]
         llm.runner.begin_all([between.address])
         assert llm.generate(PROMPT, max_new_tokens=20, seed=1).ids == expected
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_connection_that_ends_between_steps(direction: str, between: Between, llama_file: Path) -> None:
+    """The next step fails, and calls of the cache do not block meanwhile."""
+    with staged(llama_file, [between.address]) as llm:
+        assert isinstance(llm.runner, StagedRunner)
+        llm.generate(PROMPT, max_new_tokens=2)
+        between.direction, between.change = direction, flipped
+        time.sleep(2 * wire.HEARTBEAT / 1000)
+        for _ in range(2 * BACKLOG):
+            llm.runner.tell("clear")
+        with pytest.raises(StageLost):
+            llm.generate(PROMPT, max_new_tokens=2)
+        for _ in range(2 * BACKLOG):
+            llm.runner.tell("clear")
 
 
 def test_changed_vectors_between_stages_end_the_session(
