@@ -71,7 +71,7 @@ class StageActor:
 
         make = runner_of(self._number, self._settings.stages)
         llm = load(self._settings.source, **_options(self._settings), make=make)
-        return StageServer(llm.runner, self._secret, _here())
+        return StageServer(llm.runner, self._secret, _node_address())
 
 
 class ReplicaActor:
@@ -93,19 +93,19 @@ class ReplicaActor:
         self._lock = asyncio.Lock()
         self._stages: list[Any] = []
 
-    def _started(self) -> list[Any]:
+    def _start_stages(self) -> list[Any]:
         """Start the earlier stages. They end with this actor."""
         settings, secret = self._settings, self._secret.text
-        make = ray.remote(StageActor).options(
+        stage = ray.remote(StageActor).options(
             num_cpus=settings.cpus, max_restarts=-1, scheduling_strategy="SPREAD"
         )
-        return [make.remote(settings, secret, number) for number in range(settings.stages - 1)]
+        return [stage.remote(settings, secret, number) for number in range(settings.stages - 1)]
 
     async def _addresses(self) -> Sequence[str]:
         addresses: Sequence[str] = await asyncio.gather(*(stage.listen.remote() for stage in self._stages))
         return addresses
 
-    async def _lost(self, replica: Replica) -> None:
+    async def _recover_stages(self, replica: Replica) -> None:
         """Handle the loss of a stage: running requests move to other replicas, or wait until all stages are back."""
         runner = replica.llm.runner
         assert isinstance(runner, StagedRunner)
@@ -133,13 +133,13 @@ class ReplicaActor:
             if self._replica is None:
                 make: Any = ModelRunner
                 if self._settings.stages > 1:
-                    self._stages = self._stages or self._started()
+                    self._stages = self._stages or self._start_stages()
                     addresses = await self._addresses()
                     make = partial(StagedRunner, stages=addresses, secret=self._secret)
                 given = {**_options(self._settings), "make": make}
                 llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
-                self._replica = Replica(llm, self._secret, self._name, self._lost)
-                self._address = await self._replica.listen(_here())
+                self._replica = Replica(llm, self._secret, self._name, self._recover_stages)
+                self._address = await self._replica.listen(_node_address())
                 self._serving = asyncio.ensure_future(self._serve(self._replica))
         return self._address, self._secret.text, f"{socket.gethostname()}, process {os.getpid()}"
 
@@ -183,6 +183,6 @@ def _options(settings: ReplicaSettings) -> dict[str, Any]:
     return {**settings.load, "threads": settings.load.get("threads") or settings.cpus}
 
 
-def _here() -> str:
+def _node_address() -> str:
     """Return the address of this machine in the cluster."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -28,7 +28,6 @@ from pellucid.llm import LLM
 REPORTS = 0.1  # seconds between two reports of state to ingresses
 FORGETS = 60.0  # seconds after which a silent ingress and an ended request are forgotten
 ALIVE = 5.0  # seconds after its last message that an ingress counts as alive
-DOMAIN = b"pellucid"
 MAX_NAME = 256  # characters
 
 
@@ -66,10 +65,10 @@ class Replica:
         self._context = zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
-        self._auth.configure_curve_callback(DOMAIN.decode(), OnlyIngress(self.secret.ingress.public))
+        self._auth.configure_curve_callback("*", OnlyIngress(self.secret.ingress.public))
         socket = self._socket = self._context.socket(zmq.ROUTER)
         self.secret.secure(socket, listens=True)
-        socket.zap_domain, socket.linger = DOMAIN, 500
+        socket.linger = 500
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

@@ -203,14 +203,17 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
         finally:
             await fleet.close()
 
-    def plain(kind: int, **options: Any) -> None:
-        """Connect a ZeroMQ socket without keys."""
+    def stranger(*, knows_public_key: bool) -> None:
+        """Connect a ZeroMQ socket without keys, or with keys of its own and the replica's public key."""
         context = zmq.Context()
-        one = context.socket(kind)
+        one = context.socket(zmq.DEALER)
+        if knows_public_key:
+            one.curve_publickey, one.curve_secretkey = zmq.curve_keypair()
+            one.curve_serverkey = ClusterSecret(SECRET).replica.public
         one.linger = 0
         one.connect(replica.address)
         one.send(wire.pack([["hello", wire.VERSION, "x"]]))
-        time.sleep(0.3)
+        assert not one.poll(300)
         context.destroy(linger=0)
 
     def foreign(text: bytes) -> None:
@@ -238,7 +241,8 @@ def test_who_is_refused_and_what_is_said(llama_file: Path) -> None:
 
     with ReplicaProcess(llama_file, "one") as replica:
         assert not asyncio.run(asked("another secret of somebody", 1.0))
-        plain(zmq.DEALER)
+        stranger(knows_public_key=False)
+        stranger(knows_public_key=True)
         foreign(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         foreign(b"\xff" * 4000)
         bad = [
