@@ -37,7 +37,7 @@ def serve_cluster(
     all replicas, one after the other.
 
     Raises:
-        InvalidRequest: there is no such cluster, or the address to listen at is taken.
+        InvalidRequest: there is no cluster at the address, or the address to listen at is taken.
         PellucidError: the first model cannot be loaded.
     """
     share_heaps()

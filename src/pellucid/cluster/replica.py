@@ -131,12 +131,8 @@ class Replica:
         while True:
             event = (await self._monitor.recv_multipart())[0]
             kind = int.from_bytes(event[:2], "little")
-            why = (
-                "its secret is another one"
-                if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-                else ("it is no ingress of this cluster, or its secret is another one")
-            )
-            self._strangers.add(f"a connection was refused: {why}")
+            peer = "" if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH else "is no ingress of this cluster, or "
+            self._strangers.add(f"a connection was refused: the peer {peer}has another secret")
 
     def _act(self, sender: bytes, message: Sequence[Any]) -> None:
         kind, *fields = message

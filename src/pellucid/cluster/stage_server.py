@@ -64,7 +64,7 @@ class StageServer:
     def __init__(self, runner: ModelRunner, secret: ClusterSecret, host: str = "127.0.0.1") -> None:
         if runner.stage is None or not runner.stage.sends:
             raise InvalidRequest(
-                "the runner has all of the model, or its last stage: give one of a stage before"
+                "the runner runs the whole model, or its last stage: pass the runner of an earlier stage"
             )
         self.runner, self._stage, self._secret = runner, runner.stage, secret
         self._context: zmq.Context[Any] = zmq.Context()
