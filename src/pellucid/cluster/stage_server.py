@@ -133,11 +133,12 @@ class StageServer:
     def _hello(self, sender: bytes, version: int, limit: int, following: str) -> None:
         """Start the session of a lead, with an empty cache. ``following`` is the address of the next stage, if any."""
         self._end_session()
+        self._lead = sender
+        self._vectors.clear()
         for table in self._tables.values():
             self.runner.cache.kv.truncate(table, 0)
         self._tables.clear()
         self.runner.cache.clear_prefixes(limit)
-        self._lead = sender
         self._next = StageConnection(self._context, self._secret, following) if following else None
         self._tell(sender, "ready", [pool.count for pool in self.runner.cache.kv.pools])
 
