@@ -57,7 +57,7 @@ class Supervisor:
         self._tasks = list[asyncio.Task[None]]()
         self._replacing = asyncio.Lock()
         self._closed = False
-        self.failure: PellucidError | None = None
+        self._failure: asyncio.Future[PellucidError] = fleet.loop.create_future()
         """Error that prevents any replica from starting."""
 
     async def start(self) -> None:
@@ -78,14 +78,14 @@ class Supervisor:
             QueueFull: no replica is up after ``seconds``.
             PellucidError: the error of the first replica that failed.
         """
-        up, end = asyncio.ensure_future(self.fleet.ready(math.inf)), time.monotonic() + seconds
+        up = asyncio.ensure_future(self.fleet.ready(seconds))
         try:
-            while not up.done():
-                await asyncio.wait([up], timeout=0.2)
-                if self.failure:
-                    raise self.failure
-                if time.monotonic() > end:
-                    raise QueueFull("no machine of the cluster has room for this model: retry later")
+            await asyncio.wait([up, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise self._failure.result()
+            await up
+        except asyncio.TimeoutError:
+            raise QueueFull("no machine of the cluster has room for this model: retry later") from None
         finally:
             up.cancel()
 
@@ -178,7 +178,8 @@ class Supervisor:
             except RayError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, PellucidError):  # a restart would fail again
-                    self.failure = cause
+                    if not self._failure.done():
+                        self._failure.set_result(cause)
                     self._replicas.pop(replica.name, None)
                     await _kill(replica.actor)
                     if any(link.up for link in self.fleet.links):  # else ``ready`` raises the error
