@@ -80,7 +80,8 @@ class Supervisor:
         """
         up = asyncio.ensure_future(self.fleet.ready(seconds))
         try:
-            await asyncio.wait([up, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            first: list[asyncio.Future[Any]] = [up, self._failure]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not up.done():
                 raise self._failure.result()
             await up
