@@ -25,6 +25,7 @@ from pellucid.cluster.actors import ReplicaActor, ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import say
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_connection import StageLost
 from pellucid.errors import InvalidRequest, PellucidError, QueueFull
 
 T = TypeVar("T")
@@ -178,7 +179,9 @@ class Supervisor:
                 await replica.actor.served.remote()
             except RayError as error:
                 cause = getattr(error, "cause", None)
-                if isinstance(cause, PellucidError):  # a restart would fail again
+                if isinstance(cause, PellucidError) and not isinstance(
+                    cause, StageLost
+                ):  # it would fail again
                     if not self._failure.done():
                         self._failure.set_result(cause)
                     self._replicas.pop(replica.name, None)
