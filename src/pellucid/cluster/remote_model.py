@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.remote_group import RemoteGroup, called
+from pellucid.cluster.remote_request import RemoteRequest, called
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.job import USUAL, Admission
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
 from pellucid.engine.probe import Watching
+from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
-from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
@@ -55,13 +55,13 @@ class RemoteModel:
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
         self._opened, self._stages = opened, stages
-        self._admission = USUAL
+        self._scheduling = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
 
     def for_client(self, client: str) -> RemoteModel:
         """As ``LLM.for_client``."""
         own = copy.copy(self)
-        own._admission = Admission(client=client)
+        own._scheduling = SchedulingOptions(client=client)
         return own
 
     @property
@@ -104,13 +104,13 @@ class RemoteModel:
         """Bytes of the weights in this process: none."""
         return 0
 
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteGroup:
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
         """Make and check a request for ``n`` answers, but do not start it. Takes the options of ``LLM.generate``.
 
         Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
         """
         edits, watching = self._edits(options.pop("edits", None))
-        admission = self._admission.with_options(options)
+        scheduling = self._scheduling.with_options(options)
         options = with_recommended(options, self.recommended)
         parsed = Options.of(**options)
         n = whole("n", n, 1, wire.MAX_SEQUENCES)
@@ -124,9 +124,9 @@ class RemoteModel:
             most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
             watching.begin(len(ids), most=most, first_output=first_output)
-        group = RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), admission, edits)
-        group.watching = watching
-        return group
+        request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
+        request.watching = watching
+        return request
 
     def _edits(self, edits: Any) -> tuple[list[EditOf], Watching | None]:
         """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
@@ -151,12 +151,12 @@ class RemoteModel:
         return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
 
     def watch(
-        self, group: TextGroup, names: Sequence[str], limit: int, notify: Callable[[], object]
+        self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
-        assert isinstance(group, RemoteGroup)
-        refuse_watched(group)
-        return group.watch(self.points, names, limit, notify)
+        assert isinstance(request, RemoteRequest)
+        refuse_watched(request)
+        return request.watch(self.points, names, limit, notify)
 
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
         """As ``serve.model.ModelElsewhere``, in the fleet's event loop."""
@@ -165,7 +165,7 @@ class RemoteModel:
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
         # No prefix cache helps here, so a checksum spreads the calls over replicas.
-        body = {"name": name, "fields": encoded, "client": self._admission.client}
+        body = {"name": name, "fields": encoded, "client": self._scheduling.client}
         answer: bytes = await called(self.fleet, f"look/{what}", [crc32(encoded)], body)
         return answer
 
@@ -175,13 +175,13 @@ class RemoteModel:
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
-        client = self._admission.client
+        client = self._scheduling.client
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
         """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
-        body = {"encoded": [list(ids) for ids in encoded], "client": self._admission.client}
+        body = {"encoded": [list(ids) for ids in encoded], "client": self._scheduling.client}
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:

@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from pellucid.cluster import wire
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.local_request import LocalRequest
 from pellucid.llm import LLM
 from pellucid.trace.points import Point
 from pellucid.trace.selection import Selected
@@ -29,12 +29,15 @@ NEVER = 1 << 31  # a position beyond every sequence
 NUMBERS = count(1)
 
 
-class NumberedGroup(NamedTuple):
-    """A group with the ``numbers`` of its sequences in the request. Each sequence resumes with ``resumed`` tokens."""
+class NumberedRequest(NamedTuple):
+    """A local request with the ``numbers`` of its sequences in the remote request.
+
+    Each sequence resumes with ``resumed`` tokens.
+    """
 
     numbers: list[int]
     resumed: int
-    group: RequestGroup
+    request: LocalRequest
 
 
 def _selections(stream: TraceStream) -> list[Selected]:
@@ -137,16 +140,16 @@ class RequestWatch:
 
     def __init__(self, llm: LLM, send: Callable[..., object]) -> None:
         self._llm, self._send, self._loop = llm, send, asyncio.get_running_loop()
-        self._groups: Sequence[NumberedGroup] = ()
+        self._requests: Sequence[NumberedRequest] = ()
         self._stream: TraceStream | None = None
         self._number, self._first = 0, list[int]()
         self._frames: Iterator[TraceFrame] = iter(())
         self._places: dict[Selected, int] = {}
         self._reader_waits = self._push_is_scheduled = False
 
-    def begin(self, groups: Sequence[NumberedGroup]) -> None:
+    def begin(self, requests: Sequence[NumberedRequest]) -> None:
         """Watch these requests, which are created but not started."""
-        self._groups = groups
+        self._requests = requests
         self._attach()
 
     def hear(self, kind: str, number: int, *fields: Any) -> None:
@@ -173,12 +176,12 @@ class RequestWatch:
             self.end()
 
     def _attach(self) -> None:
-        if self._stream is None or not self._groups:
+        if self._stream is None or not self._requests:
             return
-        most = max(number for numbers, _, _ in self._groups for number in numbers)
+        most = max(number for numbers, _, _ in self._requests for number in numbers)
         probes = self._stream.probes(most + 1, self._first)
-        for numbers, _, group in self._groups:
-            group.attach([probes[number] for number in numbers])
+        for numbers, _, request in self._requests:
+            request.attach([probes[number] for number in numbers])
 
     def first_output(self, number: int, prompt: int) -> int | None:
         """Return the first position with output rows that a continued sequence computes again for the watch.
@@ -195,8 +198,8 @@ class RequestWatch:
         if self._stream is not None:
             self._stream.close()
             self._stream, self._frames = None, iter(())
-            for _, _, group in self._groups:
-                group.attach([])
+            for _, _, request in self._requests:
+                request.attach([])
 
     async def flush(self) -> None:
         """Send all waiting frames at the end of the requests, also without a "more". Their size is bounded."""

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
-from pellucid.cluster.remote_trace import NumberedGroup, RequestWatch
-from pellucid.engine.job import Admission
-from pellucid.engine.request import RequestGroup
-from pellucid.engine.text_group import MadeToken
+from pellucid.cluster.remote_trace import NumberedRequest, RequestWatch
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.local_request import LocalRequest
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -36,43 +37,45 @@ async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: Request
     """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
     if body["watch"]:
         watch.hear("watch", *body["watch"])
-    groups = await asyncio.to_thread(_groups, llm, body, watch)
-    watch.begin(groups)
+    requests = await asyncio.to_thread(_requests, llm, body, watch)
+    watch.begin(requests)
     try:
-        for numbered in groups:
-            numbered.group.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
-        for _, _, group in groups:
-            await group.finished()
+        for numbered in requests:
+            numbered.request.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
+        for _, _, request in requests:
+            await request.finished()
     finally:
-        for _, _, group in groups:
-            group.close()
+        for _, _, request in requests:
+            request.close()
         await watch.flush()
     counts = {
-        number: list(pair) for numbers, _, group in groups for number, pair in zip(numbers, group.speculation)
+        number: list(pair)
+        for numbers, _, request in requests
+        for number, pair in zip(numbers, request.speculation)
     }
     tell("end", counts)
 
 
-def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedGroup]:
+def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedRequest]:
     """Return the requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
         WireError: ``numbers`` is not a list of different numbers below the limit.
     """
-    numbers, begun = (
-        _numbers(body["numbers"]),
-        {int(number): pairs for number, pairs in body["begun"].items()},
-    )
+    numbers = _numbers(body["numbers"])
+    begun = {int(number): pairs for number, pairs in body["begun"].items()}
     options = Options.of(**body["options"])
     seeded = options.chain().with_seeds(max(numbers) + 1)
-    groups = list[NumberedGroup]()
-    make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
+    requests = list[NumberedRequest]()
+    make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(fields) for fields in body["edits"]]
     watching = Trace(llm.points, ()).watching(edits) if edits else None
-    admission = Admission(body["priority"], body["deadline"], body["client"])
+    scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
         chains = [seeded[number] for number in fresh]
-        groups.append(NumberedGroup(fresh, 0, make(options, chains, admission, watching)))
+        requests.append(
+            NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching), chains))
+        )
     for number in numbers:
         if pairs := begun.get(number):
             rest = dict(body["options"])
@@ -80,11 +83,10 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[Numb
                 rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, len(body["prompt"]))
-            group = make(
-                Options.of(**rest), [seeded[number]], admission, watching, before, first_output=first
-            )
-            groups.append(NumberedGroup([number], len(pairs), group))
-    return groups
+            rest_options = RequestOptions(Options.of(**rest), scheduling, watching)
+            request = make(rest_options, [seeded[number]], before, first_output=first)
+            requests.append(NumberedRequest([number], len(pairs), request))
+    return requests
 
 
 def _numbers(value: Any) -> list[int]:
@@ -96,12 +98,12 @@ def _numbers(value: Any) -> list[int]:
     return numbers
 
 
-def _tell_token(numbered: NumberedGroup, tell: Tell, at: int, token: MadeToken) -> None:
+def _tell_token(numbered: NumberedRequest, tell: Tell, token: TokenOutput) -> None:
     """Send a generated token. Called in the engine's thread."""
-    numbers, resumed, group = numbered
-    index = resumed + len(group.builders[at].ids) - 1
+    (numbers, resumed, request), at = numbered, token.sequence
+    index = resumed + len(request.outputs[at].ids) - 1
     if index == resumed and at == 0:
-        tell("facts", *wire.facts_fields(group.facts))
+        tell("facts", *wire.facts_fields(request.prompt_output))
     tell("token", numbers[at], index, *wire.token_fields(token))
 
 

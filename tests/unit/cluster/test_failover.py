@@ -179,7 +179,7 @@ def test_many_requests_while_replicas_end(llama_file: Path, alone: LLM) -> None:
                 nonlocal ended
                 await asyncio.sleep(rng.random() * 4)
                 group = model.request(prompts[number], **options[number])
-                heard = [token async for _, token in group.stream()]
+                heard = [token async for token in group.stream()]
                 assert [token.id for token in heard] == wanted[number].ids
                 same(group.results()[0], wanted[number])
                 ended += 1

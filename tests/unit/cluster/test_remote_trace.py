@@ -19,11 +19,11 @@ from support.served import Served, models_folder, serving
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.remote_group import called
 from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import called
 from pellucid.cluster.remote_trace import RemoteTraceStream
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model

@@ -13,8 +13,9 @@ from typing import Any
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.remote_trace import RemoteTraceStream
-from pellucid.engine.job import Admission
-from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import PromptOutput, Request, SequenceOutput
 from pellucid.errors import PellucidError
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
@@ -23,7 +24,7 @@ from pellucid.trace.points import Point
 from pellucid.trace.stream import LIMIT
 
 
-class RemoteGroup(TextGroup):
+class RemoteRequest(Request):
     """A prompt that several sequences continue on replicas. ``sent_options`` are the options that a replica gets.
 
     To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
@@ -33,7 +34,7 @@ class RemoteGroup(TextGroup):
     @property
     def resumable(self) -> bool:  # type: ignore[override]
         """True for a single sequence. With several sequences the order of their tokens differs each time."""
-        return len(self.builders) == 1
+        return len(self.outputs) == 1
 
     def __init__(
         self,
@@ -42,19 +43,19 @@ class RemoteGroup(TextGroup):
         sent_options: dict[str, Any],
         options: Options,
         chains: Sequence[Chain],
-        admission: Admission,
+        scheduling: SchedulingOptions,
         edits: Sequence[EditOf] = (),
     ) -> None:
         self.options = options
-        self.builders = [OutputBuilder(chain, options) for chain in chains]
-        self._fleet, self._prompt, self._admission = fleet, prompt, admission
+        self.outputs = [SequenceOutput(chain, options) for chain in chains]
+        self._fleet, self._prompt, self._scheduling = fleet, prompt, scheduling
         self._sent_options = sent_options
         self._edits = [wire.edit_fields(edit) for edit in edits]
         self._task = _GenerateTask(self)
-        self._facts = PromptFacts()
+        self._facts = PromptOutput()
         self._probabilities: list[list[float]] = [[] for _ in chains]
         self._speculation = [[0, 0] for _ in chains]
-        self._queue: asyncio.Queue[tuple[int, MadeToken] | PellucidError | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[TokenOutput | PellucidError | None] = asyncio.Queue()
         self._begun = 0.0
         self._ended = False
         self._stream: RemoteTraceStream | None = None
@@ -65,7 +66,7 @@ class RemoteGroup(TextGroup):
         return self._prompt
 
     @property
-    def facts(self) -> PromptFacts:
+    def prompt_output(self) -> PromptOutput:
         """Facts about the prompt so far."""
         return self._facts
 
@@ -80,24 +81,24 @@ class RemoteGroup(TextGroup):
         Without a given seed, the name determines the seed.
         """
         self._task.name, self._task.resumes = name, resumes
-        if self.options.seed is None and not self.builders[0].chain.greedy:
+        if self.options.seed is None and not self.outputs[0].chain.greedy:
             seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
             self._sent_options["seed"] = seed
-            chains = replace(self.builders[0].chain, seed=seed).with_seeds(len(self.builders))
-            for builder, chain in zip(self.builders, chains):
-                builder.chain = chain
+            chains = replace(self.outputs[0].chain, seed=seed).with_seeds(len(self.outputs))
+            for output, chain in zip(self.outputs, chains):
+                output.chain = chain
 
     def start(self) -> None:
         """Start the request."""
         self._begun = time.perf_counter()
         self._fleet.call(partial(self._fleet.submit, self._task))
 
-    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """Start the request, and yield (sequence number, token)."""
+    def stream(self) -> AsyncGenerator[TokenOutput, None]:
+        """Start the request, and yield its tokens."""
         self.start()
         return self._streamed()
 
-    async def _streamed(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
+    async def _streamed(self) -> AsyncGenerator[TokenOutput, None]:
         try:
             while True:
                 item = await self._queue.get()
@@ -157,7 +158,7 @@ class RemoteGroup(TextGroup):
         """Return the fields of the ``watch`` message; empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(len(self._prompt), [len(builder.ids) for builder in self.builders])
+        return self._stream.begin(len(self._prompt), [len(output.ids) for output in self.outputs])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -168,12 +169,12 @@ class RemoteGroup(TextGroup):
     def remaining_body(self) -> dict[str, Any]:
         """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
-        options, deadline = dict(self._sent_options), self._admission.deadline
+        options, deadline = dict(self._sent_options), self._scheduling.deadline
         if options.get("max_time") is not None:
             options["max_time"] = max(options["max_time"] - passed, 1e-3)
-        if any(builder.ids for builder in self.builders):
+        if any(output.ids for output in self.outputs):
             options["prompt_logprobs"] = None  # they came with the first token
-        numbers = [number for number, builder in enumerate(self.builders) if not builder.ended]
+        numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
             "prompt": self._prompt,
             "options": options,
@@ -181,11 +182,10 @@ class RemoteGroup(TextGroup):
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {
-                number: list(zip(self.builders[number].ids, self._probabilities[number]))
-                for number in numbers
+                number: list(zip(self.outputs[number].ids, self._probabilities[number])) for number in numbers
             },
-            "priority": self._admission.priority,
-            "client": self._admission.client,
+            "priority": self._scheduling.priority,
+            "client": self._scheduling.client,
             "deadline": None if deadline is None else max(deadline - passed, 1e-3),
         }
 
@@ -193,18 +193,18 @@ class RemoteGroup(TextGroup):
         """Handle a message of the replica. Return True if the request has ended."""
         if kind == "token":
             number, index, *values = fields
-            if not 0 <= number < len(self.builders):
-                raise wire.WireError(f"a token of text {number} of {len(self.builders)}")
-            builder = self.builders[number]
-            if index != len(builder.ids) or builder.ended:
-                raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")
-            token = wire.token_of(values)
-            builder.keep(token, time.perf_counter() - self._begun)
+            if not 0 <= number < len(self.outputs):
+                raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
+            output = self.outputs[number]
+            if index != len(output.ids) or output.ended:
+                raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
+            token = replace(wire.token_of(values), sequence=number)
+            output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
-            self._queue.put_nowait((number, token))
+            self._queue.put_nowait(token)
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(builder.ids for builder in self.builders):  # facts of the first replica
+            if not any(output.ids for output in self.outputs):  # facts of the first replica
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:
@@ -224,35 +224,35 @@ class RemoteGroup(TextGroup):
 
 
 class _GenerateTask(RemoteTask):
-    """The task of a ``RemoteGroup``: generation of its sequences."""
+    """The task of a ``RemoteRequest``: generation of its sequences."""
 
     kind = "generate"
 
-    def __init__(self, group: RemoteGroup) -> None:
-        super().__init__(group.prompt)
-        self._group = group
+    def __init__(self, request: RemoteRequest) -> None:
+        super().__init__(request.prompt)
+        self._request = request
 
     @property
     def progress(self) -> int:
-        return sum(len(builder.ids) for builder in self._group.builders)
+        return sum(len(output.ids) for output in self._request.outputs)
 
     @property
     def complete(self) -> bool:
-        return all(builder.ended for builder in self._group.builders)
+        return all(output.ended for output in self._request.outputs)
 
     def resumed(self) -> None:
-        self._group.tell_watch()
+        self._request.tell_watch()
 
     def body(self) -> dict[str, Any]:
         self.began = False
-        return self._group.remaining_body()
+        return self._request.remaining_body()
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
         self.began = True
-        return self._group.take(kind, fields)
+        return self._request.take(kind, fields)
 
     def fail(self, error: PellucidError) -> None:
-        self._group.fail(error)
+        self._request.fail(error)
 
 
 class RemoteCall(RemoteTask):
