@@ -198,7 +198,7 @@ class RemoteRequest(Request):
             output = self.outputs[number]
             if index != len(output.ids) or output.ended:
                 raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
-            token = replace(wire.token_of(values), sequence=number)
+            token = wire.token_of(values, number)
             output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
             self._queue.put_nowait(token)

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
@@ -132,8 +131,8 @@ def token_fields(token: TokenOutput) -> list[Any]:
     ]
 
 
-def token_of(fields: Sequence[Any]) -> TokenOutput:
-    """Return the token of plain values."""
+def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
+    """Return the token of plain values. ``sequence`` is the number of its sequence."""
     *plain, logprobs, trace = fields
     row = None
     if logprobs is not None:
@@ -143,10 +142,8 @@ def token_of(fields: Sequence[Any]) -> TokenOutput:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
-    token = TokenOutput(*plain)
-    if row is None and token_trace is None:
-        return token
-    return replace(token, logprobs=row, trace=token_trace)
+    draw = None  # logits are not sent
+    return TokenOutput(*plain, row, token_trace, draw, sequence)
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:
