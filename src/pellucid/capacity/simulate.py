@@ -228,7 +228,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
     if comes:
         load.pages.add(name)
     else:
-        load.lost([name])
+        load.evict([name])
 
 
 def _made_in(text: SimulatedText, start: float, end: float) -> float:

@@ -40,6 +40,11 @@ def count(help: str) -> Any:
     return typer.Option(help=help, parser=to_int, metavar="N")
 
 
+def renamed(name: str) -> Any:
+    """A hidden number option: the deprecated name of the option ``name``, for one release."""
+    return typer.Option(help=f"Deprecated: use {name}.", parser=to_float, metavar="NUMBER", hidden=True)
+
+
 Model = Annotated[
     str,
     typer.Argument(

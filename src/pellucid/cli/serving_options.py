@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -36,11 +37,15 @@ class ServingOptions:
     ] = None
     allow_host: Annotated[Texts, repeated("A name of this server, as in its address")] = None
     allow_origin: Annotated[Texts, repeated("A web page's origin that may ask")] = None
-    grace: Annotated[Any, common.number("Seconds that running requests have to end after SIGTERM.")] = 30.0
-    connections: Annotated[Any, common.count("How many connections there may be at a time.")] = 1024
-    receive: Annotated[
-        Any, common.number("Seconds for the headers of a request to come, and then for its body.")
+    shutdown_timeout: Annotated[
+        Any, common.number("Seconds that running requests have to end after SIGTERM.")
+    ] = 30.0
+    connections: Annotated[Any, common.count("Largest number of open connections.")] = 1024
+    read_timeout: Annotated[
+        Any, common.number("Seconds for the headers of a request to arrive, and then for its body.")
     ] = 20.0
+    grace: Annotated[Any, common.renamed("--shutdown-timeout")] = None
+    receive: Annotated[Any, common.renamed("--read-timeout")] = None
 
     def rules(self) -> AccessRules:
         """Access rules: keys, hosts, origins."""
@@ -63,9 +68,18 @@ class ServingOptions:
         return Settings(
             self.host,
             whole("port", self.port, 0, 65535),
-            real("grace", self.grace, 0.0, 3600.0),
+            real("shutdown_timeout", self._value("shutdown_timeout", "grace"), 0.0, 3600.0),
             first=first,
             any_model=any_model,
             connections=whole("connections", self.connections, 1, 1 << 20),
-            receive=real("receive", self.receive, 0.0, 3600.0, above=True),
+            read_timeout=real(
+                "read_timeout", self._value("read_timeout", "receive"), 0.0, 3600.0, above=True
+            ),
         )
+
+    def _value(self, name: str, old: str) -> Any:
+        """The value of an option, or of its deprecated name ``old``."""
+        if (value := getattr(self, old)) is None:
+            return getattr(self, name)
+        print(f"--{old} is deprecated: use --{name.replace('_', '-')}", file=sys.stderr)
+        return value

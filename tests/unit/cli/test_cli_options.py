@@ -16,6 +16,7 @@ from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
 from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.option_groups import expanded
+from pellucid.cli.serving_options import ServingOptions
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,24 @@ BAD = {
 def test_their_values_reach_the_loader(command: Command, tiny: str, name: str, field: str) -> None:
     options, said = BAD[field]
     assert said in command(*name.split(), tiny, __file__, *options).refusal
+
+
+def test_former_names_of_options() -> None:
+    """The names --grace and --receive are hidden, and work with a notice."""
+    app = typer.Typer()
+
+    def serve(*, serving: ServingOptions) -> None:
+        settings = serving.settings(first=False, any_model=False)
+        print(settings.shutdown_timeout, settings.read_timeout)
+
+    app.command()(expanded(serve))
+    assert CliRunner().invoke(app, []).output == "30.0 20.0\n"
+    assert CliRunner().invoke(app, ["--shutdown-timeout", "0.5", "--read-timeout", "3"]).output == "0.5 3.0\n"
+    run = CliRunner().invoke(app, ["--grace", "0.5", "--receive", "3"])
+    assert run.stdout == "0.5 3.0\n"
+    assert run.stderr == (
+        "--grace is deprecated: use --shutdown-timeout\n--receive is deprecated: use --read-timeout\n"
+    )
+    page = CliRunner().invoke(app, ["--help"]).output
+    assert "--grace" not in page
+    assert "--receive" not in page
