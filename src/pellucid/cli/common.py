@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
     from pellucid.plan.plan import Plan
     from pellucid.weights.checkpoint import Checkpoint
 
@@ -51,44 +52,6 @@ Model = Annotated[
 Prompt = Annotated[
     str | None,
     typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
-]
-Threads = Annotated[
-    int | None, count("Number of threads; by default one for each physical core, within a container's limit.")
-]
-Pin = Annotated[
-    str | None,
-    typer.Option(
-        help="What threads are bound to: cores (of one model), nodes (the default on several sockets) or none.",
-        metavar="cores|nodes|none",
-        show_default=False,
-    ),
-]
-Context = Annotated[
-    int | None, count("Most tokens of a text, prompt and answer together; what the file states by default.")
-]
-Precise = Annotated[
-    bool,
-    typer.Option(
-        "--precise",
-        help="24-bit activations and float32 keys and values: what float32 makes of the file, slower with long texts.",
-    ),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="A smaller model with the same vocabulary, which proposes tokens; the text stays the same.",
-        metavar="MODEL",
-        show_default=False,
-    ),
-]
-KVCache = Annotated[
-    str | None,
-    typer.Option(
-        help="The type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). "
-        "By default f32 with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
-        metavar="FORM",
-        show_default=False,
-    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -217,17 +180,16 @@ def opened(model: str) -> Checkpoint:
         return open_checkpoint(resolve(model, progress=bars))
 
 
-def plan(model: str, precise: bool, kv_cache: str | None) -> Plan:
+def plan(model: str, options: LoadOptions) -> Plan:
     """The plan of a model, from the file's header: no weights are loaded."""
     from pellucid import pipeline
-    from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.model.read import read_model
     from pellucid.plan.weights import layouts
 
-    activation_bits, kv_cache = activation_bits_of(precise), checked_kv_dtype(kv_cache)
     checkpoint = opened(model)
     read = read_model(checkpoint)
-    return pipeline.build_plan(read.spec, layouts(checkpoint, read), activation_bits, kv_cache)
+    packed = layouts(checkpoint, read)
+    return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
 
 
 def print_json(document: Any) -> None:

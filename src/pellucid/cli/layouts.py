@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sized import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
+    from pellucid.load_options import LoadOptions
 
 
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:

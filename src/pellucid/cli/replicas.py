@@ -17,6 +17,7 @@ from pellucid.util.checks import whole
 if TYPE_CHECKING:
     from pellucid.cluster.actors import ReplicaSettings
     from pellucid.cluster.secret import ClusterSecret
+    from pellucid.load_options import LoadOptions
     from pellucid.serve.guard import AccessRules
     from pellucid.serve.model import ServedModel
     from pellucid.serve.run import Settings
@@ -84,39 +85,38 @@ class Replicas:
 
     def serve(
         self,
-        models: Mapping[str, tuple[str, Mapping[str, Any]]],
+        models: Mapping[str, tuple[str, LoadOptions]],
         queue: int,
         rules: AccessRules,
         settings: Settings,
     ) -> None:
-        """Serve models on the cluster. ``models`` maps names to the model to load and the options of ``load``.
+        """Serve models on the cluster. ``models`` maps names to the source of a model and its options.
 
         Raises:
             InvalidRequest: a package that clusters need is not installed, or the cluster does not exist.
         """
         with _installed():
             from pellucid.cluster.ingress import serve_cluster
-        replicas = {name: self._settings(*what) for name, what in models.items()}
+        replicas = {name: self._settings(source, options) for name, (source, options) in models.items()}
         serve_cluster(replicas, self.address, _secret(), queue, rules, settings)
 
     @contextmanager
-    def model(self, name: str, options: Mapping[str, Any]) -> Iterator[ServedModel]:
+    def model(self, source: str, options: LoadOptions) -> Iterator[ServedModel]:
         """A model on the cluster, for a command without a server.
 
         Raises: as ``serve``.
         """
         with _installed():
             from pellucid.cluster.supervised import model_on_cluster
-        with model_on_cluster(self._settings(name, options), self.address, _secret()) as model:
+        with model_on_cluster(self._settings(source, options), self.address, _secret()) as model:
             yield model
 
-    def _settings(self, source: str, options: Mapping[str, Any]) -> ReplicaSettings:
+    def _settings(self, source: str, options: LoadOptions) -> ReplicaSettings:
         from pellucid.cluster.actors import ReplicaSettings
 
-        given = {option: value for option, value in options.items() if value is not None}
-        if "draft" in given and self.stages > 1:
+        if options.draft is not None and self.stages > 1:
             raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
-        return ReplicaSettings(source, given, self.cpus, self.least, self.most, self.stages)
+        return ReplicaSettings(source, options, self.cpus, self.least, self.most, self.stages)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +11,13 @@ import typer
 from msgspec import structs
 
 from pellucid.cli import common
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import load
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import SizedModel
     from pellucid.capacity.machines import Machine, Machines
     from pellucid.capacity.step_costs import StepCosts
+    from pellucid.load_options import LoadOptions
 
 MachinesFile = Annotated[
     str | None,
@@ -45,33 +45,27 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
     Raises:
         InvalidRequest: the model is not a language model, or the context is out of range.
     """
-    from pellucid import pipeline
     from pellucid.capacity.layouts import SizedModel
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
-    from pellucid.loading import activation_bits_of, checked_kv_dtype, open_model, step_limits
+    from pellucid.loading import open_model, step_limits
     from pellucid.measure.paper import paper
-    from pellucid.plan.weights import layouts
-    from pellucid.util.checks import whole
     from pellucid.weights.checkpoint import stored_bytes
 
-    bits, dtype = activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache)
-    context = loading.context
     if on_paper(model):
-        made = paper(model, bits, dtype)
-        tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.longest)
-        return SizedModel(
-            model, made.spec, made.plan, step_limits(made.spec, tokens), made.file_bytes[made.form]
-        )
+        shape = paper(model, loading.activation_bits, loading.kv_cache)
+        spec = shape.spec
+        context = loading.context_of(spec.context, spec.longest)
+        return SizedModel(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
     with common.progress() as bars:
-        opened = open_model(model, context=context, progress=bars)
+        opened = open_model(model, loading, progress=bars)
     try:
-        spec = structs.replace(opened.model.spec, context=opened.inputs.context)
+        context = opened.inputs.context
+        spec = structs.replace(opened.model.spec, context=context)
         if not spec.head:
             raise InvalidRequest(f"{shown(spec.name)} makes no text: plan for a language model")
-        plan = pipeline.build_plan(spec, layouts(opened.checkpoint, opened.model), bits, dtype)
-        limits = step_limits(spec, opened.inputs.context)
-        return SizedModel(spec.name, spec, plan, limits, stored_bytes(opened.checkpoint))
+        limits = step_limits(spec, context)
+        return SizedModel(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:
         opened.checkpoint.close()
 
@@ -124,7 +118,7 @@ def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> 
     from pellucid.capacity.serving import with_server
     from pellucid.capacity.step_costs import measured
 
-    llm = replace(loading, threads=here.cores).load(model, before=lambda inputs: None)
+    llm = load(model, structs.replace(loading, threads=here.cores))
     with llm, common.progress(still=True) as bars:
         costs = measured(llm, bars.measuring)
         if not served:

@@ -298,7 +298,7 @@ async def asked(question: Callable[[], T]) -> T:
 
 def _digest(settings: ReplicaSettings) -> str:
     """Return a digest of the settings without the number of replicas."""
-    what = repr((settings.source, sorted(settings.load.items()), settings.cpus, settings.stages))
+    what = repr((settings.source, settings.load, settings.cpus, settings.stages))
     return hashlib.blake2b(what.encode(), digest_size=6).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import DRAFT, SERVER, SHARED
 from pellucid.cli.option_groups import expanded
+from pellucid.load_options import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,30 @@ def test_commands_that_load_a_model_have_the_same_options(command: Command) -> N
     """A command that loads a model has all options of the group. Other commands may have --precise only."""
     names = set(loading())
     assert {"run", "chat", "embed", "serve", "plan", "capacity", "bench model", "eval perplexity"} <= names
-    group = {f"--{field.name.replace('_', '-')}" for field in fields(LoadOptions)}
+    group = {f"--{name.replace('_', '-')}" for name in SHARED}
     for name in commands():
         page = command(*name.split(), "--help").answer
         shown = {option for option in group if f"{option} " in page}
         assert shown == (group if name in names else shown & {"--precise"}), name
+
+
+OTHERWISE = {
+    "chat_template": "--chat-template",  # serve reads the file
+    "pulls": "--pull",  # of serve; other commands always pull
+    "cap_context": None,  # commands with several models cap the context, commands with one refuse a longer one
+}
+"""Fields of LoadOptions that are not in a group of options: the option that sets them, or None."""
+
+
+def test_every_load_option_has_an_option_on_the_command_line(command: Command) -> None:
+    grouped = {**SHARED, **DRAFT, **SERVER}
+    assert not grouped.keys() & OTHERWISE.keys()
+    assert {*grouped, *OTHERWISE} == set(LoadOptions.__struct_fields__)
+    page = command("serve", "--help").answer
+    for name in grouped:
+        assert f"--{name.replace('_', '-')} " in page
+    for option in filter(None, OTHERWISE.values()):
+        assert f"{option} " in page
 
 
 BAD = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.replicas import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 
@@ -32,7 +31,7 @@ def command(
     ] = None,
     together: Annotated[Any, common.count("How many requests run at a time.")] = 64,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
     replica_cpus: ReplicaCpus = None,
@@ -49,10 +48,10 @@ def command(
     asked = Replicas.of(cluster, replicas, None, replica_cpus, stages)
     batch = Batch(source, target, model, whole("together", together, 1, 1024))
     if batch.lines and asked is not None:
-        with asked.model(model or batch.model, asdict(loading)) as llm, common.progress() as bars:
+        with asked.model(model or batch.model, loading) as llm, common.progress() as bars:
             batch.run(llm, bars.answering)
     elif batch.lines:
-        own = loading.load(model or batch.model, before=lambda inputs: None)
+        own = load(model or batch.model, loading)
         with common.progress() as bars:
             batch.run(own, bars.answering)
     failed = f", {batch.failed:,} of them with an error" if batch.failed else ""

@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def command(
     ] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -65,7 +65,7 @@ def command(
     BeamOptions(**beams)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
+    llm = load(model, loading, lambda inputs: inputs.prompt(given))
     found = llm.beam_search(given, **beams, **options)
     if json:
         common.print_json(found.as_dict())

@@ -11,12 +11,13 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.server_load import server_load
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:
     from pellucid.llm import LLM
+    from pellucid.load_options import LoadOptions
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
     from pellucid.measure.rounds import Figure
@@ -52,7 +53,7 @@ def model_speed(
         ),
     ] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the speed of a model, and compare it with the limits of this machine.
@@ -68,7 +69,7 @@ def model_speed(
 
     wishes = Wishes(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)
-    llm = loading.load(model, before=lambda inputs: suite(inputs.spec, inputs.context, wishes))
+    llm = load(model, loading, lambda inputs: suite(inputs.spec, inputs.context, wishes))
     workloads, notes = suite(llm.spec, llm.context, wishes)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
@@ -83,7 +84,7 @@ def model_speed(
     if json:
         common.print_json(_document(llm, loading.precise, figures, profiles, notes))
         return
-    _show(llm, loading.precise, figures)
+    _show(llm, loading, figures)
     for note in notes:
         print(note)
     for each in profiles:
@@ -110,12 +111,10 @@ def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) ->
     return [(len(chunk.tokens), chunk.table.length) for chunk in last] + [(1, depth) for depth in depths]
 
 
-def _show(llm: LLM, precise: bool, figures: Sequence[Figure]) -> None:
-    from pellucid.loading import activation_bits_of
-
+def _show(llm: LLM, options: LoadOptions, figures: Sequence[Figure]) -> None:
     runner, unit = llm.runner, figures[0].workload.unit
     print(
-        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {activation_bits_of(precise)} bits, "
+        f"{one_line(llm.spec.name)}, threads {runner.threads}, activations of {options.activation_bits} bits, "
         f"context {llm.context:,}, medians of {len(figures[0].rates)}\n"
     )
     shown = common.table(

@@ -12,7 +12,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading
 from pellucid.cli.sized import (
     MachinesFile,
     machine_at_hand,
@@ -61,7 +61,7 @@ def command(
     machines: MachinesFile = None,
     seed: Annotated[Any, common.count("The same seed makes the same requests.")] = 0,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Compute the number of machines that a load needs, and the first limit that a higher load reaches.

@@ -11,7 +11,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import DraftLoading, load
 from pellucid.cli.sampling import checked
 from pellucid.errors.messages import one_line
 
@@ -28,8 +28,7 @@ def command(
     model: common.Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     *,
-    loading: LoadOptions,
-    draft: common.Draft = None,
+    loading: DraftLoading,
     **sampling: Any,
 ) -> None:
     """Chat with a model. The conversation is remembered; /help lists the commands."""
@@ -39,7 +38,7 @@ def command(
     start_ahead()  # the template process starts while the model is loaded
     start = [{"role": "system", "content": system}] if system else []
     first = [*start, {"role": "user", "content": "Hi"}]  # a model without a chat template is rejected first
-    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(first))
+    llm = load(model, loading, lambda inputs: inputs.prompt(first))
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input lines get editing and a history

@@ -8,7 +8,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 
 
 def command(
@@ -16,13 +16,13 @@ def command(
     texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
     truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Compute sentence vectors and their cosine similarities."""
     import numpy as np
 
-    llm = loading.load(model, before=lambda inputs: inputs.sentences(texts, truncate))
+    llm = load(model, loading, lambda inputs: inputs.sentences(texts, truncate))
     vectors = llm.embed(texts, truncate=truncate)
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     cosines = vectors.astype(np.float64) @ vectors.T / np.outer(lengths, lengths)

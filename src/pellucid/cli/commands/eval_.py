@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 
 File = Annotated[
     str,
@@ -28,7 +29,7 @@ def perplexity(
     window: Window = None,
     stride: Stride = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the perplexity of a text.
@@ -38,7 +39,7 @@ def perplexity(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
+    llm = load(model, loading, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
     numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
@@ -57,7 +58,7 @@ def kl(
     window: Window = None,
     stride: Stride = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Measure the Kullback-Leibler divergence of a model's next-token distributions from another model's, on a text.
@@ -67,9 +68,9 @@ def kl(
     from pellucid import evaluate
 
     text = _read(file)
-    llm = loading.load(model, before=lambda inputs: inputs.corpus(text))
-    exact = replace(loading, precise=True, kv_cache=None)
-    other = exact.load(against, cap_context=True, before=lambda inputs: inputs.corpus(text))
+    llm = load(model, loading, lambda inputs: inputs.corpus(text))
+    exact = replace(loading, precise=True, kv_cache=None, cap_context=True)
+    other = load(against, exact, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
         found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:

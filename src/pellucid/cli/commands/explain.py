@@ -9,7 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command(
         ),
     ] = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -45,7 +45,7 @@ def command(
 
     options = checked(sampling, max_new_tokens=1, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
+    llm = load(model, loading, lambda inputs: inputs.prompt(given))
     found = explain(llm, given, top=top, heads=heads, **options)
     if html is not None:
         _write(html, found.html())

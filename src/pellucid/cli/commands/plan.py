@@ -9,11 +9,12 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.layouts import show_layouts
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.shorten import Line, shortened
 from pellucid.cli.sized import MachinesFile, on_paper
 
 if TYPE_CHECKING:
+    from pellucid.load_options import LoadOptions
     from pellucid.measure.profile import Profile
     from pellucid.plan.plan import Operation, Plan
 
@@ -33,7 +34,7 @@ def command(
     ] = None,
     machines: MachinesFile = None,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
 ) -> None:
     """Show the operations of a model. No weights are loaded without --measured.
@@ -83,10 +84,9 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     from rich.filesize import decimal
 
     from pellucid.capacity.machines import this_machine
-    from pellucid.loading import activation_bits_of, checked_kv_dtype
     from pellucid.measure.paper import paper
 
-    made = paper(name, activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache))
+    made = paper(name, loading.activation_bits, loading.kv_cache)
     rates = this_machine(loading.threads).rates
     facts = {
         "name": made.name,
@@ -134,7 +134,7 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     for name, value in only_measured.items():
         if value is not None:
             raise InvalidRequest(f"--{name} is for what is measured: add --measured")
-    return common.plan(model, loading.precise, loading.kv_cache)
+    return common.plan(model, loading)
 
 
 def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan, Profile]:
@@ -150,7 +150,7 @@ def _measure(model: str, prompt: int | None, loading: LoadOptions) -> tuple[Plan
             longest = min(inputs.context, STEP_TOKENS) if inputs.spec.causal else inputs.context
             whole("prompt", prompt, 1, longest, "a step holds no more")
 
-    llm = loading.load(model, before=check)
+    llm = load(model, loading, check)
     if prompt is None and llm.spec.causal:
         tokens, depth = 1, min(DEPTHS[0], llm.context - 1)
     else:

@@ -8,6 +8,8 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
+from pellucid.cli.loading import Precise
+from pellucid.load_options import LoadOptions
 
 
 def command(
@@ -21,7 +23,7 @@ def command(
     whole: Annotated[
         bool, typer.Option("--all", help="Show every block, not the first of its kind alone.")
     ] = False,
-    precise: common.Precise = False,
+    precise: Precise = False,
     json: common.Json = False,
 ) -> None:
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
@@ -32,7 +34,7 @@ def command(
     from pellucid.trace.outputs import all_points
     from pellucid.trace.selection import select
 
-    points = all_points(common.plan(model, precise, None))
+    points = all_points(common.plan(model, LoadOptions(precise=precise)))
     wanted = [one.point for one in select(points, [name])] if name is not None else list(points.values())
     rows = [
         {"name": one.name, "shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about}

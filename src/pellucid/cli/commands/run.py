@@ -9,7 +9,7 @@ import typer
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import DraftLoading, load
 from pellucid.cli.sampling import checked
 from pellucid.errors.messages import shown
 
@@ -21,8 +21,7 @@ def command(
     model: common.Model,
     prompt: common.Prompt = None,
     *,
-    loading: LoadOptions,
-    draft: common.Draft = None,
+    loading: DraftLoading,
     logprobs: Annotated[
         int | None,
         common.count("With --json: log-probabilities of each token and of the N most likely ones."),
@@ -39,7 +38,7 @@ def command(
             )
     options = checked({**sampling, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs})
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, draft=draft, before=lambda inputs: inputs.prompt(given))
+    llm = load(model, loading, lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     for piece in run:
         if not json:

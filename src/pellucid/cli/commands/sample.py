@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import Loading, load
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command(
     prompt: common.Prompt = None,
     top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
     *,
-    loading: LoadOptions,
+    loading: Loading,
     json: common.Json = False,
     **sampling: Any,
 ) -> None:
@@ -37,7 +37,7 @@ def command(
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
     given = common.text_or_stdin(prompt, "no prompt")
-    llm = loading.load(model, before=lambda inputs: inputs.prompt(given))
+    llm = load(model, loading, lambda inputs: inputs.prompt(given))
     run = llm.start(given, **options)
     documents = []
     for index, piece in enumerate(run):

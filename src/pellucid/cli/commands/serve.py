@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import Command
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import ServerLoading, load
 from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
 if TYPE_CHECKING:
+    from pellucid.llm import LLM
     from pellucid.weights.sources.source import DownloadProgress
 
 Pulls = Annotated[
@@ -36,12 +37,6 @@ TemplateFile = Annotated[
         show_default=False,
     ),
 ]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="A smaller model that proposes tokens for the first one; texts stay the same.", metavar="MODEL"
-    ),
-]
 
 
 def command(
@@ -58,21 +53,13 @@ def command(
         repeated("NAME=FILE: the name of a model in requests", "By default the file's, without its folder."),
     ] = None,
     memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
-    cache_memory: Annotated[
-        Any,
-        common.number(
-            "Gigabytes of each model's prefix cache: keys and values of ended requests. By default as much as the "
-            "weights, 0.5 at least, and a sixteenth of the memory at most."
-        ),
-    ] = None,
     pull: Pulls = False,
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
     queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
     *,
     serving: ServingOptions,
-    loading: LoadOptions,
-    draft: Draft = None,
+    loading: ServerLoading,
     cluster: Cluster = None,
     replicas: ReplicaCount = None,
     max_replicas: MaxReplicas = None,
@@ -92,22 +79,20 @@ def command(
     waiting = whole("queue", queue, 1, 1 << 20)
     sources = served_names(models or ([] if alias else all_models(pull)), alias or [])
     names = list(sources)
-    of_first = {"draft": draft, "chat_template": chat_template and template_of(chat_template)}
+    template = template_of(chat_template) if chat_template else None
+    first_options = replace(loading, chat_template=template, cap_context=True, pulls=pull)
+    options = replace(first_options, chat_template=None, draft=None)
 
-    def own(name: str) -> dict[str, Any]:
-        first = of_first if name == names[0] else {}
-        return {**first, "cache_memory": cache_memory, "cap_context": True, "pulls": pull}
-
-    def load(name: str) -> Any:
-        llm = loading.load(sources.get(name, name), **own(name), before=lambda inputs: None)
+    def load_served(name: str) -> LLM:
+        llm = load(sources.get(name, name), first_options if name == names[0] else options)
         llm.engine.limit_queue(waiting)
         return llm
 
     if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
-        loads = {name: (sources[name], {**asdict(loading), **own(name)}) for name in names}
+        loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
         asked.serve(loads, waiting, rules, settings)
     else:
-        serve(names, load, int(limit), rules, settings, pull=pulled if pull else None)
+        serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 
 
 def pulled(name: str, progress: DownloadProgress) -> str:
