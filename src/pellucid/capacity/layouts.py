@@ -206,11 +206,11 @@ def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
         return None
     best = max(found, key=lambda one: (one.many, -one.machines))
     if best.stages > min(one.stages for one in found if one.machine is best.machine):
-        why = f"over {best.stages} machines there is room for more texts together ({best.together})"
+        why = f"{best.stages} machines have memory for more sequences together ({best.together})"
     elif best.stages > 1:
-        why = f"the model does not fit into one machine: over {best.stages} it does"
+        why = f"the model needs the memory of {best.stages} machines"
     elif best.replicas > 1:
-        why = "the model fits into one machine, so each answers by itself; stages would only add hops"
+        why = "the model fits into one machine; stages would only add network hops"
     else:
-        why = "one machine has room for the model"
+        why = "the model fits into one machine"
     return best, why

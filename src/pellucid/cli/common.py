@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,7 +51,7 @@ Model = Annotated[
 ]
 Prompt = Annotated[
     str | None,
-    typer.Argument(help="The text to continue; - or nothing reads it from standard input.", metavar="PROMPT"),
+    typer.Argument(help="The text to continue. Without it, or for -, standard input.", metavar="PROMPT"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -190,6 +190,11 @@ def plan(model: str, options: LoadOptions) -> Plan:
     read = read_model(checkpoint)
     packed = layouts(checkpoint, read)
     return pipeline.build_plan(read.spec, packed, options.activation_bits, options.kv_cache)
+
+
+def milliseconds(seconds: Mapping[str, float]) -> str:
+    """The median, 95th and 99th percentile of times in seconds, as text in milliseconds."""
+    return " ".join(f"{1e3 * seconds[name]:,.0f}" for name in ("p50", "p95", "p99"))
 
 
 def print_json(document: Any) -> None:

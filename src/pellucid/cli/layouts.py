@@ -21,18 +21,18 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     from pellucid.errors.messages import one_line
 
     if measured and on_paper(model):
-        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
+        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
     if not measured:
         refuse_pin(loading)
     size = sized(model, loading)
     here = machine_at_hand(loading.threads)
     machines = machines_of(file, here)
     costs = step_costs(model, size, machines, here, loading, measured=measured, served=False)
-    found = layouts(size, machines, costs)
-    best = recommended(found)
+    possible = layouts(size, machines, costs)
+    best = recommended(possible)
     if json:
         chosen = None if best is None else {**_row(best[0]), "why": best[1]}
-        rows = [_row(one) for one in found]
+        rows = [_row(layout) for layout in possible]
         common.print_json(
             {
                 "model": size.name,
@@ -45,21 +45,21 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
             }
         )
         return
-    if found:
-        _show(size, found, measured)
+    if possible:
+        _show(size, possible, measured)
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
         raise InvalidRequest(
-            f"{size.name} fits nowhere: all of {largest.name} together have "
+            f"{size.name} fits on no machines: all of {largest.name} together have "
             f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
         )
     layout, why = best
-    print(f"\ntake {_what(layout)} of {one_line(layout.machine.name)}: {why}")
+    print(f"\nrecommended: {_name(layout)} of {one_line(layout.machine.name)}: {why}")
     if not on_paper(model):
         print(f"  {_command(model, layout)}{_options(loading)}")
 
 
-def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
+def _show(size: SizedModel, possible: list[Layout], measured: bool) -> None:
     from rich.filesize import decimal
 
     from pellucid.capacity.layouts import TOGETHER
@@ -70,41 +70,41 @@ def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
         f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
         f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
     )
-    depth = found[0].depth
+    depth = possible[0].depth
     numbers = (
         "GB each",
-        "text tokens/s",
-        f"with {TOGETHER} each",
-        "prompt tokens/s",
-        "room for tokens",
+        "decode tokens/s",
+        f"with {TOGETHER} sequences",
+        "prefill tokens/s",
+        "cached tokens",
     )
     table = common.table("machines", "layout", *numbers, right=numbers, whole=("layout",))
-    for one in found:
+    for layout in possible:
         table.add_row(
-            one_line(one.machine.name),
-            _what(one),
-            f"{one.bytes_each / 1e9:.1f} of {one.machine.memory / 1e9:.0f}",
-            f"{one.one:,.3g}",
-            f"{one.many:,.4g}" + (f" with {one.together}" if one.together < TOGETHER else ""),
-            f"{one.prompt:,.4g}",
-            "any" if one.tokens is None else f"{one.tokens:,}",
+            one_line(layout.machine.name),
+            _name(layout),
+            f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
+            f"{layout.one:,.3g}",
+            f"{layout.many:,.4g}" + (f" with {layout.together}" if layout.together < TOGETHER else ""),
+            f"{layout.prompt:,.4g}",
+            "any" if layout.tokens is None else f"{layout.tokens:,}",
         )
     common.show(table)
-    rates = {f"{one_line(one.machine.name)}: {one.machine.speed}" for one in found}
+    rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
-        "times of steps measured here, carried over by these rates"
+        "times of steps measured here, scaled by these rates"
         if measured
-        else f"{OF_MEMORY:.0%} of the memory's rate and {OF_INT8:.0%} of the integer units' are taken to be reached "
-        "(--measured times the steps here)"
+        else f"{OF_MEMORY:.0%} of the memory's rate and {OF_INT8:.0%} of the integer units' are assumed "
+        "(--measured: times of steps on this machine)"
     )
     print(
         "\n"
         + "\n".join(sorted(rates))
-        + f"\n{basis}; texts after {depth:,} tokens, of all replicas together; a prompt of one"
+        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one"
     )
 
 
-def _what(layout: Layout) -> str:
+def _name(layout: Layout) -> str:
     stages = f"{layout.stages} stages" if layout.stages > 1 else ""
     if layout.replicas > 1:
         return f"{layout.replicas:,} replicas" + (f" of {stages}" if stages else "")

@@ -24,7 +24,7 @@ Precise = Annotated[
     typer.Option(
         "--precise",
         help="24-bit activations, float32 keys and values: the results of a float32 run of the file's weights. Slower "
-        "after long texts.",
+        "for long texts.",
     ),
 ]
 SHARED: dict[str, Any] = {

@@ -25,19 +25,25 @@ if TYPE_CHECKING:
 Cluster = Annotated[
     str | None,
     typer.Option(
-        help="Run the models on a cluster of Ray: its address, or auto. Needs pip install 'pellucid[cluster]'.",
+        help="Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+        "pip install 'pellucid[cluster]'.",
         metavar="ADDRESS",
     ),
 ]
-ReplicaCount = Annotated[Any, common.count("How many replicas of each model there are; with --cluster.")]
-MaxReplicas = Annotated[Any, common.count("How many there may be while there is much to do; with --cluster.")]
+ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.")]
+MaxReplicas = Annotated[
+    Any, common.count("Maximum replicas of each model under load, with --cluster. Default: --replicas.")
+]
 ReplicaCpus = Annotated[
-    Any, common.count("Cores of each replica, by default all of this machine; with --cluster.")
+    Any, common.count("Cores of each replica, with --cluster. Default: the cores of this machine.")
 ]
 StageCount = Annotated[
-    Any, common.count("Over how many machines each replica's blocks are divided; with --cluster.")
+    Any,
+    common.count(
+        "Machines of each replica, with --cluster: each runs a part of the model's blocks. Default: 1."
+    ),
 ]
-MOST_REPLICAS, MOST_CPUS, MOST_STAGES = 10_000, 1024, 1000
+MAX_REPLICAS, MAX_CPUS, MAX_STAGES = 10_000, 1024, 1000
 SECRET = "PELLUCID_CLUSTER_SECRET"
 
 
@@ -70,17 +76,17 @@ class Replicas:
             for name, value in given.items():
                 if value is not None:
                     raise InvalidRequest(
-                        f"{name} {value} is for a cluster: give --cluster auto, or its address"
+                        f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS"
                     )
             return None
-        least = 1 if least is None else whole("replicas", least, 1, MOST_REPLICAS)
-        most = least if most is None else whole("max_replicas", most, least, MOST_REPLICAS)
+        least = 1 if least is None else whole("replicas", least, 1, MAX_REPLICAS)
+        most = least if most is None else whole("max_replicas", most, least, MAX_REPLICAS)
         return cls(
             address,
             least,
             most,
-            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MOST_CPUS),
-            1 if stages is None else whole("stages", stages, 1, MOST_STAGES),
+            processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
+            1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
         )
 
     def serve(
@@ -115,7 +121,9 @@ class Replicas:
         from pellucid.cluster.actors import ReplicaSettings
 
         if options.draft is not None and self.stages > 1:
-            raise InvalidRequest("a draft model and stages do not go together: leave out --draft or --stages")
+            raise InvalidRequest(
+                f"--stages {self.stages}: a model in stages has no draft model: remove --draft or --stages"
+            )
         return ReplicaSettings(source, options, self.cpus, self.least, self.most, self.stages)
 
 
@@ -126,7 +134,7 @@ def _installed() -> Iterator[None]:
         yield
     except ImportError as missing:
         raise InvalidRequest(
-            f"a cluster needs what is not installed ({missing.name}): pip install 'pellucid[cluster]'"
+            f"a cluster needs {missing.name}, which is not installed: pip install 'pellucid[cluster]'"
         ) from None
 
 

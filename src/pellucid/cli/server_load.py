@@ -10,36 +10,52 @@ from pellucid.cli import common
 
 
 def server_load(
-    url: Annotated[str, typer.Argument(help="The server's address.", metavar="URL", show_default=False)],
+    url: Annotated[
+        str,
+        typer.Argument(help="Address of the server: http://HOST:PORT.", metavar="URL", show_default=False),
+    ],
     model: Annotated[
-        str | None, typer.Option(help="The model; by default the server's first.", metavar="MODEL")
+        str | None, typer.Option(help="Model to request. Default: the server's first.", metavar="MODEL")
     ] = None,
     clients: Annotated[
         list[int] | None,
-        common.count("So many clients send one request after the other; may be repeated; 16 by default."),
+        common.count(
+            "Clients that send requests at the same time; each waits for its answer before the next request. May be "
+            "repeated. Default: 16."
+        ),
     ] = None,
     rate: Annotated[
         list[float] | None,
-        common.number("Instead: so many requests per second, at random times; may be repeated."),
+        common.number("Instead of --clients: requests per second, at random times. May be repeated."),
     ] = None,
-    requests: Annotated[int, common.count("How many requests are sent for each number of clients.")] = 64,
+    requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
     prompt: Annotated[
-        str, typer.Option(help="Words of a prompt: 256, 64-256, or 128~32 (mean ~ deviation).", metavar="N")
+        str,
+        typer.Option(
+            help="Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
+            metavar="N",
+        ),
     ] = "256",
-    shared: Annotated[int, common.count("Words that all prompts begin with.")] = 128,
-    tokens: Annotated[str, typer.Option(help="Tokens of an answer, in the same forms.", metavar="N")] = "128",
-    chat: Annotated[bool, typer.Option("--chat", help="Send conversations, not texts.")] = False,
+    shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
+    tokens: Annotated[
+        str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
+    ] = "128",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send chat completions, not text completions.")
+    ] = False,
     body: Annotated[
-        str | None, typer.Option(help="More fields of each request, as JSON.", metavar="JSON")
+        str | None, typer.Option(help="Further fields of each request, a JSON object.", metavar="JSON")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="The server's key. Also PELLUCID_KEY.")] = None,
-    seed: Annotated[int, common.count("Requests of the same seed are the same.")] = 0,
+    key: Annotated[
+        str | None, typer.Option(help="API key of the server. Default: PELLUCID_KEY.", metavar="KEY")
+    ] = None,
+    seed: Annotated[int, common.count("Seed of the random words, lengths and times.")] = 0,
     json: common.Json = False,
 ) -> None:
-    """Put a server with OpenAI's API under load, and show the latency and throughput that clients see.
+    """Measure the latency and throughput of a server with OpenAI's API, as clients under load see them.
 
-    Times are in milliseconds: median, 95th and 99th percentile. Shown are the time to the first token, the time per
-    token after it (the mean of each request), and the time between two pieces of text.
+    Times are in milliseconds: median, 95th and 99th percentile. The columns are the time to the first token, the time
+    per token after it (the mean of each request), and the time between two pieces of text.
     """
     import os
 
@@ -48,9 +64,9 @@ def server_load(
     from pellucid.util.checks import whole
 
     if clients and rate:
-        raise InvalidRequest("clients and rate are given: remove one of the two")
+        raise InvalidRequest("--clients and --rate exclude each other: remove one")
     key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/").removesuffix("/v1")
-    work = Workload(
+    load = Workload(
         url,
         model or _first(models_of(url, key), url),
         "chat" if chat else "completions",
@@ -63,18 +79,18 @@ def server_load(
         _fields(body),
     )
     levels: list[dict[str, Any]] = (
-        [{"rate": one} for one in rate] if rate else [{"clients": one} for one in clients or [16]]
+        [{"rate": level} for level in rate] if rate else [{"clients": level} for level in clients or [16]]
     )
-    found = []
+    results = []
     for level in levels:
         with common.progress() as bars:
-            found.append(loaded(work, **level, told=bars.answering))
+            results.append(loaded(load, **level, told=bars.answering))
     if json:
-        common.print_json(found[0] if len(found) == 1 else found)
+        common.print_json(results[0] if len(results) == 1 else results)
     else:
-        _show(found)
-    if all(one["failed"] == one["requests"] for one in found):
-        raise InvalidRequest(f"no request was answered: {found[0]['errors'][0]}")
+        _show(results)
+    if all(result["failed"] == result["requests"] for result in results):
+        raise InvalidRequest(f"no request was answered: {results[0]['errors'][0]}")
 
 
 def _first(models: list[str], url: str) -> str:
@@ -94,31 +110,27 @@ def _fields(body: str | None) -> dict[str, Any]:
     if body is None:
         return {}
     try:
-        found = json.loads(body)
+        fields = json.loads(body)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        fields = None
+    if not isinstance(fields, dict):
         raise InvalidRequest(f"body={brief(body)}: must be a JSON object")
-    return found
+    return fields
 
 
-def _show(found: list[dict[str, Any]]) -> None:
-    level = "clients" if "clients" in found[0] else "rate"
+def _show(results: list[dict[str, Any]]) -> None:
+    level = "clients" if "clients" in results[0] else "rate"
     columns = ("tokens/s", "requests/s", "first token", "per token", "gap", "longest gap", "failed")
     table = common.table(level, *columns, right=(level, *columns))
-    for one in found:
+    for result in results:
         table.add_row(
-            f"{one[level]:g}",
-            f"{one['tokens_per_second']:.1f}",
-            f"{one['requests_per_second']:.2f}",
-            *(_times(one[name]) for name in ("first_token", "per_token", "gap")),
-            f"{1e3 * one['gap']['longest']:.0f}",
-            str(one["failed"]),
+            f"{result[level]:g}",
+            f"{result['tokens_per_second']:.1f}",
+            f"{result['requests_per_second']:.2f}",
+            *(common.milliseconds(result[name]) for name in ("first_token", "per_token", "gap")),
+            f"{1e3 * result['gap']['longest']:.0f}",
+            str(result["failed"]),
         )
     common.show(table)
-    for problem in dict.fromkeys(problem for one in found for problem in one["errors"]):
+    for problem in dict.fromkeys(problem for result in results for problem in result["errors"]):
         print(problem)
-
-
-def _times(one: dict[str, float]) -> str:
-    return " ".join(f"{1e3 * one[name]:.0f}" for name in ("p50", "p95", "p99"))

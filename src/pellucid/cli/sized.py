@@ -23,7 +23,7 @@ MachinesFile = Annotated[
     str | None,
     typer.Option(
         "--machines",
-        help="A JSON file of machines (docs/guides/scale-out.md), or here: this machine.",
+        help="JSON file that lists machines (docs/guides/scale-out.md); here: this machine.",
         metavar="FILE",
         show_default=False,
     ),
@@ -63,7 +63,7 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
         context = opened.inputs.context
         spec = structs.replace(opened.model.spec, context=context)
         if not spec.head:
-            raise InvalidRequest(f"{shown(spec.name)} makes no text: plan for a language model")
+            raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
         limits = step_limits(spec, context)
         return SizedModel(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:
@@ -75,7 +75,7 @@ def refuse_pin(loading: LoadOptions) -> None:
     from pellucid.errors import InvalidRequest
 
     if loading.pin is not None:
-        raise InvalidRequest("--pin is for what is measured on this machine: leave it out")
+        raise InvalidRequest(f"--pin {loading.pin}: nothing is measured on this machine: remove --pin")
 
 
 def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:

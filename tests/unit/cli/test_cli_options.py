@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -69,6 +70,17 @@ def test_commands_that_load_a_model_have_the_same_options(command: Command) -> N
         page = command(*name.split(), "--help").answer
         shown = {option for option in group if f"{option} " in page}
         assert shown == (group if name in names else shown & {"--precise"}), name
+
+
+def test_a_former_name_of_an_option_works_and_warns(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    files = str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")
+    for arguments in (("--together", "0"), ("--together=0",)):
+        refused = command("batch", *files, *arguments)
+        assert (refused.code, "concurrency=0: must be a whole number from 1" in refused.err) == (2, True)
+        assert "--together is now --concurrency" in refused.err
+    assert "now" not in command("batch", *files, "--concurrency", "0").err
+    assert "--together" not in command("batch", "--help").answer
 
 
 OTHERWISE = {

@@ -21,15 +21,22 @@ USUAL_TOKENS = 32
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    num_beams: Annotated[int, common.count("The number of beams.")] = 4,
-    num_return_sequences: Annotated[int, common.count("How many of the best texts are printed.")] = 1,
+    num_beams: Annotated[int, common.count("Beams: candidate texts that each step keeps.")] = 4,
+    num_return_sequences: Annotated[int, common.count("Texts to print, the best first.")] = 1,
     length_penalty: Annotated[
-        float, common.number("Scores are divided by the length to this power; above 0 favours long texts.")
+        float, common.number("Exponent of the length that scores are divided by; above 0 favours long texts.")
     ] = 1.0,
     early_stopping: Annotated[
-        str, typer.Option(help="When the search ends: true, false or never.", metavar="WHEN")
+        str,
+        typer.Option(
+            help="Stop at --num-beams finished texts (true), or if better ones are unlikely (false) or impossible "
+            "(never).",
+            metavar="WHEN",
+        ),
     ] = "false",
-    num_beam_groups: Annotated[int, common.count("The number of groups of beams that should differ.")] = 1,
+    num_beam_groups: Annotated[
+        int, common.count("Groups of beams (diverse beam search); they should differ.")
+    ] = 1,
     diversity_penalty: Annotated[
         float, common.number("Subtracted from the score of a token that another group chose.")
     ] = 0.0,
@@ -37,10 +44,12 @@ def command(
         bool,
         typer.Option(
             "--do-sample",
-            help="Draw the candidates after all steps of the chain, instead of taking the best.",
+            help="Sample the candidates with the sampler chain, instead of taking the most likely.",
         ),
     ] = False,
-    tree: Annotated[bool, typer.Option("--tree", help="Print the tree of the search, step by step.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Print all candidates of the search, step by step.")
+    ] = False,
     *,
     loading: Loading,
     json: common.Json = False,
@@ -52,21 +61,20 @@ def command(
     """
     from pellucid.sample.beams import BeamOptions
 
-    when: Any = {"true": True, "false": False}.get(early_stopping, early_stopping)
-    beams = {
+    beams: dict[str, Any] = {
         "num_beams": num_beams,
         "num_return_sequences": num_return_sequences,
         "length_penalty": length_penalty,
-        "early_stopping": when,
+        "early_stopping": {"true": True, "false": False}.get(early_stopping, early_stopping),
         "num_beam_groups": num_beam_groups,
         "diversity_penalty": diversity_penalty,
         "do_sample": do_sample,
     }
     BeamOptions(**beams)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = load(model, loading, lambda inputs: inputs.prompt(given))
-    found = llm.beam_search(given, **beams, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    found = llm.beam_search(text, **beams, **options)
     if json:
         common.print_json(found.as_dict())
         return

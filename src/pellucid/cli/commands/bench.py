@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from pellucid.measure.suite import Wishes, Workload
 
 FLOAT_WEIGHTS = (
-    "products with floating point weights have no roof here: for prompts and sentences memory is a loose one"
+    "float products have no roof here: prefill and sentences stay far below the roof of the memory"
 )
 THREE_PRODUCTS = (
-    "24-bit activations take three int8 products for each multiply-add: 33 % of an int8 roof is their most"
+    "24-bit activations take three int8 products for each multiply-add: at most 33 % of an int8 roof"
 )
 
 
 def model_speed(
     model: common.Model,
     prompt: Annotated[
-        list[int] | None, common.count("Measure prefill of a prompt of N tokens; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure prefill of a prompt of N tokens; 0: none. May be repeated.")
     ] = None,
     depth: Annotated[
-        list[int] | None, common.count("Measure decode after N tokens; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure decode after N tokens of context; 0: none. May be repeated.")
     ] = None,
     batch: Annotated[
-        list[int] | None, common.count("Measure decode of N sequences together; may be repeated; 0: none.")
+        list[int] | None, common.count("Measure decode of N sequences together; 0: none. May be repeated.")
     ] = None,
-    tokens: Annotated[int | None, common.count("Tokens that a decode generates; 64 by default.")] = None,
-    rounds: Annotated[int, common.count("How often each is measured.")] = 5,
+    tokens: Annotated[int | None, common.count("Tokens that each decode generates. Default: 64.")] = None,
+    rounds: Annotated[int, common.count("Measurements of each; the table shows medians.")] = 5,
     profile: Annotated[
         bool,
         typer.Option(
             "--profile",
-            help="Show also the time of each kind of operation: in the last step of each --prompt, or a full one, and "
-            "in the step of a token after each --depth, or after 16.",
+            help="Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
+            "step) and in a decode step after each --depth (default: 16).",
         ),
     ] = False,
     *,
@@ -76,7 +76,7 @@ def model_speed(
         steps = steps_to_profile(llm, wishes, workloads) if profile else []
         profiles = [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
     if profile and not steps:
-        notes.append("a profile is of prompts and depths, and neither is measured: left out")
+        notes.append("--profile shows steps of --prompt and --depth, and both are 0: left out")
     if loading.precise and any(figure.bound == "int8" for figure in figures):
         notes.append(THREE_PRODUCTS)
     if not all(figure.cost.multiply_adds for figure in figures):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pellucid.capacity.traffic import Traffic
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
-MOST_RATE, MOST_TOKENS, MOST_SECONDS = 1e6, 1 << 20, 1e6
-LONGEST = 1 << 17
+MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
+MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
 
 
@@ -40,26 +40,42 @@ def command(
     model: common.Model,
     rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
     ttft: Annotated[
-        str, typer.Option(help="The time to the first token that 95 of 100 requests must see: 1s, 300ms.")
+        str,
+        typer.Option(
+            help="Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms.",
+            metavar="TIME",
+        ),
     ] = "1s",
     tpot: Annotated[
-        str, typer.Option(help="The time of a token after it that 95 of 100 requests must see.")
+        str,
+        typer.Option(
+            help="Goal for the time per output token after it, for 95 of 100 requests.", metavar="TIME"
+        ),
     ] = "100ms",
     prompt: Annotated[
         str,
-        typer.Option(help="Tokens of a prompt: 256, 64-256, or 128~32 (mean ~ deviation).", metavar="N"),
+        typer.Option(
+            help="New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
+            metavar="N",
+        ),
     ] = "256",
-    tokens: Annotated[str, typer.Option(help="Tokens of an answer, in the same forms.", metavar="N")] = "128",
-    shared: Annotated[Any, common.count("Tokens that prompts begin with in common: a system prompt.")] = 0,
-    prefixes: Annotated[Any, common.count("How many such beginnings there are.")] = 1,
-    turns: Annotated[Any, common.count("Requests of a conversation, each with all that was said.")] = 1,
-    think: Annotated[str, typer.Option(help="The time from an answer to the next request.")] = "20s",
+    tokens: Annotated[
+        str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
+    ] = "128",
+    shared: Annotated[Any, common.count("Tokens of --prompt that prompts share: a system prompt.")] = 0,
+    prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
+    turns: Annotated[
+        Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
+    ] = 1,
+    think: Annotated[
+        str, typer.Option(help="Time from an answer to the next request of the conversation.", metavar="TIME")
+    ] = "20s",
     day: Annotated[
         str,
-        typer.Option(help="How the rate changes over the day: office, or flat.", metavar="NAME"),
+        typer.Option(help="Change of the rate over the day: office (busy by day) or flat.", metavar="NAME"),
     ] = "office",
     machines: MachinesFile = None,
-    seed: Annotated[Any, common.count("The same seed makes the same requests.")] = 0,
+    seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,
     *,
     loading: Loading,
     json: common.Json = False,
@@ -81,9 +97,9 @@ def command(
     traffic = Traffic(
         Lengths.of("prompt", prompt),
         Lengths.of("tokens", tokens),
-        rate=real("rate", rate, 0.0, MOST_RATE, above=True),
-        shared=whole("shared", shared, 0, MOST_TOKENS),
-        prefixes=whole("prefixes", prefixes, 1, MOST_TOKENS),
+        rate=real("rate", rate, 0.0, MAX_RATE, above=True),
+        shared=whole("shared", shared, 0, MAX_TOKENS),
+        prefixes=whole("prefixes", prefixes, 1, MAX_TOKENS),
         turns=whole("turns", turns, 1, 1000),
         think=_seconds("think", think),
         seed=whole("seed", seed, 0, 1 << 62),
@@ -118,11 +134,11 @@ def _seconds(name: str, text: str) -> float:
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
 
-    found = DURATION.fullmatch(text.strip())
-    seconds = float(found[1][:20]) * (1e-3 if found[2] == "ms" else 1.0) if found else 0.0
-    if not 0 < seconds <= MOST_SECONDS:
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1][:20]) * (1e-3 if match[2] == "ms" else 1.0) if match else 0.0
+    if not 0 < seconds <= MAX_SECONDS:
         raise InvalidRequest(
-            f"{name}={brief(text)}: must be a time above 0 and at most {MOST_SECONDS:,.0f} s, such as 1s or 300ms"
+            f"{name}={brief(text)}: must be a time above 0 and at most {MAX_SECONDS:,.0f} s, such as 1s or 300ms"
         )
     return seconds
 
@@ -132,14 +148,14 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
 
     if traffic.shared > traffic.prompt.low:
         raise InvalidRequest(
-            f"shared={traffic.shared}: prompts begin with so many tokens in common, and have {traffic.prompt.low:,}: "
-            "use fewer, or a longer --prompt"
+            f"shared={traffic.shared}: must be at most {traffic.prompt.low:,}, the tokens of a prompt: share fewer, or "
+            "raise --prompt"
         )
-    for limit, what in ((context, "the context is"), (LONGEST, "the longest that is simulated is")):
+    for limit, what in ((context, "the context"), (MAX_CONVERSATION, "the limit of a simulation")):
         if traffic.longest > limit:
             raise InvalidRequest(
-                f"prompts and answers have up to {traffic.longest:,} tokens together, and {what} {limit:,}: use "
-                "shorter ones, fewer turns, or a larger --context"
+                f"conversations have up to {traffic.longest:,} tokens; {what} is {limit:,}: lower --prompt, --tokens "
+                "or --turns, or raise --context"
             )
 
 
@@ -212,8 +228,8 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic)
             f"{one.rate:,.4g}",
             f"{one.replicas * found.stages:,}",
             f"{times.tokens_per_second:,.0f}",
-            _times(times.first_token),
-            _times(times.per_token),
+            common.milliseconds(times.first_token),
+            common.milliseconds(times.per_token),
             f"{times.busy:.0%}",
             f"{times.hits:.0%}",
         )
@@ -248,10 +264,6 @@ def _hours(hours: tuple[int, ...]) -> str:
         else:
             runs.append([hour, hour])
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
-
-
-def _times(one: dict[str, float]) -> str:
-    return " ".join(f"{1e3 * one[name]:,.0f}" for name in ("p50", "p95", "p99"))
 
 
 def _document(size: SizedModel, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:

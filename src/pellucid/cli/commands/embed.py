@@ -13,8 +13,13 @@ from pellucid.cli.loading import Loading, load
 
 def command(
     model: common.Model,
-    texts: Annotated[list[str], typer.Argument(help="The sentences.", metavar="TEXT", show_default=False)],
-    truncate: Annotated[bool, typer.Option("--truncate", help="Truncate texts that are too long.")] = False,
+    texts: Annotated[
+        list[str], typer.Argument(help="Sentences or short texts.", metavar="TEXT", show_default=False)
+    ],
+    truncate: Annotated[
+        bool,
+        typer.Option("--truncate", help="Cut texts that are longer than the context, instead of an error."),
+    ] = False,
     *,
     loading: Loading,
     json: common.Json = False,

@@ -15,12 +15,13 @@ from pellucid.cli.loading import Loading, load
 
 File = Annotated[
     str,
-    typer.Argument(help="A text file, UTF-8; - reads standard input.", metavar="FILE", show_default=False),
+    typer.Argument(help="A text file in UTF-8; - for standard input.", metavar="FILE", show_default=False),
 ]
-Window = Annotated[
-    int | None, common.count("Tokens of a window; by default 512, or the context if that is less.")
+Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
+Stride = Annotated[
+    int | None,
+    common.count("Tokens from the beginning of a window to that of the next. Default: half a window."),
 ]
-Stride = Annotated[int | None, common.count("Tokens between two windows; half a window by default.")]
 
 
 def perplexity(
@@ -84,7 +85,7 @@ def kl(
 
 COMMAND = CommandGroup(
     "eval",
-    "How well a model predicts a text, and how far it is from another one.",
+    "Measure how well a model predicts a text (perplexity), or how far it is from another model (kl).",
     {"perplexity": perplexity, "kl": kl},
 )
 

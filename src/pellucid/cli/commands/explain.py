@@ -22,12 +22,12 @@ SHOWN_LAYERS = 16
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("How many tokens of each distribution are shown.")] = 5,
-    heads: Annotated[int, common.count("How many heads are shown.")] = 8,
+    top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
+    heads: Annotated[int, common.count("Attention heads to show, those with the largest effect first.")] = 8,
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Write a report that needs nothing else: one HTML page.", metavar="FILE", show_default=False
+            help="Write the report as one self-contained HTML page.", metavar="FILE", show_default=False
         ),
     ] = None,
     *,

@@ -13,7 +13,7 @@ from pellucid.errors.messages import one_line
 
 def command(
     families: Annotated[
-        bool, typer.Option("--families", help="List the families of models that are known, and their parts.")
+        bool, typer.Option("--families", help="List the supported model families and their parts instead.")
     ] = False,
     json: common.Json = False,
 ) -> None:

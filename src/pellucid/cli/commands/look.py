@@ -19,12 +19,12 @@ def command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="The models; as for run. By default, all on this machine.",
+            help="Models, as for run. Default: all on this machine.",
             metavar="MODEL",
             show_default=False,
         ),
     ] = None,
-    port: Annotated[Any, common.count("The port to listen at; 0 for a free one.")] = 0,
+    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     *,
     loading: Loading,

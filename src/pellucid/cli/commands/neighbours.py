@@ -28,12 +28,12 @@ def command(
     words: Annotated[
         list[str],
         typer.Argument(
-            help="Words; a space before a word belongs to it: ' king'.", metavar="WORD...", show_default=False
+            help="Words. A leading space is part of the word: ' king'.", metavar="WORD...", show_default=False
         ),
     ],
-    n: Annotated[int, common.count("How many neighbours of each word are shown.")] = 10,
+    n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
     head: Annotated[
-        bool, typer.Option("--head", help="Look at the rows of the output projection, not at the embeddings.")
+        bool, typer.Option("--head", help="Compare rows of the output projection instead of embeddings.")
     ] = False,
     json: common.Json = False,
 ) -> None:

@@ -24,13 +24,13 @@ ROOMY = 120  # columns of a terminal with room for both times and shapes
 def command(
     model: common.Model,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, also one that equals the block before.")
+        bool, typer.Option("--all", help="Show every block, also blocks that equal an earlier block.")
     ] = False,
     measured: Annotated[
         bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
     ] = False,
     prompt: Annotated[
-        int | None, common.count("Measure a prefill step of N tokens; by default a decode step.")
+        int | None, common.count("With --measured: a prefill step of N tokens. Default: a decode step.")
     ] = None,
     machines: MachinesFile = None,
     *,
@@ -56,7 +56,9 @@ def command(
     profile = None
     if machines is not None:
         if whole or prompt is not None:
-            raise InvalidRequest("--all and --prompt are for the operations: leave them or --machines out")
+            raise InvalidRequest(
+                "--machines shows layouts, not operations: remove --all and --prompt, or --machines"
+            )
         show_layouts(model, machines, measured, loading, json)
         return
     if on_paper(model):
@@ -65,7 +67,9 @@ def command(
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
-                raise InvalidRequest(f"--{name}: {model} is a shape on paper, without weights: leave it out")
+                raise InvalidRequest(
+                    f"--{name}: {model} is a shape on paper, without weights: remove the option"
+                )
         _show_paper(model, whole, loading, json)
         return
     if measured:

@@ -17,11 +17,13 @@ def command(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Only points of this name; * stands for a part of it.", metavar="NAME", show_default=False
+            help="Only points with this name; * matches any part: blocks.*.residual.",
+            metavar="NAME",
+            show_default=False,
         ),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, not the first of its kind alone.")
+        bool, typer.Option("--all", help="Show every block, also blocks that equal an earlier block.")
     ] = False,
     precise: Precise = False,
     json: common.Json = False,

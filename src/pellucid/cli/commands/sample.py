@@ -21,7 +21,7 @@ USUAL_TOKENS = 4
 def command(
     model: common.Model,
     prompt: common.Prompt = None,
-    top: Annotated[int, common.count("How many of the most likely tokens are shown.")] = 8,
+    top: Annotated[int, common.count("Tokens to show, the most likely first.")] = 8,
     *,
     loading: Loading,
     json: common.Json = False,

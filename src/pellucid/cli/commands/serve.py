@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 Pulls = Annotated[
     bool,
     typer.Option(
-        "--pull", help="Download models that are not on this machine, also with Ollama's /api/pull."
+        "--pull", help="Download missing models, also when a client asks for it with Ollama's /api/pull."
     ),
 ]
 AnyModel = Annotated[
     bool,
     typer.Option(
-        "--any-model", help="The first model answers requests for models of other names, as with llama.cpp."
+        "--any-model",
+        help="The first model also answers requests that name an unknown model, as in llama.cpp.",
     ),
 ]
 TemplateFile = Annotated[
     str | None,
     typer.Option(
-        help="A file with a chat template (Jinja) for the first model, instead of its own.",
+        help="A chat template (Jinja) for the first model, instead of the template in its file.",
         metavar="FILE",
         show_default=False,
     ),
@@ -43,20 +44,25 @@ def command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="The models, by the names that requests use; as for run. By default, all on this machine.",
+            help="Models, as for run. Requests use the same names. Default: all on this machine.",
             metavar="MODEL",
             show_default=False,
         ),
     ] = None,
     alias: Annotated[
         Texts,
-        repeated("NAME=FILE: the name of a model in requests", "By default the file's, without its folder."),
+        repeated("NAME=FILE serves a file under a name", "Default: the file's name, without its folder."),
     ] = None,
-    memory: Annotated[Any, common.number("Gigabytes that the models' files may take together.")] = None,
+    memory: Annotated[
+        Any,
+        common.number(
+            "Maximum gigabytes of all loaded models together. Default: three quarters of the memory."
+        ),
+    ] = None,
     pull: Pulls = False,
     any_model: AnyModel = False,
     chat_template: TemplateFile = None,
-    queue: Annotated[Any, common.count("How many requests may wait for each model.")] = 256,
+    queue: Annotated[Any, common.count("Maximum requests that wait for each model.")] = 256,
     *,
     serving: ServingOptions,
     loading: ServerLoading,

@@ -34,7 +34,7 @@ def command(
     ],
     text: Annotated[
         str | None,
-        typer.Argument(help="The text; - or nothing reads it from standard input.", metavar="TEXT"),
+        typer.Argument(help="The text. Without it, or for -, standard input.", metavar="TEXT"),
     ] = None,
     explain: Annotated[
         bool,
@@ -43,7 +43,7 @@ def command(
         ),
     ] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Recognise control tokens that are written in the text.")
+        bool, typer.Option("--parse-special", help="Read control tokens, such as <|im_end|>, in the text.")
     ] = False,
     json: common.Json = False,
 ) -> None:

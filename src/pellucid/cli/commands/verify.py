@@ -21,7 +21,7 @@ def command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Names that `pellucid list` shows; by default all models on this machine.",
+            help="Names that `pellucid list` shows. Default: all models on this machine.",
             metavar="MODEL...",
             show_default=False,
         ),
