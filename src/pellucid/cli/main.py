@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from pellucid.cli.command import Command, CommandEntry, CommandGroup, command_named, known_commands
 from pellucid.cli.option_groups import expanded
-from pellucid.cli.sampling import with_options
+from pellucid.cli.sampling_options import with_options
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import bounded, reason
 

@@ -15,7 +15,7 @@ from support.command import PROGRAM, Command, pellucid
 from support.schedule import write_quantised_llama
 
 from pellucid.cli.commands.bench import steps_to_profile
-from pellucid.cli.shorten import shortened
+from pellucid.cli.commands.plan import shortened
 from pellucid.measure.machine import facts
 from pellucid.measure.suite import PrefillWorkload, Wishes
 from pellucid.runtime.batch import StepLimits

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.replicas import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 
 MAX_CONCURRENCY = 1024
 

@@ -9,7 +9,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.sampling import checked
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.output import Beams

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli import common
+from pellucid.cli.bench_serve import server_load
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.server_load import server_load
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:

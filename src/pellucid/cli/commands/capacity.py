@@ -13,7 +13,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading
-from pellucid.cli.sized import (
+from pellucid.cli.planning import (
     MachinesFile,
     machine_at_hand,
     machines_of,

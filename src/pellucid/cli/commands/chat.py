@@ -12,7 +12,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import DraftLoading, load
-from pellucid.cli.sampling import checked
+from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import one_line
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.sampling import checked
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.trace.explanation import PromptExplanation

@@ -10,7 +10,7 @@ import typer
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import DraftLoading, load
-from pellucid.cli.sampling import checked
+from pellucid.cli.sampling_options import checked
 from pellucid.errors.messages import shown
 
 if TYPE_CHECKING:

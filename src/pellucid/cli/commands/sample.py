@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
-from pellucid.cli.sampling import checked
+from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.sequence import TokenOutput

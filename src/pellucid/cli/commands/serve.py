@@ -8,9 +8,9 @@ import typer
 from msgspec.structs import replace
 
 from pellucid.cli import common
+from pellucid.cli.cluster_options import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
 from pellucid.cli.loading import ServerLoading, load
-from pellucid.cli.replicas import Cluster, MaxReplicas, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.serving_options import ServingOptions, Texts, repeated
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.sized import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
+from pellucid.cli.planning import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, SizedModel
