@@ -49,7 +49,7 @@ from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.text_group import MadeToken
 from pellucid.llm import LLM
 from pellucid.loading import open_model
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names

@@ -154,7 +154,7 @@ class Search:
     @cached_property
     def least_seconds(self) -> float:
         """Lower bound on the seconds of a replica's steps for one request."""
-        prompt, tokens = self.traffic.prompt.usual, self.traffic.tokens.usual
+        prompt, tokens = self.traffic.prompt.mean_length, self.traffic.tokens.mean_length
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
         of_prompt = min(seconds / n for n, seconds in self._costs.prompts.items())
         seconds = tokens * max(of_row, 0.0) + max(prompt - self.traffic.shared, 0) * max(of_prompt, 0.0)
@@ -195,7 +195,7 @@ class Search:
     def _alone_seconds(self) -> float:
         """Seconds from the arrival of a request that is alone to the end of its answer."""
         alone = self._alone
-        return alone.first_token["p50"] + self.traffic.tokens.usual * alone.per_token["p50"]
+        return alone.first_token["p50"] + self.traffic.tokens.mean_length * alone.per_token["p50"]
 
     @cached_property
     def alone_fails(self) -> bool:
@@ -239,7 +239,7 @@ class Search:
 
     def front(self, replicas: int, outcome: Outcome) -> Front:
         """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
-        seconds = router_seconds(replicas, self.traffic.prompt.usual)
+        seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
         return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))

@@ -21,7 +21,7 @@ from pellucid.capacity.traffic import Traffic
 from pellucid.errors import KernelError
 from pellucid.errors.messages import bounded
 from pellucid.llm import LLM
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool

@@ -15,7 +15,7 @@ from pellucid.capacity.replica import ReplicaRoom, SimulatedReplica, SimulatedTe
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
-from pellucid.measure.load import percentiles
+from pellucid.measure.server_load import percentiles
 
 REFUSED = 0.001  # minimum seconds to refuse a request
 FED = 16  # replicas behind one server process

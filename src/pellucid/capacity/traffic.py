@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pellucid.measure.load import Lengths, arrivals
+from pellucid.measure.server_load import Lengths, arrivals
 
 MOST_BEGUN = 10_000  # conversations: no simulation can finish more
 OWN = 1 << 40
@@ -115,14 +115,14 @@ class Session:
     def request(self) -> tuple[list[int], int]:
         """Return the next prompt and the number of its answer tokens."""
         traffic = self.traffic
-        count = min(traffic.prompt.drawn(self.by), traffic.prompt.longest)
+        count = min(traffic.prompt.draw(self.by), traffic.prompt.longest)
         self.left -= 1
         if not self.text:
             prefix = self.by.randrange(traffic.prefixes) << 20
             self.text = list(range(prefix, prefix + min(traffic.shared, count)))
             count -= len(self.text)
         self.say(count)
-        return list(self.text), min(traffic.tokens.drawn(self.by), traffic.tokens.longest)
+        return list(self.text), min(traffic.tokens.draw(self.by), traffic.tokens.longest)
 
     def answered(self, answer: Sequence[int]) -> None:
         """Append the answer to the conversation."""

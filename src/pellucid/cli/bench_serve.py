@@ -60,13 +60,13 @@ def server_load(
     import os
 
     from pellucid.errors import InvalidRequest
-    from pellucid.measure.load import Lengths, Workload, loaded, models_of
+    from pellucid.measure.server_load import Lengths, ServerLoad, measure_server, models_of
     from pellucid.util.checks import whole
 
     if clients and rate:
         raise InvalidRequest("--clients and --rate exclude each other: remove one")
     key, url = key or os.environ.get("PELLUCID_KEY"), url.rstrip("/").removesuffix("/v1")
-    load = Workload(
+    load = ServerLoad(
         url,
         model or _first(models_of(url, key), url),
         "chat" if chat else "completions",
@@ -84,7 +84,7 @@ def server_load(
     results = []
     for level in levels:
         with common.progress() as bars:
-            results.append(loaded(load, **level, told=bars.answering))
+            results.append(measure_server(load, **level, progress=bars.answering))
     if json:
         common.print_json(results[0] if len(results) == 1 else results)
     else:

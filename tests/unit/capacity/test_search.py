@@ -9,7 +9,7 @@ from pellucid.capacity.search import DAYS, FEWEST, HARD, SLICE, Goals, Search
 from pellucid.capacity.simulate import Outcome, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import MOST_BEGUN, Traffic
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 

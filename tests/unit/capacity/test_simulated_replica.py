@@ -21,7 +21,7 @@ from pellucid.capacity.traffic import Replay, Traffic
 from pellucid.engine.job import Job
 from pellucid.engine.pace import Pace
 from pellucid.llm import LLM
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk, StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.testing import random_model

@@ -91,7 +91,7 @@ def command(
     from pellucid.capacity.traffic import Traffic
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import brief
-    from pellucid.measure.load import Lengths
+    from pellucid.measure.server_load import Lengths
     from pellucid.util.checks import real, whole
 
     traffic = Traffic(
@@ -252,7 +252,7 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic)
 
 def _usual(traffic: Traffic) -> int:
     """Usual number of tokens, prompt and answer, of the last request of a conversation."""
-    return traffic.turns * (traffic.prompt.usual + traffic.tokens.usual)
+    return traffic.turns * (traffic.prompt.mean_length + traffic.tokens.mean_length)
 
 
 def _hours(hours: tuple[int, ...]) -> str:
