@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import pellucid
-from pellucid.capacity.layouts import SizedModel
-from pellucid.capacity.replica import ReplicaRoom
+from pellucid.capacity.layouts import ModelSize
+from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.serving import PLAIN, with_server
 from pellucid.capacity.simulate import Simulation
-from pellucid.capacity.step_costs import StepCosts, measured
+from pellucid.capacity.step_costs import StepCosts, measure_steps
 from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model
 from pellucid.measure.machine import cpu_name
@@ -96,20 +96,20 @@ def server(model: str, *more: str) -> Iterator[str]:
         process.wait()
 
 
-def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaRoom]:
+def costs_here(model: str, threads: int | None = None) -> tuple[StepCosts, ReplicaCapacity]:
     llm = pellucid.load(model, threads=threads)
-    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
+    costs, room = measure_steps(llm), ModelSize.of(llm).replica_capacity(machine_bytes())
     return with_server(llm, costs, room), room
 
 
-def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
+def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaCapacity]:
     """Measure the step times of a replica while ``count`` replicas share this machine and all of them work."""
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         found = pool.starmap(costs_here, [(model, 1)] * count)
     costs, room = found[0]
     mean = {
         name: statistics.fmean(getattr(one, name) for one, _ in found)
-        for name in ("row_seen", "prompt_seen", "request", "beside", "served", "row")
+        for name in ("row_attention", "prompt_attention", "request", "stream", "server_step", "server_row")
     }
     for name in ("rows", "prompts"):
         many = [getattr(one, name) for one, _ in found]
@@ -119,7 +119,7 @@ def costs_side_by_side(model: str, count: int) -> tuple[StepCosts, ReplicaRoom]:
 
 def compare(
     case: Case,
-    measured_here: tuple[StepCosts, ReplicaRoom],
+    measured_here: tuple[StepCosts, ReplicaCapacity],
     tokenizer: Tokenizer,
     errors: dict[tuple[str, int], list[float]],
 ) -> None:

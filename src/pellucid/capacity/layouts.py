@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.replica import ReplicaRoom
+from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
-from pellucid.measure.cost import kept_bytes
+from pellucid.measure.cost import kv_bytes
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.plan.stages import cut
@@ -22,16 +22,16 @@ from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.prefix_cache import usual_bytes
 
 USABLE = 0.9  # of a machine's memory
-MOST_STAGES = 64
-TOGETHER = 16
+MAX_STAGES = 64
+BATCH = 16
 """Sequences in the predicted throughput of many sequences; fewer if the machine has no room for all of them."""
 DEPTH = 1024
 """Tokens of context whose keys and values a decode step reads; at most half of the model's context."""
-BESIDE = 300e6  # bytes of a process beside weights and cache
+PROCESS_BYTES = 300e6  # bytes of a process beside weights and cache
 
 
 @dataclass(frozen=True)
-class SizedModel:
+class ModelSize:
     """The size and the work of a model."""
 
     name: str
@@ -41,7 +41,7 @@ class SizedModel:
     weight_bytes: int
 
     @classmethod
-    def of(cls, llm: LLM) -> SizedModel:
+    def of(cls, llm: LLM) -> ModelSize:
         """Return the size of a loaded model."""
         return cls(llm.spec.name, llm.spec, llm.plan, llm.runner.limits, llm.weight_bytes)
 
@@ -56,10 +56,10 @@ class SizedModel:
         counts = page_counts(self.plan.layers, self.limits.context, self.limits.tokens, 1, memory=0)
         return sum(g.page_bytes * count for g, count in zip(groups_of(self.plan.layers), counts))
 
-    def kept_bytes(self, tokens: int) -> int:
+    def sequence_bytes(self, tokens: int) -> int:
         """Bytes of the keys, values and states of a sequence of ``tokens`` tokens."""
         layers = self.plan.layers
-        return kept_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
+        return kv_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
 
     @cached_property
     def _largest_block(self) -> float:
@@ -71,7 +71,7 @@ class SizedModel:
         whole = found.total()
         return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
 
-    def least_share(self, stages: int) -> float:
+    def min_stage_bytes(self, stages: int) -> float:
         """Return a lower bound on the bytes of the largest of ``stages`` stages.
 
         The bound is an equal share of the model, or the share of its largest block.
@@ -79,7 +79,7 @@ class SizedModel:
         part = max(1 / stages, self._largest_block)
         return (self.weight_bytes + self.context_bytes) * part
 
-    def room(self, memory: int) -> ReplicaRoom:
+    def replica_capacity(self, memory: int) -> ReplicaCapacity:
         """Return the room of a replica for requests, if each of its machines has ``memory`` bytes.
 
         A page has room for all layers on every stage (decision 34), so more machines do not mean more pages.
@@ -87,7 +87,7 @@ class SizedModel:
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
         kept = usual_bytes(self.weight_bytes, memory)
-        return ReplicaRoom(self.plan.layers, counts, kept, limits)
+        return ReplicaCapacity(self.plan.layers, counts, kept, limits)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Layout:
         return self.replicas * self.stages
 
 
-def needed(model: SizedModel, stages: int) -> int | None:
+def stage_bytes(model: ModelSize, stages: int) -> int | None:
     """Return the bytes of the largest stage with one full context; None if the model cannot be cut into ``stages``."""
     share = 1.0
     if stages > 1:
@@ -127,29 +127,29 @@ def needed(model: SizedModel, stages: int) -> int | None:
             return None
         bytes_of = [part.plan.weight_bytes for part in parts]
         share = max(bytes_of) / sum(bytes_of)
-    return int((model.weight_bytes + model.context_bytes) * share + BESIDE)
+    return int((model.weight_bytes + model.context_bytes) * share + PROCESS_BYTES)
 
 
-def fewest_stages(model: SizedModel, machine: Machine) -> int:
+def fewest_stages(model: ModelSize, machine: Machine) -> int:
     """Return the smallest number of machines of a kind that can hold the model together.
 
     Raises:
         InvalidRequest: no cut of the model fits on machines of this kind.
     """
     usable = USABLE * machine.memory
-    for stages in range(1, MOST_STAGES + 1):
-        if model.least_share(stages) > usable - BESIDE:  # skips cuts that cannot fit
+    for stages in range(1, MAX_STAGES + 1):
+        if model.min_stage_bytes(stages) > usable - PROCESS_BYTES:  # skips cuts that cannot fit
             continue
-        bytes_each = needed(model, stages)
+        bytes_each = stage_bytes(model, stages)
         if bytes_each is not None and bytes_each <= usable:
             return stages
     raise InvalidRequest(
-        f"{model.name} needs {(needed(model, 1) or 0) / 1e9:.1f} GB, and cannot be divided so that a part fits into "
-        f"the {machine.memory / 1e9:.1f} GB of {machine.name}: use a smaller format or context, or larger machines"
+        f"{model.name} needs {(stage_bytes(model, 1) or 0) / 1e9:.1f} GB, and no division into stages fits into the "
+        f"{machine.memory / 1e9:.1f} GB of {machine.name}: use a smaller format or context, or larger machines"
     )
 
 
-def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
+def layouts(model: ModelSize, machines: Machines, costs: Sequence[StepCosts]) -> list[Layout]:
     """Return the layouts on each kind of machine: on the fewest machines, on all as replicas, and on all as stages.
 
     ``costs`` are the step costs of each kind of machine.
@@ -161,7 +161,7 @@ def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -
         except InvalidRequest:
             continue
         shapes = [(1, least), (machine.count // least, least)]
-        if machine.count > least and needed(model, machine.count) is not None:
+        if machine.count > least and stage_bytes(model, machine.count) is not None:
             shapes.append((1, machine.count))
         for replicas, stages in dict.fromkeys(shapes):
             if 0 < replicas * stages <= machine.count:
@@ -170,12 +170,12 @@ def layouts(model: SizedModel, machines: Machines, costs: Sequence[StepCosts]) -
 
 
 def _layout(
-    model: SizedModel, machine: Machine, link: Link, of_one: StepCosts, replicas: int, stages: int
+    model: ModelSize, machine: Machine, link: Link, of_one: StepCosts, replicas: int, stages: int
 ) -> Layout:
     costs = of_one.over(stages, link, model.work)
     part = min(PROMPTS[-1], model.limits.tokens)
-    bytes_each = needed(model, stages) or 0
-    groups, room = groups_of(model.plan.layers), model.room(machine.memory)
+    bytes_each = stage_bytes(model, stages) or 0
+    groups, room = groups_of(model.plan.layers), model.replica_capacity(machine.memory)
     full = [(g, count) for g, count in zip(groups, room.pages) if not g.window and not g.recurrent]
     tokens = None
     if full:
@@ -185,7 +185,7 @@ def _layout(
         own = -(-model.limits.context // PAGE)
         tokens = replicas * PAGE * min(own + more, *(count for _, count in full))
     depth = max(min(DEPTH, model.limits.context // 2), 1)
-    together = TOGETHER if tokens is None else min(TOGETHER, max(tokens // replicas // (depth + 1), 1))
+    together = BATCH if tokens is None else min(BATCH, max(tokens // replicas // (depth + 1), 1))
     return Layout(
         machine,
         replicas,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pellucid.capacity.machines import Machine
-from pellucid.capacity.replica import ReplicaRoom
+from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.simulate import Outcome, Simulation, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
@@ -27,7 +27,7 @@ LIFETIMES, HARD = 5, 2
 It has at most ``HARD`` times the affordable number of requests.
 """
 WARM, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
-MOST_REPLICAS = 100_000
+MAX_REPLICAS = 100_000
 CLOSE = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
@@ -40,7 +40,7 @@ DAYS: Mapping[str, Sequence[float]] = {
     ),
 }
 """Fractions of the highest rate, by the hour."""
-Told = Callable[[str], object]
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class Search:
         self,
         traffic: Traffic,
         goals: Goals,
-        room: ReplicaRoom,
+        capacity: ReplicaCapacity,
         costs: StepCosts,
-        told: Told = lambda what: None,
+        progress: Progress = lambda what: None,
         *,
         warm: float = WARM,
         seconds: float = SECONDS,
     ) -> None:
-        self.traffic, self.goals, self._room, self._costs, self._told = traffic, goals, room, costs, told
-        self._warm, self._seconds = warm, seconds
+        self.traffic, self.goals, self._capacity, self._costs = traffic, goals, capacity, costs
+        self._progress, self._warm, self._seconds = progress, warm, seconds
         self._known: dict[tuple[float, int], Outcome] = {}
 
     def outcome(self, rate: float, replicas: int) -> Outcome:
@@ -118,10 +118,10 @@ class Search:
         """
         found = self._known.get((rate, replicas))
         if found is None:
-            self._told(f"{replicas:,} replicas, {rate:,.4g} requests/s")
+            self._progress(f"{replicas:,} replicas, {rate:,.4g} requests/s")
             count, warm, seconds = self._size(rate, replicas)
             traffic = replace(self.traffic, rate=rate * count / replicas)
-            of_slice = Simulation(traffic, count, self._room, self._costs).run(seconds=seconds, warm=warm)
+            of_slice = Simulation(traffic, count, self._capacity, self._costs).run(seconds=seconds, warm=warm)
             found = self._known[rate, replicas] = replace(
                 of_slice,
                 requests_per_second=of_slice.requests_per_second * replicas / count,
@@ -169,11 +169,11 @@ class Search:
         if self.alone_fails:
             return None
         low = int(rate * self.least_seconds)  # these replicas are always busy, so they cannot be enough
-        if low >= MOST_REPLICAS:
+        if low >= MAX_REPLICAS:
             return None
         high = max(guess, low + 1)
         while not self.enough(rate, high):
-            if high >= MOST_REPLICAS:
+            if high >= MAX_REPLICAS:
                 return None
             low, high = high, 2 * high
         while high - low > max(1, int(CLOSE * high)):
@@ -187,9 +187,9 @@ class Search:
     @cached_property
     def _alone(self) -> Outcome:
         """Simulated latency of requests that are alone on a replica."""
-        self._told("a request that is alone")
+        self._progress("a request that is alone")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
-        return Simulation(traffic, 1, self._room, self._costs).run(requests=min(40, self.affordable))
+        return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.affordable))
 
     @property
     def _alone_seconds(self) -> float:

@@ -8,6 +8,28 @@ import typer
 
 from pellucid.cli import common
 
+Clients = Annotated[
+    list[int] | None,
+    common.count(
+        "Clients that send requests at the same time; each waits for its answer before the next request. May be "
+        "repeated. Default: 16."
+    ),
+]
+Rate = Annotated[
+    list[float] | None,
+    common.number("Instead of --clients: requests per second, at random times. May be repeated."),
+]
+PromptWords = Annotated[
+    str,
+    typer.Option(
+        help="Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
+        metavar="N",
+    ),
+]
+Body = Annotated[
+    str | None, typer.Option(help="Further fields of each request, a JSON object.", metavar="JSON")
+]
+
 
 def server_load(
     url: Annotated[
@@ -17,25 +39,10 @@ def server_load(
     model: Annotated[
         str | None, typer.Option(help="Model to request. Default: the server's first.", metavar="MODEL")
     ] = None,
-    clients: Annotated[
-        list[int] | None,
-        common.count(
-            "Clients that send requests at the same time; each waits for its answer before the next request. May be "
-            "repeated. Default: 16."
-        ),
-    ] = None,
-    rate: Annotated[
-        list[float] | None,
-        common.number("Instead of --clients: requests per second, at random times. May be repeated."),
-    ] = None,
+    clients: Clients = None,
+    rate: Rate = None,
     requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
-    prompt: Annotated[
-        str,
-        typer.Option(
-            help="Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
-            metavar="N",
-        ),
-    ] = "256",
+    prompt: PromptWords = "256",
     shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
     tokens: Annotated[
         str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
@@ -43,9 +50,7 @@ def server_load(
     chat: Annotated[
         bool, typer.Option("--chat", help="Send chat completions, not text completions.")
     ] = False,
-    body: Annotated[
-        str | None, typer.Option(help="Further fields of each request, a JSON object.", metavar="JSON")
-    ] = None,
+    body: Body = None,
     key: Annotated[
         str | None, typer.Option(help="API key of the server. Default: PELLUCID_KEY.", metavar="KEY")
     ] = None,

@@ -7,10 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.planning import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
+from pellucid.cli.planning import (
+    machines_of,
+    model_size,
+    on_paper,
+    refuse_unused_pin,
+    step_costs,
+    this_machine_once,
+)
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import Layout, SizedModel
+    from pellucid.capacity.layouts import Layout, ModelSize
     from pellucid.load_options import LoadOptions
 
 
@@ -23,9 +30,9 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     if measured and on_paper(model):
         raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
     if not measured:
-        refuse_pin(loading)
-    size = sized(model, loading)
-    here = machine_at_hand(loading.threads)
+        refuse_unused_pin(loading)
+    size = model_size(model, loading)
+    here = this_machine_once(loading.threads)
     machines = machines_of(file, here)
     costs = step_costs(model, size, machines, here, loading, measured=measured, served=False)
     possible = layouts(size, machines, costs)
@@ -59,11 +66,11 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
         print(f"  {_command(model, layout)}{_options(loading)}")
 
 
-def _show(size: SizedModel, possible: list[Layout], measured: bool) -> None:
+def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     from rich.filesize import decimal
 
-    from pellucid.capacity.layouts import TOGETHER
-    from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY
+    from pellucid.capacity.layouts import BATCH
+    from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE
     from pellucid.errors.messages import one_line
 
     print(
@@ -74,7 +81,7 @@ def _show(size: SizedModel, possible: list[Layout], measured: bool) -> None:
     numbers = (
         "GB each",
         "decode tokens/s",
-        f"with {TOGETHER} sequences",
+        f"with {BATCH} sequences",
         "prefill tokens/s",
         "cached tokens",
     )
@@ -85,7 +92,7 @@ def _show(size: SizedModel, possible: list[Layout], measured: bool) -> None:
             _name(layout),
             f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
             f"{layout.one:,.3g}",
-            f"{layout.many:,.4g}" + (f" with {layout.together}" if layout.together < TOGETHER else ""),
+            f"{layout.many:,.4g}" + (f" with {layout.together}" if layout.together < BATCH else ""),
             f"{layout.prompt:,.4g}",
             "any" if layout.tokens is None else f"{layout.tokens:,}",
         )
@@ -94,7 +101,7 @@ def _show(size: SizedModel, possible: list[Layout], measured: bool) -> None:
     basis = (
         "times of steps measured here, scaled by these rates"
         if measured
-        else f"{OF_MEMORY:.0%} of the memory's rate and {OF_INT8:.0%} of the integer units' are assumed "
+        else f"{MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer units' are assumed "
         "(--measured: times of steps on this machine)"
     )
     print(

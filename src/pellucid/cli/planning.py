@@ -14,7 +14,7 @@ from pellucid.cli import common
 from pellucid.cli.loading import load
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine, Machines
     from pellucid.capacity.step_costs import StepCosts
     from pellucid.load_options import LoadOptions
@@ -33,30 +33,30 @@ HERE = "here"
 
 def on_paper(model: str) -> bool:
     """True if a name is a shape on paper, and neither a model of the catalogue nor an existing path."""
-    from pellucid.measure.paper import known_papers
+    from pellucid.measure.paper import paper_shapes
     from pellucid.weights.catalogue import find
 
-    return model in known_papers() and find(model) is None and not Path(model).exists()
+    return model in paper_shapes() and find(model) is None and not Path(model).exists()
 
 
-def sized(model: str, loading: LoadOptions) -> SizedModel:
+def model_size(model: str, loading: LoadOptions) -> ModelSize:
     """Sizes of a model. No weights are loaded.
 
     Raises:
         InvalidRequest: the model is not a language model, or the context is out of range.
     """
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
     from pellucid.loading import open_model, step_limits
-    from pellucid.measure.paper import paper
+    from pellucid.measure.paper import paper_model
     from pellucid.weights.checkpoint import stored_bytes
 
     if on_paper(model):
-        shape = paper(model, loading.activation_bits, loading.kv_cache)
+        shape = paper_model(model, loading.activation_bits, loading.kv_cache)
         spec = shape.spec
         context = loading.context_of(spec.context, spec.longest)
-        return SizedModel(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
+        return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
     with common.progress() as bars:
         opened = open_model(model, loading, progress=bars)
     try:
@@ -65,12 +65,12 @@ def sized(model: str, loading: LoadOptions) -> SizedModel:
         if not spec.head:
             raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
         limits = step_limits(spec, context)
-        return SizedModel(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
+        return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:
         opened.checkpoint.close()
 
 
-def refuse_pin(loading: LoadOptions) -> None:
+def refuse_unused_pin(loading: LoadOptions) -> None:
     """Refuse ``--pin`` if no step is measured, because it has no effect."""
     from pellucid.errors import InvalidRequest
 
@@ -85,7 +85,7 @@ def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
     return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
 
 
-def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
+def this_machine_once(threads: int | None) -> Callable[[], Machine]:
     """A function that returns this machine. Its first call measures the machine."""
     from pellucid.capacity.machines import this_machine
 
@@ -94,7 +94,7 @@ def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
 
 def step_costs(
     model: str,
-    size: SizedModel,
+    size: ModelSize,
     machines: Machines,
     here: Callable[[], Machine],
     loading: LoadOptions,
@@ -114,13 +114,13 @@ def step_costs(
 
 def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
     """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.serving import with_server
-    from pellucid.capacity.step_costs import measured
+    from pellucid.capacity.step_costs import measure_steps
 
     llm = load(model, structs.replace(loading, threads=here.cores))
     with llm, common.progress(still=True) as bars:
-        costs = measured(llm, bars.measuring)
+        costs = measure_steps(llm, bars.measuring)
         if not served:
             return costs
-        return with_server(llm, costs, SizedModel.of(llm).room(here.memory), bars.measuring)
+        return with_server(llm, costs, ModelSize.of(llm).replica_capacity(here.memory), bars.measuring)

@@ -116,7 +116,7 @@ def token_bytes(shape: LayerShape) -> int:
     return shape.page_bytes // PAGE
 
 
-def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
+def kv_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
     """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep only the window."""
     kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
     return sum(token_bytes(layer) * count for layer, count in kept)
@@ -151,7 +151,7 @@ def attention_costs(plan: Plan) -> list[AttentionCost]:
     return list(found.values())
 
 
-def states_read(plan: Plan) -> int:
+def state_bytes(plan: Plan) -> int:
     """The bytes of states that a step reads and writes for each sequence."""
     parts = (one for op in plan.operations for one in _parts_read(op, plan.layers))
     return sum(_state_bytes(shape, part) for shape, part in parts if isinstance(shape, StateShape))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
-from pellucid.measure.cost import Rates, attention_costs, kept_bytes, states_read
+from pellucid.measure.cost import Rates, attention_costs, kv_bytes, state_bytes
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import Mixture, ModelSpec
 from pellucid.plan.plan import Plan
@@ -26,11 +26,11 @@ from pellucid.weights.quant.registry import lookup
 
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "MXFP4", "Q2_K")
 """The formats of the listed sizes."""
-USUAL = "Q4_K"
+DEFAULT_FORMAT = "Q4_K"
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperModel:
     """A model on paper.
 
     ``form`` is the format of the plan's matrices, if their columns are whole blocks. ``active`` is the number of
@@ -49,12 +49,12 @@ class Paper:
     @property
     def token_bytes(self) -> int:
         """The bytes of keys and values that a token adds to the cache."""
-        return kept_bytes(self.plan.layers, 1)
+        return kv_bytes(self.plan.layers, 1)
 
     @property
     def context_bytes(self) -> int:
         """The bytes of keys and values for a whole context."""
-        return kept_bytes(self.plan.layers, self.spec.context)
+        return kv_bytes(self.plan.layers, self.spec.context)
 
     @property
     def kept(self) -> str:
@@ -92,7 +92,7 @@ class Paper:
         Each token reads the weights, the keys and values of the tokens that it sees, and the states.
         """
         kept = sum(one.nbytes * min(seen, one.window or seen) for one in attention_costs(self.plan))
-        nbytes = self.read_bytes + kept + states_read(self.plan)
+        nbytes = self.read_bytes + kept + state_bytes(self.plan)
         return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def prefill(self, rates: Rates) -> float:
@@ -104,7 +104,7 @@ class Paper:
 
 
 @lru_cache(maxsize=1)
-def known_papers() -> Mapping[str, Mapping[str, Any]]:
+def paper_shapes() -> Mapping[str, Mapping[str, Any]]:
     """The shapes by name."""
     shapes: dict[str, Mapping[str, Any]] = json.loads(
         Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
@@ -112,19 +112,19 @@ def known_papers() -> Mapping[str, Mapping[str, Any]]:
     return shapes
 
 
-def paper(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> Paper:
-    """A model of ``known_papers``."""
-    entry = known_papers()[name]
+def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None) -> PaperModel:
+    """A model of ``paper_shapes``."""
+    entry = paper_shapes()[name]
     model = planned_model(
         entry["family"],
         tied=entry.get("tied", True),
         metadata=entry.get("metadata"),
         shape=entry["shape"],
     )
-    shapes, form = expected_shapes(model.spec), entry.get("form", USUAL)
+    shapes, form = expected_shapes(model.spec), entry.get("form", DEFAULT_FORMAT)
     layouts = {slot: _format(slot, shape, form).packed for slot, shape in shapes.items() if len(shape) > 1}
     plan = pipeline.build_plan(model.spec, layouts, activation_bits, kv_dtype)
-    return Paper(
+    return PaperModel(
         name,
         entry["source"],
         form,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.capacity.replica import ReplicaRoom
+from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.search import DAYS, FEWEST, HARD, SLICE, Goals, Search
 from pellucid.capacity.simulate import Outcome, router_seconds
 from pellucid.capacity.step_costs import StepCosts
-from pellucid.capacity.traffic import MOST_BEGUN, Traffic
+from pellucid.capacity.traffic import MAX_ONGOING, Traffic
 from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 
 COSTS = StepCosts({1: 0.01, 64: 0.1}, {1: 0.008, 256: 0.2}, request=0.005)
-ROOM = ReplicaRoom([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
+ROOM = ReplicaCapacity([LayerShape(1, 64, 64)], [4096], 1 << 20, StepLimits(4096))
 
 
 def search(rate: float, goals: Goals, **more: float) -> Search:
@@ -107,7 +107,7 @@ class Counted(Search):
 
 def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) -> Counted:
     traffic = Traffic(Lengths(prompt, prompt), Lengths(50, 50), rate=rate)
-    room = ReplicaRoom([LayerShape(1, 64, 64)], [1 << 26], 1 << 40, StepLimits(1 << 18))
+    room = ReplicaCapacity([LayerShape(1, 64, 64)], [1 << 26], 1 << 40, StepLimits(1 << 18))
     return Counted(traffic, goals, room, costs)
 
 
@@ -136,7 +136,7 @@ def test_hopeless_rates_are_not_simulated() -> None:
 
 def test_conversations_that_have_begun_are_bounded() -> None:
     traffic = Traffic(Lengths(8, 8), Lengths(2, 2), rate=1e6, turns=2, think=1e6)
-    assert sum(1 for _ in traffic.begun()) == MOST_BEGUN
+    assert sum(1 for _ in traffic.ongoing()) == MAX_ONGOING
     assert traffic.longest == 20
     wide = Traffic(Lengths(100, 50, normal=True), Lengths(2, 2), rate=1.0)
     assert wide.longest == 302

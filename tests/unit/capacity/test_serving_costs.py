@@ -9,7 +9,7 @@ import pytest
 
 import pellucid
 from pellucid.capacity import serving
-from pellucid.capacity.layouts import SizedModel
+from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.serving import seen_by_clients, with_server
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.errors import KernelError
@@ -23,13 +23,13 @@ def test_a_server_takes_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     random_model("llama", path, context=512)
     monkeypatch.setattr(serving, "REQUESTS", 2)
     llm = pellucid.load(path, threads=1)
-    room = SizedModel("tiny", llm.spec, llm.plan, llm.runner.limits, 0).room(1 << 30)
+    room = ModelSize("tiny", llm.spec, llm.plan, llm.runner.limits, 0).replica_capacity(1 << 30)
     found = with_server(llm, COSTS, room, lambda done, total, what: said.append(what))
     assert said == ["a server with one client", "a server with 8 clients"]
-    assert (found.rows, found.prompts) == (COSTS.rows, COSTS.prompts)
+    assert (found.server_rows, found.prompts) == (COSTS.rows, COSTS.prompts)
     assert 0 < found.request < 1
-    assert 0 <= found.beside < 1
-    assert 0 < found.served + found.row < 0.1
+    assert 0 <= found.stream < 1
+    assert 0 < found.server_step + found.server_row < 0.1
     assert llm.runner.executor.closed
 
 

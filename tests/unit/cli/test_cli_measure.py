@@ -17,7 +17,7 @@ from support.schedule import write_quantised_llama
 from pellucid.cli.commands.bench import steps_to_profile
 from pellucid.cli.commands.plan import shortened
 from pellucid.measure.machine import facts
-from pellucid.measure.suite import PrefillWorkload, Wishes
+from pellucid.measure.suite import PrefillWorkload, SuiteOptions
 from pellucid.runtime.batch import StepLimits
 
 pytestmark = pytest.mark.slow
@@ -113,7 +113,7 @@ def test_profiles_are_of_the_lengths_that_are_asked_for(
 def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
     runner = SimpleNamespace(limits=StepLimits(512, tokens=48))
     llm: Any = SimpleNamespace(spec=SimpleNamespace(causal=True), runner=runner, context=512)
-    wishes, workloads = Wishes((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
+    wishes, workloads = SuiteOptions((100, 96), (0,)), [PrefillWorkload(100), PrefillWorkload(96)]
     assert steps_to_profile(llm, wishes, workloads) == [(4, 96), (48, 48)]
 
 

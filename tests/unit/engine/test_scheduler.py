@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
+from pellucid.capacity.replica import ReplicaCapacity, advance, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job
 from pellucid.engine.pace import LEAST, Pace
@@ -27,7 +27,7 @@ LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 def cache_of(pages: int) -> CacheManager:
     """A cache with ``pages`` pages, without a model."""
-    return simulated_cache(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
+    return simulated_cache(ReplicaCapacity([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:
@@ -81,7 +81,7 @@ def run_step(scheduler: Scheduler, cache: CacheManager) -> list[Scheduled]:
         length = one.sequence.table.length
         assert one.chunk.table is one.sequence.table
         assert list(one.chunk.tokens) == one.sequence.tokens[length : length + len(one.chunk.tokens)]
-        read(cache, one.sequence.table, len(one.chunk.tokens))
+        advance(cache, one.sequence.table, len(one.chunk.tokens))
         if len(one.chunk.tokens) > 1:
             cache.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
         if one.chunk.outputs:
@@ -311,7 +311,7 @@ def test_readings_have_their_clients_turns() -> None:
     reading = ReadingTask(turns())
     scheduler.add(Job(Fake(cache, [1] * 3, 500), client="text"))
     scheduler.add(Job(reading, client="look"))
-    steps = read = 0
+    steps = advance = 0
     while steps < 100:
         job = scheduler.next_reading()
         if job is None:
@@ -321,8 +321,8 @@ def test_readings_have_their_clients_turns() -> None:
         else:
             list(job.task.turn())  # type: ignore[attr-defined]
             scheduler.charge_reading(job, 0.2)
-            read += 1
-    assert 8 <= read <= 12, "both have used as many seconds"
+            advance += 1
+    assert 8 <= advance <= 12, "both have used as many seconds"
 
 
 def test_readings_alone_run_one_after_the_other() -> None:
@@ -375,10 +375,10 @@ def test_texts_that_begin_alike_are_read_once_though_they_come_together() -> Non
     tasks = [Fake(cache, [7] * (3 * PAGE) + [number] * 10, 2) for number in range(4)]
     for task in tasks:
         scheduler.add(Job(task))
-    read = 0
+    advance = 0
     while len(scheduler):
-        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
-    assert read == 3 * PAGE + 4 * (10 + 1)
+        advance += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
+    assert advance == 3 * PAGE + 4 * (10 + 1)
     assert sorted(task.text.cached for task in tasks) == [0] + [3 * PAGE] * 3
 
 
@@ -390,10 +390,10 @@ def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None
     tasks = [Fake(cache, [7] * (2 * PAGE) + [8] * (2 * PAGE) + [number] * 5, 1) for number in range(3)]
     for task in tasks:
         scheduler.add(Job(task))
-    read = 0
+    advance = 0
     while len(scheduler):
-        read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
-    assert read == 2 * PAGE + 3 * 5
+        advance += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
+    assert advance == 2 * PAGE + 3 * 5
 
 
 def test_sentences_that_begin_alike_share_a_step() -> None:

@@ -102,7 +102,7 @@ def test_the_command(served: Served) -> None:
     assert [line.split()[0] for line in made.out.splitlines()[1:3]] == ["1", "2"]
     for arguments, word in (
         (("http://127.0.0.1:1",), "has no server"),
-        ((served.url, "--clients", "1", "--rate", "1"), "remove one of the two"),
+        ((served.url, "--clients", "1", "--rate", "1"), "--clients and --rate exclude each other"),
         ((served.url, "--body", "[]"), "body='[]'"),
         ((served.url, "--model", "none", "--requests", "1"), "no request was answered"),
     ):

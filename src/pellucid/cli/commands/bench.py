@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pellucid.measure.cost import Rates
     from pellucid.measure.profile import Profile
     from pellucid.measure.rounds import Figure
-    from pellucid.measure.suite import Wishes, Workload
+    from pellucid.measure.suite import SuiteOptions, Workload
 
 FLOAT_WEIGHTS = (
     "float products have no roof here: prefill and sentences stay far below the roof of the memory"
@@ -64,16 +64,16 @@ def model_speed(
     """
     from pellucid.measure.profile import profile_step
     from pellucid.measure.rounds import measure
-    from pellucid.measure.suite import Wishes, suite
+    from pellucid.measure.suite import SuiteOptions, suite
     from pellucid.util.checks import whole
 
-    wishes = Wishes(prompt, depth, batch, tokens)
+    options = SuiteOptions(prompt, depth, batch, tokens)
     whole("rounds", rounds, 1, 1000)
-    llm = load(model, loading, lambda inputs: suite(inputs.spec, inputs.context, wishes))
-    workloads, notes = suite(llm.spec, llm.context, wishes)
+    llm = load(model, loading, lambda inputs: suite(inputs.spec, inputs.context, options))
+    workloads, notes = suite(llm.spec, llm.context, options)
     with common.progress(still=True) as bars:
         figures = measure(llm.runner, workloads, rounds, bars.measuring)
-        steps = steps_to_profile(llm, wishes, workloads) if profile else []
+        steps = steps_to_profile(llm, options, workloads) if profile else []
         profiles = [profile_step(llm.runner, *step, rounds, bars.measuring) for step in steps]
     if profile and not steps:
         notes.append("--profile shows steps of --prompt and --depth, and both are 0: left out")
@@ -91,7 +91,7 @@ def model_speed(
         _show_profile(each)
 
 
-def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
+def steps_to_profile(llm: LLM, options: SuiteOptions, workloads: Sequence[Workload]) -> list[tuple[int, int]]:
     """Steps to profile: pairs of tokens in the step, and tokens before it.
 
     For each requested prompt the last step, and for each requested depth the decode step after it. The defaults are a
@@ -103,9 +103,9 @@ def steps_to_profile(llm: LLM, wishes: Wishes, workloads: Sequence[Workload]) ->
         return list(dict.fromkeys((load.tokens, 0) for load in workloads))
     prompts = [load for load in workloads if isinstance(load, PrefillWorkload)]
     depths = [load.depth for load in workloads if isinstance(load, DecodeWorkload) and load.sequences == 1]
-    if wishes.prompts is None:
+    if options.prompts is None:
         prompts = [PrefillWorkload(min(llm.runner.limits.tokens, llm.context))]
-    if wishes.depths is None:
+    if options.depths is None:
         depths = [min(DEPTHS[0], llm.context - 1)]
     last = [[*load.steps(llm.runner)][-1][0] for load in prompts]
     return [(len(chunk.tokens), chunk.table.length) for chunk in last] + [(1, depth) for depth in depths]
@@ -147,7 +147,7 @@ def _speed(value: float) -> str:
 
 
 def _show_profile(profile: Profile) -> None:
-    from pellucid.measure.profile import together
+    from pellucid.measure.profile import combined
 
     print(f"\n{profile.what}")
     shown = common.table(
@@ -158,7 +158,7 @@ def _show_profile(profile: Profile) -> None:
     )
     for (stage, kernel), timed in profile.kinds().items():
         shown.add_row(stage, kernel, *_cells(timed, profile))
-    shown.add_row("total", "", *_cells(together(profile.timed), profile), style="bold")
+    shown.add_row("total", "", *_cells(combined(profile.timed), profile), style="bold")
     common.show(shown)
 
 

@@ -15,16 +15,16 @@ from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading
 from pellucid.cli.planning import (
     MachinesFile,
-    machine_at_hand,
     machines_of,
+    model_size,
     on_paper,
-    refuse_pin,
-    sized,
+    refuse_unused_pin,
     step_costs,
+    this_machine_once,
 )
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine
     from pellucid.capacity.search import Goals, KindCapacity
     from pellucid.capacity.step_costs import StepCosts
@@ -35,38 +35,41 @@ MAX_RATE, MAX_TOKENS, MAX_SECONDS = 1e6, 1 << 20, 1e6
 MAX_CONVERSATION = 1 << 17
 """Maximum tokens of a conversation: a simulation of longer conversations takes minutes."""
 
+TimeToFirstToken = Annotated[
+    str,
+    typer.Option(
+        help="Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms.",
+        metavar="TIME",
+    ),
+]
+TimePerToken = Annotated[
+    str,
+    typer.Option(help="Goal for the time per output token after it, for 95 of 100 requests.", metavar="TIME"),
+]
+PromptTokens = Annotated[
+    str,
+    typer.Option(
+        help="New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
+        metavar="N",
+    ),
+]
+Turns = Annotated[
+    Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
+]
+
 
 def command(
     model: common.Model,
     rate: Annotated[Any, common.number("Requests per second in the busiest hour.")],
-    ttft: Annotated[
-        str,
-        typer.Option(
-            help="Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms.",
-            metavar="TIME",
-        ),
-    ] = "1s",
-    tpot: Annotated[
-        str,
-        typer.Option(
-            help="Goal for the time per output token after it, for 95 of 100 requests.", metavar="TIME"
-        ),
-    ] = "100ms",
-    prompt: Annotated[
-        str,
-        typer.Option(
-            help="New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
-            metavar="N",
-        ),
-    ] = "256",
+    ttft: TimeToFirstToken = "1s",
+    tpot: TimePerToken = "100ms",
+    prompt: PromptTokens = "256",
     tokens: Annotated[
         str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
     ] = "128",
     shared: Annotated[Any, common.count("Tokens of --prompt that prompts share: a system prompt.")] = 0,
     prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
-    turns: Annotated[
-        Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
-    ] = 1,
+    turns: Turns = 1,
     think: Annotated[
         str, typer.Option(help="Time from an answer to the next request of the conversation.", metavar="TIME")
     ] = "20s",
@@ -109,10 +112,10 @@ def command(
         raise InvalidRequest(f"day={brief(day)}: must be one of {', '.join(DAYS)}")
     measured = not on_paper(model)
     if not measured:
-        refuse_pin(loading)
-    size = sized(model, loading)
+        refuse_unused_pin(loading)
+    size = model_size(model, loading)
     _refuse_long(traffic, size.limits.context)
-    here = machine_at_hand(loading.threads)
+    here = this_machine_once(loading.threads)
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
     costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
@@ -159,7 +162,7 @@ def _refuse_long(traffic: Traffic, context: int) -> None:
             )
 
 
-def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
+def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
     """Number of machines (stages) of a replica, for each kind. 0, with a message, where the model does not fit.
 
     Raises:
@@ -183,7 +186,7 @@ def _stages(size: SizedModel, kinds: Sequence[Machine]) -> list[int]:
 
 
 def _found(
-    size: SizedModel,
+    size: ModelSize,
     traffic: Traffic,
     goals: Goals,
     kind: Machine,
@@ -194,12 +197,12 @@ def _found(
     """Number of machines of a kind that the traffic needs, by simulation."""
     from pellucid.capacity.search import KindCapacity, Search
 
-    room = size.room(kind.memory)
+    room = size.replica_capacity(kind.memory)
     with common.progress(still=True) as bars:
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic) -> None:
+def _show(size: ModelSize, goals: Goals, found: KindCapacity, traffic: Traffic) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
@@ -210,8 +213,8 @@ def _show(size: SizedModel, goals: Goals, found: KindCapacity, traffic: Traffic)
     print(
         f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
         f"{machine.speed}\n"
-        f"keys and values: {decimal(size.kept_bytes(1))} for a token, {decimal(size.kept_bytes(request))} for a "
-        f"request of {request:,} tokens\n"
+        f"keys and values: {decimal(size.sequence_bytes(1))} for a token, {decimal(size.sequence_bytes(request))} for "
+        f"a request of {request:,} tokens\n"
     )
     if not found.day:
         print(
@@ -266,12 +269,12 @@ def _hours(hours: tuple[int, ...]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
 
 
-def _document(size: SizedModel, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:
+def _document(size: ModelSize, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": traffic.rate,
-        "key_value_bytes_per_token": size.kept_bytes(1),
-        "key_value_bytes_per_request": size.kept_bytes(_usual(traffic)),
+        "key_value_bytes_per_token": size.sequence_bytes(1),
+        "key_value_bytes_per_request": size.sequence_bytes(_usual(traffic)),
         "machines": [
             {
                 "machine": asdict(one.machine),

@@ -89,9 +89,9 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     from rich.filesize import decimal
 
     from pellucid.capacity.machines import this_machine
-    from pellucid.measure.paper import paper
+    from pellucid.measure.paper import paper_model
 
-    made = paper(name, loading.activation_bits, loading.kv_cache)
+    made = paper_model(name, loading.activation_bits, loading.kv_cache)
     rates = this_machine(loading.threads).rates
     facts = {
         "name": made.name,
@@ -214,9 +214,9 @@ def _times(indices: list[int] | range, profile: Profile | None) -> tuple[str, ..
     """Total time, rate and share of some operations; empty without a profile."""
     if profile is None:
         return ()
-    from pellucid.measure.profile import together
+    from pellucid.measure.profile import combined
 
-    timed = together(profile.timed[i] for i in indices)
+    timed = combined(profile.timed[i] for i in indices)
     share = timed.share(profile.rates)
     micros = timed.seconds * 1e6
     return (
