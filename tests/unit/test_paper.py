@@ -95,7 +95,7 @@ def test_keys_and_values_by_hand() -> None:
     made = paper_model("gpt3-175b")
     token = 96 * 96 * (128 + 128) * 2
     assert made.token_bytes == token == 4_718_592
-    assert made.kept == "96 layers x 96 heads x (128 + 128) f16"
+    assert made.cache_description == "96 layers x 96 heads x (128 + 128) f16"
     rates = Rates(read=220e9, multiply=1e18)
     apart = 1 / made.decode(rates, 1500) - 1 / made.decode(rates, 50)
     assert apart == pytest.approx(1450 * token / 220e9)
@@ -106,7 +106,9 @@ def test_a_latent_vector_is_kept_as_key_and_as_value() -> None:
     """DeepSeek-V3 keeps 512 values of the latent vector, 64 rotated values, and the latent vector again as value."""
     made = paper_model("deepseek-v3")
     assert made.token_bytes == 61 * (512 + 64 + 512) * 2
-    assert made.kept.startswith("61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its")
+    assert made.cache_description.startswith(
+        "61 layers x 1 heads x (576 + 512) bf16; a key is the latent vector and its"
+    )
     (cost,) = attention_costs(made.plan)
     assert cost.nbytes == made.token_bytes
     assert cost.multiply_adds == 61 * 128 * (576 + 512)

@@ -113,9 +113,9 @@ class SimulatedRequest:
         self.last = last
         start = len(self.prompt) + len(self.answer)
         # Ids that no other request has: the answers of two requests are never equal.
-        made = [-(self.number << 20) - start - at for at in range(1, count + 1)]
-        self.answer += made
-        self.sequence.tokens += made
+        ids = [-(self.number << 20) - start - at for at in range(1, count + 1)]
+        self.answer += ids
+        self.sequence.tokens += ids
 
 
 class SimulatedReplica:

@@ -138,8 +138,8 @@ class Search:
         count, each = min(replicas, SLICE), rate / replicas
         seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
         span = self._warm + seconds
-        if (wanted := each * count * span) > self.affordable:
-            count = max(min(count, FEW), int(count * self.affordable / wanted))
+        if (expected := each * count * span) > self.affordable:
+            count = max(min(count, FEW), int(count * self.affordable / expected))
         part = min(self.affordable / (each * count * span), 1.0)
         part = min(max(part, LIFETIMES * self._alone_seconds / span), 1.0)
         part = min(part, HARD * self.affordable / (each * count * span))

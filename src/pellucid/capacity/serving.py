@@ -81,11 +81,11 @@ def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
     numbers = {"clients": clients, "requests": requests, "prompt": PROMPT, "tokens": TOKENS}
     for name, value in numbers.items():
         command += [f"--{name}", str(value)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise KernelError(f"the server could not be measured: {bounded(made.stderr.strip())}")
-    found: dict[str, Any] = json.loads(made.stdout)
-    return found
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise KernelError(f"the server could not be measured: {bounded(process.stderr.strip())}")
+    figures: dict[str, Any] = json.loads(process.stdout)
+    return figures
 
 
 @contextmanager

@@ -141,11 +141,11 @@ class Simulation:
         if self._requests >= self._max_requests or now > self._arrivals_end:
             return
         self._requests += 1
-        prompt, wanted = session.request()
-        left = self._context - len(prompt)
-        request = SimulatedRequest(next(self._numbers), prompt, min(wanted, left), now, session)
+        prompt, tokens = session.request()
+        free = self._context - len(prompt)
+        request = SimulatedRequest(next(self._numbers), prompt, min(tokens, free), now, session)
         self._running.add(request)
-        if left <= 0:  # a server refuses the prompt
+        if free <= 0:  # a server refuses the prompt
             request.failed, request.last = True, now + max(self._costs.request, REFUSAL_SECONDS)
             self._at(request.last, partial(self._end, request))
             return

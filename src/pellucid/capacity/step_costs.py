@@ -246,12 +246,12 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
 def _decode_seconds(llm: LLM, count: int, depth: int) -> float:
     """Return the median seconds of an engine step of ``count`` different sequences after ``depth`` tokens."""
     ids, size = placeholder_ids(llm.runner, depth), llm.inputs.vocabulary
-    made: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
+    options: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together([llm.request(one, max_new_tokens=1, **made) for one in prompts])  # fills the prefix cache
+    run_together([llm.request(one, max_new_tokens=1, **options) for one in prompts])  # fills the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
-    groups = [llm.request(one, max_new_tokens=DECODED, **made) for one in prompts]
+    groups = [llm.request(one, max_new_tokens=DECODED, **options) for one in prompts]
     for group in groups:
         group.start(lambda number, token: times.append(time.perf_counter()))
     gate.set()

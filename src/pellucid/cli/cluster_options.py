@@ -49,20 +49,25 @@ SECRET = "PELLUCID_CLUSTER_SECRET"
 
 @dataclass(frozen=True)
 class Replicas:
-    """Options of a cluster: its ``address``, and ``least`` to ``most`` replicas of each model.
+    """Options of a cluster: its ``address``, and ``minimum`` to ``maximum`` replicas of each model.
 
     A replica runs on ``stages`` machines with ``cpus`` cores each.
     """
 
     address: str
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     cpus: int
     stages: int
 
     @classmethod
     def of(
-        cls, address: str | None, least: int | None, most: int | None, cpus: int | None, stages: int | None
+        cls,
+        address: str | None,
+        minimum: int | None,
+        maximum: int | None,
+        cpus: int | None,
+        stages: int | None,
     ) -> Replicas | None:
         """Check the options; None if no cluster is requested.
 
@@ -71,20 +76,25 @@ class Replicas:
         """
         from pellucid.runtime.processors import processors
 
-        given = {"--replicas": least, "--max-replicas": most, "--replica-cpus": cpus, "--stages": stages}
+        options = {
+            "--replicas": minimum,
+            "--max-replicas": maximum,
+            "--replica-cpus": cpus,
+            "--stages": stages,
+        }
         if address is None:
-            for name, value in given.items():
+            for name, value in options.items():
                 if value is not None:
                     raise InvalidRequest(
                         f"{name} {value} is for a cluster: add --cluster auto, or --cluster ADDRESS"
                     )
             return None
-        least = 1 if least is None else whole("replicas", least, 1, MAX_REPLICAS)
-        most = least if most is None else whole("max_replicas", most, least, MAX_REPLICAS)
+        minimum = 1 if minimum is None else whole("replicas", minimum, 1, MAX_REPLICAS)
+        maximum = minimum if maximum is None else whole("max_replicas", maximum, minimum, MAX_REPLICAS)
         return cls(
             address,
-            least,
-            most,
+            minimum,
+            maximum,
             processors().threads if cpus is None else whole("replica_cpus", cpus, 1, MAX_CPUS),
             1 if stages is None else whole("stages", stages, 1, MAX_STAGES),
         )
@@ -124,7 +134,7 @@ class Replicas:
             raise InvalidRequest(
                 f"--stages {self.stages}: a model in stages has no draft model: remove --draft or --stages"
             )
-        return ReplicaSettings(source, options, self.cpus, self.least, self.most, self.stages)
+        return ReplicaSettings(source, options, self.cpus, self.minimum, self.maximum, self.stages)
 
 
 @contextmanager
@@ -132,9 +142,9 @@ def _installed() -> Iterator[None]:
     """Convert an ImportError to an InvalidRequest that names the packages to install."""
     try:
         yield
-    except ImportError as missing:
+    except ImportError as error:
         raise InvalidRequest(
-            f"a cluster needs {missing.name}, which is not installed: pip install 'pellucid[cluster]'"
+            f"a cluster needs {error.name}, which is not installed: pip install 'pellucid[cluster]'"
         ) from None
 
 

@@ -204,15 +204,17 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=2))
 
 
-def table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = (), gap: int = 2) -> Any:
-    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``whole`` never wrap."""
+def table(*columns: str, right: tuple[str, ...] = (), no_wrap: tuple[str, ...] = (), gap: int = 2) -> Any:
+    """A plain table. Columns in ``right`` are aligned to the right. Columns in ``right`` and ``no_wrap`` never wrap."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for column in columns:
         justify: Any = "right" if column in right else "left"
-        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in whole)
-    return made
+        grid.add_column(
+            column, justify=justify, overflow="fold", no_wrap=column in right or column in no_wrap
+        )
+    return grid
 
 
 def columns() -> int:

@@ -85,7 +85,7 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
         "prefill tokens/s",
         "cached tokens",
     )
-    table = common.table("machines", "layout", *numbers, right=numbers, whole=("layout",))
+    table = common.table("machines", "layout", *numbers, right=numbers, no_wrap=("layout",))
     for layout in possible:
         table.add_row(
             one_line(layout.machine.name),
@@ -131,11 +131,11 @@ def _command(model: str, layout: Layout) -> str:
 
 def _options(loading: LoadOptions) -> str:
     """Command line options of the planned model."""
-    given = [f"--context {loading.context}"] if loading.context is not None else []
-    given += [f"--pin {loading.pin}"] if loading.pin is not None else []
-    given += ["--precise"] if loading.precise else []
-    given += [f"--kv-cache {loading.kv_cache}"] if loading.kv_cache is not None else []
-    return "".join(f" {one}" for one in given)
+    options = [f"--context {loading.context}"] if loading.context is not None else []
+    options += [f"--pin {loading.pin}"] if loading.pin is not None else []
+    options += ["--precise"] if loading.precise else []
+    options += [f"--kv-cache {loading.kv_cache}"] if loading.kv_cache is not None else []
+    return "".join(f" {option}" for option in options)
 
 
 def _row(layout: Layout) -> dict[str, Any]:

@@ -57,19 +57,19 @@ class PaperModel:
         return kv_bytes(self.plan.layers, self.spec.context)
 
     @property
-    def kept(self) -> str:
+    def cache_description(self) -> str:
         """A description of a token's keys and values: for each kind of layer its heads, and the widths of a head."""
         kinds = Counter(layer for layer in self.plan.layers if isinstance(layer, LayerShape))
-        said = [
-            f"{count} layers x {one.kv_heads} heads x ({one.head_dim} + {one.value_dim}) {one.kv_dtype}"
-            + (f" of {one.window:,} tokens" if one.window else "")
-            for one, count in kinds.items()
+        parts = [
+            f"{count} layers x {layer.kv_heads} heads x ({layer.head_dim} + {layer.value_dim}) {layer.kv_dtype}"
+            + (f" of {layer.window:,} tokens" if layer.window else "")
+            for layer, count in kinds.items()
         ]
-        latent = any(one.latent for one in self.spec.attentions)
+        latent = any(layer.latent for layer in self.spec.attentions)
         more = (
             "; a key is the latent vector and its rotated part, a value that vector again" if latent else ""
         )
-        return " and ".join(said) + more
+        return " and ".join(parts) + more
 
     @property
     def state_bytes(self) -> int:
@@ -91,8 +91,8 @@ class PaperModel:
 
         Each token reads the weights, the keys and values of the tokens that it sees, and the states.
         """
-        kept = sum(one.nbytes * min(seen, one.window or seen) for one in attention_costs(self.plan))
-        nbytes = self.read_bytes + kept + state_bytes(self.plan)
+        cached = sum(cost.nbytes * min(seen, cost.window or seen) for cost in attention_costs(self.plan))
+        nbytes = self.read_bytes + cached + state_bytes(self.plan)
         return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def prefill(self, rates: Rates) -> float:
@@ -138,21 +138,21 @@ def paper_model(name: str, activation_bits: int = 8, kv_dtype: str | None = None
     )
 
 
-def _format(slot: str, shape: Shape, wanted: str) -> Format:
-    """The format of a slot: F32 for vectors and routers, else ``wanted``.
+def _format(slot: str, shape: Shape, form: str) -> Format:
+    """The format of a slot: F32 for vectors and routers, else ``form``.
 
-    Columns that are not whole blocks of ``wanted`` have Q8_0 or F16.
+    Columns that are not whole blocks of ``form`` have Q8_0 or F16.
     """
     if len(shape) < 2 or slot.endswith((".bias", ".router.weight", "norm.weight")):
         return lookup("F32", slot)
-    found = lookup(wanted, slot)
-    if shape[-1] % found.block == 0:
-        return found
+    format_ = lookup(form, slot)
+    if shape[-1] % format_.block == 0:
+        return format_
     return lookup("Q8_0" if shape[-1] % 32 == 0 else "F16", slot)
 
 
-def _bytes(slot: str, shape: Shape, wanted: str) -> int:
-    return prod(shape[:-1]) * _format(slot, shape, wanted).row_bytes(shape[-1])
+def _bytes(slot: str, shape: Shape, form: str) -> int:
+    return prod(shape[:-1]) * _format(slot, shape, form).row_bytes(shape[-1])
 
 
 def _active(spec: ModelSpec, slot: str, shape: Shape) -> int:

@@ -232,8 +232,8 @@ def _text_workloads(context: int, options: SuiteOptions, notes: list[str]) -> li
 
 
 def _sentence_workloads(context: int, options: SuiteOptions, notes: list[str]) -> list[Workload]:
-    for name, given in (("depth", options.depths), ("tokens", options.tokens)):
-        if given is not None:
+    for name, chosen in (("depth", options.depths), ("tokens", options.tokens)):
+        if chosen is not None:
             raise InvalidRequest(f"{name} is for models that make text: use prompt and batch for sentences")
     lengths = _lengths("prompt", options.prompts, (SENTENCE, context), context, notes)
     batches = (SENTENCES,) if options.batches is None else options.batches
@@ -243,11 +243,11 @@ def _sentence_workloads(context: int, options: SuiteOptions, notes: list[str]) -
 
 
 def _lengths(
-    name: str, given: Sequence[int] | None, default: Sequence[int], most: int, notes: list[str]
+    name: str, chosen: Sequence[int] | None, default: Sequence[int], limit: int, notes: list[str]
 ) -> list[int]:
-    """The lengths, without duplicates. Defaults are cut to ``most``. A user's length above ``most`` raises."""
-    if given is not None:
-        return list(dict.fromkeys(whole(name, n, 0, most, "the context holds no more") for n in given if n))
-    if most < max(default):
-        notes.append(f"{name}: cut to the {most:,} tokens that the context leaves room for")
-    return list(dict.fromkeys(min(n, most) for n in default))
+    """The lengths, without duplicates. Defaults are cut to ``limit``. A user's length above ``limit`` raises."""
+    if chosen is not None:
+        return list(dict.fromkeys(whole(name, n, 0, limit, "the context holds no more") for n in chosen if n))
+    if limit < max(default):
+        notes.append(f"{name}: cut to the {limit:,} tokens that the context leaves room for")
+    return list(dict.fromkeys(min(n, limit) for n in default))

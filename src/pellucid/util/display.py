@@ -41,8 +41,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = 
         f'<th scope="col" style="{CELL.format(align="left")}">{escaped(one)}</th>' for one in columns
     )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<table style="{STYLE}">{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    caption_html = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f'<table style="{STYLE}">{caption_html}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _cell(value: Any) -> str:

@@ -174,7 +174,7 @@ def test_refusals_of_other_commands(command: Command, tiny: str, encoder: str) -
     assert "no model is called 'smolm2'. Did you mean smollm2?" in command("bench", "smolm2").refusal
     for name, value in (("prompt", "8"), ("threads", "1"), ("context", "8")):
         refusal = command("plan", tiny, f"--{name}", value).refusal
-        assert refusal == f"--{name} is for what is measured: add --measured"
+        assert refusal == f"--{name} has an effect with --measured only: add it"
     assert "prompt=129" in command("plan", tiny, "--measured", "--prompt", "129").refusal
     assert "prompt=0" in command("plan", tiny, "--measured", "--prompt", "0").refusal
 

@@ -74,28 +74,30 @@ def command(
     options = checked(sampling, max_new_tokens=USUAL_TOKENS)
     text = common.text_or_stdin(prompt, "no prompt")
     llm = load(model, loading, lambda inputs: inputs.prompt(text))
-    found = llm.beam_search(text, **beams, **options)
+    result = llm.beam_search(text, **beams, **options)
     if json:
-        common.print_json(found.as_dict())
+        common.print_json(result.as_dict())
         return
     if tree:
-        _tree(found, llm.tokenizer)
-    for one in found.texts:
-        print(f"{one.score:9.4f}  {common.visible(one.text)}  [{len(one.ids)} tokens, {one.finish_reason}]")
+        _tree(result, llm.tokenizer)
+    for best in result.texts:
+        print(
+            f"{best.score:9.4f}  {common.visible(best.text)}  [{len(best.ids)} tokens, {best.finish_reason}]"
+        )
 
 
-def _tree(found: Beams, tokenizer: Tokenizer) -> None:
+def _tree(result: Beams, tokenizer: Tokenizer) -> None:
     """Print the search tree, a line for each candidate."""
-    nodes = found.tree
+    nodes = result.tree
     table = common.table(
         "step", "node", "from", "token", "score", "", right=("step", "node", "from", "score")
     )
     for node in nodes[1:]:
-        said = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
+        state = {"extended": "goes on", "finished": f"finished, {node.final_score or 0:.4f}"}.get(
             node.state, node.why
         )
         token = common.visible(tokenizer.piece(node.token))
-        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", said)
+        table.add_row(str(node.step), str(node.id), str(node.parent), token, f"{node.score:.4f}", state)
     common.show(table)
     print()
 

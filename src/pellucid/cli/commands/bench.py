@@ -153,7 +153,7 @@ def _show_profile(profile: Profile) -> None:
     shown = common.table(
         *("stage", "operation", "count", "ms", "part", "reached", "share"),
         right=("count", "ms", "part", "reached", "share"),
-        whole=("stage",),
+        no_wrap=("stage",),
         gap=1,
     )
     for (stage, kernel), timed in profile.kinds().items():

@@ -36,7 +36,7 @@ def command(
         return
     numbers = [str(i + 1) for i in range(len(texts))]
     sentences = common.table(
-        "", "text", f"vector ({vectors.shape[1]})", right=("",), whole=(f"vector ({vectors.shape[1]})",)
+        "", "text", f"vector ({vectors.shape[1]})", right=("",), no_wrap=(f"vector ({vectors.shape[1]})",)
     )
     for number, text, vector in zip(numbers, texts, vectors):
         start = " ".join(f"{x:+.3f}" for x in vector[:3])

@@ -64,7 +64,7 @@ def command(
         return
     for word, found in near.items():
         print(common.visible(word))
-        table = common.table("cosine", "token", "id", right=("cosine", "id"), whole=("token",))
+        table = common.table("cosine", "token", "id", right=("cosine", "id"), no_wrap=("token",))
         for text, token, cosine in found:
             table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
         common.show(table)

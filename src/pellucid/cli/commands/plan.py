@@ -63,10 +63,10 @@ def command(
         show_layouts(model, machines, measured, loading, json)
         return
     if on_paper(model):
-        given = {
+        options = {
             "measured": measured or None, "prompt": prompt, "context": loading.context, "pin": loading.pin,
         }  # fmt: skip
-        for name, value in given.items():
+        for name, value in options.items():
             if value is not None:
                 raise InvalidRequest(
                     f"--{name}: {model} is a shape on paper, without weights: remove the option"
@@ -91,41 +91,40 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
     from pellucid.capacity.machines import this_machine
     from pellucid.measure.paper import paper_model
 
-    made = paper_model(name, loading.activation_bits, loading.kv_cache)
+    paper = paper_model(name, loading.activation_bits, loading.kv_cache)
     rates = this_machine(loading.threads).rates
     facts = {
-        "name": made.name,
-        "source": made.source,
-        "parameters": made.parameters,
-        "active_parameters": made.active,
-        "file_bytes": dict(made.file_bytes),
-        "key_value_bytes_per_token": made.token_bytes,
-        "key_value_bytes_for_context": made.context_bytes,
-        "state_bytes": made.state_bytes,
-        "multiply_adds_per_token": made.multiply_adds,
-        "weight_bytes_per_token": made.read_bytes,
-        "key_value_layers": made.kept,
-        "decode_tokens_per_second": made.decode(rates),
-        "decode_tokens_per_second_after_context": made.decode(rates, made.spec.context),
-        "prefill_tokens_per_second": made.prefill(rates),
+        "name": paper.name,
+        "source": paper.source,
+        "parameters": paper.parameters,
+        "active_parameters": paper.active,
+        "file_bytes": dict(paper.file_bytes),
+        "key_value_bytes_per_token": paper.token_bytes,
+        "key_value_bytes_for_context": paper.context_bytes,
+        "state_bytes": paper.state_bytes,
+        "multiply_adds_per_token": paper.multiply_adds,
+        "weight_bytes_per_token": paper.read_bytes,
+        "key_value_layers": paper.cache_description,
+        "decode_tokens_per_second": paper.decode(rates),
+        "decode_tokens_per_second_after_context": paper.decode(rates, paper.spec.context),
+        "prefill_tokens_per_second": paper.prefill(rates),
     }
     if json:
-        common.print_json({**facts, "operations": [_row(op) for op in made.plan.operations]})
+        common.print_json({**facts, "operations": [_row(op) for op in paper.plan.operations]})
         return
-    _show(made.plan, shortened(made.plan.operations, whole), None)
-    active = (
-        f", of which a token uses {made.active / 1e9:.2f} billion" if made.active < made.parameters else ""
-    )
-    state = f"; the state of a sequence: {decimal(made.state_bytes)}" if made.state_bytes else ""
-    sizes = ", ".join(f"{form} {decimal(size)}" for form, size in made.file_bytes.items())
+    _show(paper.plan, shortened(paper.plan.operations, whole), None)
+    active = f", {paper.active / 1e9:.2f} billion active per token" if paper.active < paper.parameters else ""
+    context = paper.spec.context
+    state = f"; the state of a sequence: {decimal(paper.state_bytes)}" if paper.state_bytes else ""
+    sizes = ", ".join(f"{form} {decimal(size)}" for form, size in paper.file_bytes.items())
     print(
-        f"\n{name} ({made.source}): {made.parameters / 1e9:.2f} billion parameters{active}\n"
+        f"\n{name} ({paper.source}): {paper.parameters / 1e9:.2f} billion parameters{active}\n"
         f"sizes: {sizes}\n"
-        f"keys and values: {decimal(made.token_bytes)} for each token ({made.kept}), {decimal(made.context_bytes)} "
-        f"for the context of {made.spec.context:,}{state}\n"
-        f"in {made.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s allow "
-        f"{made.decode(rates):.3g} tokens per second of text, {made.decode(rates, made.spec.context):.3g} at the end "
-        f"of the context, and {made.prefill(rates):,.3g} of a prompt, if the memory holds it"
+        f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
+        f"{decimal(paper.context_bytes)} for the context of {context:,}{state}\n"
+        f"in {paper.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s "
+        f"allow decode of {paper.decode(rates):.3g} tokens per second, {paper.decode(rates, context):.3g} at the end of "
+        f"the context, and prefill of {paper.prefill(rates):,.3g}, if the memory holds it"
     )
 
 
@@ -138,7 +137,7 @@ def _plan(model: str, loading: LoadOptions, prompt: int | None) -> Plan:
     }  # fmt: skip
     for name, value in only_measured.items():
         if value is not None:
-            raise InvalidRequest(f"--{name} is for what is measured: add --measured")
+            raise InvalidRequest(f"--{name} has an effect with --measured only: add it")
     return common.plan(model, loading)
 
 
@@ -172,7 +171,7 @@ def _show(plan: Plan, lines: list[Line], profile: Profile | None) -> None:
     shown = common.table(
         *("stage", "operation", *shape, "bytes", "mul-adds", *times, ""),
         right=("bytes", "mul-adds", *times),
-        whole=("stage",) if profile else ("stage", "operation"),
+        no_wrap=("stage",) if profile else ("stage", "operation"),
         gap=1,
     )
     group = ""

@@ -37,15 +37,23 @@ def command(
     from pellucid.trace.selection import select
 
     points = all_points(common.plan(model, LoadOptions(precise=precise)))
-    wanted = [one.point for one in select(points, [name])] if name is not None else list(points.values())
+    selected = (
+        [match.point for match in select(points, [name])] if name is not None else list(points.values())
+    )
     rows = [
-        {"name": one.name, "shape": one.shape, "dtype": one.dtype, "unit": one.unit, "about": one.about}
-        for one in wanted
+        {
+            "name": point.name,
+            "shape": point.shape,
+            "dtype": point.dtype,
+            "unit": point.unit,
+            "about": point.about,
+        }
+        for point in selected
     ]
     if json:
         common.print_json(rows)
         return
-    table = common.table("point", "shape", "type", "unit", "what it is", whole=("point", "shape"))
+    table = common.table("point", "shape", "type", "unit", "what it is", no_wrap=("point", "shape"))
     for row in rows if whole or name is not None else _first_of_each(rows):
         table.add_row(row["name"], row["shape"], row["dtype"], row["unit"], row["about"])
     common.show(table)

@@ -36,9 +36,9 @@ def command(
 
     top = whole("top", top, 1, 1000)
     options = checked(sampling, max_new_tokens=USUAL_TOKENS, watch=True)
-    given = common.text_or_stdin(prompt, "no prompt")
-    llm = load(model, loading, lambda inputs: inputs.prompt(given))
-    run = llm.start(given, **options)
+    text = common.text_or_stdin(prompt, "no prompt")
+    llm = load(model, loading, lambda inputs: inputs.prompt(text))
+    run = llm.start(text, **options)
     documents = []
     for index, piece in enumerate(run):
         trace = piece.trace
@@ -94,7 +94,7 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
         )
     common.show(table)
     bars = common.table(
-        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), whole=("token",)
+        "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",)
     )
     for one in candidates(piece, tokenizer, top):
         mark = "▸" if one["id"] == trace.token else " "

@@ -94,9 +94,9 @@ def command(
         llm.engine.limit_queue(waiting)
         return llm
 
-    if asked := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
+    if cluster_replicas := Replicas.of(cluster, replicas, max_replicas, replica_cpus, stages):
         loads = {name: (sources[name], first_options if name == names[0] else options) for name in names}
-        asked.serve(loads, waiting, rules, settings)
+        cluster_replicas.serve(loads, waiting, rules, settings)
     else:
         serve(names, load_served, int(limit), rules, settings, pull=pulled if pull else None)
 
