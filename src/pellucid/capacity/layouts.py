@@ -94,22 +94,24 @@ class ModelSize:
 class Layout:
     """A model on ``replicas`` times ``stages`` machines of a kind, with the predicted throughput.
 
-    ``bytes_each`` are the bytes on the machine with the largest stage. After ``depth`` tokens, ``one`` is the decode
-    rate of a single sequence (tokens per second), and ``many`` is the decode rate of all replicas with ``together``
-    sequences on each. ``prompt`` is the prefill rate of a long prompt (tokens per second). ``tokens`` is the number of
-    context tokens that fit in all replicas (None: any number, because no layer keeps every token).
+    Attributes:
+        bytes_each: bytes on the machine with the largest stage.
+        decode: tokens per second of a single sequence, after ``depth`` tokens.
+        batched_decode: tokens per second of all replicas, with ``sequences`` sequences on each, after ``depth`` tokens.
+        prefill: tokens per second of a long prompt.
+        cached_tokens: context tokens that fit into all replicas. None: any number, as no layer keeps every token.
     """
 
     machine: Machine
     replicas: int
     stages: int
     bytes_each: int
-    one: float
-    many: float
-    prompt: float
-    tokens: int | None
+    decode: float
+    batched_decode: float
+    prefill: float
+    cached_tokens: int | None
     depth: int
-    together: int
+    sequences: int
 
     @property
     def machines(self) -> int:
@@ -185,18 +187,18 @@ def _layout(
         own = -(-model.limits.context // PAGE)
         tokens = replicas * PAGE * min(own + more, *(count for _, count in full))
     depth = max(min(DEPTH, model.limits.context // 2), 1)
-    together = BATCH if tokens is None else min(BATCH, max(tokens // replicas // (depth + 1), 1))
+    sequences = BATCH if tokens is None else min(BATCH, max(tokens // replicas // (depth + 1), 1))
     return Layout(
         machine,
         replicas,
         stages,
         bytes_each,
         1 / costs.step(1, depth, 0, 0),
-        replicas * together / costs.step(together, together * depth, 0, 0),
+        replicas * sequences / costs.step(sequences, sequences * depth, 0, 0),
         part / costs.step(0, 0, part, 0),
         tokens,
         depth,
-        together,
+        sequences,
     )
 
 
@@ -204,9 +206,9 @@ def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
     """Return the layout to take, and the reason; None if the model fits nowhere."""
     if not found:
         return None
-    best = max(found, key=lambda one: (one.many, -one.machines))
+    best = max(found, key=lambda one: (one.batched_decode, -one.machines))
     if best.stages > min(one.stages for one in found if one.machine is best.machine):
-        why = f"{best.stages} machines have memory for more sequences together ({best.together})"
+        why = f"{best.stages} machines have memory for more sequences together ({best.sequences})"
     elif best.stages > 1:
         why = f"the model needs the memory of {best.stages} machines"
     elif best.replicas > 1:

@@ -52,9 +52,9 @@ def known_commands() -> Mapping[str, CommandEntry]:
     Raises:
         TypeError: two files declare one command.
     """
-    return discover(FOLDER, CommandEntry, lambda one: (one.name,))
+    return discover(FOLDER, CommandEntry, lambda entry: (entry.name,))
 
 
 def command_named(name: str) -> CommandEntry | None:
     """The command ``name``, or None. It avoids importing all commands, which would take 15 ms."""
-    return find(FOLDER, CommandEntry, lambda one: (one.name,), name)
+    return find(FOLDER, CommandEntry, lambda entry: (entry.name,), name)

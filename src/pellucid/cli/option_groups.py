@@ -23,13 +23,13 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """The command's function with its groups replaced by their options, as Typer needs it."""
     groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
-    for one in inspect.signature(command, eval_str=True).parameters.values():
-        kind, options = _group(one.annotation)
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind, options = _group(parameter.annotation)
         if kind is None:
-            parameters.append(one)
+            parameters.append(parameter)
         else:
-            groups[one.name] = kind, [option.name for option in options]
-            parameters += [option.replace(kind=one.kind) for option in options]
+            groups[parameter.name] = kind, [option.name for option in options]
+            parameters += [option.replace(kind=parameter.kind) for option in options]
 
     def call(**values: Any) -> None:
         grouped = {
@@ -59,5 +59,5 @@ def with_parameters(
     """Give ``call`` the docstring of a command and these parameters."""
     call.__doc__ = command.__doc__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call

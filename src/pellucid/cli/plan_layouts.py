@@ -91,10 +91,11 @@ def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
             one_line(layout.machine.name),
             _name(layout),
             f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
-            f"{layout.one:,.3g}",
-            f"{layout.many:,.4g}" + (f" with {layout.together}" if layout.together < BATCH else ""),
-            f"{layout.prompt:,.4g}",
-            "any" if layout.tokens is None else f"{layout.tokens:,}",
+            f"{layout.decode:,.3g}",
+            f"{layout.batched_decode:,.4g}"
+            + (f" with {layout.sequences}" if layout.sequences < BATCH else ""),
+            f"{layout.prefill:,.4g}",
+            "any" if layout.cached_tokens is None else f"{layout.cached_tokens:,}",
         )
     common.show(table)
     rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
@@ -144,10 +145,10 @@ def _row(layout: Layout) -> dict[str, Any]:
         "replicas": layout.replicas,
         "stages": layout.stages,
         "bytes_each": layout.bytes_each,
-        "text_tokens_per_second": layout.one,
-        "texts_together_tokens_per_second": layout.many,
-        "prompt_tokens_per_second": layout.prompt,
+        "text_tokens_per_second": layout.decode,
+        "texts_together_tokens_per_second": layout.batched_decode,
+        "prompt_tokens_per_second": layout.prefill,
         "text_depth": layout.depth,
-        "texts_together": layout.together,
-        "context_tokens": layout.tokens,
+        "texts_together": layout.sequences,
+        "context_tokens": layout.cached_tokens,
     }

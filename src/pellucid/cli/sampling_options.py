@@ -19,9 +19,9 @@ from pellucid.cli.option_groups import with_parameters
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command's function with a parameter for each generation option, as Typer needs it."""
     declared = inspect.signature(command, eval_str=True).parameters
-    kept = [one for one in declared.values() if one.kind is not one.VAR_KEYWORD]
-    given = {one.name for one in kept}
-    parameters = [*kept, *(one for one in _parameters() if one.name not in given)]
+    kept = [parameter for parameter in declared.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    names = {parameter.name for parameter in kept}
+    parameters = [*kept, *(parameter for parameter in _parameters() if parameter.name not in names)]
 
     def call(**values: Any) -> None:
         command(**values)

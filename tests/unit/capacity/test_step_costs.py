@@ -139,11 +139,11 @@ def test_many_texts_are_as_many_as_there_is_room_for() -> None:
     (first, *_), (last, *_) = (
         layouts(model, Machines((one,)), [model.work.estimated(one)]) for one in (small, large)
     )
-    assert (first.depth, last.depth, last.together) == (1024, 1024, 16)
-    assert first.tokens is not None
-    assert first.together == first.tokens // 1025 < 16
+    assert (first.depth, last.depth, last.sequences) == (1024, 1024, 16)
+    assert first.cached_tokens is not None
+    assert first.sequences == first.cached_tokens // 1025 < 16
     costs = model.work.estimated(large)
-    assert last.many == pytest.approx(16 / costs.step(16, 16 * 1024, 0, 0))
+    assert last.batched_decode == pytest.approx(16 / costs.step(16, 16 * 1024, 0, 0))
     assert model.sequence_bytes(2000) == 2000 * 96 * 96 * 256 * 2
 
 
@@ -188,11 +188,11 @@ def test_layouts_of_a_model_that_fits_and_of_one_that_does_not() -> None:
     shapes = [(one.machine.memory, one.replicas, one.stages) for one in found]
     assert shapes == [(32e9, 1, 2), (32e9, 4, 2), (32e9, 1, 8), (64e9, 1, 1), (64e9, 4, 1), (64e9, 1, 4)]
     assert all(one.machines <= one.machine.count for one in found)
-    assert found[1].many == pytest.approx(4 * found[0].many)
-    assert found[5].prompt > found[3].prompt
+    assert found[1].batched_decode == pytest.approx(4 * found[0].batched_decode)
+    assert found[5].prefill > found[3].prefill
     best = recommended(found)
     assert best is not None
-    assert best[0] is max(found, key=lambda one: one.many)
+    assert best[0] is max(found, key=lambda one: one.batched_decode)
     with pytest.raises(InvalidRequest, match="cannot be divided"):
         fewest_stages(model, machine(0.5))
     assert layouts(model, Machines((machine(32),)), [COSTS]) == []

@@ -119,18 +119,18 @@ def command(
     kinds = machines_of(machines, here)
     stages = _stages(size, kinds.kinds)
     costs = step_costs(model, size, kinds, here, loading, measured=measured, served=True)
-    found = [
-        _found(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
+    results = [
+        _capacity(size, traffic, goals, kind, of_one.over(count, kinds.link, size.work), count, DAYS[day])
         for kind, of_one, count in zip(kinds.kinds, costs, stages)
         if count
     ]
     if json:
-        common.print_json(_document(size, traffic, found))
+        common.print_json(_document(size, traffic, results))
         return
-    for at, one in enumerate(found):
+    for at, result in enumerate(results):
         if at:
             print()
-        _show(size, goals, one, traffic)
+        _show(size, goals, result, traffic)
 
 
 def _seconds(name: str, text: str) -> float:
@@ -171,21 +171,21 @@ def _stages(size: ModelSize, kinds: Sequence[Machine]) -> list[int]:
     from pellucid.capacity.layouts import fewest_stages
     from pellucid.errors import InvalidRequest
 
-    found, refusals = list[int](), list[InvalidRequest]()
+    stages, refusals = list[int](), list[InvalidRequest]()
     for kind in kinds:
         try:
-            found.append(fewest_stages(size, kind))
+            stages.append(fewest_stages(size, kind))
         except InvalidRequest as error:
-            found.append(0)
+            stages.append(0)
             refusals.append(error)
-    if len(refusals) == len(found):
+    if len(refusals) == len(stages):
         raise refusals[-1]
     for refusal in refusals:
         print(f"left out: {refusal}", file=sys.stderr)
-    return found
+    return stages
 
 
-def _found(
+def _capacity(
     size: ModelSize,
     traffic: Traffic,
     goals: Goals,
@@ -202,21 +202,21 @@ def _found(
         return KindCapacity.of(kind, stages, Search(traffic, goals, room, costs, bars.simulating), shape)
 
 
-def _show(size: ModelSize, goals: Goals, found: KindCapacity, traffic: Traffic) -> None:
+def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic) -> None:
     from rich.filesize import decimal
 
     from pellucid.errors.messages import one_line
 
-    machine = found.machine
-    each = f"{found.stages} machines each, " if found.stages > 1 else ""
-    request = _usual(traffic)
+    machine = result.machine
+    each = f"{result.stages} machines each, " if result.stages > 1 else ""
+    request = _request_tokens(traffic)
     print(
         f"{one_line(size.name)} on {one_line(machine.name)}: {each}{machine.cores} cores, {decimal(machine.memory)}, "
         f"{machine.speed}\n"
         f"keys and values: {decimal(size.sequence_bytes(1))} for a token, {decimal(size.sequence_bytes(request))} for "
         f"a request of {request:,} tokens\n"
     )
-    if not found.day:
+    if not result.day:
         print(
             f"no number of these machines reaches {goals.first_token:g} s to the first token and "
             f"{goals.per_token * 1e3:g} ms per token, even for a request that is alone"
@@ -224,12 +224,12 @@ def _show(size: ModelSize, goals: Goals, found: KindCapacity, traffic: Traffic) 
         return
     columns = ("requests/s", "machines", "tokens/s", "first token", "per token", "busy", "prefix hits")
     table = common.table("hours", *columns, right=columns)
-    for one in found.day:
-        times = one.outcome
+    for hours in result.day:
+        times = hours.outcome
         table.add_row(
-            _hours(one.hours),
-            f"{one.rate:,.4g}",
-            f"{one.replicas * found.stages:,}",
+            _hours(hours.hours),
+            f"{hours.rate:,.4g}",
+            f"{hours.replicas * result.stages:,}",
             f"{times.tokens_per_second:,.0f}",
             common.milliseconds(times.first_token),
             common.milliseconds(times.per_token),
@@ -237,24 +237,26 @@ def _show(size: ModelSize, goals: Goals, found: KindCapacity, traffic: Traffic) 
             f"{times.hits:.0%}",
         )
     common.show(table)
-    hours = sum(len(one.hours) * one.replicas * found.stages for one in found.day)
+    machine_hours = sum(len(hours.hours) * hours.replicas * result.stages for hours in result.day)
     print(
-        f"\n{found.machines:,} machines are enough in the busiest hour; {hours:,} machine-hours a day if they come and "
-        f"go with the load, {24 * found.machines:,} if they stay (times in ms: median, 95 of 100, 99 of 100)"
+        f"\n{result.machines:,} machines are enough in the busiest hour; {machine_hours:,} machine-hours a day if "
+        f"their number follows the load, {24 * result.machines:,} if not (times in ms: median, p95, p99)"
     )
-    if found.machines > machine.count and machine.source != "measured":
-        print(f"there are {machine.count:,} of {one_line(machine.name)}: too few")
-    if found.breaks:
-        print(f"at {found.breaks.times:g} times the load {found.breaks.what} fails first: {found.breaks.why}")
-    if found.front:
+    if result.machines > machine.count and machine.source != "measured":
+        print(f"there are only {machine.count:,} of {one_line(machine.name)}")
+    if result.breaks:
         print(
-            f"in front: the router takes {found.front.router_seconds * 1e6:,.0f} µs for a request, "
-            f"{found.front.ingresses:,} server processes pass the tokens on"
+            f"at {result.breaks.times:g} times the load, {result.breaks.what} fails first: {result.breaks.why}"
+        )
+    if result.front:
+        print(
+            f"in front of the replicas: the router takes {result.front.router_seconds * 1e6:,.0f} µs for a request, "
+            f"{result.front.ingresses:,} server processes forward the tokens"
         )
 
 
-def _usual(traffic: Traffic) -> int:
-    """Usual number of tokens, prompt and answer, of the last request of a conversation."""
+def _request_tokens(traffic: Traffic) -> int:
+    """Mean number of tokens, prompt and answer, of the last request of a conversation."""
     return traffic.turns * (traffic.prompt.mean_length + traffic.tokens.mean_length)
 
 
@@ -269,22 +271,22 @@ def _hours(hours: tuple[int, ...]) -> str:
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
 
 
-def _document(size: ModelSize, traffic: Traffic, found: list[KindCapacity]) -> dict[str, Any]:
+def _document(size: ModelSize, traffic: Traffic, results: list[KindCapacity]) -> dict[str, Any]:
     return {
         "model": size.name,
         "rate": traffic.rate,
         "key_value_bytes_per_token": size.sequence_bytes(1),
-        "key_value_bytes_per_request": size.sequence_bytes(_usual(traffic)),
+        "key_value_bytes_per_request": size.sequence_bytes(_request_tokens(traffic)),
         "machines": [
             {
-                "machine": asdict(one.machine),
-                "stages": one.stages,
-                "machines": one.machines if one.day else None,
-                "day": [asdict(hours) for hours in one.day],
-                "breaks": asdict(one.breaks) if one.breaks else None,
-                "front": asdict(one.front) if one.front else None,
+                "machine": asdict(result.machine),
+                "stages": result.stages,
+                "machines": result.machines if result.day else None,
+                "day": [asdict(hours) for hours in result.day],
+                "breaks": asdict(result.breaks) if result.breaks else None,
+                "front": asdict(result.front) if result.front else None,
             }
-            for one in found
+            for result in results
         ],
     }
 

@@ -75,16 +75,16 @@ def _show(explanation: PromptExplanation) -> None:
         table.add_row(str(at), common.visible(piece.text), str(piece.id), first, f"{piece.length:.3f}")
     common.show(table)
     print("\npositions")
-    for said in explanation.position:
-        print(f"  {said}")
+    for line in explanation.position:
+        print(f"  {line}")
     _show_layers(explanation)
     if (attribution := explanation.attribution) is not None:
         print(
             f"\nparts that made {common.visible(attribution.token)} likely (its logit is {attribution.logit:.3f})"
         )
         table = common.table("adds", "part", right=("adds",))
-        for one in attribution.ranked()[:10]:
-            table.add_row(f"{one.value:+.3f}", one.name)
+        for part in attribution.ranked()[:10]:
+            table.add_row(f"{part.value:+.3f}", part.name)
         common.show(table)
     print("\nheads with the largest effect")
     table = common.table("head", "adds", "attends to", right=("adds",))
@@ -110,8 +110,8 @@ def _show_layers(explanation: PromptExplanation) -> None:
         step = -(-len(shown) // SHOWN_LAYERS)
         shown = range((len(shown) - 1) % step, len(shown), step)
     for layer in shown:
-        said = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
-        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", said)
+        line = "  ".join(f"{common.visible(text)} {p:.2f}" for text, p in lens.top(layer, 0))
+        table.add_row(lens.layers[layer].removesuffix(".residual"), f"{lens.entropy[layer, 0]:.2f}", line)
     common.show(table)
 
 
@@ -120,10 +120,10 @@ def _show_draw(explanation: PromptExplanation) -> None:
     table = common.table(
         "token", "logit", "model", "", "chain", "", right=("logit", "model", "chain"), no_wrap=("token",)
     )
-    for one in explanation.alternatives:
+    for part in explanation.alternatives:
         table.add_row(
-            common.visible(one.text), f"{one.logit:.2f}", f"{100 * one.probability:.2f} %", _bar(one.probability),
-            f"{100 * one.final_probability:.2f} %", _bar(one.final_probability),
+            common.visible(part.text), f"{part.logit:.2f}", f"{100 * part.probability:.2f} %", _bar(part.probability),
+            f"{100 * part.final_probability:.2f} %", _bar(part.final_probability),
         )  # fmt: skip
     common.show(table)
     for text, trace in explanation.tokens:

@@ -73,7 +73,7 @@ def command(
         names = [common.visible(word) for word in words]
         table = common.table("", *names, "x", "y", right=(*names, "x", "y"))
         for name, row, place in zip(names, cosines, places):
-            table.add_row(name, *(f"{one:.2f}" for one in row), *(f"{one:+.2f}" for one in place))
+            table.add_row(name, *(f"{cosine:.2f}" for cosine in row), *(f"{x:+.2f}" for x in place))
         common.show(table)
 
 

@@ -122,9 +122,9 @@ def _show_paper(name: str, whole: bool, loading: LoadOptions, json: bool) -> Non
         f"sizes: {sizes}\n"
         f"keys and values: {decimal(paper.token_bytes)} for each token ({paper.cache_description}), "
         f"{decimal(paper.context_bytes)} for the context of {context:,}{state}\n"
-        f"in {paper.form}, this machine's {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s "
-        f"allow decode of {paper.decode(rates):.3g} tokens per second, {paper.decode(rates, context):.3g} at the end of "
-        f"the context, and prefill of {paper.prefill(rates):,.3g}, if the memory holds it"
+        f"in {paper.form}, {rates.read / 1e9:.1f} GB/s and {rates.multiply / 1e9:,.0f} int8 GMAC/s of this machine "
+        f"allow decode of {paper.decode(rates):.3g} tokens per second, {paper.decode(rates, context):.3g} at the "
+        f"context's end, and prefill of {paper.prefill(rates):,.3g}, if the memory holds it"
     )
 
 

@@ -96,15 +96,15 @@ def _show(index: int, piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenize
     bars = common.table(
         "token", "id", "model", "", "chain", "", right=("id", "model", "chain"), no_wrap=("token",)
     )
-    for one in candidates(piece, tokenizer, top):
-        mark = "▸" if one["id"] == trace.token else " "
+    for candidate in candidates(piece, tokenizer, top):
+        mark = "▸" if candidate["id"] == trace.token else " "
         bars.add_row(
-            f"{mark} {common.visible(one['text'])}",
-            str(one["id"]),
-            _share(one["probability"]),
-            _bar(one["probability"]),
-            _share(one["final_probability"]),
-            _bar(one["final_probability"]),
+            f"{mark} {common.visible(candidate['text'])}",
+            str(candidate["id"]),
+            _share(candidate["probability"]),
+            _bar(candidate["probability"]),
+            _share(candidate["final_probability"]),
+            _bar(candidate["final_probability"]),
         )
     common.show(bars)
     print()

@@ -152,10 +152,10 @@ def all_models(pull: bool) -> list[str]:
     from pellucid.weights.catalogue import catalogue
     from pellucid.weights.store import installed
 
-    found = [model.name for model in installed() if model.complete] + (list(catalogue()) if pull else [])
-    if not found:
+    names = [model.name for model in installed() if model.complete] + (list(catalogue()) if pull else [])
+    if not names:
         raise InvalidRequest("there is no model on this machine: name one, or give --pull")
-    return found
+    return names
 
 
 COMMAND = Command("serve", command)

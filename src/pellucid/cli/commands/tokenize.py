@@ -129,7 +129,7 @@ def _explanation_lines(pre_token: PreToken) -> Iterator[str]:
             yield f"unknown: {one_line(value)}"
         elif key not in FORMATTED:
             several = isinstance(value, (list, tuple))
-            words = " ".join(common.visible(str(one)) for one in value) if several else one_line(str(value))
+            words = " ".join(common.visible(str(item)) for item in value) if several else one_line(str(value))
             yield f"{one_line(key)} {words}"
 
 
