@@ -59,17 +59,17 @@ class ModelSize:
     def sequence_bytes(self, tokens: int) -> int:
         """Bytes of the keys, values and states of a sequence of ``tokens`` tokens."""
         layers = self.plan.layers
-        return kv_bytes(layers, tokens) + sum(one.page_bytes for one in layers if one.recurrent)
+        return kv_bytes(layers, tokens) + sum(layer.page_bytes for layer in layers if layer.recurrent)
 
     @cached_property
     def _largest_block(self) -> float:
         """Largest fraction of the weights in a single block."""
-        found = Counter[str]()
+        sizes = Counter[str]()
         for op in self.plan.operations:
             kind, number, *_ = f"{op.stage}..".split(".")
-            found[number if kind == "blocks" else ""] += op.weight_bytes
-        whole = found.total()
-        return max(size for block, size in found.items() if block or len(found) == 1) / max(whole, 1)
+            sizes[number if kind == "blocks" else ""] += op.weight_bytes
+        largest = max(size for block, size in sizes.items() if block or len(sizes) == 1)
+        return largest / max(sizes.total(), 1)
 
     def min_stage_bytes(self, stages: int) -> float:
         """Return a lower bound on the bytes of the largest of ``stages`` stages.
@@ -156,19 +156,19 @@ def layouts(model: ModelSize, machines: Machines, costs: Sequence[StepCosts]) ->
 
     ``costs`` are the step costs of each kind of machine.
     """
-    found = list[Layout]()
+    possible = list[Layout]()
     for machine, of_one in zip(machines.kinds, costs):
         try:
-            least = fewest_stages(model, machine)
+            fewest = fewest_stages(model, machine)
         except InvalidRequest:
             continue
-        shapes = [(1, least), (machine.count // least, least)]
-        if machine.count > least and stage_bytes(model, machine.count) is not None:
+        shapes = [(1, fewest), (machine.count // fewest, fewest)]
+        if machine.count > fewest and stage_bytes(model, machine.count) is not None:
             shapes.append((1, machine.count))
         for replicas, stages in dict.fromkeys(shapes):
             if 0 < replicas * stages <= machine.count:
-                found.append(_layout(model, machine, machines.link, of_one, replicas, stages))
-    return found
+                possible.append(_layout(model, machine, machines.link, of_one, replicas, stages))
+    return possible
 
 
 def _layout(
@@ -202,12 +202,12 @@ def _layout(
     )
 
 
-def recommended(found: Sequence[Layout]) -> tuple[Layout, str] | None:
+def recommended(possible: Sequence[Layout]) -> tuple[Layout, str] | None:
     """Return the layout to take, and the reason; None if the model fits nowhere."""
-    if not found:
+    if not possible:
         return None
-    best = max(found, key=lambda one: (one.batched_decode, -one.machines))
-    if best.stages > min(one.stages for one in found if one.machine is best.machine):
+    best = max(possible, key=lambda layout: (layout.batched_decode, -layout.machines))
+    if best.stages > min(layout.stages for layout in possible if layout.machine is best.machine):
         why = f"{best.stages} machines have memory for more sequences together ({best.sequences})"
     elif best.stages > 1:
         why = f"the model needs the memory of {best.stages} machines"

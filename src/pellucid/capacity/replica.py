@@ -45,9 +45,9 @@ def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
         for group in groups
     ]
     # More pages than a simulation ever needs would only take time and memory here.
-    most = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
-    kv = KVCache(tiny, [min(count, most) for count in capacity.pages])
-    real, small = (sum(group.page_bytes for group in found) for found in (groups, kv.groups))
+    limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
+    kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
+    real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
     return CacheManager(kv, max(capacity.prefix_bytes * small // max(real, 1), 1))
 
 
@@ -198,8 +198,8 @@ class SimulatedReplica:
     def _equal_steps(self, scheduled: Sequence[Scheduled]) -> int:
         """Return the number of equal steps in a row: up to the end of a request or of a page."""
         count = PAGE
-        for one in scheduled:
-            request = _request(one)
+        for part in scheduled:
+            request = _request(part)
             length = request.sequence.table.length
             count = min(count, request.max_tokens - len(request.answer), PAGE - length % PAGE)
         return max(count, 1)
@@ -207,18 +207,18 @@ class SimulatedReplica:
     def _take(self, step: SimulatedStep) -> None:
         """Apply the results of a step."""
         count, first = step.count, step.start + step.seconds(1)
-        for one in step.scheduled:
-            request = _request(one)
-            table, tokens = one.sequence.table, len(one.chunk.tokens)
+        for part in step.scheduled:
+            request = _request(part)
+            table, tokens = part.sequence.table, len(part.chunk.tokens)
             advance(self.cache, table, tokens)
-            if tokens > one.chunk.outputs:
-                self.cache.prefixes.insert(table, one.sequence.tokens, grows=True, path=request.path)
-            if one.chunk.outputs:
+            if tokens > part.chunk.outputs:
+                self.cache.prefixes.insert(table, part.sequence.tokens, grows=True, path=request.path)
+            if part.chunk.outputs:
                 request.generate(count, first, step.end)
                 if count > 1:  # within a page: the pages suffice
                     self.cache.reserve(table, count - 1)
                     advance(self.cache, table, count - 1)
-                one.sequence.first_output = max(one.sequence.first_output, table.length)
+                part.sequence.first_output = max(part.sequence.first_output, table.length)
         seconds = step.end - step.start
         self.busy, self.steps = self.busy + seconds, self.steps + count
         if step.prompts:
@@ -243,9 +243,9 @@ class SimulatedStep:
     ) -> None:
         self.scheduled, self.start, self.count = scheduled, start, 1
         self.rows = self.seen = self.prompts = seen = 0
-        for one in scheduled:
-            tokens, length = len(one.chunk.tokens), one.sequence.table.length
-            if tokens == 1 and one.chunk.outputs:
+        for part in scheduled:
+            tokens, length = len(part.chunk.tokens), part.sequence.table.length
+            if tokens == 1 and part.chunk.outputs:
                 self.rows, self.seen = self.rows + 1, self.seen + length + 1
             else:
                 self.prompts, seen = self.prompts + tokens, seen + tokens * length + tokens * tokens // 2

@@ -13,22 +13,23 @@ from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.kernels.attention.kv_layout import PAGE
 
-LEAST, FEWEST = 200, 16  # minimum requests of a simulation; the minimum if a request takes long to simulate
-SLICE, FEW = 64, 8
+MIN_REQUESTS = 200  # of a simulation
+MIN_SLOW_REQUESTS = 16  # of a simulation whose requests take long to simulate
+MAX_SLICE, MIN_SLICE = 64, 8
 """Maximum number of simulated replicas: a larger fleet counts as many equal slices side by side.
 
-A slice shrinks to ``FEW`` replicas if its requests would exceed the affordable number.
+A slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the affordable number.
 """
-WORK = 500.0
+SIMULATION_MILLISECONDS = 500.0
 """Milliseconds of a simulation on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt."""
-LIFETIMES, HARD = 5, 2
-"""A simulation lasts at least ``LIFETIMES`` times as long as a request.
+MIN_LIFETIMES, MAX_EXCESS = 5, 2
+"""A simulation lasts at least ``MIN_LIFETIMES`` times as long as a request.
 
-It has at most ``HARD`` times the affordable number of requests.
+It has at most ``MAX_EXCESS`` times the affordable number of requests.
 """
-WARM, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
+WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
 MAX_REPLICAS = 100_000
-CLOSE = 0.02  # relative precision of the number of replicas
+PRECISION = 0.02  # relative precision of the number of replicas
 INGRESS_TOKENS = 25_000
 """Tokens per second that an ingress process forwards (``bench/cluster.py ingress``, on a core of Zen 4)."""
 INGRESS_SHARE = 0.7  # planned utilization of an ingress process
@@ -73,7 +74,7 @@ class Hours:
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontProcesses:
     """Requirements of the processes in front of replicas: router seconds per request, and the number of ingresses."""
 
     router_seconds: float
@@ -81,7 +82,7 @@ class Front:
 
 
 @dataclass(frozen=True)
-class Break:
+class FirstFailure:
     """The first failure under more load: ``what`` fails at ``times`` times the highest rate, and ``why``."""
 
     times: float
@@ -104,7 +105,7 @@ class Search:
         costs: StepCosts,
         progress: Progress = lambda what: None,
         *,
-        warm: float = WARM,
+        warm: float = WARM_UP,
         seconds: float = SECONDS,
     ) -> None:
         self.traffic, self.goals, self._capacity, self._costs = traffic, goals, capacity, costs
@@ -116,40 +117,40 @@ class Search:
 
         Counts are counts of one slice; rates per second are rates of all replicas.
         """
-        found = self._known.get((rate, replicas))
-        if found is None:
+        outcome = self._known.get((rate, replicas))
+        if outcome is None:
             self._progress(f"{replicas:,} replicas, {rate:,.4g} requests/s")
             count, warm, seconds = self._size(rate, replicas)
             traffic = replace(self.traffic, rate=rate * count / replicas)
             of_slice = Simulation(traffic, count, self._capacity, self._costs).run(seconds=seconds, warm=warm)
-            found = self._known[rate, replicas] = replace(
+            outcome = self._known[rate, replicas] = replace(
                 of_slice,
                 requests_per_second=of_slice.requests_per_second * replicas / count,
                 tokens_per_second=of_slice.tokens_per_second * replicas / count,
             )
-        return found
+        return outcome
 
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation has at most the affordable number of requests, unless it would be shorter than ``LIFETIMES``
+        A simulation has at most the affordable number of requests, unless it would be shorter than ``MIN_LIFETIMES``
         requests.
         """
-        count, each = min(replicas, SLICE), rate / replicas
-        seconds = max(self._seconds, min(LEAST, self.affordable) / (each * count))
+        count, each = min(replicas, MAX_SLICE), rate / replicas
+        seconds = max(self._seconds, min(MIN_REQUESTS, self.affordable) / (each * count))
         span = self._warm + seconds
         if (expected := each * count * span) > self.affordable:
-            count = max(min(count, FEW), int(count * self.affordable / expected))
+            count = max(min(count, MIN_SLICE), int(count * self.affordable / expected))
         part = min(self.affordable / (each * count * span), 1.0)
-        part = min(max(part, LIFETIMES * self._alone_seconds / span), 1.0)
-        part = min(part, HARD * self.affordable / (each * count * span))
+        part = min(max(part, MIN_LIFETIMES * self._alone_seconds / span), 1.0)
+        part = min(part, MAX_EXCESS * self.affordable / (each * count * span))
         return count, part * self._warm, part * seconds
 
     @cached_property
     def affordable(self) -> int:
         """Maximum number of requests of a simulation."""
         pages = self.traffic.longest // PAGE
-        return max(FEWEST, int(WORK / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
+        return max(MIN_SLOW_REQUESTS, int(SIMULATION_MILLISECONDS / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
     @cached_property
     def least_seconds(self) -> float:
@@ -176,7 +177,7 @@ class Search:
             if high >= MAX_REPLICAS:
                 return None
             low, high = high, 2 * high
-        while high - low > max(1, int(CLOSE * high)):
+        while high - low > max(1, int(PRECISION * high)):
             middle = (low + high) // 2
             if self.enough(rate, middle):
                 high = middle
@@ -207,24 +208,24 @@ class Search:
             and not alone.failed
         )
 
-    def day(self, shape: Sequence[float], most: int) -> list[Hours]:
-        """Return the hours by their rates, the highest first. ``most`` replicas reach the goals at the highest rate."""
-        found = []
+    def day(self, shape: Sequence[float], peak_replicas: int) -> list[Hours]:
+        """Return the hours by their rates, the highest first. At the highest rate ``peak_replicas`` reach the goals."""
+        hours_by_rate = []
         for part in sorted(set(shape), reverse=True):
-            rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * most // 100)
-            if count < SLICE:  # a larger fleet needs no search: it only has fewer slices
-                count = self.replicas(rate, max(1, count)) or most
-            hours = tuple(hour for hour, one in enumerate(shape) if one == part)
-            found.append(Hours(hours, rate, count, self.outcome(rate, count)))
-        return found
+            rate, count = part * (self.traffic.rate or 0.0), -(-int(100 * part) * peak_replicas // 100)
+            if count < MAX_SLICE:  # a larger fleet needs no search: it only has fewer slices
+                count = self.replicas(rate, max(1, count)) or peak_replicas
+            hours = tuple(hour for hour, share in enumerate(shape) if share == part)
+            hours_by_rate.append(Hours(hours, rate, count, self.outcome(rate, count)))
+        return hours_by_rate
 
-    def breaks(self, replicas: int) -> Break | None:
+    def breaks(self, replicas: int) -> FirstFailure | None:
         """Return the first failure of ``replicas`` under up to 8 times the highest rate; None without a failure."""
         peak = self.traffic.rate or 0.0
         for times in (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
             outcome = self.outcome(times * peak, replicas)
             if failed := self.goals.failures(outcome):
-                return Break(times, failed[0], self._why(failed[0], outcome), outcome)
+                return FirstFailure(times, failed[0], self._why(failed[0], outcome), outcome)
         return None
 
     def _why(self, what: str, outcome: Outcome) -> str:
@@ -237,12 +238,12 @@ class Search:
             return f"prefill: it takes {share} of the steps' time"
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
-    def front(self, replicas: int, outcome: Outcome) -> Front:
+    def front(self, replicas: int, outcome: Outcome) -> FrontProcesses:
         """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
         seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
         share = rate * seconds + outcome.tokens_per_second / INGRESS_TOKENS
-        return Front(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
+        return FrontProcesses(seconds, max(1, -(-int(100 * share) // int(100 * INGRESS_SHARE))))
 
 
 @dataclass(frozen=True)
@@ -255,17 +256,18 @@ class KindCapacity:
     machine: Machine
     stages: int
     day: Sequence[Hours]
-    front: Front | None
-    breaks: Break | None
+    front: FrontProcesses | None
+    breaks: FirstFailure | None
 
     @classmethod
     def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
         """Search for the capacity. ``shape`` has the fractions of the highest rate, by the hour."""
-        most = search.replicas(search.traffic.rate or 0.0)
-        if most is None:
+        peak_replicas = search.replicas(search.traffic.rate or 0.0)
+        if peak_replicas is None:
             return cls(machine, stages, [], None, None)
-        day = search.day(shape, most)
-        return cls(machine, stages, day, search.front(most, day[0].outcome), search.breaks(most))
+        day = search.day(shape, peak_replicas)
+        front = search.front(peak_replicas, day[0].outcome)
+        return cls(machine, stages, day, front, search.breaks(peak_replicas))
 
     @property
     def machines(self) -> int:

@@ -118,9 +118,9 @@ class Simulation:
 
     def _mark(self, now: float) -> tuple[float, float]:
         """Record and return the seconds of all steps until now, and the seconds of prefill among them."""
-        found = sum(one.busy_until(now) for one in self.replicas), sum(one.prompts for one in self.replicas)
-        self._marks[now] = found
-        return found
+        busy = sum(replica.busy_until(now) for replica in self.replicas)
+        self._marks[now] = busy, sum(replica.prompts for replica in self.replicas)
+        return self._marks[now]
 
     def _next_arrival(self) -> None:
         """Schedule the next session."""
@@ -149,9 +149,9 @@ class Simulation:
             request.failed, request.last = True, now + max(self._costs.request, REFUSAL_SECONDS)
             self._at(request.last, partial(self._end, request))
             return
-        # A server parses one request after the other, and each response that it streams delays it.
+        # A server parses requests one after the other, and each response that it streams delays it.
         self._front = max(now, self._front) + self._costs.request / self._fronts
-        streams = sum(1 for one in self._running if one.answer) / self._fronts
+        streams = sum(1 for running in self._running if running.answer) / self._fronts
         self._at(self._front + self._costs.stream * streams, partial(self._route, request))
 
     def _route(self, request: SimulatedRequest, now: float) -> None:
@@ -222,7 +222,7 @@ class Simulation:
             busy=min(busy / (seconds * len(self.replicas)), 1.0),
             prompt_share=prompts / max(busy, 1e-9),
             hits=self._hits / self._pages if self._pages else 0.0,
-            preemptions=sum(one.preemptions for one in self.replicas),
+            preemptions=sum(replica.preemptions for replica in self.replicas),
             overloaded=self._overloaded,
         )
 

@@ -182,15 +182,15 @@ class PlanWork:
         """
         rates = Rates(MEMORY_SHARE * machine.rates.read, INT8_SHARE * machine.rates.multiply)
         seen = [
-            (one.window, one.nbytes / rates.read, one.multiply_adds / rates.multiply)
-            for one in attention_costs(self._plan)
+            (cost.window, cost.nbytes / rates.read, cost.multiply_adds / rates.multiply)
+            for cost in attention_costs(self._plan)
         ]
         return StepCosts(
             {n: self.seconds(n, n, rates) for n in ROWS},
             {n: self.seconds(n, 0, rates) for n in PROMPTS},
             row_attention=sum(of_row for window, of_row, _ in seen if not window),
             prompt_attention=sum(of_prompt for window, _, of_prompt in seen if not window),
-            windows=tuple(one for one in seen if one[0]),
+            windows=tuple(of_window for of_window in seen if of_window[0]),
         )
 
 
@@ -218,15 +218,15 @@ def measure_steps(llm: LLM, progress: Progress = lambda done, total, what: None)
         ("texts after many tokens", DEEP_ROWS): partial(_decode_seconds, llm, DEEP_ROWS, deep),
         ("tokens of a prompt after many", part): partial(_prefill_seconds, llm, part, before),
     }
-    total, found = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
+    total, measured = ROUNDS * len(work) + 1, {key: list[float]() for key in work}
     for number in range(ROUNDS):
         for at, ((what, n), measure) in enumerate(work.items()):
             progress(number * len(work) + at, total, f"{n} {what}")
-            found[what, n].append(measure())
+            measured[what, n].append(measure())
     progress(total - 1, total, "how steady it is")
     noise = _noise(llm, prompts[min(3, len(prompts) - 1)])
     times: dict[str, dict[int, float]] = {}
-    for (what, n), seconds in found.items():
+    for (what, n), seconds in measured.items():
         times.setdefault(what, {})[n] = statistics.median(seconds)
     rows, reading = times["texts"], times["tokens of a prompt"]
     more = times["texts after many tokens"][DEEP_ROWS] - rows[DEEP_ROWS]
@@ -248,10 +248,12 @@ def _decode_seconds(llm: LLM, count: int, depth: int) -> float:
     ids, size = placeholder_ids(llm.runner, depth), llm.inputs.vocabulary
     options: dict[str, Any] = {"ignore_eos": True, "temperature": 0, "prompt_lookup": False}
     prompts = [[(n + 1) % size, *ids[1:]] for n in range(count)]
-    run_together([llm.request(one, max_new_tokens=1, **options) for one in prompts])  # fills the prefix cache
+    run_together(
+        [llm.request(prompt, max_new_tokens=1, **options) for prompt in prompts]
+    )  # fills the prefix cache
     times, gate = list[float](), threading.Event()
     llm.engine.between_steps(gate.wait)
-    groups = [llm.request(one, max_new_tokens=DECODED, **options) for one in prompts]
+    groups = [llm.request(prompt, max_new_tokens=DECODED, **options) for prompt in prompts]
     for group in groups:
         group.start(lambda number, token: times.append(time.perf_counter()))
     gate.set()
@@ -274,13 +276,13 @@ def _prefill_seconds(llm: LLM, count: int, depth: int) -> float:
 
 def _noise(llm: LLM, count: int) -> tuple[float, ...]:
     """Return the slowdowns of the same step over time, relative to its median."""
-    start, found = time.perf_counter(), list[tuple[float, float]]()
-    while not found or found[-1][0] < NOISE_TOTAL:
+    start, samples = time.perf_counter(), list[tuple[float, float]]()
+    while not samples or samples[-1][0] < NOISE_TOTAL:
         seconds = _prefill_seconds(llm, count, 0)
-        found.append((time.perf_counter() - start, seconds))
-    usual = statistics.median(seconds for _, seconds in found)
+        samples.append((time.perf_counter() - start, seconds))
+    usual = statistics.median(seconds for _, seconds in samples)
     every: dict[int, list[float]] = {}
-    for when, seconds in found:
+    for when, seconds in samples:
         every.setdefault(int(when / NOISE_SECONDS), []).append(seconds / usual)
     series, last = list[float](), 1.0
     for at in range(int(NOISE_TOTAL / NOISE_SECONDS)):

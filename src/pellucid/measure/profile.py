@@ -75,11 +75,11 @@ class Profile:
 
     def kinds(self) -> dict[tuple[str, str], Timed]:
         """Sums by stage (without its block number) and kernel."""
-        found: dict[tuple[str, str], list[Timed]] = {}
+        by_kind: dict[tuple[str, str], list[Timed]] = {}
         for op, timed in zip(self.operations, self.timed):
             stage = re.sub(r"^blocks\.\d+\.", "", op.label)
-            found.setdefault((stage, str(op.kernel)), []).append(timed)
-        return {kind: combined(all_of_it) for kind, all_of_it in found.items()}
+            by_kind.setdefault((stage, str(op.kernel)), []).append(timed)
+        return {kind: combined(timed) for kind, timed in by_kind.items()}
 
 
 def combined(timed: Iterable[Timed]) -> Timed:
@@ -100,9 +100,9 @@ def profile_step(
     A round repeats the step for some milliseconds. The cache does not change. The memory's rate is measured with a
     buffer of ``roof_bytes``, by default the bytes that the step reads.
     """
-    *_, found = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
-    assert found is not None
-    return found
+    *_, profile = profile_turns(runner, tokens, depth, rounds, progress, roof_bytes)
+    assert profile is not None
+    return profile
 
 
 def profile_turns(
@@ -153,9 +153,9 @@ def _profile(
     costs = [operation_cost(runner, op, chunks) for op in operations]
     timed = tuple(Timed(float(s), cost) for s, cost in zip(np.median(seconds, axis=0), costs))
     limits = Rates(max(r.read for r in rates), max(r.multiply for r in rates))
-    found = Profile(what, operations, timed, limits)
-    reached = (one.cost.multiply_adds / one.seconds for one in found.kinds().values() if one.seconds)
-    return replace(found, rates=Rates(limits.read, max(limits.multiply, *reached)))
+    profile = Profile(what, operations, timed, limits)
+    reached = (kind.cost.multiply_adds / kind.seconds for kind in profile.kinds().values() if kind.seconds)
+    return replace(profile, rates=Rates(limits.read, max(limits.multiply, *reached)))
 
 
 def _seconds(runner: ModelRunner, chunks: list[Chunk]) -> NDArray[np.float64]:

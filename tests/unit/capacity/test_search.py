@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pellucid.capacity.replica import ReplicaCapacity
-from pellucid.capacity.search import DAYS, FEWEST, HARD, SLICE, Goals, Search
+from pellucid.capacity.search import DAYS, MAX_EXCESS, MAX_SLICE, MIN_SLOW_REQUESTS, Goals, Search
 from pellucid.capacity.simulate import Outcome, router_seconds
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import MAX_ONGOING, Traffic
@@ -67,7 +67,7 @@ def test_a_day_and_what_breaks() -> None:
 def test_ten_thousand_replicas_are_slices() -> None:
     found = search(1_000_000 / 60, Goals(0.5, 0.08))
     many = found.outcome(1_000_000 / 60, 10_000)
-    slice_ = found.outcome(1_000_000 / 60 * SLICE / 10_000, SLICE)
+    slice_ = found.outcome(1_000_000 / 60 * MAX_SLICE / 10_000, MAX_SLICE)
     assert many.requests == slice_.requests
     front = found.front(10_000, many)
     assert front.ingresses > 10
@@ -123,8 +123,8 @@ def counted(prompt: int, rate: float, goals: Goals, costs: StepCosts = COSTS) ->
 def test_a_search_is_bounded(prompt: int, rate: float, goals: Goals, costs: StepCosts) -> None:
     found = counted(prompt, rate, goals, costs)
     found.replicas(rate)
-    assert found.requests <= 20 * HARD * found.affordable
-    assert FEWEST <= found.affordable < 2000
+    assert found.requests <= 20 * MAX_EXCESS * found.affordable
+    assert MIN_SLOW_REQUESTS <= found.affordable < 2000
 
 
 def test_hopeless_rates_are_not_simulated() -> None:
