@@ -29,7 +29,7 @@ from pellucid.runtime.placement import Placement
 from pellucid.runtime.processors import processors
 from pellucid.sample.recommended import recommended
 from pellucid.tokenize import load_tokenizer
-from pellucid.util.collection import no_collection
+from pellucid.util.garbage_collection import no_collection
 from pellucid.util.paths import home
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.open import open_checkpoint

@@ -44,7 +44,7 @@ def command(
     from pellucid.runtime.memory import share_heaps
     from pellucid.serve.batch import Batch
     from pellucid.util.checks import whole
-    from pellucid.util.collection import collect_requests
+    from pellucid.util.garbage_collection import collect_requests
 
     share_heaps()
     collect_requests()
