@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 
 Clients = Annotated[
@@ -20,40 +18,25 @@ Rate = Annotated[
     common.number("Instead of --clients: requests per second, at random times. May be repeated."),
 ]
 PromptWords = Annotated[
-    str,
-    typer.Option(
-        help="Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
-        metavar="N",
-    ),
+    str, common.text("N", "Words of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).")
 ]
-Body = Annotated[
-    str | None, typer.Option(help="Further fields of each request, a JSON object.", metavar="JSON")
-]
+Body = Annotated[str | None, common.text("JSON", "Further fields of each request, a JSON object.")]
 
 
 def server_load(
-    url: Annotated[
-        str,
-        typer.Argument(help="Address of the server: http://HOST:PORT.", metavar="URL", show_default=False),
-    ],
+    url: Annotated[str, common.argument("URL", "Address of the server: http://HOST:PORT.")],
     model: Annotated[
-        str | None, typer.Option(help="Model to request. Default: the server's first.", metavar="MODEL")
+        str | None, common.text("MODEL", "Model to request. Default: the server's first.")
     ] = None,
     clients: Clients = None,
     rate: Rate = None,
     requests: Annotated[int, common.count("Requests for each number of --clients, or each --rate.")] = 64,
     prompt: PromptWords = "256",
     shared: Annotated[int, common.count("Words at the beginning that all prompts share.")] = 128,
-    tokens: Annotated[
-        str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
-    ] = "128",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Send chat completions, not text completions.")
-    ] = False,
+    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
+    chat: Annotated[bool, common.flag("--chat", "Send chat completions, not text completions.")] = False,
     body: Body = None,
-    key: Annotated[
-        str | None, typer.Option(help="API key of the server. Default: PELLUCID_KEY.", metavar="KEY")
-    ] = None,
+    key: Annotated[str | None, common.text("KEY", "API key of the server. Default: PELLUCID_KEY.")] = None,
     seed: Annotated[int, common.count("Seed of the random words, lengths and times.")] = 0,
     json: common.Json = False,
 ) -> None:

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.errors import InvalidRequest
 from pellucid.util.checks import whole
@@ -24,10 +22,10 @@ if TYPE_CHECKING:
 
 Cluster = Annotated[
     str | None,
-    typer.Option(
-        help="Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
+    common.text(
+        "ADDRESS",
+        "Run the models on the Ray cluster at this address; auto: the cluster that this machine belongs to. Needs "
         "pip install 'pellucid[cluster]'.",
-        metavar="ADDRESS",
     ),
 ]
 ReplicaCount = Annotated[Any, common.count("Replicas of each model, with --cluster. Default: 1.")]

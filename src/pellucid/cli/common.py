@@ -41,19 +41,29 @@ def count(help: str) -> Any:
     return typer.Option(help=help, parser=to_int, metavar="N")
 
 
+def text(metavar: str, help: str) -> Any:
+    """A text option. ``metavar`` stands for the value in the help text."""
+    return typer.Option(help=help, metavar=metavar)
+
+
+def flag(name: str, help: str) -> Any:
+    """An option without a value, ``--name``."""
+    return typer.Option(name, help=help)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """An argument. ``metavar`` stands for the value in the help text."""
+    return typer.Argument(help=help, metavar=metavar)
+
+
 Model = Annotated[
     str,
-    typer.Argument(
-        help="A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path.",
-        metavar="MODEL",
-        show_default=False,
-    ),
+    argument("MODEL", "A name that `pellucid list` shows, a path, hf:org/repo[/file], or pypi:NAME/path."),
 ]
 Prompt = Annotated[
-    str | None,
-    typer.Argument(help="The text to continue. Without it, or for -, standard input.", metavar="PROMPT"),
+    str | None, argument("PROMPT", "The text to continue. Without it, or for -, standard input.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, flag("--json", "Print one JSON document.")]
 
 
 def text_or_stdin(text: str | None, absent: str) -> str:

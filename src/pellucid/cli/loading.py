@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.option_groups import OptionGroup
 from pellucid.load_options import LoadOptions
@@ -21,9 +19,9 @@ if TYPE_CHECKING:
 
 Precise = Annotated[
     bool,
-    typer.Option(
+    common.flag(
         "--precise",
-        help="24-bit activations, float32 keys and values: the results of a float32 run of the file's weights. Slower "
+        "24-bit activations, float32 keys and values: the results of a float32 run of the file's weights. Slower "
         "for long texts.",
     ),
 ]
@@ -36,11 +34,10 @@ SHARED: dict[str, Any] = {
     ],
     "pin": Annotated[
         str | None,
-        typer.Option(
-            help="Bind each thread to its own core (for one model), to the cores of a memory node, or not. Default: "
+        common.text(
+            "cores|nodes|none",
+            "Bind each thread to its own core (for one model), to the cores of a memory node, or not. Default: "
             "nodes on a machine with several sockets, otherwise none.",
-            metavar="cores|nodes|none",
-            show_default=False,
         ),
     ],
     "context": Annotated[
@@ -52,22 +49,20 @@ SHARED: dict[str, Any] = {
     "precise": Precise,
     "kv_cache": Annotated[
         str | None,
-        typer.Option(
-            help="Data type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). Default: f32 "
+        common.text(
+            "TYPE",
+            "Data type of keys and values: f16, bf16, q8_0 (half the memory), or f32 (no rounding). Default: f32 "
             "with --precise; otherwise bf16, or f16 for floating-point weights and keys with biases.",
-            metavar="TYPE",
-            show_default=False,
         ),
     ],
 }
 DRAFT: dict[str, Any] = {
     "draft": Annotated[
         str | None,
-        typer.Option(
-            help="Draft model for MODEL (for the first one, if there are several): a smaller model with the same "
+        common.text(
+            "MODEL",
+            "Draft model for MODEL (for the first one, if there are several): a smaller model with the same "
             "vocabulary. It proposes tokens; the text stays the same.",
-            metavar="MODEL",
-            show_default=False,
         ),
     ],
 }

@@ -25,7 +25,6 @@ MachinesFile = Annotated[
         "--machines",
         help="JSON file that lists machines (docs/guides/scale-out.md); here: this machine.",
         metavar="FILE",
-        show_default=False,
     ),
 ]
 HERE = "here"

@@ -77,12 +77,12 @@ def _parameter(
         help += f" [default: {default:g}]"
     kind: Any
     if parse is None:
-        kind, option = list[str] | None, typer.Option(flag, help=help, metavar="TEXT", show_default=False)
+        kind, option = list[str] | None, typer.Option(flag, help=help, metavar="TEXT")
     elif parse is bool:
-        kind, option = bool | None, typer.Option(flag, help=help, show_default=False)
+        kind, option = bool | None, typer.Option(flag, help=help)
     else:
         metavar = "N" if parse is common.to_int else "NUMBER" if parse is common.to_float else "TEXT"
-        kind, option = Any, typer.Option(flag, help=help, parser=parse, metavar=metavar, show_default=False)
+        kind, option = Any, typer.Option(flag, help=help, parser=parse, metavar=metavar)
     annotation = Annotated[kind, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

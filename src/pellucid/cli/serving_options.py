@@ -21,7 +21,7 @@ Texts: TypeAlias = list[str] | None
 
 def repeated(help: str, more: str = "") -> Any:
     """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
+    return typer.Option(help=f"{help}; may be repeated. {more}".strip())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import pipeline
-from pellucid.measure.cost import Rates, attention_costs, kv_bytes, state_bytes
+from pellucid.measure.cost import Cost, Rates, attention_costs, kv_bytes, state_bytes
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import Mixture, ModelSpec
 from pellucid.plan.plan import Plan
@@ -93,7 +93,7 @@ class PaperModel:
         """
         cached = sum(cost.nbytes * min(seen, cost.window or seen) for cost in attention_costs(self.plan))
         nbytes = self.read_bytes + cached + state_bytes(self.plan)
-        return 1 / max(nbytes / rates.read, self.multiply_adds / rates.multiply)
+        return 1 / Cost(nbytes, self.multiply_adds).seconds(rates)
 
     def prefill(self, rates: Rates) -> float:
         """The maximum prefill tokens per second on a machine, from its rate of multiply-adds.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.cluster_options import Cluster, ReplicaCount, ReplicaCpus, Replicas, StageCount
 from pellucid.cli.command import Command
@@ -16,21 +14,12 @@ MAX_CONCURRENCY = 1024
 
 
 def command(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="The requests, a JSON object in each line.", show_default=False),
-    ],
+    source: Annotated[Path, common.argument("IN", "The requests, a JSON object in each line.")],
     target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="The file of answers. An interrupted batch continues in it.",
-            show_default=False,
-        ),
+        Path, common.argument("OUT", "The file of answers. An interrupted batch continues in it.")
     ],
     model: Annotated[
-        str | None,
-        typer.Option(help="The model for all requests. Default: the model that they name.", metavar="MODEL"),
+        str | None, common.text("MODEL", "The model for all requests. Default: the model that they name.")
     ] = None,
     concurrency: Annotated[Any, common.count("Maximum requests that run at a time.")] = 64,
     *,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
@@ -28,10 +26,10 @@ def command(
     ] = 1.0,
     early_stopping: Annotated[
         str,
-        typer.Option(
-            help="Stop at --num-beams finished texts (true), or if better ones are unlikely (false) or impossible "
+        common.text(
+            "WHEN",
+            "Stop at --num-beams finished texts (true), or if better ones are unlikely (false) or impossible "
             "(never).",
-            metavar="WHEN",
         ),
     ] = "false",
     num_beam_groups: Annotated[
@@ -42,14 +40,11 @@ def command(
     ] = 0.0,
     do_sample: Annotated[
         bool,
-        typer.Option(
-            "--do-sample",
-            help="Sample the candidates with the sampler chain, instead of taking the most likely.",
+        common.flag(
+            "--do-sample", "Sample the candidates with the sampler chain, instead of taking the most likely."
         ),
     ] = False,
-    tree: Annotated[
-        bool, typer.Option("--tree", help="Print all candidates of the search, step by step.")
-    ] = False,
+    tree: Annotated[bool, common.flag("--tree", "Print all candidates of the search, step by step.")] = False,
     *,
     loading: Loading,
     json: common.Json = False,

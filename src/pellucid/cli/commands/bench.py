@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.bench_serve import server_load
 from pellucid.cli.command import CommandGroup
@@ -46,9 +44,9 @@ def model_speed(
     rounds: Annotated[int, common.count("Measurements of each; the table shows medians.")] = 5,
     profile: Annotated[
         bool,
-        typer.Option(
+        common.flag(
             "--profile",
-            help="Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
+            "Also show the time of each kind of operation, in the last step of each --prompt (default: a full "
             "step) and in a decode step after each --depth (default: 16).",
         ),
     ] = False,

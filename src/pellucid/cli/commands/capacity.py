@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading
@@ -37,21 +35,16 @@ MAX_CONVERSATION = 1 << 17
 
 TimeToFirstToken = Annotated[
     str,
-    typer.Option(
-        help="Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms.",
-        metavar="TIME",
+    common.text(
+        "TIME", "Goal for the time to the first token, which 95 of 100 requests must reach: 1s, 300ms."
     ),
 ]
 TimePerToken = Annotated[
-    str,
-    typer.Option(help="Goal for the time per output token after it, for 95 of 100 requests.", metavar="TIME"),
+    str, common.text("TIME", "Goal for the time per output token after it, for 95 of 100 requests.")
 ]
 PromptTokens = Annotated[
     str,
-    typer.Option(
-        help="New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation).",
-        metavar="N",
-    ),
+    common.text("N", "New tokens of a prompt: 256, 64-256 (uniform), or 128~32 (mean ~ standard deviation)."),
 ]
 Turns = Annotated[
     Any, common.count("Requests of a conversation; each prompt contains the conversation so far.")
@@ -64,18 +57,15 @@ def command(
     ttft: TimeToFirstToken = "1s",
     tpot: TimePerToken = "100ms",
     prompt: PromptTokens = "256",
-    tokens: Annotated[
-        str, typer.Option(help="Tokens of an answer, in the same forms as --prompt.", metavar="N")
-    ] = "128",
+    tokens: Annotated[str, common.text("N", "Tokens of an answer, in the same forms as --prompt.")] = "128",
     shared: Annotated[Any, common.count("Tokens of --prompt that prompts share: a system prompt.")] = 0,
     prefixes: Annotated[Any, common.count("Different system prompts, chosen at random.")] = 1,
     turns: Turns = 1,
     think: Annotated[
-        str, typer.Option(help="Time from an answer to the next request of the conversation.", metavar="TIME")
+        str, common.text("TIME", "Time from an answer to the next request of the conversation.")
     ] = "20s",
     day: Annotated[
-        str,
-        typer.Option(help="Change of the rate over the day: office (busy by day) or flat.", metavar="NAME"),
+        str, common.text("NAME", "Change of the rate over the day: office (busy by day) or flat.")
     ] = "office",
     machines: MachinesFile = None,
     seed: Annotated[Any, common.count("Seed of the simulated requests.")] = 0,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
@@ -13,12 +11,9 @@ from pellucid.cli.loading import Loading, load
 
 def command(
     model: common.Model,
-    texts: Annotated[
-        list[str], typer.Argument(help="Sentences or short texts.", metavar="TEXT", show_default=False)
-    ],
+    texts: Annotated[list[str], common.argument("TEXT", "Sentences or short texts.")],
     truncate: Annotated[
-        bool,
-        typer.Option("--truncate", help="Cut texts that are longer than the context, instead of an error."),
+        bool, common.flag("--truncate", "Cut texts that are longer than the context, instead of an error.")
     ] = False,
     *,
     loading: Loading,

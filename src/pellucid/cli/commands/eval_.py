@@ -6,17 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from msgspec.structs import replace
 
 from pellucid.cli import common
 from pellucid.cli.command import CommandGroup
 from pellucid.cli.loading import Loading, load
 
-File = Annotated[
-    str,
-    typer.Argument(help="A text file in UTF-8; - for standard input.", metavar="FILE", show_default=False),
-]
+File = Annotated[str, common.argument("FILE", "A text file in UTF-8; - for standard input.")]
 Window = Annotated[int | None, common.count("Tokens of a window. Default: 512, at most the context.")]
 Stride = Annotated[
     int | None,
@@ -55,7 +51,7 @@ def perplexity(
 def kl(
     model: common.Model,
     file: File,
-    against: Annotated[str, typer.Option(help="The reference model.", metavar="MODEL")],
+    against: Annotated[str, common.text("MODEL", "The reference model.")],
     window: Window = None,
     stride: Stride = None,
     *,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
@@ -25,10 +23,7 @@ def command(
     top: Annotated[int, common.count("Tokens to show of each distribution, the most likely first.")] = 5,
     heads: Annotated[int, common.count("Attention heads to show, those with the largest effect first.")] = 8,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the report as one self-contained HTML page.", metavar="FILE", show_default=False
-        ),
+        Path | None, common.text("FILE", "Write the report as one self-contained HTML page.")
     ] = None,
     *,
     loading: Loading,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
@@ -16,12 +14,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str | None, typer.Argument(help="A model, as for run.", metavar="MODEL", show_default=False)
-    ] = None,
-    machine: Annotated[
-        bool, typer.Option("--machine", help="Describe the machine that kernels run on.")
-    ] = False,
+    model: Annotated[str | None, common.argument("MODEL", "A model, as for run.")] = None,
+    machine: Annotated[bool, common.flag("--machine", "Describe the machine that kernels run on.")] = False,
     json: common.Json = False,
 ) -> None:
     """Show facts about a model: its parts, its file, its tokenizer. No weights are loaded."""

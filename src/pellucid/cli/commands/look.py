@@ -17,12 +17,7 @@ HOST, GRACE = "127.0.0.1", 1.0
 
 def command(
     models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Models, as for run. Default: all on this machine.",
-            metavar="MODEL",
-            show_default=False,
-        ),
+        list[str] | None, common.argument("MODEL", "Models, as for run. Default: all on this machine.")
     ] = None,
     port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 
@@ -26,14 +24,11 @@ class _Opened(NamedTuple):
 def command(
     model: common.Model,
     words: Annotated[
-        list[str],
-        typer.Argument(
-            help="Words. A leading space is part of the word: ' king'.", metavar="WORD...", show_default=False
-        ),
+        list[str], common.argument("WORD...", "Words. A leading space is part of the word: ' king'.")
     ],
     n: Annotated[int, common.count("Neighbours to show of each word.")] = 10,
     head: Annotated[
-        bool, typer.Option("--head", help="Compare rows of the output projection instead of embeddings.")
+        bool, common.flag("--head", "Compare rows of the output projection instead of embeddings.")
     ] = False,
     json: common.Json = False,
 ) -> None:

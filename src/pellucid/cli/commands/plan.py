@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Loading, load
@@ -25,10 +23,10 @@ ROOMY = 120  # columns of a terminal with room for both times and shapes
 def command(
     model: common.Model,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, also blocks that equal an earlier block.")
+        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
     ] = False,
     measured: Annotated[
-        bool, typer.Option("--measured", help="Load the model and time each operation of a step.")
+        bool, common.flag("--measured", "Load the model and time each operation of a step.")
     ] = False,
     prompt: Annotated[
         int | None, common.count("With --measured: a prefill step of N tokens. Default: a decode step.")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.cli.loading import Precise
@@ -16,14 +14,10 @@ def command(
     model: common.Model,
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="Only points with this name; * matches any part: blocks.*.residual.",
-            metavar="NAME",
-            show_default=False,
-        ),
+        common.argument("NAME", "Only points with this name; * matches any part: blocks.*.residual."),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every block, also blocks that equal an earlier block.")
+        bool, common.flag("--all", "Show every block, also blocks that equal an earlier block.")
     ] = False,
     precise: Precise = False,
     json: common.Json = False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from msgspec.structs import replace
 
 from pellucid.cli import common
@@ -19,34 +18,25 @@ if TYPE_CHECKING:
 
 Pulls = Annotated[
     bool,
-    typer.Option(
-        "--pull", help="Download missing models, also when a client asks for it with Ollama's /api/pull."
-    ),
+    common.flag("--pull", "Download missing models, also when a client asks for it with Ollama's /api/pull."),
 ]
 AnyModel = Annotated[
     bool,
-    typer.Option(
-        "--any-model",
-        help="The first model also answers requests that name an unknown model, as in llama.cpp.",
+    common.flag(
+        "--any-model", "The first model also answers requests that name an unknown model, as in llama.cpp."
     ),
 ]
 TemplateFile = Annotated[
     str | None,
-    typer.Option(
-        help="A chat template (Jinja) for the first model, instead of the template in its file.",
-        metavar="FILE",
-        show_default=False,
-    ),
+    common.text("FILE", "A chat template (Jinja) for the first model, instead of the template in its file."),
 ]
 
 
 def command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Models, as for run. Requests use the same names. Default: all on this machine.",
-            metavar="MODEL",
-            show_default=False,
+        common.argument(
+            "MODEL", "Models, as for run. Requests use the same names. Default: all on this machine."
         ),
     ] = None,
     alias: Annotated[

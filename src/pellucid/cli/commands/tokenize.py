@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pellucid.cli import common
 from pellucid.cli.command import Command
 from pellucid.errors.messages import one_line
@@ -26,24 +24,20 @@ CONTROL = "bold reverse"
 def command(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
-            metavar="MODEL",
-            show_default=False,
+        common.argument(
+            "MODEL",
+            "A model, as for run; or a tokenizer: a folder or a file (tokenizer.json, *.model, *.tiktoken ...).",
         ),
     ],
     text: Annotated[
-        str | None,
-        typer.Argument(help="The text. Without it, or for -, standard input.", metavar="TEXT"),
+        str | None, common.argument("TEXT", "The text. Without it, or for -, standard input.")
     ] = None,
     explain: Annotated[
         bool,
-        typer.Option(
-            "--explain", help="Show every stage: normalised text, pre-tokens, merges, tries, lattice."
-        ),
+        common.flag("--explain", "Show every stage: normalised text, pre-tokens, merges, tries, lattice."),
     ] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read control tokens, such as <|im_end|>, in the text.")
+        bool, common.flag("--parse-special", "Read control tokens, such as <|im_end|>, in the text.")
     ] = False,
     json: common.Json = False,
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from msgspec.structs import asdict
 
 from pellucid.cli import common
@@ -20,11 +19,7 @@ if TYPE_CHECKING:
 def command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Names that `pellucid list` shows. Default: all models on this machine.",
-            metavar="MODEL...",
-            show_default=False,
-        ),
+        common.argument("MODEL...", "Names that `pellucid list` shows. Default: all models on this machine."),
     ] = None,
     json: common.Json = False,
 ) -> None:
