@@ -92,19 +92,19 @@ def _ask() -> str | None:
 
 def _answer(llm: LLM, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
     """Stream an answer. Ctrl-C stops it; the text so far is kept."""
-    said: list[str] = []
+    texts: list[str] = []
     try:
         pieces: Any = iter(llm.start(messages, **options))
         with contextlib.closing(pieces):
             for piece in pieces:
-                said.append(piece.text)
+                texts.append(piece.text)
                 common.write(piece.text)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():  # without a terminal there is no next question
             raise
         print(" [stopped]", end="")
     print(flush=True)
-    return "".join(said)
+    return "".join(texts)
 
 
 COMMAND = Command("chat", command, sampling=True)

@@ -38,14 +38,14 @@ def perplexity(
     text = _read(file)
     llm = load(model, loading, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
-        found = evaluate.perplexity(llm, text, window, stride, bars.scoring)
-    numbers = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, **asdict(found)}
+        result = evaluate.perplexity(llm, text, window, stride, bars.scoring)
+    numbers = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, **asdict(result)}
     if json:
         common.print_json(numbers)
         return
-    spread = found.perplexity * (found.nats.error or 0)
-    print(f"perplexity {found.perplexity:.4f} ± {spread:.4f}, {found.bits_per_byte:.4f} bits per byte")
-    print(f"{found.tokens:,} tokens scored, windows of {found.window:,}, each {found.stride:,} further on")
+    spread = result.perplexity * (result.nats.error or 0)
+    print(f"perplexity {result.perplexity:.4f} ± {spread:.4f}, {result.bits_per_byte:.4f} bits per byte")
+    print(f"{result.tokens:,} tokens scored, windows of {result.window:,}, stride {result.stride:,}")
 
 
 def kl(
@@ -66,17 +66,17 @@ def kl(
 
     text = _read(file)
     llm = load(model, loading, lambda inputs: inputs.corpus(text))
-    exact = replace(loading, precise=True, kv_cache=None, cap_context=True)
-    other = load(against, exact, lambda inputs: inputs.corpus(text))
+    reference_options = replace(loading, precise=True, kv_cache=None, cap_context=True)
+    other = load(against, reference_options, lambda inputs: inputs.corpus(text))
     with common.progress() as bars:
-        found = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
+        result = evaluate.divergence(llm, other, text, window, stride, bars.scoring)
     if json:
-        common.print_json(asdict(found))
+        common.print_json(asdict(result))
         return
-    print(f"KL divergence {found.nats.mean:.4g} ± {found.nats.error or 0:.2g} nats")
-    print(f"median {found.median:.3g}, 99 % below {found.p99:.3g}, most {found.most:.3g}")
-    print(f"the same most likely token {100 * found.same_top:.2f} % of the time")
-    print(f"{found.tokens:,} tokens, windows of {found.window:,}, each {found.stride:,} further on")
+    print(f"KL divergence {result.nats.mean:.4g} ± {result.nats.error or 0:.2g} nats")
+    print(f"median {result.median:.3g}, 99 % below {result.p99:.3g}, maximum {result.most:.3g}")
+    print(f"the same most likely token {100 * result.same_top:.2f} % of the time")
+    print(f"{result.tokens:,} tokens, windows of {result.window:,}, stride {result.stride:,}")
 
 
 COMMAND = CommandGroup(

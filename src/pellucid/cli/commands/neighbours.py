@@ -49,18 +49,18 @@ def command(
         common.print_json(
             {
                 "neighbours": {
-                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in found]
-                    for word, found in near.items()
+                    word: [{"text": text, "id": token, "cosine": cosine} for text, token, cosine in tokens]
+                    for word, tokens in near.items()
                 },
                 "similarity": cosines.tolist(),
                 "map": places.tolist(),
             }
         )
         return
-    for word, found in near.items():
+    for word, tokens in near.items():
         print(common.visible(word))
         table = common.table("cosine", "token", "id", right=("cosine", "id"), no_wrap=("token",))
-        for text, token, cosine in found:
+        for text, token, cosine in tokens:
             table.add_row(f"{cosine:.3f}", common.visible(text), str(token))
         common.show(table)
         print()

@@ -65,16 +65,16 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for block, own in blocks.items():
         key = tuple((row["name"].partition(".")[2].partition(".")[2], row["shape"]) for row in own)
         alike.setdefault(first.setdefault(key, block), []).append(int(block))
-    found = []
+    first_rows = []
     for row in rows:
         parts = row["name"].split(".")
         if parts[0] != "blocks":
-            found.append(row)
+            first_rows.append(row)
         elif parts[1] in alike:
             numbers = alike[parts[1]]
             which = f"{{{_ranges(numbers)}}}" if len(numbers) > 1 else parts[1]
-            found.append({**row, "name": f"blocks.{which}.{'.'.join(parts[2:])}"})
-    return found
+            first_rows.append({**row, "name": f"blocks.{which}.{'.'.join(parts[2:])}"})
+    return first_rows
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -26,21 +26,21 @@ def command(
     """Check by hash that stored models are unchanged since they were pulled. `pellucid pull` repairs them."""
     from pellucid.weights.store import installed, verify
 
-    found: list[Verified] = []
+    verified: list[Verified] = []
     failures: list[PellucidError] = []
     with common.progress() as bars:
         for name in models or [model.name for model in installed()]:
             try:
-                found.append(verify(name, progress=bars))
+                verified.append(verify(name, progress=bars))
             except PellucidError as error:  # the others are still verified
                 failures.append(error)
                 continue
             if not json:
                 bars.close()
-                print(_line(found[-1]))
+                print(_line(verified[-1]))
     if json:
-        common.print_json([_document(model) for model in found])
-    for model in found:
+        common.print_json([_document(model) for model in verified])
+    for model in verified:
         try:
             model.complain()
         except PellucidError as error:
