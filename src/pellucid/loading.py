@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid import pipeline
+from pellucid.engine.draft import DraftModel
 from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
@@ -121,38 +122,46 @@ def load_model(
     compiling: CompileProgress | None = None,
     before: Callable[[Inputs], object] | None = None,
     make: Callable[..., ModelRunner] = ModelRunner,
-    executor: Executor | None = None,
 ) -> LLM:
-    """Load a model with ``options``, as ``load``. With ``executor`` it shares the threads of another model."""
-    threads = options.threads or processors().threads
-    if options.pin is not None:
-        Placement(threads, options.pin)  # refuses a pin that this machine does not have, before a download
-    home()  # refuses an invalid home folder even if nothing is read from it
-    opened = open_model(source, options, progress=progress)
-    runner: ModelRunner | None = None
+    """Load a model with ``options``, as ``load``."""
+    opened, runner = _load_runner(source, options, progress, compiling, before, make)
     try:
-        if before is not None:
-            before(opened.inputs)
-        runner = make(
-            opened.checkpoint,
-            opened.model,
-            opened.plan(options),
-            step_limits(opened.model.spec, opened.inputs.context),
-            threads,
-            compiling,
-            executor,
-            pin=options.pin,
-            cache_memory=options.cache_bytes,
-        )
-        opened.checkpoint.check_unchanged()
         draft = None
         if options.draft is not None:
             draft = _load_draft(options, opened.inputs, runner, progress, compiling)
         return LLM(opened.checkpoint, runner, opened.inputs.tokenizer, opened.recommended, draft)
     except BaseException:
-        if runner is not None:
-            runner.close()
+        runner.close()
         opened.checkpoint.close()
+        raise
+
+
+def _load_runner(
+    source: str | Path,
+    options: LoadOptions,
+    progress: DownloadProgress | None,
+    compiling: CompileProgress | None,
+    before: Callable[[Inputs], object] | None,
+    make: Callable[..., ModelRunner] = ModelRunner,
+    executor: Executor | None = None,
+) -> tuple[OpenModel, ModelRunner]:
+    """Open a model and make its runner. With ``executor`` it runs on the threads of another runner."""
+    threads = options.threads or processors().threads
+    if options.pin is not None:
+        Placement(threads, options.pin)  # refuses a pin that this machine does not have, before a download
+    home()  # refuses an invalid home folder even if nothing is read from it
+    opened = open_model(source, options, progress=progress)
+    checkpoint, model, inputs = opened.checkpoint, opened.model, opened.inputs
+    try:
+        if before is not None:
+            before(inputs)
+        plan, limits = opened.plan(options), step_limits(model.spec, inputs.context)
+        placed = {"pin": options.pin, "cache_memory": options.cache_bytes}
+        runner = make(checkpoint, model, plan, limits, threads, compiling, executor, **placed)
+        checkpoint.check_unchanged()
+        return opened, runner
+    except BaseException:
+        checkpoint.close()
         raise
 
 
@@ -162,7 +171,7 @@ def _load_draft(
     runner: ModelRunner,
     progress: DownloadProgress | None,
     compiling: CompileProgress | None,
-) -> LLM:
+) -> DraftModel:
     """Load ``options.draft`` for the model that reads ``target`` and runs on ``runner``, on the runner's threads.
 
     Raises: as ``load``, and InvalidRequest if the draft cannot propose tokens for the model.
@@ -184,18 +193,15 @@ def _load_draft(
                 f"draft={name}: its vocabulary is not that of {shown(target.spec.name)}: take one of the same family"
             )
 
-    draft = load_model(
-        options.draft,
-        LoadOptions(context=target.context, threads=runner.threads, cap_context=True, pulls=options.pulls),
-        progress=progress,
-        compiling=compiling,
-        before=refuse_others,
-        executor=runner.executor,
+    own = LoadOptions(context=target.context, threads=runner.threads, cap_context=True, pulls=options.pulls)
+    opened, draft = _load_runner(
+        options.draft, own, progress, compiling, refuse_others, executor=runner.executor
     )
-    if draft.runner.cache.has_states:
-        draft.close()
+    model = DraftModel(draft, min(target.vocabulary, opened.inputs.vocabulary), opened.checkpoint)
+    if draft.cache.has_states:
+        model.close()
         raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
-    return draft
+    return model
 
 
 class OpenModel(Struct, frozen=True):

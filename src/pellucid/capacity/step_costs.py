@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.capacity.machines import Link, Machine
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
@@ -255,7 +255,7 @@ def _decode_seconds(llm: LLM, count: int, depth: int) -> float:
     llm.engine.between_steps(gate.wait)
     groups = [llm.request(prompt, max_new_tokens=DECODED, **options) for prompt in prompts]
     for group in groups:
-        group.start(lambda number, token: times.append(time.perf_counter()))
+        group.start(lambda token: times.append(time.perf_counter()))
     gate.set()
     for group in groups:
         group.wait()
