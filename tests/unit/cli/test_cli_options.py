@@ -13,6 +13,7 @@ import typer
 from support.command import Command
 from typer.testing import CliRunner
 
+from pellucid.cli.cluster_options import Replicas
 from pellucid.cli.command import Command as CommandDeclared
 from pellucid.cli.command import CommandGroup, known_commands
 from pellucid.cli.loading import DRAFT, SERVER, SHARED
@@ -100,6 +101,34 @@ def test_every_load_option_has_an_option_on_the_command_line(command: Command) -
         assert f"--{name.replace('_', '-')} " in page
     for option in filter(None, OTHERWISE.values()):
         assert f"{option} " in page
+
+
+def test_every_load_option_reaches_the_models_of_a_server(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first model has all of them. A draft and a chat template are for the first model alone."""
+    served: dict[str, tuple[str, LoadOptions]] = {}
+    monkeypatch.setattr(Replicas, "serve", lambda self, models, *_: served.update(models))
+    template, files = tmp_path / "chat.jinja", [str(tmp_path / name) for name in ("a.gguf", "b.gguf")]
+    template.write_text("{{ messages }}")
+    for file in files:
+        Path(file).touch()
+    options = {
+        "context": 100,
+        "threads": 2,
+        "pin": "none",
+        "kv_cache": "q8_0",
+        "cache_memory": 0.5,
+        "draft": "small.gguf",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    more = ("--precise", "--pull", "--chat-template", str(template), "--cluster", "auto")
+    assert command("serve", *files, *flags, *more).code == 0
+    expected: Any = {**options, "precise": True, "pulls": True, "cap_context": True}
+    assert {*expected, "chat_template"} == set(LoadOptions.__struct_fields__)
+    first = LoadOptions(**expected, chat_template="{{ messages }}")
+    other = LoadOptions(**{**expected, "draft": None})
+    assert served == {"a": (files[0], first), "b": (files[1], other)}
 
 
 BAD = {
