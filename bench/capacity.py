@@ -27,9 +27,9 @@ from typing import Any
 
 import pellucid
 from pellucid.capacity.layouts import ModelSize
-from pellucid.capacity.replica import ReplicaCapacity
-from pellucid.capacity.serving import PLAIN, with_server
+from pellucid.capacity.server_costs import PLAIN, with_server
 from pellucid.capacity.simulate import Simulation
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts, measure_steps
 from pellucid.capacity.traffic import Replay
 from pellucid.loading import open_model

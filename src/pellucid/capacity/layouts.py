@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pellucid.capacity.machines import Link, Machine, Machines
-from pellucid.capacity.replica import ReplicaCapacity
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import PROMPTS, PlanWork, StepCosts
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.kernels.attention.kv_layout import PAGE

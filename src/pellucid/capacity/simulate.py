@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pellucid.capacity.replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
+from pellucid.capacity.simulated_replica import ReplicaCapacity, SimulatedReplica, SimulatedRequest
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import KnownSession, Replay, Session, Traffic
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose

@@ -114,7 +114,7 @@ def step_costs(
 def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
     """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
     from pellucid.capacity.layouts import ModelSize
-    from pellucid.capacity.serving import with_server
+    from pellucid.capacity.server_costs import with_server
     from pellucid.capacity.step_costs import measure_steps
 
     llm = load(model, structs.replace(loading, threads=here.cores))

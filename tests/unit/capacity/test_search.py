@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.search import DAYS, MAX_EXCESS, MAX_SLICE, MIN_SLOW_REQUESTS, Goals, Search
 from pellucid.capacity.simulate import Outcome, router_seconds
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.capacity.traffic import MAX_ONGOING, Traffic
 from pellucid.measure.server_load import Lengths

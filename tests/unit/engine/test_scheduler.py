@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellucid.capacity.replica import ReplicaCapacity, advance, simulated_cache
+from pellucid.capacity.simulated_replica import ReplicaCapacity, advance, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job, SchedulingOptions
 from pellucid.engine.reading import ReadingTask

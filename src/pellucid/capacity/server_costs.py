@@ -14,8 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from pellucid.capacity.replica import ReplicaCapacity
 from pellucid.capacity.simulate import Outcome, Simulation
+from pellucid.capacity.simulated_replica import ReplicaCapacity
 from pellucid.capacity.step_costs import Progress, StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.errors import KernelError
