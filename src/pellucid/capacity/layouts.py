@@ -146,7 +146,7 @@ def fewest_stages(model: ModelSize, machine: Machine) -> int:
         if bytes_each is not None and bytes_each <= usable:
             return stages
     raise InvalidRequest(
-        f"{model.name} needs {(stage_bytes(model, 1) or 0) / 1e9:.1f} GB, and no division into stages fits into the "
+        f"{model.name} needs {(stage_bytes(model, 1) or 0) / 1e9:.1f} GB, and cannot be divided into parts of the "
         f"{machine.memory / 1e9:.1f} GB of {machine.name}: use a smaller format or context, or larger machines"
     )
 

@@ -26,7 +26,7 @@ def test_a_server_takes_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     room = ModelSize("tiny", llm.spec, llm.plan, llm.runner.limits, 0).replica_capacity(1 << 30)
     found = with_server(llm, COSTS, room, lambda done, total, what: said.append(what))
     assert said == ["a server with one client", "a server with 8 clients"]
-    assert (found.server_rows, found.prompts) == (COSTS.rows, COSTS.prompts)
+    assert (found.rows, found.prompts) == (COSTS.rows, COSTS.prompts)
     assert 0 < found.request < 1
     assert 0 <= found.stream < 1
     assert 0 < found.server_step + found.server_row < 0.1

@@ -75,7 +75,7 @@ def simulated_steps(
         real(self, scheduled, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(replica_module.SimulatedStep, "__init__", watched)
-    monkeypatch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
+    monkeypatch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
     replica, number = SimulatedReplica(room, EVEN), 0
     for asked in rounds:
         *others, last = asked
@@ -116,7 +116,7 @@ def run(
 ) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         if not ahead:
-            patch.setattr(SimulatedReplica, "_ahead", lambda self, scheduled: 1)
+            patch.setattr(SimulatedReplica, "_equal_steps", lambda self, scheduled: 1)
         return Simulation(traffic, replicas, room, EVEN).run(**how)  # type: ignore[arg-type]
 
 
