@@ -107,7 +107,7 @@ def test_profiles_are_of_the_lengths_that_are_asked_for(
     options = ("--rounds", "1", "--tokens", "4", "--profile", "--json", *lengths)
     document = command("bench", tiny, *options).document
     assert [profile["what"] for profile in document["profiles"]] == [f"a step of {step}" for step in steps]
-    assert any("neither is measured" in note for note in document["notes"]) == (not steps)
+    assert any("both are 0" in note for note in document["notes"]) == (not steps)
 
 
 def test_a_profile_is_of_the_last_step_of_a_prompt() -> None:
