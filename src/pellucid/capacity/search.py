@@ -18,14 +18,14 @@ MIN_SLOW_REQUESTS = 16  # of a simulation whose requests take long to simulate
 MAX_SLICE, MIN_SLICE = 64, 8
 """Maximum number of simulated replicas: a larger fleet counts as many equal slices side by side.
 
-A slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the affordable number.
+A slice shrinks to ``MIN_SLICE`` replicas if its requests would exceed the budget.
 """
 SIMULATION_MILLISECONDS = 500.0
 """Milliseconds of a simulation on a core of Zen 4: 0.45 for a request, and more for the pages of its prompt."""
 MIN_LIFETIMES, MAX_EXCESS = 5, 2
 """A simulation lasts at least ``MIN_LIFETIMES`` times as long as a request.
 
-It has at most ``MAX_EXCESS`` times the affordable number of requests.
+It has at most ``MAX_EXCESS`` times the budget of requests.
 """
 WARM_UP, SECONDS = 30.0, 60.0  # simulated seconds of warm-up, and of measurement
 MAX_REPLICAS = 100_000
@@ -133,27 +133,27 @@ class Search:
     def _size(self, rate: float, replicas: int) -> tuple[int, float, float]:
         """Return the number of simulated replicas, and the seconds of warm-up and of measurement.
 
-        A simulation has at most the affordable number of requests, unless it would be shorter than ``MIN_LIFETIMES``
+        A simulation stays within the budget of requests, unless it would be shorter than ``MIN_LIFETIMES``
         requests.
         """
         count, each = min(replicas, MAX_SLICE), rate / replicas
-        seconds = max(self._seconds, min(MIN_REQUESTS, self.affordable) / (each * count))
+        seconds = max(self._seconds, min(MIN_REQUESTS, self.request_budget) / (each * count))
         span = self._warm + seconds
-        if (expected := each * count * span) > self.affordable:
-            count = max(min(count, MIN_SLICE), int(count * self.affordable / expected))
-        part = min(self.affordable / (each * count * span), 1.0)
+        if (expected := each * count * span) > self.request_budget:
+            count = max(min(count, MIN_SLICE), int(count * self.request_budget / expected))
+        part = min(self.request_budget / (each * count * span), 1.0)
         part = min(max(part, MIN_LIFETIMES * self._alone_seconds / span), 1.0)
-        part = min(part, MAX_EXCESS * self.affordable / (each * count * span))
+        part = min(part, MAX_EXCESS * self.request_budget / (each * count * span))
         return count, part * self._warm, part * seconds
 
     @cached_property
-    def affordable(self) -> int:
-        """Maximum number of requests of a simulation."""
+    def request_budget(self) -> int:
+        """Requests that a simulation should have at most, as it takes about ``SIMULATION_MILLISECONDS``."""
         pages = self.traffic.longest // PAGE
         return max(MIN_SLOW_REQUESTS, int(SIMULATION_MILLISECONDS / (0.45 + 0.03 * pages + 1e-4 * pages**2)))
 
     @cached_property
-    def least_seconds(self) -> float:
+    def min_step_seconds(self) -> float:
         """Lower bound on the seconds of a replica's steps for one request."""
         prompt, tokens = self.traffic.prompt.mean_length, self.traffic.tokens.mean_length
         of_row = min(seconds / n for n, seconds in self._costs.rows.items())
@@ -161,25 +161,25 @@ class Search:
         seconds = tokens * max(of_row, 0.0) + max(prompt - self.traffic.shared, 0) * max(of_prompt, 0.0)
         return seconds * min(self._costs.noise)
 
-    def enough(self, rate: float, replicas: int) -> bool:
+    def meets_goals(self, rate: float, replicas: int) -> bool:
         """True if ``replicas`` reach the goals at ``rate``."""
         return not self.goals.failures(self.outcome(rate, replicas))
 
     def replicas(self, rate: float, guess: int = 1) -> int | None:
         """Return the smallest number of replicas that reaches the goals; None if no number does."""
-        if self.alone_fails:
+        if self.fails_alone:
             return None
-        low = int(rate * self.least_seconds)  # these replicas are always busy, so they cannot be enough
+        low = int(rate * self.min_step_seconds)  # these replicas are always busy, so they cannot be enough
         if low >= MAX_REPLICAS:
             return None
         high = max(guess, low + 1)
-        while not self.enough(rate, high):
+        while not self.meets_goals(rate, high):
             if high >= MAX_REPLICAS:
                 return None
             low, high = high, 2 * high
         while high - low > max(1, int(PRECISION * high)):
             middle = (low + high) // 2
-            if self.enough(rate, middle):
+            if self.meets_goals(rate, middle):
                 high = middle
             else:
                 low = middle
@@ -190,7 +190,7 @@ class Search:
         """Simulated latency of requests that are alone on a replica."""
         self._progress("a request that is alone")
         traffic = replace(self.traffic, rate=None, clients=1, think=0.0)
-        return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.affordable))
+        return Simulation(traffic, 1, self._capacity, self._costs).run(requests=min(40, self.request_budget))
 
     @property
     def _alone_seconds(self) -> float:
@@ -199,7 +199,7 @@ class Search:
         return alone.first_token["p50"] + self.traffic.tokens.mean_length * alone.per_token["p50"]
 
     @cached_property
-    def alone_fails(self) -> bool:
+    def fails_alone(self) -> bool:
         """True if most requests miss the goals even when each is alone on a replica."""
         alone = self._alone
         return not (
@@ -219,7 +219,7 @@ class Search:
             hours_by_rate.append(Hours(hours, rate, count, self.outcome(rate, count)))
         return hours_by_rate
 
-    def breaks(self, replicas: int) -> FirstFailure | None:
+    def first_failure(self, replicas: int) -> FirstFailure | None:
         """Return the first failure of ``replicas`` under up to 8 times the highest rate; None without a failure."""
         peak = self.traffic.rate or 0.0
         for times in (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
@@ -238,7 +238,7 @@ class Search:
             return f"prefill: it takes {share} of the steps' time"
         return f"steps: replicas compute {outcome.busy:.0%} of the time, and requests wait"
 
-    def front(self, replicas: int, outcome: Outcome) -> FrontProcesses:
+    def front_processes(self, replicas: int, outcome: Outcome) -> FrontProcesses:
         """Return the requirements of the processes in front, for the ``outcome`` at the highest rate."""
         seconds = router_seconds(replicas, self.traffic.prompt.mean_length)
         rate = self.traffic.rate or 0.0
@@ -256,8 +256,8 @@ class KindCapacity:
     machine: Machine
     stages: int
     day: Sequence[Hours]
-    front: FrontProcesses | None
-    breaks: FirstFailure | None
+    front_processes: FrontProcesses | None
+    first_failure: FirstFailure | None
 
     @classmethod
     def of(cls, machine: Machine, stages: int, search: Search, shape: Sequence[float]) -> KindCapacity:
@@ -266,8 +266,8 @@ class KindCapacity:
         if peak_replicas is None:
             return cls(machine, stages, [], None, None)
         day = search.day(shape, peak_replicas)
-        front = search.front(peak_replicas, day[0].outcome)
-        return cls(machine, stages, day, front, search.breaks(peak_replicas))
+        front = search.front_processes(peak_replicas, day[0].outcome)
+        return cls(machine, stages, day, front, search.first_failure(peak_replicas))
 
     @property
     def machines(self) -> int:

@@ -234,14 +234,12 @@ def _show(size: ModelSize, goals: Goals, result: KindCapacity, traffic: Traffic)
     )
     if result.machines > machine.count and machine.source != "measured":
         print(f"there are only {machine.count:,} of {one_line(machine.name)}")
-    if result.breaks:
+    if failure := result.first_failure:
+        print(f"at {failure.times:g} times the load, {failure.what} fails first: {failure.why}")
+    if front := result.front_processes:
         print(
-            f"at {result.breaks.times:g} times the load, {result.breaks.what} fails first: {result.breaks.why}"
-        )
-    if result.front:
-        print(
-            f"in front of the replicas: the router takes {result.front.router_seconds * 1e6:,.0f} µs for a request, "
-            f"{result.front.ingresses:,} server processes forward the tokens"
+            f"in front of the replicas: the router takes {front.router_seconds * 1e6:,.0f} µs for a request, "
+            f"{front.ingresses:,} server processes forward the tokens"
         )
 
 
@@ -273,8 +271,8 @@ def _document(size: ModelSize, traffic: Traffic, results: list[KindCapacity]) ->
                 "stages": result.stages,
                 "machines": result.machines if result.day else None,
                 "day": [asdict(hours) for hours in result.day],
-                "breaks": asdict(result.breaks) if result.breaks else None,
-                "front": asdict(result.front) if result.front else None,
+                "breaks": asdict(result.first_failure) if result.first_failure else None,
+                "front": asdict(result.front_processes) if result.front_processes else None,
             }
             for result in results
         ],
