@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
+from pellucid.cli.loading import SHARED
 from pellucid.cli.planning import (
     machines_of,
     model_size,
@@ -15,10 +16,10 @@ from pellucid.cli.planning import (
     step_costs,
     this_machine_once,
 )
+from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
     from pellucid.capacity.layouts import Layout, ModelSize
-    from pellucid.load_options import LoadOptions
 
 
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
@@ -131,12 +132,13 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """Command line options of the planned model."""
-    options = [f"--context {loading.context}"] if loading.context is not None else []
-    options += [f"--pin {loading.pin}"] if loading.pin is not None else []
-    options += ["--precise"] if loading.precise else []
-    options += [f"--kv-cache {loading.kv_cache}"] if loading.kv_cache is not None else []
-    return "".join(f" {option}" for option in options)
+    """The command line options of the planned model. ``threads`` are the cores of the machine."""
+    flags = ""
+    for name in SHARED:
+        value = getattr(loading, name)
+        if name != "threads" and value != getattr(LoadOptions(), name):
+            flags += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    return flags
 
 
 def _row(layout: Layout) -> dict[str, Any]:
