@@ -33,19 +33,19 @@ from typing import Any, ClassVar
 import uvicorn
 
 import pellucid
-import pellucid.cluster.model
+import pellucid.cluster.remote_model
 from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Simulation
 from pellucid.capacity.step_costs import measure_steps
 from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteRequest
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import RemoteRequest
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
+from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
-from pellucid.cluster.stages import StageServer, runner_of
 from pellucid.engine.output import TokenOutput
 from pellucid.llm import LLM
 from pellucid.loading import open_model
@@ -109,10 +109,10 @@ def fake_replica(rate: float, address: Any) -> None:
     asyncio.run(main())
 
 
-class LocalGroup(RemoteRequest):
+class FakeRequest(RemoteRequest):
     """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
 
-    running: ClassVar[set[LocalGroup]] = set()
+    running: ClassVar[set[FakeRequest]] = set()
 
     def start(self) -> None:
         self.running.add(self)
@@ -140,8 +140,8 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
     async def started(name: str) -> Any:
         fleet = Fleet(SECRET)
         if not addresses:
-            pellucid.cluster.model.RemoteRequest = LocalGroup  # type: ignore[attr-defined]
-            tasks.append(asyncio.ensure_future(LocalGroup.make(rate)))
+            pellucid.cluster.remote_model.RemoteRequest = FakeRequest  # type: ignore[attr-defined]
+            tasks.append(asyncio.ensure_future(FakeRequest.make(rate)))
             return RemoteModel(opened, fleet)
         for address in addresses:
             fleet.add(address)

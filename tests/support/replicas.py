@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteRequest
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import RemoteRequest
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.loading import open_model
 

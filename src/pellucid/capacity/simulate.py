@@ -232,7 +232,7 @@ def _page(load: ReplicaLoad, name: int, comes: bool) -> None:
     if comes:
         load.pages.add(name)
     else:
-        load.lost([name])
+        load.evict([name])
 
 
 def _tokens_between(request: SimulatedRequest, start: float, end: float) -> float:

@@ -121,7 +121,7 @@ class Replicas:
         Raises: as ``serve``.
         """
         with _installed():
-            from pellucid.cluster.supervised import model_on_cluster
+            from pellucid.cluster.cluster_model import model_on_cluster
         with model_on_cluster(self._settings(source, options), self.address, _secret()) as model:
             yield model
 

@@ -64,7 +64,7 @@ class BlockTable(Struct):
     next_state: int = NONE
     snapshots: list[Snapshot] = field(default_factory=list)
     number: int = 0
-    """The id of the sequence in other pipeline stages of the model (``cluster/stages.py``); 0: no id."""
+    """The id of the sequence in other pipeline stages of the model (``cluster/stage_server.py``); 0: no id."""
 
 
 class KVCache:

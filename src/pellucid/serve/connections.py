@@ -159,7 +159,7 @@ class Connection(H11Protocol):
             seconds = self._connections.seconds
             self.refuse(
                 408,
-                f"no request has come within {seconds:g} s: send it sooner, or start the server with --receive",
+                f"no request has come within {seconds:g} s: send it sooner, or raise --read-timeout",
             )
 
 

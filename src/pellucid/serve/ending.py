@@ -1,4 +1,4 @@
-"""Shutdown of a server: requests that outlast the grace period get an error in their API's form."""
+"""Shutdown of a server: requests that outlast the shutdown timeout get an error in their API's form."""
 
 from __future__ import annotations
 

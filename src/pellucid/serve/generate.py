@@ -56,7 +56,7 @@ async def generated(
         llm = await stack.enter_async_context(call.use(name))
         asked = await run_in_threadpool(read, llm)
         for at, group in enumerate(asked.groups):
-            group.named(f"{call.digest}:{at}", call.events > 0)
+            group.set_name(f"{call.digest}:{at}", call.events > 0)
         route = call.request.scope["path"]
         live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
         stack.enter_context(call.live.running(live))

@@ -166,7 +166,7 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise DeadlinePassed(
-                "the body has not come in time: send it faster, or start the server with a longer --receive"
+                "the body has not come in time: send it faster, or raise --read-timeout"
             ) from None
         self._left = scope.deadline - current_time() + len(message.get("body", b"")) / SLOWEST
         self._more = message.get("more_body", False)

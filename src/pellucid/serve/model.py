@@ -1,4 +1,4 @@
-"""A model that the server serves: in its own process (``LLM``) or on a cluster (``cluster/model.py``)."""
+"""A model that the server serves: in its own process (``LLM``) or on a cluster (``cluster/remote_model.py``)."""
 
 from __future__ import annotations
 

@@ -26,26 +26,28 @@ from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool, Pull
 from pellucid.util.garbage_collection import collect_requests
 
-RECEIVE = 20.0  # seconds for the headers of a request, and for its body
-LAST = 5  # seconds for the errors of requests that outlast the grace period
+READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
+LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a server: its address, and ``grace``, the seconds that running requests have after SIGTERM.
+    """Settings of a server: its address and limits.
+
+    Running requests have ``shutdown_timeout`` seconds to end after SIGTERM.
 
     ``first``: the first model is loaded before the server answers. ``any_model``: the first model answers to every
-    name. ``connections`` limits the open connections. ``receive`` is the time limit in seconds for the headers of a
-    request, and then for its body, plus one second for each ``guard.SLOWEST`` bytes.
+    name. ``connections`` limits the open connections. ``read_timeout`` is the time limit in seconds for the headers
+    of a request, and then for its body, plus one second for each ``guard.SLOWEST`` bytes.
     """
 
     host: str
     port: int
-    grace: float
+    shutdown_timeout: float
     first: bool = True
     any_model: bool = False
     connections: int = USUAL
-    receive: float = RECEIVE
+    read_timeout: float = READ_TIMEOUT
 
 
 def serve(
@@ -76,7 +78,7 @@ def serve(
             said[0] += (
                 f" (prefix cache of up to {llm.runner.cache.prefixes.limit / 1e9:.1f} GB: --cache-memory)"
             )
-    run_app(create_app(models, rules, settings.receive), said, listening, settings, ready)
+    run_app(create_app(models, rules, settings.read_timeout), said, listening, settings, ready)
 
 
 def run_app(
@@ -92,7 +94,7 @@ def run_app(
     ``begin`` is awaited in the event loop meanwhile. An exception of ``begin`` ends the server and is raised here.
     """
     host, port = listening.getsockname()[:2]
-    connections = Connections(possible_connections(settings.connections), settings.receive)
+    connections = Connections(possible_connections(settings.connections), settings.read_timeout)
     ending = Ending(app)
     http: Any = partial(Connection, connections)  # uvicorn calls it for each connection
     config = uvicorn.Config(
@@ -102,28 +104,28 @@ def run_app(
         backlog=connections.backlog,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace) + LAST,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout) + LAST,
         server_header=False,
     )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {', '.join(names)} at {url}", file=sys.stderr, flush=True)
     collect_requests()
     ready(url)  # the socket listens already: a request waits for the event loop
-    _Server(config, ending, settings.grace, begin).run(sockets=[listening])
+    _Server(config, ending, settings.shutdown_timeout, begin).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server that awaits ``begin`` while it serves. At shutdown, requests may run for ``grace`` seconds."""
+    """A server that awaits ``begin`` while it serves. At shutdown, requests have ``shutdown_timeout`` seconds."""
 
     def __init__(
         self,
         config: uvicorn.Config,
         ending: Ending,
-        grace: float,
+        shutdown_timeout: float,
         begin: Callable[[], Awaitable[object]] | None,
     ) -> None:
         super().__init__(config)
-        self._ending, self._grace, self._begin = ending, grace, begin
+        self._ending, self._shutdown_timeout, self._begin = ending, shutdown_timeout, begin
         self._beginning: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -144,7 +146,7 @@ class _Server(uvicorn.Server):
         if self._beginning:
             self._beginning.cancel()
             await asyncio.gather(self._beginning, return_exceptions=True)
-        timer = asyncio.get_running_loop().call_later(self._grace, self._ending.end)
+        timer = asyncio.get_running_loop().call_later(self._shutdown_timeout, self._ending.end)
         await super().shutdown(sockets)
         timer.cancel()
 

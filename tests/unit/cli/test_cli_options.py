@@ -144,3 +144,23 @@ BAD = {
 def test_their_values_reach_the_loader(command: Command, tiny: str, name: str, field: str) -> None:
     options, said = BAD[field]
     assert said in command(*name.split(), tiny, __file__, *options).refusal
+
+
+def test_former_names_of_server_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names --grace and --receive are hidden, and work with a warning."""
+    times = []
+    monkeypatch.setattr(
+        Replicas,
+        "serve",
+        lambda *given: times.append((given[-1].shutdown_timeout, given[-1].read_timeout)),
+    )
+    serve = ("serve", "smollm2", "--cluster", "auto")
+    assert command(*serve).err == ""
+    assert command(*serve, "--shutdown-timeout", "0.5", "--read-timeout", "3").err == ""
+    run = command(*serve, "--grace", "0.5", "--receive=3")
+    assert times == [(30.0, 20.0), (0.5, 3.0), (0.5, 3.0)]
+    assert "--grace is now --shutdown-timeout" in run.err
+    assert "--receive is now --read-timeout" in run.err
+    page = command("serve", "--help").answer
+    assert "--grace" not in page
+    assert "--receive" not in page

@@ -148,4 +148,5 @@ def all_models(pull: bool) -> list[str]:
     return names
 
 
-COMMAND = Command("serve", command)
+RENAMED = {"--grace": "--shutdown-timeout", "--receive": "--read-timeout"}
+COMMAND = Command("serve", command, renamed=RENAMED)

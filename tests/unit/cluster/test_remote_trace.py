@@ -19,10 +19,10 @@ from support.served import Served, models_folder, serving
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import called
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
+from pellucid.cluster.remote_request import called
+from pellucid.cluster.remote_trace import RemoteTraceStream
 from pellucid.cluster.secret import ClusterSecret
-from pellucid.cluster.watching import RemoteStream
 from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
@@ -194,7 +194,7 @@ def test_who_reads_slowly_loses_frames_and_nobody_waits(llama_file: Path) -> Non
         async with replicas(llama_file, 1) as (_, model):
             group = model.request(PROMPT, **{**HOW, "max_new_tokens": 1500})
             stream = model.watch(group, ["**.residual"], 8, lambda: None)
-            assert isinstance(stream, RemoteStream)
+            assert isinstance(stream, RemoteTraceStream)
             together = 8 * len(stream.selected)
             async for _ in group.stream():
                 assert len(stream._here) <= together
@@ -280,7 +280,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
     async def work() -> None:
         async with replicas(llama_file, 1) as (made, model):
             first = model.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
-            first.named("a name", False)
+            first.set_name("a name", False)
             left = model.watch(first, POINTS, 4096, lambda: None)
             stream = first.stream()
             for _ in range(20):
@@ -291,7 +291,7 @@ def test_an_ingress_that_is_started_again_watches_what_runs(llama_file: Path, al
                 await again.ready(SECONDS)
                 other = RemoteModel(model._opened, again)
                 group = other.request(PROMPT, **{**HOW, "seed": 6, "max_new_tokens": 1900})
-                group.named("a name", True)
+                group.set_name("a name", True)
                 frames = await heard(other, group)
                 assert group.results()[0].ids == ids[0]
                 rows = rows_of(frames)
@@ -338,11 +338,11 @@ def test_what_fits_nothing_is_refused(llama_file: Path) -> None:
                 ):  # fmt: skip
                     group = model.request(PROMPT, **HOW)
                     stream = model.watch(group, ["embed"], 8, lambda: None)
-                    assert isinstance(stream, RemoteStream)
+                    assert isinstance(stream, RemoteTraceStream)
                     group.start()
-                    (part,) = fleet._parts.values()
+                    (number,) = fleet._numbers.values()
                     frame = wire.pack([["frames", 0, [wrong]]])
-                    fleet._hear(fleet.links[0], ["values", part, stream.number, frame, False])
+                    fleet._hear(fleet.links[0], ["values", number, stream.number, frame, False])
                     with pytest.raises(KernelError, match="sent an invalid message"):
                         await group.finished()
             finally:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteRequest, called
+from pellucid.cluster.remote_request import RemoteRequest, called
 from pellucid.engine.inputs import Inputs, PromptInput
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
@@ -43,7 +43,7 @@ from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 
 T = TypeVar("T")
-NAMES = [one.name for one in fields(EngineState) if one.name != "stage_seconds"]
+NAMES = [field.name for field in fields(EngineState) if field.name != "stage_seconds"]
 
 
 class RemoteModel:
@@ -55,13 +55,13 @@ class RemoteModel:
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
         self._opened, self._stages = opened, stages
-        self._admission = DEFAULT_SCHEDULING
+        self._scheduling = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
 
     def for_client(self, client: str) -> RemoteModel:
         """As ``LLM.for_client``."""
         own = copy.copy(self)
-        own._admission = SchedulingOptions(client=client)
+        own._scheduling = SchedulingOptions(client=client)
         return own
 
     @property
@@ -110,32 +110,32 @@ class RemoteModel:
         Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
         """
         edits, watching = self._edits(options.pop("edits", None))
-        how = self._admission.with_options(options)
-        asked = with_recommended(options, self.recommended)
-        parsed = Options.of(**asked)
-        n = whole("n", n, 1, wire.MOST_SEQUENCES)
+        scheduling = self._scheduling.with_options(options)
+        options = with_recommended(options, self.recommended)
+        parsed = Options.of(**options)
+        n = whole("n", n, 1, wire.MAX_SEQUENCES)
         ids = self.inputs.prompt(prompt)
         chain = parsed.chain()
         # Refuse here what a replica would refuse, before a response begins.
         ends = parsed.ends(self.tokenizer, self.inputs.vocabulary)
         chain.start(self.tokenizer, ids, ends, vocabulary=self.inputs.vocabulary).end()
-        sent = {**asked, "seed": chain.seed} if not chain.greedy else asked
+        sent = {**options, "seed": chain.seed} if not chain.greedy else options
         if watching is not None:
             most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
             watching.begin(len(ids), most=most, first_output=first_output)
-        group = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
-        group.watching = watching
-        return group
+        request = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), scheduling, edits)
+        request.watching = watching
+        return request
 
-    def _edits(self, given: Any) -> tuple[list[EditOf], Watching | None]:
+    def _edits(self, edits: Any) -> tuple[list[EditOf], Watching | None]:
         """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
-        edits = [] if given is None else listed(given)
+        edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None
-        size = sum(np.size(one.values) * 4 for one in edits if one.values is not None)
-        if size > wire.MOST_FRAME // 2:
+        size = sum(np.size(edit.values) * 4 for edit in edits if edit.values is not None)
+        if size > wire.MAX_FRAME // 2:
             raise InvalidRequest(
-                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MOST_FRAME >> 21} MiB: change less"
+                f"edits has {size >> 20:,} MiB of values; the limit is {wire.MAX_FRAME >> 21} MiB: change less"
             )
         return edits, watching
 
@@ -151,45 +151,45 @@ class RemoteModel:
         return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
 
     def watch(
-        self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
+        self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
-        assert isinstance(group, RemoteRequest)
-        refuse_watched(group)
-        return group.watch(self.points, names, limit, notify)
+        assert isinstance(request, RemoteRequest)
+        refuse_watched(request)
+        return request.watch(self.points, names, limit, notify)
 
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
         """As ``serve.model.ModelElsewhere``, in the fleet's event loop."""
         try:
-            asked = json.dumps(fields).encode()
+            encoded = json.dumps(fields).encode()
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply to be sent to a replica") from None
         # No prefix cache helps here, so a checksum spreads the calls over replicas.
-        body = {"name": name, "fields": asked, "client": self._admission.client}
-        made: bytes = await called(self.fleet, f"look/{what}", [crc32(asked)], body)
-        return made
+        body = {"name": name, "fields": encoded, "client": self._scheduling.client}
+        answer: bytes = await called(self.fleet, f"look/{what}", [crc32(encoded)], body)
+        return answer
 
     def beam_search(self, prompt: PromptInput, **options: Any) -> Beams:
-        """Find the best whole continuations of a prompt, as ``LLM.beam_search``."""
+        """Find the best continuations of a prompt, as ``LLM.beam_search``."""
         beams = BeamOptions.taken_from(options)
         parsed = Options.of(vars(beams), **options)
         ids, chain = self.inputs.prompt(prompt), parsed.chain()
         sent = {**options, "seed": chain.seed} if not chain.greedy else options
-        client = self._admission.client
+        client = self._scheduling.client
         body = {"prompt": ids, "options": _plain({**sent, **vars(beams)}), "client": client}
         return wire.beams_of(self._wait(called(self.fleet, "beams", ids, body)), chain.steps)
 
     def embed_tokens(self, encoded: Sequence[list[int]]) -> NDArray[np.float32]:
         """Return the sentence vectors of token ids, float32 (len(encoded), D)."""
-        body = {"encoded": [list(one) for one in encoded], "client": self._admission.client}
+        body = {"encoded": [list(ids) for ids in encoded], "client": self._scheduling.client}
         return wire.array_of(self._wait(called(self.fleet, "embed", encoded[0] if encoded else [], body)))
 
     def state(self) -> EngineState:
         """Sums over all replicas, without the times of stages. ``threads`` is the maximum over replicas."""
         states = [link.state for link in self.fleet.links if link.up and link.state]
-        sums = {name: sum(getattr(one, name) for one in states) for name in NAMES}
+        sums = {name: sum(getattr(state, name) for state in states) for name in NAMES}
         sums["waiting"] += self.fleet.waiting
-        sums["threads"] = max((one.threads for one in states), default=0)
+        sums["threads"] = max((state.threads for state in states), default=0)
         return EngineState(**sums)
 
     def replica_states(self) -> ReplicaStates:
@@ -217,7 +217,6 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: a value is a function or another object.
     """
-    made = {}
     for name, value in options.items():
         try:
             wire.pack([["option", value]])
@@ -225,5 +224,4 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidRequest(
                 f"{name}={brief(value)}: cannot be sent to a replica: give plain values"
             ) from None
-        made[name] = value
-    return made
+    return dict(options)

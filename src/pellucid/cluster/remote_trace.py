@@ -1,6 +1,6 @@
 """Watching a request on a replica. A watch moves with its request to another replica.
 
-    replica: engine → TraceStream → PartWatch ── frames ──► ingress: RemoteStream → reader
+    replica: engine → TraceStream → RequestWatch ── frames ──► ingress: RemoteTraceStream → reader
                                               ◄─ "more" ──
 
 The next frames are sent once the last frames are read. Unread frames wait in the replica's ``TraceStream``, within its
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from pellucid.cluster import wire
 from pellucid.engine.local_request import LocalRequest
@@ -24,19 +24,28 @@ from pellucid.trace.points import Point
 from pellucid.trace.selection import Selected
 from pellucid.trace.stream import TraceFrame, TraceStream
 
-Group: TypeAlias = tuple[list[int], int, LocalRequest]
-"""A request: the numbers of its chains, the number of tokens that each chain had before, and the request itself."""
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position beyond every sequence
 NUMBERS = count(1)
 
 
-def _parts(stream: TraceStream) -> list[Selected]:
+class NumberedRequest(NamedTuple):
+    """A local request with the ``numbers`` of its sequences in the remote request.
+
+    Each sequence resumes with ``resumed`` tokens.
+    """
+
+    numbers: list[int]
+    resumed: int
+    request: LocalRequest
+
+
+def _selections(stream: TraceStream) -> list[Selected]:
     """Return the distinct selections of a stream. Both sides refer to them by index."""
     return list(dict.fromkeys(stream.selected))
 
 
-class RemoteStream(TraceStream):
+class RemoteTraceStream(TraceStream):
     """The frames of a request on a replica. The replica sends more once the received frames are read.
 
     A replica that takes the request over prefills all its tokens again. Rows that have arrived before are dropped then.
@@ -53,7 +62,7 @@ class RemoteStream(TraceStream):
     ) -> None:
         super().__init__(points, names, limit, notify)
         self.number = next(NUMBERS)
-        self._names, self._tell, self._parts = list(names), tell, _parts(self)
+        self._names, self._tell, self._selections = list(names), tell, _selections(self)
         self._here: deque[TraceFrame] = deque()
         self._pieces = bytearray()
         self._all_read = True
@@ -61,31 +70,38 @@ class RemoteStream(TraceStream):
         self._known: list[int] = []
         self._next: list[list[int]] = []
 
-    def begin(self, prompt: int, made: Sequence[int]) -> list[Any]:
+    def begin(self, prompt: int, generated: Sequence[int]) -> list[Any]:
         """Prepare for a new replica of the request. Return the fields of its ``watch`` message.
 
-        The prompt has ``prompt`` tokens, and sequence i has generated ``made[i]`` tokens.
+        The prompt has ``prompt`` tokens, and sequence i has ``generated[i]`` more.
         """
         if not self._next:  # only the first sequence prefills the prompt
-            firsts = [prompt * (number > 0) for number in range(len(made))]
-            self._next = [[max(first, one.tokens.start) for one in self._parts] for first in firsts]
-        self._known = [prompt + tokens for tokens in made]
+            firsts = [prompt * (number > 0) for number in range(len(generated))]
+            self._next = [
+                [max(first, selected.tokens.start) for selected in self._selections] for first in firsts
+            ]
+        self._known = [prompt + tokens for tokens in generated]
         self._dropped_before, self._all_read = self.dropped, True
         self._pieces.clear()
-        return [self.number, self._names, self.limit, [self._wanted(of) for of in self._next]]
+        return [
+            self.number,
+            self._names,
+            self.limit,
+            [self._first_missing(positions) for positions in self._next],
+        ]
 
-    def _wanted(self, positions: Sequence[int]) -> int:
+    def _first_missing(self, positions: Sequence[int]) -> int:
         """Return the first position whose rows a sequence still lacks; ``NEVER`` if it has all rows."""
-        found = (at for at, one in zip(positions, self._parts) if at < one.tokens.stop)
-        return min(found, default=NEVER)
+        missing = (at for at, selected in zip(positions, self._selections) if at < selected.tokens.stop)
+        return min(missing, default=NEVER)
 
     def take(self, number: int, piece: bytes, more: bool) -> None:
         """Handle a piece of the replica's frames. Raises WireError if they are too large or malformed."""
         if number != self.number or self.closed:
             return
         self._pieces += piece
-        if len(self._pieces) > wire.MOST_WHOLE:
-            raise wire.WireError(f"more than {wire.MOST_WHOLE:,} bytes of frames")
+        if len(self._pieces) > wire.MAX_PIECES:
+            raise wire.WireError(f"more than {wire.MAX_PIECES:,} bytes of frames")
         if more:
             return
         ((_, dropped, frames),) = wire.unpack(bytes(self._pieces))
@@ -97,13 +113,13 @@ class RemoteStream(TraceStream):
 
     def _add(self, sequence: int, at: int, first: int, values: Any) -> None:
         """Add rows from position ``first`` on, without the rows that have arrived before."""
-        part, stop, seen = self._parts[at], first + len(values), self._next[sequence][at]
+        selected, stop, seen = self._selections[at], first + len(values), self._next[sequence][at]
         known = self._known[sequence]
         # The first token of a step is final. Rows of later draft tokens come again if the drafts are rejected.
-        stays = min(stop, known) if first < known else first + (first > part.tokens.start)
+        stays = min(stop, known) if first < known else first + (first > selected.tokens.start)
         self._next[sequence][at] = max(seen, stays)
         if (old := max(seen - first, 0)) < len(values):
-            self._here.append(TraceFrame(sequence, part, range(first + old, stop), values[old:]))
+            self._here.append(TraceFrame(sequence, selected, range(first + old, stop), values[old:]))
 
     def frames(self) -> Iterator[TraceFrame]:
         """Yield the frames that have arrived. Once they are read, the replica may send more."""
@@ -119,21 +135,21 @@ class RemoteStream(TraceStream):
         super().close()
 
 
-class PartWatch:
+class RequestWatch:
     """The watch of a request on its replica. ``send`` sends a message about it. Use it in the event loop."""
 
     def __init__(self, llm: LLM, send: Callable[..., object]) -> None:
         self._llm, self._send, self._loop = llm, send, asyncio.get_running_loop()
-        self._groups: Sequence[Group] = ()
+        self._requests: Sequence[NumberedRequest] = ()
         self._stream: TraceStream | None = None
         self._number, self._first = 0, list[int]()
         self._frames: Iterator[TraceFrame] = iter(())
         self._places: dict[Selected, int] = {}
-        self._wanted = self._called = False
+        self._reader_waits = self._push_is_scheduled = False
 
-    def begin(self, groups: Sequence[Group]) -> None:
+    def begin(self, requests: Sequence[NumberedRequest]) -> None:
         """Watch these requests, which are created but not started."""
-        self._groups = groups
+        self._requests = requests
         self._attach()
 
     def hear(self, kind: str, number: int, *fields: Any) -> None:
@@ -145,23 +161,27 @@ class PartWatch:
         if kind == "watch":
             self.end()
             names, limit, first = fields
-            self._number, self._first, self._wanted = number, [int(one) for one in first], True
+            self._number, self._first, self._reader_waits = (
+                number,
+                [int(position) for position in first],
+                True,
+            )
             self._stream = stream = TraceStream(self._llm.points, names, limit, self._notify)
-            self._places = {one: at for at, one in enumerate(_parts(stream))}
+            self._places = {selected: at for at, selected in enumerate(_selections(stream))}
             self._attach()
         elif number == self._number and kind == "more":
-            self._wanted = True
+            self._reader_waits = True
             self._push()
         elif number == self._number:
             self.end()
 
     def _attach(self) -> None:
-        if self._stream is None or not self._groups:
+        if self._stream is None or not self._requests:
             return
-        most = max(number for numbers, _, _ in self._groups for number in numbers)
+        most = max(number for numbers, _, _ in self._requests for number in numbers)
         probes = self._stream.probes(most + 1, self._first)
-        for numbers, _, group in self._groups:
-            group.attach([probes[number] for number in numbers])
+        for numbers, _, request in self._requests:
+            request.attach([probes[number] for number in numbers])
 
     def first_output(self, number: int, prompt: int) -> int | None:
         """Return the first position with output rows that a continued sequence computes again for the watch.
@@ -169,7 +189,7 @@ class PartWatch:
         None if no watched point has output rows. The prompt has ``prompt`` tokens.
         """
         stream = self._stream
-        if stream is None or all(one.point.rows != "outputs" for one in stream.selected):
+        if stream is None or all(selected.point.rows != "outputs" for selected in stream.selected):
             return None
         return max(self._first[number], prompt - 1)
 
@@ -178,8 +198,8 @@ class PartWatch:
         if self._stream is not None:
             self._stream.close()
             self._stream, self._frames = None, iter(())
-            for _, _, group in self._groups:
-                group.attach([])
+            for _, _, request in self._requests:
+                request.attach([])
 
     async def flush(self) -> None:
         """Send all waiting frames at the end of the requests, also without a "more". Their size is bounded."""
@@ -196,15 +216,15 @@ class PartWatch:
 
     def _notify(self) -> None:
         """Schedule a push of new frames. Called in the engine's thread."""
-        if self._wanted and not self._called:
-            self._called = True
+        if self._reader_waits and not self._push_is_scheduled:
+            self._push_is_scheduled = True
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._push)
 
     def _push(self) -> None:
-        self._called = False
-        if self._wanted and self._stream is not None and (frames := self._next_frames()):
-            self._wanted = False
+        self._push_is_scheduled = False
+        if self._reader_waits and self._stream is not None and (frames := self._next_frames()):
+            self._reader_waits = False
             self._send_frames(self._stream, frames)
 
     def _next_frames(self) -> list[Any]:
@@ -213,19 +233,18 @@ class PartWatch:
         Their number is bounded, because the engine may make frames faster than this loop takes them.
         """
         assert self._stream is not None
-        made, size = list[Any](), 0
-        most = self._stream.limit * len(self._places)
-        while size < TOGETHER and len(made) < most:
+        frames, size = list[Any](), 0
+        limit = self._stream.limit * len(self._places)
+        while size < TOGETHER and len(frames) < limit:
             frame = next(self._frames, None)
             if frame is None:
                 self._frames = self._stream.frames()
                 if (frame := next(self._frames, None)) is None:
                     break
             at, size = self._places[frame.selected], size + frame.values.nbytes
-            made.append([frame.sequence, at, frame.positions.start, wire.array_fields(frame.values)])
-        return made
+            frames.append([frame.sequence, at, frame.positions.start, wire.array_fields(frame.values)])
+        return frames
 
     def _send_frames(self, stream: TraceStream, frames: list[Any]) -> None:
-        whole = wire.pack([["frames", stream.dropped, frames]])
-        for piece, more in wire.pieces(whole):
+        for piece, more in wire.pieces(wire.pack([["frames", stream.dropped, frames]])):
             self._send("values", self._number, piece, more)

@@ -23,8 +23,8 @@ AGAIN = 0.5  # seconds before a lost connection is retried
 class ReplicaLink:
     """Connection to the replica at ``address``. ``up`` is True from the welcome message until the connection is lost.
 
-    ``hear`` receives messages about parts. ``changed`` is called when the link comes up or is lost. The link reconnects
-    by itself.
+    ``hear`` receives messages about requests. ``changed`` is called when the link comes up or is lost. A lost link
+    reconnects by itself.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ReplicaLink:
         self._hear, self._changed = hear, changed
         self._socket: zmq.asyncio.Socket | None = None
         self._failures = RefusalLog(f"the replica at {address}")
-        self._tasks = [asyncio.ensure_future(self._live())]
+        self._task = asyncio.ensure_future(self._live())
 
     def send(self, *message: Any) -> None:
         """Send a message. It is lost if the replica is gone."""
@@ -54,9 +54,8 @@ class ReplicaLink:
 
     async def close(self) -> None:
         """Close the connection for good."""
-        for one in self._tasks:
-            one.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
     async def _live(self) -> None:
         """Connect, and reconnect after each loss."""
@@ -64,7 +63,7 @@ class ReplicaLink:
             try:
                 await self._connected()
             except Exception as error:  # any error: a new connection may work
-                self._failures.add(f"its connection was left: {type(error).__name__}: {error}")
+                self._failures.add(f"the connection is lost: {type(error).__name__}: {error}")
             finally:
                 self._lost()
             await asyncio.sleep(AGAIN)
@@ -72,7 +71,7 @@ class ReplicaLink:
     async def _connected(self) -> None:
         """Run one connection until it is lost."""
         socket = self._socket = self._context.socket(zmq.DEALER)
-        sockets, parts = [socket], list[asyncio.Future[Any]]()
+        sockets, tasks = [socket], list[asyncio.Future[Any]]()
         try:
             self._secret.secure(socket, listens=False)
             socket.linger = 0
@@ -80,16 +79,16 @@ class ReplicaLink:
             sockets.append(monitor)
             socket.connect(self.address)
             self.send("hello", wire.VERSION, self._session)
-            parts += map(
+            tasks += map(
                 asyncio.ensure_future, (self._receive(socket), monitor.recv_multipart(), self._ping())
             )
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._socket = None
             socket.disable_monitor()
             for opened in sockets:
@@ -113,10 +112,10 @@ class ReplicaLink:
                     self.up, self.draining = True, False
                     self._changed(self)
                 elif kind == "state":
-                    _, facts, step_seconds, came, went = message
-                    self.state = EngineState(**facts)
-                    self.load.pages.update(came)
-                    self.load.lost(went)
+                    _, state, step_seconds, added, evicted = message
+                    self.state = EngineState(**state)
+                    self.load.pages.update(added)
+                    self.load.evict(evicted)
                     self.load.step_seconds = step_seconds or self.load.step_seconds
                 else:
                     self._hear(self, message)

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
-from pellucid.cluster.watching import RemoteStream
+from pellucid.cluster.remote_trace import RemoteTraceStream
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput, Request, SequenceOutput
@@ -27,7 +27,7 @@ from pellucid.trace.stream import LIMIT
 
 
 class RemoteRequest(Request):
-    """A prompt that several sequences continue on replicas. ``asked`` are the options as given.
+    """A prompt that several sequences continue on replicas. ``sent_options`` are the options that a replica gets.
 
     To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
     request generates the same tokens on every replica.
@@ -42,16 +42,17 @@ class RemoteRequest(Request):
         self,
         fleet: Fleet,
         prompt: list[int],
-        asked: dict[str, Any],
+        sent_options: dict[str, Any],
         options: Options,
         chains: Sequence[Chain],
-        how: SchedulingOptions,
+        scheduling: SchedulingOptions,
         edits: Sequence[EditOf] = (),
     ) -> None:
         self.options = options
         self.outputs = [SequenceOutput(chain, options) for chain in chains]
-        self._fleet, self._prompt, self._asked, self._how = fleet, prompt, asked, how
-        self._edits = [wire.edit_fields(one) for one in edits]
+        self._fleet, self._prompt, self._scheduling = fleet, prompt, scheduling
+        self._sent_options = sent_options
+        self._edits = [wire.edit_fields(edit) for edit in edits]
         self._task = _GenerateTask(self)
         self._facts = PromptOutput()
         self._probabilities: list[list[float]] = [[] for _ in chains]
@@ -59,7 +60,7 @@ class RemoteRequest(Request):
         self._queue: asyncio.Queue[TokenOutput | PellucidError | None] = asyncio.Queue()
         self._begun = 0.0
         self._ended = False
-        self._stream: RemoteStream | None = None
+        self._stream: RemoteTraceStream | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -76,18 +77,18 @@ class RemoteRequest(Request):
         """Numbers of proposed and of accepted draft tokens, for each sequence."""
         return [(proposed, accepted) for proposed, accepted in self._speculation]
 
-    def named(self, name: str, joins: bool) -> None:
-        """Name the request. With ``joins``, it starts with the output that a replica already has under this name.
+    def set_name(self, name: str, resumes: bool) -> None:
+        """Name the request. With ``resumes``, it starts with the output that a replica already has under this name.
 
         Without a given seed, the name determines the seed.
         """
-        self._task.name, self._task.joins = name, joins
+        self._task.name, self._task.resumes = name, resumes
         if self.options.seed is None and not self.outputs[0].chain.greedy:
             seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
-            self._asked["seed"] = seed
+            self._sent_options["seed"] = seed
             chains = replace(self.outputs[0].chain, seed=seed).with_seeds(len(self.outputs))
-            for builder, chain in zip(self.outputs, chains):
-                builder.chain = chain
+            for output, chain in zip(self.outputs, chains):
+                output.chain = chain
 
     def start(self) -> None:
         """Start the request."""
@@ -102,12 +103,12 @@ class RemoteRequest(Request):
     async def _streamed(self) -> AsyncGenerator[TokenOutput, None]:
         try:
             while True:
-                found = await self._queue.get()
-                if isinstance(found, PellucidError):
-                    raise found
-                if found is None:
+                item = await self._queue.get()
+                if isinstance(item, PellucidError):
+                    raise item
+                if item is None:
                     return
-                yield found
+                yield item
         finally:
             self.close()
 
@@ -118,9 +119,9 @@ class RemoteRequest(Request):
 
     def wait(self) -> None:
         """Wait until the request has ended. Call it in a thread other than the fleet's."""
-        asyncio.run_coroutine_threadsafe(self._whole(), self._fleet.loop).result()
+        asyncio.run_coroutine_threadsafe(self._run_to_end(), self._fleet.loop).result()
 
-    async def _whole(self) -> None:
+    async def _run_to_end(self) -> None:
         if not self._begun:
             self.start()
         await self.finished()
@@ -131,12 +132,12 @@ class RemoteRequest(Request):
         names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
-    ) -> RemoteStream:
+    ) -> RemoteTraceStream:
         """Stream values at some points, from the next step on until the stream is closed.
 
         Raises: as ``TraceStream``.
         """
-        stream = RemoteStream(points, names, limit, notify, self._tell)
+        stream = RemoteTraceStream(points, names, limit, notify, self._tell)
         stream.ended = partial(self._unwatch, stream)
         self._stream = stream
         self.tell_watch()
@@ -145,7 +146,7 @@ class RemoteRequest(Request):
     def _tell(self, kind: str, *fields: Any) -> None:
         self._fleet.call(partial(self._fleet.tell, self._task, kind, *fields))
 
-    def _unwatch(self, stream: RemoteStream) -> None:
+    def _unwatch(self, stream: RemoteTraceStream) -> None:
         self._tell("unwatch", stream.number)
         if self._stream is stream:
             self._stream = None
@@ -159,7 +160,7 @@ class RemoteRequest(Request):
         """Return the fields of the ``watch`` message; empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.outputs])
+        return self._stream.begin(len(self._prompt), [len(output.ids) for output in self.outputs])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -167,26 +168,26 @@ class RemoteRequest(Request):
             self._ended = True
             self._fleet.call(partial(self._fleet.cancel, self._task))
 
-    def left(self) -> dict[str, Any]:
+    def remaining_body(self) -> dict[str, Any]:
         """Return the request for a replica: the unfinished sequences, each with its tokens so far."""
         passed = time.perf_counter() - self._begun
-        asked, deadline = dict(self._asked), self._how.deadline
-        if asked.get("max_time") is not None:
-            asked["max_time"] = max(asked["max_time"] - passed, 1e-3)
-        if any(one.ids for one in self.outputs):
-            asked["prompt_logprobs"] = None  # they came with the first token
-        numbers = [number for number, one in enumerate(self.outputs) if not one.ended]
+        options, deadline = dict(self._sent_options), self._scheduling.deadline
+        if options.get("max_time") is not None:
+            options["max_time"] = max(options["max_time"] - passed, 1e-3)
+        if any(output.ids for output in self.outputs):
+            options["prompt_logprobs"] = None  # they came with the first token
+        numbers = [number for number, output in enumerate(self.outputs) if not output.ended]
         return {
             "prompt": self._prompt,
-            "options": asked,
+            "options": options,
             "edits": self._edits,
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {
                 number: list(zip(self.outputs[number].ids, self._probabilities[number])) for number in numbers
             },
-            "priority": self._how.priority,
-            "client": self._how.client,
+            "priority": self._scheduling.priority,
+            "client": self._scheduling.client,
             "deadline": None if deadline is None else max(deadline - passed, 1e-3),
         }
 
@@ -196,16 +197,16 @@ class RemoteRequest(Request):
             number, index, *values = fields
             if not 0 <= number < len(self.outputs):
                 raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
-            builder = self.outputs[number]
-            if index != len(builder.ids) or builder.ended:
-                raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")
+            output = self.outputs[number]
+            if index != len(output.ids) or output.ended:
+                raise wire.WireError(f"token {index} of a text that has {len(output.ids)}")
             token = structs.replace(wire.token_of(values), sequence=number)
-            builder.add(token, time.perf_counter() - self._begun)
+            output.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
             self._queue.put_nowait(token)
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(builder.ids for builder in self.outputs):  # facts of the first replica
+            if not any(output.ids for output in self.outputs):  # facts of the first replica
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:
@@ -227,41 +228,41 @@ class RemoteRequest(Request):
 class _GenerateTask(RemoteTask):
     """The task of a ``RemoteRequest``: generation of its sequences."""
 
-    what = "generate"
+    kind = "generate"
 
-    def __init__(self, group: RemoteRequest) -> None:
-        super().__init__(group.prompt)
-        self._group = group
+    def __init__(self, request: RemoteRequest) -> None:
+        super().__init__(request.prompt)
+        self._request = request
 
     @property
     def progress(self) -> int:
-        return sum(len(builder.ids) for builder in self._group.outputs)
+        return sum(len(output.ids) for output in self._request.outputs)
 
     @property
     def complete(self) -> bool:
-        return all(builder.ended for builder in self._group.outputs)
+        return all(output.ended for output in self._request.outputs)
 
-    def joined(self) -> None:
-        self._group.tell_watch()
+    def resumed(self) -> None:
+        self._request.tell_watch()
 
     def body(self) -> dict[str, Any]:
         self.began = False
-        return self._group.left()
+        return self._request.remaining_body()
 
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
         self.began = True
-        return self._group.take(kind, fields)
+        return self._request.take(kind, fields)
 
     def fail(self, error: PellucidError) -> None:
-        self._group.fail(error)
+        self._request.fail(error)
 
 
 class RemoteCall(RemoteTask):
     """A call with one result (vectors, a beam search). After the loss of its replica it is repeated on another."""
 
-    def __init__(self, what: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
+    def __init__(self, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> None:
         super().__init__(prompt)
-        self.what, self._body, self._pieces = what, body, bytearray()
+        self.kind, self._body, self._pieces = kind, body, bytearray()
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def body(self) -> dict[str, Any]:
@@ -271,11 +272,11 @@ class RemoteCall(RemoteTask):
     def take(self, kind: str, fields: Sequence[Any]) -> bool:
         if kind == "piece":
             self._pieces += fields[0]
-            if len(self._pieces) > wire.MOST_WHOLE:
-                raise wire.WireError(f"an answer of more than {wire.MOST_WHOLE:,} bytes")
+            if len(self._pieces) > wire.MAX_PIECES:
+                raise wire.WireError(f"an answer of more than {wire.MAX_PIECES:,} bytes")
         elif kind == "done" and not self.result.done():
-            (made,) = fields
-            self.result.set_result(bytes(self._pieces) + made if self._pieces else made)
+            (last,) = fields
+            self.result.set_result(bytes(self._pieces) + last if self._pieces else last)
         return kind == "done"
 
     def fail(self, error: PellucidError) -> None:
@@ -283,9 +284,9 @@ class RemoteCall(RemoteTask):
             self.result.set_exception(error)
 
 
-async def called(fleet: Fleet, what: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
+async def called(fleet: Fleet, kind: str, prompt: Sequence[int], body: dict[str, Any]) -> Any:
     """Return the result of a call. Cancelling this cancels the call."""
-    call = RemoteCall(what, prompt, body)
+    call = RemoteCall(kind, prompt, body)
     fleet.submit(call)
     try:
         return await call.result

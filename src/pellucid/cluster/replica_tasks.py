@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
-from pellucid.cluster.watching import Group, PartWatch
+from pellucid.cluster.remote_trace import NumberedRequest, RequestWatch
 from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.local_request import LocalRequest
 from pellucid.engine.output import TokenOutput
@@ -18,7 +18,6 @@ from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
 from pellucid.serve.body import Body
 from pellucid.serve.generate import finished
@@ -34,106 +33,99 @@ LOOKING = ThreadPoolExecutor(MOST_WORK, "pellucid-look")
 """Threads for work that cannot be cancelled, so that it delays no request."""
 
 
-async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: PartWatch) -> None:
+async def generate(llm: LLM, body: Mapping[str, Any], tell: Tell, watch: RequestWatch) -> None:
     """Generate the chains ``numbers`` of a prompt. Each continues after the tokens that it has in ``begun``."""
     if body["watch"]:
         watch.hear("watch", *body["watch"])
-    groups = await asyncio.to_thread(_groups, llm, body, watch)
-    watch.begin(groups)
+    requests = await asyncio.to_thread(_requests, llm, body, watch)
+    watch.begin(requests)
     try:
-        for one in groups:
-            one[2].start(partial(_made, one, tell), partial(tell, "began"))
-        for _, _, group in groups:
-            await group.finished()
+        for numbered in requests:
+            numbered.request.start(partial(_tell_token, numbered, tell), partial(tell, "began"))
+        for _, _, request in requests:
+            await request.finished()
     finally:
-        for _, _, group in groups:
-            group.close()
+        for _, _, request in requests:
+            request.close()
         await watch.flush()
     counts = {
-        number: list(pair) for numbers, _, group in groups for number, pair in zip(numbers, group.speculation)
+        number: list(pair)
+        for numbers, _, request in requests
+        for number, pair in zip(numbers, request.speculation)
     }
     tell("end", counts)
 
 
-def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
+def _requests(llm: LLM, body: Mapping[str, Any], watch: RequestWatch) -> list[NumberedRequest]:
     """Return the requests of a body: one request for all new chains, and one for each continued chain.
 
     Raises:
         WireError: ``numbers`` is not a list of different numbers below the limit.
     """
-    numbers, begun = (
-        _numbers(body["numbers"]),
-        {int(number): pairs for number, pairs in body["begun"].items()},
-    )
+    numbers = _numbers(body["numbers"])
+    begun = {int(number): pairs for number, pairs in body["begun"].items()}
     options = Options.of(**body["options"])
-    chains, found = dict(zip(numbers, _chains(options, numbers))), list[Group]()
+    seeded = options.chain().with_seeds(max(numbers) + 1)
+    requests = list[NumberedRequest]()
     make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
-    edits = [wire.edit_of(one) for one in body["edits"]]
+    edits = [wire.edit_of(fields) for fields in body["edits"]]
     watching = Trace(llm.points, ()).watching(edits) if edits else None
     scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        found.append(
-            (
-                fresh,
-                0,
-                make(RequestOptions(options, scheduling, watching), [chains[number] for number in fresh]),
-            )
+        chains = [seeded[number] for number in fresh]
+        requests.append(
+            NumberedRequest(fresh, 0, make(RequestOptions(options, scheduling, watching), chains))
         )
     for number in numbers:
         if pairs := begun.get(number):
-            given = dict(body["options"])
-            if given.get("max_new_tokens") is not None:
-                given["max_new_tokens"] -= len(pairs)
+            rest = dict(body["options"])
+            if rest.get("max_new_tokens") is not None:
+                rest["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, len(body["prompt"]))
-            own = RequestOptions(Options.of(**given), scheduling, watching)
-            group = make(own, [chains[number]], before, first_output=first)
-            found.append(([number], len(pairs), group))
-    return found
+            rest_options = RequestOptions(Options.of(**rest), scheduling, watching)
+            request = make(rest_options, [seeded[number]], before, first_output=first)
+            requests.append(NumberedRequest([number], len(pairs), request))
+    return requests
 
 
-def _numbers(given: Any) -> list[int]:
-    """Return the numbers of chains, which must differ."""
-    listed = given if isinstance(given, list) else []
-    found = [one for one in listed if type(one) is int and 0 <= one < wire.MOST_SEQUENCES]
-    if not found or len(found) != len(listed) or len(set(found)) != len(found):
-        raise wire.WireError(f"numbers={brief(given)}: must be different numbers below {wire.MOST_SEQUENCES}")
-    return found
+def _numbers(value: Any) -> list[int]:
+    """Check the numbers of sequences, which must differ."""
+    listed = value if isinstance(value, list) else []
+    numbers = [number for number in listed if type(number) is int and 0 <= number < wire.MAX_SEQUENCES]
+    if not numbers or len(numbers) != len(listed) or len(set(numbers)) != len(numbers):
+        raise wire.WireError(f"numbers={brief(value)}: must be different numbers below {wire.MAX_SEQUENCES}")
+    return numbers
 
 
-def _chains(options: Options, numbers: Sequence[int]) -> list[Chain]:
-    chains = options.chain().with_seeds(max(numbers, default=0) + 1)
-    return [chains[number] for number in numbers]
-
-
-def _made(of: Group, tell: Tell, token: TokenOutput) -> None:
+def _tell_token(numbered: NumberedRequest, tell: Tell, token: TokenOutput) -> None:
     """Send a generated token. Called in the engine's thread."""
-    (numbers, begun, group), at = of, token.sequence
-    index = begun + len(group.outputs[at].ids) - 1
-    if index == begun and at == 0:
-        tell("facts", *wire.facts_fields(group.prompt_output))
+    (numbers, resumed, request), at = numbered, token.sequence
+    index = resumed + len(request.outputs[at].ids) - 1
+    if index == resumed and at == 0:
+        tell("facts", *wire.facts_fields(request.prompt_output))
     tell("token", numbers[at], index, *wire.token_fields(token))
 
 
-async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def embed(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Compute sentence vectors."""
     tell("done", wire.array_fields(await asyncio.to_thread(_own(llm, body).embed_tokens, body["encoded"])))
 
 
-async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Run a beam search."""
     search = partial(_own(llm, body).beam_search, body["prompt"], **body["options"])
     tell("done", wire.beams_fields(await asyncio.to_thread(search)))
 
 
-async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
     reading = await asyncio.to_thread(TraceReading.of, _fields(body), _own(llm, body))
     await finished(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
-async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
+async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Answer a question about the model (``LOOKS``)."""
     fields, read, own = _fields(body), LOOKS[what], _own(llm, body)
     made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, own)))
@@ -149,17 +141,17 @@ def _fields(body: Mapping[str, Any]) -> Body:
     return Body(json.loads(body["fields"]), LOOK_BODY)
 
 
-def _tell_json(tell: Tell, made: str) -> None:
+def _tell_json(tell: Tell, text: str) -> None:
     """Send a JSON answer in pieces. It is ASCII, as the server's own JSON."""
-    if len(made) > wire.MOST_WHOLE:
+    if len(text) > wire.MAX_PIECES:
         raise InvalidRequest(
-            f"an answer of {len(made) >> 20:,} MiB; the limit is {wire.MOST_WHOLE >> 20} MiB: ask for less"
+            f"an answer of {len(text) >> 20:,} MiB; the limit is {wire.MAX_PIECES >> 20} MiB: ask for less"
         )
-    for piece, more in wire.pieces(made.encode()):
+    for piece, more in wire.pieces(text.encode()):
         tell("piece" if more else "done", piece)
 
 
-WORKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, PartWatch], Coroutine[Any, Any, None]]] = {
+TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Coroutine[Any, Any, None]]] = {
     "generate": generate,
     "embed": embed,
     "beams": beams,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.model import RemoteModel
+from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
@@ -19,7 +19,7 @@ from pellucid.plan.stages import cut
 UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
 
 
-class SupervisedModel(RemoteModel):
+class ClusterModel(RemoteModel):
     """A model on replicas that owns their supervisor."""
 
     def __init__(self, opened: OpenModel, supervisor: Supervisor) -> None:
@@ -46,7 +46,7 @@ def opened(settings: ReplicaSettings) -> OpenModel:
 
 async def supervised(
     found: OpenModel, settings: ReplicaSettings, secret: ClusterSecret, queue: int, seconds: float = math.inf
-) -> SupervisedModel:
+) -> ClusterModel:
     """Start the replicas of a model. Return the model when its first replica is up.
 
     Raises:
@@ -61,13 +61,13 @@ async def supervised(
         await supervisor.close()
         found.checkpoint.close()
         raise
-    return SupervisedModel(found, supervisor)
+    return ClusterModel(found, supervisor)
 
 
 @contextmanager
 def model_on_cluster(
     settings: ReplicaSettings, address: str, secret: ClusterSecret
-) -> Iterator[SupervisedModel]:
+) -> Iterator[ClusterModel]:
     """Yield a model on a cluster, for use in threads. Its own event loop talks to the replicas.
 
     Raises: as ``opened``, ``connect`` and ``supervised``.
