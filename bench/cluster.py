@@ -34,9 +34,9 @@ import uvicorn
 
 import pellucid
 import pellucid.cluster.remote_model
-from pellucid.capacity.layouts import SizedModel
+from pellucid.capacity.layouts import ModelSize
 from pellucid.capacity.simulate import Simulation
-from pellucid.capacity.step_costs import measured
+from pellucid.capacity.step_costs import measure_steps
 from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
@@ -49,7 +49,7 @@ from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.engine.output import TokenOutput
 from pellucid.llm import LLM
 from pellucid.loading import open_model
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.prefix_cache import page_names
@@ -224,7 +224,7 @@ def measure_ingress(streams: int, seconds: float) -> None:
 def measure_prefix(sessions: int, replicas: int) -> None:
     """Simulate conversations with a common prefix: 8 turns of 450 to 600 tokens, a minute apart."""
     llm = pellucid.load(MODEL)
-    costs, room = measured(llm), SizedModel.of(llm).room(machine_bytes())
+    costs, room = measure_steps(llm), ModelSize.of(llm).replica_capacity(machine_bytes())
     llm.close()
     traffic = Traffic(
         Lengths(450, 600), Lengths(50, 150), rate=sessions / 60, shared=400, prefixes=5, turns=8, think=60.0

@@ -127,7 +127,7 @@ def test_each_command_is_found_alone() -> None:
 
 def test_a_command_does_not_import_the_others() -> None:
     code = (
-        "import sys; from pellucid.cli.main import application; application('run'); "
+        "import sys; from pellucid.cli.main import application, command_named; application(command_named('run')); "
         "print(*[m for m in sys.modules if m.startswith('pellucid.cli.commands.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -22,30 +21,30 @@ Texts: TypeAlias = list[str] | None
 
 def repeated(help: str, more: str = "") -> Any:
     """An option that may be given several times."""
-    return typer.Option(help=f"{help}; may be repeated. {more}".strip(), show_default=False)
+    return typer.Option(help=f"{help}; may be repeated. {more}".strip())
 
 
 @dataclass(frozen=True)
 class ServingOptions:
     """The options. The environment may hold a key and an admin key, too."""
 
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 for all.")] = "127.0.0.1"
-    port: Annotated[Any, common.count("The port to listen at.")] = 8000
-    key: Annotated[Texts, repeated("A key that requests must have", "Also PELLUCID_KEY.")] = None
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[Any, common.count("Port to listen at; 0: any free port.")] = 8000
+    key: Annotated[Texts, repeated("API key that requests need", "Also PELLUCID_KEY.")] = None
     admin_key: Annotated[
-        Texts, repeated("A key that may look at all requests that run", "Also PELLUCID_ADMIN_KEY.")
+        Texts, repeated("Key that may see the running requests of all clients", "Also PELLUCID_ADMIN_KEY.")
     ] = None
-    allow_host: Annotated[Texts, repeated("A name of this server, as in its address")] = None
-    allow_origin: Annotated[Texts, repeated("A web page's origin that may ask")] = None
+    allow_host: Annotated[Texts, repeated("Host name that requests may use for this server")] = None
+    allow_origin: Annotated[Texts, repeated("Origin of web pages that may send requests")] = None
     shutdown_timeout: Annotated[
-        Any, common.number("Seconds that running requests have to end after SIGTERM.")
+        Any, common.number("Seconds that running requests may take after SIGTERM.")
     ] = 30.0
-    connections: Annotated[Any, common.count("Largest number of open connections.")] = 1024
+    connections: Annotated[Any, common.count("Maximum open connections.")] = 1024
     read_timeout: Annotated[
         Any, common.number("Seconds for the headers of a request to arrive, and then for its body.")
     ] = 20.0
-    grace: Annotated[Any, common.renamed("--shutdown-timeout")] = None
-    receive: Annotated[Any, common.renamed("--read-timeout")] = None
 
     def rules(self) -> AccessRules:
         """Access rules: keys, hosts, origins."""
@@ -68,18 +67,9 @@ class ServingOptions:
         return Settings(
             self.host,
             whole("port", self.port, 0, 65535),
-            real("shutdown_timeout", self._value("shutdown_timeout", "grace"), 0.0, 3600.0),
+            real("shutdown_timeout", self.shutdown_timeout, 0.0, 3600.0),
             first=first,
             any_model=any_model,
             connections=whole("connections", self.connections, 1, 1 << 20),
-            read_timeout=real(
-                "read_timeout", self._value("read_timeout", "receive"), 0.0, 3600.0, above=True
-            ),
+            read_timeout=real("read_timeout", self.read_timeout, 0.0, 3600.0, above=True),
         )
-
-    def _value(self, name: str, old: str) -> Any:
-        """The value of an option, or of its deprecated name ``old``."""
-        if (value := getattr(self, old)) is None:
-            return getattr(self, name)
-        print(f"--{old} is deprecated: use --{name.replace('_', '-')}", file=sys.stderr)
-        return value

@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+from msgspec.structs import replace
 
 from pellucid.cluster.refusals import RefusalLog, say
 from pellucid.cluster.replica import Replica
@@ -21,6 +22,7 @@ from pellucid.cluster.stage_server import StageServer, runner_of
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
+from pellucid.load_options import LoadOptions
 from pellucid.runtime.memory import share_heaps
 
 ORPHANED = 600.0  # seconds without a server after which a replica ends
@@ -29,14 +31,14 @@ AGAIN = 1.0  # seconds between two attempts to reach the stages
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings of a replica: the model's ``source``, its ``load`` options (see ``pellucid.load``), and its ``cpus``.
+    """Settings of a replica: the model's ``source``, its ``load`` options, and its ``cpus``.
 
     Between ``least`` and ``most`` replicas run, depending on the load. Each replica is divided into ``stages``. A stage
     runs a part of the model's blocks on ``cpus`` cores.
     """
 
     source: str
-    load: Mapping[str, Any] = field(default_factory=dict)
+    load: LoadOptions = LoadOptions()  # noqa: RUF009  # immutable
     cpus: int = 1
     least: int = 1
     most: int = 1
@@ -67,10 +69,10 @@ class StageActor:
         return self._server.address
 
     def _loaded(self) -> StageServer:
-        from pellucid.loading import load
+        from pellucid.loading import load_model
 
         make = runner_of(self._number, self._settings.stages)
-        llm = load(self._settings.source, **_options(self._settings), make=make)
+        llm = load_model(self._settings.source, _options(self._settings), make=make)
         return StageServer(llm.runner, self._secret, _node_address())
 
 
@@ -126,7 +128,7 @@ class ReplicaActor:
 
     async def listen(self) -> tuple[str, str, str]:
         """Load the model and listen, once. Return the address, the secret, and the host and process for the log."""
-        from pellucid.loading import load
+        from pellucid.loading import load_model
 
         self._last_asked = time.monotonic()
         async with self._lock:
@@ -136,8 +138,8 @@ class ReplicaActor:
                     self._stages = self._stages or self._start_stages()
                     addresses = await self._addresses()
                     make = partial(StagedRunner, stages=addresses, secret=self._secret)
-                given = {**_options(self._settings), "make": make}
-                llm = await asyncio.to_thread(lambda: load(self._settings.source, **given))
+                options = _options(self._settings)
+                llm = await asyncio.to_thread(load_model, self._settings.source, options, make=make)
                 self._replica = Replica(llm, self._secret, self._name, self._recover_stages)
                 self._address = await self._replica.listen(_node_address())
                 self._serving = asyncio.ensure_future(self._serve(self._replica))
@@ -178,9 +180,9 @@ class ReplicaActor:
         await asyncio.shield(self._serving)
 
 
-def _options(settings: ReplicaSettings) -> dict[str, Any]:
-    """Return the options of ``load``: one thread for each core, unless the settings give a number."""
-    return {**settings.load, "threads": settings.load.get("threads") or settings.cpus}
+def _options(settings: ReplicaSettings) -> LoadOptions:
+    """Return the options of the model: one thread for each core, unless the settings give a number."""
+    return replace(settings.load, threads=settings.load.threads or settings.cpus)
 
 
 def _node_address() -> str:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pellucid import pipeline
 from pellucid.cluster.actors import ReplicaSettings
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.remote_model import RemoteModel
@@ -16,11 +15,8 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
 from pellucid.plan.stages import cut
-from pellucid.plan.weights import layouts
 
 UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
-OPENING = ("context", "chat_template", "cap_context", "pulls")
-"""Options of ``loading.load`` that concern the file. ``loading.open_model`` takes them too."""
 
 
 class ClusterModel(RemoteModel):
@@ -42,11 +38,9 @@ def opened(settings: ReplicaSettings) -> OpenModel:
     Raises:
         InvalidRequest: the model cannot be divided into that many stages; otherwise as ``open_model``.
     """
-    found = open_model(
-        settings.source, **{name: value for name, value in settings.load.items() if name in OPENING}
-    )
+    found = open_model(settings.source, settings.load)
     if settings.stages > 1:
-        cut(pipeline.build_plan(found.model.spec, layouts(found.checkpoint, found.model)), settings.stages)
+        cut(found.plan(settings.load), settings.stages)
     return found
 
 

@@ -10,6 +10,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+from msgspec import structs
+
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.remote_trace import RemoteTraceStream

@@ -50,7 +50,7 @@ class Supervisor:
         self.fleet, self.settings, self._secret = fleet, settings, secret
         self._replicas: dict[str, _Supervised] = {}
         # The same settings give the same names, so a restarted ingress finds its replicas.
-        same = repr((settings.source, sorted(settings.load.items()), settings.cpus, settings.stages))
+        same = repr((settings.source, settings.load, settings.cpus, settings.stages))
         self._prefix = f"replica-{hashlib.blake2b(same.encode(), digest_size=6).hexdigest()}-"
         self._names = set[str]()
         """All names used so far. Ray frees a name only some time after its actor has ended."""

@@ -116,10 +116,10 @@ def token_bytes(shape: LayerShape) -> int:
     return shape.page_bytes // PAGE
 
 
-def kept_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
+def kv_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
     """The bytes of keys and values of a sequence of ``tokens`` tokens. Layers with a window keep only the window."""
-    kept = ((one, min(one.window or tokens, tokens)) for one in layers if isinstance(one, LayerShape))
-    return sum(token_bytes(layer) * count for layer, count in kept)
+    kv_layers = (layer for layer in layers if isinstance(layer, LayerShape))
+    return sum(token_bytes(layer) * min(layer.window or tokens, tokens) for layer in kv_layers)
 
 
 @dataclass(frozen=True)
@@ -136,22 +136,22 @@ class AttentionCost:
 
 def attention_costs(plan: Plan) -> list[AttentionCost]:
     """The costs of a plan's attention, one for each window. Layers that use the keys of other layers read them too."""
-    found: dict[int, AttentionCost] = {}
+    by_window: dict[int, AttentionCost] = {}
     for op in plan.operations:
         for shape, _ in _parts_read(op, plan.layers):
             if isinstance(shape, LayerShape):
-                before = found.get(shape.window, AttentionCost(shape.window, 0, 0))
+                before = by_window.get(shape.window, AttentionCost(shape.window, 0, 0))
                 heads = int(op.fields["heads"])  # type: ignore[arg-type]
                 multiply_adds = heads * (shape.head_dim + shape.value_dim)
-                found[shape.window] = AttentionCost(
+                by_window[shape.window] = AttentionCost(
                     shape.window,
                     before.nbytes + token_bytes(shape),
                     before.multiply_adds + multiply_adds,
                 )
-    return list(found.values())
+    return list(by_window.values())
 
 
-def states_read(plan: Plan) -> int:
+def state_bytes(plan: Plan) -> int:
     """The bytes of states that a step reads and writes for each sequence."""
-    parts = (one for op in plan.operations for one in _parts_read(op, plan.layers))
+    parts = (part for op in plan.operations for part in _parts_read(op, plan.layers))
     return sum(_state_bytes(shape, part) for shape, part in parts if isinstance(shape, StateShape))

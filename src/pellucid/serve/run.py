@@ -24,7 +24,7 @@ from pellucid.serve.ending import Ending
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool, Pull
-from pellucid.util.collection import collect_requests
+from pellucid.util.garbage_collection import collect_requests
 
 READ_TIMEOUT = 20.0  # seconds for the headers of a request, and for its body
 LAST = 5  # seconds for the errors of requests that outlast the shutdown timeout

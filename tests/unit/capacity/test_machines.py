@@ -108,9 +108,9 @@ def test_a_plan_on_machines(command: Command, tmp_path: Path) -> None:
     assert found["recommended"]["machines"] == "a"
     assert found["recommended"]["replicas"] == 3
     shown = command("plan", "llama-3-70b", "--machines", str(path), "--context", "4096")
-    assert "take 3 replicas of a" in shown.out
+    assert "recommended: 3 replicas of a" in shown.out
     divided = command("plan", "gpt3-175b", "--machines", str(path), "--context", "2048")
-    assert "take 3 stages of a: over 3 machines there is room for more texts together (5)" in divided.out
+    assert "recommended: 3 stages of a: 3 machines have memory for more sequences together (5)" in divided.out
     assert " with 3 " in divided.out
     for arguments, said in (
         (["--machines", str(tmp_path / "none.json")], "cannot be read"),
@@ -143,7 +143,7 @@ def test_capacity_of_a_shape_on_paper(command: Command, tmp_path: Path) -> None:
         (["--day", "night"], "day='night'"),
         (["--prompt", "5000"], "the context is 4,096"),
         (["--turns", "0"], "turns=0"),
-        (["--shared", "9000"], "shared=9000: prompts begin with so many tokens in common, and have 256"),
+        (["--shared", "9000"], "shared=9000: must be at most 256"),
         (["--prompt", "100-300", "--shared", "150"], "shared=150"),
         (["--prompt", "1000~1000"], "up to 5,128 tokens"),
         (["--think", "10000001s"], "think="),

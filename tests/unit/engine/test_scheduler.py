@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
+from pellucid.capacity.simulated_replica import ReplicaCapacity, advance, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.job import Job, SchedulingOptions
 from pellucid.engine.reading import ReadingTask
@@ -27,7 +27,7 @@ LIMITS = StepLimits(4096, tokens=256, outputs=16, sequences=8)
 
 def cache_of(pages: int) -> CacheManager:
     """A cache with ``pages`` pages, without a model."""
-    return simulated_cache(ReplicaRoom([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
+    return simulated_cache(ReplicaCapacity([LayerShape(1, 16, 16)], [pages], 1 << 40, StepLimits(PAGE)))
 
 
 class Fake:
@@ -85,7 +85,7 @@ def run_step(scheduler: Scheduler, cache: CacheManager) -> list[ScheduledChunk]:
         length = one.sequence.table.length
         assert one.chunk.table is one.sequence.table
         assert list(one.chunk.tokens) == one.sequence.tokens[length : length + len(one.chunk.tokens)]
-        read(cache, one.sequence.table, len(one.chunk.tokens))
+        advance(cache, one.sequence.table, len(one.chunk.tokens))
         if len(one.chunk.tokens) > 1:
             cache.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
         if one.chunk.outputs:

@@ -26,8 +26,8 @@ from pellucid.kernels.core.definitions import kernel as declare
 from pellucid.kernels.core.fingerprint import environment as environment_hash
 from pellucid.kernels.core.library import Library
 from pellucid.kernels.ops.elementwise import AddRecord
-from pellucid.util import private
-from pellucid.util.private import DIGEST_BYTES, Folder
+from pellucid.util import trusted_files
+from pellucid.util.trusted_files import DIGEST_BYTES, TrustedFolder
 
 ADD = KernelKey("add")
 
@@ -53,8 +53,8 @@ def stored() -> Path:
     return library.cache_folder() / library.file_name(ADD)
 
 
-def folder() -> Folder:
-    return Folder(f"kernels/{environment_hash()}")
+def folder() -> TrustedFolder:
+    return TrustedFolder(f"kernels/{environment_hash()}")
 
 
 def test_a_kernel_is_compiled_once_and_then_loaded(empty_home: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_no_other_harm(
         (tmp_path / folder / "kernels").write_text("a file where the folder should be")
     monkeypatch.setenv("PELLUCID_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(private, "_warned", False)
+    monkeypatch.setattr(trusted_files, "_warned", False)
     keys = [KernelKey("pick"), KernelKey("loop.lead"), KernelKey("loop.work")]
     with pytest.warns(RuntimeWarning, match="made for this process only") as warned:
         assert all(Library().load(keys).values())

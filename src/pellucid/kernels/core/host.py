@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core.linker import BY_ITSELF
-from pellucid.util.private import Folder
+from pellucid.util.trusted_files import TrustedFolder
 
 FOLDER = "machines"
 FORM = b"1"  # format version of the cached answer
@@ -43,7 +43,7 @@ def host() -> Host:
     if place is None:
         return _asked()
     try:
-        folder = Folder(FOLDER)
+        folder = TrustedFolder(FOLDER)
     except InvalidRequest:  # there is no home folder; code that needs it reports the error
         return _asked()
     if (kept := folder.read(place, used=True)) is not None:

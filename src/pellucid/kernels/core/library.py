@@ -6,7 +6,7 @@ cache folder. The names of the folder and of the file contain hashes of everythi
 Numba.
 
 The folder holds only object code, no pickles. A file is loaded only if no other user can have written it, if its
-content was written under its name (``pellucid/util/private.py``), and if it can be linked (``elf.py``). Otherwise the
+content was written under its name (``util/trusted_files.py``), and if it can be linked (``elf.py``). Otherwise the
 kernel is compiled again.
 """
 
@@ -28,7 +28,7 @@ from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.elf import BadObject
 from pellucid.kernels.core.fingerprint import environment, sources
 from pellucid.util.paths import home
-from pellucid.util.private import Folder
+from pellucid.util.trusted_files import TrustedFolder
 
 
 class CompileProgress(Protocol):
@@ -46,8 +46,8 @@ def _folder_name() -> str:
     return f"kernels/{environment()}"
 
 
-def _folder() -> Folder:
-    return Folder(_folder_name())
+def _folder() -> TrustedFolder:
+    return TrustedFolder(_folder_name())
 
 
 def file_name(key: KernelKey) -> str:
@@ -56,7 +56,7 @@ def file_name(key: KernelKey) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _folder_at_first_use(_: Path) -> Folder:
+def _folder_at_first_use(_: Path) -> TrustedFolder:
     """Return the cache folder as of its first use. The argument is the home folder: a new home has a new entry."""
     return _folder()
 
@@ -88,7 +88,7 @@ class Library:
                 self._load(_folder(), missing, progress)
             return {key: self._addresses[key] for key in wanted}
 
-    def _load(self, folder: Folder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
+    def _load(self, folder: TrustedFolder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
         with interrupts.held_back():
             found = {key: self._found(folder, key) for key in keys}
         absent = [key for key, address in found.items() if not address]
@@ -109,7 +109,7 @@ class Library:
         if absent and progress:
             progress(len(absent), len(absent), "")
 
-    def _found(self, folder: Folder, key: KernelKey) -> int | None:
+    def _found(self, folder: TrustedFolder, key: KernelKey) -> int | None:
         """Load a kernel from the cache and return its address; None if it is absent or does not load."""
         content = folder.read(file_name(key))
         if content is None:

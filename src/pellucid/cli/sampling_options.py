@@ -19,9 +19,9 @@ from pellucid.cli.option_groups import with_parameters
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command's function with a parameter for each generation option, as Typer needs it."""
     declared = inspect.signature(command, eval_str=True).parameters
-    kept = [one for one in declared.values() if one.kind is not one.VAR_KEYWORD]
-    given = {one.name for one in kept}
-    parameters = [*kept, *(one for one in _parameters() if one.name not in given)]
+    kept = [parameter for parameter in declared.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    names = {parameter.name for parameter in kept}
+    parameters = [*kept, *(parameter for parameter in _parameters() if parameter.name not in names)]
 
     def call(**values: Any) -> None:
         command(**values)
@@ -42,31 +42,28 @@ def _parameters() -> list[inspect.Parameter]:
     from pellucid.sample.options import Options
     from pellucid.sample.step import options_of, owners
 
-    found = []
+    parameters = []
     for name, owner in owners().items():
         field = options_of(owner)[name]
         default = field.default if isinstance(field.default, (int, float)) else None
-        found.append(
+        parameters.append(
             _parameter(name, field.metadata["help"], field.metadata["parse"] or _reader(default), default)
         )
     own = {
         "samplers": (
-            "The chain's steps in order, separated by commas; by default those with an effect.",
+            "Sampler steps in their order, separated by commas. Default: all steps with an effect.",
             _split_names,
         ),
-        "seed": ("The seed of the random numbers; drawn by default.", common.to_int),
-        "stop": ("End the text before this string; may be repeated.", None),
-        "stop_token_ids": ("End the text at these tokens: ids, separated by commas.", _split_ids),
-        "ignore_eos": ("Continue after the model's own end tokens.", bool),
-        "max_new_tokens": (
-            "Generate at most this many tokens; by default what the context holds.",
-            common.to_int,
-        ),
-        "max_time": ("Generate for at most this many seconds.", common.to_float),
+        "seed": ("Seed of the random numbers. Default: random.", common.to_int),
+        "stop": ("Stop string: the text ends before it. May be repeated.", None),
+        "stop_token_ids": ("Stop tokens: ids, separated by commas.", _split_ids),
+        "ignore_eos": ("Continue after the model's end-of-text tokens.", bool),
+        "max_new_tokens": ("Maximum generated tokens. Default: the rest of the context.", common.to_int),
+        "max_time": ("Maximum seconds of the generation.", common.to_float),
     }
     assert all(hasattr(Options, name) for name in own)
-    found += [_parameter(name, help, parse) for name, (help, parse) in own.items()]
-    return found
+    parameters += [_parameter(name, help, parse) for name, (help, parse) in own.items()]
+    return parameters
 
 
 def _parameter(
@@ -77,12 +74,12 @@ def _parameter(
         help += f" [default: {default:g}]"
     kind: Any
     if parse is None:
-        kind, option = list[str] | None, typer.Option(flag, help=help, metavar="TEXT", show_default=False)
+        kind, option = list[str] | None, typer.Option(flag, help=help, metavar="TEXT")
     elif parse is bool:
-        kind, option = bool | None, typer.Option(flag, help=help, show_default=False)
+        kind, option = bool | None, typer.Option(flag, help=help)
     else:
         metavar = "N" if parse is common.to_int else "NUMBER" if parse is common.to_float else "TEXT"
-        kind, option = Any, typer.Option(flag, help=help, parser=parse, metavar=metavar, show_default=False)
+        kind, option = Any, typer.Option(flag, help=help, parser=parse, metavar=metavar)
     annotation = Annotated[kind, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,20 +11,20 @@ import typer
 from msgspec import structs
 
 from pellucid.cli import common
-from pellucid.cli.load_options import LoadOptions
+from pellucid.cli.loading import load
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.capacity.machines import Machine, Machines
     from pellucid.capacity.step_costs import StepCosts
+    from pellucid.load_options import LoadOptions
 
 MachinesFile = Annotated[
     str | None,
     typer.Option(
         "--machines",
-        help="A JSON file of machines (docs/guides/scale-out.md), or here: this machine.",
+        help="JSON file that lists machines (docs/guides/scale-out.md); here: this machine.",
         metavar="FILE",
-        show_default=False,
     ),
 ]
 HERE = "here"
@@ -33,55 +32,49 @@ HERE = "here"
 
 def on_paper(model: str) -> bool:
     """True if a name is a shape on paper, and neither a model of the catalogue nor an existing path."""
-    from pellucid.measure.paper import known_papers
+    from pellucid.measure.paper import paper_shapes
     from pellucid.weights.catalogue import find
 
-    return model in known_papers() and find(model) is None and not Path(model).exists()
+    return model in paper_shapes() and find(model) is None and not Path(model).exists()
 
 
-def sized(model: str, loading: LoadOptions) -> SizedModel:
+def model_size(model: str, loading: LoadOptions) -> ModelSize:
     """Sizes of a model. No weights are loaded.
 
     Raises:
         InvalidRequest: the model is not a language model, or the context is out of range.
     """
-    from pellucid import pipeline
-    from pellucid.capacity.layouts import SizedModel
+    from pellucid.capacity.layouts import ModelSize
     from pellucid.errors import InvalidRequest
     from pellucid.errors.messages import shown
-    from pellucid.loading import activation_bits_of, checked_kv_dtype, open_model, step_limits
-    from pellucid.measure.paper import paper
-    from pellucid.plan.weights import layouts
-    from pellucid.util.checks import whole
+    from pellucid.loading import open_model, step_limits
+    from pellucid.measure.paper import paper_model
     from pellucid.weights.checkpoint import stored_bytes
 
-    bits, dtype = activation_bits_of(loading.precise), checked_kv_dtype(loading.kv_cache)
-    context = loading.context
     if on_paper(model):
-        made = paper(model, bits, dtype)
-        tokens = whole("context", made.spec.context if context is None else context, 1, made.spec.longest)
-        return SizedModel(
-            model, made.spec, made.plan, step_limits(made.spec, tokens), made.file_bytes[made.form]
-        )
+        shape = paper_model(model, loading.activation_bits, loading.kv_cache)
+        spec = shape.spec
+        context = loading.context_of(spec.context, spec.longest)
+        return ModelSize(model, spec, shape.plan, step_limits(spec, context), shape.file_bytes[shape.form])
     with common.progress() as bars:
-        opened = open_model(model, context=context, progress=bars)
+        opened = open_model(model, loading, progress=bars)
     try:
-        spec = structs.replace(opened.model.spec, context=opened.inputs.context)
+        context = opened.inputs.context
+        spec = structs.replace(opened.model.spec, context=context)
         if not spec.head:
-            raise InvalidRequest(f"{shown(spec.name)} makes no text: plan for a language model")
-        plan = pipeline.build_plan(spec, layouts(opened.checkpoint, opened.model), bits, dtype)
-        limits = step_limits(spec, opened.inputs.context)
-        return SizedModel(spec.name, spec, plan, limits, stored_bytes(opened.checkpoint))
+            raise InvalidRequest(f"{shown(spec.name)} generates no text: name a language model")
+        limits = step_limits(spec, context)
+        return ModelSize(spec.name, spec, opened.plan(loading), limits, stored_bytes(opened.checkpoint))
     finally:
         opened.checkpoint.close()
 
 
-def refuse_pin(loading: LoadOptions) -> None:
+def refuse_unused_pin(loading: LoadOptions) -> None:
     """Refuse ``--pin`` if no step is measured, because it has no effect."""
     from pellucid.errors import InvalidRequest
 
     if loading.pin is not None:
-        raise InvalidRequest("--pin is for what is measured on this machine: leave it out")
+        raise InvalidRequest(f"--pin {loading.pin}: nothing is measured on this machine: remove --pin")
 
 
 def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
@@ -91,7 +84,7 @@ def machines_of(file: str | None, here: Callable[[], Machine]) -> Machines:
     return Machines((here(),)) if file in (None, HERE) else read_machines(Path(str(file)), here)
 
 
-def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
+def this_machine_once(threads: int | None) -> Callable[[], Machine]:
     """A function that returns this machine. Its first call measures the machine."""
     from pellucid.capacity.machines import this_machine
 
@@ -100,7 +93,7 @@ def machine_at_hand(threads: int | None) -> Callable[[], Machine]:
 
 def step_costs(
     model: str,
-    size: SizedModel,
+    size: ModelSize,
     machines: Machines,
     here: Callable[[], Machine],
     loading: LoadOptions,
@@ -120,13 +113,13 @@ def step_costs(
 
 def _measured(model: str, here: Machine, loading: LoadOptions, served: bool) -> StepCosts:
     """Times of a model's steps on this machine. ``served``: they include the overhead of a server."""
-    from pellucid.capacity.layouts import SizedModel
-    from pellucid.capacity.serving import with_server
-    from pellucid.capacity.step_costs import measured
+    from pellucid.capacity.layouts import ModelSize
+    from pellucid.capacity.server_costs import with_server
+    from pellucid.capacity.step_costs import measure_steps
 
-    llm = replace(loading, threads=here.cores).load(model, before=lambda inputs: None)
+    llm = load(model, structs.replace(loading, threads=here.cores))
     with llm, common.progress(still=True) as bars:
-        costs = measured(llm, bars.measuring)
+        costs = measure_steps(llm, bars.measuring)
         if not served:
             return costs
-        return with_server(llm, costs, SizedModel.of(llm).room(here.memory), bars.measuring)
+        return with_server(llm, costs, ModelSize.of(llm).replica_capacity(here.memory), bars.measuring)

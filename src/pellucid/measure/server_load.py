@@ -29,8 +29,8 @@ WORDS = (
     *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child"),
     *("world", "school", "state", "family", "student", "group", "country"),
 )
-LONGEST, MOST = 1 << 20, 1 << 20  # words or tokens; requests
-MOST_CLIENTS = 10_000
+MAX_LENGTH, MAX_REQUESTS = 1 << 20, 1 << 20  # words or tokens; requests
+MAX_CLIENTS = 10_000
 LENGTH = re.compile(r"(\d+)(?:([-~])(\d+))?")
 PERCENTILES = (50, 95, 99)
 
@@ -50,36 +50,36 @@ class Lengths:
         Raises:
             InvalidRequest: the text has another form.
         """
-        found = LENGTH.fullmatch(str(text))
-        if not found:
+        match = LENGTH.fullmatch(str(text))
+        if not match:
             raise InvalidRequest(
                 f"{name}={brief(text)}: must be a length (128), a range (64-256), or a mean and a deviation (128~32)"
             )
-        low, high = int(found[1][:12]), int((found[3] or found[1])[:12])
-        normal = found[2] == "~"
-        whole(name, low, 1, LONGEST)
-        whole(name, high, 0 if normal else low, LONGEST)
+        low, high = int(match[1][:12]), int((match[3] or match[1])[:12])
+        normal = match[2] == "~"
+        whole(name, low, 1, MAX_LENGTH)
+        whole(name, high, 0 if normal else low, MAX_LENGTH)
         return cls(low, high, normal)
 
     @property
-    def usual(self) -> int:
+    def mean_length(self) -> int:
         """The mean length."""
         return self.low if self.normal else (self.low + self.high) // 2
 
     @property
     def longest(self) -> int:
-        """A length that at most one in 30,000 lengths exceeds."""
+        """The maximum length; of a normal distribution, the length that 1 in 30,000 lengths exceeds."""
         return self.low + 4 * self.high if self.normal else self.high
 
-    def drawn(self, by: random.Random) -> int:
+    def draw(self, rng: random.Random) -> int:
         """Draw a length."""
         if self.normal:
-            return max(1, round(by.gauss(self.low, self.high)))
-        return by.randint(self.low, self.high)
+            return max(1, round(rng.gauss(self.low, self.high)))
+        return rng.randint(self.low, self.high)
 
 
 @dataclass(frozen=True)
-class Workload:
+class ServerLoad:
     """The requests of a load test: ``requests`` requests to ``model`` at ``url``, with ``api`` "completions" or "chat".
 
     ``prompt`` and ``tokens`` are the lengths of prompts and answers. All prompts begin with the same ``shared`` words.
@@ -99,12 +99,12 @@ class Workload:
 
     def bodies(self) -> Iterator[dict[str, Any]]:
         """The bodies of the requests."""
-        alike = random.Random(self.seed)
-        same = [alike.choice(WORDS) for _ in range(self.shared)]
+        of_all = random.Random(self.seed)
+        shared = [of_all.choice(WORDS) for _ in range(self.shared)]
         for number in range(self.requests):
-            own = random.Random(f"{self.seed} {number}")
-            words = max(self.prompt.drawn(own), 1)
-            text = " ".join([*same[:words], *(own.choice(WORDS) for _ in range(words - self.shared))])
+            rng = random.Random(f"{self.seed} {number}")
+            words = max(self.prompt.draw(rng), 1)
+            text = " ".join([*shared[:words], *(rng.choice(WORDS) for _ in range(words - self.shared))])
             content = (
                 {"prompt": text}
                 if self.api == "completions"
@@ -113,7 +113,7 @@ class Workload:
             yield {
                 "model": self.model,
                 **content,
-                "max_tokens": self.tokens.drawn(own),
+                "max_tokens": self.tokens.draw(rng),
                 "temperature": 0,
                 "ignore_eos": True,
                 "stream": True,
@@ -148,49 +148,49 @@ class Sample:
 
 def arrivals(seed: int, rate: float) -> Iterator[float]:
     """Yield random arrival times of requests in seconds, with ``rate`` requests per second: a Poisson process."""
-    by, now = random.Random(seed), 0.0
+    rng, now = random.Random(seed), 0.0
     while True:
-        now += by.expovariate(rate)
+        now += rng.expovariate(rate)
         yield now
 
 
-def loaded(
-    work: Workload,
+def measure_server(
+    load: ServerLoad,
     *,
     clients: int | None = None,
     rate: float | None = None,
-    told: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Send the requests with ``clients`` that wait for their responses, or at a ``rate`` in requests per second.
 
-    Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``told`` is called
+    Returns the figures: tokens and requests per second, and percentiles of latencies in seconds. ``progress`` is called
     with the number of finished requests and the number of all requests.
 
     Raises:
         InvalidRequest: a number is out of range, or the server cannot be reached.
     """
-    whole("requests", work.requests, 1, MOST)
+    whole("requests", load.requests, 1, MAX_REQUESTS)
     if clients is not None:
-        whole("clients", clients, 1, MOST_CLIENTS)
+        whole("clients", clients, 1, MAX_CLIENTS)
     if rate is not None:
         real("rate", rate, 0.0, 1e6, above=True)
-    return asyncio.run(_loaded(work, clients, rate, told))
+    return asyncio.run(_measure(load, clients, rate, progress))
 
 
-async def _loaded(
-    work: Workload, clients: int | None, rate: float | None, told: Callable[[int, int], object]
+async def _measure(
+    load: ServerLoad, clients: int | None, rate: float | None, progress: Callable[[int, int], object]
 ) -> dict[str, Any]:
-    found, bodies = list[Sample](), work.bodies()
+    samples, bodies = list[Sample](), load.bodies()
     headers = {"Accept-Encoding": "identity"}  # raw parts are read, without decompression
-    if work.key:
-        headers["Authorization"] = f"Bearer {work.key}"
+    if load.key:
+        headers["Authorization"] = f"Bearer {load.key}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as http:
         start = time.perf_counter()
 
         async def send(body: Mapping[str, Any]) -> None:
-            found.append(await _sent(http, work, body))
-            told(len(found), work.requests)
+            samples.append(await _request(http, load, body))
+            progress(len(samples), load.requests)
 
         async def client() -> None:
             for body in bodies:
@@ -200,79 +200,79 @@ async def _loaded(
             await asyncio.gather(*(client() for _ in range(clients or 1)))
         else:
             tasks = []
-            for body, due in zip(bodies, arrivals(work.seed, rate)):
+            for body, due in zip(bodies, arrivals(load.seed, rate)):
                 await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
                 tasks.append(asyncio.create_task(send(body)))
             await asyncio.gather(*tasks)
         seconds = time.perf_counter() - start
     level = {"clients": clients or 1} if rate is None else {"rate": rate}
-    return {**level, **figures(found, seconds)}
+    return {**level, **figures(samples, seconds)}
 
 
-async def _sent(http: httpx.AsyncClient, work: Workload, body: Mapping[str, Any]) -> Sample:
+async def _request(http: httpx.AsyncClient, load: ServerLoad, body: Mapping[str, Any]) -> Sample:
     """Send a request, and record the times of its events."""
-    made = Sample(time.perf_counter())
-    path = "completions" if work.api == "completions" else "chat/completions"
+    sample = Sample(time.perf_counter())
+    path = "completions" if load.api == "completions" else "chat/completions"
     try:
-        async with http.stream("POST", f"{work.url}/v1/{path}", json=body) as answer:
-            if answer.status_code != 200:
-                text = (await answer.aread()).decode("utf-8", "replace")
-                made.error = f"status {answer.status_code}: {shown(text)}"
-                return made
-            came = [(time.perf_counter(), part) async for part in answer.aiter_raw()]
-        _read(made, came)
+        async with http.stream("POST", f"{load.url}/v1/{path}", json=body) as response:
+            if response.status_code != 200:
+                text = (await response.aread()).decode("utf-8", "replace")
+                sample.error = f"status {response.status_code}: {shown(text)}"
+                return sample
+            parts = [(time.perf_counter(), part) async for part in response.aiter_raw()]
+        _read(sample, parts)
     except (httpx.HTTPError, ValueError) as error:
-        made.error = f"{type(error).__name__}: {shown(str(error))}"
-    made.tokens = made.tokens or len(made.times)
-    if not made.error and not made.times:
-        made.error = "an answer without text"
-    return made
+        sample.error = f"{type(error).__name__}: {shown(str(error))}"
+    sample.tokens = sample.tokens or len(sample.times)
+    if not sample.error and not sample.times:
+        sample.error = "an answer without text"
+    return sample
 
 
-def _read(made: Sample, came: Sequence[tuple[float, bytes]]) -> None:
+def _read(sample: Sample, parts: Sequence[tuple[float, bytes]]) -> None:
     """Read the events of a stream from its parts: (arrival time, bytes).
 
     The parts are parsed after the end of the stream: parsing during the stream takes CPU time from the measured server.
     """
     unfinished = b""
-    for at, part in came:
+    for at, part in parts:
         *lines, unfinished = (unfinished + part).split(b"\n")
         for line in lines:
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
-                _take(made, json.loads(line[6:]), at)
+                _take(sample, json.loads(line[6:]), at)
 
 
-def _take(made: Sample, event: Mapping[str, Any], at: float) -> None:
+def _take(sample: Sample, event: Mapping[str, Any], at: float) -> None:
     """Record an event that arrived at the time ``at``."""
     if event.get("error"):
-        made.error = shown(str(event["error"]))
+        sample.error = shown(str(event["error"]))
     if usage := event.get("usage"):
-        made.tokens, made.prompt_tokens = usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0)
-        made.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        sample.tokens, sample.prompt_tokens = usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0)
+        sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-            made.times.append(at)
+            sample.times.append(at)
 
 
 def figures(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
     """The figures of requests that took ``seconds`` together."""
-    good = [one for one in samples if not one.error]
-    gaps = [after - before for one in good for before, after in itertools.pairwise(one.times)]
-    errors = sorted({one.error for one in samples if one.error})
+    answered = [sample for sample in samples if not sample.error]
+    gaps = [after - before for sample in answered for before, after in itertools.pairwise(sample.times)]
+    errors = sorted({sample.error for sample in samples if sample.error})
     return {
         "requests": len(samples),
-        "failed": len(samples) - len(good),
+        "failed": len(samples) - len(answered),
         "errors": errors[:3],
         "seconds": seconds,
-        "requests_per_second": len(good) / seconds,
-        "tokens_per_second": sum(one.tokens for one in good) / seconds,
-        "prompt_tokens": statistics.mean([one.prompt_tokens for one in good]) if good else 0,
-        "cached_tokens": statistics.mean([one.cached_tokens for one in good]) if good else 0,
-        "first_token": percentiles([one.first for one in good]),
-        "per_token": percentiles([one.per_token for one in good if one.tokens > 1]),
+        "requests_per_second": len(answered) / seconds,
+        "tokens_per_second": sum(sample.tokens for sample in answered) / seconds,
+        "prompt_tokens": statistics.mean([sample.prompt_tokens for sample in answered]) if answered else 0,
+        "cached_tokens": statistics.mean([sample.cached_tokens for sample in answered]) if answered else 0,
+        "first_token": percentiles([sample.first for sample in answered]),
+        "per_token": percentiles([sample.per_token for sample in answered if sample.tokens > 1]),
         "gap": {**percentiles(gaps), "longest": max(gaps, default=0.0)},
-        "whole": percentiles([one.times[-1] - one.sent for one in good]),
+        "whole": percentiles([sample.times[-1] - sample.sent for sample in answered]),
     }
 
 
@@ -280,8 +280,8 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     """The percentiles of times in seconds, by the nearest rank."""
     ordered = sorted(values)
     if not ordered:
-        return {f"p{part}": 0.0 for part in PERCENTILES}
-    return {f"p{part}": ordered[max(0, -(-part * len(ordered) // 100) - 1)] for part in PERCENTILES}
+        return {f"p{percent}": 0.0 for percent in PERCENTILES}
+    return {f"p{percent}": ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in PERCENTILES}
 
 
 def models_of(url: str, key: str | None) -> list[str]:
@@ -292,9 +292,9 @@ def models_of(url: str, key: str | None) -> list[str]:
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
-        answer.raise_for_status()
-        return [one["id"] for one in answer.json()["data"]]
+        response = httpx.get(f"{url}/v1/models", headers=headers, timeout=10)
+        response.raise_for_status()
+        return [model["id"] for model in response.json()["data"]]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {shown(str(error))}"
         raise InvalidRequest(

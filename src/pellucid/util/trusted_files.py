@@ -32,21 +32,21 @@ from pellucid.util.paths import STAGING, VARIABLE, home, make_folder, staged, us
 
 KEY_NAME = "cache.key"
 KEY_BYTES = DIGEST_BYTES = 32
-LEFT_OVER = 86400.0  # seconds after which a staging file must belong to a process that was killed
+STALE_SECONDS = 86400.0  # seconds after which a staging file must belong to a process that was killed
 OWN_HOME = f"set {VARIABLE} to a folder of yours"
 
 _warned = False  # a separate flag, because Numba resets the memory of Python's warnings
 
 
-class Folder:
+class TrustedFolder:
     """A folder of trusted files: ``name`` below the home, or below the user's cache folder if the home is untrusted."""
 
     def __init__(self, name: str) -> None:
-        self._folders: list[_Place] = []
+        self._folders: list[_FolderOfRoot] = []
         problems: list[str] = []
         for root in _roots():
             try:
-                self._folders.append(_Place(root, name))
+                self._folders.append(_FolderOfRoot(root, name))
                 if self._folders[-1].writable:
                     break
             except OSError as error:
@@ -123,7 +123,7 @@ class Untrusted(PermissionError):
         super().__init__(0, problem)
 
 
-class _Place:
+class _FolderOfRoot:
     """A folder below a root, with the root's key.
 
     Raises:
@@ -297,7 +297,7 @@ def _remove_stale(folder: Path) -> None:
     """Remove the files of processes that were killed while they wrote."""
     for path in folder.glob(f".*{STAGING}"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFT_OVER:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
 
 

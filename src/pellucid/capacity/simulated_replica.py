@@ -22,22 +22,22 @@ from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
 from pellucid.runtime.sequence import CachedSequence
 
-MOST_PAGES = 1 << 15  # of a group: two million tokens
+MAX_PAGES = 1 << 15  # of a group: two million tokens
 
 
 @dataclass(frozen=True)
-class ReplicaRoom:
+class ReplicaCapacity:
     """Room of a replica: ``pages`` of each group of ``layers``, bytes of the prefix cache, and the limits of a step."""
 
     layers: Sequence[CachedLayer]
     pages: Sequence[int]
-    kept_bytes: int
+    prefix_bytes: int
     limits: StepLimits
 
 
-def simulated_cache(room: ReplicaRoom) -> CacheManager:
+def simulated_cache(capacity: ReplicaCapacity) -> CacheManager:
     """The cache of a replica, with pages of hardly any bytes, because nobody reads their content."""
-    groups = groups_of(room.layers)
+    groups = groups_of(capacity.layers)
     tiny = [
         StateShape((("state", 1),))
         if group.recurrent
@@ -45,30 +45,30 @@ def simulated_cache(room: ReplicaRoom) -> CacheManager:
         for group in groups
     ]
     # More pages than a simulation ever needs would only take time and memory here.
-    most = max(MOST_PAGES, 2 * -(-room.limits.context // PAGE))
-    kv = KVCache(tiny, [min(count, most) for count in room.pages])
-    real, small = (sum(group.page_bytes for group in found) for found in (groups, kv.groups))
-    return CacheManager(kv, max(room.kept_bytes * small // max(real, 1), 1))
+    limit = max(MAX_PAGES, 2 * -(-capacity.limits.context // PAGE))
+    kv = KVCache(tiny, [min(count, limit) for count in capacity.pages])
+    real, small = (sum(group.page_bytes for group in layers) for layers in (groups, kv.groups))
+    return CacheManager(kv, max(capacity.prefix_bytes * small // max(real, 1), 1))
 
 
-def read(cache: CacheManager, table: BlockTable, tokens: int) -> None:
+def advance(cache: CacheManager, table: BlockTable, tokens: int) -> None:
     """A step reads ``tokens`` more tokens of a block table, whose pages are allocated."""
     cache.kv.begin(table)
     cache.kv.advance(table, tokens)
 
 
 @dataclass(eq=False)
-class SimulatedText:
+class SimulatedRequest:
     """A request: a task whose tokens are placeholders. Times are simulated seconds.
 
-    ``came`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
+    ``arrival`` is the time of its arrival, ``first`` and ``last`` are the times of its first and last token.
     """
 
     number: int
     prompt: list[int]
-    wanted: int
-    came: float
-    owner: Any = None
+    max_tokens: int
+    arrival: float
+    session: Any = None
     first: float = 0.0
     last: float = 0.0
     failed: bool = False
@@ -81,7 +81,12 @@ class SimulatedText:
     @property
     def done(self) -> bool:
         """True if all tokens have been generated."""
-        return len(self.answer) >= self.wanted
+        return len(self.answer) >= self.max_tokens
+
+    @property
+    def per_token(self) -> float:
+        """Seconds per token after the first of at least two tokens."""
+        return (self.last - self.first) / (len(self.answer) - 1)
 
     def begin(self, waited: float) -> None:
         """Called at the first step. A simulated request needs no preparation."""
@@ -101,29 +106,29 @@ class SimulatedText:
     def close(self) -> None:
         """Release no pages: the replica does that."""
 
-    def make(self, count: int, first: float, last: float) -> None:
+    def generate(self, count: int, first: float, last: float) -> None:
         """Append ``count`` generated tokens, given the times of the first and the last of them."""
         if not self.answer:
             self.first = first
         self.last = last
         start = len(self.prompt) + len(self.answer)
         # Ids that no other request has: the answers of two requests are never equal.
-        made = [-(self.number << 20) - start - at for at in range(1, count + 1)]
-        self.answer += made
-        self.sequence.tokens += made
+        ids = [-(self.number << 20) - start - at for at in range(1, count + 1)]
+        self.answer += ids
+        self.sequence.tokens += ids
 
 
 class SimulatedReplica:
-    """A replica. ``come`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
+    """A replica. ``add`` adds a request. ``time`` is the end of its step, when ``end_step`` must be called.
 
     The noise of its steps is shifted by ``offset`` seconds.
     """
 
-    def __init__(self, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
+    def __init__(self, capacity: ReplicaCapacity, costs: StepCosts, offset: float = 0.0) -> None:
         self._costs, self._offset = costs, offset
-        self.cache = simulated_cache(room)
+        self.cache = simulated_cache(capacity)
         self._step_times = StepTimes(TARGET_SECONDS)
-        self._scheduler = Scheduler(self.cache, room.limits, self._step_times)
+        self._scheduler = Scheduler(self.cache, capacity.limits, self._step_times)
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
@@ -142,17 +147,17 @@ class SimulatedReplica:
 
     def busy_until(self, now: float) -> float:
         """Return the seconds of all steps until ``now``, with the elapsed part of the current step."""
-        return self.busy + (max(min(now, self._step.end) - self._step.began, 0.0) if self._step else 0.0)
+        return self.busy + (max(min(now, self._step.end) - self._step.start, 0.0) if self._step else 0.0)
 
-    def come(self, text: SimulatedText, now: float) -> None:
+    def add(self, request: SimulatedRequest, now: float) -> None:
         """Add a request. The step that runs now is the last step without it."""
-        self._scheduler.add(Job(text))
+        self._scheduler.add(Job(request))
         if self._step is None:
             self._begin(now)
         else:
             self.time = self._step.cut(now)
 
-    def end_step(self) -> list[SimulatedText]:
+    def end_step(self) -> list[SimulatedRequest]:
         """End the step at ``time``, and begin the next step. Return the requests that have ended."""
         step, now = self._step, self.time
         assert step is not None
@@ -161,58 +166,60 @@ class SimulatedReplica:
         ended = [self._removed(job) for job in list(self._scheduler) if job.task.done]
         return ended + self._begin(now)
 
-    def _removed(self, job: Job) -> SimulatedText:
+    def _removed(self, job: Job) -> SimulatedRequest:
         """Remove a job from the replica. Return its request."""
-        text = _text(job)
-        self.cache.release(text.sequence.table, tokens=text.sequence.tokens)
+        request = _request(job)
+        self.cache.release(request.sequence.table, tokens=request.sequence.tokens)
         self._scheduler.remove(job)
-        return text
+        return request
 
-    def _begin(self, now: float) -> list[SimulatedText]:
+    def _begin(self, now: float) -> list[SimulatedRequest]:
         """Begin the next step. Return the requests that can never fit."""
         self._step = self.time = None
-        failed = list[SimulatedText]()
+        failed = list[SimulatedRequest]()
         while len(self._scheduler):
             try:
                 scheduled = self._scheduler.schedule()
                 break
             except JobTooLarge as large:
-                text = self._removed(large.job)
-                text.failed, text.last = True, now
-                failed.append(text)
+                request = self._removed(large.job)
+                request.failed, request.last = True, now
+                failed.append(request)
         else:
             return failed
-        self._step = step = SimulatedStep(scheduled, self._costs, now, self._costs.slowed(now + self._offset))
+        self._step = step = SimulatedStep(
+            scheduled, self._costs, now, self._costs.slowdown(now + self._offset)
+        )
         if not step.prompts and len(scheduled) == len(self._scheduler):
-            step.count = self._ahead(scheduled)
+            step.count = self._equal_steps(scheduled)
         self.time = step.end
         return failed
 
-    def _ahead(self, scheduled: Sequence[ScheduledChunk]) -> int:
+    def _equal_steps(self, scheduled: Sequence[ScheduledChunk]) -> int:
         """Return the number of equal steps in a row: up to the end of a request or of a page."""
         count = PAGE
-        for one in scheduled:
-            text = _text(one)
-            length = text.sequence.table.length
-            count = min(count, text.wanted - len(text.answer), PAGE - length % PAGE)
+        for part in scheduled:
+            request = _request(part)
+            length = request.sequence.table.length
+            count = min(count, request.max_tokens - len(request.answer), PAGE - length % PAGE)
         return max(count, 1)
 
     def _take(self, step: SimulatedStep) -> None:
         """Apply the results of a step."""
-        count, first = step.count, step.began + step.seconds(1)
-        for one in step.scheduled:
-            text = _text(one)
-            table, tokens = one.sequence.table, len(one.chunk.tokens)
-            read(self.cache, table, tokens)
-            if tokens > one.chunk.outputs:
-                self.cache.prefixes.insert(table, one.sequence.tokens, grows=True, path=text.path)
-            if one.chunk.outputs:
-                text.make(count, first, step.end)
+        count, first = step.count, step.start + step.seconds(1)
+        for part in step.scheduled:
+            request = _request(part)
+            table, tokens = part.sequence.table, len(part.chunk.tokens)
+            advance(self.cache, table, tokens)
+            if tokens > part.chunk.outputs:
+                self.cache.prefixes.insert(table, part.sequence.tokens, grows=True, path=request.path)
+            if part.chunk.outputs:
+                request.generate(count, first, step.end)
                 if count > 1:  # within a page: the pages suffice
                     self.cache.reserve(table, count - 1)
-                    read(self.cache, table, count - 1)
-                one.sequence.first_output = max(one.sequence.first_output, table.length)
-        seconds = step.end - step.began
+                    advance(self.cache, table, count - 1)
+                part.sequence.first_output = max(part.sequence.first_output, table.length)
+        seconds = step.end - step.start
         self.busy, self.steps = self.busy + seconds, self.steps + count
         if step.prompts:
             self.prompts += max(
@@ -222,28 +229,28 @@ class SimulatedReplica:
             self._step_times.record(step.rows, step.prompts, seconds / count)
 
 
-def _text(of: Job | ScheduledChunk) -> SimulatedText:
+def _request(of: Job | ScheduledChunk) -> SimulatedRequest:
     """Return the request of a job or of a scheduled part. A simulation has no other tasks."""
-    assert isinstance(of.task, SimulatedText)
+    assert isinstance(of.task, SimulatedRequest)
     return of.task
 
 
 class SimulatedStep:
-    """A step, or ``count`` equal steps in a row, from the time ``began``."""
+    """A step, or ``count`` equal steps in a row, from the time ``start``."""
 
     def __init__(
-        self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, began: float, slowed: float
+        self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, start: float, slowdown: float
     ) -> None:
-        self.scheduled, self.began, self.count = scheduled, began, 1
+        self.scheduled, self.start, self.count = scheduled, start, 1
         self.rows = self.seen = self.prompts = seen = 0
-        for one in scheduled:
-            tokens, length = len(one.chunk.tokens), one.sequence.table.length
-            if tokens == 1 and one.chunk.outputs:
+        for part in scheduled:
+            tokens, length = len(part.chunk.tokens), part.sequence.table.length
+            if tokens == 1 and part.chunk.outputs:
                 self.rows, self.seen = self.rows + 1, self.seen + length + 1
             else:
                 self.prompts, seen = self.prompts + tokens, seen + tokens * length + tokens * tokens // 2
-        self._first = slowed * costs.step(self.rows, self.seen, self.prompts, seen)
-        self._more = slowed * costs.next_step(self.rows, self.seen)
+        self._first = slowdown * costs.step(self.rows, self.seen, self.prompts, seen)
+        self._more = slowdown * costs.next_step(self.rows, self.seen)
 
     def seconds(self, count: int) -> float:
         """Return the seconds of the first ``count`` steps. In each step a row attends to one more token."""
@@ -252,13 +259,13 @@ class SimulatedStep:
     @property
     def end(self) -> float:
         """Time of its end."""
-        return self.began + self.seconds(self.count)
+        return self.start + self.seconds(self.count)
 
     def cut(self, now: float) -> float:
         """End it with the step that runs at ``now``. Return the time of the end."""
         if self.count > 1:
-            passed = int(max(now - self.began, 0.0) / self._first)
-            while passed > 0 and self.seconds(passed) > now - self.began:
+            passed = int(max(now - self.start, 0.0) / self._first)
+            while passed > 0 and self.seconds(passed) > now - self.start:
                 passed -= 1
             self.count = min(self.count, passed + 1)
         return self.end

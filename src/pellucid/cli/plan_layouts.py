@@ -7,11 +7,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli import common
-from pellucid.cli.load_options import LoadOptions
-from pellucid.cli.sized import machine_at_hand, machines_of, on_paper, refuse_pin, sized, step_costs
+from pellucid.cli.loading import SHARED
+from pellucid.cli.planning import (
+    machines_of,
+    model_size,
+    on_paper,
+    refuse_unused_pin,
+    step_costs,
+    this_machine_once,
+)
+from pellucid.load_options import LoadOptions
 
 if TYPE_CHECKING:
-    from pellucid.capacity.layouts import Layout, SizedModel
+    from pellucid.capacity.layouts import Layout, ModelSize
 
 
 def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, json: bool) -> None:
@@ -21,18 +29,18 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
     from pellucid.errors.messages import one_line
 
     if measured and on_paper(model):
-        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: leave it out")
+        raise InvalidRequest(f"--measured: {model} is a shape on paper, without weights: remove --measured")
     if not measured:
-        refuse_pin(loading)
-    size = sized(model, loading)
-    here = machine_at_hand(loading.threads)
+        refuse_unused_pin(loading)
+    size = model_size(model, loading)
+    here = this_machine_once(loading.threads)
     machines = machines_of(file, here)
     costs = step_costs(model, size, machines, here, loading, measured=measured, served=False)
-    found = layouts(size, machines, costs)
-    best = recommended(found)
+    possible = layouts(size, machines, costs)
+    best = recommended(possible)
     if json:
         chosen = None if best is None else {**_row(best[0]), "why": best[1]}
-        rows = [_row(one) for one in found]
+        rows = [_row(layout) for layout in possible]
         common.print_json(
             {
                 "model": size.name,
@@ -45,66 +53,67 @@ def show_layouts(model: str, file: str, measured: bool, loading: LoadOptions, js
             }
         )
         return
-    if found:
-        _show(size, found, measured)
+    if possible:
+        _show(size, possible, measured)
     if best is None:
         largest = max(machines.kinds, key=lambda kind: kind.memory * kind.count)
         raise InvalidRequest(
-            f"{size.name} fits nowhere: all of {largest.name} together have "
+            f"{size.name} fits on no machines: all of {largest.name} together have "
             f"{largest.count * largest.memory / 1e9:,.1f} GB: use a smaller format or --context, or more machines"
         )
     layout, why = best
-    print(f"\ntake {_what(layout)} of {one_line(layout.machine.name)}: {why}")
+    print(f"\nrecommended: {_name(layout)} of {one_line(layout.machine.name)}: {why}")
     if not on_paper(model):
         print(f"  {_command(model, layout)}{_options(loading)}")
 
 
-def _show(size: SizedModel, found: list[Layout], measured: bool) -> None:
+def _show(size: ModelSize, possible: list[Layout], measured: bool) -> None:
     from rich.filesize import decimal
 
-    from pellucid.capacity.layouts import TOGETHER
-    from pellucid.capacity.step_costs import OF_INT8, OF_MEMORY
+    from pellucid.capacity.layouts import BATCH
+    from pellucid.capacity.step_costs import INT8_SHARE, MEMORY_SHARE
     from pellucid.errors.messages import one_line
 
     print(
         f"{one_line(size.name)}: weights {decimal(size.weight_bytes)}, keys and values of the context of "
         f"{size.limits.context:,} tokens {decimal(size.context_bytes)}\n"
     )
-    depth = found[0].depth
+    depth = possible[0].depth
     numbers = (
         "GB each",
-        "text tokens/s",
-        f"with {TOGETHER} each",
-        "prompt tokens/s",
-        "room for tokens",
+        "decode tokens/s",
+        f"with {BATCH} sequences",
+        "prefill tokens/s",
+        "cached tokens",
     )
-    table = common.table("machines", "layout", *numbers, right=numbers, whole=("layout",))
-    for one in found:
+    table = common.table("machines", "layout", *numbers, right=numbers, no_wrap=("layout",))
+    for layout in possible:
         table.add_row(
-            one_line(one.machine.name),
-            _what(one),
-            f"{one.bytes_each / 1e9:.1f} of {one.machine.memory / 1e9:.0f}",
-            f"{one.one:,.3g}",
-            f"{one.many:,.4g}" + (f" with {one.together}" if one.together < TOGETHER else ""),
-            f"{one.prompt:,.4g}",
-            "any" if one.tokens is None else f"{one.tokens:,}",
+            one_line(layout.machine.name),
+            _name(layout),
+            f"{layout.bytes_each / 1e9:.1f} of {layout.machine.memory / 1e9:.0f}",
+            f"{layout.decode:,.3g}",
+            f"{layout.batched_decode:,.4g}"
+            + (f" with {layout.sequences}" if layout.sequences < BATCH else ""),
+            f"{layout.prefill:,.4g}",
+            "any" if layout.cached_tokens is None else f"{layout.cached_tokens:,}",
         )
     common.show(table)
-    rates = {f"{one_line(one.machine.name)}: {one.machine.speed}" for one in found}
+    rates = {f"{one_line(layout.machine.name)}: {layout.machine.speed}" for layout in possible}
     basis = (
-        "times of steps measured here, carried over by these rates"
+        "times of steps measured here, scaled by these rates"
         if measured
-        else f"{OF_MEMORY:.0%} of the memory's rate and {OF_INT8:.0%} of the integer units' are taken to be reached "
-        "(--measured times the steps here)"
+        else f"{MEMORY_SHARE:.0%} of the memory's rate and {INT8_SHARE:.0%} of the integer units' are assumed "
+        "(--measured: times of steps on this machine)"
     )
     print(
         "\n"
         + "\n".join(sorted(rates))
-        + f"\n{basis}; texts after {depth:,} tokens, of all replicas together; a prompt of one"
+        + f"\n{basis}; decode after {depth:,} tokens, in all replicas together; prefill in one"
     )
 
 
-def _what(layout: Layout) -> str:
+def _name(layout: Layout) -> str:
     stages = f"{layout.stages} stages" if layout.stages > 1 else ""
     if layout.replicas > 1:
         return f"{layout.replicas:,} replicas" + (f" of {stages}" if stages else "")
@@ -123,12 +132,13 @@ def _command(model: str, layout: Layout) -> str:
 
 
 def _options(loading: LoadOptions) -> str:
-    """Command line options of the planned model."""
-    given = [f"--context {loading.context}"] if loading.context is not None else []
-    given += [f"--pin {loading.pin}"] if loading.pin is not None else []
-    given += ["--precise"] if loading.precise else []
-    given += [f"--kv-cache {loading.kv_cache}"] if loading.kv_cache is not None else []
-    return "".join(f" {one}" for one in given)
+    """The command line options of the planned model. ``threads`` are the cores of the machine."""
+    flags = ""
+    for name in SHARED:
+        value = getattr(loading, name)
+        if name != "threads" and value != getattr(LoadOptions(), name):
+            flags += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    return flags
 
 
 def _row(layout: Layout) -> dict[str, Any]:
@@ -137,10 +147,10 @@ def _row(layout: Layout) -> dict[str, Any]:
         "replicas": layout.replicas,
         "stages": layout.stages,
         "bytes_each": layout.bytes_each,
-        "text_tokens_per_second": layout.one,
-        "texts_together_tokens_per_second": layout.many,
-        "prompt_tokens_per_second": layout.prompt,
+        "text_tokens_per_second": layout.decode,
+        "texts_together_tokens_per_second": layout.batched_decode,
+        "prompt_tokens_per_second": layout.prefill,
         "text_depth": layout.depth,
-        "texts_together": layout.together,
-        "context_tokens": layout.tokens,
+        "texts_together": layout.sequences,
+        "context_tokens": layout.cached_tokens,
     }

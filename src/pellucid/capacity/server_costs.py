@@ -14,59 +14,59 @@ from typing import Any
 
 import uvicorn
 
-from pellucid.capacity.replica import ReplicaRoom
 from pellucid.capacity.simulate import Outcome, Simulation
-from pellucid.capacity.step_costs import StepCosts, Told
+from pellucid.capacity.simulated_replica import ReplicaCapacity
+from pellucid.capacity.step_costs import Progress, StepCosts
 from pellucid.capacity.traffic import Traffic
 from pellucid.errors import KernelError
 from pellucid.errors.messages import bounded
 from pellucid.llm import LLM
-from pellucid.measure.load import Lengths
+from pellucid.measure.server_load import Lengths
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.run import Settings, listen
 
 NAME = "measured"
-FEW, MANY = 1, 8  # clients
+FEW_CLIENTS, MANY_CLIENTS = 1, 8  # clients
 PROMPT, TOKENS = 48, 48
 REQUESTS = 5  # of each client
 PLAIN = {"prompt_lookup": False}
 """Further options of the requests. Prompt lookup is off: its drafts depend on the text and are not simulated."""
-STARTS = 10.0  # seconds until the server must be up
+START_SECONDS = 10.0  # seconds until the server must be up
 
 
 def with_server(
-    llm: LLM, costs: StepCosts, room: ReplicaRoom, told: Told = lambda done, total, what: None
+    llm: LLM, costs: StepCosts, capacity: ReplicaCapacity, progress: Progress = lambda done, total, what: None
 ) -> StepCosts:
     """Return the step costs with the time of a server: the difference between measured clients and a simulation.
 
     The model is closed afterwards.
     """
     with _served(llm) as url:
-        told(0, 2, "a server with one client")
-        few = seen_by_clients(url, FEW, 3 * REQUESTS)
-        told(1, 2, f"a server with {MANY} clients")
-        many = seen_by_clients(url, MANY, MANY * REQUESTS)
-    alone, _ = _simulated(costs, room, few, FEW)
+        progress(0, 2, "a server with one client")
+        few = seen_by_clients(url, FEW_CLIENTS, 3 * REQUESTS)
+        progress(1, 2, f"a server with {MANY_CLIENTS} clients")
+        many = seen_by_clients(url, MANY_CLIENTS, MANY_CLIENTS * REQUESTS)
+    alone, _ = _simulated(costs, capacity, few, FEW_CLIENTS)
     costs = replace(costs, request=max(few["first_token"]["p50"] - alone.first_token["p50"], 0.0))
-    alone, steps = _simulated(costs, room, few, FEW)
-    costs = replace(costs, served=max(few["seconds"] - alone.seconds, 0.0) / steps)
-    together, _ = _simulated(costs, room, many, MANY)
+    alone, steps = _simulated(costs, capacity, few, FEW_CLIENTS)
+    costs = replace(costs, server_step=max(few["seconds"] - alone.seconds, 0.0) / steps)
+    together, _ = _simulated(costs, capacity, many, MANY_CLIENTS)
     rows = many["requests"] * TOKENS
-    costs = replace(costs, row=max(many["seconds"] - together.seconds, 0.0) / rows)
-    together, _ = _simulated(costs, room, many, MANY)
+    costs = replace(costs, server_row=max(many["seconds"] - together.seconds, 0.0) / rows)
+    together, _ = _simulated(costs, capacity, many, MANY_CLIENTS)
     more = many["first_token"]["p50"] - together.first_token["p50"]
-    return replace(costs, beside=max(more, 0.0) / (MANY - FEW))
+    return replace(costs, stream=max(more, 0.0) / (MANY_CLIENTS - FEW_CLIENTS))
 
 
 def _simulated(
-    costs: StepCosts, room: ReplicaRoom, real: Mapping[str, Any], clients: int
+    costs: StepCosts, capacity: ReplicaCapacity, real: Mapping[str, Any], clients: int
 ) -> tuple[Outcome, int]:
     """Simulate the same requests. Return the outcome and the number of steps."""
     prompt = round(real["prompt_tokens"])
     traffic = Traffic(Lengths(prompt, prompt), Lengths(TOKENS, TOKENS), clients=clients)
-    simulation = Simulation(traffic, 1, room, costs)
+    simulation = Simulation(traffic, 1, capacity, costs)
     return simulation.run(requests=real["requests"]), simulation.replicas[0].steps
 
 
@@ -81,11 +81,11 @@ def seen_by_clients(url: str, clients: int, requests: int) -> dict[str, Any]:
     numbers = {"clients": clients, "requests": requests, "prompt": PROMPT, "tokens": TOKENS}
     for name, value in numbers.items():
         command += [f"--{name}", str(value)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise KernelError(f"the server could not be measured: {bounded(made.stderr.strip())}")
-    found: dict[str, Any] = json.loads(made.stdout)
-    return found
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise KernelError(f"the server could not be measured: {bounded(process.stderr.strip())}")
+    figures: dict[str, Any] = json.loads(process.stdout)
+    return figures
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _served(llm: LLM) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pellucid-measured")
     thread.start()
     try:
-        end = time.monotonic() + STARTS
+        end = time.monotonic() + START_SECONDS
         while not server.started and thread.is_alive() and time.monotonic() < end:
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.util import private
-from pellucid.util.private import KEY_NAME, Folder
+from pellucid.util import trusted_files
+from pellucid.util.trusted_files import KEY_NAME, TrustedFolder
 
 if sys.platform == "win32":
     pytest.skip("owners and permissions of POSIX", allow_module_level=True)
@@ -27,25 +27,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("PELLUCID_HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(private, "_warned", False)
-    monkeypatch.setattr(private, "_is_private", lambda group, owner: False)
-    Folder(NAME).write("file", b"content")
+    monkeypatch.setattr(trusted_files, "_warned", False)
+    monkeypatch.setattr(trusted_files, "_is_private", lambda group, owner: False)
+    TrustedFolder(NAME).write("file", b"content")
     return home
 
 
 def kept_elsewhere(home: Path) -> bool:
     """True if the home's file is ignored, and a file in the user's cache folder is used instead."""
     with pytest.warns(RuntimeWarning, match="what is kept there is not used") as warned:
-        before = Folder(NAME).read("file")
-    Folder(NAME).write("file", b"mine")
+        before = TrustedFolder(NAME).read("file")
+    TrustedFolder(NAME).write("file", b"mine")
     place = home.parent / "cache" / "pellucid" / NAME / "file"
     assert len(warned) == 1
-    return before is None and Folder(NAME).read("file") == b"mine" and place.exists()
+    return before is None and TrustedFolder(NAME).read("file") == b"mine" and place.exists()
 
 
 def test_what_is_written_is_read(home: Path) -> None:
-    assert Folder(NAME).read("file") == b"content"
-    assert Folder(NAME).read("another") is None
+    assert TrustedFolder(NAME).read("file") == b"content"
+    assert TrustedFolder(NAME).read("another") is None
     assert (home / KEY_NAME).stat().st_mode & 0o777 == 0o600
     for folder in (home, home / "kernels", home / NAME):
         assert folder.stat().st_mode & 0o022 == 0
@@ -54,11 +54,11 @@ def test_what_is_written_is_read(home: Path) -> None:
 def test_nothing_is_left_to_others_whatever_the_umask(home: Path) -> None:
     before = os.umask(0)
     try:
-        Folder("kernels/def").write("file", b"content")
+        TrustedFolder("kernels/def").write("file", b"content")
     finally:
         os.umask(before)
     assert (home / "kernels/def").stat().st_mode & 0o022 == 0
-    assert Folder("kernels/def").read("file") == b"content"
+    assert TrustedFolder("kernels/def").read("file") == b"content"
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
@@ -66,7 +66,7 @@ def test_nothing_is_left_to_others_whatever_the_umask(home: Path) -> None:
 def test_a_folder_that_others_can_write_to(home: Path, folder: str, mode: int) -> None:
     (home / folder).chmod(mode)
     if mode == 0o1777 and folder == "kernels":  # others can add files but cannot replace the folder below
-        assert Folder(NAME).read("file") == b"content"
+        assert TrustedFolder(NAME).read("file") == b"content"
     else:
         assert kept_elsewhere(home)
 
@@ -74,16 +74,16 @@ def test_a_folder_that_others_can_write_to(home: Path, folder: str, mode: int) -
 def test_a_folder_above_that_others_can_write_to(home: Path) -> None:
     home.parent.chmod(0o777)
     with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users: run `chmod"):
-        assert Folder(NAME).read("file") is None
+        assert TrustedFolder(NAME).read("file") is None
     home.parent.chmod(0o1777)
-    assert Folder(NAME).read("file") == b"content"
+    assert TrustedFolder(NAME).read("file") == b"content"
 
 
 def test_a_link_to_a_folder_is_followed_and_checked(home: Path) -> None:
     moved = home.parent / "moved"
     (home / "kernels").rename(moved)
     (home / "kernels").symlink_to(moved)
-    assert Folder(NAME).read("file") == b"content"
+    assert TrustedFolder(NAME).read("file") == b"content"
     moved.chmod(0o777)
     assert kept_elsewhere(home)
 
@@ -99,7 +99,7 @@ def test_another_user_is_whoever_is_neither_root_nor_this_one(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
-    assert Folder(NAME).read("file") == (b"content" if home.stat().st_uid == 0 else None)
+    assert TrustedFolder(NAME).read("file") == (b"content" if home.stat().st_uid == 0 else None)
 
 
 def test_owners_that_a_container_does_not_know_may_be_above(
@@ -116,12 +116,12 @@ def test_owners_that_a_container_does_not_know_may_be_above(
     monkeypatch.setattr(
         os, "lstat", lambda path: Given(actual(path)) if path == str(home.parent) else actual(path)
     )
-    monkeypatch.setattr(private, "_nobody", lambda: STRANGER)
-    assert Folder(NAME).read("file") == b"content"
-    monkeypatch.setattr(private, "_nobody", lambda: None)
+    monkeypatch.setattr(trusted_files, "_nobody", lambda: STRANGER)
+    assert TrustedFolder(NAME).read("file") == b"content"
+    monkeypatch.setattr(trusted_files, "_nobody", lambda: None)
     remedy = r"\(number 54321\): set PELLUCID_HOME to a folder of yours; what is kept there is not used"
     with pytest.warns(RuntimeWarning, match=f"{home.parent} belongs to another user {remedy}"):
-        assert Folder(NAME).read("file") is None
+        assert TrustedFolder(NAME).read("file") is None
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646])
@@ -129,9 +129,9 @@ def test_a_file_that_others_can_write_to_is_made_again(home: Path, mode: int) ->
     path = home / NAME / "file"
     path.chmod(mode)
     with pytest.warns(RuntimeWarning, match=r"file can be written to by other users: .*made again"):
-        assert Folder(NAME).read("file") is None
-    Folder(NAME).write("file", b"content")
-    assert Folder(NAME).read("file") == b"content"
+        assert TrustedFolder(NAME).read("file") is None
+    TrustedFolder(NAME).write("file", b"content")
+    assert TrustedFolder(NAME).read("file") == b"content"
 
 
 def test_a_key_that_others_can_write_to(home: Path) -> None:
@@ -142,13 +142,13 @@ def test_a_key_that_others_can_write_to(home: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"short", bytes(32), bytes(33)])
 def test_a_damaged_key_is_made_again(home: Path, damage: bytes) -> None:
     (home / KEY_NAME).write_bytes(damage)
-    assert Folder(NAME).read("file") is None
-    Folder(NAME).write("file", b"again")
-    assert Folder(NAME).read("file") == b"again"
+    assert TrustedFolder(NAME).read("file") is None
+    TrustedFolder(NAME).write("file", b"again")
+    assert TrustedFolder(NAME).read("file") == b"again"
 
 
 def test_a_file_is_that_of_its_name_and_folder(home: Path) -> None:
-    folder, other = Folder(NAME), Folder("kernels/other")
+    folder, other = TrustedFolder(NAME), TrustedFolder("kernels/other")
     folder.write("second", b"another")
     other.write("file", b"third")
     (home / NAME / "file").write_bytes((home / NAME / "second").read_bytes())
@@ -163,16 +163,16 @@ def test_only_regular_files_are_read(home: Path, kind: str) -> None:
     path = home / NAME / "file"
     path.rename(path.with_name("moved"))
     {"link": lambda: path.symlink_to("moved"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
-    assert Folder(NAME).read("file") is None
+    assert TrustedFolder(NAME).read("file") is None
 
 
 def test_what_killed_processes_left_is_removed_later(home: Path) -> None:
-    old, young = (home / NAME / f".{name}{private.STAGING}" for name in ("old", "young"))
+    old, young = (home / NAME / f".{name}{trusted_files.STAGING}" for name in ("old", "young"))
     for path in (old, young):
         path.write_bytes(b"half a file")
-    past = time.time() - private.LEFT_OVER - 60
+    past = time.time() - trusted_files.STALE_SECONDS - 60
     os.utime(old, (past, past))
-    Folder(NAME).write("file", b"content")
+    TrustedFolder(NAME).write("file", b"content")
     assert sorted(path.name for path in (home / NAME).iterdir()) == [young.name, "file"]
 
 
@@ -183,18 +183,18 @@ def test_a_home_that_cannot_be_written_to_is_still_read(home: Path, monkeypatch:
         os, "access", lambda path, mode: not str(path).startswith(str(home)) and actual(path, mode)
     )
 
-    def forbidden(self: private._Place, name: str, content: bytes, most: int | None) -> None:
+    def forbidden(self: trusted_files._FolderOfRoot, name: str, content: bytes, most: int | None) -> None:
         if self.root == home:
             raise OSError(30, "Read-only file system")
         write(self, name, content, most)
 
-    write = private._Place.write
-    monkeypatch.setattr(private._Place, "write", forbidden)
-    assert Folder(NAME).read("file") == b"content"
+    write = trusted_files._FolderOfRoot.write
+    monkeypatch.setattr(trusted_files._FolderOfRoot, "write", forbidden)
+    assert TrustedFolder(NAME).read("file") == b"content"
     with pytest.warns(RuntimeWarning, match=r"cannot be kept in .*home.*Read-only.* kept in .*cache"):
-        Folder(NAME).write("more", b"mine")
-    assert Folder(NAME).read("more") == b"mine"
-    assert Folder(NAME).read("file") == b"content"
+        TrustedFolder(NAME).write("more", b"mine")
+    assert TrustedFolder(NAME).read("more") == b"mine"
+    assert TrustedFolder(NAME).read("file") == b"content"
 
 
 def test_a_home_whose_key_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +203,13 @@ def test_a_home_whose_key_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyP
             raise PermissionError(13, "Permission denied", path)
         return actual(path)
 
-    actual = private._read
-    monkeypatch.setattr(private, "_read", read)
+    actual = trusted_files._read
+    monkeypatch.setattr(trusted_files, "_read", read)
     with pytest.warns(
         RuntimeWarning, match=rf"make {home}/cache.key readable \(chmod a\+r\), or set PELLUCID"
     ):
-        Folder(NAME)
-    monkeypatch.setattr(private, "_warned", False)
+        TrustedFolder(NAME)
+    monkeypatch.setattr(trusted_files, "_warned", False)
     assert kept_elsewhere(home)
 
 
@@ -218,27 +218,27 @@ def test_a_file_that_cannot_be_touched_is_read(home: Path, monkeypatch: pytest.M
         raise PermissionError(1, "Operation not permitted", str(path))
 
     monkeypatch.setattr(os, "utime", utime)
-    assert Folder(NAME).read("file", used=True) == b"content"
+    assert TrustedFolder(NAME).read("file", used=True) == b"content"
 
 
 def test_what_is_above_a_folder_that_nobody_else_enters_does_not_matter(home: Path) -> None:
     home.parent.chmod(0o777)
     home.chmod(0o700)
-    assert Folder(NAME).read("file") == b"content"
+    assert TrustedFolder(NAME).read("file") == b"content"
     home.chmod(0o710)
     with pytest.warns(RuntimeWarning, match=f"{home.parent} can be written to by other users"):
-        assert Folder(NAME).read("file") is None
+        assert TrustedFolder(NAME).read("file") is None
 
 
 @pytest.mark.parametrize("path", ["..", "", "kernels", NAME, f"{NAME}/file", KEY_NAME])
 def test_a_private_group_may_write(home: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """With umask 002 each user has a private group."""
     (home / path).chmod((home / path).stat().st_mode | 0o020)
-    monkeypatch.setattr(private, "_is_private", lambda group, owner: group == os.stat(home).st_gid)
-    assert Folder(NAME).read("file") == b"content"
+    monkeypatch.setattr(trusted_files, "_is_private", lambda group, owner: group == os.stat(home).st_gid)
+    assert TrustedFolder(NAME).read("file") == b"content"
     (home / path).chmod((home / path).stat().st_mode | 0o002)
     with pytest.warns(RuntimeWarning, match="can be written to by other users"):
-        assert Folder(NAME).read("file") is None
+        assert TrustedFolder(NAME).read("file") is None
 
 
 USER, GROUP = ("ada", 1000, 1000), ("ada", 1000, ())
@@ -269,17 +269,17 @@ def test_which_group_is_private(
     monkeypatch.setattr(grp, "getgrgid", entries.__getitem__)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "getegid", lambda: 1000)
-    private._is_private.cache_clear()
+    trusted_files._is_private.cache_clear()
     try:
-        assert private._is_private(1000, 1000) is private_group
+        assert trusted_files._is_private(1000, 1000) is private_group
     finally:
-        private._is_private.cache_clear()
+        trusted_files._is_private.cache_clear()
 
 
 def test_whether_anything_can_be_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Folder(NAME).keeps
+    assert TrustedFolder(NAME).keeps
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert not Folder(NAME).keeps
+    assert not TrustedFolder(NAME).keeps
 
 
 def test_there_need_not_be_a_cache_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,4 +289,4 @@ def test_there_need_not_be_a_cache_folder(home: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("platformdirs.user_cache_path", unknown)
     home.chmod(0o777)
     with pytest.warns(RuntimeWarning, match="made for this process only"):
-        assert Folder(NAME).read("file") is None
+        assert TrustedFolder(NAME).read("file") is None
