@@ -25,6 +25,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
@@ -32,7 +33,6 @@ from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import EditOf, listed
 from pellucid.trace.model import token_of
 from pellucid.trace.outputs import all_points
-from pellucid.trace.points import Point
 from pellucid.trace.recorded import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.stream import LIMIT, FrameReader, TraceFrame, TraceStream
 from pellucid.trace.trace import BUDGET, Trace

@@ -16,10 +16,10 @@ from pellucid.cluster.watching import RemoteStream
 from pellucid.engine.job import Admission
 from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
 from pellucid.errors import PellucidError
+from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
 from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
 from pellucid.trace.stream import LIMIT
 
 

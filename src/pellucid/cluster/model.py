@@ -28,6 +28,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
@@ -35,7 +36,6 @@ from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import EditOf, listed
 from pellucid.trace.outputs import all_points
-from pellucid.trace.points import Point
 from pellucid.trace.stream import TraceStream
 from pellucid.trace.trace import Trace
 from pellucid.tracing import DIVIDED, refuse_watched

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from pellucid.cluster import wire
 from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
-from pellucid.trace.points import Point
+from pellucid.plan.points import Point
 from pellucid.trace.selection import Selected
 from pellucid.trace.stream import TraceFrame, TraceStream
 

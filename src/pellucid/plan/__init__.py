@@ -3,7 +3,8 @@
 A plan is the list of operations that a step runs.
 
 plan.py          ``Plan``, ``Operation``, ``Buffer``: the data
-builder.py       collects buffers and operations; the matrix product
+points.py        ``Point``, ``View``: hook points, the values that traces record and change
+builder.py       collects buffers, operations and points; the matrix product
 embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
 per_layer.py     embeddings for each layer, and their use in a block

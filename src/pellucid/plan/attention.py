@@ -23,8 +23,13 @@ from pellucid.plan.plan import (
     Vector,
     Weights,
 )
+from pellucid.plan.points import AttentionMask, View
 from pellucid.plan.position import alibi_table, rotate, scale_queries
 from pellucid.runtime.cache_layout import LayerShape
+
+NOUNS = {"q": "queries", "k": "keys", "v": "values"}
+HEADS = "the output of each head, before the output projection"
+ROTARY_INPUT = "the part of the {} that is rotated, before the rotary position"
 
 
 def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -> str:
@@ -39,10 +44,12 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
     if kind.clip:
         for name in made:
             builder.clip(f"{stage}.{name}_clip", made[name], kind.clip)
+            builder.point(made[name], f"{NOUNS[name]}, clipped")
     for name in made:
         if name != "v" and kind.qk_norm and kind.qk_norm_whole:
             at = f"{stage}.{name}_norm"
             norm(builder, at, at, kind.qk_norm, made[name], made[name])
+            builder.point(made[name], f"{NOUNS[name]}, normalised")
     dims = {
         "q": (kind.heads, kind.head_dim, shape.head_dim),
         "k": (kind.kv_heads, kind.head_dim, shape.head_dim),
@@ -56,9 +63,11 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         if (how := norms[name]) is not None:
             (count, width, _), at = dims[name], f"{stage}.{name}_norm"
             norm(builder, at, at, how, of, of, parts=count, count=width)
+            builder.point(of, f"{NOUNS[name]}, normalised by head")
     for name, of in made.items():
         if kind.rotary and name != "v":
             rotate(builder, f"{stage}.{name}_rotary", kind.rotary, of, dims[name][0], shape.head_dim)
+            builder.point(of, f"{NOUNS[name]}, rotated by their position")
     q = made["q"]
     if kind.shared is None:
         cached = _write_cache(builder, stage, kind, shape, made["k"], made["v"])
@@ -67,13 +76,16 @@ def attention(builder: Builder, layer: int, kind: Attention, x: str, out: str) -
         cached = builder.cached_attention[kind.shared]
     if kind.query_scale:
         scale_queries(builder, f"{stage}.q_scale", kind.query_scale, q, kind.heads)
+        builder.point(q, "queries, times a factor that depends on their position")
     attended = _attend(builder, stage, cached, shape, kind, q)
+    builder.point(attended, HEADS, name=f"{stage}.heads")
     attended = regroup(builder, f"{stage}.heads", attended, kind.heads, shape.value_dim, kind.value_dim)
     if kind.gate:
         width = kind.heads * kind.value_dim
         gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", width, "gate", bias=kind.bias)
+        builder.point(gate, "the gates of the heads' outputs, before the sigmoid")
         apply(builder, f"{stage}.gated", "sigmoid", gate, attended, f"(T, {width})")
-        attended = gate
+        attended = builder.point(gate, "the heads' outputs, times their gates")
     return _output(builder, stage, kind, attended, out)
 
 
@@ -85,22 +97,24 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
         "v": kind.kv_heads * kind.value_dim,
     }
     names = "q" if kind.shared is not None else "qk" if kind.keys_as_values else "qkv"
-    made = {
-        name: builder.linear(
+    made = {}
+    for name in names:
+        made[name] = builder.linear(
             f"{stage}.{name}",
             x,
             f"{stage}.{name}",
             widths[name],
             name,
             bias=kind.bias,
+            letters={"q": "H K", "k": "G K", "v": "G V"}[name],
             parts=kind.heads if name == "q" else kind.kv_heads,
             activation_bits=builder.fine_bits if name == "v" else 0,
         )
-        for name in names
-    }
+        builder.point(made[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before a rotary position")
     if kind.keys_as_values and kind.shared is None:
         v, at = builder.buffer("v", kind.kv_heads * shape.value_dim), f"{stage}.v_copy"
         made["v"] = place(builder, at, made["k"], kind.kv_heads, kind.value_dim, v, shape.value_dim)
+        builder.divide(v, "G V", kind.kv_heads, kind.value_dim, shape.value_dim)
     return made
 
 
@@ -125,20 +139,30 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
         source = builder.linear(
             f"{stage}.q_down", x, f"{stage}.q_down", latent.query_rank, "q_down", bias=kind.bias
         )
+        builder.point(source, "the latent vector of the queries of all heads")
         norm(builder, f"{stage}.q_down_norm", f"{stage}.q_down_norm", latent.norm, source, source)
-    plain = builder.linear(f"{stage}.q", source, f"{stage}.q", heads_ * latent.plain_dim, "q", parts=heads_)
-    turned = builder.linear(
-        f"{stage}.q_rotary", source, f"{stage}.q_rotary", heads_ * rotated, "q_rotary", parts=heads_
+        builder.point(source, "the same, normalised")
+    plain = builder.linear(
+        f"{stage}.q", source, f"{stage}.q", heads_ * latent.plain_dim, "q", letters="H K", parts=heads_
     )
+    builder.point(plain, "the part of the queries that has no position")
+    slot = f"{stage}.q_rotary"
+    turned = builder.linear(slot, source, slot, heads_ * rotated, "q_rotary", letters="H K", parts=heads_)
+    builder.point(turned, ROTARY_INPUT.format("queries"), name=f"{stage}.q_rotary_input")
     memory = builder.linear(f"{stage}.latent", x, f"{stage}.latent", rank, "latent", bias=kind.bias)
+    builder.point(memory, "the latent vector of the keys and values of all heads")
     norm(builder, f"{stage}.latent_norm", f"{stage}.latent_norm", latent.norm, memory, memory)
-    k_turned = builder.linear(
-        f"{stage}.k_rotary", x, f"{stage}.k_rotary", rotated, "k_rotary", bias=kind.bias
-    )
+    builder.point(memory, "the same, normalised")
+    slot = f"{stage}.k_rotary"
+    k_turned = builder.linear(slot, x, slot, rotated, "k_rotary", bias=kind.bias)
+    builder.point(k_turned, ROTARY_INPUT.format("keys"), name=f"{stage}.k_rotary_input")
+    builder.divide(k_turned, "G K", 1, rotated)
     turned = regroup(builder, f"{stage}.q_rotary_heads", turned, heads_, rotated, round_up(rotated, ROWS))
     for part, of, count in (("q", turned, heads_), ("k", k_turned, 1)):
         rotate(builder, f"{stage}.{part}_rotated", kind.rotary, of, count, round_up(rotated, ROWS))
-    q = _by_head(builder, f"{stage}.k_up", plain, heads_, latent.plain_dim, rank, "q_latent", key)
+        builder.point(of, f"{NOUNS[part]}, rotated by their position", name=f"{stage}.{part}_rotary")
+    q = _by_head(builder, f"{stage}.k_up", plain, heads_, latent.plain_dim, rank, "q_latent", "H K", key)
+    builder.point(q, "queries in the space of the latent vectors")
     place(builder, f"{stage}.q_joined", turned, heads_, round_up(rotated, ROWS), q, key, offset=rank)
     k = place(builder, f"{stage}.k_latent", memory, 1, rank, builder.buffer("k", key), key)
     place(builder, f"{stage}.k_joined", k_turned, 1, rotated, k, key, offset=rank)
@@ -146,8 +170,12 @@ def _latent(builder: Builder, stage: str, kind: Attention, latent: Latent, x: st
     shape = LayerShape(1, key, value, kv_dtype, window, kind.chunked and window > 0)
     cached = _write_cache(builder, stage, kind, shape, k, v)
     attended = _attend(builder, stage, cached, shape, kind, q, rank)
+    builder.point(
+        attended, "the output of each head, in the space of the latent vectors", name=f"{stage}.latent_heads"
+    )
     attended = regroup(builder, f"{stage}.heads", attended, heads_, value, rank)
-    gathered = _by_head(builder, f"{stage}.v_up", attended, heads_, rank, kind.value_dim, "gathered")
+    gathered = _by_head(builder, f"{stage}.v_up", attended, heads_, rank, kind.value_dim, "gathered", "H V")
+    builder.point(gathered, HEADS, name=f"{stage}.heads")
     width = round_up(kind.value_dim, ROWS)
     gathered = regroup(builder, f"{stage}.v_heads", gathered, heads_, width, kind.value_dim)
     return _output(builder, stage, kind, gathered, out)
@@ -159,18 +187,26 @@ def _output(builder: Builder, stage: str, kind: Attention, attended: str, out: s
 
 
 def _by_head(
-    builder: Builder, stage: str, x: str, count: int, width: int, features: int, out: str, apart: int = 0
+    builder: Builder,
+    stage: str,
+    x: str,
+    count: int,
+    width: int,
+    features: int,
+    out: str,
+    letters: str,
+    stride: int = 0,
 ) -> str:
     """Multiply each head of x (T, count, width) by its matrix in the slot ``stage``.weight (count, features, width).
 
-    The heads of the result have a stride of ``apart`` values, by default ``features`` rounded up to whole vectors.
+    The heads of the result have a stride of ``stride`` values, by default ``features`` rounded up to whole vectors.
     """
     packed, slot = builder.layouts[f"{stage}.weight"], f"{stage}.weight"
     padded = round_up(width, ROWS if packed.is_float else BLOCK)
     x = regroup(builder, f"{stage}.input", x, count, width, padded)
-    apart = apart or round_up(features, ROWS)
-    builder.buffer(out, count * apart)
-    builder.divide(out, count, features, apart)
+    stride = stride or round_up(features, ROWS)
+    builder.buffer(out, count * stride)
+    builder.divide(out, letters, count, features, stride)
     fields: dict[str, Value] = {
         "weights": Weights(slot, count),
         "heads": count,
@@ -180,7 +216,7 @@ def _by_head(
         "columns": padded,
         "out": At(out),
         "out_stride": 4 * builder.width_of(out),
-        "out_head": 4 * apart,
+        "out_head": 4 * stride,
         "zeros": NO_BIAS,
         "rows": COUNT["tokens"],
     }
@@ -254,7 +290,7 @@ def place(
 ) -> str:
     """Copy (T, count, width) into out (T, count, wanted), at ``offset`` of each head. Zeros follow.
 
-    The first head begins at column ``start`` of x.
+    The dimensions keep their names. The first head begins at column ``start`` of x.
     """
     rows = builder.buffers[x].rows
     fields: dict[str, Value] = {
@@ -268,7 +304,7 @@ def place(
         "heads": count,
         "rows": COUNT[rows],
     }
-    builder.divide(out, count, min(offset + width, wanted), wanted)
+    builder.divide(out, builder.letters_of(x), count, min(offset + width, wanted), wanted)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {wanted})"
     kernel, partitions = KernelKey("heads"), {out: heads(count)}
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))
@@ -317,7 +353,8 @@ def _attend(
 ) -> str:
     """softmax(q Kᵀ) V. The result of a head has ``width`` values, by default the width of a value head."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
-    builder.divide(attended, kind.heads, width or kind.value_dim, layer_shape.value_dim)
+    letters = "H K" if width else "H V"
+    builder.divide(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None
     table = builder.tables[name] if name else None
     fields: dict[str, Value] = {
@@ -350,4 +387,12 @@ def _attend(
         activation_bits=8,
     )
     builder.emit(Operation(f"{stage}.attend", kernel, fields, (q, f"cache.{layer}"), (attended,), shape))
+    view = View(kind.heads, 0, 0, 0, "H T")
+    mask = AttentionMask(kind.causal, kind.window, kind.chunked, kind.cross)
+    about = "attention scores of each head, before the softmax"
+    builder.point(attended, about, name=f"{stage}.scores", kind="scores", view=view, mask=mask)
+    about = "attention weights of each head, after the softmax"
+    builder.point(
+        attended, about, name=f"{stage}.pattern", unit="probability", kind="pattern", view=view, mask=mask
+    )
     return attended

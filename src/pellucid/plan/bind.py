@@ -25,12 +25,12 @@ from pellucid.plan.plan import (
     Operation,
     PageBytes,
     Plan,
-    RowKind,
     ScoreBias,
     Value,
     Vector,
     Weights,
 )
+from pellucid.plan.points import RowKind
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import LOOP_KERNELS, Program, table
 from pellucid.runtime.memory import address, aligned
@@ -58,8 +58,7 @@ def allocate_missing(plan: Plan, limits: Mapping[RowKind, int], arrays: Arrays) 
 def _array(buffer: Buffer, rows: int) -> NDArray[Any]:
     if buffer.activation_bits:
         return aligned(rows * (buffer.width // BLOCK) * block_bytes(buffer.activation_bits))
-    kind = np.int32 if buffer.whole else np.float32
-    return aligned(rows * buffer.width * 4).view(kind).reshape(rows, buffer.width)
+    return aligned(rows * buffer.width * 4).view(buffer.dtype).reshape(rows, buffer.width)
 
 
 def bind(

@@ -6,6 +6,8 @@ The functions of ``embedding.py`` ... ``project.py`` append unfused operations t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -24,12 +26,11 @@ from pellucid.plan.plan import (
     KeyTable,
     Operation,
     Plan,
-    RowKind,
     Value,
     Vector,
-    View,
     Weights,
 )
+from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
 COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
@@ -83,6 +84,7 @@ class Builder:
         self.buffers: dict[str, Buffer] = {}
         self.constants: dict[str, tuple[float, ...]] = {}
         self.tables: dict[str, DistanceTable | KeyTable] = {}
+        self.points: dict[str, Point] = {}
         self._counts: dict[str, int] = {}
         self._widths: dict[str, int] = {}
         self._quantized: set[str] = set()
@@ -94,8 +96,9 @@ class Builder:
         width: int,
         rows: RowKind = "tokens",
         *,
+        letters: str = "D",
         activation_bits: int = 0,
-        whole: bool = False,
+        dtype: str = "float32",
     ) -> str:
         """Declare a buffer with this width. Earlier uses of the name share its memory.
 
@@ -107,36 +110,62 @@ class Builder:
         """
         count, width = width, round_up(width, ROWS)
         known = self.buffers.get(name)
-        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, whole)
-        if known and replace(known, width=0) != replace(new, width=0):
+        new = Buffer(name, max(width, known.width if known else 0), rows, activation_bits, dtype)
+        if known and (known.rows, known.activation_bits, known.dtype) != (rows, activation_bits, dtype):
             raise UnsupportedModel(f"buffer {name} would need two kinds: {known} and {new}")
         if self._widths.get(name) != width:
             self._quantized = {q for q in self._quantized if q != name and q.rpartition(".q")[0] != name}
         self.buffers[name], self._widths[name], self._counts[name] = new, width, count
-        self._views[name] = None if activation_bits else View(1, count, count, width)
+        self._views[name] = None if activation_bits else View(1, count, count, width, letters)
         return name
 
-    def divide(self, name: str, parts: int, count: int, apart: int = 0) -> None:
-        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``apart`` (0: count)."""
-        self._views[name] = View(parts, count, apart or count, self._widths[name])
+    def divide(self, name: str, letters: str, parts: int, count: int, stride: int = 0) -> None:
+        """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``stride`` (0: count).
 
-    def spread(self, name: str, parts: int, count: int, places: str) -> None:
+        ``letters`` names the dimensions, such as "H K"; "" keeps the names.
+        """
+        letters = letters or self.letters_of(name)
+        self._views[name] = View(parts, count, stride or count, self._widths[name], letters)
+
+    def spread(self, name: str, letters: str, parts: int, count: int, places: str) -> None:
         """Declare that each of a token's ``parts``, of ``count`` values, is a row of a buffer.
 
         The buffer ``places`` has the row numbers.
         """
         width = self._widths[name] // parts
-        self._views[name] = View(parts, count, width, width, places)
+        self._views[name] = View(parts, count, width, width, letters, places)
 
-    def conceal(self, name: str) -> None:
-        """Declare that the rows of a buffer do not belong to tokens. Its values cannot be traced."""
-        self._views[name] = None
+    def letters_of(self, name: str) -> str:
+        """The names of the dimensions of a buffer's current use."""
+        view = self._views[name]
+        return view.letters if view else ""
 
     def emit(self, operation: Operation) -> None:
         """Append an operation. Records the current view of each buffer that it writes."""
         views = tuple(self._views.get(buffer) for buffer in operation.writes)
         self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
+
+    def point(self, value: str, about: str, *, name: str = "", **facts: Any) -> str:
+        """Declare that the value just written to a buffer is a hook point. Returns the buffer.
+
+        ``name`` is the stage of the operation that wrote the value, if not given. ``facts`` are other fields of the
+        ``Point``.
+        """
+        at = len(self.operations) - 1
+        while value not in self.operations[at].writes:
+            at -= 1
+        op = self.operations[at]
+        if buffer := self.buffers.get(value):
+            facts = {
+                "view": self._views[value],
+                "write": op.writes.index(value),
+                "dtype": buffer.dtype,
+            } | facts
+        point = Point(name or op.stage, about, operation=at, rows=op.rows, **facts)
+        assert point.name not in self.points, point.name
+        self.points[point.name] = point
+        return value
 
     def width_of(self, buffer: str) -> int:
         """Number of columns of a buffer in its current use, in whole vectors."""
@@ -168,19 +197,21 @@ class Builder:
         *,
         bias: bool | str = False,
         activation_bits: int = 0,
+        letters: str = "D",
         parts: int = 1,
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
 
-        ``parts`` is the number of heads of the result. If ``bias`` is a name, the bias comes from the slot of this
-        name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the plan.
+        ``letters`` names the dimensions of the result, which has ``parts`` heads. If ``bias`` is a name, the bias comes
+        from the slot of this name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the
+        plan.
 
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
         """
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
-        self.divide(out, parts, out_features // parts)
+        self.divide(out, letters, parts, out_features // parts)
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
             "groups": round_up(out_features, ROWS) // ROWS,
@@ -238,9 +269,13 @@ class Builder:
         )
         return a
 
-    def scale(self, stage: str, x: str, factor: float) -> str:
-        """x *= factor. Emits no operation if the factor is 1."""
-        return self.in_place(stage, "scale", x, factor=factor) if factor != 1 else x
+    def scale(self, stage: str, x: str, factor: float, about: str = "") -> str:
+        """x *= factor, a hook point if ``about`` describes it. Emits no operation if the factor is 1."""
+        if factor != 1:
+            self.in_place(stage, "scale", x, factor=factor)
+            if about:
+                self.point(x, about)
+        return x
 
     def softcap(self, stage: str, x: str, cap: float) -> str:
         """x = cap * tanh(x / cap)."""
@@ -265,6 +300,13 @@ class Builder:
 
     def finish(self, output: str) -> Plan:
         """Return the plan. ``output`` is the buffer of its result."""
+        points = sorted(self.points.values(), key=attrgetter("operation"))
         return Plan(
-            tuple(self.operations), self.buffers, self.constants, output, tuple(self.layers), self.tables
+            tuple(self.operations),
+            self.buffers,
+            self.constants,
+            output,
+            tuple(self.layers),
+            self.tables,
+            {point.name: point for point in points},
         )

@@ -20,18 +20,20 @@ def norm(
     count: int = 0,
     apart: bool = False,
     factor: float = 1.0,
+    letters: str = "",
 ) -> str:
     """out = norm(x), with the weight (and bias) of ``slot``. Each of the ``parts`` of a row is normalized separately.
 
     A part has ``count`` values (0: the values of a row, divided by ``parts``). Zeros may follow up to the next part.
-    With ``apart``, each part has its own weights. A norm without weights multiplies by ``factor``.
+    With ``apart``, each part has its own weights. A norm without weights multiplies by ``factor``. ``letters`` names
+    the dimensions of out, if they differ from the dimensions of x.
     """
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
     if out != x:  # in place, the buffer keeps its view
         builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     if parts > 1:
-        builder.divide(out, parts, count, width)
+        builder.divide(out, letters, parts, count, width)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,

@@ -23,32 +23,42 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
         return
     made = builder.buffer("per_layer", layers * kind.width)
     builder.linear("per_layer.project", x, "per_layer.project", layers * kind.width, made)
-    builder.scale("per_layer.project_scale", made, kind.projection_scale)
+    builder.point(made, "the vectors of all layers, projected from the embedding")
+    builder.scale("per_layer.project_scale", made, kind.projection_scale, "the same, times a factor")
     how = builder.spec.blocks[0].norm
     padded = round_up(kind.width, ROWS)  # the parts of a norm are whole vectors
     parts = regroup(builder, "per_layer.parts", made, layers, kind.width, padded)
-    norm(builder, "per_layer.norm", "per_layer.norm", how, parts, parts, parts=layers, count=kind.width)
+    slot, letters = "per_layer.norm", "L P"
+    norm(builder, slot, slot, how, parts, parts, parts=layers, count=kind.width, letters=letters)
+    builder.point(parts, "the same, normalised by layer")
     table = builder.buffer("per_layer.table", layers * kind.width)
     at, index = "per_layer.embed", StepRecord.at.token_ids
     lookup(builder, at, f"{at}.weight", table, index=index, factor=kind.scale, limit=kind.vocabulary)
+    builder.point(table, "the token's row of the matrix of embeddings of all layers")
     if parts != made:
         place(builder, "per_layer.join", parts, layers, padded, made, kind.width)
     builder.add("per_layer.sum", made, table)
-    builder.scale("per_layer.sum_scale", made, kind.sum_scale)
+    builder.point(made, "the sum of both: projected and looked up vectors")
+    builder.scale("per_layer.sum_scale", made, kind.sum_scale, "the same, times a factor")
 
 
 def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
     """out = norm(project(f(gate x) * per-layer embedding of this block)), without the residual addition."""
     stage = f"blocks.{layer}.per_layer"
-    gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", kind.width, "per_layer.gate")
+    gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", kind.width, "per_layer.gate", letters="P")
+    builder.point(gate, "the gate of the layer's embedding, before the activation")
     own = builder.buffer("per_layer.own", kind.width)
     place(builder, f"{stage}.vector", "per_layer", 1, kind.width, own, kind.width, start=layer * kind.width)
     apply(builder, f"{stage}.hidden", kind.activation, gate, own, f"(T, {kind.width})")
+    builder.point(gate, "the layer's embedding, gated")
     out = builder.linear(f"{stage}.project", gate, f"{stage}.project", builder.count_of(x), "out")
-    return norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
+    builder.point(out, "the same, projected to the width of the model")
+    norm(builder, f"{stage}.norm", f"{stage}.norm", block.norm, out, out)
+    return builder.point(out, "the same, normalised, as it is added to the residual stream")
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:
     """x *= the scalar weight of the block."""
     stage = f"blocks.{layer}.scalar"
     builder.in_place(stage, "scale_by", x, factor=Vector(f"{stage}.weight"))
+    builder.point(x, "the residual stream, times the block's scalar")

@@ -20,6 +20,8 @@ def position(builder: Builder, x: str) -> str:
         lookup(builder, "position", "position.weight", x, index=StepRecord.at.positions, add=True)
     if isinstance(builder.spec.position, Sinusoidal):
         _add_sinusoids(builder, builder.spec.position, x)
+    if builder.spec.position is not None:
+        builder.point(x, "the embedding and the vector of the position")
     for rotary in _rotary_kinds(builder):
         _angles(builder, rotary)
     return x
@@ -210,3 +212,4 @@ def _angles(builder: Builder, rotary: Rotary) -> None:
     builder.emit(
         Operation(f"position.{name}", KernelKey("rotary_angles"), fields, (), (name,), f"(T, 2, {pairs})")
     )
+    builder.point(name, "cosines and sines of the angles by which queries and keys are rotated")

@@ -32,7 +32,8 @@ def final_norm(builder: Builder, x: str) -> str:
     if altup:
         x = join_streams(builder, x)
     if builder.spec.final_norm:
-        return norm(builder, "norm", "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, "norm", "norm", builder.spec.final_norm, x, f"{x}.normed")
+        builder.point(x, "the last vectors, normalised")
     return x
 
 
@@ -43,6 +44,7 @@ def project(builder: Builder, x: str) -> str:
         slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
         if embedding.narrow:
             x = builder.linear("project.narrow", x, "project.narrow", embedding.narrow, "narrowed")
+            builder.point(x, "the same, projected to the width of the embeddings")
         # Finer activations cost little for few rows, and no later layer reduces an error of this product.
         logits = builder.linear(
             "project",
@@ -52,9 +54,16 @@ def project(builder: Builder, x: str) -> str:
             "logits",
             bias="project" if head.bias else False,
             activation_bits=builder.fine_bits,
+            letters="V",
         )
         builder.scale("project.scale", logits, head.scale)
-        return builder.softcap("project.softcap", logits, head.softcap) if head.softcap else logits
+        if head.softcap:
+            builder.softcap("project.softcap", logits, head.softcap)
+        about = "the score of each token of the vocabulary"
+        builder.point(logits, about, name="project.logits", unit="nats, up to a constant")
+        about = "the probability of each token of the vocabulary, before the sampler's chain"
+        name, kind = "project.probabilities", "probabilities"
+        return builder.point(logits, about, name=name, unit="probability", kind=kind)
     width = builder.width_of(x)
     out = builder.buffer("pooled", builder.count_of(x), "sequences")
     fields: dict[str, Value] = {
@@ -68,4 +77,4 @@ def project(builder: Builder, x: str) -> str:
             "pool", KernelKey("pool"), fields, (x,), (out,), f"(T, {width}) → (B, {width})", rows="sequences"
         )
     )
-    return out
+    return builder.point(out, "the sentence vector")

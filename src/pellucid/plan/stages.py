@@ -74,7 +74,9 @@ def cut(plan: Plan, count: int) -> list[Stage]:
         # A buffer that a later stage reads passes through all stages between.
         receives = _borders(before, [*part, *later]) if number else ()
         sends = _borders([*before, *part], later) if later else ()
-        made = optimize(replace(source, operations=tuple(part), output=source.output if not later else ""))
+        made = optimize(
+            replace(source, operations=tuple(part), output=source.output if not later else "", points={})
+        )
         stages.append(Stage(made, number, range(blocks[number], blocks[number + 1]), receives, sends))
     return stages
 

@@ -27,6 +27,7 @@ def spread_streams(builder: Builder, x: str) -> None:
     for stream in range(1, kind.streams):
         at = f"altup.{stream}"
         made = builder.linear(f"{at}.project", x, f"{at}.project", width, "projected")
+        builder.point(made, "the embedding, projected for this stream")
         _match(builder, f"{at}.match", made, x)
         place(builder, f"{at}.place", made, 1, width, streams, whole, offset=stream * builder.width_of(x))
 
@@ -43,9 +44,11 @@ def join_streams(builder: Builder, streams: str) -> str:
         at, one = f"altup.{stream}", builder.buffer("stream", width, rows)
         place(builder, f"{at}.take", streams, 1, width, one, width, start=stream * apart)
         made = builder.linear(f"{at}.unembed", one, f"{at}.unembed", width, "unembedded")
+        builder.point(made, "this stream after the last block, projected")
         _match(builder, f"{at}.unembed_match", made, first)
         builder.add(f"{at}.join", total, made)
-    return builder.scale("altup.mean", total, 1 / kind.streams)
+        builder.point(total, "the sum of the streams up to this stream")
+    return builder.scale("altup.mean", total, 1 / kind.streams, "the mean of the streams")
 
 
 def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
@@ -63,6 +66,7 @@ def predict(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "x": At(x),
     }
     _emit(builder, f"{stage}.predicted", "streams_predict", fields, (STREAMS, coefs), (PREDICTED, x))
+    builder.point(PREDICTED, "all residual streams as predicted before the block")
 
 
 def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
@@ -80,6 +84,7 @@ def correct(builder: Builder, layer: int, kind: AltUp, x: str) -> str:
         "out": At(out),
     }
     _emit(builder, f"{stage}.corrected", "streams_correct", fields, (PREDICTED, coefs, x), (STREAMS, out))
+    builder.point(STREAMS, "all residual streams, corrected by the change that the block made")
     return out
 
 
@@ -93,27 +98,37 @@ def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "rows": COUNT["tokens"],
     }
     _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
+    builder.point(STREAMS, "all residual streams after the embedding of the layer")
 
 
 def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> None:
     """x = (x + normed + norm(right(left(normed)))) / sqrt(2): a learned low-rank residual beside attention."""
     stage, width = f"blocks.{layer}.laurel", builder.count_of(x)
     low = builder.linear(f"{stage}.left", normed, f"{stage}.left", kind.laurel, "laurel.low")
+    builder.point(low, "the input of attention, projected to the low rank")
     made = builder.linear(f"{stage}.right", low, f"{stage}.right", width, "laurel")
+    builder.point(made, "the same, projected back to the width of the model")
     norm(builder, f"{stage}.norm", f"{stage}.norm", kind.norm, made, made)
+    builder.point(made, "the same, normalised")
     builder.add(f"{stage}.sum", made, normed)
+    builder.point(made, "the same, with the input of attention added")
     builder.add(f"{stage}.residual", x, made)
-    builder.scale(f"{stage}.scale", x, 2**-0.5)
+    builder.point(x, "the residual stream with the learned residual added")
+    builder.scale(f"{stage}.scale", x, 2**-0.5, "the same, divided by the square root of 2")
 
 
 def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
     """The coefficients (T, ``count``) of a prediction or a correction, computed from the active stream."""
     how, at = builder.spec.blocks[0].norm, f"{stage}.router"
     routed = norm(builder, f"{slot}_norm", f"{at}_norm", how, x, "altup.normed")
+    builder.point(routed, "the active stream, normalised")
     made = builder.linear(f"{slot}_router", routed, at, kind.streams, "modalities")
-    builder.scale(f"{slot}_scale", made, 1 / builder.spec.embedding.width)
+    builder.point(made, "the router of streams")
+    builder.scale(f"{slot}_scale", made, 1 / builder.spec.embedding.width, "the same, divided by the width")
     builder.softcap(f"{slot}_tanh", made, 1.0)
-    return builder.linear(slot, made, slot, count, "coefs")
+    builder.point(made, "the same, after a tanh")
+    coefs = builder.linear(slot, made, slot, count, "coefs")
+    return builder.point(coefs, "the coefficients that mix the streams")
 
 
 def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Value]:
@@ -129,6 +144,7 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
     """Scale each row of x to the RMS of the same row of ``like``."""
     builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
+    builder.point(x, "the same, scaled to the length of the first stream")
 
 
 def _emit(

@@ -214,4 +214,4 @@ def columns_of(selected: Selected) -> list[ColumnRun]:
     dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims
     if view.places:
         return [ColumnRun(part, *run) for part in selected.heads for run in runs_of(dims)]
-    return [ColumnRun(0, *run) for run in runs_of(h * view.apart + d for h in selected.heads for d in dims)]
+    return [ColumnRun(0, *run) for run in runs_of(h * view.stride + d for h in selected.heads for d in dims)]

@@ -17,9 +17,10 @@ from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import ModelSpec, Norm
+from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.points import RESIDUAL, Point
 from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint

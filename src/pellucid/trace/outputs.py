@@ -12,10 +12,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.plan.plan import Plan, View
+from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point, View
 from pellucid.sample.step import steps
 from pellucid.sample.trace import TokenTrace
-from pellucid.trace.points import Point, points_of
 
 STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
 """The columns of a sampler step's point (``sample/comparison.py``)."""
@@ -54,7 +54,7 @@ def output_points() -> Mapping[str, OutputPoint]:
 def _points() -> Iterator[OutputPoint]:
     for name in steps():
         yield OutputPoint(
-            f"sample.{name}", f"what the step did: {', '.join(STEP_COLUMNS)}", _step(name), "", "float32",
+            f"sample.{name}", f"the effect of the step: {', '.join(STEP_COLUMNS)}", _step(name), "", "float32",
             len(STEP_COLUMNS), True,
         )  # fmt: skip
     chain: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
@@ -71,23 +71,21 @@ def _points() -> Iterator[OutputPoint]:
     )
     for name, about, of, unit in chain:
         yield OutputPoint(f"sample.{name}", about, _each(of), unit, sampled=True)
+    yield OutputPoint("detokenize.ids", "the generated tokens", lambda made: made.ids, "token", "int32")
     yield OutputPoint(
-        "detokenize.ids", "the tokens that were generated", lambda made: made.ids, "token", "int32"
-    )
-    yield OutputPoint(
-        "detokenize.held", "how much text was held back after each, because a stop string may begin with it",
+        "detokenize.held", "the length of the text held back after each token, because a stop string may begin with it",
         lambda made: [len(text) for text in made.held], "characters", "int32", sampled=True,
     )  # fmt: skip
     yield OutputPoint(
-        "cache.prefix_hit", "how many tokens of the prompt came from the prefix cache", lambda made: [made.cached],
+        "cache.prefix_hit", "tokens of the prompt that were in the prefix cache", lambda made: [made.cached],
         "tokens", "int32",
     )  # fmt: skip
     yield OutputPoint(
-        "cache.pages", "how many pages of keys and values the sequence had when each was drawn",
+        "cache.pages", "pages of keys and values of the sequence when each token was drawn",
         lambda made: made.pages, "pages", "int32", sampled=True,
     )  # fmt: skip
     yield OutputPoint(
-        "timings.tokens", "when each token came, from the start", lambda made: made.times, "seconds"
+        "timings.tokens", "the time of each token since the start", lambda made: made.times, "seconds"
     )
 
 
@@ -116,17 +114,19 @@ def _step(name: str) -> Callable[[Outputs], list[list[float]]]:
 
 def all_points(plan: Plan) -> dict[str, Point]:
     """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
-    made = points_of(plan)
-    if "project.logits" in made:
-        made |= {name: _as_point(one) for name, one in output_points().items()}
-    return made
+    points = dict(plan.points)
+    if "project.logits" in points:
+        points |= {name: _as_point(output) for name, output in output_points().items()}
+    return points
 
 
-def _as_point(one: OutputPoint) -> Point:
+def _as_point(output: OutputPoint) -> Point:
     """Convert an output point to a ``Point``."""
-    sizes, letters = ((one.columns,), ("C",)) if one.columns else ((), ())
-    view = View(1, max(one.columns, 1), max(one.columns, 1), max(one.columns, 1))
-    return Point(one.name, "output", -1, 0, view, "outputs", one.dtype, letters, sizes, one.about, one.unit)
+    columns = max(output.columns, 1)
+    view = View(1, columns, columns, columns, "C" if output.columns else "")
+    return Point(
+        output.name, output.about, view, rows="outputs", kind="output", dtype=output.dtype, unit=output.unit
+    )
 
 
 def array_of(name: str, made: Outputs | None) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.kernels.attention.tiles import SPAN
-from pellucid.plan.plan import RowKind
+from pellucid.plan.points import RowKind
 from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edits import ColumnRun, EditOf, columns_of, pattern_rows, rows_of
@@ -152,7 +152,7 @@ class Recording:
         for head, count in selected.runs():
             column = self._columns.get(point.rows, 0)
             places.append(column)
-            apart = point.view.apart
+            apart = point.view.stride
             if point.view.places:
                 taps += [
                     Tap(point.operation, 0, apart, point.write, part) for part in range(head, head + count)
@@ -243,7 +243,7 @@ def part_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32
 def _heads_of(placed: PlacedPart, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     view, found = placed.selected.point.view, []
     for column, (_, count) in zip(placed.places, placed.selected.runs()):
-        run = rows[:, column : column + count * view.apart].reshape(len(rows), count, view.apart)
+        run = rows[:, column : column + count * view.stride].reshape(len(rows), count, view.stride)
         found.append(run[:, :, : view.count])
     return np.concatenate(found, 1) if len(found) > 1 else found[0]
 

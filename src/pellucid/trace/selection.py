@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.points import Point
+from pellucid.plan.points import Point
 
 MOST_NAME, MOST_NUMBER, MOST_RANGES = 1000, 1 << 31, 64
 NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")

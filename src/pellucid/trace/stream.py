@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.points import Point
+from pellucid.plan.points import Point
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording, patterns_of, values_of
 from pellucid.trace.selection import Selected, select

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.plan.points import Point
 from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
 from pellucid.trace.reach import refuse_unreached, unused
 from pellucid.trace.recorder import SequenceProbe
 from pellucid.trace.recording import Recording

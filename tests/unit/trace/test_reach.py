@@ -15,10 +15,10 @@ import pellucid
 from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
+from pellucid.plan.points import AttentionMask
 from pellucid.testing import random_model
 from pellucid.trace import ablate, add, call, force_token, replace, scale
 from pellucid.trace.edits import EditOf
-from pellucid.trace.points import AttentionMask
 
 PROMPT = "to see that it rains in the east"
 ONE: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}

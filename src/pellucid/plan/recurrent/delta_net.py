@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import DeltaNet, Norm
-from pellucid.plan.attention import regroup
+from pellucid.plan.attention import NOUNS, regroup
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolve, decays, scan, state
+from pellucid.plan.recurrent.parts import (
+    GATE,
+    GATED,
+    STEP,
+    ScanShape,
+    convolution_values,
+    convolve,
+    decays,
+    scan,
+    state,
+)
 
 EPS = 1e-6  # added to the sum of squares of a query or key when it is scaled to length 1
 
@@ -28,26 +38,34 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
     )
     kept = state(
         builder,
+        stage,
         q=convolution_values(kind.taps, keys),
         k=convolution_values(kind.taps, keys),
         v=convolution_values(kind.taps, values),
         memory=shape.values,
     )
     made = {}
-    for part, width, heads in (
-        ("q", keys, kind.key_heads),
-        ("k", keys, kind.key_heads),
-        ("v", values, kind.heads),
+    for part, width, letters, heads in (
+        ("q", keys, "G K", kind.key_heads),
+        ("k", keys, "G K", kind.key_heads),
+        ("v", values, "H V", kind.heads),
     ):
-        projected = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, part, parts=heads)
+        at = f"{stage}.{part}"
+        projected = builder.linear(at, x, at, width, part, letters=letters, parts=heads)
+        builder.point(projected, f"{NOUNS[part]}, before the convolution")
         made[part] = convolve(
             builder, f"{stage}.{part}_conv", projected, kind.taps, kept, part,
             bias=False, silu=True, parts=heads,
         )  # fmt: skip
+        builder.point(made[part], f"{NOUNS[part]}, after the convolution")
     gate = builder.linear(f"{stage}.gate", x, f"{stage}.gate", values, "gate")
+    builder.point(gate, GATE)
     beta = builder.linear(f"{stage}.beta", x, f"{stage}.beta", kind.heads, "beta")
+    builder.point(beta, "the learning rate of each head (beta), before the sigmoid")
     step = builder.linear(f"{stage}.step", x, f"{stage}.step", kind.heads, "step")
+    builder.point(step, STEP)
     apply(builder, f"{stage}.beta_sigmoid", "sigmoid", beta, "", f"(T, {kind.heads})")
+    builder.point(beta, "the same, after the sigmoid")
     _, decay = decays(builder, stage, step, (0.0, float("inf")))
     for part, heads, width, padded in (
         ("q", kind.key_heads, kind.key_dim, shape.key_dim),
@@ -62,12 +80,15 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
             builder, f"{stage}.{part}_norm", f"{stage}.{part}_norm", length, made[part], made[part],
             parts=kind.key_heads, count=kind.key_dim, factor=factor,
         )  # fmt: skip
+        builder.point(made[part], f"{NOUNS[part]}, scaled to one length")
     scanned = scan(
         builder, stage, shape, kept, q=made["q"], k=made["k"], v=made["v"], decays=decay, factors=beta,
         skip=False, delta=True, width=kind.value_dim,
     )  # fmt: skip
     at = f"{stage}.head_norm"
     norm(builder, at, at, kind.norm, scanned, scanned, parts=kind.heads, count=kind.value_dim)
+    builder.point(scanned, "the same, normalised by head")
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.value_dim)
     apply(builder, f"{stage}.gated", "silu", gate, scanned, f"(T, {values})")
+    builder.point(gate, GATED)
     return builder.linear(f"{stage}.output", gate, f"{stage}.output", builder.spec.embedding.width, out)

@@ -11,7 +11,25 @@ from pellucid.plan.attention import regroup
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
 from pellucid.plan.norm import norm
-from pellucid.plan.recurrent.parts import ScanShape, convolution_values, convolve, decays, scan, state
+from pellucid.plan.recurrent.parts import (
+    GATE,
+    GATED,
+    STEP,
+    ScanShape,
+    convolution_values,
+    convolve,
+    decays,
+    scan,
+    state,
+)
+
+ABOUT = {
+    "gate": GATE,
+    "x": "values, before the convolution",
+    "b": "keys (B), before the convolution",
+    "c": "queries (C), before the convolution",
+    "step": STEP,
+}
 
 
 def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
@@ -26,6 +44,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
     )
     kept = state(
         builder,
+        stage,
         x=convolution_values(kind.taps, inner),
         b=convolution_values(kind.taps, of_groups),
         c=convolution_values(kind.taps, of_groups),
@@ -36,11 +55,13 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
     for (part, width), factor in zip(widths.items(), kind.multipliers):
         to = f"inner.{part}"
         made[part] = builder.linear(f"{stage}.{part}", x, f"{stage}.{part}", width, to, bias=kind.bias)
-        builder.scale(f"{stage}.{part}_scale", made[part], factor)
+        builder.point(made[part], ABOUT[part])
+        builder.scale(f"{stage}.{part}_scale", made[part], factor, "the same, times a factor")
     for part in ("x", "b", "c"):
         made[part] = convolve(
             builder, f"{stage}.{part}_conv", made[part], kind.taps, kept, part, bias=kind.conv_bias, silu=True
         )
+        builder.point(made[part], "the same, after the convolution")
     steps, decay = decays(builder, stage, made["step"], kind.limits)
     scanned = scan(
         builder,
@@ -61,6 +82,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         scanned = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, scanned)
     gated = made["gate"]
     apply(builder, f"{stage}.gated", "silu", gated, scanned, f"(T, {inner})")
+    builder.point(gated, GATED)
     if kind.norm and not kind.norm_first:
         gated = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, gated)
     return builder.linear(
@@ -77,8 +99,9 @@ def _group_norm(builder: Builder, stage: str, kind: Mamba, how: Norm, x: str) ->
     """Normalize each group of x separately, with its own weights."""
     groups, each = kind.groups, kind.heads * kind.head_dim // kind.groups
     if groups == 1:
-        return norm(builder, stage, stage, how, x, x)
+        return builder.point(norm(builder, stage, stage, how, x, x), "the same, normalised")
     padded = round_up(each, ROWS)
     wide = regroup(builder, f"{stage}.groups", x, groups, each, padded)
-    norm(builder, stage, stage, how, wide, wide, parts=groups, count=each, apart=True)
+    norm(builder, stage, stage, how, wide, wide, parts=groups, count=each, apart=True, letters="G D")
+    builder.point(wide, "the same, normalised by group")
     return regroup(builder, f"{stage}.joined", wide, groups, padded, each)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.builder import COUNT, Builder, columns
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
+from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
+
+GATE = "the gates of the result, before the activation"
+GATED = "the result, times the gates"
+STEP = "the step of each head, as the projection gives it"
 
 
 class State(Struct, frozen=True):
-    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts."""
+    """The state of a recurrent layer: ``layer`` is its number in the cache, which addresses its parts.
+
+    ``sizes`` are the numbers of values of its parts. ``stage`` is the stage of the layer.
+    """
 
     layer: int
+    stage: str
+    sizes: Mapping[str, int]
 
     def fields(self, part: str) -> dict[str, Value]:
         """The record fields of a part of the state."""
@@ -24,10 +36,17 @@ class State(Struct, frozen=True):
         """The name of a part in the ``reads`` and ``writes`` of operations."""
         return f"cache.{self.layer}.{part}"
 
+    def point(self, builder: Builder, part: str, about: str) -> None:
+        """Declare that a part, which the last operation wrote, is a hook point."""
+        size, name = self.sizes[part], f"{self.stage}.state.{part}"
+        view = View(1, size, size, size, "S")
+        builder.point(self.of(part), about, name=name, kind="state", part=part, write=self.layer, view=view)
 
-def state(builder: Builder, **parts: int) -> State:
+
+def state(builder: Builder, stage: str, **parts: int) -> State:
     """Add a layer to the cache. ``parts`` is the number of values of each part of its state."""
-    return State(builder.cached(StateShape(tuple((name, size) for name, size in parts.items() if size))))
+    sizes = {name: size for name, size in parts.items() if size}
+    return State(builder.cached(StateShape(tuple(sizes.items()))), stage, sizes)
 
 
 def convolution_values(taps: int, width: int) -> int:
@@ -53,7 +72,7 @@ def convolve(
     """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
-    builder.divide(out, parts, count // parts)
+    builder.divide(out, builder.letters_of(x), parts, count // parts)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
@@ -76,6 +95,8 @@ def convolve(
             partitions=dict.fromkeys((x, out), columns(width)),
         )
     )
+    if taps > 1:
+        kept.point(builder, part, "the last inputs of a convolution, after the last token of a step")
     return out
 
 
@@ -94,6 +115,8 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
         "rows": COUNT["tokens"],
     }
     builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
+    builder.point(x, "the size of each head's step", name=f"{stage}.step_softplus")
+    builder.point(out, "the decay of each head's state, a factor")
     return x, out
 
 
@@ -135,7 +158,7 @@ def scan(
     Only the first ``width`` of a head's V values are not padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
-    builder.divide(out, shape.heads, width, shape.value_dim)
+    builder.divide(out, "H V", shape.heads, width, shape.value_dim)
     fields: dict[str, Value] = {
         "q": At(q),
         "k": At(k),
@@ -165,4 +188,5 @@ def scan(
             f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})",
         )
     )
-    return out
+    kept.point(builder, "memory", "the recurrent state after the last token of a step")
+    return builder.point(out, "the output of each head, read from its state")
