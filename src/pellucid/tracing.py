@@ -31,11 +31,11 @@ from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.stages.characters import several
 from pellucid.trace.edits import EditOf, listed
-from pellucid.trace.model import token_of
-from pellucid.trace.outputs import all_points
-from pellucid.trace.recorded import RecordedRun, identity, parts_of, plain_options, shape_of
-from pellucid.trace.stream import LIMIT, FrameReader, TraceFrame, TraceStream
+from pellucid.trace.frames import LIMIT, FrameReader, TraceFrame, TraceStream
+from pellucid.trace.output_points import all_points
+from pellucid.trace.recorded_run import RecordedRun, identity, parts_of, plain_options, shape_of
 from pellucid.trace.trace import BUDGET, Trace
+from pellucid.trace.traced_model import token_of
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint
 

@@ -18,7 +18,7 @@ from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 from pellucid.trace.edits import EditOf, ablate, call, replace
-from pellucid.trace.recorder import SequenceProbe
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
 LENGTH = 37

@@ -20,7 +20,7 @@ from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
 from pellucid.trace.edits import EditOf
-from pellucid.trace.stream import LIMIT
+from pellucid.trace.frames import LIMIT
 
 
 class RemoteGroup(TextGroup):

@@ -35,8 +35,8 @@ from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.edits import EditOf, listed
-from pellucid.trace.outputs import all_points
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.frames import TraceStream
+from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
 from pellucid.tracing import DIVIDED, refuse_watched
 from pellucid.util.checks import whole

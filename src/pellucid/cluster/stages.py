@@ -29,8 +29,8 @@ from pellucid.cluster.lost import StageLost
 from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.plan.pipeline_stages import Border, Stage, cut
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import Border, Stage, cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

@@ -21,8 +21,8 @@ from pellucid.cluster import wire
 from pellucid.engine.request import RequestGroup
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
+from pellucid.trace.frames import TraceFrame, TraceStream
 from pellucid.trace.selection import Selected
-from pellucid.trace.stream import TraceFrame, TraceStream
 
 Group: TypeAlias = tuple[list[int], int, RequestGroup]
 """A request: the numbers of its chains, the number of tokens that each chain had before, and the request itself."""

@@ -18,7 +18,7 @@ norm.py          normalization
 project.py       the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
 watched.py       operations that record or change values
-stages.py        pipeline stages: parts of a plan for several machines
+pipeline_stages.py  pipeline stages: parts of a plan for several machines
 weights.py       the packed matrices and the vectors of a plan
 bind.py          fills in addresses
 """

@@ -69,7 +69,8 @@ class Point(Struct, frozen=True):
 
     Values of kind "pattern" and "scores" have a row for each head and token, and the ``mask`` of their attention. Kind
     "probabilities" is the softmax of a value. Kind "state" is a ``part`` of the recurrent state after the last token of
-    each step; its ``write`` is the layer of the cache. Kind "output" is not part of the plan (``trace/outputs.py``).
+    each step; its ``write`` is the layer of the cache. Kind "output" is not part of the plan
+    (``trace/output_points.py``).
     """
 
     name: str

@@ -20,12 +20,12 @@ from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw
 from pellucid.sample.trace import TokenTrace, likeliest
+from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution
 from pellucid.trace.lenses.logit_lens import LogitLens, logit_lens
-from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, residual_points
 from pellucid.util.checks import whole
 
 FIRST_COMPONENTS = 4
@@ -128,7 +128,7 @@ class PromptExplanation:
         return replace(run, notes=[*self.notes, *run.notes]).html()
 
     def _repr_html_(self) -> str:
-        from pellucid.trace.sections import sections
+        from pellucid.trace.explanation_html import sections
 
         return sections(self)
 

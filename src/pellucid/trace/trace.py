@@ -19,12 +19,12 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import TraceBudget
+from pellucid.trace.edit_reach import refuse_unreached, unused
 from pellucid.trace.edits import EditOf
-from pellucid.trace.reach import refuse_unreached, unused
-from pellucid.trace.recorder import SequenceProbe
-from pellucid.trace.recording import Recording
+from pellucid.trace.frames import TraceStream
+from pellucid.trace.instrumentation import Instrumentation
 from pellucid.trace.selection import Selected, select
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
 BUDGET = 1 << 30  # bytes
@@ -82,7 +82,7 @@ class SequenceTrace:
     @property
     def edited(self) -> set[str]:
         """The points whose values were changed."""
-        return {one.selected.name for one in self._probe.recording.reaches}
+        return {one.selected.name for one in self._probe.instrumentation.reaches}
 
     @property
     def dropped(self) -> int:
@@ -201,13 +201,13 @@ class Trace(Mapping[str, NDArray[Any]]):
         return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
     def _watching_with(self, edits: Sequence[EditOf]) -> RequestTrace:
-        recording = Recording(self.selected, bound_edits(self._points, edits))
-        return RequestTrace(recording, self._budget, self._keep)
+        instrumentation = Instrumentation(self.selected, bound_edits(self._points, edits))
+        return RequestTrace(instrumentation, self._budget, self._keep)
 
     def _keep(self, probe: SequenceProbe) -> None:
         with self._lock:
             if self.stream is not None:
-                probe.told = partial(self.stream.put, len(self.sequences))
+                probe.notify = partial(self.stream.put, len(self.sequences))
             self.sequences.append(SequenceTrace(self, probe))
 
 
@@ -215,23 +215,23 @@ class RequestTrace:
     """The recordings and edits of one request. Implements the engine's ``Watching``."""
 
     def __init__(
-        self, recording: Recording, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
+        self, instrumentation: Instrumentation, budget: TraceBudget, keep: Callable[[SequenceProbe], None]
     ) -> None:
-        self._recording, self._budget, self.keep = recording, budget, keep
+        self._instrumentation, self._budget, self.keep = instrumentation, budget, keep
 
     @property
     def watches_chain(self) -> bool:
         """As in ``Watching``."""
-        return self._recording.watches_chain
+        return self._instrumentation.watches_chain
 
     def unused(self, count: int) -> list[str]:
         """As in ``Watching``."""
-        return unused(self._recording.reaches, count)
+        return unused(self._instrumentation.reaches, count)
 
     @property
     def first_output(self) -> int | None:
         """As in ``Watching``."""
-        return self._recording.first_output
+        return self._instrumentation.first_output
 
     def begin(
         self,
@@ -244,15 +244,17 @@ class RequestTrace:
     ) -> list[SequenceProbe]:
         """As in ``Watching``."""
         if parent is None:
-            refuse_unreached(self._recording.reaches, tokens, tokens if most is None else most, first_output)
-        needed = self._recording.bytes_for(tokens)
+            refuse_unreached(
+                self._instrumentation.reaches, tokens, tokens if most is None else most, first_output
+            )
+        needed = self._instrumentation.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
             raise InvalidRequest(
                 f"budget={self._budget.most:,}: a trace of {tokens:,} tokens takes {needed:,} bytes, and {reserved:,} "
                 "are left: trace fewer points, heads or tokens, or give a larger budget"
             )
-        made = [SequenceProbe(self._recording, self._budget, reserved) for _ in range(count)]
+        made = [SequenceProbe(self._instrumentation, self._budget, reserved) for _ in range(count)]
         if parent is not None:
             for probe in made:
                 probe.follow(parent)

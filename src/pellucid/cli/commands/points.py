@@ -29,7 +29,7 @@ def command(
     A shape has B sequences, T tokens and the model's own dimensions: D width, H heads, G key/value heads, K and V
     widths of a head's key and value, F neurons, E experts, C chosen experts.
     """
-    from pellucid.trace.outputs import all_points
+    from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select
 
     points = all_points(common.plan(model, precise, None))

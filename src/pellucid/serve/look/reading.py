@@ -24,9 +24,9 @@ from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
 from pellucid.trace.lenses.neighbours import around
-from pellucid.trace.model import read
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
+from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
 
 MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.model.spec import Mixture
-from pellucid.trace.model import (
+from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import (
     ModelWeights,
     TracedModel,
     backward_of_norm,
@@ -27,7 +28,6 @@ from pellucid.trace.model import (
     token_of,
     unembedding,
 )
-from pellucid.trace.trace import SequenceTrace
 
 GATHERED = ("attention.gated", "attention.heads")
 """The input of attention's output projection: the first point of this list that a model has."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.model import TracedModel, read, residual_points
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 
 @dataclass(frozen=True)

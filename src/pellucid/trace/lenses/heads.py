@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.model import TracedModel, read
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
 LONGEST = 1024

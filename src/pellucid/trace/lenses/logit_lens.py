@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.sample.candidates import Candidates
 from pellucid.tokenize.stages.characters import CharacterGroup, several
-from pellucid.trace.model import TracedModel, read, residual_points, token_of
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, read, residual_points, token_of
 from pellucid.util.checks import whole
 
 MOST_TOP = 1000

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.model import ROWS, ModelWeights, OpenedModel
+from pellucid.trace.traced_model import ROWS, ModelWeights, OpenedModel
 from pellucid.util.checks import whole
 
 MOST = 10_000

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import EditOf, replace
-from pellucid.trace.model import TracedModel, read, token_of
 from pellucid.trace.selection import select
+from pellucid.trace.traced_model import TracedModel, read, token_of
 
 KINDS = ("residual", "attention.output", "feedforward.output", "attention.heads")
 

@@ -1,8 +1,8 @@
-"""The recorder of a sequence: it collects blocks of values from the steps, and builds arrays from them."""
+"""The probe of a sequence: it collects blocks of values from the steps, and builds arrays from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,19 +14,19 @@ from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.edits import rows_of, shape_of
-from pellucid.trace.outputs import array_of
-from pellucid.trace.recording import PlacedPart, Recording, entries_of, part_of
+from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of
+from pellucid.trace.output_points import array_of
 from pellucid.trace.selection import Selected
 
 SOME = 3  # maximum number of edits that a message names
 
 
 class RecordedBlock(NamedTuple):
-    """Values of a step at ``positions``, (n, ...). ``room`` are their bytes of the trace's budget."""
+    """Values of a step at ``positions``, (n, ...), and their bytes of the trace's budget."""
 
     positions: range
     values: NDArray[np.float32]
-    room: TakenBytes
+    budget: TakenBytes
 
 
 class SequenceProbe:
@@ -34,15 +34,19 @@ class SequenceProbe:
 
     Each block takes bytes of ``budget`` (None: no block is kept), first from the bytes that ``reserve`` holds.
     ``error`` is the exception that an edit's function raised. ``tokens`` returns the tokens that the sequence has read,
-    and ``outputs`` holds the generated tokens. ``told`` is called with every block, including blocks that are not kept.
+    and ``outputs`` holds the generated tokens. ``notify`` is called with every block, including blocks that are not
+    kept.
     ``dropped`` counts the blocks that did not fit into the budget.
     """
 
     def __init__(
-        self, recording: Recording, budget: TraceBudget | None, reserve: ReservedBytes | None = None
+        self,
+        instrumentation: Instrumentation,
+        budget: TraceBudget | None,
+        reserve: ReservedBytes | None = None,
     ) -> None:
-        self.recording, self._budget, self._reserve = recording, budget, reserve
-        self.told: Callable[..., object] | None = None
+        self.instrumentation, self._budget, self._reserve = instrumentation, budget, reserve
+        self.notify: Callable[..., object] | None = None
         self.error: BaseException | None = None
         self.dropped = 0
         self.tokens: Callable[[], Sequence[int]] = tuple
@@ -54,17 +58,17 @@ class SequenceProbe:
     @property
     def watch(self) -> Watch:
         """As in ``Probe``."""
-        return self.recording.watch
+        return self.instrumentation.watch
 
     @property
     def uncacheable(self) -> bool:
         """As in ``Probe``."""
-        return bool(self.recording.edits or self.recording.pattern_edits)
+        return bool(self.instrumentation.edits or self.instrumentation.pattern_edits)
 
     @property
     def edited(self) -> str:
         """As in ``SequenceWatch``."""
-        names = list(dict.fromkeys(one.where for one in self.recording.reaches))
+        names = list(dict.fromkeys(reach.where for reach in self.instrumentation.reaches))
         more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
         return ", ".join(names[:SOME]) + more
 
@@ -76,7 +80,7 @@ class SequenceProbe:
     @property
     def first_recorded(self) -> int | None:
         """As in ``Probe``."""
-        return self.recording.tokens.start if self.recording.placed else None
+        return self.instrumentation.tokens.start if self.instrumentation.recorded else None
 
     def follow(self, other: SequenceProbe) -> None:
         """Continue after the tokens that ``other`` has recorded."""
@@ -86,33 +90,33 @@ class SequenceProbe:
 
     def positions(self, start: int, stop: int) -> range:
         """As in ``Probe``."""
-        tokens = self.recording.tokens
-        low = min(max(start, tokens.start), stop)
-        return range(low, max(low, min(stop, tokens.stop)))
+        tokens = self.instrumentation.tokens
+        first = min(max(start, tokens.start), stop)
+        return range(first, max(first, min(stop, tokens.stop)))
 
     def take(self, rows: str, positions: range, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        if self.told is not None:
-            self.told(rows, positions, values)
+        if self.notify is not None:
+            self.notify(rows, positions, values)
         self._put(self._blocks.setdefault(rows, []), positions, values)
 
     def take_pattern(self, block: int, positions: range, rows: NDArray[np.float32]) -> None:
         """As in ``Probe``. The pattern is recorded after its edits."""
         first = 0
-        for tap in self.recording.watch.patterns:
+        for tap in self.instrumentation.watch.patterns:
             if tap.block == block:
                 self._change(tap, positions, rows[:, first : first + tap.count])
                 first += tap.count
-        if self.told is not None:
-            self.told(block, positions, rows)
+        if self.notify is not None:
+            self.notify(block, positions, rows)
         self._put(self._patterns.setdefault(block, []), positions, rows)
 
     def _change(self, tap: PatternTap, positions: range, rows: NDArray[np.float32]) -> None:
-        for one in self.recording.pattern_edits:
-            if tap.raw or one.operation != tap.operation:
+        for edit in self.instrumentation.pattern_edits:
+            if tap.raw or edit.operation != tap.operation:
                 continue
-            for entry in one.entries(positions.start, positions.stop):
-                head = one.first + entry.head
+            for entry in edit.entries(positions.start, positions.stop):
+                head = edit.first + entry.head
                 if tap.first <= head < tap.first + tap.count:
                     row = rows[entry.position - positions.start, head - tap.first]
                     seen = row > 0
@@ -122,78 +126,80 @@ class SequenceProbe:
 
     def take_state(self, number: int, position: int, values: NDArray[np.float32]) -> None:
         """As in ``Probe``."""
-        states, one = self._states.setdefault(number, {}), range(position, position + 1)
+        states = self._states.setdefault(number, {})
         states.pop(position, None)
-        if room := self._room(values.nbytes):
-            states[position] = RecordedBlock(one, values.copy(), room)
+        if budget := self._take(values.nbytes):
+            states[position] = RecordedBlock(range(position, position + 1), values.copy(), budget)
 
     def _put(self, blocks: list[RecordedBlock], positions: range, values: NDArray[np.float32]) -> None:
         """Add a block. It replaces earlier values of its positions: a sequence that lost its pages reads them again."""
         if blocks and blocks[-1].positions.stop > positions.start:
-            self._make_way(blocks, positions)
-        if room := self._room(values.nbytes):
-            blocks.append(RecordedBlock(positions, values, room))
+            self._remove(blocks, positions)
+        if budget := self._take(values.nbytes):
+            blocks.append(RecordedBlock(positions, values, budget))
 
-    def _make_way(self, blocks: list[RecordedBlock], positions: range) -> None:
+    def _remove(self, blocks: list[RecordedBlock], positions: range) -> None:
         """Remove some positions from blocks."""
         before = blocks[:]
         blocks.clear()
         while before:
-            own, values, _ = block = before.pop(0)
-            if own.stop <= positions.start or own.start >= positions.stop:
+            known, values, _ = block = before.pop(0)
+            if known.stop <= positions.start or known.start >= positions.stop:
                 blocks.append(block)
                 continue
-            rest = [range(own.start, positions.start), range(positions.stop, own.stop)]
-            copies = [(part, values[part.start - own.start : part.stop - own.start].copy()) for part in rest]
+            rest = [range(known.start, positions.start), range(positions.stop, known.stop)]
+            copies = [
+                (part, values[part.start - known.start : part.stop - known.start].copy()) for part in rest
+            ]
             del block, _, values  # releases their bytes of the budget
             for part, copy in copies:
-                if len(part) and (room := self._room(copy.nbytes)):
-                    blocks.append(RecordedBlock(part, copy, room))
+                if len(part) and (budget := self._take(copy.nbytes)):
+                    blocks.append(RecordedBlock(part, copy, budget))
 
-    def _room(self, nbytes: int) -> TakenBytes | None:
-        room = self._budget.take(nbytes, self._reserve) if self._budget is not None else None
-        self.dropped += room is None
-        return room
+    def _take(self, nbytes: int) -> TakenBytes | None:
+        """Take bytes of the budget; None if too few are free."""
+        taken = self._budget.take(nbytes, self._reserve) if self._budget is not None else None
+        self.dropped += taken is None
+        return taken
 
     def entries(self, number: int, start: int, stop: int) -> Sequence[EditEntry]:
         """As in ``Probe``."""
-        one = self.recording.edits[number]
-        return entries_of(one, one.values, one.alike, one.edit.factor, start, stop)
+        return self.instrumentation.edits[number].entries(start, stop)
 
     def pattern_entries(self, number: int, start: int, stop: int) -> Sequence[PatternEntry]:
         """As in ``Probe``."""
-        return self.recording.pattern_edits[number].entries(start, stop)
+        return self.instrumentation.pattern_edits[number].entries(start, stop)
 
     def changed(self, number: int, start: int, values: NDArray[np.float32]) -> Sequence[EditEntry]:
         """As in ``Probe``. If the function raises, ``error`` keeps the exception for the sequence's task.
 
         The values then stay unchanged.
         """
-        one = self.recording.edits[number]
-        tokens = one.selected.tokens
-        low, high = max(start, tokens.start), min(start + len(values), tokens.stop)
-        if low >= high or self.error is not None or one.edit.function is None:
+        selected, edit = self.instrumentation.edits[number].selected, self.instrumentation.edits[number].edit
+        positions = common(range(start, start + len(values)), selected.tokens)
+        if not positions or self.error is not None or edit.function is None:
             return []
-        part = values[low - start : high - start].reshape(high - low, *shape_of(one.selected))
+        part = values[positions.start - start : positions.stop - start]
+        part = part.reshape(len(positions), *shape_of(selected))
         part.flags.writeable = False  # only the function's return value changes it
         try:
-            given = one.edit.function(part)
-            if given is None:
+            result = edit.function(part)
+            if result is None:
                 return []
-            made, alike = rows_of(one.selected, one.edit, given)
-            if not alike and len(made) != len(part):
+            rows, broadcast = rows_of(selected, edit, result)
+            if not broadcast and len(rows) != len(part):
                 raise InvalidRequest(
-                    f"edit of {brief(one.edit.where)}: the function returns {len(made)} rows for {len(part)}"
+                    f"edit of {brief(edit.where)}: the function returns {len(rows)} rows for {len(part)}"
                 )
         except PellucidError as error:
             self.error = error
             return []
         except BaseException as error:  # any exception ends only this request
-            told = f"{type(error).__name__}: {shown(str(error))}"
-            self.error = InvalidRequest(f"edit of {brief(one.edit.where)}: the function fails: {told}")
+            message = f"{type(error).__name__}: {shown(str(error))}"
+            self.error = InvalidRequest(f"edit of {brief(edit.where)}: the function fails: {message}")
             self.error.__cause__ = error
             return []
-        return [EditEntry(low + i, 0.0, made[0 if alike else i]) for i in range(high - low)]
+        return [EditEntry(position, 0.0, rows[0 if broadcast else i]) for i, position in enumerate(positions)]
 
     @property
     def count(self) -> int:
@@ -207,40 +213,39 @@ class SequenceProbe:
         """
         if selected.point.kind == "output":
             return array_of(selected.name, self.outputs)
-        placed = self.recording.placed[selected]
+        recorded = self.instrumentation.recorded[selected]
         tokens = range(min(selected.tokens.start, self.count), min(selected.tokens.stop, self.count))
         if selected.point.rows == "sequences":
             tokens = range(1)
         if selected.point.kind in ("pattern", "scores"):
-            return self._pattern(placed, tokens)
+            return self._pattern(recorded, tokens)
         if selected.point.kind == "state":
-            made = np.full((len(tokens), selected.point.view.count), np.nan, np.float32)
-            for position, state in self._states.get(placed.places[0], {}).items():
+            states = np.full((len(tokens), selected.point.view.count), np.nan, np.float32)
+            for position, state in self._states.get(recorded.places[0], {}).items():
                 if position in tokens:
-                    made[position - tokens.start] = state.values
-            return made
+                    states[position - tokens.start] = state.values
+            return states
         size = selected.point.view.count if selected.dims is None else len(selected.dims)
-        made = np.full((len(tokens), len(selected.heads), size), np.nan, np.float32)
-        for positions, block, _ in self._blocks.get(selected.point.rows, ()):
-            low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
-            if low >= high:
-                continue
-            rows = block[low - positions.start : high - positions.start]
-            made[low - tokens.start : high - tokens.start] = part_of(placed, rows)
-        whole: NDArray[Any] = made.view(np.int32) if selected.point.dtype == "int32" else made
-        return whole if selected.point.heads else whole[:, 0]
+        values = np.full((len(tokens), len(selected.heads), size), np.nan, np.float32)
+        for positions, block in _blocks_in(self._blocks.get(selected.point.rows, ()), tokens):
+            values[positions.start - tokens.start : positions.stop - tokens.start] = part_of(recorded, block)
+        typed: NDArray[Any] = values.view(selected.point.dtype)
+        return typed if selected.point.heads else typed[:, 0]
 
-    def _pattern(self, placed: PlacedPart, tokens: range) -> NDArray[np.float32]:
-        selected = placed.selected
-        nothing = 0.0 if selected.point.kind == "pattern" else -np.inf
-        made = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
-        for positions, block, _ in self._patterns.get(placed.places[0], ()):
-            low, high = max(positions.start, tokens.start), min(positions.stop, tokens.stop)
-            if low >= high:
-                continue
-            rows = block[low - positions.start : high - positions.start]
-            length = min(rows.shape[-1], tokens.stop)
-            own = made[:, low - tokens.start : high - tokens.start]
-            own[...] = nothing
-            own[:, :, :length] = rows[:, :, :length].swapaxes(0, 1)
-        return made
+    def _pattern(self, recorded: RecordedPart, tokens: range) -> NDArray[np.float32]:
+        selected = recorded.selected
+        unseen = 0.0 if selected.point.kind == "pattern" else -np.inf
+        pattern = np.full((len(selected.heads), len(tokens), tokens.stop), np.nan, np.float32)
+        for positions, block in _blocks_in(self._patterns.get(recorded.places[0], ()), tokens):
+            length = min(block.shape[-1], tokens.stop)
+            rows = pattern[:, positions.start - tokens.start : positions.stop - tokens.start]
+            rows[...] = unseen
+            rows[:, :, :length] = block[:, :, :length].swapaxes(0, 1)
+        return pattern
+
+
+def _blocks_in(blocks: Sequence[RecordedBlock], tokens: range) -> Iterator[tuple[range, NDArray[np.float32]]]:
+    """Yield the recorded positions within ``tokens``, with their rows."""
+    for positions, values, _ in blocks:
+        if shared := common(positions, tokens):
+            yield shared, values[shared.start - positions.start : shared.stop - positions.start]

@@ -16,9 +16,9 @@ from pellucid.tokenize.stages.characters import several
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import around
-from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.recorded import RecordedRun, identity, shape_of
+from pellucid.trace.recorded_run import RecordedRun, identity, shape_of
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, residual_points
 
 MOST_BYTES = 48 << 20  # of arrays
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000

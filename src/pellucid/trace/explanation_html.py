@@ -1,4 +1,7 @@
-"""An explanation as HTML for notebooks, which run no scripts. ``trace/report.py`` makes a page with scripts."""
+"""An explanation as HTML for notebooks, which run no scripts.
+
+``trace/explanation_report.py`` makes a page with scripts.
+"""
 
 from __future__ import annotations
 
