@@ -35,103 +35,106 @@ class Outputs(Protocol):
 
 
 class OutputPoint(Struct, frozen=True):
-    """A point whose values ``of`` computes from a sequence's outputs. ``sampled`` points need a trace of the chain."""
+    """A point, and the function that computes its values from a sequence's outputs."""
 
-    name: str
-    about: str
-    of: Callable[[Outputs], Any]
-    unit: str = ""
-    dtype: str = "float32"
-    columns: int = 0
-    sampled: bool = False
+    point: Point
+    values: Callable[[Outputs], Any]
 
 
 def output_points() -> Mapping[str, OutputPoint]:
     """All output points by name, in the order of the pipeline."""
-    return {one.name: one for one in _points()}
+    return {output.point.name: output for output in _output_points()}
 
 
-def _points() -> Iterator[OutputPoint]:
+def _output_points() -> Iterator[OutputPoint]:
     for name in steps():
-        yield OutputPoint(
-            f"sample.{name}", f"the effect of the step: {', '.join(STEP_COLUMNS)}", _step(name), "", "float32",
-            len(STEP_COLUMNS), True,
-        )  # fmt: skip
-    chain: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
-        ("entropy", "the entropy of the model's distribution", lambda one: one.entropy, "nats"),
-        (
-            "probability",
-            "the chosen token's probability in the model",
-            lambda one: one.probability,
-            "probability",
-        ),
-        ("final_probability", "the same, after the chain", lambda one: one.final_probability, "probability"),
-        ("rank", "its rank in the model's distribution", lambda one: one.rank, "1 is the likeliest"),
-        ("number", "the random number that was drawn, NaN if none was", _number, "in [0, 1)"),
+        about = f"the effect of the step: {', '.join(STEP_COLUMNS)}"
+        yield _output(f"sample.{name}", about, _effects(name), columns=len(STEP_COLUMNS))
+    for name, about, values, unit in CHAIN:
+        yield _output(f"sample.{name}", about, _each(values), unit)
+    yield _output("detokenize.ids", "the generated tokens", lambda outputs: outputs.ids, "token", "int32")
+    yield _output(
+        "detokenize.held",
+        "the length of the text held back after each token, because a stop string may begin with it",
+        lambda outputs: [len(text) for text in outputs.held],
+        "characters",
+        "int32",
     )
-    for name, about, of, unit in chain:
-        yield OutputPoint(f"sample.{name}", about, _each(of), unit, sampled=True)
-    yield OutputPoint("detokenize.ids", "the generated tokens", lambda made: made.ids, "token", "int32")
-    yield OutputPoint(
-        "detokenize.held", "the length of the text held back after each token, because a stop string may begin with it",
-        lambda made: [len(text) for text in made.held], "characters", "int32", sampled=True,
-    )  # fmt: skip
-    yield OutputPoint(
-        "cache.prefix_hit", "tokens of the prompt that were in the prefix cache", lambda made: [made.cached],
-        "tokens", "int32",
-    )  # fmt: skip
-    yield OutputPoint(
-        "cache.pages", "pages of keys and values of the sequence when each token was drawn",
-        lambda made: made.pages, "pages", "int32", sampled=True,
-    )  # fmt: skip
-    yield OutputPoint(
-        "timings.tokens", "the time of each token since the start", lambda made: made.times, "seconds"
+    yield _output(
+        "cache.prefix_hit",
+        "tokens of the prompt that were in the prefix cache",
+        lambda outputs: [outputs.cached],
+        "tokens",
+        "int32",
     )
+    yield _output(
+        "cache.pages",
+        "pages of keys and values of the sequence when each token was drawn",
+        lambda outputs: outputs.pages,
+        "pages",
+        "int32",
+    )
+    about = "the time of each token since the start"
+    yield _output("timings.tokens", about, lambda outputs: outputs.times, "seconds")
 
 
-def _number(one: TokenTrace) -> float:
-    return float("nan") if one.number is None else one.number
+CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
+    ("entropy", "the entropy of the model's distribution", lambda token: token.entropy, "nats"),
+    (
+        "probability",
+        "the chosen token's probability in the model",
+        lambda token: token.probability,
+        "probability",
+    ),
+    ("final_probability", "the same, after the chain", lambda token: token.final_probability, "probability"),
+    ("rank", "its rank in the model's distribution", lambda token: token.rank, "1 is the likeliest"),
+    (
+        "number",
+        "the random number that was drawn, NaN if none was",
+        lambda token: float("nan") if token.number is None else token.number,
+        "in [0, 1)",
+    ),
+)
+"""The points that have one value of each generated token's trace: name, description, function, unit."""
 
 
-def _each(of: Callable[[TokenTrace], Any]) -> Callable[[Outputs], list[Any]]:
-    return lambda made: [of(one) for one in made.trace]
+def _output(
+    name: str,
+    about: str,
+    values: Callable[[Outputs], Any],
+    unit: str = "",
+    dtype: str = "float32",
+    columns: int = 0,
+) -> OutputPoint:
+    view = View(1, columns or 1, columns or 1, columns or 1, "C" if columns else "")
+    point = Point(name, about, view, rows="outputs", kind="output", dtype=dtype, unit=unit)
+    return OutputPoint(point, values)
 
 
-def _step(name: str) -> Callable[[Outputs], list[list[float]]]:
+def _each(values: Callable[[TokenTrace], Any]) -> Callable[[Outputs], list[Any]]:
+    return lambda outputs: [values(token) for token in outputs.trace]
+
+
+def _effects(name: str) -> Callable[[Outputs], list[list[float]]]:
     """The columns of a sampler step for each token; NaN if the step was not in the chain."""
-    nothing = [float("nan")] * len(STEP_COLUMNS)
 
-    def of(made: Outputs) -> list[list[float]]:
-        return [
-            next(
-                ([getattr(step, c) for c in STEP_COLUMNS] for step in one.steps if step.name == name), nothing
-            )
-            for one in made.trace
-        ]
+    def row(token: TokenTrace) -> list[float]:
+        step = next((step for step in token.steps if step.name == name), None)
+        return [float("nan") if step is None else getattr(step, column) for column in STEP_COLUMNS]
 
-    return of
+    return _each(row)
 
 
 def all_points(plan: Plan) -> dict[str, Point]:
     """The points of a plan by name, in the order of the pipeline. A plan with logits also has the output points."""
     points = dict(plan.points)
     if "project.logits" in points:
-        points |= {name: _as_point(output) for name, output in output_points().items()}
+        points |= {name: output.point for name, output in output_points().items()}
     return points
 
 
-def _as_point(output: OutputPoint) -> Point:
-    """Convert an output point to a ``Point``."""
-    columns = max(output.columns, 1)
-    view = View(1, columns, columns, columns, "C" if output.columns else "")
-    return Point(
-        output.name, output.about, view, rows="outputs", kind="output", dtype=output.dtype, unit=output.unit
-    )
-
-
-def array_of(name: str, made: Outputs | None) -> NDArray[Any]:
+def array_of(name: str, outputs: Outputs | None) -> NDArray[Any]:
     """The values of an output point, (N,) or (N, columns); empty if the sequence has no outputs."""
-    one = output_points()[name]
-    kind = np.int32 if one.dtype == "int32" else np.float32
-    values = np.asarray([] if made is None else one.of(made), kind)
-    return values.reshape(-1, one.columns) if one.columns else values.reshape(-1)
+    output = output_points()[name]
+    values = np.asarray([] if outputs is None else output.values(outputs), output.point.dtype)
+    return values.reshape(-1, *output.point.sizes)
