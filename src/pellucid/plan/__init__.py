@@ -9,8 +9,8 @@ embedding.py     token ids → vectors
 position.py      learned, rotary and ALiBi positions
 per_layer.py     embeddings for each layer, and their use in a block
 streams.py       several residual streams, and a learned residual beside attention
-block.py         a transformer block, built from the next five files
-attention.py     attention over the cache
+block.py         a transformer block, built from the next files
+attention.py     attention; latent_attention.py, cached_attention.py, heads.py are its parts
 recurrent/       recurrent layers, by kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
@@ -18,7 +18,7 @@ norm.py          normalization
 project.py       the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
 watched.py       operations that record or change values
-pipeline_stages.py  pipeline stages: parts of a plan for several machines
 weights.py       the packed matrices and the vectors of a plan
 bind.py          fills in addresses
+pipeline_stages.py  pipeline stages: parts of a plan for several machines
 """

@@ -122,13 +122,13 @@ def bind(
 
 def places(plan: Plan, value: Value) -> list[tuple[int, int]]:
     """The positions of a value in the table of records: (record index, word index)."""
-    found = []
+    positions = []
     for index, op in enumerate(plan.operations):
         record = definition(op.kernel.name).record
         assert record is not None
         words = [name for name in record.fields if op.fields[name] == value]
-        found += [(index, getattr(record.at, name) // WORD) for name in words]
-    return found
+        positions += [(index, getattr(record.at, name) // WORD) for name in words]
+    return positions
 
 
 def _barrier(op: Operation) -> int:

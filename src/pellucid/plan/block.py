@@ -48,16 +48,16 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
-    found, at = [], f"blocks.{layer}"
+    sublayers, prefix = [], f"blocks.{layer}"
     if (attending := kind.attention) is not None:
         scale = kind.residual_scale * attending.output_scale
         inside: Inside = lambda i, o: attention(builder, layer, attending, i, o)  # noqa: E731
-        found.append(Sublayer("attention", f"{at}.attention", inside, scale))
+        sublayers.append(Sublayer("attention", f"{prefix}.attention", inside, scale))
     if (state := kind.recurrent) is not None:
         scale = kind.residual_scale * getattr(state, "output_scale", 1.0)
         inside = lambda i, o: recurrent(builder, layer, state, i, o)  # noqa: E731
-        found.append(Sublayer("the recurrent layer", f"{at}.recurrent", inside, scale))
-    return found
+        sublayers.append(Sublayer("the recurrent layer", f"{prefix}.recurrent", inside, scale))
+    return sublayers
 
 
 def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
@@ -112,7 +112,7 @@ def _group(builder: Builder, kind: Block, x: str, group: list[Sublayer]) -> str:
     for sublayer in group:
         _add_output(builder, kind, sublayer, before, x)
     if kind.placement == "post":
-        norm(builder, f"{first.stage}.norm", f"{first.stage}.norm", kind.norm, x, x)
+        norm(builder, f"{first.stage}.norm", kind.norm, x)
         builder.point(x, f"the residual stream after {first.name}, normalised")
     return before
 
@@ -130,7 +130,7 @@ def _parallel(builder: Builder, kind: Block, x: str, groups: list[list[Sublayer]
 
 def _input_norm(builder: Builder, kind: Block, sublayer: Sublayer, x: str, out: str) -> str:
     stage = f"{sublayer.stage}.norm"
-    norm(builder, stage, stage, kind.norm, x, out)
+    norm(builder, stage, kind.norm, x, out)
     return builder.point(out, f"the input of {sublayer.name}, normalised")
 
 
@@ -141,7 +141,7 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     about = f"the output of {name}, before the factors and norms on its way to the residual stream"
     builder.point(out, about, name=f"{stage}.output")
     if kind.placement in ("sandwich", "output"):
-        norm(builder, f"{stage}.post_norm", f"{stage}.post_norm", kind.norm, out, out)
+        norm(builder, f"{stage}.post_norm", kind.norm, out)
         builder.point(out, "the same, normalised")
     builder.add(f"{stage}.residual", x, out, sublayer.scale)
     builder.point(x, f"the residual stream after {name}")

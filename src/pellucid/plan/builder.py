@@ -191,10 +191,10 @@ class Builder:
         self,
         stage: str,
         x: str,
-        slot: str,
         out_features: int,
         out: str,
         *,
+        slot: str = "",
         bias: bool | str = False,
         activation_bits: int = 0,
         letters: str = "D",
@@ -202,6 +202,7 @@ class Builder:
     ) -> str:
         """out = x Wᵀ (+ bias), with the matrix W (out_features, width of x) in ``slot``.weight.
 
+        The slot has by default the name of the stage.
         ``letters`` names the dimensions of the result, which has ``parts`` heads. If ``bias`` is a name, the bias comes
         from the slot of this name, otherwise from ``slot``. ``activation_bits``, if not 0, replaces the value of the
         plan.
@@ -209,6 +210,7 @@ class Builder:
         Raises:
             UnsupportedModel: the width is not a multiple of the layout's scale unit.
         """
+        slot = slot or stage
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
         self.divide(out, letters, parts, out_features // parts)

@@ -51,7 +51,7 @@ def embed(builder: Builder) -> str:
     lookup(builder, "embed", "embed.weight", row, index=StepRecord.at.token_ids, factor=embedding.scale)
     builder.point(row, "the token's row of the embedding matrix")
     if embedding.narrow:
-        builder.linear("embed.widen", row, "embed.widen", embedding.width, x)
+        builder.linear("embed.widen", row, embedding.width, x)
         builder.point(x, "the embedding, projected to the width of the model")
     if embedding.types:  # inputs are a single segment: every token has type 0
         lookup(builder, "embed.types", "embed.types.weight", x, index=-1, add=True)
@@ -62,6 +62,6 @@ def embed(builder: Builder) -> str:
 def embedding_norm(builder: Builder, x: str) -> str:
     """Normalize the sum of token, type and position vectors, if the model has this norm (BERT)."""
     if builder.spec.embedding.norm:
-        norm(builder, "embed.norm", "embed.norm", builder.spec.embedding.norm, x, x)
+        norm(builder, "embed.norm", builder.spec.embedding.norm, x)
         builder.point(x, "the normalised sum of the token's vectors")
     return x

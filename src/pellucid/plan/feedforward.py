@@ -22,8 +22,10 @@ def feedforward(
     """
 
     def linear(part: str, x: str, width: int, out: str, letters: str = "F") -> str:
-        at, bits = f"{stage}.{part}", activation_bits
-        return builder.linear(at, x, at, width, out, bias=kind.bias, activation_bits=bits, letters=letters)
+        bits = activation_bits
+        return builder.linear(
+            f"{stage}.{part}", x, width, out, bias=kind.bias, activation_bits=bits, letters=letters
+        )
 
     hidden, up = linear("gate" if kind.gated else "up", x, kind.width, "hidden"), ""
     builder.point(hidden, GATE if kind.gated else NEURONS)

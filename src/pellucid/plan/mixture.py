@@ -59,7 +59,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
         feedforward(builder, f"{stage}.shared", kind.shared, x, shared)
         builder.point(shared, "the result of the shared expert, before its gate or norm")
     if kind.shared_gate:
-        gate = builder.linear(f"{stage}.shared_gate", x, f"{stage}.shared_gate", 1, "shared_gate")
+        gate = builder.linear(f"{stage}.shared_gate", x, 1, "shared_gate")
         builder.point(gate, "the gate of the shared expert, before the sigmoid")
     if kind.norms is None:
         return _combine(builder, stage, kind, results, shared, gate, out)
@@ -78,7 +78,7 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
 
 def _own_norm(builder: Builder, stage: str, kind: Mixture, x: str, out: str, about: str) -> str:
     """out = norm(x) if the mixture has its own norms, otherwise ""."""
-    return builder.point(norm(builder, stage, stage, kind.norms, x, out), about) if kind.norms else ""
+    return builder.point(norm(builder, stage, kind.norms, x, out), about) if kind.norms else ""
 
 
 def _choice_stride(router: Router) -> int:
@@ -89,8 +89,7 @@ def _choice_stride(router: Router) -> int:
 def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
     """Choose the experts of each token and their weights."""
     experts, chosen = router.experts, router.chosen
-    slot = f"{stage}.router"
-    scores = builder.linear(slot, x, slot, experts, "scores", bias=router.bias, letters="E")
+    scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
     builder.point(scores, "the router's score of each expert")
     builder.scale(f"{stage}.router_scale", scores, router.output_scale, "the same, times a factor")
     keys = builder.buffer("keys", experts + router.groups)

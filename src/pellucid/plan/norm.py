@@ -11,23 +11,24 @@ from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 def norm(
     builder: Builder,
     stage: str,
-    slot: str,
     kind: Norm,
     x: str,
-    out: str,
+    out: str = "",
     *,
+    slot: str = "",
     parts: int = 1,
     count: int = 0,
-    apart: bool = False,
+    own_weights: bool = False,
     factor: float = 1.0,
     letters: str = "",
 ) -> str:
-    """out = norm(x), with the weight (and bias) of ``slot``. Each of the ``parts`` of a row is normalized separately.
+    """out = norm(x), by default in place, with the weight (and bias) of ``slot``, by default the name of the stage.
 
-    A part has ``count`` values (0: the values of a row, divided by ``parts``). Zeros may follow up to the next part.
-    With ``apart``, each part has its own weights. A norm without weights multiplies by ``factor``. ``letters`` names
-    the dimensions of out, if they differ from the dimensions of x.
+    Each of the ``parts`` of a row is normalized separately. A part has ``count`` values (0: the values of a row,
+    divided by ``parts``). Zeros may follow up to the next part. With ``own_weights``, each part has its own weights. A
+    norm without weights multiplies by ``factor``. ``letters`` names the dimensions of out, if they differ from x.
     """
+    slot, out = slot or stage, out or x
     rows, count = builder.buffers[x].rows, count or builder.count_of(x) // parts
     if out != x:  # in place, the buffer keeps its view
         builder.buffer(out, builder.count_of(x), rows)
@@ -40,7 +41,7 @@ def norm(
         "count": count,
         "parts": parts,
         "weight": Vector(f"{slot}.weight") if kind.weight else Fill(factor, width),
-        "weight_part": 4 * count if apart else 0,
+        "weight_part": 4 * count if own_weights else 0,
         "bias": Vector(f"{slot}.bias") if kind.has_bias else Fill(0.0, width),
         "eps": kind.eps,
         "out": At(out),

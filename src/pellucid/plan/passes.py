@@ -44,15 +44,15 @@ def pick_early(plan: Plan) -> Plan:
     moved operations write to new buffers, with one row per output.
     """
     operations, buffers = list(plan.operations), plan.buffers
-    at = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
-    first = _first_of_tail(operations, at)
-    if first == at:
+    pick_index = next((index for index, op in enumerate(operations) if op.kernel.name == "pick"), 0)
+    first = _first_of_tail(operations, pick_index)
+    if first == pick_index:
         return plan
-    pick, tail = operations[at], operations[first:at]
+    pick, tail = operations[pick_index], operations[first:pick_index]
     names = {name: f"{OUTPUTS}.{name}" for op in tail for name in op.writes} | {pick.reads[0]: pick.writes[0]}
-    rows = {name: replace(buffers[of], name=name, rows=OUTPUTS) for of, name in names.items()}
+    rows = {name: replace(buffers[buffer], name=name, rows=OUTPUTS) for buffer, name in names.items()}
     moved = [_of_outputs(op, names) for op in tail]
-    together = (*operations[:first], pick, *moved, *operations[at + 1 :])
+    together = (*operations[:first], pick, *moved, *operations[pick_index + 1 :])
     return replace(plan, operations=together, buffers={**rows, **buffers})
 
 
@@ -83,7 +83,7 @@ def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
         writes=tuple(names[name] for name in op.writes),
         rows=OUTPUTS,
         shape=op.shape.replace(f"({LETTER[op.rows]},", f"({LETTER[OUTPUTS]},"),
-        partitions={names[name]: how for name, how in op.partitions.items()},
+        partitions={names[name]: partition for name, partition in op.partitions.items()},
     )
 
 
@@ -164,7 +164,7 @@ def replicate_norms(operations: list[Operation]) -> list[Operation]:
         for maker in makers[1:]:
             readers += _readers(operations[maker].writes, operations, maker + 1)
         products = set(readers) - set(makers)
-        if products and all(traits(operations[one]).product for one in products):
+        if products and all(traits(operations[product]).product for product in products):
             copied = {name for maker in makers for name in operations[maker].writes}
             for i in (*makers, *products):
                 copies = dict.fromkeys(copied.intersection((*out[i].reads, *out[i].writes)), REPLICATED)
@@ -192,13 +192,18 @@ def place_barriers(operations: list[Operation]) -> list[Operation]:
         op_reads = {(b, op.partitions.get(b)) for b in op.reads}
         op_writes = {(b, op.partitions.get(b)) for b in op.writes}
         conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
-        copies = {(b, how) for b, how in conflicts if how == REPLICATED == op.partitions.get(b)}
+        copies = {
+            (b, partition) for b, partition in conflicts if partition == REPLICATED == op.partitions.get(b)
+        }
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
-            reads, writes = ({(b, how) for b, how in of if how != REPLICATED} for of in (reads, writes))
+            reads, writes = (
+                {(b, partition) for b, partition in accesses if partition != REPLICATED}
+                for accesses in (reads, writes)
+            )
         reads |= op_reads
         writes |= op_writes
         out.append(op)
@@ -213,8 +218,8 @@ def _conflicts(
     Accesses to replicated buffers always count, because their partitions agree only in steps with one row.
     """
     return {
-        (buffer, how)
-        for buffer, how in before
+        (buffer, partition)
+        for buffer, partition in before
         for other, mine in now
-        if other == buffer and (how is None or how == REPLICATED or how != mine)
+        if other == buffer and (partition is None or partition == REPLICATED or partition != mine)
     }

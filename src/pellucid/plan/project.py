@@ -32,7 +32,7 @@ def final_norm(builder: Builder, x: str) -> str:
     if altup:
         x = join_streams(builder, x)
     if builder.spec.final_norm:
-        x = norm(builder, "norm", "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
         builder.point(x, "the last vectors, normalised")
     return x
 
@@ -43,18 +43,18 @@ def project(builder: Builder, x: str) -> str:
     if head:
         slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
         if embedding.narrow:
-            x = builder.linear("project.narrow", x, "project.narrow", embedding.narrow, "narrowed")
+            x = builder.linear("project.narrow", x, embedding.narrow, "narrowed")
             builder.point(x, "the same, projected to the width of the embeddings")
         # Finer activations cost little for few rows, and no later layer reduces an error of this product.
         logits = builder.linear(
             "project",
             x,
-            slot,
             embedding.vocabulary,
             "logits",
             bias="project" if head.bias else False,
             activation_bits=builder.fine_bits,
             letters="V",
+            slot=slot,
         )
         builder.scale("project.scale", logits, head.scale)
         if head.softcap:

@@ -32,7 +32,7 @@ class State(Struct, frozen=True):
         """The record fields of a part of the state."""
         return {"state": Cache(self.layer, part), "page_bytes": PageBytes(self.layer)}
 
-    def of(self, part: str) -> str:
+    def name_of(self, part: str) -> str:
         """The name of a part in the ``reads`` and ``writes`` of operations."""
         return f"cache.{self.layer}.{part}"
 
@@ -40,10 +40,12 @@ class State(Struct, frozen=True):
         """Declare that a part, which the last operation wrote, is a hook point."""
         size, name = self.sizes[part], f"{self.stage}.state.{part}"
         view = View(1, size, size, size, "S")
-        builder.point(self.of(part), about, name=name, kind="state", part=part, write=self.layer, view=view)
+        builder.point(
+            self.name_of(part), about, name=name, kind="state", part=part, write=self.layer, view=view
+        )
 
 
-def state(builder: Builder, stage: str, **parts: int) -> State:
+def add_state(builder: Builder, stage: str, **parts: int) -> State:
     """Add a layer to the cache. ``parts`` is the number of values of each part of its state."""
     sizes = {name: size for name, size in parts.items() if size}
     return State(builder.cached(StateShape(tuple(sizes.items()))), stage, sizes)
@@ -59,7 +61,7 @@ def convolve(
     stage: str,
     x: str,
     taps: int,
-    kept: State,
+    state: State,
     part: str,
     *,
     bias: bool,
@@ -81,9 +83,9 @@ def convolve(
         "weight_stride": 4 * width,
         "bias": Vector(f"{stage}.bias") if bias else 0,
         "out": At(out),
-        **(kept.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
+        **(state.fields(part) if taps > 1 else {"state": 0, "page_bytes": 0}),
     }
-    reads, writes = ((x, kept.of(part)), (out, kept.of(part))) if taps > 1 else ((x,), (out,))
+    reads, writes = ((x, state.name_of(part)), (out, state.name_of(part))) if taps > 1 else ((x,), (out,))
     builder.emit(
         Operation(
             stage,
@@ -96,7 +98,7 @@ def convolve(
         )
     )
     if taps > 1:
-        kept.point(builder, part, "the last inputs of a convolution, after the last token of a step")
+        state.point(builder, part, "the last inputs of a convolution, after the last token of a step")
     return out
 
 
@@ -142,7 +144,7 @@ def scan(
     builder: Builder,
     stage: str,
     shape: ScanShape,
-    kept: State,
+    state: State,
     *,
     q: str,
     k: str,
@@ -175,9 +177,9 @@ def scan(
         "key_stride": 4 * builder.width_of(k),
         "group_stride": 4 * shape.key_dim,
         "out": At(out),
-        **kept.fields("memory"),
+        **state.fields("memory"),
     }
-    memory = kept.of("memory")
+    memory = state.name_of("memory")
     builder.emit(
         Operation(
             f"{stage}.scan",
@@ -188,5 +190,5 @@ def scan(
             f"(T, {shape.heads}, {shape.value_dim}), state ({shape.heads}, {shape.key_dim}, {shape.value_dim})",
         )
     )
-    kept.point(builder, "memory", "the recurrent state after the last token of a step")
+    state.point(builder, "memory", "the recurrent state after the last token of a step")
     return builder.point(out, "the output of each head, read from its state")
