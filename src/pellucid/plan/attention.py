@@ -90,7 +90,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
             bias=kind.bias,
             letters={"q": "H K", "k": "G K", "v": "G V"}[name],
             parts=kind.heads if name == "q" else kind.kv_heads,
-            activation_bits=builder.fine_bits if name == "v" else 0,
+            activation_bits=builder.sensitive_bits if name == "v" else 0,
         )
         builder.point(
             projected[name], NOUNS[name] if name == "v" else f"{NOUNS[name]}, before a rotary position"

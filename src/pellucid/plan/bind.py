@@ -14,7 +14,7 @@ from pellucid.kernels.core.library import CompileProgress, shared
 from pellucid.kernels.core.record import WORD
 from pellucid.kernels.matmul.packed_layout import BLOCK
 from pellucid.kernels.matmul.quantize import block_bytes
-from pellucid.plan.builder import COUNT
+from pellucid.plan.builder import ROW_COUNT
 from pellucid.plan.plan import (
     At,
     Buffer,
@@ -137,4 +137,4 @@ def _barrier(op: Operation) -> int:
     A value above 1 means a barrier in steps with more than one row: 2 + the offset of the number of rows in the step's
     record.
     """
-    return {"none": 0, "always": 1, "rows": 2 + COUNT[op.rows]}[op.barrier]
+    return {"none": 0, "always": 1, "rows": 2 + ROW_COUNT[op.rows]}[op.barrier]

@@ -69,7 +69,7 @@ def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sub
         scale = kind.residual_scale * inner.output_scale
         # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
         last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
-        bits = builder.fine_bits if last and kind.placement not in PARALLEL else 0
+        bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
         inside = lambda i, o: feedforward(builder, stage, inner, i, o, bits)  # noqa: E731
         return [Sublayer(name, stage, inside, scale)]
     return []

@@ -33,7 +33,7 @@ from pellucid.plan.plan import (
 from pellucid.plan.points import Point, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
-COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
+ROW_COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
     "tokens": StepRecord.at.tokens,
     "outputs": StepRecord.at.outputs,
     "sequences": StepRecord.at.sequences,
@@ -76,7 +76,7 @@ class Builder:
             activation_bits,
             kv_dtype,
         )
-        self.fine_bits = max(16, activation_bits)
+        self.sensitive_bits = max(16, activation_bits)
         """Activation bits of sensitive matrix products (docs/decisions/0003-activations-of-8-or-16-bits.md)."""
         self.layers: list[CachedLayer] = []
         self.cached_attention: dict[int, int] = {}  # number of a block → number of its layer in the cache
@@ -181,11 +181,37 @@ class Builder:
         blocks = self.buffer(f"{x}.q{activation_bits}", width, rows, activation_bits=activation_bits)
         if blocks not in self._quantized:
             fields: dict[str, Value] = {"x": At(x), "width": width, "out": At(blocks)}
-            fields |= {"replicated": 0, "rows": COUNT[rows]}
+            fields |= {"replicated": 0, "rows": ROW_COUNT[rows]}
             kernel = KernelKey("quantize", activation_bits=activation_bits)
             self.emit(Operation(f"{stage}_quantize", kernel, fields, (x,), (blocks,), rows=rows))
             self._quantized.add(blocks)
         return blocks
+
+    def product(
+        self,
+        name: str,
+        stage: str,
+        x: str,
+        packed: PackedLayout,
+        width: int,
+        activation_bits: int = 0,
+        **parameters: Any,
+    ) -> tuple[KernelKey, str, int]:
+        """The kernel of a product of x with a matrix, the buffer that it reads, and the bytes of ``width`` columns.
+
+        With floating-point weights the kernel is ``name``_float and reads x. With integers it is ``name``_int8 and
+        reads activation blocks of x; 0 ``activation_bits`` are the plan's.
+
+        Raises:
+            UnsupportedModel: the width is not a multiple of the layout's scale unit.
+        """
+        if packed.is_float:
+            return KernelKey(f"{name}_float", packed=packed, **parameters), x, 4 * width
+        if width % packed.unit:
+            raise UnsupportedModel(f"{stage}: width {width} is not a multiple of the format's {packed.unit}")
+        bits = activation_bits or self.activation_bits
+        kernel = KernelKey(f"{name}_int8", packed=packed, activation_bits=bits, **parameters)
+        return kernel, self.quantized(x, stage, bits), width // BLOCK * block_bytes(bits)
 
     def linear(
         self,
@@ -225,20 +251,10 @@ class Builder:
             "addend_group": 4 * ROWS if bias else 0,
             "addend_row": 0,
             "replicated": 0,
-            "rows": COUNT[rows],
+            "rows": ROW_COUNT[rows],
         }
-        if packed.is_float:
-            kernel, source = KernelKey("matmul_float", packed=packed), x
-            fields |= {"x": At(x), "x_stride": 4 * width}
-        else:
-            if width % packed.unit:
-                raise UnsupportedModel(
-                    f"{stage}: width {width} is not a multiple of the format's {packed.unit}"
-                )
-            activation_bits = activation_bits or self.activation_bits
-            kernel = KernelKey("matmul_int8", packed=packed, activation_bits=activation_bits)
-            source = self.quantized(x, stage, activation_bits)
-            fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(activation_bits)}
+        kernel, source, fields["x_stride"] = self.product("matmul", stage, x, packed, width, activation_bits)
+        fields["x"] = At(source)
         self.emit(
             Operation(
                 stage,
@@ -264,7 +280,7 @@ class Builder:
             "factor": factor,
             "width": width,
             "out": At(a),
-            "rows": COUNT[rows],
+            "rows": ROW_COUNT[rows],
         }
         self.emit(
             Operation(stage, KernelKey("add"), fields, (a, b), (a,), f"({LETTER[rows]}, {width})", rows=rows)
@@ -290,7 +306,7 @@ class Builder:
     def in_place(self, stage: str, kernel: str, x: str, *others: str, **fields: Value) -> str:
         """Change x in place by a kernel that also reads ``others``. Its record has x, width, rows and ``fields``."""
         width, rows = self.width_of(x), self.buffers[x].rows
-        fields |= {"x": At(x), "width": width, "rows": COUNT[rows]}
+        fields |= {"x": At(x), "width": width, "rows": ROW_COUNT[rows]}
         shape = f"({LETTER[rows]}, {width})"
         self.emit(Operation(stage, KernelKey(kernel), fields, (x, *others), (x,), shape, rows=rows))
         return x

@@ -77,7 +77,7 @@ def attend(
         "chunked": int(kind.chunked),
         "bias": ScoreBias(name) if name else 0,
         "bias_stride": 4 * table.columns if table else 0,
-        "bias_step": 4 * table.moves if table else 0,
+        "bias_step": 4 * table.by_distance if table else 0,
         "sinks": Vector(f"{stage}.sinks.weight") if kind.sinks else 0,
         "cross": int(kind.cross),
         "out": At(attended),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import FeedForward
-from pellucid.plan.builder import COUNT, Builder, tiles
+from pellucid.plan.builder import ROW_COUNT, Builder, tiles
 from pellucid.plan.plan import At, Operation, Value
 
 GATE = "the gate of each neuron, before the activation"
@@ -74,7 +74,7 @@ def apply(
         "width": width,
         "out": At(x),
         "quantized": 0,
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     kernel = KernelKey("activation", kind=function, activation_bits=8)
     partitions = dict.fromkeys(reads, tiles(width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.plan.builder import COUNT, Builder, heads
+from pellucid.plan.builder import ROW_COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Operation, Value
 
 
@@ -40,7 +40,7 @@ def place(
         "out_width": out_width,
         "offset": offset,
         "heads": count,
-        "rows": COUNT[rows],
+        "rows": ROW_COUNT[rows],
     }
     builder.divide(out, builder.letters_of(x), count, min(offset + width, out_width), out_width)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {out_width})"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention import kv_layout
-from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
-from pellucid.kernels.matmul.quantize import block_bytes
 from pellucid.model.spec import Attention, Latent
-from pellucid.plan.builder import COUNT, NO_BIAS, Builder
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder
 from pellucid.plan.cached_attention import HEADS, NOUNS, attend, kv_dtype_of, output_projection, write_cache
 from pellucid.plan.heads import place, regroup
 from pellucid.plan.norm import norm
@@ -110,23 +108,10 @@ def _by_head(
         "out_stride": 4 * builder.width_of(out),
         "out_head": 4 * stride,
         "zeros": NO_BIAS,
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
-    if packed.is_float:
-        kernel, source = KernelKey("matmul_heads_float", packed=packed), x
-        fields |= {"x": At(x), "x_stride": 4 * builder.width_of(x), "x_head": 4 * padded}
-    else:
-        if padded % packed.unit:
-            raise UnsupportedModel(f"{stage}: width {padded} is not a multiple of the format's {packed.unit}")
-        bits = builder.activation_bits
-        kernel = KernelKey("matmul_heads_int8", packed=packed, activation_bits=bits)
-        source = builder.quantized(x, stage, bits)
-        each = block_bytes(bits)
-        fields |= {
-            "x": At(source),
-            "x_stride": builder.width_of(x) // BLOCK * each,
-            "x_head": padded // BLOCK * each,
-        }
+    kernel, source, head_bytes = builder.product("matmul_heads", stage, x, packed, padded)
+    fields |= {"x": At(source), "x_stride": count * head_bytes, "x_head": head_bytes}
     builder.emit(
         Operation(
             stage,

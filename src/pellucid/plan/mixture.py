@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from pellucid.errors import UnsupportedModel
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
-from pellucid.kernels.matmul.quantize import block_bytes
+from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import Mixture, Router
-from pellucid.plan.builder import COUNT, NO_BIAS, Builder, tiles
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT, Builder, tiles
 from pellucid.plan.feedforward import activate, feedforward
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector, Weights
@@ -111,7 +110,7 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
         "ids": At(ids),
         "weights": At(weights),
         "choice_stride": _choice_stride(router),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     kernel = KernelKey("route", kind=router.score, group_best=router.group_best)
     reads, writes, shape = (scores,), (ids, weights, scores, keys), f"(T, {experts}) → (T, {chosen})"
@@ -134,7 +133,7 @@ def _group(builder: Builder, stage: str, router: Router) -> None:
         "runs": At(runs),
         "sources": At(sources),
         "places": At(places),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     writes, shape = (runs, sources, places), f"(T, {router.chosen}) → ({router.experts} runs)"
     builder.emit(Operation(f"{stage}.group", KernelKey("group"), fields, ("chosen",), writes, shape))
@@ -167,16 +166,12 @@ def _experts(
         "addend_expert": 4 * rows if bias else 0,
         "addend_group": 4 * ROWS if bias else 0,
         "replicated": 0,
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
-    if packed.is_float:
-        kernel, source = KernelKey("matmul_experts_float", packed=packed, gathered=gathered), x
-        fields |= {"x": At(x), "x_stride": 4 * width}
-    else:
-        bits = builder.activation_bits
-        kernel = KernelKey("matmul_experts_int8", packed=packed, activation_bits=bits, gathered=gathered)
-        source = builder.quantized(x, f"{slot}", bits)
-        fields |= {"x": At(source), "x_stride": width // BLOCK * block_bytes(bits)}
+    kernel, source, fields["x_stride"] = builder.product(
+        "matmul_experts", slot, x, packed, width, gathered=gathered
+    )
+    fields["x"] = At(source)
     builder.emit(
         Operation(
             slot,
@@ -202,7 +197,7 @@ def _weigh(builder: Builder, stage: str, router: Router, x: str, features: int) 
         "places": At("places"),
         "weights": At("weights"),
         "choice_stride": _choice_stride(router),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     shape = f"(T, {router.chosen}, {features})"
     builder.emit(Operation(stage, KernelKey("weigh"), fields, (x, "places", "weights"), (x,), shape))
@@ -223,7 +218,7 @@ def _combine(
         "shared": At(shared) if shared else 0,
         "gate": At(gate) if gate else 0,
         "out": At(out),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     reads = tuple(name for name in (results, "places", weights, shared, gate) if name)
     partitions = dict.fromkeys((name for name in (shared, out) if name), tiles(width))

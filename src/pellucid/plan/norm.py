@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import Norm
-from pellucid.plan.builder import COUNT, Builder, heads
+from pellucid.plan.builder import ROW_COUNT, Builder, heads
 from pellucid.plan.plan import LETTER, At, Fill, Operation, Value, Vector
 
 
@@ -47,7 +47,7 @@ def norm(
         "out": At(out),
         "quantized": 0,
         "replicated": 0,
-        "rows": COUNT[rows],
+        "rows": ROW_COUNT[rows],
     }
     partitions = dict.fromkeys((x, out), heads(parts)) if parts > 1 else {}
     shape = f"({LETTER[rows]}, {count})" if parts == 1 else f"({LETTER[rows]}, {parts}, {count})"

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from pellucid.kernels.core.definitions import Traits, definition
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS
-from pellucid.plan.builder import COUNT, NO_BIAS
+from pellucid.plan.builder import NO_BIAS, ROW_COUNT
 from pellucid.plan.plan import LETTER, REPLICATED, At, Operation, Plan, Value
 
 OUTPUTS: Final = "outputs"
@@ -75,7 +75,7 @@ def _of_outputs(op: Operation, names: Mapping[str, str]) -> Operation:
     def renamed(value: Value) -> Value:
         return At(names[value.buffer], value.offset) if isinstance(value, At) else value
 
-    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": COUNT[OUTPUTS]}
+    fields = {name: renamed(value) for name, value in op.fields.items()} | {"rows": ROW_COUNT[OUTPUTS]}
     return replace(
         op,
         fields=fields,

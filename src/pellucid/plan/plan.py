@@ -116,7 +116,7 @@ class DistanceTable(Struct, frozen=True):
     past: int
     future: int
 
-    moves: ClassVar[bool] = True
+    by_distance: ClassVar[bool] = True
     """True: the column of a key depends also on the position of the query."""
 
     @property
@@ -146,7 +146,7 @@ class KeyTable(Struct, frozen=True):
     scale: float
     positions: int
 
-    moves: ClassVar[bool] = False
+    by_distance: ClassVar[bool] = False
     origin: ClassVar[int] = 0
 
     @property

@@ -52,7 +52,7 @@ def project(builder: Builder, x: str) -> str:
             embedding.vocabulary,
             "logits",
             bias="project" if head.bias else False,
-            activation_bits=builder.fine_bits,
+            activation_bits=builder.sensitive_bits,
             letters="V",
             slot=slot,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.model.spec import AltUp, Block
-from pellucid.plan.builder import COUNT, Builder
+from pellucid.plan.builder import ROW_COUNT, Builder
 from pellucid.plan.heads import place
 from pellucid.plan.norm import norm
 from pellucid.plan.plan import At, Operation, Value, Vector
@@ -97,7 +97,7 @@ def spread(builder: Builder, layer: int, kind: AltUp, x: str) -> None:
         "width": builder.width_of(x),
         "count": kind.streams,
         "x": At(x),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     _emit(builder, f"blocks.{layer}.altup.spread", "streams_spread", fields, (STREAMS, x), (STREAMS,))
     builder.point(STREAMS, "all residual streams after the embedding of the layer")
@@ -139,7 +139,7 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
         "count": kind.streams,
         "coefs": At(coefs),
         "coefs_stride": 4 * builder.width_of(coefs),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
 
 

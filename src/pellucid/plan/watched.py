@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid.kernels.core.definitions import KernelKey, definition
-from pellucid.plan.builder import COUNT, tiles
+from pellucid.plan.builder import ROW_COUNT, tiles
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
@@ -161,7 +161,7 @@ def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Op
     buffer, view = op.writes[part.write], op.views[part.write]
     assert view is not None
     known: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
-    known["of"] = COUNT[op.rows]
+    known["of"] = ROW_COUNT[op.rows]
     reads, partitions = (buffer,), {buffer: tiles(view.width), OUT: OUT}
     if view.places:
         known |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
-from pellucid.plan.builder import COUNT, Builder, columns
+from pellucid.plan.builder import ROW_COUNT, Builder, columns
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
 from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
@@ -114,7 +114,7 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
         "low": limits[0],
         "high": limits[1],
         "decays": At(out),
-        "rows": COUNT["tokens"],
+        "rows": ROW_COUNT["tokens"],
     }
     builder.emit(Operation(f"{stage}.decay", KernelKey("decay"), fields, (x,), (x, out), f"(T, {heads})"))
     builder.point(x, "the size of each head's step", name=f"{stage}.step_softplus")
