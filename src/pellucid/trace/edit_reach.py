@@ -73,12 +73,12 @@ class EditReach(Struct, frozen=True):
         """A sentence about the unused part of the edit, after ``count`` read tokens; "" if the whole edit was used."""
         first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
         if first >= count:
-            said = f"it changed nothing: it begins at position {first:,}, and {ended}"
+            reason = f"it changed nothing: it begins at position {first:,}, and {ended}"
         elif self.rows is not None and first + self.rows > count:
-            said = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
+            reason = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
         else:
             return ""
-        return f"edit of {brief(self.where)}: {said}"
+        return f"edit of {brief(self.where)}: {reason}"
 
 
 def reach_of(selected: Selected, edit: EditOf) -> EditReach:
@@ -119,10 +119,10 @@ def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -
     mask = selected.point.mask
     assert mask is not None
     keys = np.arange(weights.shape[1])
-    for row, own in enumerate(weights):
+    for row, weighted in enumerate(weights):
         position = selected.tokens.start + row
         seen = mask.seen(position)
-        wrong = np.flatnonzero(own & ((keys < seen.start) | (keys >= seen.stop)))
+        wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
         if len(wrong):
             key = int(wrong[-1])
             why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
@@ -136,10 +136,10 @@ def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -
 
 def refuse_unreached(reaches: Sequence[EditReach], tokens: int, most: int, first_output: int) -> None:
     """Refuse edits that a sequence cannot reach (``EditReach.refuse``). Raises InvalidRequest."""
-    for one in reaches:
-        one.refuse(tokens, most, first_output)
+    for reach in reaches:
+        reach.refuse(tokens, most, first_output)
 
 
 def unused(reaches: Sequence[EditReach], count: int) -> list[str]:
     """Sentences about unused parts of edits, after ``count`` read tokens (``EditReach.unused``)."""
-    return [said for one in reaches if (said := one.unused(count))]
+    return [sentence for reach in reaches if (sentence := reach.unused(count))]

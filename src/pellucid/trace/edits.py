@@ -99,10 +99,10 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        made = scores.copy()
-        most = made.max(-1)
-        made[:, expert] = most + np.maximum(np.abs(most), 1) * np.float32(1e-3)
-        return made
+        changed = scores.copy()
+        highest = changed.max(-1)
+        changed[:, expert] = highest + np.maximum(np.abs(highest), 1) * np.float32(1e-3)
+        return changed
 
     whole("expert", expert, 0, 1 << 20)
     return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
@@ -117,9 +117,9 @@ def force_token(token: int, tokens: str) -> EditOf:
     """Force a token as the next token after each of the positions ``tokens``."""
 
     def only(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        made = np.full_like(logits, -LARGEST)
-        made[:, token] = 0.0
-        return made
+        changed = np.full_like(logits, -LARGEST)
+        changed[:, token] = 0.0
+        return changed
 
     whole("token", token, 0, 1 << 31)
     return call(f"project.logits[tokens={tokens}]", only)
@@ -134,18 +134,18 @@ def listed(edits: Any) -> list[EditOf]:
 
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     try:
-        given = np.asarray(values)
-        if np.iscomplexobj(given):
+        array = np.asarray(values)
+        if np.iscomplexobj(array):
             raise TypeError
         with np.errstate(over="ignore"):
-            made = given.astype(np.float32)
+            numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         raise InvalidRequest(f"edit of {brief(where)}: its values are no numbers") from None
-    if not np.isfinite(made).all():
+    if not np.isfinite(numbers).all():
         raise InvalidRequest(f"edit of {brief(where)}: a value is not finite (NaN, or too large for float32)")
-    if not made.size:
+    if not numbers.size:
         raise InvalidRequest(f"edit of {brief(where)}: there are no values")
-    return made
+    return numbers
 
 
 def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.float32], bool]:
@@ -156,18 +156,18 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
     Raises:
         InvalidRequest: the values have another shape than the selected part.
     """
-    made = _numbers(edit.where, values)
-    own = shape_of(selected)
-    if made.ndim == 0:
-        return np.full((1, int(np.prod(own))), made, np.float32), True
-    if made.shape == own or made.shape == (int(np.prod(own)),):
-        return np.ascontiguousarray(made.reshape(1, -1)), True
-    if made.ndim == len(own) + 2 and len(made) == 1:  # the shape of a trace's arrays: (B, T, ...)
-        made = made[0]
-    if made.ndim == len(own) + 1 and made.shape[1:] == own:
-        return np.ascontiguousarray(made.reshape(len(made), -1)), False
+    rows = _numbers(edit.where, values)
+    shape = shape_of(selected)
+    if rows.ndim == 0:
+        return np.full((1, int(np.prod(shape))), rows, np.float32), True
+    if rows.shape == shape or rows.shape == (int(np.prod(shape)),):
+        return np.ascontiguousarray(rows.reshape(1, -1)), True
+    if rows.ndim == len(shape) + 2 and len(rows) == 1:  # the shape of a trace's arrays: (B, T, ...)
+        rows = rows[0]
+    if rows.ndim == len(shape) + 1 and rows.shape[1:] == shape:
+        return np.ascontiguousarray(rows.reshape(len(rows), -1)), False
     raise InvalidRequest(
-        f"edit of {brief(edit.where)}: values of shape {made.shape}; it takes {own} or {('T', *own)}".replace(
+        f"edit of {brief(edit.where)}: values of shape {rows.shape}; it takes {shape} or {('T', *shape)}".replace(
             "'", ""
         )
     )
@@ -179,19 +179,19 @@ def pattern_rows(selected: Selected, edit: EditOf) -> NDArray[np.float32]:
     Raises:
         InvalidRequest: the shape is none of (keys,), (heads, keys) and (heads, rows, keys).
     """
-    made, heads = _numbers(edit.where, edit.values), len(selected.heads)
-    if made.ndim == 4 and len(made) == 1:  # the shape of a trace's arrays: (B, H, T, T')
-        made = made[0]
-    if made.ndim == 1:
-        made = np.broadcast_to(made, (heads, len(made)))
-    if made.ndim == 2 and len(made) == heads:
-        made = made[:, None]
-    if made.ndim != 3 or len(made) != heads:
+    rows, heads = _numbers(edit.where, edit.values), len(selected.heads)
+    if rows.ndim == 4 and len(rows) == 1:  # the shape of a trace's arrays: (B, H, T, T')
+        rows = rows[0]
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (heads, len(rows)))
+    if rows.ndim == 2 and len(rows) == heads:
+        rows = rows[:, None]
+    if rows.ndim != 3 or len(rows) != heads:
         raise InvalidRequest(
-            f"edit of {brief(edit.where)}: values of shape {made.shape}; a pattern takes (keys,), "
+            f"edit of {brief(edit.where)}: values of shape {rows.shape}; a pattern takes (keys,), "
             f"({heads}, keys) or ({heads}, T, keys)"
         )
-    return np.ascontiguousarray(made)
+    return np.ascontiguousarray(rows)
 
 
 def shape_of(selected: Selected) -> tuple[int, ...]:

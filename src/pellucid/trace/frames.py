@@ -104,16 +104,16 @@ class TraceStream:
     def __init__(
         self,
         points: Mapping[str, Point],
-        wanted: Sequence[str],
+        names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
     ) -> None:
         self.limit = whole("limit", limit, 1, MOST_LIMIT)
-        self.selected = select(points, wanted)
-        for one in self.selected:
-            if one.point.kind in ("output", "state"):
+        self.selected = select(points, names)
+        for part in self.selected:
+            if part.point.kind in ("output", "state"):
                 raise InvalidRequest(
-                    f"point={brief(one.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                    f"point={brief(part.name)}: it is no value of a step, and cannot be heard of while the request runs"
                 )
         self._instrumentation = Instrumentation(self.selected, [])
         self.notify, self._lock = notify, threading.Lock()
@@ -152,8 +152,8 @@ class TraceStream:
                 parts = patterns_of(self._instrumentation, what, positions, block)
             else:
                 parts = values_of(self._instrumentation, what, positions, block)
-            for selected, own, values in parts:
-                yield TraceFrame(sequence, selected, own, values)
+            for selected, shared, values in parts:
+                yield TraceFrame(sequence, selected, shared, values)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""

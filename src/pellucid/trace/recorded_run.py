@@ -201,23 +201,23 @@ def _check(path: Path, facts: dict[str, Any]) -> None:
         if not isinstance(facts.get(name, kind()), kind):
             raise FileFormatError(path, f"{KEY} {name}", "is of another type")
     for name in ("prompt", "ids"):
-        own = facts[name]
-        if len(own) > MOST_TOKENS or not all(type(one) is int and 0 <= one < 1 << 31 for one in own):
+        ids = facts[name]
+        if len(ids) > MOST_TOKENS or not all(type(item) is int and 0 <= item < 1 << 31 for item in ids):
             raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
     if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    if not all(_is_character(one, len(facts["pieces"])) for one in facts.get("characters", [])):
+    if not all(_is_character(item, len(facts["pieces"])) for item in facts.get("characters", [])):
         raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
     for name in ("pieces", "edits", "notes"):
-        if not all(isinstance(one, str) for one in facts.get(name, [])):
+        if not all(isinstance(item, str) for item in facts.get(name, [])):
             raise FileFormatError(path, f"{KEY} {name}", "must be texts")
 
 
-def _is_character(given: Any, tokens: int) -> bool:
+def _is_character(value: Any, tokens: int) -> bool:
     """True if a value is [first, stop, text] of a character in a run of ``tokens`` tokens."""
-    if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
+    if not isinstance(value, list) or [type(part) for part in value] != [int, int, str]:
         return False
-    first, stop = int(given[0]), int(given[1])
+    first, stop = int(value[0]), int(value[1])
     return 0 <= first < stop <= tokens
 
 
@@ -253,7 +253,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     position = "alibi" if tables else "none"
     if spec.position is not None:
         position = "added"
-    if any(isinstance(one.rotary, Rotary) for one in spec.attentions):
+    if any(isinstance(attention.rotary, Rotary) for attention in spec.attentions):
         position = "rotary"
     slopes = list(tables[0].slopes) if tables else []
     return {
@@ -267,32 +267,32 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
 
 def _angles(plan: Plan) -> dict[str, list[int]]:
     """The blocks whose operations read each table of angles, by the table's point."""
-    made: dict[str, str] = {}
+    points: dict[str, str] = {}
     blocks: dict[str, dict[int, None]] = {}
     for op in plan.operations:
         if op.stage.startswith("position.angles"):
-            made |= dict.fromkeys(op.writes, op.stage)
+            points |= dict.fromkeys(op.writes, op.stage)
         elif op.stage.startswith("blocks."):
             for name in op.reads:
-                if name in made:
-                    blocks.setdefault(made[name], {})[int(op.stage.split(".")[1])] = None
+                if name in points:
+                    blocks.setdefault(points[name], {})[int(op.stage.split(".")[1])] = None
     return {point: list(layers) for point, layers in blocks.items()}
 
 
 def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
     """The selected parts of points, by point name. Points that are selected as a whole are left out."""
-    found = {}
-    for one in selected:
+    parts = {}
+    for selection in selected:
         part: dict[str, Any] = {}
-        if one.tokens.start:
-            part["first"] = one.tokens.start
-        if one.point.heads and not one.has_all_heads:
-            part["heads"] = list(one.heads)
-        if one.dims is not None:
-            part["dims"] = list(one.dims)
+        if selection.tokens.start:
+            part["first"] = selection.tokens.start
+        if selection.point.heads and not selection.has_all_heads:
+            part["heads"] = list(selection.heads)
+        if selection.dims is not None:
+            part["dims"] = list(selection.dims)
         if part:
-            found[one.name] = part
-    return found
+            parts[selection.name] = part
+    return parts
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,12 +301,12 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: an option is a function or another object.
     """
-    made = {}
+    plain = {}
     for name, value in options.items():
         try:
-            made[name] = json.loads(json.dumps(value, allow_nan=False))
+            plain[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError):
             raise InvalidRequest(
                 f"{name}={brief(value)}: a recorded run holds plain values: leave it out"
             ) from None
-    return made
+    return plain

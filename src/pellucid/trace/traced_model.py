@@ -176,7 +176,7 @@ def token_of(model: OpenedModel, token: int | str) -> int:
         return token_id("token", token, model.spec.embedding.vocabulary)
     ids = model.tokenizer.encode(token, add_special=False)
     if len(ids) != 1:
-        pieces = [model.tokenizer.piece(one) for one in ids]
+        pieces = [model.tokenizer.piece(part) for part in ids]
         raise InvalidRequest(
             f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )

@@ -62,7 +62,10 @@ class Patching:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
-        return {**vars(self), "effects": [[_finite(one) for one in row] for row in self.effects.tolist()]}
+        return {
+            **vars(self),
+            "effects": [[_finite(effect) for effect in row] for row in self.effects.tolist()],
+        }
 
 
 def _finite(value: float) -> float | None:
@@ -98,7 +101,7 @@ def patch_sweep(
     names = {layer: name for layer, name in names.items() if name in model.points}
     if not names:
         select(model.points, [f"blocks.0.{kind}"])  # raises an error with the nearest names
-    wanted, other = token_of(model, token), token_of(model, against)
+    token_id, other = token_of(model, token), token_of(model, against)
     source = read(model, clean, [*names.values(), "project.logits"])
     broken = read(model, corrupted, ["project.logits"])
     if len(source) != len(broken):
@@ -108,7 +111,7 @@ def patch_sweep(
     last = f"project.logits[tokens={len(source) - 1}]"
 
     def difference(logits: NDArray[np.float32]) -> float:
-        return float(logits[-1][wanted]) - float(logits[-1][other])
+        return float(logits[-1][token_id]) - float(logits[-1][other])
 
     good, bad = difference(source["project.logits"]), difference(broken["project.logits"])
     if good == bad:
@@ -134,9 +137,9 @@ def patch_sweep(
 
 
 def _run_all(
-    model: TracedModel, prompt: Any, wanted: str, edits: Sequence[EditOf]
+    model: TracedModel, prompt: Any, point: str, edits: Sequence[EditOf]
 ) -> Sequence[NDArray[np.float32]]:
     """Run a prompt once for each edit, in the same steps. Returns the recorded logits of each run."""
-    with model.trace(wanted) as trace:
+    with model.trace(point) as trace:
         model.generate_edited(prompt, [[edit] for edit in edits])
     return [sequence["project.logits"] for sequence in trace.sequences]
