@@ -17,7 +17,7 @@ from pellucid.engine.model_runner import ModelRunner
 from pellucid.plan.points import Point
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.edits import EditOf, ablate, call, replace
+from pellucid.trace.edits import Edit, ablate, call, replace
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.trace.trace import Trace
 
@@ -55,7 +55,7 @@ def run(
     return np.concatenate(outputs)
 
 
-def traced(runner: ModelRunner, *wanted: str, edits: Sequence[EditOf] = ()) -> tuple[Trace, SequenceProbe]:
+def traced(runner: ModelRunner, *wanted: str, edits: Sequence[Edit] = ()) -> tuple[Trace, SequenceProbe]:
     trace = Trace(runner.plan.points, wanted, edits)
     watching = trace.watching()
     (probe,) = watching.begin(LENGTH)

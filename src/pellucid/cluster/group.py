@@ -20,7 +20,7 @@ from pellucid.errors import PellucidError
 from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import Edit
 from pellucid.trace.frames import LIMIT
 
 
@@ -44,7 +44,7 @@ class RemoteRequest(Request):
         options: Options,
         chains: Sequence[Chain],
         how: SchedulingOptions,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
     ) -> None:
         self.options = options
         self.outputs = [SequenceOutput(chain, options) for chain in chains]

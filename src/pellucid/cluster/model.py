@@ -34,7 +34,7 @@ from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.edits import EditOf, listed
+from pellucid.trace.edits import Edit, listed
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
@@ -128,7 +128,7 @@ class RemoteModel:
         group.watching = watching
         return group
 
-    def _edits(self, given: Any) -> tuple[list[EditOf], Watching | None]:
+    def _edits(self, given: Any) -> tuple[list[Edit], Watching | None]:
         """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
         edits = [] if given is None else listed(given)
         watching = Trace(self.points, ()).watching(edits) if edits else None

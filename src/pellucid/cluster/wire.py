@@ -24,7 +24,7 @@ from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
 from pellucid.sample.trace import TokenTrace
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import Edit
 
 VERSION = 4
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
@@ -87,7 +87,7 @@ def pieces(whole: bytes) -> Iterator[tuple[bytes, bool]]:
         yield whole[start : start + PIECE], start + PIECE < len(whole)
 
 
-def edit_fields(edit: EditOf) -> list[Any]:
+def edit_fields(edit: Edit) -> list[Any]:
     """Return an edit as plain values.
 
     Raises:
@@ -101,10 +101,10 @@ def edit_fields(edit: EditOf) -> list[Any]:
     return [edit.where, edit.factor, values]
 
 
-def edit_of(fields: Sequence[Any]) -> EditOf:
+def edit_of(fields: Sequence[Any]) -> Edit:
     """Return the edit of plain values. Raises WireError, InvalidRequest."""
     where, factor, values = fields
-    return EditOf(where, factor, None if values is None else array_of(values))
+    return Edit(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: TokenOutput) -> list[Any]:

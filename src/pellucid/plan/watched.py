@@ -46,7 +46,7 @@ class Tap(Struct, frozen=True):
     part: int = 0
 
 
-class Edit(Struct, frozen=True):
+class ColumnEdit(Struct, frozen=True):
     """A change of columns of the value that an operation writes. Fields are as in ``Tap``.
 
     With ``paused`` the step stops before the edit, and a Python function computes the change.
@@ -97,7 +97,7 @@ class Watch(Struct, frozen=True):
 
     taps: tuple[Tap, ...] = ()
     patterns: tuple[PatternTap, ...] = ()
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[ColumnEdit, ...] = ()
     pattern_edits: tuple[PatternEdit, ...] = ()
     states: tuple[StateTap, ...] = ()
 
@@ -118,7 +118,7 @@ def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]
     """
     after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):
-        parts: dict[Kind, Sequence[Tap | Edit | PatternTap | PatternEdit]] = {
+        parts: dict[Kind, Sequence[Tap | ColumnEdit | PatternTap | PatternEdit]] = {
             "edit": watch.edits,
             "tap": watch.taps,
             "pattern": watch.patterns,
@@ -147,7 +147,7 @@ def _sites(plan: Plan) -> Iterator[Site]:
             yield Site(int(watch), kind, int(number), record)  # type: ignore[arg-type]
 
 
-def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Operation:
+def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit) -> Operation:
     """The operation that follows ``op``. Addresses that change with each step are 0."""
     if isinstance(part, PatternEdit):
         key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
@@ -166,8 +166,8 @@ def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Op
     if view.places:
         known |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
         reads, partitions = (buffer, view.places), {OUT: OUT}
-    key = KernelKey("trace_edit" if isinstance(part, Edit) else "trace_copy")
-    writes = (buffer,) if isinstance(part, Edit) else (OUT,)
+    key = KernelKey("trace_edit" if isinstance(part, ColumnEdit) else "trace_copy")
+    writes = (buffer,) if isinstance(part, ColumnEdit) else (OUT,)
     return Operation("", key, _fields(key, known), reads, writes, partitions=partitions)
 
 

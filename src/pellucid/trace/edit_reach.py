@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.edits import EditOf, pattern_rows, rows_of
+from pellucid.trace.edits import Edit, pattern_rows, rows_of
 from pellucid.trace.selection import Selected
 
 
@@ -81,7 +81,7 @@ class EditReach(Struct, frozen=True):
         return f"edit of {brief(self.where)}: {reason}"
 
 
-def reach_of(selected: Selected, edit: EditOf) -> EditReach:
+def reach_of(selected: Selected, edit: Edit) -> EditReach:
     """The reach of an edit of a part.
 
     Raises:

@@ -34,7 +34,7 @@ Function = Callable[[NDArray[np.float32]], Any]
 
 
 @dataclass(frozen=True, eq=False)
-class EditOf:
+class Edit:
     """An edit of the part of a point that ``where`` selects: ``factor`` * x + ``values``, or ``function``(x).
 
     ``values`` have a row for each selected position, or a single row for all positions.
@@ -54,32 +54,32 @@ class EditOf:
         if self.function is not None:
             return f"call({self.where!r}, {brief(self.function)})"
         added = "" if self.values is None else f" + values {np.shape(self.values)}"
-        return f"EditOf({self.where!r}: {self.factor:g} x{added})"
+        return f"Edit({self.where!r}: {self.factor:g} x{added})"
 
 
-def ablate(where: str, values: ArrayLike = 0.0) -> EditOf:
+def ablate(where: str, values: ArrayLike = 0.0) -> Edit:
     """Replace a part of a point by zeros, or by ``values``, such as its mean over other texts."""
-    return EditOf(where, 0.0, None if np.ndim(values) == 0 and not np.any(values) else values)
+    return Edit(where, 0.0, None if np.ndim(values) == 0 and not np.any(values) else values)
 
 
-def scale(where: str, factor: float) -> EditOf:
+def scale(where: str, factor: float) -> Edit:
     """Multiply a part of a point by ``factor``."""
-    return EditOf(where, factor)
+    return Edit(where, factor)
 
 
-def add(where: str, vector: ArrayLike, factor: float = 1.0) -> EditOf:
+def add(where: str, vector: ArrayLike, factor: float = 1.0) -> Edit:
     """Add ``factor`` times a vector to a part of a point (steering)."""
     number = np.float32(real("factor", factor, -LARGEST, LARGEST))
     with np.errstate(over="ignore"):
-        return EditOf(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
+        return Edit(where, 1.0, _numbers(where, np.multiply(_numbers(where, vector), number)))
 
 
-def replace(where: str, values: ArrayLike) -> EditOf:
+def replace(where: str, values: ArrayLike) -> Edit:
     """Replace a part of a point by ``values``, such as the values of another run (activation patching)."""
-    return EditOf(where, 0.0, values)
+    return Edit(where, 0.0, values)
 
 
-def call(where: str, function: Function) -> EditOf:
+def call(where: str, function: Function) -> Edit:
     """Replace the values of a step, float32 (n, ...) for n positions, by ``function(values)``.
 
     The function is called in the thread that runs the steps of all requests, so all requests wait for it. If it
@@ -87,15 +87,15 @@ def call(where: str, function: Function) -> EditOf:
     """
     if not callable(function):
         raise InvalidRequest(f"function={brief(function)}: must be a function of an array")
-    return EditOf(where, function=function)
+    return Edit(where, function=function)
 
 
-def forbid_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+def forbid_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Prevent a mixture's router from choosing an expert at the positions ``tokens``, such as "3:9"."""
     return ablate(f"blocks.{block}.feedforward.router[dims={expert}; tokens={tokens}]", -LARGEST)
 
 
-def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
+def force_expert(block: int, expert: int, tokens: str = ":") -> Edit:
     """Make a mixture's router choose an expert: its score becomes slightly higher than the highest score."""
 
     def best(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -108,12 +108,12 @@ def force_expert(block: int, expert: int, tokens: str = ":") -> EditOf:
     return call(f"blocks.{block}.feedforward.router[tokens={tokens}]", best)
 
 
-def forbid_token(token: int, tokens: str = ":") -> EditOf:
+def forbid_token(token: int, tokens: str = ":") -> Edit:
     """Forbid a token as the next token after the positions ``tokens``."""
     return ablate(f"project.logits[dims={token}; tokens={tokens}]", -LARGEST)
 
 
-def force_token(token: int, tokens: str) -> EditOf:
+def force_token(token: int, tokens: str) -> Edit:
     """Force a token as the next token after each of the positions ``tokens``."""
 
     def only(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,7 +125,7 @@ def force_token(token: int, tokens: str) -> EditOf:
     return call(f"project.logits[tokens={tokens}]", only)
 
 
-def listed(edits: Any) -> list[EditOf]:
+def listed(edits: Any) -> list[Edit]:
     """Return a request's edits as a list. Raises InvalidRequest if ``edits`` is not a list or tuple."""
     if not isinstance(edits, (list, tuple)):
         raise InvalidRequest(f"edits={brief(edits)}: must be a list of edits")
@@ -148,7 +148,7 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     return numbers
 
 
-def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.float32], bool]:
+def rows_of(selected: Selected, edit: Edit, values: Any) -> tuple[NDArray[np.float32], bool]:
     """Return values as rows of the selected columns, and True if a single row is for all positions.
 
     The rows are (n, heads * dims) float32.
@@ -173,7 +173,7 @@ def rows_of(selected: Selected, edit: EditOf, values: Any) -> tuple[NDArray[np.f
     )
 
 
-def pattern_rows(selected: Selected, edit: EditOf) -> NDArray[np.float32]:
+def pattern_rows(selected: Selected, edit: Edit) -> NDArray[np.float32]:
     """Return values of a pattern as (heads, rows, keys) float32. A single row is for all positions.
 
     Raises:

@@ -16,10 +16,10 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.points import RowKind
-from pellucid.plan.watched import Edit, PatternEdit, PatternTap, StateTap, Tap, Watch
+from pellucid.plan.watched import ColumnEdit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edit_reach import reach_of
-from pellucid.trace.edits import ColumnRun, EditOf, columns_of, pattern_rows, rows_of
+from pellucid.trace.edits import ColumnRun, Edit, columns_of, pattern_rows, rows_of
 from pellucid.trace.selection import Selected
 
 MOST_RUNS = 4096
@@ -50,7 +50,7 @@ class BoundEdit(Struct, frozen=True):
     """
 
     selected: Selected
-    edit: EditOf
+    edit: Edit
     values: NDArray[np.float32] | None
     broadcast: bool
     columns: ColumnRun
@@ -113,7 +113,7 @@ class Instrumentation:
         InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (scores, say).
     """
 
-    def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, EditOf]]) -> None:
+    def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, Edit]]) -> None:
         self.selected = tuple(selected)
         self._columns: dict[RowKind, int] = {}
         taps, patterns, states = list[Tap](), list[PatternTap](), list[StateTap]()
@@ -130,7 +130,7 @@ class Instrumentation:
         ]
         _refuse_twice(self.pattern_edits)
         changes = [
-            Edit(
+            ColumnEdit(
                 run.selected.point.operation,
                 run.columns.first,
                 run.columns.count,
@@ -186,7 +186,7 @@ class Instrumentation:
         return 4 * rows * (columns + weights)
 
 
-def _bound_pattern(selected: Selected, edit: EditOf) -> list[BoundPatternEdit]:
+def _bound_pattern(selected: Selected, edit: Edit) -> list[BoundPatternEdit]:
     if edit.function is not None:
         raise InvalidRequest(
             f"edit of {brief(edit.where)}: a function cannot change a pattern; give it as values"
@@ -212,7 +212,7 @@ def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
         seen |= heads
 
 
-def _bound(selected: Selected, edit: EditOf) -> list[BoundEdit]:
+def _bound(selected: Selected, edit: Edit) -> list[BoundEdit]:
     where = f"edit of {brief(edit.where)}"
     if selected.point.dtype != "float32":
         raise InvalidRequest(f"{where}: these are numbers of experts; change the router's scores")

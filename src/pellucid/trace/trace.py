@@ -20,7 +20,7 @@ from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import TraceBudget
 from pellucid.trace.edit_reach import refuse_unreached, unused
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
 from pellucid.trace.selection import Selected, select
@@ -105,7 +105,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         self,
         points: Mapping[str, Point],
         names: Sequence[str],
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         piece: Callable[[int], str] = str,
     ) -> None:
@@ -192,7 +192,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         """The number of bytes that the trace uses."""
         return self._budget.taken
 
-    def watching(self, edits: Sequence[EditOf] = ()) -> RequestTrace:
+    def watching(self, edits: Sequence[Edit] = ()) -> RequestTrace:
         """Return this trace for one request, whose ``edits`` apply in addition to the trace's edits.
 
         Raises:
@@ -200,7 +200,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         """
         return self._watching_with([*self.edits, *edits]) if edits else self._plain
 
-    def _watching_with(self, edits: Sequence[EditOf]) -> RequestTrace:
+    def _watching_with(self, edits: Sequence[Edit]) -> RequestTrace:
         instrumentation = Instrumentation(self.selected, bound_edits(self._points, edits))
         return RequestTrace(instrumentation, self._budget, self._keep)
 
@@ -261,14 +261,14 @@ class RequestTrace:
         return probes
 
 
-def bound_edits(points: Mapping[str, Point], edits: Sequence[EditOf]) -> list[tuple[Selected, EditOf]]:
+def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selected, Edit]]:
     """Return each edit with each part that it changes.
 
     Raises:
         InvalidRequest: an entry of ``edits`` is not an edit, or an edit selects no point.
     """
     for edit in edits:
-        if not isinstance(edit, EditOf):
+        if not isinstance(edit, Edit):
             raise InvalidRequest(f"edit={brief(edit)}: must be made by ablate, scale, add, replace or call")
     return [(part, edit) for edit in edits for part in select(points, [edit.where])]
 

@@ -147,11 +147,13 @@ def residual_points(model: TracedModel) -> list[str]:
 
 
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
-    """Run a prompt, and return the trace of its sequence.
+    """Run a prompt, and return the trace of its sequence. A ``SequenceTrace`` in its place is returned unchanged.
 
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
     """
+    if isinstance(prompt, SequenceTrace):
+        return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:

@@ -159,7 +159,7 @@ def attribute(
     if not model.spec.head:
         raise InvalidRequest("the model has no logits")
     stream = stream_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, needed(model))
+    sequence = read(model, of, needed(model))
     last = range(len(sequence))[position]
     logits = model.project(sequence[stream[-1]][last])[0].astype(np.float64)
     chosen = int(np.nanargmax(logits)) if token is None else token_of(model, token)

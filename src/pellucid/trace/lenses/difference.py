@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read, residual_points
 
 
@@ -73,8 +72,8 @@ def difference(
         model.spec.blocks
     ):
         raise InvalidRequest("the two models have different shapes: their values cannot be compared")
-    run_a = a if isinstance(a, SequenceTrace) else read(model, a, names)
-    run_b = b if isinstance(b, SequenceTrace) else read(second, b, names)
+    run_a = read(model, a, names)
+    run_b = read(second, b, names)
     if len(run_a) != len(run_b):
         raise InvalidRequest(
             f"the runs have {len(run_a)} and {len(run_b)} tokens: compare runs of equal length"

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.trace.trace import SequenceTrace
 from pellucid.trace.traced_model import TracedModel, read
 from pellucid.util.checks import whole
 
@@ -130,7 +129,7 @@ def heads_between(model: TracedModel, of: Any, query: int, key: int) -> list[Hea
         InvalidRequest: a position is out of range, or the trace lacks a point.
     """
     names = pattern_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    sequence = read(model, of, names)
     pieces = sequence.pieces
     query = whole("query", query, 0, len(pieces) - 1)
     key = whole("key", key, 0, len(pieces) - 1)
@@ -165,7 +164,7 @@ def rollout(model: TracedModel, of: Any, *, residual: float = 0.5) -> NDArray[np
     trace that has all patterns.
     """
     names = pattern_points(model)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    sequence = read(model, of, names)
     T = len(sequence)
     product, products = np.eye(T), []
     for name in names:

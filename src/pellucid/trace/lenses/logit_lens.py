@@ -110,7 +110,7 @@ def logit_lens(
         raise InvalidRequest("a logit lens is for models that make text")
     top, names = whole("top", top, 1, min(MOST_TOP, model.spec.embedding.vocabulary)), residual_points(model)
     requested = np.array([token_of(model, token) for token in tokens], np.int64)
-    sequence = of if isinstance(of, SequenceTrace) else read(model, of, names)
+    sequence = read(model, of, names)
     every = range(len(sequence))
     chosen = list(every) if positions is None else [_position(position, len(every)) for position in positions]
     if not chosen:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.edits import EditOf, replace
+from pellucid.trace.edits import Edit, replace
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import TracedModel, read, token_of
 
@@ -123,7 +123,7 @@ def patch_sweep(
     total = sum(model.points[name].heads if by_head else columns for name in names.values())
     for layer, name in names.items():
         values, count = source[name], model.points[name].heads if by_head else columns
-        edits: list[EditOf] = []
+        edits: list[Edit] = []
         for at in range(count):
             if by_head:
                 edits.append(replace(f"{name}[heads={at}]", values[:, at : at + 1]))
@@ -137,7 +137,7 @@ def patch_sweep(
 
 
 def _run_all(
-    model: TracedModel, prompt: Any, point: str, edits: Sequence[EditOf]
+    model: TracedModel, prompt: Any, point: str, edits: Sequence[Edit]
 ) -> Sequence[NDArray[np.float32]]:
     """Run a prompt once for each edit, in the same steps. Returns the recorded logits of each run."""
     with model.trace(point) as trace:
