@@ -22,7 +22,7 @@ from pellucid.engine.local_request import LocalRequest
 from pellucid.llm import LLM
 from pellucid.plan.points import Point
 from pellucid.trace.frames import TraceFrame, TraceStream
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 
 Group: TypeAlias = tuple[list[int], int, LocalRequest]
 """A request: the numbers of its chains, the number of tokens that each chain had before, and the request itself."""
@@ -31,7 +31,7 @@ NEVER = 1 << 31  # a position beyond every sequence
 NUMBERS = count(1)
 
 
-def _parts(stream: TraceStream) -> list[Selected]:
+def _parts(stream: TraceStream) -> list[Selection]:
     """Return the distinct selections of a stream. Both sides refer to them by index."""
     return list(dict.fromkeys(stream.selected))
 
@@ -128,7 +128,7 @@ class PartWatch:
         self._stream: TraceStream | None = None
         self._number, self._first = 0, list[int]()
         self._frames: Iterator[TraceFrame] = iter(())
-        self._places: dict[Selected, int] = {}
+        self._places: dict[Selection, int] = {}
         self._wanted = self._called = False
 
     def begin(self, groups: Sequence[Group]) -> None:

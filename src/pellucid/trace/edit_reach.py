@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, pattern_rows, rows_of
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 
 
 class EditReach(Struct, frozen=True):
@@ -26,7 +26,7 @@ class EditReach(Struct, frozen=True):
     """
 
     where: str
-    selected: Selected
+    selected: Selection
     rows: int | None
     keys: int = 0
 
@@ -81,7 +81,7 @@ class EditReach(Struct, frozen=True):
         return f"edit of {brief(self.where)}: {reason}"
 
 
-def reach_of(selected: Selected, edit: Edit) -> EditReach:
+def reach_of(selected: Selection, edit: Edit) -> EditReach:
     """The reach of an edit of a part.
 
     Raises:
@@ -111,7 +111,7 @@ def reach_of(selected: Selected, edit: Edit) -> EditReach:
     return EditReach(edit.where, selected, rows, keys)
 
 
-def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -> None:
+def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
     """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
 
     A single row is for all positions. It is checked at the first position, which sees the fewest keys.

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.selection import Selected, runs_of
+from pellucid.trace.selection import Selection, runs_of
 from pellucid.util.checks import real, whole
 
 LARGEST = 1e30
@@ -148,7 +148,7 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     return numbers
 
 
-def rows_of(selected: Selected, edit: Edit, values: Any) -> tuple[NDArray[np.float32], bool]:
+def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.float32], bool]:
     """Return values as rows of the selected columns, and True if a single row is for all positions.
 
     The rows are (n, heads * dims) float32.
@@ -173,7 +173,7 @@ def rows_of(selected: Selected, edit: Edit, values: Any) -> tuple[NDArray[np.flo
     )
 
 
-def pattern_rows(selected: Selected, edit: Edit) -> NDArray[np.float32]:
+def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
     """Return values of a pattern as (heads, rows, keys) float32. A single row is for all positions.
 
     Raises:
@@ -194,7 +194,7 @@ def pattern_rows(selected: Selected, edit: Edit) -> NDArray[np.float32]:
     return np.ascontiguousarray(rows)
 
 
-def shape_of(selected: Selected) -> tuple[int, ...]:
+def shape_of(selected: Selection) -> tuple[int, ...]:
     """The shape of a selected part at one position."""
     dims = selected.point.view.count if selected.dims is None else len(selected.dims)
     return (len(selected.heads), dims) if selected.point.heads else (dims,)
@@ -208,7 +208,7 @@ class ColumnRun(Struct, frozen=True):
     count: int
 
 
-def columns_of(selected: Selected) -> list[ColumnRun]:
+def columns_of(selected: Selection) -> list[ColumnRun]:
     """The columns of a selected part, without padding, in the order of its values."""
     view = selected.point.view
     dims: Sequence[int] = range(view.count) if selected.dims is None else selected.dims

@@ -20,7 +20,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.instrumentation import Instrumentation, patterns_of, values_of
-from pellucid.trace.selection import Selected, select
+from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
@@ -32,7 +32,7 @@ class TraceFrame:
     """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens)."""
 
     sequence: int
-    selected: Selected
+    selected: Selection
     positions: range
     values: NDArray[Any]
 
@@ -147,7 +147,7 @@ class TraceStream:
             with self._lock:
                 sequence, what, positions, block = self._waiting.popleft()
                 self._bytes -= block.nbytes
-            parts: Iterator[tuple[Selected, range, NDArray[Any]]]
+            parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
                 parts = patterns_of(self._instrumentation, what, positions, block)
             else:

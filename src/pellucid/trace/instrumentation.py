@@ -20,7 +20,7 @@ from pellucid.plan.watched import ColumnEdit, PatternEdit, PatternTap, StateTap,
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edit_reach import reach_of
 from pellucid.trace.edits import ColumnRun, Edit, columns_of, pattern_rows, rows_of
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 
 MOST_RUNS = 4096
 """Maximum number of runs of columns of an edit. Each run is an operation of the step."""
@@ -39,7 +39,7 @@ class RecordedPart(Struct, frozen=True):
     A pattern has the index of its block of pattern taps instead, a state the index of its state tap.
     """
 
-    selected: Selected
+    selected: Selection
     places: tuple[int, ...]
 
 
@@ -49,7 +49,7 @@ class BoundEdit(Struct, frozen=True):
     The values have a row for each selected position. With ``broadcast`` a single row is for all positions.
     """
 
-    selected: Selected
+    selected: Selection
     edit: Edit
     values: NDArray[np.float32] | None
     broadcast: bool
@@ -113,7 +113,7 @@ class Instrumentation:
         InvalidRequest: an edit's values do not fit its part, or its point cannot be changed (scores, say).
     """
 
-    def __init__(self, selected: Sequence[Selected], edits: Sequence[tuple[Selected, Edit]]) -> None:
+    def __init__(self, selected: Sequence[Selection], edits: Sequence[tuple[Selection, Edit]]) -> None:
         self.selected = tuple(selected)
         self._columns: dict[RowKind, int] = {}
         taps, patterns, states = list[Tap](), list[PatternTap](), list[StateTap]()
@@ -153,7 +153,7 @@ class Instrumentation:
         )
 
     def _recorded(
-        self, selected: Selected, taps: list[Tap], patterns: list[PatternTap], states: list[StateTap]
+        self, selected: Selection, taps: list[Tap], patterns: list[PatternTap], states: list[StateTap]
     ) -> RecordedPart:
         """Add the taps of a part."""
         point, places = selected.point, list[int]()
@@ -186,7 +186,7 @@ class Instrumentation:
         return 4 * rows * (columns + weights)
 
 
-def _bound_pattern(selected: Selected, edit: Edit) -> list[BoundPatternEdit]:
+def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
     if edit.function is not None:
         raise InvalidRequest(
             f"edit of {brief(edit.where)}: a function cannot change a pattern; give it as values"
@@ -212,7 +212,7 @@ def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
         seen |= heads
 
 
-def _bound(selected: Selected, edit: Edit) -> list[BoundEdit]:
+def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
     where = f"edit of {brief(edit.where)}"
     if selected.point.dtype != "float32":
         raise InvalidRequest(f"{where}: these are numbers of experts; change the router's scores")
@@ -251,7 +251,7 @@ def _heads_of(recorded: RecordedPart, rows: NDArray[np.float32]) -> NDArray[np.f
 
 def values_of(
     instrumentation: Instrumentation, rows: str, positions: range, block: NDArray[np.float32]
-) -> Iterator[tuple[Selected, range, NDArray[Any]]]:
+) -> Iterator[tuple[Selection, range, NDArray[Any]]]:
     """Yield the selected parts of a step's block of values, each with its positions and its values, (n, ...)."""
     for selected, recorded in instrumentation.recorded.items():
         point, shared = selected.point, common(positions, selected.tokens)
@@ -263,7 +263,7 @@ def values_of(
 
 def patterns_of(
     instrumentation: Instrumentation, block: int, positions: range, rows: NDArray[np.float32]
-) -> Iterator[tuple[Selected, range, NDArray[np.float32]]]:
+) -> Iterator[tuple[Selection, range, NDArray[np.float32]]]:
     """Yield the selected patterns in a step's rows of a ``block`` of pattern taps, each with its positions.
 
     The values of a pattern are (n, heads, tokens).

@@ -25,7 +25,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
 from pellucid.weights.safetensors import parse_json, read_table
 
@@ -279,7 +279,7 @@ def _angles(plan: Plan) -> dict[str, list[int]]:
     return {point: list(layers) for point, layers in blocks.items()}
 
 
-def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
+def parts_of(selected: Iterable[Selection]) -> dict[str, dict[str, Any]]:
     """The selected parts of points, by point name. Points that are selected as a whole are left out."""
     parts = {}
     for selection in selected:

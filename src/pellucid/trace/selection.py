@@ -21,7 +21,7 @@ NUMBERS = re.compile(r"(\d{0,10})(:?)(\d{0,10})")
 KEYS = ("heads", "dims", "tokens")
 
 
-class Selected(Struct, frozen=True):
+class Selection(Struct, frozen=True):
     """A part of a point: some ``heads`` and ``dims`` (all of the point's by default), at positions of ``tokens``.
 
     Heads and dims keep the written order.
@@ -58,7 +58,7 @@ def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def select(points: Mapping[str, Point], texts: Sequence[str]) -> list[Selected]:
+def select(points: Mapping[str, Point], texts: Sequence[str]) -> list[Selection]:
     """Return the parts of points that the texts select, for each text in the order of the pipeline.
 
     Raises:
@@ -67,7 +67,7 @@ def select(points: Mapping[str, Point], texts: Sequence[str]) -> list[Selected]:
     return [part for text in texts for part in _selected(points, text)]
 
 
-def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
+def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selection]:
     if not isinstance(text, str) or not text or len(text) > MOST_NAME:
         raise InvalidRequest(f"point={brief(text)}: must be a name, such as blocks.*.residual")
     name, bracket, rest = text.partition("[")
@@ -89,7 +89,7 @@ def _selected(points: Mapping[str, Point], text: str) -> Iterator[Selected]:
             if point.kind not in ("value", "probabilities"):
                 raise InvalidRequest(f"point={brief(text)}: {point.name} has no dims: its rows are tokens")
             dims = _numbers(text, "dims", values["dims"], point.view.count)
-        yield Selected(point, heads, dims, _tokens(text, values.get("tokens")))
+        yield Selection(point, heads, dims, _tokens(text, values.get("tokens")))
 
 
 def _parts_of(points: Mapping[str, Point], name: str) -> list[str]:

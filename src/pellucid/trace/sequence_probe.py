@@ -16,7 +16,7 @@ from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.edits import rows_of, shape_of
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of
 from pellucid.trace.output_points import array_of
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 
 SOME = 3  # maximum number of edits that a message names
 
@@ -206,7 +206,7 @@ class SequenceProbe:
         """The number of tokens that the sequence has read."""
         return len(self.tokens())
 
-    def array(self, selected: Selected) -> NDArray[Any]:
+    def array(self, selected: Selection) -> NDArray[Any]:
         """The values of a selected part: (T, ...) from the first selected position on; NaN at unrecorded positions.
 
         Patterns and scores are (heads, T, T'), from query to key.

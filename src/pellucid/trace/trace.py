@@ -23,7 +23,7 @@ from pellucid.trace.edit_reach import refuse_unreached, unused
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
-from pellucid.trace.selection import Selected, select
+from pellucid.trace.selection import Selection, select
 from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
@@ -113,7 +113,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         self.selected = select(points, names)
         self.edits, self._points = list(edits), points
         self._plain = self._watching_with(self.edits)
-        self._by_name: dict[str, Selected] = {}
+        self._by_name: dict[str, Selection] = {}
         for part in self.selected:
             if self._by_name.setdefault(part.name, part) != part:
                 raise InvalidRequest(
@@ -167,7 +167,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         """The number of blocks of values that did not fit into the budget."""
         return sum(sequence.dropped for sequence in self.sequences)
 
-    def part(self, name: str) -> Selected:
+    def part(self, name: str) -> Selection:
         """The selected part of a point. Raises InvalidRequest if the point was not selected."""
         part = self._by_name.get(name)
         if part is None and isinstance(name, str):  # the name has a bracket, or a negative block number
@@ -261,7 +261,7 @@ class RequestTrace:
         return probes
 
 
-def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selected, Edit]]:
+def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tuple[Selection, Edit]]:
     """Return each edit with each part that it changes.
 
     Raises:
@@ -273,7 +273,7 @@ def bound_edits(points: Mapping[str, Point], edits: Sequence[Edit]) -> list[tupl
     return [(part, edit) for edit in edits for part in select(points, [edit.where])]
 
 
-def _stacked(parts: Sequence[NDArray[Any]], selected: Selected) -> NDArray[Any]:
+def _stacked(parts: Sequence[NDArray[Any]], selected: Selection) -> NDArray[Any]:
     """Stack the arrays of sequences, padded to the longest sequence."""
     shape = tuple(max(sizes) for sizes in zip(*(part.shape for part in parts)))
     filling: Any = np.nan if selected.point.dtype == "float32" else -1
