@@ -121,27 +121,21 @@ def stream_points(model: TracedModel) -> list[str]:
             "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
             "several"
         )
-    source = model.plan.source or model.plan
-    return [
-        point.name
-        for point in model.points.values()
-        if source.operations[point.operation].writes[0] == RESIDUAL and not _is_alias(point.name)
-    ]
+    return list(_stream(model).values())
 
 
-def _is_alias(name: str) -> bool:
-    parts = name.split(".")
-    return parts[0] == "blocks" and len(parts) == 3 and parts[2] == "residual"
+def _stream(model: TracedModel) -> dict[int, str]:
+    """The first point of each operation that writes the residual stream."""
+    source, names = model.plan.source or model.plan, dict[int, str]()
+    for point in model.points.values():
+        if source.operations[point.operation].writes[0] == RESIDUAL:
+            names.setdefault(point.operation, point.name)
+    return names
 
 
 def residual_points(model: TracedModel) -> list[str]:
     """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
-    source = model.plan.source or model.plan
-    before = [
-        point.name
-        for point in model.points.values()
-        if source.operations[point.operation].writes[0] == RESIDUAL and not point.name.startswith("blocks.")
-    ]
+    before = [name for name in _stream(model).values() if not name.startswith("blocks.")]
     blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
     return [*before[-1:], *(name for name in blocks if name in model.points)]
 
