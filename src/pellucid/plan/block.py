@@ -138,10 +138,10 @@ def _add_output(builder: Builder, kind: Block, sublayer: Sublayer, seen: str, x:
     """x += the output of a sublayer for the input ``seen``."""
     name, stage = sublayer.name, sublayer.stage
     out = sublayer.inside(seen, builder.buffer("out", builder.count_of(x)))
-    about = f"the output of {name}, before the factors and norms on its way to the residual stream"
+    about = f"the output of {name}, before factors and norms"
     builder.point(out, about, name=f"{stage}.output")
     if kind.placement in ("sandwich", "output"):
         norm(builder, f"{stage}.post_norm", kind.norm, out)
-        builder.point(out, "the same, normalised")
+        builder.point(out, f"the output of {name}, normalised")
     builder.add(f"{stage}.residual", x, out, sublayer.scale)
     builder.point(x, f"the residual stream after {name}")

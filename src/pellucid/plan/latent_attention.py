@@ -38,7 +38,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
         source = builder.linear(f"{stage}.q_down", x, latent.query_rank, "q_down", bias=kind.bias)
         builder.point(source, "the latent vector of the queries of all heads")
         norm(builder, f"{stage}.q_down_norm", latent.norm, source)
-        builder.point(source, "the same, normalised")
+        builder.point(source, "the latent vector of the queries of all heads, normalised")
     q_plain = builder.linear(f"{stage}.q", source, heads * latent.plain_dim, "q", letters="H K", parts=heads)
     builder.point(q_plain, "the part of the queries that has no position")
     q_rotary = builder.linear(
@@ -48,7 +48,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
     latent_vector = builder.linear(f"{stage}.latent", x, rank, "latent", bias=kind.bias)
     builder.point(latent_vector, "the latent vector of the keys and values of all heads")
     norm(builder, f"{stage}.latent_norm", latent.norm, latent_vector)
-    builder.point(latent_vector, "the same, normalised")
+    builder.point(latent_vector, "the latent vector of the keys and values of all heads, normalised")
     k_rotary = builder.linear(f"{stage}.k_rotary", x, rotated, "k_rotary", bias=kind.bias)
     builder.point(k_rotary, ROTARY_INPUT.format("keys"), name=f"{stage}.k_rotary_input")
     builder.divide(k_rotary, "G K", 1, rotated)

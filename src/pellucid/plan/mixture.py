@@ -67,7 +67,14 @@ def mixture(builder: Builder, stage: str, kind: Mixture, x: str, out: str, resid
     _combine(builder, stage, kind, results, "", "", out)
     about = "the sum of the chosen experts' results, before the norm after it"
     builder.point(out, about, name=f"{stage}.experts_output")
-    _own_norm(builder, f"{stage}.experts_post_norm", kind, out, out, "the same, normalised")
+    _own_norm(
+        builder,
+        f"{stage}.experts_post_norm",
+        kind,
+        out,
+        out,
+        "the sum of the chosen experts' results, normalised",
+    )
     if shared:
         about = "the result of the shared expert, normalised"
         _own_norm(builder, f"{stage}.shared_post_norm", kind, shared, shared, about)
@@ -90,7 +97,12 @@ def _route(builder: Builder, stage: str, router: Router, x: str) -> None:
     experts, chosen = router.experts, router.chosen
     scores = builder.linear(f"{stage}.router", x, experts, "scores", bias=router.bias, letters="E")
     builder.point(scores, "the router's score of each expert")
-    builder.scale(f"{stage}.router_scale", scores, router.output_scale, "the same, times a factor")
+    builder.scale(
+        f"{stage}.router_scale",
+        scores,
+        router.output_scale,
+        "the router's score of each expert, times a factor",
+    )
     keys = builder.buffer("keys", experts + router.groups)
     ids = builder.buffer("chosen", chosen, letters="C", dtype="int32")
     weights = builder.buffer("weights", chosen, letters="C")

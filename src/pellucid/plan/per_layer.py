@@ -24,13 +24,18 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     vectors = builder.buffer("per_layer", layers * kind.width)
     builder.linear("per_layer.project", x, layers * kind.width, vectors)
     builder.point(vectors, "the vectors of all layers, projected from the embedding")
-    builder.scale("per_layer.project_scale", vectors, kind.projection_scale, "the same, times a factor")
+    builder.scale(
+        "per_layer.project_scale",
+        vectors,
+        kind.projection_scale,
+        "the vectors of all layers, projected from the embedding, times a factor",
+    )
     norm_kind = builder.spec.blocks[0].norm
     padded = round_up(kind.width, ROWS)  # the parts of a norm are whole vectors
     parts = regroup(builder, "per_layer.parts", vectors, layers, kind.width, padded)
     slot, letters = "per_layer.norm", "L P"
     norm(builder, slot, norm_kind, parts, parts=layers, count=kind.width, letters=letters)
-    builder.point(parts, "the same, normalised by layer")
+    builder.point(parts, "the vectors of all layers, projected from the embedding, normalised by layer")
     table = builder.buffer("per_layer.table", layers * kind.width)
     slot, index = "per_layer.embed", StepRecord.at.token_ids
     lookup(builder, slot, f"{slot}.weight", table, index=index, factor=kind.scale, limit=kind.vocabulary)
@@ -38,8 +43,10 @@ def per_layer_embeddings(builder: Builder, x: str) -> None:
     if parts != vectors:
         place(builder, "per_layer.join", parts, layers, padded, vectors, kind.width)
     builder.add("per_layer.sum", vectors, table)
-    builder.point(vectors, "the sum of both: projected and looked up vectors")
-    builder.scale("per_layer.sum_scale", vectors, kind.sum_scale, "the same, times a factor")
+    builder.point(vectors, "the embeddings of all layers: the projected vectors plus the token's row")
+    builder.scale(
+        "per_layer.sum_scale", vectors, kind.sum_scale, "the embeddings of all layers, times a factor"
+    )
 
 
 def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, x: str) -> str:
@@ -61,9 +68,9 @@ def per_layer_block(builder: Builder, layer: int, kind: PerLayer, block: Block, 
     apply(builder, f"{stage}.hidden", kind.activation, gate, embedding, f"(T, {kind.width})")
     builder.point(gate, "the layer's embedding, gated")
     out = builder.linear(f"{stage}.project", gate, builder.count_of(x), "out")
-    builder.point(out, "the same, projected to the width of the model")
+    builder.point(out, "the layer's gated embedding, projected to the width of the model")
     norm(builder, f"{stage}.norm", block.norm, out)
-    return builder.point(out, "the same, normalised, as it is added to the residual stream")
+    return builder.point(out, "the layer's gated embedding, as it is added to the residual stream")
 
 
 def block_scalar(builder: Builder, layer: int, x: str) -> None:

@@ -44,7 +44,7 @@ def project(builder: Builder, x: str) -> str:
         slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
         if embedding.narrow:
             x = builder.linear("project.narrow", x, embedding.narrow, "narrowed")
-            builder.point(x, "the same, projected to the width of the embeddings")
+            builder.point(x, "the last vectors, projected to the width of the embeddings")
         # Finer activations cost little for few rows, and no later layer reduces an error of this product.
         logits = builder.linear(
             "project",

@@ -109,14 +109,19 @@ def laurel(builder: Builder, layer: int, kind: Block, normed: str, x: str) -> No
     low = builder.linear(f"{stage}.left", normed, kind.laurel, "laurel.low")
     builder.point(low, "the input of attention, projected to the low rank")
     out = builder.linear(f"{stage}.right", low, width, "laurel")
-    builder.point(out, "the same, projected back to the width of the model")
+    builder.point(out, "the learned residual, projected back to the width of the model")
     norm(builder, f"{stage}.norm", kind.norm, out)
-    builder.point(out, "the same, normalised")
+    builder.point(out, "the learned residual, normalised")
     builder.add(f"{stage}.sum", out, normed)
-    builder.point(out, "the same, with the input of attention added")
+    builder.point(out, "the learned residual, with the input of attention added")
     builder.add(f"{stage}.residual", x, out)
     builder.point(x, "the residual stream with the learned residual added")
-    builder.scale(f"{stage}.scale", x, 2**-0.5, "the same, divided by the square root of 2")
+    builder.scale(
+        f"{stage}.scale",
+        x,
+        2**-0.5,
+        "the residual stream with the learned residual, divided by the square root of 2",
+    )
 
 
 def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, count: int) -> str:
@@ -125,10 +130,15 @@ def _coefficients(builder: Builder, slot: str, stage: str, kind: AltUp, x: str, 
     routed = norm(builder, f"{slot}_norm", norm_kind, x, "altup.normed", slot=f"{router}_norm")
     builder.point(routed, "the active stream, normalised")
     routes = builder.linear(f"{slot}_router", routed, kind.streams, "modalities", slot=router)
-    builder.point(routes, "the router of streams")
-    builder.scale(f"{slot}_scale", routes, 1 / builder.spec.embedding.width, "the same, divided by the width")
+    builder.point(routes, "the scores of the streams")
+    builder.scale(
+        f"{slot}_scale",
+        routes,
+        1 / builder.spec.embedding.width,
+        "the scores of the streams, divided by the width",
+    )
     builder.softcap(f"{slot}_tanh", routes, 1.0)
-    builder.point(routes, "the same, after a tanh")
+    builder.point(routes, "the scores of the streams, after a tanh")
     coefs = builder.linear(slot, routes, count, "coefs")
     return builder.point(coefs, "the coefficients that mix the streams")
 
@@ -146,7 +156,7 @@ def _fields(builder: Builder, kind: AltUp, x: str, coefs: str) -> dict[str, Valu
 def _match(builder: Builder, stage: str, x: str, like: str) -> None:
     """Scale each row of x to the RMS of the same row of ``like``."""
     builder.in_place(stage, "streams_match", x, like, like=At(like), count=builder.count_of(x))
-    builder.point(x, "the same, scaled to the length of the first stream")
+    builder.point(x, "the projection, scaled to the length of the first stream")
 
 
 def _emit(

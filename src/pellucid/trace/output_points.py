@@ -86,8 +86,18 @@ CHAIN: Sequence[tuple[str, str, Callable[[TokenTrace], Any], str]] = (
         lambda token: token.probability,
         "probability",
     ),
-    ("final_probability", "the same, after the chain", lambda token: token.final_probability, "probability"),
-    ("rank", "its rank in the model's distribution", lambda token: token.rank, "1 is the likeliest"),
+    (
+        "final_probability",
+        "the chosen token's probability after the chain",
+        lambda token: token.final_probability,
+        "probability",
+    ),
+    (
+        "rank",
+        "the chosen token's rank in the model's distribution",
+        lambda token: token.rank,
+        "1 is the likeliest",
+    ),
     (
         "number",
         "the random number that was drawn, NaN if none was",

@@ -65,7 +65,7 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
     step = builder.linear(f"{stage}.step", x, kind.heads, "step")
     builder.point(step, STEP)
     apply(builder, f"{stage}.beta_sigmoid", "sigmoid", beta, "", f"(T, {kind.heads})")
-    builder.point(beta, "the same, after the sigmoid")
+    builder.point(beta, "the learning rate of each head (beta)")
     _, decay = decays(builder, stage, step, (0.0, float("inf")))
     for part, heads, width, padded in (
         ("q", kind.key_heads, kind.key_dim, shape.key_dim),
@@ -86,7 +86,7 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
         skip=False, delta=True, width=kind.value_dim,
     )  # fmt: skip
     norm(builder, f"{stage}.head_norm", kind.norm, scanned, parts=kind.heads, count=kind.value_dim)
-    builder.point(scanned, "the same, normalised by head")
+    builder.point(scanned, "the output of each head, normalised")
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.value_dim)
     apply(builder, f"{stage}.gated", "silu", gate, scanned, f"(T, {values})")
     builder.point(gate, GATED)

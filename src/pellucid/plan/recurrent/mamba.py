@@ -56,7 +56,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         to = f"inner.{part}"
         parts[part] = builder.linear(f"{stage}.{part}", x, width, to, bias=kind.bias)
         builder.point(parts[part], ABOUT[part])
-        builder.scale(f"{stage}.{part}_scale", parts[part], factor, "the same, times a factor")
+        builder.scale(f"{stage}.{part}_scale", parts[part], factor, f"{ABOUT[part]}, times a factor")
     for part in ("x", "b", "c"):
         parts[part] = convolve(
             builder,
@@ -68,7 +68,7 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
             bias=kind.conv_bias,
             silu=True,
         )
-        builder.point(parts[part], "the same, after the convolution")
+        builder.point(parts[part], ABOUT[part].replace("before", "after"))
     steps, decay = decays(builder, stage, parts["step"], kind.limits)
     scanned = scan(
         builder,
@@ -105,9 +105,9 @@ def _group_norm(builder: Builder, stage: str, kind: Mamba, norm_kind: Norm, x: s
     """Normalize each group of x separately, with its own weights."""
     groups, each = kind.groups, kind.heads * kind.head_dim // kind.groups
     if groups == 1:
-        return builder.point(norm(builder, stage, norm_kind, x), "the same, normalised")
+        return builder.point(norm(builder, stage, norm_kind, x), "the output of the heads, normalised")
     padded = round_up(each, ROWS)
     wide = regroup(builder, f"{stage}.groups", x, groups, each, padded)
     norm(builder, stage, norm_kind, wide, parts=groups, count=each, own_weights=True, letters="G D")
-    builder.point(wide, "the same, normalised by group")
+    builder.point(wide, "the output of the heads, normalised by group")
     return regroup(builder, f"{stage}.joined", wide, groups, padded, each)

@@ -21,7 +21,7 @@ def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: s
     apply(builder, f"{stage}.product", "none", b, value, f"(T, {width})")
     builder.point(b, "values, times the gates before the convolution")
     mixed = convolve(builder, f"{stage}.conv", b, kind.taps, state, "x", bias=kind.bias, silu=False)
-    builder.point(mixed, "the same, after the convolution")
+    builder.point(mixed, "the result of the convolution")
     apply(builder, f"{stage}.gated", "none", c, mixed, f"(T, {width})")
     builder.point(c, GATED)
     return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)
