@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from msgspec import Struct
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.spec import Block, FeedForward, Mixture
+from pellucid.model.spec import Block, DeltaNet, FeedForward, Mamba, Mixture, ShortConvolution
 from pellucid.plan.attention import attention
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import feedforward
 from pellucid.plan.mixture import mixture
 from pellucid.plan.norm import norm
 from pellucid.plan.per_layer import block_scalar, per_layer_block
-from pellucid.plan.recurrent.layer import recurrent
+from pellucid.plan.recurrent.delta_net import delta_net
+from pellucid.plan.recurrent.mamba import mamba
+from pellucid.plan.recurrent.short_convolution import short_convolution
 from pellucid.plan.streams import correct, laurel, predict, spread
 
 Inside: TypeAlias = Callable[[str, str], str]
@@ -23,6 +25,11 @@ Inside: TypeAlias = Callable[[str, str], str]
 
 PARALLEL = ("parallel", "shared")
 """Placements with which attention and feed-forward read the same residual stream."""
+RECURRENT: Mapping[type, Callable[..., str]] = {
+    DeltaNet: delta_net,
+    Mamba: mamba,
+    ShortConvolution: short_convolution,
+}
 
 
 class Sublayer(Struct, frozen=True):
@@ -55,7 +62,8 @@ def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
         sublayers.append(Sublayer("attention", f"{prefix}.attention", inside, scale))
     if (state := kind.recurrent) is not None:
         scale = kind.residual_scale * getattr(state, "output_scale", 1.0)
-        inside = lambda i, o: recurrent(builder, layer, state, i, o)  # noqa: E731
+        layer_of_kind = RECURRENT[type(state)]
+        inside = lambda i, o: layer_of_kind(builder, f"{prefix}.recurrent", state, i, o)  # noqa: E731
         sublayers.append(Sublayer("the recurrent layer", f"{prefix}.recurrent", inside, scale))
     return sublayers
 

@@ -56,11 +56,17 @@ class HeadScores:
         if kind not in KINDS:
             raise InvalidRequest(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
         scores: NDArray[np.float64] = getattr(self, kind)
-        order = np.argsort(np.where(np.isnan(scores), -1.0, scores), axis=None)[::-1][:count]
-        return [(*map(int, np.unravel_index(at, scores.shape)), float(scores.flat[at])) for at in order]  # type: ignore[misc]
+        return largest(scores, count)
 
 
 KINDS = ("previous", "induction", "duplicate")
+
+
+def largest(values: NDArray[np.float64], count: int) -> list[tuple[int, int, float]]:
+    """The ``count`` largest entries of a matrix: (row, column, value). NaN comes last."""
+    order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:count]
+    rows, columns = np.unravel_index(order, values.shape)
+    return list(zip(rows.tolist(), columns.tolist(), values.flat[order].tolist()))
 
 
 def pattern_points(model: TracedModel) -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.trace.edits import Edit, replace
+from pellucid.trace.lenses.heads import largest
 from pellucid.trace.selection import select
 from pellucid.trace.traced_model import TracedModel, read, token_of
 
@@ -54,11 +55,7 @@ class Patching:
 
     def top(self, count: int = 5) -> list[tuple[int, int, float]]:
         """The largest effects: (layer, position or head, effect)."""
-        order = np.argsort(np.where(np.isnan(self.effects), -np.inf, self.effects), axis=None)[::-1][:count]
-        return [
-            (*map(int, np.unravel_index(at, self.effects.shape)), float(self.effects.flat[at]))  # type: ignore[misc]
-            for at in order
-        ]
+        return largest(self.effects, count)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON."""
