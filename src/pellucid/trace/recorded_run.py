@@ -15,9 +15,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta, Struct, ValidationError, convert
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
@@ -114,7 +115,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
 
     def _bytes(self) -> Iterator[bytes]:
         """Yield the contents of the run's file, in parts."""
-        facts = {name: getattr(self, name) for name in (*FACTS, *MORE)}
+        facts = {name: getattr(self, name) for name in FIELDS}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
@@ -151,66 +152,64 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             if not isinstance(text, str):
                 raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
             facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
-            _check(path, facts)
+            document = _checked(path, facts)
             arrays = {}
             for name, tensor in table.items():
                 if tensor.format not in TYPES:
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, len(facts["pieces"]))
+                _check_shape(path, name, tensor.shape, len(document.pieces))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
             file.close()
-        return cls(**{name: facts[name] for name in (*FACTS, *MORE) if name in facts}, arrays=arrays)
+        return cls(**{name: getattr(document, name) for name in FIELDS}, arrays=arrays)
 
 
-FACTS: Mapping[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "prompt": list,
-    "ids": list,
-    "pieces": list,
-    "text": str,
-    "finish_reason": (str, type(None)),
-    "seed": (int, type(None)),
-    "options": dict,
-    "chain": list,
-    "edits": list,
-}
-"""The required fields of the document, with their types."""
-MORE: Mapping[str, type] = {
-    "shape": dict,
-    "parts": dict,
-    "question": str,
-    "answers": list,
-    "notes": list,
-    "characters": list,
-}
-"""The optional fields of the document, with their types."""
+Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
 
 
-def _check(path: Path, facts: dict[str, Any]) -> None:
-    """Check the fields of a document. Raises FileFormatError."""
-    if facts.get("version") != VERSION:
-        raise FileFormatError(path, KEY, f"version {brief(facts.get('version'))} is not known; {VERSION} is")
-    for name, kind in FACTS.items():
-        if name not in facts or not isinstance(facts[name], kind):
-            raise FileFormatError(path, f"{KEY} {name}", "is missing or of another type")
-    for name, kind in MORE.items():
-        if not isinstance(facts.get(name, kind()), kind):
-            raise FileFormatError(path, f"{KEY} {name}", "is of another type")
-    for name in ("prompt", "ids"):
-        ids = facts[name]
-        if len(ids) > MOST_TOKENS or not all(type(item) is int and 0 <= item < 1 << 31 for item in ids):
-            raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
-    if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
+class RunDocument(Struct, frozen=True):
+    """The JSON document of a file: the version of the format, and the fields of a ``RecordedRun``."""
+
+    version: int
+    model: dict[str, Any]
+    prompt: Ids
+    ids: Ids
+    pieces: list[str]
+    text: str
+    finish_reason: str | None
+    seed: int | None
+    options: dict[str, Any]
+    chain: list[Any]
+    edits: list[str]
+    shape: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    question: str = ""
+    answers: list[Any] = []
+    notes: list[str] = []
+    characters: list[Any] = []
+
+
+_, *FIELDS = RunDocument.__struct_fields__
+"""The names of the fields of a run in the document."""
+
+
+def _checked(path: Path, facts: Any) -> RunDocument:
+    """The document of a file. Raises FileFormatError."""
+    try:
+        document = convert(facts, RunDocument)
+    except ValidationError as error:
+        raise FileFormatError(path, KEY, brief(str(error))) from None
+    if document.version != VERSION:
+        raise FileFormatError(path, KEY, f"version {brief(document.version)} is not known; {VERSION} is")
+    tokens = len(document.pieces)
+    if tokens != len(document.prompt) + len(document.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    if not all(_is_character(item, len(facts["pieces"])) for item in facts.get("characters", [])):
+    if not all(_is_character(character, tokens) for character in document.characters):
         raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
-    for name in ("pieces", "edits", "notes"):
-        if not all(isinstance(item, str) for item in facts.get(name, [])):
-            raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+    return document
 
 
 def _is_character(value: Any, tokens: int) -> bool:
