@@ -21,6 +21,7 @@ from pellucid.plan.plan import (
     LETTER,
     At,
     Buffer,
+    Cache,
     DistanceTable,
     Fill,
     KeyTable,
@@ -30,7 +31,7 @@ from pellucid.plan.plan import (
     Vector,
     Weights,
 )
-from pellucid.plan.points import Point, RowKind, View
+from pellucid.plan.points import AttentionMask, Point, PointKind, RowKind, View
 from pellucid.runtime.cache_layout import CachedLayer
 
 ROW_COUNT: Mapping[RowKind, int] = {  # no operation has the row kind "once"
@@ -146,25 +147,33 @@ class Builder:
         self.operations.append(replace(operation, views=views))
         self._quantized = {q for q in self._quantized if q.rpartition(".q")[0] not in operation.writes}
 
-    def point(self, value: str, about: str, *, name: str = "", **facts: Any) -> str:
+    def point(
+        self,
+        value: str,
+        about: str,
+        *,
+        name: str = "",
+        unit: str = "",
+        kind: PointKind = "value",
+        view: View | None = None,
+        mask: AttentionMask | None = None,
+        state: Cache | None = None,
+    ) -> str:
         """Declare that the value just written to a buffer is a hook point. Returns the buffer.
 
-        ``name`` is the stage of the operation that wrote the value, if not given. ``facts`` are other fields of the
-        ``Point``.
+        By default ``name`` is the stage of the operation that wrote the value, and ``view`` the buffer's. ``state`` is
+        the place of a value in the cache. The other arguments are fields of the ``Point``.
         """
-        at = len(self.operations) - 1
-        while value not in self.operations[at].writes:
-            at -= 1
-        op = self.operations[at]
-        if buffer := self.buffers.get(value):
-            facts = {
-                "view": self._views[value],
-                "write": op.writes.index(value),
-                "dtype": buffer.dtype,
-            } | facts
-        point = Point(name or op.stage, about, operation=at, rows=op.rows, **facts)
-        assert point.name not in self.points, point.name
-        self.points[point.name] = point
+        index = len(self.operations) - 1
+        while value not in self.operations[index].writes:
+            index -= 1
+        op = self.operations[index]
+        name, view = name or op.stage, view or self._views[value]
+        assert view is not None, name
+        assert name not in self.points, name
+        write, part = (state.layer, state.part) if state else (op.writes.index(value), "")
+        dtype = "float32" if state else self.buffers[value].dtype
+        self.points[name] = Point(name, about, view, index, write, op.rows, kind, dtype, unit, part, mask)
         return value
 
     def width_of(self, buffer: str) -> int:

@@ -11,7 +11,7 @@ place_barriers  a barrier follows an operation only if a later one reads or over
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
@@ -183,43 +183,38 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
             return
 
 
+Access: TypeAlias = tuple[str, str | None]
+"""A buffer and the partition with which an operation reads or writes it."""
+
+
 def place_barriers(operations: list[Operation]) -> list[Operation]:
     """Add the barriers for dependencies: read after write, write after read, write after write."""
     out: list[Operation] = []
-    reads: set[tuple[str, str | None]] = set()  # since the last barrier: buffers with their partitions
-    writes: set[tuple[str, str | None]] = set()
+    reads, writes = set[Access](), set[Access]()  # since the last barrier
     for op in operations:
-        op_reads = {(b, op.partitions.get(b)) for b in op.reads}
-        op_writes = {(b, op.partitions.get(b)) for b in op.writes}
-        conflicts = _conflicts(writes, op_reads) | _conflicts(reads | writes, op_writes)
-        copies = {
-            (b, partition) for b, partition in conflicts if partition == REPLICATED == op.partitions.get(b)
-        }
+        conflicts = _conflicts(writes, (*op.reads, *op.writes), op) | _conflicts(reads, op.writes, op)
+        copies = {access for access in conflicts if access[1] == REPLICATED == op.partitions.get(access[0])}
         if conflicts - copies or (copies and out[-1].rows != op.rows):
             out[-1] = replace(out[-1], barrier="always")
             reads, writes = set(), set()
         elif copies:
             out[-1] = replace(out[-1], barrier="rows")
-            reads, writes = (
-                {(b, partition) for b, partition in accesses if partition != REPLICATED}
-                for accesses in (reads, writes)
-            )
-        reads |= op_reads
-        writes |= op_writes
+            reads = {access for access in reads if access[1] != REPLICATED}
+            writes = {access for access in writes if access[1] != REPLICATED}
+        reads.update((buffer, op.partitions.get(buffer)) for buffer in op.reads)
+        writes.update((buffer, op.partitions.get(buffer)) for buffer in op.writes)
         out.append(op)
     return out
 
 
-def _conflicts(
-    before: set[tuple[str, str | None]], now: set[tuple[str, str | None]]
-) -> set[tuple[str, str | None]]:
-    """The accesses in ``before`` to a buffer of ``now``, except accesses with the same partition.
+def _conflicts(accesses: set[Access], buffers: tuple[str, ...], op: Operation) -> set[Access]:
+    """The earlier accesses to ``buffers``, except accesses with the partition of ``op``.
 
     Accesses to replicated buffers always count, because their partitions agree only in steps with one row.
     """
     return {
         (buffer, partition)
-        for buffer, partition in before
-        for other, mine in now
-        if other == buffer and (partition is None or partition == REPLICATED or partition != mine)
+        for buffer, partition in accesses
+        if buffer in buffers
+        and (partition is None or partition == REPLICATED or partition != op.partitions.get(buffer))
     }

@@ -62,8 +62,8 @@ def project(builder: Builder, x: str) -> str:
         about = "the score of each token of the vocabulary"
         builder.point(logits, about, name="project.logits", unit="nats, up to a constant")
         about = "the probability of each token of the vocabulary, before the sampler's chain"
-        name, kind = "project.probabilities", "probabilities"
-        return builder.point(logits, about, name=name, unit="probability", kind=kind)
+        name = "project.probabilities"
+        return builder.point(logits, about, name=name, unit="probability", kind="probabilities")
     width = builder.width_of(x)
     out = builder.buffer("pooled", builder.count_of(x), "sequences")
     fields: dict[str, Value] = {

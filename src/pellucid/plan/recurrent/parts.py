@@ -40,9 +40,8 @@ class State(Struct, frozen=True):
         """Declare that a part, which the last operation wrote, is a hook point."""
         size, name = self.sizes[part], f"{self.stage}.state.{part}"
         view = View(1, size, size, size, "S")
-        builder.point(
-            self.name_of(part), about, name=name, kind="state", part=part, write=self.layer, view=view
-        )
+        state = Cache(self.layer, part)
+        builder.point(self.name_of(part), about, name=name, kind="state", view=view, state=state)
 
 
 def add_state(builder: Builder, stage: str, **parts: int) -> State:
