@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -55,31 +56,31 @@ def block(builder: Builder, layer: int, kind: Block, x: str) -> str:
 
 def _mixers(builder: Builder, layer: int, kind: Block) -> list[Sublayer]:
     """Attention and the recurrent layer of a block. If the block has both, they read the same input."""
-    sublayers, prefix = [], f"blocks.{layer}"
-    if (attending := kind.attention) is not None:
-        scale = kind.residual_scale * attending.output_scale
-        inside: Inside = lambda i, o: attention(builder, layer, attending, i, o)  # noqa: E731
-        sublayers.append(Sublayer("attention", f"{prefix}.attention", inside, scale))
-    if (state := kind.recurrent) is not None:
-        scale = kind.residual_scale * getattr(state, "output_scale", 1.0)
-        layer_of_kind = RECURRENT[type(state)]
-        inside = lambda i, o: layer_of_kind(builder, f"{prefix}.recurrent", state, i, o)  # noqa: E731
-        sublayers.append(Sublayer("the recurrent layer", f"{prefix}.recurrent", inside, scale))
+    sublayers = []
+    if kind.attention is not None:
+        stage, scale = f"blocks.{layer}.attention", kind.residual_scale * kind.attention.output_scale
+        sublayers.append(
+            Sublayer("attention", stage, partial(attention, builder, layer, kind.attention), scale)
+        )
+    if kind.recurrent is not None:
+        stage, inside = f"blocks.{layer}.recurrent", RECURRENT[type(kind.recurrent)]
+        scale = kind.residual_scale * getattr(kind.recurrent, "output_scale", 1.0)
+        inside = partial(inside, builder, stage, kind.recurrent)
+        sublayers.append(Sublayer("the recurrent layer", stage, inside, scale))
     return sublayers
 
 
 def _feedforwards(builder: Builder, layer: int, kind: Block, x: str) -> list[Sublayer]:
     inner, name, stage = kind.feedforward, "the feed-forward", f"blocks.{layer}.feedforward"
     if isinstance(inner, Mixture):
-        inside: Inside = lambda i, o: mixture(builder, stage, inner, i, o, x)  # noqa: E731
+        inside = partial(mixture, builder, stage, inner, residual=x)
         return [Sublayer(name, stage, inside, kind.residual_scale)]
     if isinstance(inner, FeedForward):
-        scale = kind.residual_scale * inner.output_scale
         # The last feed-forward computes only the output rows (passes.py), so finer activations cost little.
         last = builder.spec.head is not None and layer == len(builder.spec.blocks) - 1
         bits = builder.sensitive_bits if last and kind.placement not in PARALLEL else 0
-        inside = lambda i, o: feedforward(builder, stage, inner, i, o, bits)  # noqa: E731
-        return [Sublayer(name, stage, inside, scale)]
+        inside = partial(feedforward, builder, stage, inner, activation_bits=bits)
+        return [Sublayer(name, stage, inside, kind.residual_scale * inner.output_scale)]
     return []
 
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-from msgspec import Meta, Struct, ValidationError, convert
+from msgspec import Meta, ValidationError, convert
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
@@ -35,6 +35,7 @@ TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = MOST_SIZE = 1 << 24
 MOST_RANK = 4  # dimensions of an array
+Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,8 +54,8 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     """
 
     model: dict[str, Any]
-    prompt: list[int]
-    ids: list[int]
+    prompt: Ids
+    ids: Ids
     pieces: list[str]
     text: str
     finish_reason: str | None
@@ -152,64 +153,39 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             if not isinstance(text, str):
                 raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
             facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
-            document = _checked(path, facts)
+            run = _parsed(path, facts)
             arrays = {}
             for name, tensor in table.items():
                 if tensor.format not in TYPES:
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, len(document.pieces))
+                _check_shape(path, name, tensor.shape, len(run.pieces))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
             file.close()
-        return cls(**{name: getattr(document, name) for name in FIELDS}, arrays=arrays)
+        return replace(run, arrays=arrays)
 
 
-Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
+FIELDS = [part.name for part in fields(RecordedRun) if part.name != "arrays"]
+"""The names of the fields in the document of a file."""
 
 
-class RunDocument(Struct, frozen=True):
-    """The JSON document of a file: the version of the format, and the fields of a ``RecordedRun``."""
-
-    version: int
-    model: dict[str, Any]
-    prompt: Ids
-    ids: Ids
-    pieces: list[str]
-    text: str
-    finish_reason: str | None
-    seed: int | None
-    options: dict[str, Any]
-    chain: list[Any]
-    edits: list[str]
-    shape: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
-    question: str = ""
-    answers: list[Any] = []
-    notes: list[str] = []
-    characters: list[Any] = []
-
-
-_, *FIELDS = RunDocument.__struct_fields__
-"""The names of the fields of a run in the document."""
-
-
-def _checked(path: Path, facts: Any) -> RunDocument:
-    """The document of a file. Raises FileFormatError."""
+def _parsed(path: Path, facts: Any) -> RecordedRun:
+    """The run of a document, without arrays. Raises FileFormatError."""
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise FileFormatError(path, KEY, f"version {brief(version)} is not known; {VERSION} is")
     try:
-        document = convert(facts, RunDocument)
+        run = convert({name: facts[name] for name in FIELDS if name in facts}, RecordedRun)
     except ValidationError as error:
         raise FileFormatError(path, KEY, brief(str(error))) from None
-    if document.version != VERSION:
-        raise FileFormatError(path, KEY, f"version {brief(document.version)} is not known; {VERSION} is")
-    tokens = len(document.pieces)
-    if tokens != len(document.prompt) + len(document.ids):
+    if len(run.pieces) != len(run.prompt) + len(run.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    if not all(_is_character(character, tokens) for character in document.characters):
+    if not all(_is_character(character, len(run.pieces)) for character in run.characters):
         raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
-    return document
+    return run
 
 
 def _is_character(value: Any, tokens: int) -> bool:

@@ -23,14 +23,6 @@ from pellucid.plan.recurrent.parts import (
     scan,
 )
 
-ABOUT = {
-    "gate": GATE,
-    "x": "values, before the convolution",
-    "b": "keys (B), before the convolution",
-    "c": "queries (C), before the convolution",
-    "step": STEP,
-}
-
 
 def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
     """out = mamba(x), without the residual addition."""
@@ -50,25 +42,23 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
         c=convolution_values(kind.taps, of_groups),
         memory=shape.values,
     )
+    nouns = {"x": "values", "b": "keys (B)", "c": "queries (C)"}
+    abouts = {
+        "gate": GATE,
+        "step": STEP,
+        **{part: f"{noun}, before the convolution" for part, noun in nouns.items()},
+    }
     widths = {"gate": inner, "x": inner, "b": of_groups, "c": of_groups, "step": kind.heads}
     parts = {}
     for (part, width), factor in zip(widths.items(), kind.multipliers):
-        to = f"inner.{part}"
-        parts[part] = builder.linear(f"{stage}.{part}", x, width, to, bias=kind.bias)
-        builder.point(parts[part], ABOUT[part])
-        builder.scale(f"{stage}.{part}_scale", parts[part], factor, f"{ABOUT[part]}, times a factor")
-    for part in ("x", "b", "c"):
-        parts[part] = convolve(
-            builder,
-            f"{stage}.{part}_conv",
-            parts[part],
-            kind.taps,
-            state,
-            part,
-            bias=kind.conv_bias,
-            silu=True,
-        )
-        builder.point(parts[part], ABOUT[part].replace("before", "after"))
+        values = builder.linear(f"{stage}.{part}", x, width, f"inner.{part}", bias=kind.bias)
+        builder.point(values, abouts[part])
+        builder.scale(f"{stage}.{part}_scale", values, factor, f"{abouts[part]}, times a factor")
+        parts[part] = values
+    for part, noun in nouns.items():
+        conv, bias = f"{stage}.{part}_conv", kind.conv_bias
+        parts[part] = convolve(builder, conv, parts[part], kind.taps, state, part, bias=bias, silu=True)
+        builder.point(parts[part], f"{noun}, after the convolution")
     steps, decay = decays(builder, stage, parts["step"], kind.limits)
     scanned = scan(
         builder,
