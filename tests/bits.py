@@ -25,7 +25,7 @@ TEXT = (
 )
 CODE = "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)\n"
 DRAWN: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "top_k": 0, "ignore_eos": True}
-POINTS = ("blocks.*.residual", "blocks.0.attention.pattern", "blocks.1.feedforward.hidden", "project")
+POINTS = ("blocks.*.residual", "blocks.0.attention.pattern", "blocks.1.feedforward.hidden", "project.logits")
 
 
 def results_of(llm: LLM) -> Iterator[tuple[str, Any]]:
