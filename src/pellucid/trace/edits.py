@@ -132,6 +132,11 @@ def listed(edits: Any) -> list[Edit]:
     return list(edits)
 
 
+def edit_error(where: str, reason: str) -> InvalidRequest:
+    """The error of an edit of the part ``where``."""
+    return InvalidRequest(f"edit of {brief(where)}: {reason}")
+
+
 def _numbers(where: str, values: Any) -> NDArray[np.float32]:
     try:
         array = np.asarray(values)
@@ -140,11 +145,11 @@ def _numbers(where: str, values: Any) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             numbers = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidRequest(f"edit of {brief(where)}: its values are no numbers") from None
+        raise edit_error(where, "its values are no numbers") from None
     if not np.isfinite(numbers).all():
-        raise InvalidRequest(f"edit of {brief(where)}: a value is not finite (NaN, or too large for float32)")
+        raise edit_error(where, "a value is not finite (NaN, or too large for float32)")
     if not numbers.size:
-        raise InvalidRequest(f"edit of {brief(where)}: there are no values")
+        raise edit_error(where, "there are no values")
     return numbers
 
 
@@ -166,11 +171,8 @@ def rows_of(selected: Selection, edit: Edit, values: Any) -> tuple[NDArray[np.fl
         rows = rows[0]
     if rows.ndim == len(shape) + 1 and rows.shape[1:] == shape:
         return np.ascontiguousarray(rows.reshape(len(rows), -1)), False
-    raise InvalidRequest(
-        f"edit of {brief(edit.where)}: values of shape {rows.shape}; it takes {shape} or {('T', *shape)}".replace(
-            "'", ""
-        )
-    )
+    shapes = f"{shape} or {('T', *shape)}".replace("'", "")
+    raise edit_error(edit.where, f"values of shape {rows.shape}; it takes {shapes}")
 
 
 def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
@@ -187,10 +189,8 @@ def pattern_rows(selected: Selection, edit: Edit) -> NDArray[np.float32]:
     if rows.ndim == 2 and len(rows) == heads:
         rows = rows[:, None]
     if rows.ndim != 3 or len(rows) != heads:
-        raise InvalidRequest(
-            f"edit of {brief(edit.where)}: values of shape {rows.shape}; a pattern takes (keys,), "
-            f"({heads}, keys) or ({heads}, T, keys)"
-        )
+        shapes = f"(keys,), ({heads}, keys) or ({heads}, T, keys)"
+        raise edit_error(edit.where, f"values of shape {rows.shape}; a pattern takes {shapes}")
     return np.ascontiguousarray(rows)
 
 

@@ -13,13 +13,12 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.points import RowKind
 from pellucid.plan.watched import ColumnEdit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edit_reach import reach_of
-from pellucid.trace.edits import ColumnRun, Edit, columns_of, pattern_rows, rows_of
+from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, pattern_rows, rows_of
 from pellucid.trace.selection import Selection
 
 MOST_RUNS = 4096
@@ -122,7 +121,7 @@ class Instrumentation:
         self.watches_chain = len(in_plan) < len(set(selected))
         for part, edit in edits:
             if remedy := REFUSED.get(part.point.kind):
-                raise InvalidRequest(f"edit of {brief(edit.where)}: {remedy}")
+                raise edit_error(edit.where, remedy)
         self.reaches = [reach_of(part, edit) for part, edit in edits]
         self.edits = [run for part, edit in edits if part.point.kind == "value" for run in _bound(part, edit)]
         self.pattern_edits = [
@@ -188,9 +187,7 @@ class Instrumentation:
 
 def _bound_pattern(selected: Selection, edit: Edit) -> list[BoundPatternEdit]:
     if edit.function is not None:
-        raise InvalidRequest(
-            f"edit of {brief(edit.where)}: a function cannot change a pattern; give it as values"
-        )
+        raise edit_error(edit.where, "a function cannot change a pattern; give it as values")
     values = None if edit.values is None else pattern_rows(selected, edit)
     bound, done = [], 0
     for first, count in selected.runs():
@@ -213,17 +210,15 @@ def _refuse_twice(edits: Sequence[BoundPatternEdit]) -> None:
 
 
 def _bound(selected: Selection, edit: Edit) -> list[BoundEdit]:
-    where = f"edit of {brief(edit.where)}"
     if selected.point.dtype != "float32":
-        raise InvalidRequest(f"{where}: these are numbers of experts; change the router's scores")
+        raise edit_error(edit.where, "these are numbers of experts; change the router's scores")
     values, broadcast = (None, True) if edit.values is None else rows_of(selected, edit, edit.values)
     runs = columns_of(selected)
     if len(runs) > MOST_RUNS:
-        raise InvalidRequest(f"{where}: {len(runs):,} runs of columns; the limit is {MOST_RUNS:,}")
+        raise edit_error(edit.where, f"{len(runs):,} runs of columns; the limit is {MOST_RUNS:,}")
     if edit.function is not None and len(runs) > 1:
-        raise InvalidRequest(
-            f"{where}: a function changes neighbouring columns; select all, or those of one head"
-        )
+        reason = "a function changes neighbouring columns; select all, or those of one head"
+        raise edit_error(edit.where, reason)
     bound, done = list[BoundEdit](), 0
     for run in runs:
         part = None if values is None else np.ascontiguousarray(values[:, done : done + run.count])

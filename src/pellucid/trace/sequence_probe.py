@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest, PellucidError
-from pellucid.errors.messages import brief, shown
+from pellucid.errors import PellucidError
+from pellucid.errors.messages import shown
 from pellucid.plan.watched import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
-from pellucid.trace.edits import rows_of, shape_of
+from pellucid.trace.edits import edit_error, rows_of, shape_of
 from pellucid.trace.instrumentation import Instrumentation, RecordedPart, common, part_of
 from pellucid.trace.output_points import array_of
 from pellucid.trace.selection import Selection
@@ -188,15 +188,13 @@ class SequenceProbe:
                 return []
             rows, broadcast = rows_of(selected, edit, result)
             if not broadcast and len(rows) != len(part):
-                raise InvalidRequest(
-                    f"edit of {brief(edit.where)}: the function returns {len(rows)} rows for {len(part)}"
-                )
+                raise edit_error(edit.where, f"the function returns {len(rows)} rows for {len(part)}")
         except PellucidError as error:
             self.error = error
             return []
         except BaseException as error:  # any exception ends only this request
             message = f"{type(error).__name__}: {shown(str(error))}"
-            self.error = InvalidRequest(f"edit of {brief(edit.where)}: the function fails: {message}")
+            self.error = edit_error(edit.where, f"the function fails: {message}")
             self.error.__cause__ = error
             return []
         return [EditEntry(position, 0.0, rows[0 if broadcast else i]) for i, position in enumerate(positions)]

@@ -19,7 +19,6 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.plan.points import Point
 from pellucid.trace.budget import TraceBudget
-from pellucid.trace.edit_reach import refuse_unreached, unused
 from pellucid.trace.edits import Edit
 from pellucid.trace.frames import TraceStream
 from pellucid.trace.instrumentation import Instrumentation
@@ -226,7 +225,8 @@ class RequestTrace:
 
     def unused(self, count: int) -> list[str]:
         """As in ``Watching``."""
-        return unused(self._instrumentation.reaches, count)
+        sentences = (reach.unused(count) for reach in self._instrumentation.reaches)
+        return [sentence for sentence in sentences if sentence]
 
     @property
     def first_output(self) -> int | None:
@@ -244,9 +244,8 @@ class RequestTrace:
     ) -> list[SequenceProbe]:
         """As in ``Watching``."""
         if parent is None:
-            refuse_unreached(
-                self._instrumentation.reaches, tokens, tokens if most is None else most, first_output
-            )
+            for reach in self._instrumentation.reaches:
+                reach.refuse(tokens, tokens if most is None else most, first_output)
         needed = self._instrumentation.bytes_for(tokens)
         reserved = self._budget.reserve(needed)
         if isinstance(reserved, int):
