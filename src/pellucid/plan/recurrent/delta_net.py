@@ -14,13 +14,13 @@ from pellucid.plan.heads import regroup
 from pellucid.plan.norm import norm
 from pellucid.plan.recurrent.parts import (
     GATE,
-    GATED,
     STEP,
     ScanShape,
     add_state,
     convolution_values,
     convolve,
     decays,
+    gated,
     scan,
 )
 
@@ -88,6 +88,5 @@ def delta_net(builder: Builder, stage: str, kind: DeltaNet, x: str, out: str) ->
     norm(builder, f"{stage}.head_norm", kind.norm, scanned, parts=kind.heads, count=kind.value_dim)
     builder.point(scanned, "the output of each head, normalised")
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.value_dim)
-    apply(builder, f"{stage}.gated", "silu", gate, scanned, f"(T, {values})")
-    builder.point(gate, GATED)
+    gated(builder, stage, "silu", gate, scanned, values)
     return builder.linear(f"{stage}.output", gate, builder.spec.embedding.width, out)

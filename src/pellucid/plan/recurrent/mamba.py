@@ -8,18 +8,17 @@ from __future__ import annotations
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.model.spec import Mamba, Norm
 from pellucid.plan.builder import Builder
-from pellucid.plan.feedforward import apply
 from pellucid.plan.heads import regroup
 from pellucid.plan.norm import norm
 from pellucid.plan.recurrent.parts import (
     GATE,
-    GATED,
     STEP,
     ScanShape,
     add_state,
     convolution_values,
     convolve,
     decays,
+    gated,
     scan,
 )
 
@@ -77,18 +76,11 @@ def mamba(builder: Builder, stage: str, kind: Mamba, x: str, out: str) -> str:
     scanned = regroup(builder, f"{stage}.heads", scanned, kind.heads, shape.value_dim, kind.head_dim)
     if kind.norm and kind.norm_first:
         scanned = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, scanned)
-    gated = parts["gate"]
-    apply(builder, f"{stage}.gated", "silu", gated, scanned, f"(T, {inner})")
-    builder.point(gated, GATED)
+    result = gated(builder, stage, "silu", parts["gate"], scanned, inner)
     if kind.norm and not kind.norm_first:
-        gated = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, gated)
-    return builder.linear(
-        f"{stage}.output",
-        gated,
-        builder.spec.embedding.width,
-        out,
-        bias=kind.output_bias,
-    )
+        result = _group_norm(builder, f"{stage}.output_norm", kind, kind.norm, result)
+    width = builder.spec.embedding.width
+    return builder.linear(f"{stage}.output", result, width, out, bias=kind.output_bias)
 
 
 def _group_norm(builder: Builder, stage: str, kind: Mamba, norm_kind: Norm, x: str) -> str:

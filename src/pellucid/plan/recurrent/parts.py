@@ -9,12 +9,12 @@ from msgspec import Struct
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import ROWS, round_up
 from pellucid.plan.builder import ROW_COUNT, Builder, columns
+from pellucid.plan.feedforward import apply
 from pellucid.plan.plan import At, Cache, Operation, PageBytes, Value, Vector
 from pellucid.plan.points import View
 from pellucid.runtime.cache_layout import StateShape
 
 GATE = "the gates of the result, before the activation"
-GATED = "the result, times the gates"
 STEP = "the step of each head, as the projection gives it"
 
 
@@ -119,6 +119,12 @@ def decays(builder: Builder, stage: str, x: str, limits: tuple[float, float]) ->
     builder.point(x, "the size of each head's step", name=f"{stage}.step_softplus")
     builder.point(out, "the decay of each head's state, a factor")
     return x, out
+
+
+def gated(builder: Builder, stage: str, function: str, gate: str, x: str, width: int) -> str:
+    """gate = f(gate) * x. ``function`` is the name of f, ``width`` the number of values of a row."""
+    apply(builder, f"{stage}.gated", function, gate, x, f"(T, {width})")
+    return builder.point(gate, "the result, times the gates")
 
 
 class ScanShape(Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pellucid.model.spec import ShortConvolution
 from pellucid.plan.builder import Builder
 from pellucid.plan.feedforward import apply
-from pellucid.plan.recurrent.parts import GATED, add_state, convolution_values, convolve
+from pellucid.plan.recurrent.parts import add_state, convolution_values, convolve, gated
 
 
 def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: str, out: str) -> str:
@@ -22,6 +22,5 @@ def short_convolution(builder: Builder, stage: str, kind: ShortConvolution, x: s
     builder.point(b, "values, times the gates before the convolution")
     mixed = convolve(builder, f"{stage}.conv", b, kind.taps, state, "x", bias=kind.bias, silu=False)
     builder.point(mixed, "the result of the convolution")
-    apply(builder, f"{stage}.gated", "none", c, mixed, f"(T, {width})")
-    builder.point(c, GATED)
+    gated(builder, stage, "none", c, mixed, width)
     return builder.linear(f"{stage}.output", c, width, out, bias=kind.bias)
