@@ -115,7 +115,7 @@ def _cached_shape(builder: Builder, stage: str, kind: Attention) -> LayerShape:
         raise UnsupportedModel(
             f"{stage}: {kind.heads} heads with {kind.kv_heads} key/value heads; these must divide them"
         )
-    kv_dtype = builder.kv_dtype or kv_dtype_of(builder, stage, kind)
+    kv_dtype = kv_dtype_of(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)
     window = kind.window if kind.causal and not kind.cross else 0
     head_dim, value_dim = round_up(kind.head_dim, unit), round_up(kind.value_dim, unit)

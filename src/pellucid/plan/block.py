@@ -25,7 +25,7 @@ Inside: TypeAlias = Callable[[str, str], str]
 """(input, output buffer) → output."""
 
 PARALLEL = ("parallel", "shared")
-"""Placements with which attention and feed-forward read the same residual stream."""
+"""Placements where attention and feed-forward read the same residual stream."""
 RECURRENT: Mapping[type, Callable[..., str]] = {
     DeltaNet: delta_net,
     Mamba: mamba,

@@ -17,12 +17,14 @@ HEADS = "the output of each head, before the output projection"
 
 
 def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
-    """Default dtype of keys and values.
+    """The dtype of keys and values: the builder's, or a default for the activations and weights.
 
     float32 for the finest activations: it rounds nothing. float16 for floating-point weights, and for keys with biases:
     the biases can be large, and then rounding a key to 8 bits changes the scores (Qwen 2.5). bfloat16 otherwise: 8-bit
     activations have a larger error than bfloat16 products.
     """
+    if builder.kv_dtype:
+        return builder.kv_dtype
     if builder.activation_bits == FINEST:
         return "f32"
     return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"

@@ -29,7 +29,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
         raise UnsupportedModel(
             f"{stage}: latent attention has rotary positions, and no norms of heads, output gate, query scale or clip"
         )
-    kv_dtype = builder.kv_dtype or kv_dtype_of(builder, stage, kind)
+    kv_dtype = kv_dtype_of(builder, stage, kind)
     unit = kv_layout.unit(kv_dtype)
     key, value = round_up(rank + rotated, unit), round_up(rank, unit)
     window = kind.window if kind.causal else 0

@@ -184,7 +184,7 @@ def _readers(buffers: tuple[str, ...], operations: list[Operation], first: int) 
 
 
 Access: TypeAlias = tuple[str, str | None]
-"""A buffer and the partition with which an operation reads or writes it."""
+"""A buffer, and its partition in an operation that reads or writes it."""
 
 
 def place_barriers(operations: list[Operation]) -> list[Operation]:
