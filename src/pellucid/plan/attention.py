@@ -99,7 +99,7 @@ def _projected(builder: Builder, stage: str, kind: Attention, shape: LayerShape,
         heads, width = kind.kv_heads, shape.value_dim
         v = builder.buffer("v", heads * width)
         projected["v"] = place(builder, f"{stage}.v_copy", projected["k"], heads, kind.value_dim, v, width)
-        builder.divide(v, "G V", heads, kind.value_dim, width)
+        builder.view(v, "G V", heads, kind.value_dim, width)
     return projected
 
 

@@ -120,21 +120,18 @@ class Builder:
         self._views[name] = None if activation_bits else View(1, count, count, width, letters)
         return name
 
-    def divide(self, name: str, letters: str, parts: int, count: int, stride: int = 0) -> None:
+    def view(
+        self, name: str, letters: str, parts: int, count: int, stride: int = 0, places: str = ""
+    ) -> None:
         """Declare that a row of a buffer has ``parts`` of ``count`` values, with a stride of ``stride`` (0: count).
 
-        ``letters`` names the dimensions, such as "H K"; "" keeps the names.
+        ``letters`` names the dimensions, such as "H K"; "" keeps the names. With ``places`` each part has its own row;
+        the buffer ``places`` has the row numbers.
         """
         letters = letters or self.letters_of(name)
-        self._views[name] = View(parts, count, stride or count, self._widths[name], letters)
-
-    def spread(self, name: str, letters: str, parts: int, count: int, places: str) -> None:
-        """Declare that each of a token's ``parts``, of ``count`` values, is a row of a buffer.
-
-        The buffer ``places`` has the row numbers.
-        """
-        width = self._widths[name] // parts
-        self._views[name] = View(parts, count, width, width, letters, places)
+        width = self._widths[name] // (parts if places else 1)
+        stride = width if places else stride or count
+        self._views[name] = View(parts, count, stride, width, letters, places)
 
     def letters_of(self, name: str) -> str:
         """The names of the dimensions of a buffer's current use."""
@@ -248,7 +245,7 @@ class Builder:
         slot = slot or stage
         packed, width, rows = self.layouts[f"{slot}.weight"], self.width_of(x), self.buffers[x].rows
         self.buffer(out, out_features, rows)
-        self.divide(out, letters, parts, out_features // parts)
+        self.view(out, letters, parts, out_features // parts)
         fields: dict[str, Value] = {
             "weights": Weights(f"{slot}.weight"),
             "groups": round_up(out_features, ROWS) // ROWS,

@@ -61,7 +61,7 @@ def attend(
     """softmax(q Kᵀ) V. The result of a head has ``width`` values, by default the width of a value head."""
     attended = builder.buffer("attended", kind.heads * layer_shape.value_dim)
     letters = "H K" if width else "H V"
-    builder.divide(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
+    builder.view(attended, letters, kind.heads, width or kind.value_dim, layer_shape.value_dim)
     name = alibi_table(builder, kind) if kind.alibi else None
     table = builder.tables[name] if name else None
     fields: dict[str, Value] = {

@@ -42,7 +42,7 @@ def place(
         "heads": count,
         "rows": ROW_COUNT[rows],
     }
-    builder.divide(out, builder.letters_of(x), count, min(offset + width, out_width), out_width)
+    builder.view(out, builder.letters_of(x), count, min(offset + width, out_width), out_width)
     shape = f"({LETTER[rows]}, {count}, {width}) → ({LETTER[rows]}, {count}, {out_width})"
     kernel, partitions = KernelKey("heads"), {out: heads(count)}
     builder.emit(Operation(stage, kernel, fields, (x,), (out,), shape, rows=rows, partitions=partitions))

@@ -51,7 +51,7 @@ def latent_attention(builder: Builder, stage: str, kind: Attention, latent: Late
     builder.point(latent_vector, "the latent vector of the keys and values of all heads, normalised")
     k_rotary = builder.linear(f"{stage}.k_rotary", x, rotated, "k_rotary", bias=kind.bias)
     builder.point(k_rotary, ROTARY_INPUT.format("keys"), name=f"{stage}.k_rotary_input")
-    builder.divide(k_rotary, "G K", 1, rotated)
+    builder.view(k_rotary, "G K", 1, rotated)
     q_rotary = regroup(builder, f"{stage}.q_rotary_heads", q_rotary, heads, rotated, round_up(rotated, ROWS))
     for part, buffer, count in (("q", q_rotary, heads), ("k", k_rotary, 1)):
         rotate(builder, f"{stage}.{part}_rotated", kind.rotary, buffer, count, round_up(rotated, ROWS))
@@ -96,7 +96,7 @@ def _by_head(
     x = regroup(builder, f"{stage}.input", x, count, width, padded)
     stride = stride or round_up(features, ROWS)
     builder.buffer(out, count * stride)
-    builder.divide(out, letters, count, features, stride)
+    builder.view(out, letters, count, features, stride)
     fields: dict[str, Value] = {
         "weights": Weights(slot, count),
         "heads": count,

@@ -162,7 +162,7 @@ def _experts(
     packed, rows = builder.layouts[f"{slot}.weight"], round_up(features, ROWS)
     width = builder.width_of(x) // (1 if gathered else router.chosen)
     builder.buffer(out, router.chosen * rows)
-    builder.spread(out, "C F" if gathered else "C D", router.chosen, features, "places")
+    builder.view(out, "C F" if gathered else "C D", router.chosen, features, places="places")
     fields: dict[str, Value] = {
         "weights": Weights(f"{slot}.weight", router.experts),
         "experts": router.experts,

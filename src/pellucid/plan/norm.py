@@ -34,7 +34,7 @@ def norm(
         builder.buffer(out, builder.count_of(x), rows)
     width = builder.width_of(x) // parts
     if parts > 1:
-        builder.divide(out, letters, parts, count, width)
+        builder.view(out, letters, parts, count, width)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,

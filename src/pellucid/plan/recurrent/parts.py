@@ -73,7 +73,7 @@ def convolve(
     """
     count, width = builder.count_of(x), builder.width_of(x)
     out = builder.buffer(f"{x}.conv", count)
-    builder.divide(out, builder.letters_of(x), parts, count // parts)
+    builder.view(out, builder.letters_of(x), parts, count // parts)
     fields: dict[str, Value] = {
         "x": At(x),
         "width": width,
@@ -165,7 +165,7 @@ def scan(
     Only the first ``width`` of a head's V values are not padding.
     """
     out = builder.buffer("scanned", shape.heads * shape.value_dim)
-    builder.divide(out, "H V", shape.heads, width, shape.value_dim)
+    builder.view(out, "H V", shape.heads, width, shape.value_dim)
     fields: dict[str, Value] = {
         "q": At(q),
         "k": At(k),
