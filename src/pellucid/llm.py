@@ -27,15 +27,15 @@ from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import CHECKS, Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
-from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
-from pellucid.trace.recorded import RecordedRun
-from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.recorded_run import RecordedRun
 from pellucid.trace.trace import BUDGET, Trace
 from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
@@ -267,7 +267,7 @@ class LLM:
         *,
         given: str | None = None,
         top: int = 0,
-        edits: Sequence[EditOf] | None = None,
+        edits: Sequence[Edit] | None = None,
     ) -> Score:
         """Compute the log-probability of each token of a text, and of the ``top`` most likely tokens at its position.
 
@@ -286,7 +286,7 @@ class LLM:
         return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
 
     def embed(
-        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[EditOf] | None = None
+        self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[Edit] | None = None
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of texts: float32 (len(texts), D), of length 1 if the model normalises them.
 
@@ -299,7 +299,7 @@ class LLM:
         return self.embed_tokens(self.inputs.sentences(texts, truncate), edits)
 
     def embed_tokens(
-        self, encoded: Sequence[list[int]], edits: Sequence[EditOf] | None = None
+        self, encoded: Sequence[list[int]], edits: Sequence[Edit] | None = None
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of token ids (from ``inputs.sentences``), as ``embed``."""
         watching = self.tracing.watching({"edits": edits})
@@ -310,7 +310,7 @@ class LLM:
         return self.tracing.project(vectors, self.scheduling)
 
     def generate_edited(
-        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
+        self, prompt: PromptInput, edits: Sequence[Sequence[Edit]], **options: Any
     ) -> list[Generation]:
         """Run a prompt once for each list of ``edits``, all together. Takes the options of ``generate``.
 
@@ -342,7 +342,7 @@ class LLM:
     def trace(
         self,
         *points: str,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         on: Callable[[TraceFrame], object] | None = None,
     ) -> AbstractContextManager[Trace]:
@@ -360,7 +360,7 @@ class LLM:
         self,
         prompt: PromptInput,
         *points: str,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         **options: Any,
     ) -> RecordedRun:
@@ -378,7 +378,7 @@ class LLM:
         step: int,
         *points: str,
         token: int | str | None = None,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
         budget: int = BUDGET,
         **changes: Any,
     ) -> RecordedRun:

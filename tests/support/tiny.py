@@ -18,8 +18,8 @@ from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.family import known_families
 from pellucid.model.filled import Model
 from pellucid.model.read import read_model
+from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import Stage
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import StepLimits
 from pellucid.weights.checkpoint import Checkpoint

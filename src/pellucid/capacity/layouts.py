@@ -15,8 +15,8 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.measure.cost import kv_bytes
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.pipeline_stages import cut
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import cut
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import groups_of, page_counts
 from pellucid.runtime.prefix_cache import usual_bytes

@@ -25,8 +25,8 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
 from pellucid.measure.cost import Cost, Rates, attention_costs, state_bytes, weight_bytes
 from pellucid.measure.suite import placeholder_ids, temporary_tables
+from pellucid.plan.pipeline_stages import PART
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)

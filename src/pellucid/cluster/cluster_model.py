@@ -14,7 +14,7 @@ from pellucid.cluster.remote_model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.supervisor import Supervisor, connect
 from pellucid.loading import OpenModel, open_model
-from pellucid.plan.stages import cut
+from pellucid.plan.pipeline_stages import cut
 
 UNLIMITED = 1 << 30  # requests: a program waits for its own requests, so none is refused
 

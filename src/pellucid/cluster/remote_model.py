@@ -28,15 +28,15 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
 from pellucid.model.spec import ModelSpec
+from pellucid.plan.points import Point
 from pellucid.plan.weights import layouts
 from pellucid.sample.beams import BeamOptions
 from pellucid.sample.options import Options
 from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.edits import EditOf, listed
-from pellucid.trace.outputs import all_points
-from pellucid.trace.points import Point
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.edits import Edit, listed
+from pellucid.trace.frames import TraceStream
+from pellucid.trace.output_points import all_points
 from pellucid.trace.trace import Trace
 from pellucid.tracing import DIVIDED, refuse_watched
 from pellucid.util.checks import whole
@@ -128,7 +128,7 @@ class RemoteModel:
         request.watching = watching
         return request
 
-    def _edits(self, edits: Any) -> tuple[list[EditOf], Watching | None]:
+    def _edits(self, edits: Any) -> tuple[list[Edit], Watching | None]:
         """Return the edits of a request, and the watch of the points that they change. Raises InvalidRequest."""
         edits = [] if edits is None else listed(edits)
         watching = Trace(self.points, ()).watching(edits) if edits else None

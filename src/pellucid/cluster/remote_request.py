@@ -10,8 +10,6 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from msgspec import structs
-
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.remote_trace import RemoteTraceStream
@@ -19,11 +17,11 @@ from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.output import TokenOutput
 from pellucid.engine.request import PromptOutput, Request, SequenceOutput
 from pellucid.errors import PellucidError
+from pellucid.plan.points import Point
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
-from pellucid.trace.edits import EditOf
-from pellucid.trace.points import Point
-from pellucid.trace.stream import LIMIT
+from pellucid.trace.edits import Edit
+from pellucid.trace.frames import LIMIT
 
 
 class RemoteRequest(Request):
@@ -46,7 +44,7 @@ class RemoteRequest(Request):
         options: Options,
         chains: Sequence[Chain],
         scheduling: SchedulingOptions,
-        edits: Sequence[EditOf] = (),
+        edits: Sequence[Edit] = (),
     ) -> None:
         self.options = options
         self.outputs = [SequenceOutput(chain, options) for chain in chains]

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from pellucid.cluster import wire
 from pellucid.engine.local_request import LocalRequest
 from pellucid.llm import LLM
-from pellucid.trace.points import Point
-from pellucid.trace.selection import Selected
-from pellucid.trace.stream import TraceFrame, TraceStream
+from pellucid.plan.points import Point
+from pellucid.trace.frames import TraceFrame, TraceStream
+from pellucid.trace.selection import Selection
 
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position beyond every sequence
@@ -40,7 +40,7 @@ class NumberedRequest(NamedTuple):
     request: LocalRequest
 
 
-def _selections(stream: TraceStream) -> list[Selected]:
+def _selections(stream: TraceStream) -> list[Selection]:
     """Return the distinct selections of a stream. Both sides refer to them by index."""
     return list(dict.fromkeys(stream.selected))
 
@@ -144,7 +144,7 @@ class RequestWatch:
         self._stream: TraceStream | None = None
         self._number, self._first = 0, list[int]()
         self._frames: Iterator[TraceFrame] = iter(())
-        self._places: dict[Selected, int] = {}
+        self._places: dict[Selection, int] = {}
         self._reader_waits = self._push_is_scheduled = False
 
     def begin(self, requests: Sequence[NumberedRequest]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pellucid.cluster import wire
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.errors import PellucidError
-from pellucid.plan.stages import Border
+from pellucid.plan.pipeline_stages import Border
 
 PATIENCE = 60.0  # seconds that the earlier stages may take for a step
 

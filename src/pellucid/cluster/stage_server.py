@@ -28,8 +28,8 @@ from pellucid.cluster.secret import ClusterSecret, OnlyIngress
 from pellucid.cluster.stage_connection import PATIENCE, StageConnection, StageLost, vectors_of
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.plan.pipeline_stages import Stage, cut
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import Stage, cut
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
 

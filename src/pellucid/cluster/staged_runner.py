@@ -21,8 +21,8 @@ from pellucid.cluster.stage_server import stage_of
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import CacheFull, InvalidRequest
+from pellucid.plan.pipeline_stages import PART
 from pellucid.plan.plan import Plan
-from pellucid.plan.stages import PART
 from pellucid.runtime.batch import Chunk, check_step
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.prefix_cache import PrefixCache

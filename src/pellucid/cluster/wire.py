@@ -23,7 +23,7 @@ from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
 from pellucid.sample.trace import TokenTrace
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import Edit
 
 VERSION = 5
 """Version of this protocol. Replicas and stages refuse a peer of another version."""
@@ -86,7 +86,7 @@ def pieces(value: bytes) -> Iterator[tuple[bytes, bool]]:
         yield value[start : start + PIECE], start + PIECE < len(value)
 
 
-def edit_fields(edit: EditOf) -> list[Any]:
+def edit_fields(edit: Edit) -> list[Any]:
     """Return an edit as plain values.
 
     Raises:
@@ -100,10 +100,10 @@ def edit_fields(edit: EditOf) -> list[Any]:
     return [edit.where, edit.factor, values]
 
 
-def edit_of(fields: Sequence[Any]) -> EditOf:
+def edit_of(fields: Sequence[Any]) -> Edit:
     """Return the edit of plain values. Raises WireError, InvalidRequest."""
     where, factor, values = fields
-    return EditOf(where, factor, None if values is None else array_of(values))
+    return Edit(where, factor, None if values is None else array_of(values))
 
 
 def token_fields(token: TokenOutput) -> list[Any]:
@@ -142,8 +142,7 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
-    draw = None  # logits are not sent
-    return TokenOutput(*plain, row, token_trace, draw, sequence)
+    return TokenOutput(*plain, logprobs=row, trace=token_trace, sequence=sequence)
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:

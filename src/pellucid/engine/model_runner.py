@@ -20,8 +20,9 @@ from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
 from pellucid.model.filled import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
-from pellucid.plan.plan import LETTER, At, Plan, RowKind
-from pellucid.plan.stages import Border, Stage
+from pellucid.plan.pipeline_stages import Border, Stage
+from pellucid.plan.plan import LETTER, At, Plan
+from pellucid.plan.points import RowKind
 from pellucid.plan.weights import load_weights
 from pellucid.runtime.batch import Chunk, StepArrays, StepLimits, check_step, steps_of
 from pellucid.runtime.cache import KVCache

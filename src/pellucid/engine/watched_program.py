@@ -18,7 +18,8 @@ from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.core.definitions import definition
 from pellucid.kernels.core.record import WORD, float_word
 from pellucid.plan.bind import places
-from pellucid.plan.plan import At, Plan, RowKind
+from pellucid.plan.plan import At, Plan
+from pellucid.plan.points import RowKind
 from pellucid.plan.watched import Site, Watch, watched_plan
 from pellucid.runtime.batch import Chunk, EditEntry, Probe
 from pellucid.runtime.cache import KVCache

@@ -32,7 +32,8 @@ def final_norm(builder: Builder, x: str) -> str:
     if altup:
         x = join_streams(builder, x)
     if builder.spec.final_norm:
-        return norm(builder, "norm", "norm", builder.spec.final_norm, x, f"{x}.normed")
+        x = norm(builder, "norm", builder.spec.final_norm, x, f"{x}.normed")
+        builder.point(x, "the last vectors, normalised")
     return x
 
 
@@ -42,19 +43,27 @@ def project(builder: Builder, x: str) -> str:
     if head:
         slot, embedding = "embed" if head.tied else "project", builder.spec.embedding
         if embedding.narrow:
-            x = builder.linear("project.narrow", x, "project.narrow", embedding.narrow, "narrowed")
+            x = builder.linear("project.narrow", x, embedding.narrow, "narrowed")
+            builder.point(x, "the last vectors, projected to the width of the embeddings")
         # Finer activations cost little for few rows, and no later layer reduces an error of this product.
         logits = builder.linear(
             "project",
             x,
-            slot,
             embedding.vocabulary,
             "logits",
             bias="project" if head.bias else False,
-            activation_bits=builder.fine_bits,
+            activation_bits=builder.sensitive_bits,
+            letters="V",
+            slot=slot,
         )
         builder.scale("project.scale", logits, head.scale)
-        return builder.softcap("project.softcap", logits, head.softcap) if head.softcap else logits
+        if head.softcap:
+            builder.softcap("project.softcap", logits, head.softcap)
+        about = "the score of each token of the vocabulary"
+        builder.point(logits, about, name="project.logits", unit="nats, up to a constant")
+        about = "the probability of each token of the vocabulary, before the sampler's chain"
+        name = "project.probabilities"
+        return builder.point(logits, about, name=name, unit="probability", kind="probabilities")
     width = builder.width_of(x)
     out = builder.buffer("pooled", builder.count_of(x), "sequences")
     fields: dict[str, Value] = {
@@ -68,4 +77,4 @@ def project(builder: Builder, x: str) -> str:
             "pool", KernelKey("pool"), fields, (x,), (out,), f"(T, {width}) → (B, {width})", rows="sequences"
         )
     )
-    return out
+    return builder.point(out, "the sentence vector")

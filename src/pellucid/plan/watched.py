@@ -14,46 +14,19 @@ plan changes, and no bit of its results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.kernels.core.definitions import KernelKey
-from pellucid.plan.builder import COUNT, tiles
+from pellucid.kernels.core.definitions import KernelKey, definition
+from pellucid.plan.builder import ROW_COUNT, tiles
 from pellucid.plan.passes import optimize
 from pellucid.plan.plan import At, Operation, Plan, Value
 
 OUT, REMADE = "trace", "trace.remade"
 """Names in ``reads`` and ``writes`` for the memory of traces, and for patterns that a mix changes."""
-PATTERN_FIELDS = (
-    *(
-        "q",
-        "heads",
-        "kv_heads",
-        "keys",
-        "group",
-        "page_bytes",
-        "scale",
-        "softcap",
-        "causal",
-        "window",
-        "chunked",
-    ),
-    *("bias", "bias_stride", "bias_step", "sinks", "cross"),
-)
-MIX_FIELDS = (
-    "heads",
-    "kv_heads",
-    "values",
-    "group",
-    "page_bytes",
-    "causal",
-    "window",
-    "chunked",
-    "cross",
-    "out",
-)
 Kind = Literal["tap", "edit", "pattern", "remade", "mix"]
 ORDER: Mapping[Kind, int] = {"remade": 0, "mix": 1, "edit": 2, "tap": 3, "pattern": 3}
 """Order of the operations that follow a watched operation: changes of its value come before recordings."""
@@ -73,7 +46,7 @@ class Tap(Struct, frozen=True):
     part: int = 0
 
 
-class Edit(Struct, frozen=True):
+class ColumnEdit(Struct, frozen=True):
     """A change of columns of the value that an operation writes. Fields are as in ``Tap``.
 
     With ``paused`` the step stops before the edit, and a Python function computes the change.
@@ -124,7 +97,7 @@ class Watch(Struct, frozen=True):
 
     taps: tuple[Tap, ...] = ()
     patterns: tuple[PatternTap, ...] = ()
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[ColumnEdit, ...] = ()
     pattern_edits: tuple[PatternEdit, ...] = ()
     states: tuple[StateTap, ...] = ()
 
@@ -145,23 +118,24 @@ def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]
     """
     after: dict[int, list[tuple[int, Operation]]] = {}
     for number, watch in enumerate(watches):
-        parts: dict[Kind, Sequence[Tap | Edit | PatternTap | PatternEdit]] = {
+        parts: dict[Kind, Sequence[Tap | ColumnEdit | PatternTap | PatternEdit]] = {
             "edit": watch.edits,
             "tap": watch.taps,
             "pattern": watch.patterns,
-            "remade": [PatternTap(one.operation, one.first, one.count) for one in watch.pattern_edits],
+            "remade": [PatternTap(edit.operation, edit.first, edit.count) for edit in watch.pattern_edits],
             "mix": watch.pattern_edits,
         }
         for kind, own in parts.items():
-            for at, part in enumerate(own):
-                made = _operation(plan.operations[part.operation], part)
+            for index, part in enumerate(own):
+                added = _operation(plan.operations[part.operation], part)
                 # This write causes a barrier: a mix reads the patterns of all threads.
-                writes = (*made.writes, REMADE) if kind == "remade" else made.writes
-                follows = replace(made, stage=f"{OUT}/{number}/{kind}/{at}", writes=writes)
-                after.setdefault(part.operation, []).append((ORDER[kind], follows))
+                writes = (*added.writes, REMADE) if kind == "remade" else added.writes
+                added = replace(added, stage=f"{OUT}/{number}/{kind}/{index}", writes=writes)
+                after.setdefault(part.operation, []).append((ORDER[kind], added))
     operations: list[Operation] = []
     for number, op in enumerate(plan.operations):
-        operations += [op, *(one for _, one in sorted(after.get(number, ()), key=lambda one: one[0]))]
+        operations.append(op)
+        operations += [added for _, added in sorted(after.get(number, ()), key=itemgetter(0))]
     optimized = optimize(replace(plan, operations=tuple(operations)))
     return optimized, list(_sites(optimized))
 
@@ -173,30 +147,32 @@ def _sites(plan: Plan) -> Iterator[Site]:
             yield Site(int(watch), kind, int(number), record)  # type: ignore[arg-type]
 
 
-def _operation(op: Operation, part: Tap | Edit | PatternTap | PatternEdit) -> Operation:
+def _operation(op: Operation, part: Tap | ColumnEdit | PatternTap | PatternEdit) -> Operation:
     """The operation that follows ``op``. Addresses that change with each step are 0."""
     if isinstance(part, PatternEdit):
-        fields: dict[str, Value] = {name: op.fields[name] for name in MIX_FIELDS} | {"first": part.first}
-        fields |= dict.fromkeys(("rows", "pattern", "pattern_stride", "pattern_head", "entries"), 0)
         key = KernelKey("trace_mix", value_dim=op.kernel["value_dim"], kv_dtype=op.kernel["kv_dtype"])
+        fields = _fields(key, {**op.fields, "first": part.first})
         reads = (REMADE, op.writes[0], *(name for name in op.reads if name.startswith("cache.")))
         return Operation("", key, fields, reads, op.writes[:1])
     if isinstance(part, PatternTap):
-        fields = {name: op.fields[name] for name in PATTERN_FIELDS}
-        fields |= {"raw": int(part.raw), "first": part.first, "count": part.count}
-        fields |= dict.fromkeys(("rows", "out", "out_stride", "out_head"), 0)
         key = KernelKey("trace_pattern", head_dim=op.kernel["head_dim"], kv_dtype=op.kernel["kv_dtype"])
-        return Operation("", key, fields, op.reads, (OUT,), partitions={OUT: OUT})
+        own = {"raw": int(part.raw), "first": part.first, "count": part.count, "out": 0}
+        return Operation("", key, _fields(key, {**op.fields, **own}), op.reads, (OUT,), partitions={OUT: OUT})
     buffer, view = op.writes[part.write], op.views[part.write]
     assert view is not None
-    own: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
-    own |= {"places": 0, "place_stride": 0, "part": 0, "of": COUNT[op.rows]}
+    known: dict[str, Value] = {"x": At(buffer), "width": view.width, "first": part.first, "count": part.count}
+    known["of"] = ROW_COUNT[op.rows]
     reads, partitions = (buffer,), {buffer: tiles(view.width), OUT: OUT}
     if view.places:
-        own |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
+        known |= {"places": At(view.places), "place_stride": 4 * view.place_width, "part": part.part}
         reads, partitions = (buffer, view.places), {OUT: OUT}
-    if isinstance(part, Edit):
-        fields = {**own, "entries": 0}
-        return Operation("", KernelKey("trace_edit"), fields, reads, (buffer,), partitions=partitions)
-    fields = {**own, **dict.fromkeys(("rows", "out", "out_stride"), 0)}
-    return Operation("", KernelKey("trace_copy"), fields, reads, (OUT,), partitions=partitions)
+    key = KernelKey("trace_edit" if isinstance(part, ColumnEdit) else "trace_copy")
+    writes = (buffer,) if isinstance(part, ColumnEdit) else (OUT,)
+    return Operation("", key, _fields(key, known), reads, writes, partitions=partitions)
+
+
+def _fields(kernel: KernelKey, known: Mapping[str, Value]) -> dict[str, Value]:
+    """The fields of a kernel's record: the ``known`` fields, and 0 for the others."""
+    record = definition(kernel.name).record
+    assert record is not None
+    return {name: known.get(name, 0) for name in record.fields}

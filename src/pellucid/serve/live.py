@@ -17,7 +17,7 @@ from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.model import ServedModel
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.frames import TraceStream
 
 T = TypeVar("T")
 HEADER = "X-Request-Id"

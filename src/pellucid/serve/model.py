@@ -15,7 +15,7 @@ from pellucid.engine.state import EngineState, ReplicaStates
 from pellucid.llm import LLM
 from pellucid.model.spec import ModelSpec
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.frames import TraceStream
 from pellucid.weights.checkpoint import Checkpoint
 
 

@@ -31,7 +31,7 @@ from pellucid.serve.body import Body
 from pellucid.serve.look.fields import LOOK_BODY
 from pellucid.serve.look.reading import TraceReading
 from pellucid.trace import ablate, add, replace, scale
-from pellucid.trace.stream import TraceFrame, TraceStream
+from pellucid.trace.frames import TraceFrame, TraceStream
 
 pytestmark = pytest.mark.slow
 PROMPT = "the cat sat on the mat, and "

@@ -21,7 +21,7 @@ from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.stage_connection import StageConnection, StageLost, receive, vectors_of
 from pellucid.cluster.staged_runner import BACKLOG, StagedRunner
 from pellucid.llm import LLM
-from pellucid.plan.stages import Border
+from pellucid.plan.pipeline_stages import Border
 
 GREETING, LONG = (
     64,

@@ -18,7 +18,7 @@ from support.served import Served, models_folder, serving
 
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.live import Viewer
-from pellucid.trace.stream import TraceStream
+from pellucid.trace.frames import TraceStream
 
 PROMPT = "to see that it rains in the east"
 BODY = {"model": "one", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}

@@ -31,7 +31,7 @@ from pellucid.trace import (
     word_map,
 )
 from pellucid.trace.lenses.logit_lens import TOGETHER
-from pellucid.trace.model import ModelWeights
+from pellucid.trace.traced_model import ModelWeights
 
 PROMPT = "the cat sat on the mat"
 FAMILIES = (
@@ -106,7 +106,7 @@ def test_a_head_that_is_ablated_loses_its_contribution(llama: LLM) -> None:
     heads = [one for one in before.ranked("head") if one.layer == last]
     for one in heads:
         from pellucid.trace.lenses.attribution import needed
-        from pellucid.trace.model import read
+        from pellucid.trace.traced_model import read
 
         run = read(llama, PROMPT, needed(llama), [ablate(f"blocks.{last}.attention.heads[heads={one.head}]")])
         after = {part.name: part.value for part in attribute(llama, run, 65).contributions}
@@ -305,7 +305,7 @@ def test_a_lens_of_values_that_are_not_finite_is_refused(llama: LLM) -> None:
 
 def test_what_an_edit_adds_is_no_rounding(llama: LLM) -> None:
     from pellucid.trace.lenses.attribution import needed
-    from pellucid.trace.model import read
+    from pellucid.trace.traced_model import read
 
     edit = add("blocks.1.attention.output", np.linspace(-1, 1, 64))
     run = read(llama, PROMPT, needed(llama), [edit])

@@ -18,7 +18,6 @@ from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
-from pellucid.trace.points import points_of
 from pellucid.trace.trace import Trace
 
 FOLDER = GOLDENS.parent / "trace"
@@ -58,7 +57,7 @@ def traced(name: str, activation_bits: int, kv_dtype: str | None) -> Arrays:
     with opened(TINY[name]) as (checkpoint, model):
         plan = pipeline.build_plan(model.spec, layouts(checkpoint, model), activation_bits, kv_dtype)
     with model_runner(TINY[name], plan) as runner:
-        trace = Trace(points_of(runner.plan), ["**"])
+        trace = Trace(runner.plan.points, ["**"])
         watching = trace.watching()
         (probe,) = watching.begin(len(ids))
         watching.keep(probe)

@@ -30,7 +30,7 @@ from pellucid.trace import (
     scale,
 )
 from pellucid.trace.budget import ReservedBytes, TraceBudget
-from pellucid.trace.model import ModelWeights
+from pellucid.trace.traced_model import ModelWeights
 
 PROMPT = "to see that it rains in the east, in the east"
 HOW: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 0}

@@ -25,9 +25,9 @@ def command(
     """Show the values of a run that can be traced and edited, in the order of the pipeline. No weights are loaded.
 
     A shape has B sequences, T tokens and the model's own dimensions: D width, H heads, G key/value heads, K and V
-    widths of a head's key and value, F neurons, E experts, C chosen experts.
+    widths of a head's key and value, F neurons, E experts, C chosen experts, L layers, P width of a layer's embedding.
     """
-    from pellucid.trace.outputs import all_points
+    from pellucid.trace.output_points import all_points
     from pellucid.trace.selection import select
 
     points = all_points(common.plan(model, LoadOptions(precise=precise)))

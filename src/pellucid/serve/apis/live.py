@@ -20,7 +20,7 @@ from pellucid.serve.live import LiveRequest
 from pellucid.serve.look.tokens import token_fields
 from pellucid.serve.openai.answer import error_body
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.frames import LIMIT, TraceFrame, TraceStream
 from pellucid.util.checks import real, whole
 
 VERSION = 1

@@ -15,12 +15,12 @@ from pellucid.errors.messages import brief
 from pellucid.serve.body import PLAIN, Body, BodyForm
 from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.fields import OPENAI_BODY
-from pellucid.trace.edits import EditOf, ablate, add, replace, scale
+from pellucid.trace.edits import Edit, ablate, add, replace, scale
 from pellucid.util.checks import token_id
 
 LOOK_BODY = BodyForm(renamed=OPENAI_BODY.renamed, defaults=PLAIN)
 MOST_EDITS = 256
-KINDS: Mapping[str, Callable[..., EditOf]] = {
+KINDS: Mapping[str, Callable[..., Edit]] = {
     "ablate": ablate,
     "scale": scale,
     "add": add,
@@ -53,7 +53,7 @@ def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
     return [token_id("prompt", token, llm.spec.embedding.vocabulary) for token in prompt]
 
 
-def edits_of(body: Body, llm: ServedModel) -> list[EditOf]:
+def edits_of(body: Body, llm: ServedModel) -> list[Edit]:
     """The body's ``edits``: {"edit": "ablate", "point": NAME}, "scale" with ``factor``, "add" or "replace" with values.
 
     Values are numbers, or base64 of little-endian float32 with their ``shape``.
@@ -67,7 +67,7 @@ def edits_of(body: Body, llm: ServedModel) -> list[EditOf]:
     return [_edit(f"edits[{at}]", dict(one)) for at, one in enumerate(given)]
 
 
-def _edit(name: str, given: dict[str, Any]) -> EditOf:
+def _edit(name: str, given: dict[str, Any]) -> Edit:
     kind, point = given.pop("edit", None), given.pop("point", None)
     if kind not in KINDS:
         raise InvalidRequest(f"{name}.edit={brief(kind)}: must be one of {', '.join(KINDS)}")

@@ -8,7 +8,7 @@ from pellucid.llm import LLM
 from pellucid.model.spec import Mixture
 from pellucid.sample.step import steps
 from pellucid.serve.body import Body
-from pellucid.trace.recorded import shape_of
+from pellucid.trace.recorded_run import shape_of
 
 
 def described(body: Body, llm: LLM) -> dict[str, Any]:

@@ -17,16 +17,16 @@ from pellucid.serve.api import array_body
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, no_more, prompt_of
 from pellucid.serve.look.tokens import described
-from pellucid.trace.edits import EditOf
+from pellucid.trace.edits import Edit
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.attribution import needed as attribution_points
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.logit_lens import needed as lens_points
 from pellucid.trace.lenses.neighbours import around
-from pellucid.trace.model import read
 from pellucid.trace.selection import select
 from pellucid.trace.trace import Trace
+from pellucid.trace.traced_model import read
 from pellucid.util.checks import whole
 
 MOST_POINTS, MOST_ANSWER, MOST_TEXT, MOST_IDS = 64, 64 << 20, 4000, 4096
@@ -48,7 +48,7 @@ class TraceReading:
     prompt: list[int]
     wanted: Sequence[str]
     lengths: Set[str]
-    edits: Sequence[EditOf]
+    edits: Sequence[Edit]
     views: Sequence[PatternView]
     kept: Set[str]
     """Points whose values are returned, not only views of them."""
@@ -246,7 +246,7 @@ def lens(body: Body, llm: LLM) -> dict[str, Any]:
     return logit_lens(llm, run, top=top).as_dict()
 
 
-def _stream_edits(body: Body, llm: LLM) -> list[EditOf]:
+def _stream_edits(body: Body, llm: LLM) -> list[Edit]:
     """The body's edits, for a run that a lens reads.
 
     Raises:

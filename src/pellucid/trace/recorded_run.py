@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from msgspec import Meta, ValidationError, convert
 from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, InvalidRequest
@@ -25,7 +26,7 @@ from pellucid.errors.messages import brief, reason
 from pellucid.model.positions import Rotary
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
-from pellucid.trace.selection import Selected
+from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
 from pellucid.weights.safetensors import parse_json, read_table
 
@@ -34,6 +35,7 @@ TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
 NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int32): "I32"}
 MOST_TOKENS = MOST_SIZE = 1 << 24
 MOST_RANK = 4  # dimensions of an array
+Ids: TypeAlias = Annotated[list[Annotated[int, Meta(ge=0, lt=1 << 31)]], Meta(max_length=MOST_TOKENS)]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,8 +54,8 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
     """
 
     model: dict[str, Any]
-    prompt: list[int]
-    ids: list[int]
+    prompt: Ids
+    ids: Ids
     pieces: list[str]
     text: str
     finish_reason: str | None
@@ -114,7 +116,7 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
 
     def _bytes(self) -> Iterator[bytes]:
         """Yield the contents of the run's file, in parts."""
-        facts = {name: getattr(self, name) for name in (*FACTS, *MORE)}
+        facts = {name: getattr(self, name) for name in FIELDS}
         metadata = {KEY: json.dumps({"version": VERSION, **facts})}
         header: dict[str, Any] = {"__metadata__": metadata}
         offset = 0
@@ -151,73 +153,46 @@ class RecordedRun(Mapping[str, NDArray[Any]]):
             if not isinstance(text, str):
                 raise FileFormatError(path, "__metadata__", f"has no {KEY}: the file is no recorded run")
             facts = parse_json(path, KEY, text.encode("utf-8", "surrogatepass"), 8)
-            _check(path, facts)
+            run = _parsed(path, facts)
             arrays = {}
             for name, tensor in table.items():
                 if tensor.format not in TYPES:
                     raise FileFormatError(
                         path, f"tensor {brief(name)}", f"is {tensor.format}, not F32 or I32"
                     )
-                _check_shape(path, name, tensor.shape, len(facts["pieces"]))
+                _check_shape(path, name, tensor.shape, len(run.pieces))
                 raw = file.read(tensor.offset, tensor.nbytes)
                 arrays[name] = np.frombuffer(raw, TYPES[tensor.format]).reshape(tensor.shape)
         finally:
             file.close()
-        return cls(**{name: facts[name] for name in (*FACTS, *MORE) if name in facts}, arrays=arrays)
+        return replace(run, arrays=arrays)
 
 
-FACTS: Mapping[str, type | tuple[type, ...]] = {
-    "model": dict,
-    "prompt": list,
-    "ids": list,
-    "pieces": list,
-    "text": str,
-    "finish_reason": (str, type(None)),
-    "seed": (int, type(None)),
-    "options": dict,
-    "chain": list,
-    "edits": list,
-}
-"""The required fields of the document, with their types."""
-MORE: Mapping[str, type] = {
-    "shape": dict,
-    "parts": dict,
-    "question": str,
-    "answers": list,
-    "notes": list,
-    "characters": list,
-}
-"""The optional fields of the document, with their types."""
+FIELDS = [part.name for part in fields(RecordedRun) if part.name != "arrays"]
+"""The names of the fields in the document of a file."""
 
 
-def _check(path: Path, facts: dict[str, Any]) -> None:
-    """Check the fields of a document. Raises FileFormatError."""
-    if facts.get("version") != VERSION:
-        raise FileFormatError(path, KEY, f"version {brief(facts.get('version'))} is not known; {VERSION} is")
-    for name, kind in FACTS.items():
-        if name not in facts or not isinstance(facts[name], kind):
-            raise FileFormatError(path, f"{KEY} {name}", "is missing or of another type")
-    for name, kind in MORE.items():
-        if not isinstance(facts.get(name, kind()), kind):
-            raise FileFormatError(path, f"{KEY} {name}", "is of another type")
-    for name in ("prompt", "ids"):
-        own = facts[name]
-        if len(own) > MOST_TOKENS or not all(type(one) is int and 0 <= one < 1 << 31 for one in own):
-            raise FileFormatError(path, f"{KEY} {name}", "must be a list of token ids")
-    if len(facts["pieces"]) != len(facts["prompt"]) + len(facts["ids"]):
+def _parsed(path: Path, facts: Any) -> RecordedRun:
+    """The run of a document, without arrays. Raises FileFormatError."""
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if version != VERSION:
+        raise FileFormatError(path, KEY, f"version {brief(version)} is not known; {VERSION} is")
+    try:
+        run = convert({name: facts[name] for name in FIELDS if name in facts}, RecordedRun)
+    except ValidationError as error:
+        raise FileFormatError(path, KEY, brief(str(error))) from None
+    if len(run.pieces) != len(run.prompt) + len(run.ids):
         raise FileFormatError(path, f"{KEY} pieces", "must have a text for each token")
-    if not all(_is_character(one, len(facts["pieces"])) for one in facts.get("characters", [])):
+    if not all(_is_character(character, len(run.pieces)) for character in run.characters):
         raise FileFormatError(path, f"{KEY} characters", "must have a first token, an end, and a text each")
-    for name in ("pieces", "edits", "notes"):
-        if not all(isinstance(one, str) for one in facts.get(name, [])):
-            raise FileFormatError(path, f"{KEY} {name}", "must be texts")
+    return run
 
 
-def _is_character(given: Any, tokens: int) -> bool:
+def _is_character(value: Any, tokens: int) -> bool:
     """True if a value is [first, stop, text] of a character in a run of ``tokens`` tokens."""
-    if not isinstance(given, list) or [type(one) for one in given] != [int, int, str]:
+    if not isinstance(value, list) or [type(part) for part in value] != [int, int, str]:
         return False
-    first, stop = int(given[0]), int(given[1])
+    first, stop = int(value[0]), int(value[1])
     return 0 <= first < stop <= tokens
 
 
@@ -253,7 +228,7 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
     position = "alibi" if tables else "none"
     if spec.position is not None:
         position = "added"
-    if any(isinstance(one.rotary, Rotary) for one in spec.attentions):
+    if any(isinstance(attention.rotary, Rotary) for attention in spec.attentions):
         position = "rotary"
     slopes = list(tables[0].slopes) if tables else []
     return {
@@ -267,32 +242,32 @@ def shape_of(spec: ModelSpec, plan: Plan, tokens: int) -> dict[str, Any]:
 
 def _angles(plan: Plan) -> dict[str, list[int]]:
     """The blocks whose operations read each table of angles, by the table's point."""
-    made: dict[str, str] = {}
+    points: dict[str, str] = {}
     blocks: dict[str, dict[int, None]] = {}
     for op in plan.operations:
         if op.stage.startswith("position.angles"):
-            made |= dict.fromkeys(op.writes, op.stage)
+            points |= dict.fromkeys(op.writes, op.stage)
         elif op.stage.startswith("blocks."):
             for name in op.reads:
-                if name in made:
-                    blocks.setdefault(made[name], {})[int(op.stage.split(".")[1])] = None
+                if name in points:
+                    blocks.setdefault(points[name], {})[int(op.stage.split(".")[1])] = None
     return {point: list(layers) for point, layers in blocks.items()}
 
 
-def parts_of(selected: Iterable[Selected]) -> dict[str, dict[str, Any]]:
+def parts_of(selected: Iterable[Selection]) -> dict[str, dict[str, Any]]:
     """The selected parts of points, by point name. Points that are selected as a whole are left out."""
-    found = {}
-    for one in selected:
+    parts = {}
+    for selection in selected:
         part: dict[str, Any] = {}
-        if one.tokens.start:
-            part["first"] = one.tokens.start
-        if one.point.heads and not one.has_all_heads:
-            part["heads"] = list(one.heads)
-        if one.dims is not None:
-            part["dims"] = list(one.dims)
+        if selection.tokens.start:
+            part["first"] = selection.tokens.start
+        if selection.point.heads and not selection.has_all_heads:
+            part["heads"] = list(selection.heads)
+        if selection.dims is not None:
+            part["dims"] = list(selection.dims)
         if part:
-            found[one.name] = part
-    return found
+            parts[selection.name] = part
+    return parts
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,12 +276,12 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: an option is a function or another object.
     """
-    made = {}
+    plain = {}
     for name, value in options.items():
         try:
-            made[name] = json.loads(json.dumps(value, allow_nan=False))
+            plain[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError):
             raise InvalidRequest(
                 f"{name}={brief(value)}: a recorded run holds plain values: leave it out"
             ) from None
-    return made
+    return plain

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.trace.points import Point
-from pellucid.trace.recorder import SequenceProbe
-from pellucid.trace.recording import Recording, patterns_of, values_of
-from pellucid.trace.selection import Selected, select
+from pellucid.plan.points import Point
+from pellucid.trace.instrumentation import Instrumentation, patterns_of, values_of
+from pellucid.trace.selection import Selection, select
+from pellucid.trace.sequence_probe import SequenceProbe
 from pellucid.util.checks import whole
 
 LIMIT, MOST_LIMIT, MOST_BYTES = 256, 1 << 16, 64 << 20
@@ -32,7 +32,7 @@ class TraceFrame:
     """Values of a point at ``positions`` of sequence number ``sequence``: (n, ...), or a pattern (n, heads, tokens)."""
 
     sequence: int
-    selected: Selected
+    selected: Selection
     positions: range
     values: NDArray[Any]
 
@@ -104,18 +104,18 @@ class TraceStream:
     def __init__(
         self,
         points: Mapping[str, Point],
-        wanted: Sequence[str],
+        names: Sequence[str],
         limit: int = LIMIT,
         notify: Callable[[], object] = lambda: None,
     ) -> None:
         self.limit = whole("limit", limit, 1, MOST_LIMIT)
-        self.selected = select(points, wanted)
-        for one in self.selected:
-            if one.point.kind in ("output", "state"):
+        self.selected = select(points, names)
+        for part in self.selected:
+            if part.point.kind in ("output", "state"):
                 raise InvalidRequest(
-                    f"point={brief(one.name)}: it is no value of a step, and cannot be heard of while the request runs"
+                    f"point={brief(part.name)}: it is no value of a step, and cannot be heard of while the request runs"
                 )
-        self._recording = Recording(self.selected, [])
+        self._instrumentation = Instrumentation(self.selected, [])
         self.notify, self._lock = notify, threading.Lock()
         self.ended: Callable[[], object] = lambda: None
         self._waiting: deque[tuple[int, str | int, range, NDArray[np.float32]]] = deque()
@@ -126,7 +126,9 @@ class TraceStream:
     def probes(self, count: int, first: Sequence[int] = ()) -> list[SequenceProbe]:
         """Return probes for ``count`` sequences. ``first`` has the first position to record of each (0 by default)."""
         starts = [*first[:count], *[0] * (count - len(first))]
-        return [_StreamedProbe(self._recording, self, number, start) for number, start in enumerate(starts)]
+        return [
+            _StreamedProbe(self._instrumentation, self, number, start) for number, start in enumerate(starts)
+        ]
 
     def put(self, sequence: int, what: str | int, positions: range, block: NDArray[np.float32]) -> None:
         """Add a block that a step has recorded. ``what`` is its kind of rows, or the index of its pattern block."""
@@ -145,13 +147,13 @@ class TraceStream:
             with self._lock:
                 sequence, what, positions, block = self._waiting.popleft()
                 self._bytes -= block.nbytes
-            parts: Iterator[tuple[Selected, range, NDArray[Any]]]
+            parts: Iterator[tuple[Selection, range, NDArray[Any]]]
             if isinstance(what, int):
-                parts = patterns_of(self._recording, what, positions, block)
+                parts = patterns_of(self._instrumentation, what, positions, block)
             else:
-                parts = values_of(self._recording, what, positions, block)
-            for selected, own, values in parts:
-                yield TraceFrame(sequence, selected, own, values)
+                parts = values_of(self._instrumentation, what, positions, block)
+            for selected, shared, values in parts:
+                yield TraceFrame(sequence, selected, shared, values)
 
     def close(self) -> None:
         """End the stream, and drop the waiting frames."""
@@ -166,8 +168,10 @@ class TraceStream:
 class _StreamedProbe(SequenceProbe):
     """Records one sequence into a stream. Positions from the prefix cache are not computed, and so not recorded."""
 
-    def __init__(self, recording: Recording, stream: TraceStream, number: int, first: int) -> None:
-        super().__init__(recording, None)
+    def __init__(
+        self, instrumentation: Instrumentation, stream: TraceStream, number: int, first: int
+    ) -> None:
+        super().__init__(instrumentation, None)
         self._stream, self._number, self._first = stream, number, first
 
     @property

@@ -6,16 +6,12 @@ are computed. A sequence that ends earlier may leave an edit unused: ``unused`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.trace.edits import EditOf, pattern_rows, rows_of
-from pellucid.trace.selection import Selected
+from pellucid.trace.edits import Edit, edit_error, pattern_rows, rows_of
+from pellucid.trace.selection import Selection
 
 
 class EditReach(Struct, frozen=True):
@@ -26,7 +22,7 @@ class EditReach(Struct, frozen=True):
     """
 
     where: str
-    selected: Selected
+    selected: Selection
     rows: int | None
     keys: int = 0
 
@@ -45,53 +41,58 @@ class EditReach(Struct, frozen=True):
         Raises:
             InvalidRequest: the edit reaches no position, or has values for positions or keys that are not reached.
         """
-        first, where = self.selected.tokens.start, f"edit of {brief(self.where)}"
+        first = self.selected.tokens.start
         text = f"a prompt of {tokens:,} tokens"
         if most > tokens:
             text += f", which is read up to position {most - 1:,} with the tokens that follow it,"
         if first >= most:
-            raise InvalidRequest(
-                f"{where}: it begins at position {first:,}, and {text} has no such position: select one below {most:,}"
+            raise edit_error(
+                self.where,
+                f"it begins at position {first:,}, and {text} has no such position: select one below {most:,}",
             )
         if self.rows is not None and first + self.rows > most:
-            raise InvalidRequest(
-                f"{where}: {self.rows:,} rows of values from position {first:,} on are too many for {text}: "
-                f"give {most - first:,} at most"
+            raise edit_error(
+                self.where,
+                f"{self.rows:,} rows of values from position {first:,} on are too many for {text}: "
+                f"give {most - first:,} at most",
             )
         if self.selected.point.rows == "outputs" and self.positions.stop <= first_output:
-            raise InvalidRequest(
-                f"{where}: {self.selected.name} is computed from position {first_output:,} on, and the edit ends at "
-                f"{self.positions.stop - 1:,}: select a later position"
+            raise edit_error(
+                self.where,
+                f"{self.selected.name} is computed from position {first_output:,} on, and the edit ends at "
+                f"{self.positions.stop - 1:,}: select a later position",
             )
         if self.keys > most:
-            raise InvalidRequest(
-                f"{where}: it looks at token {self.keys - 1:,}, and {text} has no such token: "
-                f"give {most:,} keys at most"
+            raise edit_error(
+                self.where,
+                f"it looks at token {self.keys - 1:,}, and {text} has no such token: "
+                f"give {most:,} keys at most",
             )
 
     def unused(self, count: int) -> str:
         """A sentence about the unused part of the edit, after ``count`` read tokens; "" if the whole edit was used."""
         first, ended = self.selected.tokens.start, f"the text ended after {count:,} tokens"
         if first >= count:
-            said = f"it changed nothing: it begins at position {first:,}, and {ended}"
+            reason = f"it changed nothing: it begins at position {first:,}, and {ended}"
         elif self.rows is not None and first + self.rows > count:
-            said = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
+            reason = f"{first + self.rows - count:,} of its {self.rows:,} rows changed nothing: {ended}"
         else:
             return ""
-        return f"edit of {brief(self.where)}: {said}"
+        return str(edit_error(self.where, reason))
 
 
-def reach_of(selected: Selected, edit: EditOf) -> EditReach:
+def reach_of(selected: Selection, edit: Edit) -> EditReach:
     """The reach of an edit of a part.
 
     Raises:
         InvalidRequest: the values do not fit the part, or are for positions that are not selected, or for keys that a
             position does not see.
     """
-    where, point = f"edit of {brief(edit.where)}", selected.point
+    where, point = edit.where, selected.point
     if point.rows == "sequences" and selected.tokens.start:
-        raise InvalidRequest(
-            f"{where}: {point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out"
+        raise edit_error(
+            where,
+            f"{point.name} has one row, and the edit begins at {selected.tokens.start:,}: leave tokens out",
         )
     if edit.values is None:
         return EditReach(edit.where, selected, None)
@@ -102,16 +103,16 @@ def reach_of(selected: Selected, edit: EditOf) -> EditReach:
         _refuse_unseen(selected, where, seen)
         keys = int(seen.any(0).nonzero()[0].max(initial=-1)) + 1
     else:
-        values, alike = rows_of(selected, edit, edit.values)
-        rows, keys = None if alike else len(values), 0
+        values, broadcast = rows_of(selected, edit, edit.values)
+        rows, keys = None if broadcast else len(values), 0
     if rows is not None and rows > len(selected.tokens):
-        raise InvalidRequest(
-            f"{where}: {rows:,} rows of values for {len(selected.tokens):,} selected positions: give as many"
+        raise edit_error(
+            where, f"{rows:,} rows of values for {len(selected.tokens):,} selected positions: give as many"
         )
     return EditReach(edit.where, selected, rows, keys)
 
 
-def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -> None:
+def _refuse_unseen(selected: Selection, where: str, weights: NDArray[np.bool_]) -> None:
     """Refuse ``weights`` (rows, keys) of a pattern edit on keys that a position does not see.
 
     A single row is for all positions. It is checked at the first position, which sees the fewest keys.
@@ -119,27 +120,14 @@ def _refuse_unseen(selected: Selected, where: str, weights: NDArray[np.bool_]) -
     mask = selected.point.mask
     assert mask is not None
     keys = np.arange(weights.shape[1])
-    for row, own in enumerate(weights):
+    for row, weighted in enumerate(weights):
         position = selected.tokens.start + row
         seen = mask.seen(position)
-        wrong = np.flatnonzero(own & ((keys < seen.start) | (keys >= seen.stop)))
+        wrong = np.flatnonzero(weighted & ((keys < seen.start) | (keys >= seen.stop)))
         if len(wrong):
             key = int(wrong[-1])
             why = "comes after it" if key > position else f"is outside its window of {mask.window:,}"
             remedy = "give 0 there"
             if len(weights) == 1 and key > position:
                 remedy += f", or select the positions from {key:,} on (tokens={key}:)"
-            raise InvalidRequest(
-                f"{where}: position {position:,} looks at token {key:,}, which {why}: {remedy}"
-            )
-
-
-def refuse_unreached(reaches: Sequence[EditReach], tokens: int, most: int, first_output: int) -> None:
-    """Refuse edits that a sequence cannot reach (``EditReach.refuse``). Raises InvalidRequest."""
-    for one in reaches:
-        one.refuse(tokens, most, first_output)
-
-
-def unused(reaches: Sequence[EditReach], count: int) -> list[str]:
-    """Sentences about unused parts of edits, after ``count`` read tokens (``EditReach.unused``)."""
-    return [said for one in reaches if (said := one.unused(count))]
+            raise edit_error(where, f"position {position:,} looks at token {key:,}, which {why}: {remedy}")

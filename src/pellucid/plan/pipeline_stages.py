@@ -7,7 +7,7 @@ blocks, for example the rotary angles, are repeated in every stage that reads th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -39,7 +39,7 @@ class Stage(Struct, frozen=True):
     sends: tuple[Border, ...]
 
     def __repr__(self) -> str:
-        names = ", ".join(one.name for one in self.receives)
+        names = ", ".join(border.name for border in self.receives)
         return f"Stage(blocks {self.blocks.start} to {self.blocks.stop - 1}, receives {names or 'tokens'})"
 
 
@@ -62,20 +62,19 @@ def cut(plan: Plan, count: int) -> list[Stage]:
     blocks = [0, *chosen, len(starts)]
     ends = [0, *(starts[block] for block in chosen), len(source.operations)]
     parts = [list(source.operations[a:b]) for a, b in pairwise(ends)]
-    for number, part in enumerate(parts[1:], 1):
-        before = [op for one in parts[:number] for op in one]
-        needed = {name for name, _ in _needed(before, part)}
-        again = _made_again(before)
-        parts[number] = [op for name, op in again.items() if name in needed] + part
+    for number in range(1, count):
+        before = [*chain(*parts[:number])]
+        needed = {name for name, _ in _needed(before, parts[number])}
+        parts[number][:0] = [op for name, op in _repeated(before).items() if name in needed]
     stages = []
     for number, part in enumerate(parts):
-        later = [op for one in parts[number + 1 :] for op in one]
-        before = [op for one in parts[:number] for op in one]
+        before, later = [*chain(*parts[:number])], [*chain(*parts[number + 1 :])]
         # A buffer that a later stage reads passes through all stages between.
         receives = _borders(before, [*part, *later]) if number else ()
         sends = _borders([*before, *part], later) if later else ()
-        made = optimize(replace(source, operations=tuple(part), output=source.output if not later else ""))
-        stages.append(Stage(made, number, range(blocks[number], blocks[number + 1]), receives, sends))
+        output = source.output if not later else ""
+        own = optimize(replace(source, operations=tuple(part), output=output, points={}))
+        stages.append(Stage(own, number, range(blocks[number], blocks[number + 1]), receives, sends))
     return stages
 
 
@@ -86,11 +85,11 @@ def _block(op: Operation) -> int | None:
 
 def _starts(operations: Sequence[Operation]) -> list[int]:
     """Indices of the first operation of each block."""
-    found: dict[int, int] = {}
+    starts: dict[int, int] = {}
     for index, op in enumerate(operations):
         if (block := _block(op)) is not None:
-            found.setdefault(block, index)
-    return [found[block] for block in sorted(found)]
+            starts.setdefault(block, index)
+    return [starts[block] for block in sorted(starts)]
 
 
 def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
@@ -99,7 +98,7 @@ def _can_be_cut(operations: Sequence[Operation], at: int) -> bool:
     return not any(written & {*op.reads, *op.writes} for op in operations[at:])
 
 
-def _made_again(operations: Sequence[Operation]) -> dict[str, Operation]:
+def _repeated(operations: Sequence[Operation]) -> dict[str, Operation]:
     """The operations outside blocks that read no buffer, by the buffer that they write. Stages repeat them."""
     last = {name: op for op in operations for name in op.writes}
     return {name: op for name, op in last.items() if not op.reads and _block(op) is None}
@@ -112,18 +111,18 @@ def _needed(before: Sequence[Operation], after: Sequence[Operation]) -> list[tup
         for name, view in zip(op.writes, op.views):
             if view is not None:
                 widths[name] = view.width
-    written, found = set[str](), dict[str, int]()
+    written, needed = set[str](), dict[str, int]()
     for op in after:
         for name in op.reads:
             if name in widths and name not in written:
-                found[name] = widths[name]
+                needed[name] = widths[name]
         written.update(op.writes)
-    return list(found.items())
+    return list(needed.items())
 
 
 def _borders(before: Sequence[Operation], after: Sequence[Operation]) -> tuple[Border, ...]:
-    again = _made_again(before)
-    return tuple(Border(name, width) for name, width in _needed(before, after) if name not in again)
+    repeated = _repeated(before)
+    return tuple(Border(name, width) for name, width in _needed(before, after) if name not in repeated)
 
 
 def _balanced(

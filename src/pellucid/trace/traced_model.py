@@ -17,9 +17,10 @@ from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.slots import SlotReader
 from pellucid.model.spec import ModelSpec, Norm
+from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
+from pellucid.plan.points import Point
 from pellucid.tokenize import Tokenizer
-from pellucid.trace.points import RESIDUAL, Point
 from pellucid.trace.trace import SequenceTrace, Trace
 from pellucid.util.checks import token_id
 from pellucid.weights.checkpoint import Checkpoint
@@ -120,37 +121,33 @@ def stream_points(model: TracedModel) -> list[str]:
             "the model's residual stream is no sum of what its blocks add: it is normalised or scaled, or there are "
             "several"
         )
-    source = model.plan.source or model.plan
-    return [
-        point.name
-        for point in model.points.values()
-        if source.operations[point.operation].writes[0] == RESIDUAL and not _is_alias(point.name)
-    ]
+    return list(_stream(model).values())
 
 
-def _is_alias(name: str) -> bool:
-    parts = name.split(".")
-    return parts[0] == "blocks" and len(parts) == 3 and parts[2] == "residual"
+def _stream(model: TracedModel) -> dict[int, str]:
+    """The first point of each operation that writes the residual stream."""
+    source, names = model.plan.source or model.plan, dict[int, str]()
+    for point in model.points.values():
+        if source.operations[point.operation].writes[0] == RESIDUAL:
+            names.setdefault(point.operation, point.name)
+    return names
 
 
 def residual_points(model: TracedModel) -> list[str]:
     """Names of the residual stream before the first block and after each block: "embed", "blocks.0.residual", ..."""
-    source = model.plan.source or model.plan
-    before = [
-        point.name
-        for point in model.points.values()
-        if source.operations[point.operation].writes[0] == RESIDUAL and not point.name.startswith("blocks.")
-    ]
+    before = [name for name in _stream(model).values() if not name.startswith("blocks.")]
     blocks = [f"blocks.{layer}.residual" for layer in range(len(model.spec.blocks))]
     return [*before[-1:], *(name for name in blocks if name in model.points)]
 
 
 def read(model: TracedModel, prompt: Any, points: Sequence[str], edits: Sequence[Any] = ()) -> SequenceTrace:
-    """Run a prompt, and return the trace of its sequence.
+    """Run a prompt, and return the trace of its sequence. A ``SequenceTrace`` in its place is returned unchanged.
 
     Raises: as ``LLM.generate`` and ``LLM.trace``; InvalidRequest if there are several prompts, or if the values do not
     fit into the trace's budget.
     """
+    if isinstance(prompt, SequenceTrace):
+        return prompt
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, list, tuple)):
         raise InvalidRequest(f"prompt={brief(prompt)}: a lens looks at one prompt: give one of them")
     with model.trace(*dict.fromkeys(points)) as trace:
@@ -175,7 +172,7 @@ def token_of(model: OpenedModel, token: int | str) -> int:
         return token_id("token", token, model.spec.embedding.vocabulary)
     ids = model.tokenizer.encode(token, add_special=False)
     if len(ids) != 1:
-        pieces = [model.tokenizer.piece(one) for one in ids]
+        pieces = [model.tokenizer.piece(part) for part in ids]
         raise InvalidRequest(
             f"token={token!r}: it is {len(ids)} tokens, {pieces}: give one of them, or an id"
         )

@@ -16,9 +16,9 @@ from pellucid.tokenize.stages.characters import several
 from pellucid.trace.lenses.attribution import attribute
 from pellucid.trace.lenses.logit_lens import logit_lens
 from pellucid.trace.lenses.neighbours import around
-from pellucid.trace.model import TracedModel, residual_points
-from pellucid.trace.recorded import RecordedRun, identity, shape_of
+from pellucid.trace.recorded_run import RecordedRun, identity, shape_of
 from pellucid.trace.trace import SequenceTrace
+from pellucid.trace.traced_model import TracedModel, residual_points
 
 MOST_BYTES = 48 << 20  # of arrays
 SHOWN, MOST_LIKELY, MOST_TEXT = 16, 20, 4000
@@ -61,18 +61,18 @@ def _kind(name: str) -> str:
 
 def needed(model: TracedModel, last: int) -> list[str]:
     """The points that the report of a prompt reads. Token ``last`` is the last token of the prompt."""
-    found, end = list[str](), last + SHOWN
+    names, end = list[str](), last + SHOWN
     for name, point in model.points.items():
         kind = _kind(name)
         if kind in ENDS:
-            found.append(f"{name}[tokens={last}:{end}]")
+            names.append(f"{name}[tokens={last}:{end}]")
         elif (
             kind in (*WHOLE, *CHOICE, *LENGTHS)
             or kind.startswith("position.angles")
             or point.kind == "pattern"
         ):
-            found.append(f"{name}[tokens=:{end}]")
-    return [*found, "sample.probability"]
+            names.append(f"{name}[tokens=:{end}]")
+    return [*names, "sample.probability"]
 
 
 def recorded(source: ReportSource, question: str) -> RecordedRun:
@@ -80,36 +80,36 @@ def recorded(source: ReportSource, question: str) -> RecordedRun:
 
     Raises: as the lenses.
     """
-    model, made, sequence = source.model, source.generation, source.sequence
-    told = made.ids[:SHOWN]
-    ids, read = [*sequence.ids[: source.last + 1], *told], sequence.ids[: source.last + len(told)]
-    arrays, left, size = dict[str, NDArray[Any]](), list[str](), 0
+    model, generation, sequence = source.model, source.generation, source.sequence
+    generated = generation.ids[:SHOWN]
+    ids, read = [*sequence.ids[: source.last + 1], *generated], sequence.ids[: source.last + len(generated)]
+    arrays, omitted, size = dict[str, NDArray[Any]](), list[str](), 0
     for name, values in _arrays(source):
         if size + values.nbytes > MOST_BYTES:
-            left.append(name)
+            omitted.append(name)
             continue
         size += values.nbytes
         arrays[name] = values
     notes = list[str]()
-    if len(told) < len(made.ids):
-        notes.append(f"The first {len(told)} of {len(made.ids):,} tokens that were generated.")
-    if left:
-        more = "" if len(left) == 1 else f" and {len(left) - 1:,} more"
+    if len(generated) < len(generation.ids):
+        notes.append(f"The first {len(generated)} of {len(generation.ids):,} tokens that were generated.")
+    if omitted:
+        more = "" if len(omitted) == 1 else f" and {len(omitted) - 1:,} more"
         notes.append(
-            f"A report holds {MOST_BYTES >> 20} MiB of values: {left[0]}{more} did not fit. "
+            f"A report holds {MOST_BYTES >> 20} MiB of values: {omitted[0]}{more} did not fit. "
             "A file of llm.record has no such limit."
         )
     return RecordedRun(
         model=identity(model.spec),
         prompt=ids[: source.last + 1],
-        ids=list(told),
+        ids=list(generated),
         pieces=[model.tokenizer.piece(token) for token in ids],
-        characters=[list(one) for one in several(model.tokenizer.characters(ids))],
-        text=made.text if told == made.ids else model.tokenizer.decode(told),
-        finish_reason=made.finish_reason,
-        seed=made.seed,
+        characters=[list(group) for group in several(model.tokenizer.characters(ids))],
+        text=generation.text if generated == generation.ids else model.tokenizer.decode(generated),
+        finish_reason=generation.finish_reason,
+        seed=generation.seed,
         options=source.options,
-        chain=made.as_dict()["chain"],
+        chain=generation.as_dict()["chain"],
         edits=source.edits,
         shape=shape_of(
             model.spec, model.plan, min(model.spec.embedding.vocabulary, model.tokenizer.vocab_size)
@@ -147,22 +147,22 @@ def _arrays(source: ReportSource) -> Iterator[tuple[str, NDArray[Any]]]:
             yield name, np.linalg.norm(rows.reshape(len(rows), -1), axis=1).astype(np.float32)
     yield "sample.probability", sequence["sample.probability"][:SHOWN]
     yield from ((name, sequence[name]) for name in ("project.logits",) if name in points)
-    for name in sorted(patterns, key=lambda one: one not in blocks):
+    for name in sorted(patterns, key=lambda pattern: pattern not in blocks):
         yield name, sequence[name]
     yield from ((name, sequence[name]) for name in points if name.endswith(".feedforward.hidden"))
 
 
 def _lens(source: ReportSource, ids: list[int], read: list[int]) -> Iterator[list[Any]]:
     positions = range(min(MOST_LENS, len(read)))  # every position was recorded
-    found = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
-    yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, found.as_dict()]
+    lens = logit_lens(source.model, source.sequence, top=TOP, positions=positions)
+    yield ["/look/lens", {"prompt": ids[:MOST_LENS], "top": TOP}, lens.as_dict()]
 
 
 def _attributed(source: ReportSource, ids: list[int]) -> Iterator[list[Any]]:
     for position in range(source.last, len(ids) - 1):
         token = ids[position + 1]
-        found = attribute(source.model, source.sequence, token, position=position)
-        yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, found.as_dict()]
+        attribution = attribute(source.model, source.sequence, token, position=position)
+        yield ["/look/attribution", {"prompt": ids[: position + 1], "token": token}, attribution.as_dict()]
 
 
 def _pieces(source: ReportSource) -> Iterator[list[Any]]:

@@ -1,4 +1,7 @@
-"""An explanation as HTML for notebooks, which run no scripts. ``trace/report.py`` makes a page with scripts."""
+"""An explanation as HTML for notebooks, which run no scripts.
+
+``trace/explanation_report.py`` makes a page with scripts.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,27 @@ Explained: TypeAlias = Any
 """A ``PromptExplanation``. Its module imports this module."""
 
 
-def sections(found: Explained) -> str:
+def sections(explained: Explained) -> str:
     """The sections of all stages, in the order of the pipeline."""
-    parts = [_tokens(found), _positions(found), _layers(found)]
-    if found.attribution is not None:
-        parts.append(_attribution(found.attribution))
-    parts += [_heads(found), _logits(found), _chain(found)]
-    if found.notes:
-        parts.append(section("Notes", " ".join(found.notes)))
+    parts = [_tokens(explained), _positions(explained), _layers(explained)]
+    if explained.attribution is not None:
+        parts.append(_attribution(explained.attribution))
+    parts += [_heads(explained), _logits(explained), _chain(explained)]
+    if explained.notes:
+        parts.append(section("Notes", " ".join(explained.notes)))
     return "".join(parts)
 
 
-def _tokens(found: Explained) -> str:
+def _tokens(explained: Explained) -> str:
     rows = [
         [
-            at,
+            position,
             piece.text,
             piece.id,
             ", ".join(f"{x:+.3f}" for x in piece.first) + " ...",
             round(piece.length, 3),
         ]
-        for at, piece in enumerate(found.pieces)
+        for position, piece in enumerate(explained.pieces)
     ]
     return section(
         "Tokens and embeddings",
@@ -41,12 +44,14 @@ def _tokens(found: Explained) -> str:
     )
 
 
-def _positions(found: Explained) -> str:
-    return section("Positions", ". ".join(one[:1].upper() + one[1:] for one in found.position) + ".")
+def _positions(explained: Explained) -> str:
+    return section(
+        "Positions", ". ".join(sentence[:1].upper() + sentence[1:] for sentence in explained.position) + "."
+    )
 
 
-def _layers(found: Explained) -> str:
-    lens, rows = found.layers, list[list[Any]]()
+def _layers(explained: Explained) -> str:
+    lens, rows = explained.layers, list[list[Any]]()
     for layer, name in enumerate(lens.layers):
         top = lens.top(layer, 0)
         cells: list[Any] = [(f"{text} {p:.2f}", bar(p)) for text, p in top]
@@ -59,30 +64,32 @@ def _layers(found: Explained) -> str:
     )
 
 
-def _attribution(found: Any) -> str:
-    most = max(abs(one.value) for one in found.contributions)
-    rows = [[one.name, (round(one.value, 3), shade(one.value, most))] for one in found.ranked()[:15]]
-    total = round(found.total, 3)
+def _attribution(attribution: Any) -> str:
+    largest = max(abs(contribution.value) for contribution in attribution.contributions)
+    rows = [
+        [part.name, (round(part.value, 3), shade(part.value, largest))] for part in attribution.ranked()[:15]
+    ]
+    total = round(attribution.total, 3)
     return section(
         "What made it likely",
-        f"Contributions to the logit of {found.token!r}, which is {found.logit:.3f}; all of them sum to {total}.",
+        f"Contributions to the logit of {attribution.token!r}, which is {attribution.logit:.3f}. They sum to {total}.",
         table(["part", "adds"], rows),
     )
 
 
-def _heads(found: Explained) -> str:
+def _heads(explained: Explained) -> str:
     rows = [
         [
-            f"{one.layer}.{one.head}",
-            "" if one.contribution is None else round(one.contribution, 3),
-            *[(f"{text} {weight:.2f}", bar(weight)) for text, weight in one.looked_at],
+            f"{head.layer}.{head.head}",
+            "" if head.contribution is None else round(head.contribution, 3),
+            *[(f"{text} {weight:.2f}", bar(weight)) for text, weight in head.looked_at],
         ]
-        for one in found.heads
+        for head in explained.heads
     ]
-    pieces = [piece.text for piece in found.pieces]
+    pieces = [piece.text for piece in explained.pieces]
     maps = [
-        _map(f"head {one.layer}.{one.head}", pattern, pieces)
-        for one, pattern in zip(found.heads, np.asarray(found.patterns))
+        _map(f"head {head.layer}.{head.head}", pattern, pieces)
+        for head, pattern in zip(explained.heads, np.asarray(explained.patterns))
     ]
     return section(
         "The most telling heads",
@@ -96,11 +103,11 @@ def _map(name: str, pattern: Any, pieces: list[str]) -> str:
     return f"<h3>{name}</h3>{heat(pattern, pieces, pieces, f'attention of {name}')}"
 
 
-def _logits(found: Explained) -> str:
+def _logits(explained: Explained) -> str:
     rows = [
-        [one.text, one.id, round(one.logit, 3), (f"{one.probability:.4f}", bar(one.probability)),
-         (f"{one.final_probability:.4f}", bar(one.final_probability))]
-        for one in found.alternatives
+        [token.text, token.id, round(token.logit, 3), (f"{token.probability:.4f}", bar(token.probability)),
+         (f"{token.final_probability:.4f}", bar(token.final_probability))]
+        for token in explained.alternatives
     ]  # fmt: skip
     return section(
         "Logits and probabilities",
@@ -109,9 +116,9 @@ def _logits(found: Explained) -> str:
     )
 
 
-def _chain(found: Explained) -> str:
+def _chain(explained: Explained) -> str:
     parts = []
-    for text, trace in found.tokens:
+    for text, trace in explained.tokens:
         rows = [
             [
                 step.name,
@@ -123,9 +130,9 @@ def _chain(found: Explained) -> str:
             ]
             for step in trace.steps
         ]
-        how = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
+        choice = "the likeliest" if trace.number is None else f"drawn with {trace.number:.6f}"
         parts.append(
-            f"<p>{escaped(text)}: probability {trace.probability:.4f}, rank {trace.rank}, {how}</p>"
+            f"<p>{escaped(text)}: probability {trace.probability:.4f}, rank {trace.rank}, {choice}</p>"
             + (table(["step", "removed", "left", "mass", "moved", "entropy"], rows) if rows else "")
         )
     return section("The draw", "What each step of the chain did, and the token that came.", *parts)
