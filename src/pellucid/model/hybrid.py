@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.spec import Mamba, ModelSpec, Norm, Recurrent
-from pellucid.model.tensor_names import TensorNames
+from pellucid.model.tensor_names import TensorNames, places
 
 KINDS = {
     "linear_attention": True,
@@ -130,30 +130,25 @@ def _limits(config: Config) -> tuple[float, float]:
     return low, high
 
 
-_INNER = ("gate", "x", "b", "c", "step")
-"""The parts of Mamba-2's input projection, in the order of its rows."""
-_CONVOLVED = ("x_conv", "b_conv", "c_conv")
-
-
 def with_mamba(names: TensorNames, module: str) -> TensorNames:
     """Add the names of Mamba-2's tensors in transformers. ``module`` is their prefix."""
-    found = {
-        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), f"{module}.in_proj"),
-        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), f"{module}.conv1d"),
+    mamba = names | {
+        "recurrent.gate,x,b,c,step": f"{module}.in_proj",
+        "recurrent.x_conv,b_conv,c_conv": f"{module}.conv1d",
         "recurrent.rate.weight": f"{module}.A_log",
         "recurrent.rate.bias": f"{module}.dt_bias",
         "recurrent.skip.weight": f"{module}.D",
         "recurrent.output_norm": f"{module}.norm",
         "recurrent.output": f"{module}.out_proj",
     }
-    return replace(names, block={**names.block, **found}, log_rates=True)
+    return replace(mamba, log_rates=True)
 
 
 def with_gguf_mamba(names: TensorNames) -> TensorNames:
     """Add the names of Mamba-2's tensors in llama.cpp."""
-    found = {
-        **dict.fromkeys((f"recurrent.{part}" for part in _INNER), "ssm_in"),
-        **dict.fromkeys((f"recurrent.{part}" for part in _CONVOLVED), "ssm_conv1d"),
+    mamba = names | {
+        "recurrent.gate,x,b,c,step": "ssm_in",
+        "recurrent.x_conv,b_conv,c_conv": "ssm_conv1d",
         "recurrent.rate.weight": "ssm_a",
         "recurrent.rate.bias": "ssm_dt.bias",
         "recurrent.skip.weight": "ssm_d",
@@ -161,5 +156,4 @@ def with_gguf_mamba(names: TensorNames) -> TensorNames:
         "recurrent.output": "ssm_out",
         "recurrent.norm": "attn_norm",
     }
-    flat = frozenset({"recurrent.rate", "recurrent.skip", "recurrent.output_norm"})
-    return replace(names, block={**names.block, **found}, flat=flat)
+    return replace(mamba, flat=places("recurrent.rate,skip,output_norm"))

@@ -175,7 +175,7 @@ class StandardDecoder(Struct, frozen=True):
         )
         up = "ffn_up_exps" if experts else "ffn_up"
         biases = {
-            f"{self.gguf_names.block['attention.q']}": self.bias,
+            f"{self.gguf_names.names['attention.q']}": self.bias,
             "attn_output": self.output_bias,
             up: self.feedforward_bias,
         }
@@ -223,7 +223,7 @@ class StandardDecoder(Struct, frozen=True):
             embedding=Embedding(gguf_vocabulary(checkpoint, own), width),
             attention=replace(
                 attention,
-                bias=present(f"blk.0.{names.block['attention.q']}.bias"),
+                bias=present(f"blk.0.{names.names['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
             feedforwards=self.mixture.from_gguf(own, dense, layers) if self.mixture else [dense] * layers,

@@ -11,15 +11,11 @@ from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
     {
-        "embed": "transformer.word_embeddings",
-        "embed.norm": "transformer.word_embeddings_layernorm",
-        "norm": "transformer.ln_f",
-        "project": "lm_head",
-    },
-    {
-        "attention.q": "self_attention.query_key_value",
-        "attention.k": "self_attention.query_key_value",
-        "attention.v": "self_attention.query_key_value",
+        "model.embed": "transformer.word_embeddings",
+        "model.embed.norm": "transformer.word_embeddings_layernorm",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "self_attention.query_key_value",
         "attention.output": "self_attention.dense",
         "attention.norm": "input_layernorm",
         "feedforward.up": "mlp.dense_h_to_4h",

@@ -134,38 +134,33 @@ def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     return spec.change_feedforward(_router(lambda router: replace(router, correction=corrected)))
 
 
-_PLACES = {
-    "attention.q_down": "self_attn.q_a_proj",
-    "attention.q_down_norm": "self_attn.q_a_layernorm",
-    "attention.q": "self_attn.q_b_proj",
-    "attention.q_rotary": "self_attn.q_b_proj",
-    "attention.q_direct": "self_attn.q_proj",
-    "attention.q_rotary_direct": "self_attn.q_proj",
-    "attention.latent": "self_attn.kv_a_proj_with_mqa",
-    "attention.k_rotary": "self_attn.kv_a_proj_with_mqa",
-    "attention.latent_norm": "self_attn.kv_a_layernorm",
-    "attention.k_up": "self_attn.kv_b_proj",
-    "attention.v_up": "self_attn.kv_b_proj",
-}
-_GGUF_PLACES = {
-    "attention.q_down": "attn_q_a",
-    "attention.q_down_norm": "attn_q_a_norm",
-    "attention.q": "attn_q_b",
-    "attention.q_rotary": "attn_q_b",
-    "attention.q_direct": "attn_q",
-    "attention.q_rotary_direct": "attn_q",
-    "attention.latent": "attn_kv_a_mqa",
-    "attention.k_rotary": "attn_kv_a_mqa",
-    "attention.latent_norm": "attn_kv_a_norm",
-    "attention.k_up": "attn_k_b",
-    "attention.v_up": "attn_v_b",
-}
 _NAMES = replace(
-    TRANSFORMERS,
-    block={**TRANSFORMERS.block, **_PLACES},
+    TRANSFORMERS
+    | {
+        "attention.q_down": "self_attn.q_a_proj",
+        "attention.q_down_norm": "self_attn.q_a_layernorm",
+        "attention.q,q_rotary": "self_attn.q_b_proj",
+        "attention.q_direct,q_rotary_direct": "self_attn.q_proj",
+        "attention.latent,k_rotary": "self_attn.kv_a_proj_with_mqa",
+        "attention.latent_norm": "self_attn.kv_a_layernorm",
+        "attention.k_up,v_up": "self_attn.kv_b_proj",
+    },
     by_group=frozenset({"self_attn.q_b_proj", "self_attn.q_proj"}),
 )
-_GGUF = replace(GGUF, block={**GGUF.block, **_GGUF_PLACES}, by_group=frozenset({"attn_q_b", "attn_q"}))
+_GGUF = replace(
+    GGUF
+    | {
+        "attention.q_down": "attn_q_a",
+        "attention.q_down_norm": "attn_q_a_norm",
+        "attention.q,q_rotary": "attn_q_b",
+        "attention.q_direct,q_rotary_direct": "attn_q",
+        "attention.latent,k_rotary": "attn_kv_a_mqa",
+        "attention.latent_norm": "attn_kv_a_norm",
+        "attention.k_up": "attn_k_b",
+        "attention.v_up": "attn_v_b",
+    },
+    by_group=frozenset({"attn_q_b", "attn_q"}),
+)
 _KEYS = {
     "kv_heads": "",
     "head_dim": "",

@@ -14,7 +14,10 @@ from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF
 from pellucid.weights.checkpoint import Checkpoint
 
-TWO_NORMS = NAMES.with_names(attention__norm="ln_attn", feedforward__norm="ln_mlp")
+TWO_NORMS = NAMES | {
+    "attention.norm": "ln_attn",
+    "feedforward.norm": "ln_mlp",
+}
 DECODER = StandardDecoder(
     "falcon",
     activation="gelu",
@@ -39,7 +42,7 @@ DECODER = StandardDecoder(
 def _from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``falcon.*`` metadata. Files with the newer decoder architecture have a second norm."""
     two = "blk.0.attn_norm_2.weight" in checkpoint.tensors
-    names = GGUF.with_names(attention__norm="attn_norm_2", feedforward__norm="attn_norm") if two else GGUF
+    names = GGUF | {"attention.norm": "attn_norm_2", "feedforward.norm": "attn_norm"} if two else GGUF
     decoder = replace(DECODER, placement="parallel" if two else "shared", gguf_names=names)
     return decoder.from_gguf(checkpoint, config)
 

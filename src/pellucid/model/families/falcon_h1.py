@@ -69,16 +69,17 @@ FALCON_H1 = StandardDecoder(
     norm=Norm("rms", 1e-5),
     keys={**SHAPE_KEYS, "pattern": ""},
     names=with_mamba(
-        TRANSFORMERS.with_names(
-            {"norm": "model.final_layernorm"},
-            feedforward__norm="pre_ff_layernorm",
-            feedforward__gate="feed_forward.gate_proj",
-            feedforward__up="feed_forward.up_proj",
-            feedforward__down="feed_forward.down_proj",
-        ),
+        TRANSFORMERS
+        | {
+            "model.norm": "model.final_layernorm",
+            "feedforward.norm": "pre_ff_layernorm",
+            "feedforward.gate": "feed_forward.gate_proj",
+            "feedforward.up": "feed_forward.up_proj",
+            "feedforward.down": "feed_forward.down_proj",
+        },
         "mamba",
     ),
-    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm__weight="ffn_norm")),
+    gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm.weight": "ffn_norm"}),
     config_change=_from_config,
     gguf_change=_from_gguf,
     gguf_seen=_seen,

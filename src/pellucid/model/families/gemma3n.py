@@ -48,34 +48,34 @@ LOCAL_BASE, FULL_BASE = 10_000.0, 1_000_000.0
 STREAMS, MOST_STREAMS = 4, 16
 SPARSITY, SPARSE_LAYERS = 0.95, 10  # defaults: the first 10 layers are sparse if the model has more layers
 RANK, CAP = 64, 30.0
-_NAMES = NAMES.with_names(
-    altup__router_norm="altup.router_norm",
-    altup__router="altup.modality_router",
-    altup__predict="altup.prediction_coefs",
-    altup__correct="altup.correction_coefs",
-    altup__scale__weight="altup.correct_output_scale",
-    laurel__left="laurel.linear_left",
-    laurel__right="laurel.linear_right",
-    laurel__norm="laurel.post_laurel_norm",
-)
-_GGUF = GGUF_NAMES.with_names(
-    altup__router_norm="altup_router_norm",
-    altup__router="altup_router",
-    altup__predict="altup_predict_coef",
-    altup__correct="altup_correct_coef",
-    altup__scale="altup_correct_scale",
-    laurel__left="laurel_l",
-    laurel__right="laurel_r",
-    laurel__norm="laurel_post_norm",
-)
+_NAMES = NAMES | {
+    "altup.router_norm": "altup.router_norm",
+    "altup.router": "altup.modality_router",
+    "altup.predict": "altup.prediction_coefs",
+    "altup.correct": "altup.correction_coefs",
+    "altup.scale.weight": "altup.correct_output_scale",
+    "laurel.left": "laurel.linear_left",
+    "laurel.right": "laurel.linear_right",
+    "laurel.norm": "laurel.post_laurel_norm",
+}
+_GGUF = GGUF_NAMES | {
+    "altup.router_norm": "altup_router_norm",
+    "altup.router": "altup_router",
+    "altup.predict": "altup_predict_coef",
+    "altup.correct": "altup_correct_coef",
+    "altup.scale": "altup_correct_scale",
+    "laurel.left": "laurel_l",
+    "laurel.right": "laurel_r",
+    "laurel.norm": "laurel_post_norm",
+}
 
 
 def _of_streams(streams: int, project: str, unembed: str) -> dict[str, str]:
     """The names of the projections of each stream except the first."""
     found = {}
     for stream in range(1, streams):
-        found[f"altup.{stream}.project"] = project.format(stream - 1)
-        found[f"altup.{stream}.unembed"] = unembed.format(stream - 1)
+        found[f"model.altup.{stream}.project"] = project.format(stream - 1)
+        found[f"model.altup.{stream}.unembed"] = unembed.format(stream - 1)
     return found
 
 
@@ -190,9 +190,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         norm,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping", CAP)),
     )
-    names = _NAMES.with_names(
-        _of_streams(altup.streams, "model.altup_projections.{}", "model.altup_unembed_projections.{}")
-    ).found_in(checkpoint.tensors)
+    streams = _of_streams(altup.streams, "model.altup_projections.{}", "model.altup_unembed_projections.{}")
+    names = (_NAMES | streams).found_in(checkpoint.tensors)
     model = with_unused_keys(spec, names, checkpoint.tensors, config.name("num_hidden_layers"))
     scales = [] if altup.scaled else [f"{names.prefix}.{i}.altup.correct_output_scale" for i in range(layers)]
     return replace(
@@ -236,7 +235,7 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         norm,
         Head("output.weight" not in checkpoint.tensors, own.number("final_logit_softcapping", CAP)),
     )
-    names = _GGUF.with_names(_of_streams(altup.streams, "altup_proj", "altup_unembd_proj"))
+    names = _GGUF | _of_streams(altup.streams, "altup_proj", "altup_unembd_proj")
     model = with_unused_keys(spec, names, checkpoint.tensors, own.name("block_count"))
     slots = dict(model.slots)
     for stream in range(1, altup.streams):

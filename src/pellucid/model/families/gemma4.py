@@ -44,53 +44,48 @@ LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 STILL = 1e30  # divisor of the frequencies of pairs that are not rotated
-NAMES = TRANSFORMERS_SANDWICH.with_names(
-    {
-        "per_layer.embed": "model.embed_tokens_per_layer",
-        "per_layer.project": "model.per_layer_model_projection",
-        "per_layer.norm": "model.per_layer_projection_norm",
-    },
-    per_layer__gate="per_layer_input_gate",
-    per_layer__project="per_layer_projection",
-    per_layer__norm="post_per_layer_input_norm",
-    scalar__weight="layer_scalar",
-    feedforward__router="router.proj",
-    feedforward__router_norm__weight="router.scale",
-    feedforward__expert_scale__weight="router.per_expert_scale",
-    feedforward__experts_norm="pre_feedforward_layernorm_2",
-    feedforward__experts__gate__weight="experts.gate_up_proj",
-    feedforward__experts__up__weight="experts.gate_up_proj",
-    feedforward__experts__down__weight="experts.down_proj",
-    feedforward__experts_post_norm="post_feedforward_layernorm_2",
-    feedforward__shared__gate="mlp.gate_proj",
-    feedforward__shared__up="mlp.up_proj",
-    feedforward__shared__down="mlp.down_proj",
-    feedforward__shared_post_norm="post_feedforward_layernorm_1",
-)
-GGUF_NAMES = GGUF.with_names(
-    {
-        "per_layer.embed": "per_layer_token_embd",
-        "per_layer.project": "per_layer_model_proj",
-        "per_layer.norm": "per_layer_proj_norm",
-    },
-    per_layer__gate="inp_gate",
-    per_layer__project="proj",
-    per_layer__norm="post_norm",
-    scalar="layer_output_scale",
-    feedforward__router_norm__weight="ffn_gate_inp.scale",
-    feedforward__expert_scale__weight="ffn_down_exps.scale",
-    feedforward__experts_norm="pre_ffw_norm_2",
-    feedforward__experts__gate="ffn_gate_up_exps",
-    feedforward__experts__up="ffn_gate_up_exps",
-    feedforward__experts_post_norm="post_ffw_norm_2",
-    feedforward__shared__gate="ffn_gate",
-    feedforward__shared__up="ffn_up",
-    feedforward__shared__down="ffn_down",
-    feedforward__shared_post_norm="post_ffw_norm_1",
-)
-_GGUF_APART = GGUF_NAMES.with_names(
-    feedforward__experts__gate="ffn_gate_exps", feedforward__experts__up="ffn_up_exps"
-)
+NAMES = TRANSFORMERS_SANDWICH | {
+    "model.per_layer.embed": "model.embed_tokens_per_layer",
+    "model.per_layer.project": "model.per_layer_model_projection",
+    "model.per_layer.norm": "model.per_layer_projection_norm",
+    "per_layer.gate": "per_layer_input_gate",
+    "per_layer.project": "per_layer_projection",
+    "per_layer.norm": "post_per_layer_input_norm",
+    "scalar.weight": "layer_scalar",
+    "feedforward.router": "router.proj",
+    "feedforward.router_norm.weight": "router.scale",
+    "feedforward.expert_scale.weight": "router.per_expert_scale",
+    "feedforward.experts_norm": "pre_feedforward_layernorm_2",
+    "feedforward.experts.gate,up.weight": "experts.gate_up_proj",
+    "feedforward.experts.down.weight": "experts.down_proj",
+    "feedforward.experts_post_norm": "post_feedforward_layernorm_2",
+    "feedforward.shared.gate": "mlp.gate_proj",
+    "feedforward.shared.up": "mlp.up_proj",
+    "feedforward.shared.down": "mlp.down_proj",
+    "feedforward.shared_post_norm": "post_feedforward_layernorm_1",
+}
+GGUF_NAMES = GGUF | {
+    "model.per_layer.embed": "per_layer_token_embd",
+    "model.per_layer.project": "per_layer_model_proj",
+    "model.per_layer.norm": "per_layer_proj_norm",
+    "per_layer.gate": "inp_gate",
+    "per_layer.project": "proj",
+    "per_layer.norm": "post_norm",
+    "scalar": "layer_output_scale",
+    "feedforward.router_norm.weight": "ffn_gate_inp.scale",
+    "feedforward.expert_scale.weight": "ffn_down_exps.scale",
+    "feedforward.experts_norm": "pre_ffw_norm_2",
+    "feedforward.experts.gate,up": "ffn_gate_up_exps",
+    "feedforward.experts_post_norm": "post_ffw_norm_2",
+    "feedforward.shared.gate": "ffn_gate",
+    "feedforward.shared.up": "ffn_up",
+    "feedforward.shared.down": "ffn_down",
+    "feedforward.shared_post_norm": "post_ffw_norm_1",
+}
+_GGUF_APART = GGUF_NAMES | {
+    "feedforward.experts.gate": "ffn_gate_exps",
+    "feedforward.experts.up": "ffn_up_exps",
+}
 
 
 def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:

@@ -53,13 +53,13 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 _NAMES = replace(
-    TRANSFORMERS.with_names(
-        attention__sinks__weight="self_attn.sinks",
-        feedforward__router="mlp.router",
-        feedforward__experts__gate__bias=f"{GATE_UP}_bias",
-        feedforward__experts__up__bias=f"{GATE_UP}_bias",
-        feedforward__experts__down__bias=f"{DOWN}_bias",
-    ),
+    TRANSFORMERS
+    | {
+        "attention.sinks.weight": "self_attn.sinks",
+        "feedforward.router": "mlp.router",
+        "feedforward.experts.gate,up.bias": f"{GATE_UP}_bias",
+        "feedforward.experts.down.bias": f"{DOWN}_bias",
+    },
     alternating=True,
 )
 _DECODER = StandardDecoder(
@@ -78,7 +78,7 @@ _DECODER = StandardDecoder(
         keys={"width": "", "normalize": ""},
     ),
     keys={"feedforward_bias": ""},
-    gguf_names=GGUF.with_names(attention__sinks="attn_sinks", feedforward__norm="post_attention_norm"),
+    gguf_names=GGUF | {"attention.sinks": "attn_sinks", "feedforward.norm": "post_attention_norm"},
     names=_NAMES.with_experts(GATE_UP, DOWN, transposed=True),
     gguf_change=_from_gguf,
     config_change=_from_config,

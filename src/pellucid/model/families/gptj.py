@@ -11,8 +11,10 @@ from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecod
 from pellucid.model.tensor_names import TensorNames
 
 NAMES = TensorNames(
-    {"embed": "transformer.wte", "norm": "transformer.ln_f", "project": "lm_head"},
     {
+        "model.embed": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+        "model.project": "lm_head",
         "attention.q": "attn.q_proj",
         "attention.k": "attn.k_proj",
         "attention.v": "attn.v_proj",

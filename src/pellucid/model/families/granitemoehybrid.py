@@ -65,12 +65,12 @@ GRANITE_MOE_HYBRID = StandardDecoder(
     kv_by_layer=True,
     keys={"feedforward_bias": "", **SHAPE_KEYS},
     names=with_mamba(
-        GRANITE_MOE_NAMES.with_names(
-            recurrent__norm="input_layernorm",
-            feedforward__gate="shared_mlp.input_linear",
-            feedforward__up="shared_mlp.input_linear",
-            feedforward__down="shared_mlp.output_linear",
-        ),
+        GRANITE_MOE_NAMES
+        | {
+            "recurrent.norm": "input_layernorm",
+            "feedforward.gate,up": "shared_mlp.input_linear",
+            "feedforward.down": "shared_mlp.output_linear",
+        },
         "mamba",
     ),
     gguf_names=with_gguf_mamba(GGUF),

@@ -42,37 +42,32 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return mixed(spec, ShortConvolution(taps), gguf_recurrent(config, len(spec.blocks)))
 
 
-_NAMES = TRANSFORMERS.with_names(
-    {"norm": "model.embedding_norm"},
-    attention__output="self_attn.out_proj",
-    attention__q_norm="self_attn.q_layernorm",
-    attention__k_norm="self_attn.k_layernorm",
-    attention__norm="operator_norm",
-    recurrent__norm="operator_norm",
-    recurrent__b="conv.in_proj",
-    recurrent__c="conv.in_proj",
-    recurrent__x="conv.in_proj",
-    recurrent__conv="conv.conv",
-    recurrent__output="conv.out_proj",
-    feedforward__norm="ffn_norm",
-    feedforward__gate="feed_forward.w1",
-    feedforward__up="feed_forward.w3",
-    feedforward__down="feed_forward.w2",
-    feedforward__router="feed_forward.gate",
-    feedforward__correction__bias="feed_forward.expert_bias",
-    feedforward__experts__gate="feed_forward.experts.{}.w1",
-    feedforward__experts__up="feed_forward.experts.{}.w3",
-    feedforward__experts__down="feed_forward.experts.{}.w2",
-)
-_GGUF = GGUF.with_names(
-    {"norm": "token_embd_norm"},  # llama.cpp's name of the final norm
-    recurrent__norm="attn_norm",
-    recurrent__b="shortconv.in_proj",
-    recurrent__c="shortconv.in_proj",
-    recurrent__x="shortconv.in_proj",
-    recurrent__conv="shortconv.conv",
-    recurrent__output="shortconv.out_proj",
-)
+_NAMES = TRANSFORMERS | {
+    "model.norm": "model.embedding_norm",
+    "attention.output": "self_attn.out_proj",
+    "attention.q_norm": "self_attn.q_layernorm",
+    "attention.k_norm": "self_attn.k_layernorm",
+    "attention,recurrent.norm": "operator_norm",
+    "recurrent.b,c,x": "conv.in_proj",
+    "recurrent.conv": "conv.conv",
+    "recurrent.output": "conv.out_proj",
+    "feedforward.norm": "ffn_norm",
+    "feedforward.gate": "feed_forward.w1",
+    "feedforward.up": "feed_forward.w3",
+    "feedforward.down": "feed_forward.w2",
+    "feedforward.router": "feed_forward.gate",
+    "feedforward.correction.bias": "feed_forward.expert_bias",
+    "feedforward.experts.gate": "feed_forward.experts.{}.w1",
+    "feedforward.experts.up": "feed_forward.experts.{}.w3",
+    "feedforward.experts.down": "feed_forward.experts.{}.w2",
+}
+_GGUF = GGUF | {
+    "model.norm": "token_embd_norm",
+    "recurrent.norm": "attn_norm",
+    "recurrent.b,c,x": "shortconv.in_proj",
+    "recurrent.conv": "shortconv.conv",
+    "recurrent.output": "shortconv.out_proj",
+}
 _LFM2 = StandardDecoder(
     "lfm2",
     head_norm=True,

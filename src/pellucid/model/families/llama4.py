@@ -108,17 +108,16 @@ _DECODER = StandardDecoder(
         score="sigmoid", optional=True, keys={"width": "intermediate_size", "normalize": ""}
     ),
     keys={"feedforward_bias": "", "feed_forward": "intermediate_size_mlp"},
-    names=TRANSFORMERS.with_experts(
-        f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj", transposed=True
-    ).with_names(
-        feedforward__gate="feed_forward.gate_proj",
-        feedforward__up="feed_forward.up_proj",
-        feedforward__down="feed_forward.down_proj",
-        feedforward__router="feed_forward.router",
-        feedforward__shared__gate="feed_forward.shared_expert.gate_proj",
-        feedforward__shared__up="feed_forward.shared_expert.up_proj",
-        feedforward__shared__down="feed_forward.shared_expert.down_proj",
-    ),
+    names=TRANSFORMERS.with_experts(f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj", transposed=True)
+    | {
+        "feedforward.gate": "feed_forward.gate_proj",
+        "feedforward.up": "feed_forward.up_proj",
+        "feedforward.down": "feed_forward.down_proj",
+        "feedforward.router": "feed_forward.router",
+        "feedforward.shared.gate": "feed_forward.shared_expert.gate_proj",
+        "feedforward.shared.up": "feed_forward.shared_expert.up_proj",
+        "feedforward.shared.down": "feed_forward.shared_expert.down_proj",
+    },
     gguf_change=_from_gguf,
     config_change=_from_config,
 )

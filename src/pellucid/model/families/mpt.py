@@ -12,11 +12,11 @@ from pellucid.model.tensor_names import TensorNames
 WIDENING = 4  # F / D
 SLOPES = 8  # default of ALiBi's largest exponent
 NAMES = TensorNames(
-    {"embed": "transformer.wte", "norm": "transformer.norm_f", "project": "lm_head"},
     {
-        "attention.q": "attn.Wqkv",
-        "attention.k": "attn.Wqkv",
-        "attention.v": "attn.Wqkv",
+        "model.embed": "transformer.wte",
+        "model.norm": "transformer.norm_f",
+        "model.project": "lm_head",
+        "attention.q,k,v": "attn.Wqkv",
         "attention.output": "attn.out_proj",
         "attention.norm": "norm_1",
         "feedforward.up": "ffn.up_proj",

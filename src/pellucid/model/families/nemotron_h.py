@@ -105,28 +105,25 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return replace(spec, blocks=tuple(blocks))
 
 
-_PARTS = {
-    "feedforward__up": "up_proj",
-    "feedforward__down": "down_proj",
-    "feedforward__router": "gate",
-    "feedforward__correction__bias": "gate.e_score_correction_bias",
-    "feedforward__experts__up": "experts.{}.up_proj",
-    "feedforward__experts__down": "experts.{}.down_proj",
-    "feedforward__shared__up": "shared_experts.up_proj",
-    "feedforward__shared__down": "shared_experts.down_proj",
-    "attention__q": "q_proj",
-    "attention__k": "k_proj",
-    "attention__v": "v_proj",
-    "attention__output": "o_proj",
-}
 _NAMES = with_mamba(
-    TRANSFORMERS.with_names(
-        {"embed": "backbone.embeddings", "norm": "backbone.norm_f"},
-        recurrent__norm="norm",
-        attention__norm="norm",
-        feedforward__norm="norm",
-        **{place: f"mixer.{name}" for place, name in _PARTS.items()},
-    ),
+    TRANSFORMERS
+    | {
+        "model.embed": "backbone.embeddings",
+        "model.norm": "backbone.norm_f",
+        "attention,recurrent,feedforward.norm": "norm",
+        "attention.q": "mixer.q_proj",
+        "attention.k": "mixer.k_proj",
+        "attention.v": "mixer.v_proj",
+        "attention.output": "mixer.o_proj",
+        "feedforward.up": "mixer.up_proj",
+        "feedforward.down": "mixer.down_proj",
+        "feedforward.router": "mixer.gate",
+        "feedforward.correction.bias": "mixer.gate.e_score_correction_bias",
+        "feedforward.experts.up": "mixer.experts.{}.up_proj",
+        "feedforward.experts.down": "mixer.experts.{}.down_proj",
+        "feedforward.shared.up": "mixer.shared_experts.up_proj",
+        "feedforward.shared.down": "mixer.shared_experts.down_proj",
+    },
     "mixer",
 )
 _NEMOTRON_H = StandardDecoder(
@@ -169,7 +166,7 @@ _NEMOTRON_H = StandardDecoder(
     kv_by_layer=True,
     passed_over=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
-    gguf_names=with_gguf_mamba(GGUF.with_names(feedforward__norm="attn_norm")),
+    gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm": "attn_norm"}),
     config_change=_from_config,
     gguf_change=_from_gguf,
 )

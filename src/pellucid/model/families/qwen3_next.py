@@ -60,61 +60,50 @@ def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
 
 
 _NAMES = replace(
-    TRANSFORMERS.with_names(
-        attention__gate="self_attn.q_proj",
-        recurrent__norm="input_layernorm",
-        recurrent__q_conv="linear_attn.conv1d",
-        recurrent__k_conv="linear_attn.conv1d",
-        recurrent__v_conv="linear_attn.conv1d",
-        recurrent__rate__weight="linear_attn.A_log",
-        recurrent__rate__bias="linear_attn.dt_bias",
-        recurrent__head_norm="linear_attn.norm",
-        recurrent__output="linear_attn.out_proj",
-        feedforward__shared__gate="mlp.shared_expert.gate_proj",
-        feedforward__shared__up="mlp.shared_expert.up_proj",
-        feedforward__shared__down="mlp.shared_expert.down_proj",
-        feedforward__shared_gate="mlp.shared_expert_gate",
-    ),
+    TRANSFORMERS
+    | {
+        "attention.gate": "self_attn.q_proj",
+        "recurrent.norm": "input_layernorm",
+        "recurrent.q_conv,k_conv,v_conv": "linear_attn.conv1d",
+        "recurrent.rate.weight": "linear_attn.A_log",
+        "recurrent.rate.bias": "linear_attn.dt_bias",
+        "recurrent.head_norm": "linear_attn.norm",
+        "recurrent.output": "linear_attn.out_proj",
+        "feedforward.shared.gate": "mlp.shared_expert.gate_proj",
+        "feedforward.shared.up": "mlp.shared_expert.up_proj",
+        "feedforward.shared.down": "mlp.shared_expert.down_proj",
+        "feedforward.shared_gate": "mlp.shared_expert_gate",
+    },
     norm_plus=1.0,
     plain_norms=frozenset({"recurrent.head_norm"}),
     by_group=frozenset({"self_attn.q_proj", "linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"}),
     log_rates=True,
 )
-_NAMES_NEXT = _NAMES.with_names(
-    recurrent__q="linear_attn.in_proj_qkvz",
-    recurrent__k="linear_attn.in_proj_qkvz",
-    recurrent__v="linear_attn.in_proj_qkvz",
-    recurrent__gate="linear_attn.in_proj_qkvz",
-    recurrent__beta="linear_attn.in_proj_ba",
-    recurrent__step="linear_attn.in_proj_ba",
-)
-_NAMES_35 = _NAMES.with_names(
-    recurrent__q="linear_attn.in_proj_qkv",
-    recurrent__k="linear_attn.in_proj_qkv",
-    recurrent__v="linear_attn.in_proj_qkv",
-    recurrent__gate="linear_attn.in_proj_z",
-    recurrent__beta="linear_attn.in_proj_b",
-    recurrent__step="linear_attn.in_proj_a",
-)
+_NAMES_NEXT = _NAMES | {
+    "recurrent.q,k,v,gate": "linear_attn.in_proj_qkvz",
+    "recurrent.beta,step": "linear_attn.in_proj_ba",
+}
+_NAMES_35 = _NAMES | {
+    "recurrent.q,k,v": "linear_attn.in_proj_qkv",
+    "recurrent.gate": "linear_attn.in_proj_z",
+    "recurrent.beta": "linear_attn.in_proj_b",
+    "recurrent.step": "linear_attn.in_proj_a",
+}
 _GGUF = replace(
-    GGUF.with_names(
-        attention__gate="attn_q",
-        recurrent__norm="attn_norm",
-        recurrent__q="attn_qkv",
-        recurrent__k="attn_qkv",
-        recurrent__v="attn_qkv",
-        recurrent__gate="attn_gate",
-        recurrent__beta="ssm_ba",
-        recurrent__step="ssm_ba",
-        recurrent__q_conv="ssm_conv1d",
-        recurrent__k_conv="ssm_conv1d",
-        recurrent__v_conv="ssm_conv1d",
-        recurrent__rate__weight="ssm_a",
-        recurrent__rate__bias="ssm_dt.bias",
-        recurrent__head_norm="ssm_norm",
-        recurrent__output="ssm_out",
-        feedforward__norm="post_attention_norm",
-    ),
+    GGUF
+    | {
+        "attention.gate": "attn_q",
+        "recurrent.norm": "attn_norm",
+        "recurrent.q,k,v": "attn_qkv",
+        "recurrent.gate": "attn_gate",
+        "recurrent.beta,step": "ssm_ba",
+        "recurrent.q_conv,k_conv,v_conv": "ssm_conv1d",
+        "recurrent.rate.weight": "ssm_a",
+        "recurrent.rate.bias": "ssm_dt.bias",
+        "recurrent.head_norm": "ssm_norm",
+        "recurrent.output": "ssm_out",
+        "feedforward.norm": "post_attention_norm",
+    },
     by_group=frozenset({"attn_q", "ssm_ba"}),
 )
 
@@ -156,7 +145,7 @@ _QWEN3_5 = replace(
     mixture=None,
     names=_NAMES_35,
     # llama.cpp orders the value heads so that the value heads of a key head are not adjacent.
-    gguf_names=_GGUF.with_names(recurrent__beta="ssm_beta", recurrent__step="ssm_alpha"),
+    gguf_names=_GGUF | {"recurrent.beta": "ssm_beta", "recurrent.step": "ssm_alpha"},
     gguf_change=lambda config, spec: _from_gguf(config, spec, tiled=True),
 )
 QWEN3_5 = _QWEN3_5.family()

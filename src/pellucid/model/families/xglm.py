@@ -49,8 +49,7 @@ XGLM = StandardDecoder(
         "num_layers": "num_hidden_layers",
     },
     names=replace(
-        NAMES,
-        model={"embed": "model.embed_tokens", "norm": "model.layer_norm", "project": "lm_head"},
+        NAMES | {"model.embed": "model.embed_tokens", "model.norm": "model.layer_norm"},
         prefix="model.layers",
     ),
     config_change=_from_config,
