@@ -9,6 +9,7 @@ family.py            ``Family``: the declaration of a family; discovery
 families/            the families, one file each
 standard_decoder.py  reads decoders with the structure of Llama
 standard_mixture.py  reads mixtures of experts
+sliding_windows.py   reads the sliding windows of families in which some layers have one
 hybrid.py            shared parts of readers of models with recurrent layers
 text_part.py         the text model of a multimodal checkpoint
 common_metadata.py   metadata that several families share

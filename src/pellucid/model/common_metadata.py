@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from msgspec.structs import replace
+from collections.abc import Mapping
 
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing, Rotary, RotaryScaling
-from pellucid.model.spec import Activation, Attention, ModelSpec, Pooling
+from pellucid.model.spec import Activation, Attention, Pooling
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.safetensors import read_json, read_json_list
 
@@ -104,40 +101,6 @@ def even(config: Config, key: str, dims: int) -> int:
     if dims % 2:
         raise config.wrong(key, f"is {dims}, an odd number")
     return dims
-
-
-def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
-    """True for each layer with a sliding window, from ``layer_types`` or else from ``default``."""
-    kinds = {"sliding_attention": True, "full_attention": False}
-    return config.each("layer_types", kinds, len(default)) or default
-
-
-def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int], bool]) -> ModelSpec:
-    """Set the windows that ``use_sliding_window`` switches on. ``layer_types`` names the layers with a window; without
-    ``layer_types``, ``by_default`` selects them.
-    """
-    window = config.amount("sliding_window") if config.flag("use_sliding_window", False) else 0
-    default = [window > 0 and by_default(layer) for layer in range(len(spec.blocks))]
-    sliding = sliding_layers(config, default)
-    if any(sliding) and not window:
-        raise config.wrong(
-            "layer_types",
-            "has sliding_attention, but there is no window: set use_sliding_window to true and sliding_window to a "
-            "number",
-        )
-    return slide(spec, sliding, window) if any(sliding) else spec
-
-
-def slide(spec: ModelSpec, sliding: Sequence[bool], window: int, **fields: Any) -> ModelSpec:
-    """Set the window of the sliding layers to ``window`` tokens. ``fields`` are other new fields of their attention."""
-    return spec.change_attention(
-        lambda layer, attention: replace(attention, window=window, **fields) if sliding[layer] else attention
-    )
-
-
-def except_every(n: int, layers: int) -> list[bool]:
-    """True for each layer, except for every ``n``-th."""
-    return [(layer + 1) % n != 0 for layer in range(layers)]
 
 
 def heads_of(config: Config, heads_key: str, head_dim_key: str, width_key: str) -> tuple[int, int]:

@@ -119,11 +119,11 @@ class Config(Struct, frozen=True):
             return default
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
-    def divisor(self, key: str, of_key: str, default: int = _MISSING) -> int:
-        """A whole number that divides the value of ``of_key``."""
-        value, whole = self.count(key, default), self.count(of_key)
-        if whole % value:
-            raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {whole}")
+    def divisor(self, key: str, of_key: str, default: int = _MISSING, *, of: int | None = None) -> int:
+        """A whole number that divides ``of``, by default the value of ``of_key``."""
+        value, of = self.count(key, default), self.count(of_key) if of is None else of
+        if of % value:
+            raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {of}")
         return int(value)
 
     def flag(self, key: str, default: bool) -> bool:

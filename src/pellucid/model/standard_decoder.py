@@ -5,7 +5,7 @@
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
 the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_seen`` depends on the tensors). A
-family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 3, BERT).
+family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 4, BERT).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pellucid.model.common_metadata import (
     gguf_attention,
     gguf_of_layers,
     gguf_vocabulary,
-    heads_of,
     rope_parameters,
     rotary_dims,
     tied_head,
@@ -30,6 +29,7 @@ from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.filled import Model
 from pellucid.model.positions import Learned, Pairing, Rotary
+from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import (
     Activation,
     Attention,
@@ -104,14 +104,15 @@ class StandardDecoder(Struct, frozen=True):
     Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
     the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
     ``head_norm`` is a string, it is the key of config.json that states the norm; in GGUF the tensors show it.
-    ``sinks``: heads have attention sinks.
+    ``sinks``: heads have attention sinks. ``windows`` describes the sliding windows of a family in which not all layers
+    have one.
 
     Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
     ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
     the file must state F). ``mixture`` describes the experts.
 
     Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
-    block. ``usual_context`` is the default context (0: the file must state it).
+    block.
 
     Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
@@ -119,8 +120,10 @@ class StandardDecoder(Struct, frozen=True):
     of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
     counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
 
-    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``aliases`` maps keys to further
-    names that transformers reads or older files use. For ``unused`` and ``passed_over`` see ``Family``.
+    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``usual`` has defaults by meaning,
+    {"context": 2048}; without a default, the file must state the value. ``aliases`` and ``gguf_aliases`` map keys to
+    further names that transformers and llama.cpp read or older files use. For ``unused`` and ``passed_over`` see
+    ``Family``.
     """
 
     name: str
@@ -141,6 +144,7 @@ class StandardDecoder(Struct, frozen=True):
     head_norm: bool | str = False
     whole_norm: bool = False
     sinks: bool = False
+    windows: SlidingWindows | None = None
     activation: Activation = "silu"
     activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
     gated: bool = True
@@ -154,11 +158,12 @@ class StandardDecoder(Struct, frozen=True):
     norm: Norm = field(default_factory=lambda: Norm("rms", 1e-6))
     placement: Placement = "pre"
     final_norm: bool = True
-    usual_context: int = 0
     tied: bool = False
     head_bias: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
+    usual: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    gguf_aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
     gguf_names: TensorNames = GGUF
@@ -195,7 +200,7 @@ class StandardDecoder(Struct, frozen=True):
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. The tensors show if the model has biases."""
-        own = config.under(f"{config.text('general.architecture')}.")
+        own = config.under(f"{config.text('general.architecture')}.").known_as(self.gguf_aliases)
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
@@ -233,6 +238,7 @@ class StandardDecoder(Struct, frozen=True):
             else self.head_norm,
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
+        spec = self.windows.from_gguf(own, spec) if self.windows else spec
         spec = self.gguf_seen(checkpoint.tensors, self.gguf_change(own, spec))
         return Model(spec, names.slots(spec), own.name("block_count"), further_layers=further)
 
@@ -242,21 +248,33 @@ class StandardDecoder(Struct, frozen=True):
         if self.usual_positions and not (config.has("rope_parameters") or config.has("rope_scaling")):
             config = replace(config, values={**config.values, "rope_parameters": self.usual_positions})
         keys.setdefault("output_bias", keys["bias"])
-        width = config.count(keys["width"])
+
+        def count(meaning: str, default: int | None = None) -> int:
+            usual = self.usual.get(meaning, default)
+            return int(config.count(keys[meaning]) if usual is None else config.count(keys[meaning], usual))
+
+        width, heads = count("width"), count("heads")
+        if config.has(keys["head_dim"]) or "head_dim" in self.usual:
+            head_dim = count("head_dim")
+        else:
+            head_dim = width // config.divisor(keys["heads"], keys["width"])
+        kv_heads = heads
+        if keys["kv_heads"]:
+            usual = self.usual.get("kv_heads", heads)
+            kv_heads = config.divisor(keys["kv_heads"], keys["heads"], usual, of=heads)
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
         activation = config.one_of(keys["activation"], self.activations, default)
-        heads, head_dim = heads_of(config, keys["heads"], keys["head_dim"], keys["width"])
-        kv_heads = config.divisor(keys["kv_heads"], keys["heads"], heads) if keys["kv_heads"] else heads
         rotary = None
         if self.positions == "rotary":
             base_key, part_key = self.rope_keys
-            base, scaling = rope_parameters(config, base_key=base_key, default=self.base)
+            kind = "full_attention" if self.windows and self.windows.own_positions else ""
+            base, scaling = rope_parameters(config, kind, base_key, self.base)
             dims = head_dim
             if self.partial or self.rotated != 1:
                 dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
         dense = FeedForward(
-            _count(config, keys["feed_forward"], self.widening * width),
+            count("feed_forward", self.widening * width or None),
             activation,
             self.gated,
             bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
@@ -264,8 +282,8 @@ class StandardDecoder(Struct, frozen=True):
         layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=1000)
         spec = self._spec(
             name=checkpoint.path.name,
-            context=_count(config, keys["context"], self.usual_context),
-            embedding=Embedding(config.count(keys["vocabulary"]), width),
+            context=count("context"),
+            embedding=Embedding(count("vocabulary"), width),
             attention=Attention(
                 heads=heads,
                 kv_heads=kv_heads,
@@ -288,6 +306,7 @@ class StandardDecoder(Struct, frozen=True):
             else self.head_norm,
             head=Head(tied_head(checkpoint, config, default=self.tied), bias=self.head_bias),
         )
+        spec = self.windows.from_config(config, spec, self.base) if self.windows else spec
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
         further = config.amount(self.further_layers) if self.further_layers else 0
@@ -321,11 +340,6 @@ class StandardDecoder(Struct, frozen=True):
             final_norm=norm if self.final_norm else None,
             head=head,
         )
-
-
-def _count(config: Config, key: str, default: int) -> int:
-    """A whole number >= 1. Without a default, the file must state it."""
-    return int(config.count(key, default) if default else config.count(key))
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

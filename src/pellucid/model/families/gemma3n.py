@@ -10,14 +10,7 @@ import math
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    except_every,
-    gguf_attention,
-    gguf_vocabulary,
-    rope_parameters,
-    sliding_layers,
-    tied_head,
-)
+from pellucid.model.common_metadata import gguf_attention, gguf_vocabulary, rope_parameters, tied_head
 from pellucid.model.config import Config
 from pellucid.model.families.gemma4 import (
     GGUF_NAMES,
@@ -30,6 +23,7 @@ from pellucid.model.families.gemma4 import (
 from pellucid.model.family import Family
 from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary
+from pellucid.model.sliding_windows import except_every, sliding_layers
 from pellucid.model.spec import (
     AltUp,
     Attention,

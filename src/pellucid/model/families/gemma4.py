@@ -11,17 +11,12 @@ from collections.abc import Container, Mapping
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    even,
-    except_every,
-    frequency_factors,
-    gguf_vocabulary,
-    tied_head,
-)
+from pellucid.model.common_metadata import even, frequency_factors, gguf_vocabulary, tied_head
 from pellucid.model.config import Config
 from pellucid.model.family import Family
 from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary
+from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import (
     Attention,
     Block,

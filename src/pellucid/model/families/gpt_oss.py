@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every, slide, sliding_layers
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
+from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 from pellucid.weights.checkpoint import Checkpoint
 
-PATTERN = 2  # every second layer has full attention
 POSITIONS = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
 LIMIT, SHARPNESS = 7.0, 1.702  # defaults of the clamped activation
 
@@ -30,10 +29,7 @@ def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
-    sliding = sliding_layers(config, except_every(PATTERN, len(spec.blocks)))
-    window = config.count("sliding_window")
-    return slide(spec, sliding, window)
+    return _clamped(spec, config.number("swiglu_limit", LIMIT), config.number("swiglu_alpha", SHARPNESS))
 
 
 def _unrounded(attention: Attention) -> Attention:
@@ -46,9 +42,7 @@ def _unrounded(attention: Attention) -> Attention:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = spec.change_attention(lambda _, attention: _unrounded(attention))
-    sliding = except_every(PATTERN, len(spec.blocks))
-    return slide(_clamped(spec, LIMIT, SHARPNESS), sliding, config.count("attention.sliding_window"))
+    return _clamped(spec.change_attention(lambda _, attention: _unrounded(attention)), LIMIT, SHARPNESS)
 
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
@@ -71,6 +65,7 @@ _DECODER = StandardDecoder(
     bias=True,
     output_bias=True,
     sinks=True,
+    windows=SlidingWindows(period=2),
     feedforward_bias=True,
     mixture=StandardMixture(
         normalize=True,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.errors.messages import brief
-from pellucid.model.common_metadata import except_every, slide
 from pellucid.model.config import Config
 from pellucid.model.positions import QueryScale
+from pellucid.model.sliding_windows import except_every, slide
 from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import switched_windows
 from pellucid.model.config import Config
+from pellucid.model.sliding_windows import switched_windows
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 

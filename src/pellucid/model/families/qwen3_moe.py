@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import switched_windows
+from pellucid.model.sliding_windows import switched_windows
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 

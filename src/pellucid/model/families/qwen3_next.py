@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every
 from pellucid.model.config import Config
 from pellucid.model.hybrid import MOST_TAPS, layer_types, mixed
+from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import DeltaNet, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import except_every, switched_windows
 from pellucid.model.config import Config
+from pellucid.model.sliding_windows import except_every, switched_windows
 from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 
