@@ -24,6 +24,7 @@ from pellucid.weights.catalogue import CatalogueFile, CatalogueModel, catalogue,
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.records import MANIFEST, read_manifest
 from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.source import Source
 from pellucid.weights.store import installed, pull, remove, resolve, verify
 
 CONTENT = b"first half, " * 999 + b"second half" * 999
@@ -62,6 +63,34 @@ def origin(tmp_path: Path, only: Any) -> Path:
     path.write_bytes(CONTENT)
     only(model_of((f"local:{path}",)))
     return path
+
+
+class Shelf(Source):
+    """A source of one file, without a network and without a cache."""
+
+    scheme = "shelf"
+
+    def __init__(self) -> None:
+        self.files = {"t.gguf": CONTENT}
+
+    def cached(self, rest: str) -> Path | None:
+        return None
+
+    def fetch(self, rest: str, scratch: Path, progress: Any, limit: int | None) -> Path:
+        if rest not in self.files:
+            raise SourceError(f"{rest} is not on the shelf")
+        path = scratch / rest
+        path.write_bytes(self.files[rest])
+        return path
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch, only: Any) -> Shelf:
+    """A source with the file of "tiny", the only model of the catalogue."""
+    source = Shelf()
+    monkeypatch.setitem(sources(), "shelf", source)  # type: ignore[arg-type]
+    only(model_of(("shelf:t.gguf",)))
+    return source
 
 
 def nothing_left(home: Path) -> bool:
@@ -199,10 +228,8 @@ def test_nothing_is_removed_without_a_lock(store_home: Path) -> None:
         remove("m")
 
 
-@pytest.mark.slow
-def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, index: Path) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    path = resolve("pypi:tiny-model/t.gguf")
+def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, shelf: Shelf) -> None:
+    path = resolve("shelf:t.gguf")
     path.write_bytes(b"")
     name = path.parent.name
     message = (
@@ -261,11 +288,8 @@ def damage(path: Path, *, quietly: bool = False) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize("spec", ["tiny", "pypi:tiny-model==1.0/t.gguf"])
-@pytest.mark.slow
-def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: Any, spec: str) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+@pytest.mark.parametrize("spec", ["tiny", "shelf:t.gguf"])
+def test_bytes_that_were_changed_in_place(store_home: Path, shelf: Shelf, spec: str) -> None:
     path = resolve(spec)
     name = path.parent.name
     damage(path)
@@ -340,13 +364,10 @@ def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home
     assert not replace(known, mtime_ns=known.mtime_ns + 1).fits(path.stat())
 
 
-@pytest.mark.slow
-def test_an_older_manifest_is_completed(store_home: Path, index: Path, only: Any) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
-    paths = [resolve("tiny"), resolve("pypi:tiny-model==1.0/t.gguf")]
+def test_an_older_manifest_is_completed(store_home: Path, shelf: Shelf) -> None:
+    paths = [resolve("tiny"), resolve("shelf:t.gguf")]
     for path in paths:
-        older = {"source": "pypi:tiny-model==1.0/t.gguf", "files": {path.name: len(CONTENT)}}
+        older = {"source": "shelf:t.gguf", "files": {path.name: len(CONTENT)}}
         (path.parent / MANIFEST).write_text(json.dumps(older))
         assert resolve(path.parent.name) == path
         manifest = read_manifest(path.parent)
@@ -440,12 +461,10 @@ def test_models_are_verified_under_the_lock(
     assert held == [name]
 
 
-@pytest.mark.slow
 def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
-    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
-    spec, actual = "pypi:tiny-model==1.0/t.gguf", os.replace
+    spec, actual = "shelf:t.gguf", os.replace
     path = resolve(spec)
 
     def move(source: Any, target: Any) -> None:
@@ -485,6 +504,26 @@ def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any)
     folder = resolve("tiny")
     assert folder == store_home / "models" / "tiny"
     assert (folder / "sub" / "b.json").read_bytes() == b"bb"
+
+
+def test_a_model_of_a_source_is_pulled_once(store_home: Path, shelf: Shelf) -> None:
+    path = resolve("shelf:t.gguf")
+    assert path.read_bytes() == CONTENT
+    (entry,) = installed()
+    assert (entry.name, entry.path, entry.source) == (path.parent.name, path, "shelf:t.gguf")
+    shelf.files["t.gguf"] = b"newer"
+    assert resolve("shelf:t.gguf").read_bytes() == CONTENT
+    assert resolve(entry.name).read_bytes() == CONTENT
+    assert pull(entry.name).read_bytes() == b"newer"
+    shelf.files.clear()
+    with pytest.raises(SourceError, match=r"cannot fetch shelf:t\.gguf: t\.gguf is not on the shelf"):
+        pull("shelf:t.gguf")
+    assert resolve("shelf:t.gguf").read_bytes() == b"newer"
+    assert verify("shelf:t.gguf").ok
+    remove("shelf:t.gguf")
+    assert nothing_left(store_home)
+    with pytest.raises(ModelNotFound, match="is not on this machine: pull it first"):
+        resolve("shelf:t.gguf", pulls=False)
 
 
 def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, origin: Path) -> None:
