@@ -10,7 +10,7 @@ family that differs more has its own readers, built from the parts in ``common_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
@@ -43,7 +43,7 @@ from pellucid.model.spec import (
 )
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
-from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
 """(metadata, spec) → the spec with the changes of a family. GGUF metadata are the keys of the architecture."""
@@ -109,7 +109,7 @@ class StandardDecoder(Struct, frozen=True):
 
     Feed-forward: ``activation`` is the default activation function, ``activations`` its names in config.json.
     ``gated``: it has a gate. ``feedforward_bias`` is the default for its biases, ``widening`` the default of F / D (0:
-    the file must state F). ``mixture`` describes the experts.
+    the file must state F). ``width_by_layer``: F may differ between layers. ``mixture`` describes the experts.
 
     Norms: ``norm`` has the default epsilon. For ``placement`` see ``Block``. ``final_norm``: a norm follows the last
     block.
@@ -150,6 +150,7 @@ class StandardDecoder(Struct, frozen=True):
     gated: bool = True
     feedforward_bias: bool = False
     widening: int = 0
+    width_by_layer: bool = False
     mixture: StandardMixture | None = None
     further_layers: str = ""
     layer_count: Callable[[Config], int] | None = None
@@ -169,7 +170,7 @@ class StandardDecoder(Struct, frozen=True):
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
     gguf_change: Change = lambda config, spec: spec
-    gguf_seen: Callable[[Container[str], ModelSpec], ModelSpec] = lambda tensors, spec: spec
+    gguf_seen: Callable[[Mapping[str, Tensor], ModelSpec], ModelSpec] = lambda tensors, spec: spec
     config_change: Change = lambda config, spec: spec
 
     def family(self) -> Family:
@@ -210,18 +211,18 @@ class StandardDecoder(Struct, frozen=True):
         width_key = "feed_forward_length"
         if self.mixture and not own.has(width_key):  # all layers have experts
             width_key = "expert_feed_forward_length"
-        dense = FeedForward(
-            gguf_of_layers(own, width_key),
-            self.activation,
-            self.gated,
-            present(f"blk.0.{up}.bias"),
-        )
         further = own.amount("nextn_predict_layers") if self.further_layers else 0
         layers = own.count("block_count", limit=1000) - further
         if layers < 1:
             raise own.wrong(
                 "nextn_predict_layers", f"is {further}, of {layers + further} layers: none is left"
             )
+        widths = (
+            _widths(own, width_key, layers)
+            if self.width_by_layer
+            else [gguf_of_layers(own, width_key)] * layers
+        )
+        dense = FeedForward(widths[0], self.activation, self.gated, present(f"blk.0.{up}.bias"))
         spec = self._spec(
             name=config.text("general.name", self.name),
             context=own.count("context_length"),
@@ -231,7 +232,9 @@ class StandardDecoder(Struct, frozen=True):
                 bias=present(f"blk.0.{names.names['attention.q']}.bias"),
                 output_bias=present("blk.0.attn_output.bias"),
             ),
-            feedforwards=self.mixture.from_gguf(own, dense, layers) if self.mixture else [dense] * layers,
+            feedforwards=self.mixture.from_gguf(own, dense, layers)
+            if self.mixture
+            else [replace(dense, width=width) for width in widths],
             norm=replace(self.norm, eps=own.number(epsilon)),
             head_norm=present("blk.0.attn_q_norm.weight")
             if isinstance(self.head_norm, str)
@@ -273,13 +276,13 @@ class StandardDecoder(Struct, frozen=True):
             if self.partial or self.rotated != 1:
                 dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
-        dense = FeedForward(
-            count("feed_forward", self.widening * width or None),
-            activation,
-            self.gated,
-            bias=_flag(config, keys["feedforward_bias"], self.feedforward_bias),
-        )
         layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=1000)
+        if self.width_by_layer:
+            widths = _widths(config, keys["feed_forward"], layers)
+        else:
+            widths = [count("feed_forward", self.widening * width or None)] * layers
+        feedforward_bias = _flag(config, keys["feedforward_bias"], self.feedforward_bias)
+        dense = FeedForward(widths[0], activation, self.gated, feedforward_bias)
         spec = self._spec(
             name=checkpoint.path.name,
             context=count("context"),
@@ -296,7 +299,7 @@ class StandardDecoder(Struct, frozen=True):
             ),
             feedforwards=self.mixture.from_config(config, dense, layers)
             if self.mixture
-            else [dense] * layers,
+            else [replace(dense, width=width) for width in widths],
             norm=replace(
                 self.norm,
                 eps=config.number(keys["norm_eps"], self.norm.eps) if keys["norm_eps"] else self.norm.eps,
@@ -340,6 +343,14 @@ class StandardDecoder(Struct, frozen=True):
             final_norm=norm if self.final_norm else None,
             head=head,
         )
+
+
+def _widths(config: Config, key: str, layers: int) -> list[int]:
+    """F of each layer, from a list or from one number for all layers."""
+    widths = config.by_layer(key, layers)
+    if not all(widths):
+        raise config.wrong(key, "must be above 0 in each layer")
+    return widths
 
 
 def _flag(config: Config, key: str, default: bool) -> bool:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pellucid.model.common_metadata import even, yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing
-from pellucid.model.spec import Attention, FeedForward, Latent, Mixture, ModelSpec, Norm, Router
+from pellucid.model.spec import Attention, Latent, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -37,9 +37,8 @@ def _with_latent(spec: ModelSpec, latent: Latent, rotated: int, value_dim: int, 
     return spec.change_attention(change)
 
 
-def _router(change: Callable[[Router], Router]) -> Callable[[FeedForward | Mixture], FeedForward | Mixture]:
-    """A function that applies ``change`` to the router of a mixture."""
-    return lambda kind: replace(kind, router=change(kind.router)) if isinstance(kind, Mixture) else kind
+def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> ModelSpec:
+    return spec.change_mixture(lambda _, mixture: replace(mixture, router=change(mixture.router)))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -83,7 +82,7 @@ def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
             )
         return replace(router, groups=groups, kept=kept)
 
-    return spec.change_feedforward(_router(grouped))
+    return _change_router(spec, grouped)
 
 
 def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -123,7 +122,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
             plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
             spec = spec.with_attention(rotary=plain)
     if not config.amount("expert_gating_func"):  # V2 files that are older than this key
-        spec = spec.change_feedforward(_router(lambda router: replace(router, score="softmax")))
+        spec = _change_router(spec, lambda router: replace(router, score="softmax"))
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 
 
@@ -131,7 +130,7 @@ def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     """V3 has a correction of router scores, V2 has none. The tensors show it."""
     layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
     corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
-    return spec.change_feedforward(_router(lambda router: replace(router, correction=corrected)))
+    return _change_router(spec, lambda router: replace(router, correction=corrected))
 
 
 _NAMES = replace(

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import SHAPE_KEYS, beside, config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
-from pellucid.model.spec import Attention, FeedForward, Mamba, Mixture, ModelSpec, Norm
+from pellucid.model.spec import Attention, Mamba, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
@@ -40,12 +40,12 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     def scaled(_: int, attention: Attention) -> Attention:
         return replace(attention, scale=attention.scale * into * into * keys, output_scale=into * out)
 
-    def feedforward(kind: FeedForward | Mixture) -> FeedForward | Mixture:
-        return kind if isinstance(kind, Mixture) else replace(kind, gate_scale=gate, output_scale=down)
-
+    spec = spec.change_attention(scaled).change_dense(
+        lambda _, dense: replace(dense, gate_scale=gate, output_scale=down)
+    )
     assert spec.head is not None
     return replace(
-        beside(spec.change_attention(scaled).change_feedforward(feedforward), mamba),
+        beside(spec, mamba),
         embedding=replace(spec.embedding, scale=config.number("embedding_multiplier", 1.0)),
         head=replace(spec.head, scale=config.number("lm_head_multiplier", 1.0)),
     )

@@ -91,19 +91,37 @@ def _proportional(base: float, head_dim: int, rotated: float) -> Rotary:
     return Rotary(base, head_dim, "half", factors=factors if turning < pairs else ())
 
 
-def shared_layers(config: Config, key: str, sliding: list[bool]) -> int:
-    """Number of last layers that share the keys and values of earlier layers."""
+def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
+    """Let the last layers share the keys and values of the last earlier layer of their kind, sliding or full.
+
+    ``key`` is the key of the number of these layers.
+    """
+    sliding = [bool(attention.window) for attention in spec.attentions]
     shared, layers = config.amount(key), len(sliding)
-    if shared >= layers or set(sliding[: layers - shared]) != set(sliding):
+    first = layers - shared
+    if first < 1 or set(sliding[:first]) != set(sliding):
         raise config.wrong(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
-    return shared
+    producers = {kind: layer for layer, kind in enumerate(sliding[:first])}
+
+    def change(layer: int, attention: Attention) -> Attention:
+        if layer < first:
+            return attention
+        return replace(attention, shared=producers[sliding[layer]], v_norm=None, keys_as_values=False)
+
+    return spec.change_attention(change)
 
 
-def producers(sliding: list[bool], shared: int) -> list[int | None]:
-    """For each layer, the last earlier layer of its kind whose keys and values it shares; None: it has its own."""
-    first = len(sliding) - shared
-    last = {kind: layer for layer, kind in enumerate(sliding[:first])}
-    return [None if layer < first else last[kind] for layer, kind in enumerate(sliding)]
+def with_ignored_keys(model: Model, names: TensorNames, tensors: Container[str]) -> Model:
+    """Ignore the unused projections of keys and values that files have for the layers that share others."""
+    every = names.slots(model.spec.with_attention(shared=None))
+    unused = [source for slot, source in every.items() if slot not in model.slots]
+    ignored = (source for source in unused if isinstance(source, Slot) and source.tensor in tensors)
+    return replace(model, ignored=tuple(ignored))
+
+
+def per_layer_embeddings(width: int, model_width: int, vocabulary: int = 0) -> PerLayer:
+    """Per-layer embeddings of ``width``, scaled as in Gemma."""
+    return PerLayer(width, width**0.5, model_width**-0.5, 2**-0.5, "gelu_tanh", vocabulary)
 
 
 def _spec(
@@ -111,29 +129,26 @@ def _spec(
     context: int,
     vocabulary: int,
     width: int,
-    blocks: list[Block],
+    attentions: list[Attention],
+    feedforwards: FeedForwards,
     per_layer: int,
+    norm: Norm,
     head: Head,
 ) -> ModelSpec:
-    layer = PerLayer(per_layer, per_layer**0.5, width**-0.5, 2**-0.5, "gelu_tanh") if per_layer else None
+    blocks = (
+        Block(attention, feedforward, norm, "sandwich", scalar=True)
+        for attention, feedforward in zip(attentions, feedforwards)
+    )
     return ModelSpec(
         "gemma4",
         name,
         context,
         Embedding(vocabulary, width, scale=width**0.5),
         tuple(blocks),
-        per_layer=layer,
-        final_norm=blocks[0].norm,
+        per_layer=per_layer_embeddings(per_layer, width) if per_layer else None,
+        final_norm=norm,
         head=head,
     )
-
-
-def with_unused_keys(spec: ModelSpec, names: TensorNames, tensors: Container[str], layer_count: str) -> Model:
-    """Fill the slots. Ignores the unused projections of keys and values that files have for sharing blocks."""
-    slots, whole = names.slots(spec), names.slots(spec.with_attention(shared=None))
-    others = [source for slot, source in whole.items() if slot not in slots]
-    ignored = [one for one in others if isinstance(one, Slot) and one.tensor in tensors]
-    return Model(spec, slots, layer_count, ignored=tuple(ignored))
 
 
 def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
@@ -149,27 +164,6 @@ def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
     router = Router(count, chosen, normalize=True, output_scale=width**-0.5, expert_scale=True)
     return Mixture(router, FeedForward(expert_width, "gelu_tanh", gated=True), norms=norm)
-
-
-def with_shared(attention: Attention, producer: int | None) -> Attention:
-    """Let the attention share the keys and values of block ``producer``; None: it has its own."""
-    if producer is None:
-        return attention
-    return replace(attention, shared=producer, v_norm=None, keys_as_values=False)
-
-
-def _blocks(
-    full: Attention,
-    local: Attention,
-    sliding: list[bool],
-    shared: int,
-    feedforwards: FeedForwards,
-    norm: Norm,
-) -> list[Block]:
-    return [
-        Block(with_shared(local if slides else full, producer), feedforward, norm, "sandwich", scalar=True)
-        for slides, producer, feedforward in zip(sliding, producers(sliding, shared), feedforwards)
-    ]
 
 
 def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attention:
@@ -254,9 +248,10 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     kinds = {"sliding_attention": True, "full_attention": False}
     sliding = config.each("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
     full, local = _attentions(config, sliding, norm)
-    shared = shared_layers(config, "num_kv_shared_layers", sliding)
+    shared = "num_kv_shared_layers"
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
-    widths = [inner * 2 if double and layer >= layers - shared else inner for layer in range(layers)]
+    first = layers - config.amount(shared) if double else layers
+    widths = [inner * 2 if layer >= first else inner for layer in range(layers)]
     experts = None
     if config.flag("enable_moe_block", False):
         experts = _experts(config, EXPERT_KEYS, layers, width, norm)
@@ -269,13 +264,15 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         config.count("max_position_embeddings"),
         vocabulary,
         width,
-        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
+        [local if slides else full for slides in sliding],
+        _feedforwards(widths, experts),
         per_layer,
+        norm,
         Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
     )
-    return with_unused_keys(
-        spec, NAMES.found_in(checkpoint.tensors), checkpoint.tensors, config.name("num_hidden_layers")
-    )
+    spec, names = with_shared_keys(config, spec, shared), NAMES.found_in(checkpoint.tensors)
+    model = Model(spec, names.slots(spec), config.name("num_hidden_layers"))
+    return with_ignored_keys(model, names, checkpoint.tensors)
 
 
 def _gguf_attentions(
@@ -323,7 +320,6 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
             "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
         )
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
-    shared = shared_layers(own, "attention.shared_kv_layers", sliding)
     widths, experts = own.by_layer("feed_forward_length", layers), None
     if own.amount("expert_count", limit=MOST):
         experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
@@ -333,11 +329,15 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         own.count("context_length"),
         gguf_vocabulary(checkpoint, own),
         width,
-        _blocks(full, local, sliding, shared, _feedforwards(widths, experts), norm),
+        [local if slides else full for slides in sliding],
+        _feedforwards(widths, experts),
         own.amount("embedding_length_per_layer_input"),
+        norm,
         Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
     )
-    return with_unused_keys(spec, names, checkpoint.tensors, own.name("block_count"))
+    spec = with_shared_keys(own, spec, "attention.shared_kv_layers")
+    model = Model(spec, names.slots(spec), own.name("block_count"))
+    return with_ignored_keys(model, names, checkpoint.tensors)
 
 
 GEMMA4 = Family(

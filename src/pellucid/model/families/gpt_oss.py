@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pellucid.model.config import Config
 from pellucid.model.filled import Model
 from pellucid.model.sliding_windows import SlidingWindows
-from pellucid.model.spec import Attention, FeedForward, Mixture, ModelSpec, Norm
+from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -18,14 +18,11 @@ LIMIT, SHARPNESS = 7.0, 1.702  # defaults of the clamped activation
 
 
 def _clamped(spec: ModelSpec, limit: float, sharpness: float) -> ModelSpec:
-    def change(kind: FeedForward | Mixture) -> FeedForward | Mixture:
-        if isinstance(kind, FeedForward):  # not in published files; the check of tensor names refuses it
-            return kind
-        return replace(
-            kind, expert=replace(kind.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
-        )
+    def change(_: int, mixture: Mixture) -> Mixture:
+        expert = replace(mixture.expert, activation="clamped_silu", limit=limit, sharpness=sharpness)
+        return replace(mixture, expert=expert)
 
-    return spec.change_feedforward(change)
+    return spec.change_mixture(change)
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:

@@ -20,7 +20,7 @@ from pellucid.model.hybrid import (
     with_gguf_mamba,
     with_mamba,
 )
-from pellucid.model.spec import FeedForward, ModelSpec
+from pellucid.model.spec import ModelSpec
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.tensor_names import GGUF
 
@@ -29,9 +29,7 @@ POSITIONS = {"rope": True, "nope": False, "none": False}
 
 def _dense(spec: ModelSpec, width: int) -> ModelSpec:
     """Set the width of dense feed-forwards to the width that the file states for the shared expert."""
-    return spec.change_feedforward(
-        lambda kind: replace(kind, width=width or kind.width) if isinstance(kind, FeedForward) else kind
-    )
+    return spec.change_dense(lambda _, dense: replace(dense, width=width or dense.width))
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:

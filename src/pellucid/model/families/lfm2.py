@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from pellucid.model.config import Config
 from pellucid.model.hybrid import MOST_TAPS, gguf_recurrent, layer_types, mixed
-from pellucid.model.spec import FeedForward, ModelSpec, Norm, ShortConvolution
+from pellucid.model.spec import ModelSpec, Norm, ShortConvolution
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
@@ -29,12 +29,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
             multiple = config.count("block_multiple_of", 256)
             width = int(config.number("block_ffn_dim_multiplier") * width)
             width = -(-width // multiple) * multiple
-    return _mixed(
-        config,
-        spec.change_feedforward(
-            lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
-        ),
-    )
+    return _mixed(config, spec.change_dense(lambda _, dense: replace(dense, width=width)))
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:

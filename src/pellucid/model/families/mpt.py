@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.spec import FeedForward, ModelSpec, Norm
+from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
 
@@ -49,8 +49,8 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
         )
     width = WIDENING * spec.embedding.width
     most, clip = attention.number("alibi_bias_max", SLOPES), attention.cap("clip_qkv")
-    return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_feedforward(
-        lambda kind: replace(kind, width=width) if isinstance(kind, FeedForward) else kind
+    return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_dense(
+        lambda _, dense: replace(dense, width=width)
     )
 
 
