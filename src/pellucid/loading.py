@@ -22,9 +22,9 @@ from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.llm import LLM
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits
 from pellucid.runtime.executor import Executor

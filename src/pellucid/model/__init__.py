@@ -2,7 +2,7 @@
 
 spec.py              ``ModelSpec`` and its parts
 positions.py         the parts about positions
-filled.py            ``Model``: a spec and the tensors that fill its slots
+weight_map.py        ``Model``: a spec and the tensors that fill its slots
 shapes.py            the slots of a spec, and their shapes
 read.py              a checkpoint → its ``Model``, checked
 family.py            ``Family``: the declaration of a family; discovery
@@ -16,6 +16,6 @@ common_metadata.py   metadata that several families share
 tensor_names.py      tensor names that several families share
 config.py            metadata, checked by type and range
 unread_keys.py       checks of the metadata keys that a family does not read
-slots.py             reads the stored values of a slot
+slot_reader.py       reads the stored values of a slot
 describe.py          a spec in words
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.positions import Pairing, Rotary, RotaryScaling
 from pellucid.model.spec import Activation, Attention, Pooling
 from pellucid.weights.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def _gguf_kv_heads(config: Config, heads: int) -> int:
         return int(config.divisor(key, "attention.head_count", heads))
     kv_heads = gguf_of_layers(config, key)
     if heads % kv_heads:
-        raise config.wrong(key, f"is {kv_heads}, which does not divide {config.name('attention.head_count')}")
+        raise config.error(key, f"is {kv_heads}, which does not divide {config.name('attention.head_count')}")
     return kv_heads
 
 
@@ -51,9 +51,9 @@ def gguf_of_layers(config: Config, key: str) -> int:
     value = config.value(key)
     if value is None or isinstance(value, int):
         return int(config.count(key))
-    found = set(config.by_layer(key, config.count("block_count", limit=1000))) - {0}
+    found = set(config.by_layer(key, config.count("block_count", limit=MAX_LAYERS))) - {0}
     if len(found) != 1:
-        raise config.wrong(key, f"has {len(found)} numbers other than 0; it must have one")
+        raise config.error(key, f"has {len(found)} numbers other than 0; it must have one")
     return found.pop()
 
 
@@ -61,9 +61,9 @@ def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_
     scaling = None
     # As in llama.cpp, a factor without a type means linear scaling, and so does the older key.
     kinds = {"none": "none", "linear": "linear", "yarn": "yarn", "longrope": "longrope"}
-    kind = config.one_of("rope.scaling.type", kinds, "linear")
+    kind = config.choice("rope.scaling.type", kinds, "linear")
     factor = config.number("rope.scaling.factor", config.number("rope.scale_linear", 1.0))
-    config.agreed("rope.scaling.factor", config, "rope.scale_linear")
+    config.check_equal("rope.scaling.factor", config, "rope.scale_linear")
     if kind == "linear" and factor != 1:
         scaling = RotaryScaling("linear", factor, trained_context=config.count("context_length", 0))
     if kind == "yarn" and factor != 1:
@@ -99,7 +99,7 @@ def even(config: Config, key: str, dims: int) -> int:
         FileFormatError: the number is odd. The message names ``key``.
     """
     if dims % 2:
-        raise config.wrong(key, f"is {dims}, an odd number")
+        raise config.error(key, f"is {dims}, an odd number")
     return dims
 
 
@@ -121,7 +121,7 @@ def gguf_vocabulary(checkpoint: Checkpoint, config: Config) -> int:
     rows = embedding.shape[0] if embedding and embedding.shape else 1
     stated = config.count("vocab_size", rows)
     if stated != rows:
-        raise config.wrong("vocab_size", f"is {stated:,}, but token_embd.weight has {rows:,} rows")
+        raise config.error("vocab_size", f"is {stated:,}, but token_embd.weight has {rows:,} rows")
     return rows
 
 
@@ -172,10 +172,10 @@ def rope_parameters(
         older = config.table("rope_scaling")
         if parameters.values and older.values:
             for key in filter(parameters.has, older.values):
-                parameters.agreed(key, older, key)
+                parameters.check_equal(key, older, key)
         parameters = parameters if parameters.values else older
     base = parameters.number("rope_theta", config.number(base_key, default, low=1.0), low=1.0)
-    parameters.agreed("rope_theta", config, base_key)
+    parameters.check_equal("rope_theta", config, base_key)
     return base, _scaling(parameters, config, bool(layer_type))
 
 
@@ -191,8 +191,8 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
         "longrope": "longrope",
         "su": "longrope",
     }
-    kind = parameters.one_of("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
-    parameters.agreed("rope_type", parameters, "type")
+    kind = parameters.choice("rope_type" if parameters.has("rope_type") else "type", kinds, "default")
+    parameters.check_equal("rope_type", parameters, "type")
     if kind == "dynamic":
         return RotaryScaling("dynamic", parameters.number("factor"), trained_context=config.count(STATED))
     if kind == "linear":
@@ -202,11 +202,11 @@ def _scaling(parameters: Config, config: Config, of_layers: bool) -> RotaryScali
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
         if low > high:
-            raise parameters.wrong(
+            raise parameters.error(
                 "high_freq_factor", f"is {high:g}; it must not be below low_freq_factor = {low:g}"
             )
         trained = parameters.count(ORIGINAL)
-        parameters.agreed(ORIGINAL, config, ORIGINAL)
+        parameters.check_equal(ORIGINAL, config, ORIGINAL)
         return RotaryScaling("llama3", parameters.number("factor"), low, high, trained)
     if kind == "yarn":
         return _yarn(parameters, config)
@@ -219,15 +219,15 @@ def _longrope(parameters: Config, config: Config) -> RotaryScaling:
     """The parameters of LongRoPE, read as in transformers."""
     where = parameters if parameters.has(ORIGINAL) else config
     trained = where.count(ORIGINAL)
-    parameters.agreed(ORIGINAL, config, ORIGINAL)
+    parameters.check_equal(ORIGINAL, config, ORIGINAL)
     factor = parameters.number("factor", config.count(STATED, trained) / trained)
     return RotaryScaling(
         "longrope",
         factor,
         trained_context=trained,
         magnitude=parameters.number("attention_factor", longrope_magnitude(factor, trained)),
-        short=tuple(parameters.positives("short_factor")),
-        long=tuple(parameters.positives("long_factor")),
+        short=tuple(parameters.positive_numbers("short_factor")),
+        long=tuple(parameters.positive_numbers("long_factor")),
     )
 
 
@@ -239,10 +239,10 @@ def longrope_magnitude(factor: float, trained: int) -> float:
 def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     """The parameters of YaRN, read as in transformers."""
     factor = parameters.number("factor")
-    mscale, mscale_all = parameters.cap("mscale"), parameters.cap("mscale_all_dim")
+    mscale, mscale_all = parameters.optional_number("mscale"), parameters.optional_number("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
     if bool(mscale) != bool(mscale_all):
-        raise parameters.wrong("mscale", "and mscale_all_dim go together: one of them is missing")
+        raise parameters.error("mscale", "and mscale_all_dim go together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
     stated = parameters.has(ORIGINAL)  # otherwise transformers extends the context of the whole model
@@ -273,11 +273,11 @@ def rotary_dims(
         FileFormatError: the number is not even, or below 2.
     """
     parameters, key = config.table("rope_parameters"), "partial_rotary_factor"
-    stated = parameters.number(key, config.number(older, default, most=1.0), most=1.0)
-    parameters.agreed(key, config, older)
+    stated = parameters.number(key, config.number(older, default, high=1.0), high=1.0)
+    parameters.check_equal(key, config, older)
     dims = int(head_dim * stated)
     if dims < 2 or dims % 2:
-        raise config.wrong(
+        raise config.error(
             key, f"is {stated:g}: {dims} of head_dim = {head_dim} values, which must be an even number"
         )
     return dims
@@ -313,6 +313,6 @@ def sentence_pooling(checkpoint: Checkpoint, config: Config, width: int) -> Pool
         for key in asked.values:
             if key.startswith("pooling_mode_"):
                 asked.refuse(key, key == "pooling_mode_mean_tokens")
-    dimensions = config.numbers("matryoshka_dimensions", width + 1) - {0}
+    dimensions = config.number_set("matryoshka_dimensions", width + 1) - {0}
     shortens = bool(dimensions) or config.flag("is_matryoshka", False)
     return Pooling(matryoshka=tuple(sorted(dimensions)) if shortens else None)

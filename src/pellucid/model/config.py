@@ -15,16 +15,17 @@ from pellucid.errors.messages import brief
 
 T = TypeVar("T")
 _MISSING: Any = object()
-LIMIT = 1 << 24  # the largest dimension
+MAX_LAYERS = 1000
+MAX_DIMENSION = 1 << 24
 INFINITY = {"__float__": "Infinity"}  # written by transformers 5, because JSON has no infinity
-MOST = 1e12  # the largest other number; rotary bases reach 1e9
+MAX_NUMBER = 1e12  # any other number; rotary bases reach 1e9
 
 
 class Config(Struct, frozen=True):
     """A table of metadata values, with the path of the file for error messages.
 
     ``prefix`` is put before every key. ``parent`` is the name of the table that contains this table, followed by a dot,
-    or "". ``aliases`` maps keys to the names that the file uses instead (``known_as``). ``read`` collects the full
+    or "". ``aliases`` maps keys to the names that the file uses instead (``with_aliases``). ``read`` collects the full
     names of the keys that were read: ``model/unread_keys.py`` checks the other keys. ``tensors`` collects the names of
     tensors that were read as metadata.
     """
@@ -37,18 +38,18 @@ class Config(Struct, frozen=True):
     tensors: set[str] = field(default_factory=set)
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def under(self, prefix: str) -> Config:
+    def with_prefix(self, prefix: str) -> Config:
         """The same table with another prefix."""
         return replace(self, prefix=prefix)
 
-    def known_as(self, aliases: Mapping[str, str]) -> Config:
+    def with_aliases(self, aliases: Mapping[str, str]) -> Config:
         """The same table, but an absent key has the value of its alias.
 
         Raises:
             FileFormatError: a key and its alias are both present and differ.
         """
         for key, alias in aliases.items():
-            self.agreed(key, self, alias)
+            self.check_equal(key, self, alias)
         used = {key: alias for key, alias in aliases.items() if not self.has(key) and self.has(alias)}
         return replace(self, aliases=used)
 
@@ -69,11 +70,11 @@ class Config(Struct, frozen=True):
         """True if the key has a value other than null. The key does not count as read."""
         return self.values.get(self._stored(key)) is not None
 
-    def states(self, key: str) -> bool:
+    def is_present(self, key: str) -> bool:
         """True if the key is present, even with the value null. The key does not count as read."""
         return self._stored(key) in self.values
 
-    def wrong(self, key: str, problem: str) -> FileFormatError:
+    def error(self, key: str, problem: str) -> FileFormatError:
         """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
 
@@ -81,30 +82,32 @@ class Config(Struct, frozen=True):
         value = self.value(key)
         if value is None:
             if default is _MISSING:
-                raise self.wrong(key, f"missing; it must be {wanted}")
+                raise self.error(key, f"missing; it must be {wanted}")
             return default
         if not check(value):
-            raise self.wrong(key, f"is {brief(value)}; it must be {wanted}")
+            raise self.error(key, f"is {brief(value)}; it must be {wanted}")
         return value
 
-    def count(self, key: str, default: int | None = _MISSING, *, limit: int = LIMIT) -> Any:
+    def count(self, key: str, default: int | None = _MISSING, *, limit: int = MAX_DIMENSION) -> Any:
         """A whole number from 1 to ``limit``."""
         return self._get(
             key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
         )
 
-    def number(self, key: str, default: float = _MISSING, *, low: float = 0.0, most: float = MOST) -> float:
-        """A number above ``low`` and at most ``most``."""
+    def number(
+        self, key: str, default: float = _MISSING, *, low: float = 0.0, high: float = MAX_NUMBER
+    ) -> float:
+        """A number above ``low`` and at most ``high``."""
 
         def check(v: Any) -> bool:
-            return type(v) in (int, float) and low < v <= most
+            return type(v) in (int, float) and low < v <= high
 
-        return float(self._get(key, default, check, f"a number above {low:g} and at most {most:g}"))
+        return float(self._get(key, default, check, f"a number above {low:g} and at most {high:g}"))
 
-    def amount(self, key: str, required: bool = False, *, limit: int = LIMIT) -> int:
+    def optional_count(self, key: str, required: bool = False, *, limit: int = MAX_DIMENSION) -> int:
         """A whole number, or 0 if the value is absent, false or 0 (for example: no window, no experts)."""
         if required and not self.has(key):
-            raise self.wrong(key, f"missing; it must be a whole number from 0 to {limit:,}")
+            raise self.error(key, f"missing; it must be a whole number from 0 to {limit:,}")
         value = self.value(key)
         return (
             0
@@ -112,10 +115,10 @@ class Config(Struct, frozen=True):
             else int(self.count(key, 0, limit=limit))
         )
 
-    def cap(self, key: str, default: float = 0.0) -> float:
+    def optional_number(self, key: str, default: float = 0.0) -> float:
         """A positive number; 0 (no cap) if the value is 0 or null; ``default`` if the key is absent."""
         value = self.value(key)
-        if not self.states(key):
+        if not self.is_present(key):
             return default
         return 0.0 if type(value) in (int, float) and value == 0 else self.number(key, 0.0)
 
@@ -123,7 +126,7 @@ class Config(Struct, frozen=True):
         """A whole number that divides ``of``, by default the value of ``of_key``."""
         value, of = self.count(key, default), self.count(of_key) if of is None else of
         if of % value:
-            raise self.wrong(key, f"is {value}, which does not divide {self.name(of_key)} = {of}")
+            raise self.error(key, f"is {value}, which does not divide {self.name(of_key)} = {of}")
         return int(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -139,7 +142,7 @@ class Config(Struct, frozen=True):
         value = self.value(key)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (type(token) is int and -1 <= token < vocabulary):
-                raise self.wrong(
+                raise self.error(
                     key, f"is {brief(token)}; it must be a token id, from 0 to {vocabulary - 1:,}"
                 )
 
@@ -148,7 +151,7 @@ class Config(Struct, frozen=True):
         value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
         return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read, tensors=self.tensors)
 
-    def each(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
+    def choices(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
         """The choices named by a list of ``count`` strings; None if the key is absent."""
 
         def check(v: Any) -> bool:
@@ -158,7 +161,7 @@ class Config(Struct, frozen=True):
         value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
         return None if value is None else [choices[one] for one in value]
 
-    def switches(self, key: str, count: int) -> list[bool] | None:
+    def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of ``count`` booleans, or of numbers that are 0 or 1; None if the key is absent."""
         import numpy as np
 
@@ -171,7 +174,7 @@ class Config(Struct, frozen=True):
         value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
         return None if value is None else [bool(one) for one in value]
 
-    def numbers(self, key: str, limit: int) -> set[int]:
+    def number_set(self, key: str, limit: int) -> set[int]:
         """The whole numbers of a list, from 0 to ``limit`` - 1; empty if the key is absent."""
 
         def check(v: Any) -> bool:
@@ -185,16 +188,16 @@ class Config(Struct, frozen=True):
 
         value = self.value(key)
         if not isinstance(value, (list, np.ndarray)):
-            return [self.amount(key, required=True)] * layers
+            return [self.optional_count(key, required=True)] * layers
 
         def check(v: Any) -> bool:
             whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in v)
-            return len(v) == layers and whole and all(0 <= one <= LIMIT for one in v)
+            return len(v) == layers and whole and all(0 <= one <= MAX_DIMENSION for one in v)
 
-        wanted = f"a whole number, or a list of {layers}, from 0 to {LIMIT:,}"
+        wanted = f"a whole number, or a list of {layers}, from 0 to {MAX_DIMENSION:,}"
         return [int(one) for one in self._get(key, _MISSING, check, wanted)]
 
-    def several(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
 
         def infinite(v: Any) -> bool:
@@ -203,7 +206,7 @@ class Config(Struct, frozen=True):
         def check(v: Any) -> bool:
             fine = isinstance(v, (list, tuple)) and len(v) == len(default)
             return fine and all(
-                infinite(one) or (type(one) in (int, float) and 0 <= one <= MOST) for one in v
+                infinite(one) or (type(one) in (int, float) and 0 <= one <= MAX_NUMBER) for one in v
             )
 
         found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
@@ -226,17 +229,19 @@ class Config(Struct, frozen=True):
         wanted = f"a list of {count} numbers from -8 to 8, or minus infinity"
         return [float(one) for one in self._get(key, [], check, wanted)]
 
-    def positives(self, key: str) -> list[float]:
+    def positive_numbers(self, key: str) -> list[float]:
         """A list of positive numbers."""
 
         def check(v: Any) -> bool:
-            return isinstance(v, list) and all(type(one) in (int, float) and 0 < one <= MOST for one in v)
+            return isinstance(v, list) and all(
+                type(one) in (int, float) and 0 < one <= MAX_NUMBER for one in v
+            )
 
         return [float(one) for one in self._get(key, _MISSING, check, "a list of positive numbers")]
 
-    def one_number(self, key: str, choices: Mapping[int, Any]) -> int:
+    def count_choice(self, key: str, choices: Mapping[int, Any]) -> int:
         """A whole number among the choices; 0 if the value is absent or 0."""
-        value = self.amount(key)
+        value = self.optional_count(key)
         if value and value not in choices:
             known = ", ".join(map(str, sorted(choices)))
             raise UnsupportedModel(
@@ -244,15 +249,15 @@ class Config(Struct, frozen=True):
             )
         return value
 
-    def agreed(self, key: str, other: Config, other_key: str) -> None:
+    def check_equal(self, key: str, other: Config, other_key: str) -> None:
         """Check that two keys with the same meaning have equal values, if both are present."""
         mine, its = self.value(key), other.value(other_key)
         if mine is not None and its is not None and mine != its:
-            raise self.wrong(
+            raise self.error(
                 key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: remove one of the two"
             )
 
-    def one_of(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
+    def choice(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:
         """The choice that a string names. The error for an unknown string lists the known names."""
         value = self.text(key, default)
         if value not in choices:

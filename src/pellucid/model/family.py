@@ -9,7 +9,7 @@ from typing import TypeAlias
 from msgspec import Struct, field
 
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.util.registry import discover, find
 from pellucid.weights.checkpoint import Checkpoint
 

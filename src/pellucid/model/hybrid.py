@@ -23,7 +23,7 @@ KINDS = {
 
 def layer_types(config: Config, key: str, layers: int) -> list[bool] | None:
     """For each layer, True if it is recurrent, from a list of names; None if the key is absent."""
-    return config.each(key, KINDS, layers)
+    return config.choices(key, KINDS, layers)
 
 
 def mixed(spec: ModelSpec, recurrent: Recurrent, where: Sequence[bool]) -> ModelSpec:
@@ -55,12 +55,12 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
         head_dim=config.count("ssm.inner_size") // heads,
         groups=config.divisor("ssm.group_count", "ssm.time_step_rank"),
         state=config.count("ssm.state_size"),
-        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
+        taps=config.count("ssm.conv_kernel", limit=MAX_TAPS),
         norm=norm,
     )
 
 
-MOST_TAPS = 64
+MAX_TAPS = 64
 """Maximum number of taps. Published models have 3 or 4, and the convolution kernel sums directly over them."""
 
 SHAPE_KEYS = {
@@ -102,7 +102,7 @@ def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str
     automatic = width and config.value(names["head_dim"]) in (None, "auto")
     head_dim = width // heads if automatic else config.count(names["head_dim"])
     if width and head_dim * heads != width:
-        raise config.wrong(
+        raise config.error(
             names["heads"],
             f"is {heads}, of {head_dim} values each; together they must be the inner width, {width:,}",
         )
@@ -111,7 +111,7 @@ def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str
         head_dim=head_dim,
         groups=config.divisor(names["groups"], names["heads"]),
         state=config.count(names["state"]),
-        taps=config.count(names["taps"], limit=MOST_TAPS),
+        taps=config.count(names["taps"], limit=MAX_TAPS),
         norm=norm,
         conv_bias=config.flag(names["conv_bias"], True),
         bias=config.flag(names["bias"], False),
@@ -122,9 +122,9 @@ def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str
 
 def _limits(config: Config) -> tuple[float, float]:
     """The limits of the step size of a token."""
-    low, high = config.several("time_step_limit", (0.0, math.inf))
+    low, high = config.number_tuple("time_step_limit", (0.0, math.inf))
     if low > high:
-        raise config.wrong(
+        raise config.error(
             "time_step_limit", f"is {low:g} to {high:g}: the first must not be above the second"
         )
     return low, high

@@ -13,14 +13,14 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, family_of
-from pellucid.model.filled import Model
 from pellucid.model.shapes import Shape, expected_shapes
-from pellucid.model.slots import shape_of
+from pellucid.model.slot_reader import shape_of
 from pellucid.model.text_part import TABLE, TextPart
 from pellucid.model.unread_keys import check_unread
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.companions import refuse_companion
-from pellucid.weights.joined import METHOD
+from pellucid.weights.mxfp4_checkpoint import METHOD
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
@@ -65,7 +65,7 @@ def _check_task(config: Config) -> None:
 
 
 def _check_quantization(config: Config) -> None:
-    """Refuse quantization methods that are not implemented (``weights/joined.py``)."""
+    """Refuse quantization methods that are not implemented (``weights/mxfp4_checkpoint.py``)."""
     stated = config.value("quantization_config")
     if isinstance(stated, Mapping) and stated.get("quant_method") == METHOD:
         for key in ("quant_method", "modules_to_not_convert", "dequantize"):  # the tensors show their values

@@ -46,7 +46,7 @@ class SlidingWindows(Struct, frozen=True):
         by_period = except_every(period, layers)
         stated = sliding_layers(config, by_period)
         if config.has(self.period_key) and stated != by_period:
-            raise config.wrong(
+            raise config.error(
                 self.period_key, f"is {period}, but layer_types has another one: remove one of the two"
             )
         return stated
@@ -61,24 +61,24 @@ class SlidingWindows(Struct, frozen=True):
         if stated is None or isinstance(stated, int):
             sliding = except_every(config.count(GGUF_PATTERN, self.period), layers)
         else:
-            sliding = config.switches(GGUF_PATTERN, layers) or []
+            sliding = config.flags(GGUF_PATTERN, layers) or []
         return slide(spec, sliding, config.count(GGUF_WINDOW), **fields)
 
 
 def sliding_layers(config: Config, default: list[bool]) -> list[bool]:
     """True for each layer with a sliding window, from ``layer_types`` or else from ``default``."""
-    return config.each("layer_types", LAYER_TYPES, len(default)) or default
+    return config.choices("layer_types", LAYER_TYPES, len(default)) or default
 
 
 def switched_windows(config: Config, spec: ModelSpec, by_default: Callable[[int], bool]) -> ModelSpec:
     """Set the windows that ``use_sliding_window`` switches on. ``layer_types`` names the layers with a window; without
     ``layer_types``, ``by_default`` selects them.
     """
-    window = config.amount("sliding_window") if config.flag("use_sliding_window", False) else 0
+    window = config.optional_count("sliding_window") if config.flag("use_sliding_window", False) else 0
     default = [window > 0 and by_default(layer) for layer in range(len(spec.blocks))]
     sliding = sliding_layers(config, default)
     if any(sliding) and not window:
-        raise config.wrong(
+        raise config.error(
             "layer_types",
             "has sliding_attention, but there is no window: set use_sliding_window to true and sliding_window to a "
             "number",

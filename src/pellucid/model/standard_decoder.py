@@ -25,9 +25,8 @@ from pellucid.model.common_metadata import (
     rotary_dims,
     tied_head,
 )
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.filled import Model
 from pellucid.model.positions import Learned, Pairing, Rotary
 from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import (
@@ -43,6 +42,7 @@ from pellucid.model.spec import (
 )
 from pellucid.model.standard_mixture import FeedForwards, StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS, TensorNames
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
@@ -201,7 +201,7 @@ class StandardDecoder(Struct, frozen=True):
 
     def from_gguf(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read GGUF metadata. The tensors show if the model has biases."""
-        own = config.under(f"{config.text('general.architecture')}.").known_as(self.gguf_aliases)
+        own = config.with_prefix(f"{config.text('general.architecture')}.").with_aliases(self.gguf_aliases)
         rms, layer = (f"attention.layer_norm_{kind}" for kind in ("rms_epsilon", "epsilon"))
         epsilon = rms if self.norm.kind == "rms" and (own.has(rms) or not own.has(layer)) else layer
         width, present = own.count("embedding_length"), checkpoint.tensors.__contains__
@@ -211,10 +211,10 @@ class StandardDecoder(Struct, frozen=True):
         width_key = "feed_forward_length"
         if self.mixture and not own.has(width_key):  # all layers have experts
             width_key = "expert_feed_forward_length"
-        further = own.amount("nextn_predict_layers") if self.further_layers else 0
-        layers = own.count("block_count", limit=1000) - further
+        further = own.optional_count("nextn_predict_layers") if self.further_layers else 0
+        layers = own.count("block_count", limit=MAX_LAYERS) - further
         if layers < 1:
-            raise own.wrong(
+            raise own.error(
                 "nextn_predict_layers", f"is {further}, of {layers + further} layers: none is left"
             )
         widths = (
@@ -247,7 +247,7 @@ class StandardDecoder(Struct, frozen=True):
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
-        config, keys = config.known_as(self.aliases), {**KEYS, **self.keys}
+        config, keys = config.with_aliases(self.aliases), {**KEYS, **self.keys}
         if self.usual_positions and not (config.has("rope_parameters") or config.has("rope_scaling")):
             config = replace(config, values={**config.values, "rope_parameters": self.usual_positions})
         keys.setdefault("output_bias", keys["bias"])
@@ -266,7 +266,7 @@ class StandardDecoder(Struct, frozen=True):
             usual = self.usual.get("kv_heads", heads)
             kv_heads = config.divisor(keys["kv_heads"], keys["heads"], usual, of=heads)
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
-        activation = config.one_of(keys["activation"], self.activations, default)
+        activation = config.choice(keys["activation"], self.activations, default)
         rotary = None
         if self.positions == "rotary":
             base_key, part_key = self.rope_keys
@@ -276,7 +276,9 @@ class StandardDecoder(Struct, frozen=True):
             if self.partial or self.rotated != 1:
                 dims = rotary_dims(config, head_dim, self.rotated, part_key)
             rotary = Rotary(base, dims, self.pairing, scaling)
-        layers = self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=1000)
+        layers = (
+            self.layer_count(config) if self.layer_count else config.count(keys["layers"], limit=MAX_LAYERS)
+        )
         if self.width_by_layer:
             widths = _widths(config, keys["feed_forward"], layers)
         else:
@@ -295,7 +297,7 @@ class StandardDecoder(Struct, frozen=True):
                 rotary=rotary,
                 bias=_flag(config, keys["bias"], self.bias),
                 output_bias=_flag(config, keys["output_bias"], self.output_bias),
-                window=config.amount(keys["window"]) if keys["window"] else 0,
+                window=config.optional_count(keys["window"]) if keys["window"] else 0,
             ),
             feedforwards=self.mixture.from_config(config, dense, layers)
             if self.mixture
@@ -312,7 +314,7 @@ class StandardDecoder(Struct, frozen=True):
         spec = self.windows.from_config(config, spec, self.base) if self.windows else spec
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
-        further = config.amount(self.further_layers) if self.further_layers else 0
+        further = config.optional_count(self.further_layers) if self.further_layers else 0
         return Model(spec, names.slots(spec), config.name(keys["layers"]), further_layers=further)
 
     def _spec(
@@ -349,7 +351,7 @@ def _widths(config: Config, key: str, layers: int) -> list[int]:
     """F of each layer, from a list or from one number for all layers."""
     widths = config.by_layer(key, layers)
     if not all(widths):
-        raise config.wrong(key, "must be above 0 in each layer")
+        raise config.error(key, "must be above 0 in each layer")
     return widths
 
 

@@ -10,9 +10,9 @@ from msgspec import Struct, field
 from msgspec.structs import force_setattr, replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.filled import Slot
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.spec import DeltaNet, ModelSpec
+from pellucid.model.weight_map import Slot
 
 
 class TensorNames(Struct, frozen=True):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import shown
 from pellucid.model.config import Config
-from pellucid.model.filled import Model, Slot
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 if TYPE_CHECKING:

@@ -204,7 +204,7 @@ def check_unread(config: Config, prefix: str = "") -> None:
     Raises:
         UnsupportedModel: a key changes the result.
     """
-    whole, unknown = config.under(prefix), []
+    whole, unknown = config.with_prefix(prefix), []
     harmless, changing = (GGUF_HARMLESS, GGUF_CHANGING) if prefix else (HARMLESS, CHANGING)
     for full, value in config.values.items():
         key = full[len(prefix) :]

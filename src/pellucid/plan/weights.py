@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
-from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
-from pellucid.model.slots import SlotReader, by_expert, format_of
+from pellucid.model.slot_reader import SlotReader, by_expert, format_of
+from pellucid.model.weight_map import Model, Slot
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.runtime.placement import Placement

@@ -10,14 +10,13 @@ from pathlib import Path
 from pellucid.errors import SourceError
 from pellucid.errors.messages import reason
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel
-from pellucid.weights.records import hash_file
-from pellucid.weights.sources.registry import sources
-from pellucid.weights.sources.source import DownloadProgress
+from pellucid.weights.manifest import hash_file
+from pellucid.weights.sources.source import DownloadProgress, sources
 
 _CHUNK = 1 << 20
 
 
-def build(
+def fetch_model(
     model: CatalogueModel,
     scratch: Path,
     target: Path,

@@ -19,12 +19,12 @@ from support.wheels import wheel
 from pellucid import load
 from pellucid.errors import FileFormatError, ModelNotFound, PellucidError, SourceError
 from pellucid.weights import catalogue as catalogue_module
-from pellucid.weights import records, store
+from pellucid.weights import manifest as manifests
+from pellucid.weights import store
 from pellucid.weights.catalogue import CatalogueFile, CatalogueModel, catalogue, find
+from pellucid.weights.manifest import MANIFEST, read_manifest
 from pellucid.weights.open import open_checkpoint
-from pellucid.weights.records import MANIFEST, read_manifest
-from pellucid.weights.sources.registry import sources
-from pellucid.weights.sources.source import Source
+from pellucid.weights.sources.source import Source, sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
 
 CONTENT = b"first half, " * 999 + b"second half" * 999
@@ -329,13 +329,13 @@ def test_a_file_is_hashed_only_if_it_was_written_to(
     store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, hashed = resolve("tiny"), list[str]()
-    actual = records.hash_file
+    actual = manifests.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
         hashed.append(label)
         return actual(path, progress, label)
 
-    monkeypatch.setattr(records, "hash_file", hash_file)
+    monkeypatch.setattr(manifests, "hash_file", hash_file)
     resolve("tiny")
     assert hashed == []
     copy = path.with_name("copy")
@@ -438,14 +438,14 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
     store_home: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = resolve("tiny").parent
-    newer = records.Manifest("pypi:tiny-model==2.0/t.gguf", {"tiny.gguf": len(CONTENT)})
-    actual = records.hash_file
+    newer = manifests.Manifest("pypi:tiny-model==2.0/t.gguf", {"tiny.gguf": len(CONTENT)})
+    actual = manifests.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
-        records.write_manifest(folder, newer)  # like another process that pulls
+        manifests.write_manifest(folder, newer)  # like another process that pulls
         return actual(path, progress, label)
 
-    monkeypatch.setattr(records, "hash_file", hash_file)
+    monkeypatch.setattr(manifests, "hash_file", hash_file)
     os.utime(folder / "tiny.gguf", ns=(1, 1_000_000_001))  # a new time to record
     assert verify(folder.name).ok
     assert read_manifest(folder) == newer
@@ -630,7 +630,7 @@ def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path)
 
 def test_imports_are_light() -> None:
     code = (
-        "import sys, pellucid.weights.store; from pellucid.weights.sources.registry import sources; sources();"
+        "import sys, pellucid.weights.store; from pellucid.weights.sources.source import sources; sources();"
         "print([m for m in ('numpy', 'huggingface_hub', 'filelock', 'platformdirs', 'zipfile', 'difflib')"
         " if m in sys.modules])"
     )

@@ -44,15 +44,15 @@ def _change_router(spec: ModelSpec, change: Callable[[Router], Router]) -> Model
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     heads, key = spec.attention.heads, "num_key_value_heads"
     if config.divisor(key, "num_attention_heads", heads) != heads:
-        raise config.wrong(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
+        raise config.error(key, f"must be {heads}, like num_attention_heads: each head has keys of its own")
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
     if config.count("head_dim", rotated) != rotated:
-        raise config.wrong("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
+        raise config.error("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
     latent = Latent(
         config.count("kv_lora_rank"),
-        config.amount("q_lora_rank"),
+        config.optional_count("q_lora_rank"),
         config.count("qk_nope_head_dim"),
         Norm("rms", 1e-6),  # transformers does not use the epsilon of the model here
     )
@@ -62,22 +62,24 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     if rotary.scaling and rotary.scaling.kind == "yarn":
         table = config.table("rope_parameters")
         table = table if table.values else config.table("rope_scaling")
-        factor = yarn_magnitude(rotary.scaling.factor, table.cap("mscale_all_dim")) ** 2  # factor of scores
+        factor = (
+            yarn_magnitude(rotary.scaling.factor, table.optional_number("mscale_all_dim")) ** 2
+        )  # factor of scores
     return _with_latent(spec, latent, rotated, config.count("v_head_dim"), factor)
 
 
 def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
     config.flag("norm_topk_prob", False)  # transformers does not use it
     spec = _from_config(config, spec)
-    if not config.one_of("topk_method", METHODS, "greedy"):
+    if not config.choice("topk_method", METHODS, "greedy"):
         for key in ("n_group", "topk_group"):
-            config.amount(key)
+            config.optional_count(key)
         return spec
     groups, kept = config.count("n_group"), config.count("topk_group")
 
     def grouped(router: Router) -> Router:
         if router.experts % groups or kept > groups or router.chosen > kept * (router.experts // groups):
-            raise config.wrong(
+            raise config.error(
                 "n_group", f"is {groups}, of which {kept} are used: this does not fit the experts"
             )
         return replace(router, groups=groups, kept=kept)
@@ -86,8 +88,8 @@ def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _v3(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.one_of("topk_method", {"noaux_tc": True}, "noaux_tc")
-    config.one_of("scoring_func", {"sigmoid": True}, "sigmoid")
+    config.choice("topk_method", {"noaux_tc": True}, "noaux_tc")
+    config.choice("scoring_func", {"sigmoid": True}, "sigmoid")
     pairing: Pairing = "interleaved" if config.flag("rope_interleave", True) else "half"
     spec = _from_config(config, spec)
     return spec.change_attention(
@@ -104,24 +106,24 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     newer = "_mla" if config.has("attention.key_length_mla") else ""
     key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
-        raise config.wrong(
+        raise config.error(
             f"attention.key_length{newer}", f"is {key}, of which {rotated} are rotated: none is left"
         )
     latent = Latent(
         config.count("attention.kv_lora_rank"),
-        config.amount("attention.q_lora_rank"),
+        config.optional_count("attention.q_lora_rank"),
         key - rotated,
         spec.blocks[0].norm,
     )
     factor = 1.0
     if rotary.scaling and rotary.scaling.kind == "yarn":
         # The converter writes a tenth of mscale_all_dim. llama.cpp then does not scale cosines and sines.
-        tenth = config.cap("rope.scaling.yarn_log_multiplier")
+        tenth = config.optional_number("rope.scaling.yarn_log_multiplier")
         factor = yarn_magnitude(rotary.scaling.factor, 10 * tenth) ** 2
         if tenth:
             plain = replace(rotary, scaling=replace(rotary.scaling, magnitude=1.0))
             spec = spec.with_attention(rotary=plain)
-    if not config.amount("expert_gating_func"):  # V2 files that are older than this key
+    if not config.optional_count("expert_gating_func"):  # V2 files that are older than this key
         spec = _change_router(spec, lambda router: replace(router, score="softmax"))
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 

@@ -8,10 +8,10 @@ from pellucid.model.common_metadata import rope_parameters
 from pellucid.model.config import Config
 from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
-from pellucid.model.filled import Model
 from pellucid.model.spec import Attention, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
 TWO_NORMS = NAMES | {

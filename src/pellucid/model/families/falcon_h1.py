@@ -26,8 +26,8 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     for factor, key in ((into, "attention_bias"), (first, "mamba_proj_bias")):
         if factor != 1:
             config.refuse(key, False)
-    gate, down = config.several("mlp_multipliers", (1.0, 1.0))
-    inner = config.several("ssm_multipliers", (1.0,) * 5)
+    gate, down = config.number_tuple("mlp_multipliers", (1.0, 1.0))
+    inner = config.number_tuple("ssm_multipliers", (1.0,) * 5)
     norm = spec.blocks[0].norm if config.flag("mamba_rms_norm", False) else None
     mamba = config_mamba(config, norm, inner="mamba_d_ssm", output_bias="projectors_bias")
     mamba = replace(

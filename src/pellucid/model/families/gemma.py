@@ -18,7 +18,7 @@ ACTIVATIONS: Mapping[str, Activation] = {**TANH, "gelu": "gelu_tanh"}
 
 def check_activation(config: Config) -> None:
     """Refuse another activation function than GELU under the key that Gemma's config.json has for it."""
-    config.one_of("hidden_activation", TANH, "gelu_pytorch_tanh")
+    config.choice("hidden_activation", TANH, "gelu_pytorch_tanh")
 
 
 def scaled(config: Config, spec: ModelSpec) -> ModelSpec:
@@ -31,8 +31,8 @@ def capped(
 ) -> ModelSpec:
     """Set the scale of scores, and the soft-caps of scores and logits. The caps are defaults for absent keys."""
     assert spec.head is not None
-    scores = config.cap("attn_logit_softcapping", scores_cap)
-    head = replace(spec.head, softcap=config.cap("final_logit_softcapping", logits_cap))
+    scores = config.optional_number("attn_logit_softcapping", scores_cap)
+    head = replace(spec.head, softcap=config.optional_number("final_logit_softcapping", logits_cap))
     return replace(scaled(config, spec).with_attention(softcap=scores, scale=scale), head=head)
 
 

@@ -20,10 +20,10 @@ from pellucid.model.families.gemma4 import (
     with_ignored_keys,
     with_shared_keys,
 )
-from pellucid.model.filled import Model, Slot
 from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import AltUp, FeedForward, ModelSpec, PerLayer
 from pellucid.model.standard_decoder import StandardDecoder
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 MAX_STREAMS = 16
@@ -67,9 +67,9 @@ _GGUF = GGUF_NAMES | {
 def _altup(config: Config, count: str, active: str, *, scaled: bool) -> AltUp:
     """The streams, from the keys of their number (``count``) and of the active stream (``active``)."""
     streams = config.count(count, STREAMS, limit=MAX_STREAMS)
-    which = config.amount(active)
+    which = config.optional_count(active)
     if which >= streams:
-        raise config.wrong(active, f"is {which}; it must be below {config.name(count)} = {streams}")
+        raise config.error(active, f"is {which}; it must be below {config.name(count)} = {streams}")
     return AltUp(streams, which, scaled)
 
 
@@ -81,11 +81,11 @@ def _sparse_layers(layers: int) -> int:
 def _sparsities(config: Config, layers: int) -> list[float]:
     """The fraction of gate values that each layer cuts off."""
     sparse = _sparse_layers(layers)
-    sparsities = config.several(
+    sparsities = config.number_tuple(
         "activation_sparsity_pattern", (SPARSITY,) * sparse + (0.0,) * (layers - sparse)
     )
     if any(sparsity >= 1 for sparsity in sparsities):
-        raise config.wrong("activation_sparsity_pattern", "must be parts from 0 to below 1")
+        raise config.error("activation_sparsity_pattern", "must be parts from 0 to below 1")
     return list(sparsities)
 
 
@@ -110,7 +110,7 @@ def _changed(
     return replace(
         spec.with_attention(scale=1.0, v_norm=norm).change_dense(sparse),
         embedding=replace(spec.embedding, scale=spec.embedding.width**0.5),
-        head=replace(spec.head, softcap=config.cap("final_logit_softcapping", CAP)),
+        head=replace(spec.head, softcap=config.optional_number("final_logit_softcapping", CAP)),
         per_layer=per_layer,
         altup=altup,
     )

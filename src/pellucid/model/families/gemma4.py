@@ -12,9 +12,8 @@ from collections.abc import Container, Mapping
 from msgspec.structs import replace
 
 from pellucid.model.common_metadata import even, frequency_factors, gguf_vocabulary, tied_head
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
-from pellucid.model.filled import Model, Slot
 from pellucid.model.positions import Rotary
 from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import (
@@ -29,8 +28,9 @@ from pellucid.model.spec import (
     PerLayer,
     Router,
 )
-from pellucid.model.standard_mixture import MOST, FeedForwards, limit_experts
+from pellucid.model.standard_mixture import MAX_EXPERTS, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
+from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint
 
 # Defaults: every sixth block has full attention, with heads of this width.
@@ -97,10 +97,10 @@ def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
     ``key`` is the key of the number of these layers.
     """
     sliding = [bool(attention.window) for attention in spec.attentions]
-    shared, layers = config.amount(key), len(sliding)
+    shared, layers = config.optional_count(key), len(sliding)
     first = layers - shared
     if first < 1 or set(sliding[:first]) != set(sliding):
-        raise config.wrong(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
+        raise config.error(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
     producers = {kind: layer for layer, kind in enumerate(sliding[:first])}
 
     def change(layer: int, attention: Attention) -> Attention:
@@ -159,7 +159,7 @@ def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
     """The experts. ``keys`` are the keys of the number of experts, of the chosen experts, and of their width."""
-    count = config.count(keys[0], limit=MOST)
+    count = config.count(keys[0], limit=MAX_EXPERTS)
     limit_experts(config, keys[0], count, layers)
     chosen, expert_width = config.count(keys[1], limit=count), config.count(keys[2])
     router = Router(count, chosen, normalize=True, output_scale=width**-0.5, expert_scale=True)
@@ -176,18 +176,18 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     named = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
     for layer, number in named.items():
         if slides.get(number, not number.isdecimal()):
-            raise config.wrong(
+            raise config.error(
                 "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
             )
     if len(set(named.values())) != len(named):
-        raise config.wrong("per_layer_config", "has a layer twice")
+        raise config.error("per_layer_config", "has a layer twice")
     keys_of = {number: layer for layer, number in named.items()}
     found = []
     for inner in (table.table(keys_of.get(layer, layer)) for layer, one in slides.items() if not one):
         keys = filter(inner.has, ("head_dim", "num_key_value_heads"))
         found.append({key: int(inner.count(key)) for key in keys})
     if any(one != found[0] for one in found):
-        raise config.wrong("per_layer_config", "differs between layers with full attention")
+        raise config.error("per_layer_config", "differs between layers with full attention")
     return found[0] if found else {}
 
 
@@ -196,11 +196,11 @@ def _rope(config: Config, kind: str, head_dim: int) -> Rotary:
     tables = config.table("rope_parameters")
     table, absent = tables.table(kind), not tables.values and kind == "full_attention"
     kinds = {"default": False, "proportional": True}
-    proportional = table.one_of("rope_type", kinds, "proportional" if absent else "default")
+    proportional = table.choice("rope_type", kinds, "proportional" if absent else "default")
     base = table.number("rope_theta", FULL_BASE if absent else LOCAL_BASE, low=1.0)
     if proportional:
         return _proportional(
-            base, head_dim, table.number("partial_rotary_factor", ROTATED if absent else 1.0, most=1.0)
+            base, head_dim, table.number("partial_rotary_factor", ROTATED if absent else 1.0, high=1.0)
         )
     table.refuse("partial_rotary_factor", 1)
     return Rotary(base, head_dim, "half")
@@ -220,7 +220,7 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
     full_dim = even(config, "global_head_dim", overrides.get("head_dim", full_dim))
     full_kv = overrides.get("num_key_value_heads", full_kv)
     if heads % full_kv:
-        raise config.wrong("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
+        raise config.error("num_global_key_value_heads", f"is {full_kv}, which does not divide {heads}")
     bias = config.flag("attention_bias", False)
     local = replace(
         _attention(heads, kv_heads, head_dim, norm),
@@ -241,24 +241,24 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma4ForCausalLM."""
-    config.one_of("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    config.choice("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
     config.refuse("use_bidirectional_attention", "vision")  # "vision" applies to images only
-    layers, width = config.count("num_hidden_layers", limit=1000), config.count("hidden_size")
+    layers, width = config.count("num_hidden_layers", limit=MAX_LAYERS), config.count("hidden_size")
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
     kinds = {"sliding_attention": True, "full_attention": False}
-    sliding = config.each("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
+    sliding = config.choices("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
     full, local = _attentions(config, sliding, norm)
     shared = "num_kv_shared_layers"
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
-    first = layers - config.amount(shared) if double else layers
+    first = layers - config.optional_count(shared) if double else layers
     widths = [inner * 2 if layer >= first else inner for layer in range(layers)]
     experts = None
     if config.flag("enable_moe_block", False):
         experts = _experts(config, EXPERT_KEYS, layers, width, norm)
     vocabulary = config.count("vocab_size")
-    per_layer = config.amount("hidden_size_per_layer_input", required=True)
+    per_layer = config.optional_count("hidden_size_per_layer_input", required=True)
     if config.count("vocab_size_per_layer_input", vocabulary) != vocabulary and per_layer:
-        raise config.wrong("vocab_size_per_layer_input", f"must be {vocabulary:,}, like vocab_size")
+        raise config.error("vocab_size_per_layer_input", f"must be {vocabulary:,}, like vocab_size")
     spec = _spec(
         checkpoint.path.name,
         config.count("max_position_embeddings"),
@@ -268,7 +268,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         _feedforwards(widths, experts),
         per_layer,
         norm,
-        Head(tied_head(checkpoint, config, default=True), config.cap("final_logit_softcapping")),
+        Head(tied_head(checkpoint, config, default=True), config.optional_number("final_logit_softcapping")),
     )
     spec, names = with_shared_keys(config, spec, shared), NAMES.found_in(checkpoint.tensors)
     model = Model(spec, names.slots(spec), config.name("num_hidden_layers"))
@@ -285,12 +285,12 @@ def _gguf_attentions(
     if any(
         kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
     ):
-        raise own.wrong("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
+        raise own.error("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
     lengths = ("attention.key_length", "attention.key_length_swa")
     full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
         if own.count(key, dim) != dim:
-            raise own.wrong(key, f"must be {dim}, like that of keys")
+            raise own.error(key, f"must be {dim}, like that of keys")
     rotary = _proportional(own.number("rope.freq_base", FULL_BASE, low=1.0), full_dim, ROTATED)
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
@@ -305,23 +305,23 @@ def _gguf_attentions(
     )
     for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
         if own.count(key, dim) != dim:
-            raise own.wrong(key, f"must be {dim}: the heads rotate whole")
+            raise own.error(key, f"must be {dim}: the heads rotate whole")
     return full, local
 
 
 def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``gemma4.*`` metadata."""
-    own = config.under("gemma4.")
-    layers, width = own.count("block_count", limit=1000), own.count("embedding_length")
+    own = config.with_prefix("gemma4.")
+    layers, width = own.count("block_count", limit=MAX_LAYERS), own.count("embedding_length")
     norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
-    sliding = own.switches("attention.sliding_window_pattern", layers)
+    sliding = own.flags("attention.sliding_window_pattern", layers)
     if sliding is None:
-        raise own.wrong(
+        raise own.error(
             "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
         )
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
     widths, experts = own.by_layer("feed_forward_length", layers), None
-    if own.amount("expert_count", limit=MOST):
+    if own.optional_count("expert_count", limit=MAX_EXPERTS):
         experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
     names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else GGUF_NAMES
     spec = _spec(
@@ -331,9 +331,9 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
         width,
         [local if slides else full for slides in sliding],
         _feedforwards(widths, experts),
-        own.amount("embedding_length_per_layer_input"),
+        own.optional_count("embedding_length_per_layer_input"),
         norm,
-        Head("output.weight" not in checkpoint.tensors, own.cap("final_logit_softcapping")),
+        Head("output.weight" not in checkpoint.tensors, own.optional_number("final_logit_softcapping")),
     )
     spec = with_shared_keys(own, spec, "attention.shared_kv_layers")
     model = Model(spec, names.slots(spec), own.name("block_count"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
 from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import Attention, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
 POSITIONS = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}

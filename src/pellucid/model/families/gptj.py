@@ -34,7 +34,7 @@ def _rotated(config: Config, spec: ModelSpec) -> ModelSpec:
     """Set the number of rotated values of a head from ``rotary_dim``."""
     attention = spec.attention
     assert attention.rotary is not None
-    usual = attention.head_dim if config.states("rotary_dim") else min(ROTATED, attention.head_dim)
+    usual = attention.head_dim if config.is_present("rotary_dim") else min(ROTATED, attention.head_dim)
     dims = even(config, "rotary_dim", config.count("rotary_dim", usual, limit=attention.head_dim))
     return spec.with_attention(rotary=replace(attention.rotary, dims=dims))
 

@@ -35,7 +35,7 @@ def _dense(spec: ModelSpec, width: int) -> ModelSpec:
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
     spec = scaled_config(config, spec)
-    if not config.one_of("position_embedding_type", POSITIONS, "nope"):
+    if not config.choice("position_embedding_type", POSITIONS, "nope"):
         spec = spec.with_attention(rotary=None)
     spec = _dense(spec, config.count("shared_intermediate_size"))
     where = layer_types(config, "layer_types", layers) or [True] * layers
@@ -46,7 +46,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     spec = scaled_gguf_factors(config, spec)
     if not config.flag("rope.scaling.finetuned", True):  # false means "no rotary positions", as in llama.cpp
         spec = spec.with_attention(rotary=None)
-    spec = _dense(spec, config.amount("expert_shared_feed_forward_length"))
+    spec = _dense(spec, config.optional_count("expert_shared_feed_forward_length"))
     return mixed(spec, gguf_mamba(config, spec.blocks[0].norm), gguf_recurrent(config, len(spec.blocks)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.hybrid import MOST_TAPS, gguf_recurrent, layer_types, mixed
+from pellucid.model.hybrid import MAX_TAPS, gguf_recurrent, layer_types, mixed
 from pellucid.model.spec import ModelSpec, Norm, ShortConvolution
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
@@ -14,10 +14,10 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 def _mixed(config: Config, spec: ModelSpec) -> ModelSpec:
     layers = len(spec.blocks)
-    attention = config.numbers("full_attn_idxs", layers)
+    attention = config.number_set("full_attn_idxs", layers)
     by_index = [bool(attention) and layer not in attention for layer in range(layers)]
     where = layer_types(config, "layer_types", layers) or by_index
-    taps = config.count("conv_L_cache", limit=MOST_TAPS)
+    taps = config.count("conv_L_cache", limit=MAX_TAPS)
     return mixed(spec, ShortConvolution(taps, config.flag("conv_bias", False)), where)
 
 
@@ -33,7 +33,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    taps = config.count("shortconv.l_cache", limit=MOST_TAPS)
+    taps = config.count("shortconv.l_cache", limit=MAX_TAPS)
     return mixed(spec, ShortConvolution(taps), gguf_recurrent(config, len(spec.blocks)))
 
 

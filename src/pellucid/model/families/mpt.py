@@ -30,7 +30,7 @@ NAMES = TensorNames(
 def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read the table ``attn_config`` as transformers does."""
     config.value("init_device")
-    config.number("embedding_fraction", 1.0, most=1.0)  # a fraction of the gradients
+    config.number("embedding_fraction", 1.0, high=1.0)  # a fraction of the gradients
     config.value("learned_pos_emb")  # ALiBi replaces learned positions; a table of positions would be refused
     config.refuse("no_bias", True)
     config.refuse("logit_scale")
@@ -44,11 +44,11 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.value("attn_impl")  # an implementation of the same computation
     scale = attention.number("softmax_scale", spec.attention.scale)
     if (ratio := config.count("expansion_ratio", WIDENING)) != WIDENING:
-        raise config.wrong(
+        raise config.error(
             "expansion_ratio", f"is {ratio}; it must be {WIDENING}, as transformers always has it"
         )
     width = WIDENING * spec.embedding.width
-    most, clip = attention.number("alibi_bias_max", SLOPES), attention.cap("clip_qkv")
+    most, clip = attention.number("alibi_bias_max", SLOPES), attention.optional_number("clip_qkv")
     return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_dense(
         lambda _, dense: replace(dense, width=width)
     )
@@ -56,7 +56,10 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     """Read the largest exponent of the slopes, and the clip. An exponent of 0 would mean learned positions."""
-    most, clip = config.number("attention.max_alibi_bias", SLOPES), config.cap("attention.clamp_kqv")
+    most, clip = (
+        config.number("attention.max_alibi_bias", SLOPES),
+        config.optional_number("attention.clamp_kqv"),
+    )
     return spec.with_attention(alibi_most=most, clip=clip)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from msgspec.structs import replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.model.config import Config
+from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.hybrid import config_mamba, gguf_mamba, with_gguf_mamba, with_mamba
 from pellucid.model.spec import Attention, Block, FeedForward, Mamba, Mixture, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -34,14 +34,14 @@ def _kinds(config: Config) -> list[Kind]:
     """The kind of each layer, from a list of names or, in older files, a string of letters."""
     if not config.has(TYPES):
         pattern = config.text(PATTERN)
-        if not pattern or len(pattern) > 1000 or set(pattern) - LETTERS.keys():
-            raise config.wrong(PATTERN, f"must be a string of up to 1000 of {', '.join(LETTERS)}")
+        if not pattern or len(pattern) > MAX_LAYERS or set(pattern) - LETTERS.keys():
+            raise config.error(PATTERN, f"must be a string of up to {MAX_LAYERS} of {', '.join(LETTERS)}")
         return [LETTERS[letter] for letter in pattern]
     stated = config.value(TYPES)
     layers = len(stated) if isinstance(stated, list) else 0
-    if not 1 <= layers <= 1000:
-        raise config.wrong(TYPES, "must be a list of 1 to 1000 kinds of layers")
-    return config.each(TYPES, KINDS, layers) or []
+    if not 1 <= layers <= MAX_LAYERS:
+        raise config.error(TYPES, f"must be a list of 1 to {MAX_LAYERS} kinds of layers")
+    return config.choices(TYPES, KINDS, layers) or []
 
 
 def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Block:
@@ -57,18 +57,18 @@ def _block(kind: Kind, spec: ModelSpec, mamba: Mamba, dense: FeedForward) -> Blo
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    config.one_of("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
+    config.choice("mamba_hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     config.refuse("moe_latent_size")
     for key in ("mlp_bias", "attention_bias"):  # transformers has no such biases
         config.refuse(key, False)
-    limit = config.several("time_step_limit", (0.0, math.inf))
+    limit = config.number_tuple("time_step_limit", (0.0, math.inf))
     if limit != (0.0, math.inf):
         raise UnsupportedModel(
             f"{config.path.name}: {config.name('time_step_limit')} is {list(limit)}; it must be [0, Infinity] or left "
             "out: transformers ignores it"
         )
     if config.count("n_shared_experts", 1) != 1:
-        raise config.wrong(
+        raise config.error(
             "n_shared_experts", "must be 1: transformers uses one, of the width that is stated"
         )
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
@@ -82,7 +82,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     kinds = _kinds(config)
     ff = spec.blocks[0].feedforward
     if isinstance(ff, FeedForward) and "moe" in kinds:
-        raise config.wrong(TYPES, "has experts, but n_routed_experts is missing")
+        raise config.error(TYPES, "has experts, but n_routed_experts is missing")
     dense = ff.expert if isinstance(ff, Mixture) else ff
     assert dense is not None
     dense = replace(dense, width=config.count("intermediate_size"))

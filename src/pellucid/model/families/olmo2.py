@@ -17,7 +17,7 @@ WINDOWS = SlidingWindows(period=4, own_positions=True)
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    return WINDOWS.from_gguf(config, spec) if config.amount(GGUF_WINDOW) else spec
+    return WINDOWS.from_gguf(config, spec) if config.optional_count(GGUF_WINDOW) else spec
 
 
 _OLMO2 = StandardDecoder(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.filled import Model
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames
+from pellucid.model.weight_map import Model
 from pellucid.weights.checkpoint import Checkpoint
 
 OFFSET = 2  # rows of the table of positions before position 0

@@ -9,7 +9,7 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 
 
 def _window(config: Config, spec: ModelSpec) -> ModelSpec:
-    return spec.with_attention(window=config.amount("attention.sliding_window"))
+    return spec.with_attention(window=config.optional_count("attention.sliding_window"))
 
 
 PHI3 = StandardDecoder(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.hybrid import MOST_TAPS, layer_types, mixed
+from pellucid.model.hybrid import MAX_TAPS, layer_types, mixed
 from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import DeltaNet, ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
@@ -35,7 +35,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
         key_heads=key_heads,
         key_dim=config.count("linear_key_head_dim"),
         value_dim=config.count("linear_value_head_dim"),
-        taps=config.count("linear_conv_kernel_dim", limit=MOST_TAPS),
+        taps=config.count("linear_conv_kernel_dim", limit=MAX_TAPS),
         norm=_norm(spec),
     )
     return _mixed(spec, net, layer_types(config, "layer_types", layers) or every)
@@ -44,15 +44,15 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
     layers = len(spec.blocks)
     every = except_every(config.count("full_attention_interval", INTERVAL), layers)
-    further = config.amount("nextn_predict_layers")
-    stated = config.switches("attention.recurrent_layers", layers + further)
+    further = config.optional_count("nextn_predict_layers")
+    stated = config.flags("attention.recurrent_layers", layers + further)
     heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
     net = DeltaNet(
         heads=heads,
         key_heads=config.divisor("ssm.group_count", "ssm.time_step_rank"),
         key_dim=config.count("ssm.state_size"),
         value_dim=config.count("ssm.inner_size") // heads,
-        taps=config.count("ssm.conv_kernel", limit=MOST_TAPS),
+        taps=config.count("ssm.conv_kernel", limit=MAX_TAPS),
         norm=_norm(spec),
         tiled=tiled,
     )

@@ -1,4 +1,4 @@
-"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``filled.Slot``)."""
+"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``weight_map.Slot``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
-from pellucid.model.filled import Slot
+from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format
