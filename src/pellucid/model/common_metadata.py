@@ -51,10 +51,10 @@ def gguf_of_layers(config: Config, key: str) -> int:
     value = config.value(key)
     if value is None or isinstance(value, int):
         return int(config.count(key))
-    found = set(config.by_layer(key, config.count("block_count", limit=MAX_LAYERS))) - {0}
-    if len(found) != 1:
-        raise config.error(key, f"has {len(found)} numbers other than 0; it must have one")
-    return found.pop()
+    numbers = set(config.by_layer(key, config.count("block_count", limit=MAX_LAYERS))) - {0}
+    if len(numbers) != 1:
+        raise config.error(key, f"has {len(numbers)} numbers other than 0; it must have one")
+    return numbers.pop()
 
 
 def _gguf_rotary(checkpoint: Checkpoint, config: Config, pairing: Pairing, head_dim: int) -> Rotary:

@@ -78,14 +78,14 @@ class Config(Struct, frozen=True):
         """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
 
-    def _get(self, key: str, default: Any, check: Callable[[Any], bool], wanted: str) -> Any:
+    def _get(self, key: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
         value = self.value(key)
         if value is None:
             if default is _MISSING:
-                raise self.error(key, f"missing; it must be {wanted}")
+                raise self.error(key, f"missing; it must be {expected}")
             return default
         if not check(value):
-            raise self.error(key, f"is {brief(value)}; it must be {wanted}")
+            raise self.error(key, f"is {brief(value)}; it must be {expected}")
         return value
 
     def count(self, key: str, default: int | None = _MISSING, *, limit: int = MAX_DIMENSION) -> Any:
@@ -155,30 +155,30 @@ class Config(Struct, frozen=True):
         """The choices named by a list of ``count`` strings; None if the key is absent."""
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, list) and len(v) == count
-            return fine and all(isinstance(one, str) and one in choices for one in v)
+            valid = isinstance(v, list) and len(v) == count
+            return valid and all(isinstance(item, str) and item in choices for item in v)
 
         value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
-        return None if value is None else [choices[one] for one in value]
+        return None if value is None else [choices[item] for item in value]
 
     def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of ``count`` booleans, or of numbers that are 0 or 1; None if the key is absent."""
         import numpy as np
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, (list, np.ndarray)) and len(v) == count
-            return fine and all(
-                isinstance(one, (bool, int, np.bool_, np.integer)) and one in (0, 1) for one in v
+            valid = isinstance(v, (list, np.ndarray)) and len(v) == count
+            return valid and all(
+                isinstance(item, (bool, int, np.bool_, np.integer)) and item in (0, 1) for item in v
             )
 
         value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
-        return None if value is None else [bool(one) for one in value]
+        return None if value is None else [bool(item) for item in value]
 
     def number_set(self, key: str, limit: int) -> set[int]:
         """The whole numbers of a list, from 0 to ``limit`` - 1; empty if the key is absent."""
 
         def check(v: Any) -> bool:
-            return isinstance(v, list) and all(type(one) is int and 0 <= one < limit for one in v)
+            return isinstance(v, list) and all(type(item) is int and 0 <= item < limit for item in v)
 
         return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
@@ -191,11 +191,11 @@ class Config(Struct, frozen=True):
             return [self.optional_count(key, required=True)] * layers
 
         def check(v: Any) -> bool:
-            whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in v)
-            return len(v) == layers and whole and all(0 <= one <= MAX_DIMENSION for one in v)
+            integers = all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in v)
+            return len(v) == layers and integers and all(0 <= item <= MAX_DIMENSION for item in v)
 
-        wanted = f"a whole number, or a list of {layers}, from 0 to {MAX_DIMENSION:,}"
-        return [int(one) for one in self._get(key, _MISSING, check, wanted)]
+        expected = f"a whole number, or a list of {layers}, from 0 to {MAX_DIMENSION:,}"
+        return [int(item) for item in self._get(key, _MISSING, check, expected)]
 
     def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
@@ -204,13 +204,13 @@ class Config(Struct, frozen=True):
             return v == INFINITY or (isinstance(v, float) and v == math.inf)
 
         def check(v: Any) -> bool:
-            fine = isinstance(v, (list, tuple)) and len(v) == len(default)
-            return fine and all(
-                infinite(one) or (type(one) in (int, float) and 0 <= one <= MAX_NUMBER) for one in v
+            valid = isinstance(v, (list, tuple)) and len(v) == len(default)
+            return valid and all(
+                infinite(item) or (type(item) in (int, float) and 0 <= item <= MAX_NUMBER) for item in v
             )
 
-        found = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
-        return tuple(math.inf if infinite(one) else float(one) for one in found)
+        numbers = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
+        return tuple(math.inf if infinite(item) else float(item) for item in numbers)
 
     def deviations(self, key: str, count: int) -> list[float]:
         """``count`` numbers of standard deviations, from -8 to 8 or minus infinity; empty if the key is absent.
@@ -219,25 +219,25 @@ class Config(Struct, frozen=True):
         """
         import numpy as np
 
-        def fine(one: Any) -> bool:
-            number = isinstance(one, (int, float, np.number)) and not isinstance(one, bool)
-            return number and (one == -math.inf or -8 <= one <= 8)
+        def valid(item: Any) -> bool:
+            number = isinstance(item, (int, float, np.number)) and not isinstance(item, bool)
+            return number and (item == -math.inf or -8 <= item <= 8)
 
         def check(v: Any) -> bool:
-            return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(fine, v))
+            return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(valid, v))
 
-        wanted = f"a list of {count} numbers from -8 to 8, or minus infinity"
-        return [float(one) for one in self._get(key, [], check, wanted)]
+        expected = f"a list of {count} numbers from -8 to 8, or minus infinity"
+        return [float(item) for item in self._get(key, [], check, expected)]
 
     def positive_numbers(self, key: str) -> list[float]:
         """A list of positive numbers."""
 
         def check(v: Any) -> bool:
             return isinstance(v, list) and all(
-                type(one) in (int, float) and 0 < one <= MAX_NUMBER for one in v
+                type(item) in (int, float) and 0 < item <= MAX_NUMBER for item in v
             )
 
-        return [float(one) for one in self._get(key, _MISSING, check, "a list of positive numbers")]
+        return [float(item) for item in self._get(key, _MISSING, check, "a list of positive numbers")]
 
     def count_choice(self, key: str, choices: Mapping[int, Any]) -> int:
         """A whole number among the choices; 0 if the value is absent or 0."""
@@ -251,10 +251,11 @@ class Config(Struct, frozen=True):
 
     def check_equal(self, key: str, other: Config, other_key: str) -> None:
         """Check that two keys with the same meaning have equal values, if both are present."""
-        mine, its = self.value(key), other.value(other_key)
-        if mine is not None and its is not None and mine != its:
+        value, other_value = self.value(key), other.value(other_key)
+        if value is not None and other_value is not None and value != other_value:
             raise self.error(
-                key, f"is {brief(mine)}, but {other.name(other_key)} is {brief(its)}: remove one of the two"
+                key,
+                f"is {brief(value)}, but {other.name(other_key)} is {brief(other_value)}: remove one of the two",
             )
 
     def choice(self, key: str, choices: Mapping[str, T], default: str = _MISSING) -> T:

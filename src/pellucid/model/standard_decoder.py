@@ -4,8 +4,9 @@
 
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
-the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_seen`` depends on the tensors). A
-family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 4, BERT).
+the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_tensors_change`` depends on the
+tensors). A family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 4,
+BERT).
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class StandardDecoder(Struct, frozen=True):
 
     Positions: ``gguf_pairing`` is the pairing of rotary values in GGUF, ``pairing`` the pairing in config.json models.
     ``base`` is the default rotary base, ``rotated`` the default fraction of rotated values of a head, and
-    ``usual_positions`` the default table ``rope_parameters``. With ``partial``, config.json may state the fraction
-    although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
+    ``default_rope_parameters`` the default table ``rope_parameters``. With ``partial``, config.json may state the
+    fraction although ``rotated`` is 1. ``rope_keys`` are the keys of base and fraction before transformers 5.
 
     Attention: ``bias`` and ``output_bias`` are the defaults for biases of q, k, v and of the output. With ``head_norm``
     the queries and keys of each head have a norm, with ``whole_norm`` the queries and keys of all heads together. If
@@ -116,13 +117,13 @@ class StandardDecoder(Struct, frozen=True):
 
     Head: ``tied`` is the default for a head tied to the embedding. ``head_bias``: the head has a bias.
 
-    Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``further_layers`` is the key
+    Layers: ``layer_count`` computes the number of layers if no key of config.json has it. ``mtp_layers`` is the key
     of config.json for the number of additional layers for multi-token prediction, which generation does not need. GGUF
     counts them among the layers. For ``pattern`` and ``kv_by_layer`` see ``Family``.
 
-    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``usual`` has defaults by meaning,
+    Keys: ``keys`` replaces names in ``KEYS``; a key with the name "" is not read. ``defaults`` has defaults by meaning,
     {"context": 2048}; without a default, the file must state the value. ``aliases`` and ``gguf_aliases`` map keys to
-    further names that transformers and llama.cpp read or older files use. For ``unused`` and ``passed_over`` see
+    further names that transformers and llama.cpp read or older files use. For ``unused`` and ``skipped`` see
     ``Family``.
     """
 
@@ -135,7 +136,7 @@ class StandardDecoder(Struct, frozen=True):
     gguf_pairing: Pairing = "half"
     pairing: Pairing = "half"
     base: float = 10_000.0
-    usual_positions: Mapping[str, object] = field(default_factory=dict)
+    default_rope_parameters: Mapping[str, object] = field(default_factory=dict)
     rotated: float = 1.0
     partial: bool = False
     rope_keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor")
@@ -152,7 +153,7 @@ class StandardDecoder(Struct, frozen=True):
     widening: int = 0
     width_by_layer: bool = False
     mixture: StandardMixture | None = None
-    further_layers: str = ""
+    mtp_layers: str = ""
     layer_count: Callable[[Config], int] | None = None
     pattern: tuple[str, ...] = ()
     kv_by_layer: bool = False
@@ -162,15 +163,15 @@ class StandardDecoder(Struct, frozen=True):
     tied: bool = False
     head_bias: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
-    usual: Mapping[str, int] = field(default_factory=dict)
+    defaults: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     gguf_aliases: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     gguf_names: TensorNames = GGUF
     names: TensorNames = TRANSFORMERS
     gguf_change: Change = lambda config, spec: spec
-    gguf_seen: Callable[[Mapping[str, Tensor], ModelSpec], ModelSpec] = lambda tensors, spec: spec
+    gguf_tensors_change: Callable[[Mapping[str, Tensor], ModelSpec], ModelSpec] = lambda tensors, spec: spec
     config_change: Change = lambda config, spec: spec
 
     def family(self) -> Family:
@@ -192,7 +193,7 @@ class StandardDecoder(Struct, frozen=True):
             else {},
             safetensors=dict.fromkeys((self.model_type or self.name, *self.also), self.from_config),
             unused=self.unused,
-            passed_over=self.passed_over,
+            skipped=self.skipped,
             keys={**self.keys, **experts},
             biases=[f"blk.0.{name}.bias" for name, usual in biases.items() if usual],
             pattern=self.pattern,
@@ -211,7 +212,7 @@ class StandardDecoder(Struct, frozen=True):
         width_key = "feed_forward_length"
         if self.mixture and not own.has(width_key):  # all layers have experts
             width_key = "expert_feed_forward_length"
-        further = own.optional_count("nextn_predict_layers") if self.further_layers else 0
+        further = own.optional_count("nextn_predict_layers") if self.mtp_layers else 0
         layers = own.count("block_count", limit=MAX_LAYERS) - further
         if layers < 1:
             raise own.error(
@@ -242,28 +243,30 @@ class StandardDecoder(Struct, frozen=True):
             head=Head(tied=not present("output.weight"), bias=present("output.bias")),
         )
         spec = self.windows.from_gguf(own, spec) if self.windows else spec
-        spec = self.gguf_seen(checkpoint.tensors, self.gguf_change(own, spec))
-        return Model(spec, names.slots(spec), own.name("block_count"), further_layers=further)
+        spec = self.gguf_tensors_change(checkpoint.tensors, self.gguf_change(own, spec))
+        return Model(spec, names.slots(spec), own.name("block_count"), mtp_layers=further)
 
     def from_config(self, checkpoint: Checkpoint, config: Config) -> Model:
         """Read ``config.json``."""
         config, keys = config.with_aliases(self.aliases), {**KEYS, **self.keys}
-        if self.usual_positions and not (config.has("rope_parameters") or config.has("rope_scaling")):
-            config = replace(config, values={**config.values, "rope_parameters": self.usual_positions})
+        if self.default_rope_parameters and not (config.has("rope_parameters") or config.has("rope_scaling")):
+            config = replace(
+                config, values={**config.values, "rope_parameters": self.default_rope_parameters}
+            )
         keys.setdefault("output_bias", keys["bias"])
 
         def count(meaning: str, default: int | None = None) -> int:
-            usual = self.usual.get(meaning, default)
+            usual = self.defaults.get(meaning, default)
             return int(config.count(keys[meaning]) if usual is None else config.count(keys[meaning], usual))
 
         width, heads = count("width"), count("heads")
-        if config.has(keys["head_dim"]) or "head_dim" in self.usual:
+        if config.has(keys["head_dim"]) or "head_dim" in self.defaults:
             head_dim = count("head_dim")
         else:
             head_dim = width // config.divisor(keys["heads"], keys["width"])
         kv_heads = heads
         if keys["kv_heads"]:
-            usual = self.usual.get("kv_heads", heads)
+            usual = self.defaults.get("kv_heads", heads)
             kv_heads = config.divisor(keys["kv_heads"], keys["heads"], usual, of=heads)
         default = next(name for name, kind in self.activations.items() if kind == self.activation)
         activation = config.choice(keys["activation"], self.activations, default)
@@ -314,8 +317,8 @@ class StandardDecoder(Struct, frozen=True):
         spec = self.windows.from_config(config, spec, self.base) if self.windows else spec
         spec = self.config_change(config, spec)
         names = self.names.found_in(checkpoint.tensors)
-        further = config.optional_count(self.further_layers) if self.further_layers else 0
-        return Model(spec, names.slots(spec), config.name(keys["layers"]), further_layers=further)
+        further = config.optional_count(self.mtp_layers) if self.mtp_layers else 0
+        return Model(spec, names.slots(spec), config.name(keys["layers"]), mtp_layers=further)
 
     def _spec(
         self,

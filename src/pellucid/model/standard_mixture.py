@@ -51,10 +51,10 @@ class StandardMixture(Struct, frozen=True):
 
     ``score``, ``normalize``, ``bias``, ``correction`` and ``group_best`` are defaults of the fields of ``spec.Router``.
     ``gguf_normalize`` is the default of ``normalize`` in GGUF files if it differs. ``shared_gate``: the shared expert
-    has a gate. ``optional``: the family also has models without experts. With ``unsaid`` their config.json does not
-    state the number of experts. ``in_config`` False: no config.json of the family has experts. ``every``: config.json
-    states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``). ``correction_key`` is the
-    key of config.json for ``correction``.
+    has a gate. ``optional``: the family also has models without experts. With ``count_optional`` their config.json does
+    not state the number of experts. ``in_config`` False: no config.json of the family has experts. ``sparse_step``:
+    config.json states the layers with experts like Qwen (``decoder_sparse_step``, ``mlp_only_layers``).
+    ``correction_key`` is the key of config.json for ``correction``.
     """
 
     score: Score = "softmax"
@@ -66,8 +66,8 @@ class StandardMixture(Struct, frozen=True):
     shared_gate: bool = False
     optional: bool = False
     in_config: bool = True
-    unsaid: bool = False
-    every: bool = False
+    count_optional: bool = False
+    sparse_step: bool = False
     correction_key: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,7 +112,7 @@ class StandardMixture(Struct, frozen=True):
     def from_config(self, config: Config, dense: FeedForward, layers: int) -> FeedForwards:
         """The feed-forward of each layer, from ``config.json``."""
         keys = {**KEYS, **self.keys}
-        experts = _experts(config, self.optional, self.unsaid) if self.in_config else 0
+        experts = _experts(config, self.optional, self.count_optional) if self.in_config else 0
         if not experts:
             return [dense] * layers
         limit_experts(config, EXPERTS[0], experts, layers)
@@ -138,7 +138,7 @@ class StandardMixture(Struct, frozen=True):
         mixture = self._mixture(router, replace(dense, width=width), shared_width)
         first = config.optional_count(keys["dense"], required=True) if keys["dense"] else 0
         sparse = [layer >= first for layer in range(layers)]
-        if self.every:
+        if self.sparse_step:
             step, without = (
                 config.count("decoder_sparse_step", 1),
                 config.number_set("mlp_only_layers", layers),
@@ -181,21 +181,21 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
         )
 
 
-def _experts(config: Config, optional: bool, unsaid: bool) -> int:
+def _experts(config: Config, optional: bool, count_optional: bool) -> int:
     """E, under any of its names; 0 if experts are ``optional`` and the file has none."""
     # Files write false for "no experts".
-    said = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
-    if not said and unsaid:
+    stated = [key for key in EXPERTS if config.value(key) is not None and config.value(key) is not False]
+    if not stated and count_optional:
         return 0
-    if not said:
+    if not stated:
         first, *others = EXPERTS
         raise config.error(
             first, f"missing, and so are {' and '.join(others)}: one of them must be a whole number"
         )
-    for key in said[1:]:
-        config.check_equal(said[0], config, key)
+    for key in stated[1:]:
+        config.check_equal(stated[0], config, key)
     return (
-        config.optional_count(said[0], limit=MAX_EXPERTS)
+        config.optional_count(stated[0], limit=MAX_EXPERTS)
         if optional
-        else int(config.count(said[0], limit=MAX_EXPERTS))
+        else int(config.count(stated[0], limit=MAX_EXPERTS))
     )

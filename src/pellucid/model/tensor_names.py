@@ -161,13 +161,13 @@ Slots: TypeAlias = Mapping[str, "Slot | tuple[Slot, ...]"]
 
 def _rows(slots: Slots, shared: Iterable[tuple[str, Shape]]) -> dict[str, Slot]:
     """The slots that share a tensor, each with its range of rows."""
-    found, start = {}, 0
+    parts, start = {}, 0
     for name, shape in shared:
         slot = slots[name]
         assert isinstance(slot, Slot)
-        found[name] = replace(slot, rows=(start, start + shape[0]))
+        parts[name] = replace(slot, rows=(start, start + shape[0]))
         start += shape[0]
-    return found
+    return parts
 
 
 def _rows_by_group(
@@ -176,14 +176,14 @@ def _rows_by_group(
     """The slots that share a tensor, each with its range of rows in every group of heads."""
     groups = _group_count(spec, [name for name, _ in shared])
     sizes = {name: shape[0] // groups for name, shape in shared}
-    each, found, before = sum(sizes.values()), {}, 0
+    each, parts, before = sum(sizes.values()), {}, 0
     for name, size in sizes.items():
         slot = slots[name]
         assert isinstance(slot, Slot)
         starts = (group * each + before for group in range(groups))
-        found[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
+        parts[name] = tuple(replace(slot, rows=(start, start + size)) for start in starts)
         before += size
-    return found
+    return parts
 
 
 MAX_HEADS = 1 << 16  # limit of heads in all layers together; Llama 3.1 405B has 16,128
@@ -237,12 +237,12 @@ def _rows_by_expert(
     A tensor of biases (E, N) is treated as one vector.
     """
     sizes = {name: shape[1] for name, shape in shared}
-    each, found, before = sum(sizes.values()), {}, 0
+    each, parts, before = sum(sizes.values()), {}, 0
     for number, (name, shape) in enumerate(shared):
         slot, size = slots[name], sizes[name]
         assert isinstance(slot, Slot)
         first, last = (number, each) if alternating else (before, before + size)
-        found[name] = tuple(
+        parts[name] = tuple(
             replace(
                 slot,
                 rows=(expert * each + first, expert * each + last),
@@ -252,7 +252,7 @@ def _rows_by_expert(
             for expert in range(shape[0])
         )
         before += size
-    return found
+    return parts
 
 
 GGUF = TensorNames(

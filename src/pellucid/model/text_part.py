@@ -58,9 +58,11 @@ class TextPart:
         }
         self.others = [name for name, own in named.items() if not own]
 
-    def config(self, whole: Config) -> Config:
+    def config(self, parent: Config) -> Config:
         """The configuration of the text model."""
-        return Config(self.metadata, whole.path, parent=f"{TABLE}.", read=whole.read, tensors=whole.tensors)
+        return Config(
+            self.metadata, parent.path, parent=f"{TABLE}.", read=parent.read, tensors=parent.tensors
+        )
 
     def in_file(self, model: Model) -> Model:
         """The model with the tensor names of the file. Warns about parts that are not loaded."""

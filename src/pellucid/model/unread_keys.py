@@ -43,12 +43,12 @@ def same_as(*keys: str) -> Neutral:
 
 def every(kind: Any) -> Neutral:
     """Rule: a list of only ``kind`` is neutral."""
-    return lambda value, _: isinstance(value, list) and all(one == kind for one in value)
+    return lambda value, _: isinstance(value, list) and all(item == kind for item in value)
 
 
-def either(*some: Neutral) -> Neutral:
+def either(*rules: Neutral) -> Neutral:
     """Rule: a value is neutral if any of the rules says so."""
-    return lambda value, config: any(one(value, config) for one in some)
+    return lambda value, config: any(rule(value, config) for rule in rules)
 
 
 def _plain(value: Any) -> bool:
@@ -204,7 +204,7 @@ def check_unread(config: Config, prefix: str = "") -> None:
     Raises:
         UnsupportedModel: a key changes the result.
     """
-    whole, unknown = config.with_prefix(prefix), []
+    architecture, unknown = config.with_prefix(prefix), []
     harmless, changing = (GGUF_HARMLESS, GGUF_CHANGING) if prefix else (HARMLESS, CHANGING)
     for full, value in config.values.items():
         key = full[len(prefix) :]
@@ -212,11 +212,11 @@ def check_unread(config: Config, prefix: str = "") -> None:
             continue
         if config.name(full) in config.read:
             if isinstance(value, Mapping):
-                _check_table(config.table(full), whole)
+                _check_table(config.table(full), architecture)
         elif key in changing:
-            if not changing[key](value, whole):
+            if not changing[key](value, architecture):
                 raise _refused(config, full, value)
-        elif not harmless.fullmatch(key) and not OFF(value, whole):
+        elif not harmless.fullmatch(key) and not OFF(value, architecture):
             unknown.append(config.name(full))
     if unknown:
         more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
@@ -227,14 +227,14 @@ def check_unread(config: Config, prefix: str = "") -> None:
         )
 
 
-def _check_table(table: Config, whole: Config) -> None:
+def _check_table(table: Config, config: Config) -> None:
     for key, value in table.values.items():
         if value is None or HARMLESS.fullmatch(key):
             continue
         if table.name(key) in table.read:
             if isinstance(value, Mapping):
-                _check_table(table.table(key), whole)
-        elif not (key in IN_ROPE and IN_ROPE[key](value, whole)):
+                _check_table(table.table(key), config)
+        elif not (key in IN_ROPE and IN_ROPE[key](value, config)):
             raise _refused(table, key, value)
 
 

@@ -35,7 +35,7 @@ def kind_of_gguf(metadata: Mapping[str, Any]) -> str:
         return "imatrix"
     if "adapter.type" in metadata:
         return "adapter"
-    return next((one for one in (stated, architecture) if isinstance(one, str) and one in GGUF_KINDS), "")
+    return next((kind for kind in (stated, architecture) if isinstance(kind, str) and kind in GGUF_KINDS), "")
 
 
 def refuse_companion(checkpoint: Checkpoint) -> None:

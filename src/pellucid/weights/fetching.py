@@ -87,8 +87,8 @@ def _join(
             if number == 0 and ours:
                 os.replace(path, target)
                 continue
-            with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as whole:
-                shutil.copyfileobj(part, whole, _CHUNK)
+            with open(path, "rb") as part, open(target, "wb" if number == 0 else "ab") as joined:
+                shutil.copyfileobj(part, joined, _CHUNK)
             if ours:
                 path.unlink()
         except OSError as error:

@@ -76,18 +76,22 @@ class StringArray(Sequence[str]):
 
     def with_changes(self, changes: dict[int, str]) -> StringArray:
         """The array with other strings at some indices; ``encoded`` stays as in the file."""
-        made = StringArray(self.encoded, np.asarray(self._ends))
-        made._changed = {**self._changed, **changes}
-        return made
+        changed = StringArray(self.encoded, np.asarray(self._ends))
+        changed._changed = {**self._changed, **changes}
+        return changed
 
     def before(self, mark: str) -> set[str]:
         """The characters before ``mark``, a character of three bytes, in the strings as in the file."""
-        data, begin_at, wanted = np.frombuffer(self.encoded, np.uint8), self._starts() + LENGTH, mark.encode()
-        assert len(wanted) == 3
+        data, begin_at, encoded_mark = (
+            np.frombuffer(self.encoded, np.uint8),
+            self._starts() + LENGTH,
+            mark.encode(),
+        )
+        assert len(encoded_mark) == 3
         begins = np.zeros(len(data) + 1, bool)  # the last string may be empty
         begins[begin_at] = True
-        at = np.flatnonzero(data[:-2] == wanted[0])
-        at = at[(data[at + 1] == wanted[1]) & (data[at + 2] == wanted[2]) & ~begins[at]]
+        at = np.flatnonzero(data[:-2] == encoded_mark[0])
+        at = at[(data[at + 1] == encoded_mark[1]) & (data[at + 2] == encoded_mark[2]) & ~begins[at]]
         at = at[
             at > begin_at[np.asarray(self._ends).searchsorted(at, "right")]
         ]  # a length may have these bytes

@@ -53,13 +53,13 @@ class MXFP4Checkpoint:
         self.metadata: Mapping[str, Any] = checkpoint.metadata
         self._stored = checkpoint
         self._scales: dict[str, str] = {}  # name of blocks → name of their scales
-        found = dict(checkpoint.tensors)
+        tensors = dict(checkpoint.tensors)
         for name, blocks in checkpoint.tensors.items():
             other = name.removesuffix(BLOCKS) + SCALES
             if name.endswith(BLOCKS) and other in checkpoint.tensors:
-                found[name] = _pair(blocks, found.pop(other))
+                tensors[name] = _pair(blocks, tensors.pop(other))
                 self._scales[name] = other
-        self.tensors: Mapping[str, Tensor] = found
+        self.tensors: Mapping[str, Tensor] = tensors
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """As in ``Checkpoint``."""
@@ -67,10 +67,10 @@ class MXFP4Checkpoint:
 
         if name not in self._scales:
             return self._stored.data(name)
-        found = np.empty(self.tensors[name].nbytes, np.uint8)
-        self.read(name, 0, found)
-        found.flags.writeable = False
-        return found
+        data = np.empty(self.tensors[name].nbytes, np.uint8)
+        self.read(name, 0, data)
+        data.flags.writeable = False
+        return data
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         """As in ``Checkpoint``."""

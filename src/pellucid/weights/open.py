@@ -129,9 +129,9 @@ def _open_safetensors_folder(folder: Path, files: list[Path]) -> Checkpoint:
 
 def gguf_models(folder: Path) -> list[Path]:
     """The GGUF files of a folder, sorted by name; only the first file of a split model."""
-    found = []
+    models = []
     for path in sorted(folder.glob("*.gguf")):
         split = SPLIT_NAME.fullmatch(path.name)
         if split is None or int(split["number"]) == 1:
-            found.append(path)
-    return found
+            models.append(path)
+    return models

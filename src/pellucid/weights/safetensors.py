@@ -96,10 +96,10 @@ def _weights_of(folder: Path) -> Path:
     for name in (SINGLE_NAME, INDEX_NAME):
         if os.path.isfile(folder / name):
             return folder / name
-    found = weight_files(folder)
-    if len(found) == 1:
-        return found[0]
-    problem = f"holds {len(found)} .safetensors files and no {INDEX_NAME}"
+    files = weight_files(folder)
+    if len(files) == 1:
+        return files[0]
+    problem = f"holds {len(files)} .safetensors files and no {INDEX_NAME}"
     raise FileFormatError(folder, "folder", problem)
 
 
@@ -212,8 +212,8 @@ def _sharded(index: Path, files: dict[Path, ModelFile]) -> dict[str, Tensor]:
     for shard, table in shards.items():
         for name in table:
             if weight_map.get(name) != shard:
-                said = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
-                problem = f"is not listed: {index.name} says that it {said}; save the model again"
+                where = f"is in {brief(weight_map[name])}" if name in weight_map else "is in no file"
+                problem = f"is not listed: {index.name} says that it {where}; save the model again"
                 raise FileFormatError(index.parent / shard, f"tensor {shown(name)}", problem)
     return tensors
 
@@ -230,10 +230,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_json_list(path: Path) -> list[Any]:
     """The list in a JSON file. Raises `FileFormatError` if the file has no list or is larger than 100 MB."""
-    found = _parsed(path, "file", _bytes_of(path), 0)
-    if not isinstance(found, list):
+    value = _parsed(path, "file", _bytes_of(path), 0)
+    if not isinstance(value, list):
         raise FileFormatError(path, "file", "must be a JSON list", 0)
-    return found
+    return value
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -248,10 +248,10 @@ def _bytes_of(path: Path) -> bytes:
 
 def parse_json(path: Path, field: str, text: bytes, offset: int) -> dict[str, Any]:
     """The JSON object in ``text``, which was read at byte ``offset`` of ``path``. Names must not repeat."""
-    found = _parsed(path, field, text, offset)
-    if not isinstance(found, dict):
+    value = _parsed(path, field, text, offset)
+    if not isinstance(value, dict):
         raise FileFormatError(path, field, "must be a JSON object", offset)
-    return found
+    return value
 
 
 def _parsed(path: Path, field: str, text: bytes, offset: int) -> Any:

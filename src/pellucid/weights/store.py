@@ -126,7 +126,7 @@ def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Pa
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
     if policy is PullPolicy.ALWAYS and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
         return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
-    _check_files(folder, progress, whole=policy is PullPolicy.ALWAYS).complain()
+    _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS).complain()
     path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
@@ -141,21 +141,21 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: P
     def ready() -> Path | None:
         path = _path_if_complete(folder, sizes)
         if path is not None:
-            found = _check_files(folder, progress, whole=policy is PullPolicy.ALWAYS)
+            verified = _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS)
             if policy is not PullPolicy.ALWAYS:
-                found.complain()
-            elif not found.ok:
+                verified.complain()
+            elif not verified.ok:
                 return None
         return path
 
     def make(scratch: Path, target: Path) -> str:
         before = read_manifest(folder)
-        found = [] if before is None else check(folder, before, known, progress, whole=True)
-        intact = {file.name for file in found if not file.problem and file.sha256 == known.get(file.name)}
+        checked = [] if before is None else check(folder, before, known, progress, all_files=True)
+        intact = {file.name for file in checked if not file.problem and file.sha256 == known.get(file.name)}
         try:
             origin = fetch_model(model, scratch, target, progress, folder, intact)
         except SourceError as error:
-            damaged = [f"{file.name} {file.problem}" for file in found if file.problem]
+            damaged = [f"{file.name} {file.problem}" for file in checked if file.problem]
             if damaged:
                 raise SourceError(
                     f"the stored copy of {model.name} is damaged ({damaged[0]}), and {error}"
@@ -262,7 +262,7 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
     files = {path.relative_to(target).as_posix(): path.stat().st_size for path in _files(target)}
     manifest, before = Manifest(origin, files), target.with_name("before")
     write_manifest(target, manifest)
-    check(target, manifest, {}, progress, whole=True, model=folder.name)  # records the hashes
+    check(target, manifest, {}, progress, all_files=True, model=folder.name)  # records the hashes
     make_folder(folder.parent)
     if os.path.lexists(folder):  # incomplete or outdated; deleted with the staging folder
         os.replace(folder, before)
@@ -274,8 +274,8 @@ def _publish(target: Path, folder: Path, origin: str, progress: DownloadProgress
         raise
 
 
-def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = False) -> Verified:
-    """Check the files of a model: hash the modified files, or all files if ``whole``."""
+def _check_files(folder: Path, progress: DownloadProgress, *, all_files: bool = False) -> Verified:
+    """Check the files of a model: hash the modified files, or all files if ``all_files``."""
     manifest, model = read_manifest(folder), find(folder.name)
     name = folder.name
     if manifest is None:
@@ -287,7 +287,7 @@ def _check_files(folder: Path, progress: DownloadProgress, *, whole: bool = Fals
         mend = f"pellucid pull {name} repairs it"
     else:
         mend = f"remove it (pellucid rm {name}) and pull it again"
-    return Verified(name, folder, check(folder, manifest, known, progress, whole=whole), mend)
+    return Verified(name, folder, check(folder, manifest, known, progress, all_files=all_files), mend)
 
 
 @contextlib.contextmanager
@@ -333,15 +333,15 @@ def installed() -> list[Installed]:
         raise SourceError(
             f"cannot read the store {models}: {reason(error)}; PELLUCID_HOME may name another folder"
         ) from error
-    found = []
+    entries = []
     for folder in folders:
         if not os.path.isdir(folder) or not _NAME.fullmatch(folder.name):
             continue
         manifest, path = read_manifest(folder), _path_if_complete(folder)
         size = sum(file.stat().st_size for file in _files(folder))
         source = manifest.source if manifest else "unknown"
-        found.append(Installed(folder.name, path or folder, size, source, path is not None))
-    return found
+        entries.append(Installed(folder.name, path or folder, size, source, path is not None))
+    return entries
 
 
 def remove(name: str) -> None:
@@ -375,7 +375,7 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # if no lock can be written, no model can be pulled
             held.enter_context(_locked(known, progress))
-        return _check_files(folder, progress, whole=True)
+        return _check_files(folder, progress, all_files=True)
 
 
 def _stored(name: str) -> tuple[str, Path]:

@@ -69,5 +69,5 @@ BERT = Family(
     "bert",
     safetensors={"bert": from_config},
     unused=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\..+"),  # position_ids: 0, 1, 2 ...
-    passed_over=(r"cls\..+",),  # the heads of pre-training
+    skipped=(r"cls\..+",),  # the heads of pre-training
 )

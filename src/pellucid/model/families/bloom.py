@@ -48,7 +48,7 @@ BLOOM = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
-    usual={"context": 2048},
+    defaults={"context": 2048},
     keys={
         "context": "seq_length",
         "heads": "n_head",

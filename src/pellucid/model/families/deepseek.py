@@ -128,7 +128,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return _with_latent(spec, latent, rotated, config.count(f"attention.value_length{newer}"), factor)
 
 
-def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+def _from_tensors(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     """V3 has a correction of router scores, V2 has none. The tensors show it."""
     layers = (layer for layer, block in enumerate(spec.blocks) if isinstance(block.feedforward, Mixture))
     corrected = any(f"blk.{layer}.exp_probs_b.bias" in tensors for layer in layers)
@@ -190,14 +190,14 @@ _DEEPSEEK = StandardDecoder(
         group_best=2,
         keys={**_COUNTS, "groups": "n_group", "kept": "topk_group"},
     ),
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
     keys=_KEYS,
     unused=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     names=_NAMES,
     gguf_names=_GGUF,
     config_change=_v3,
     gguf_change=_from_gguf,
-    gguf_seen=_seen,
+    gguf_tensors_change=_from_tensors,
 )
 DEEPSEEK_V3 = _DEEPSEEK.family()
 DEEPSEEK_V2 = replace(

@@ -25,7 +25,7 @@ DECODER = StandardDecoder(
     widening=4,
     norm=Norm("layer", 1e-5),
     tied=True,
-    usual={"context": 2048},
+    defaults={"context": 2048},
     keys={
         **UNGROUPED_KEYS,
         "feed_forward": "ffn_hidden_size",

@@ -32,7 +32,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     mamba = config_mamba(config, norm, inner="mamba_d_ssm", output_bias="projectors_bias")
     mamba = replace(
         mamba,
-        multipliers=tuple(first * one for one in inner),
+        multipliers=tuple(first * factor for factor in inner),
         output_scale=config.number("ssm_out_multiplier", 1.0),
         norm_first=config.flag("mamba_norm_before_gate", True),
     )
@@ -55,7 +55,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     return beside(spec, gguf_mamba(config, spec.blocks[0].norm))
 
 
-def _seen(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
+def _from_tensors(tensors: Container[str], spec: ModelSpec) -> ModelSpec:
     """Add the norm of Mamba-2's output and the bias of its convolution, if the file has their tensors."""
     mamba = spec.blocks[0].recurrent
     assert isinstance(mamba, Mamba)
@@ -82,5 +82,5 @@ FALCON_H1 = StandardDecoder(
     gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm.weight": "ffn_norm"}),
     config_change=_from_config,
     gguf_change=_from_gguf,
-    gguf_seen=_seen,
+    gguf_tensors_change=_from_tensors,
 ).family()

@@ -51,7 +51,7 @@ GEMMA3 = StandardDecoder(
     tied=True,
     keys={"feedforward_bias": ""},
     # Defaults of transformers, which config.json of the 4B model omits.
-    usual={"heads": 8, "kv_heads": 4, "head_dim": 256, "context": 131_072, "vocabulary": 262_208},
+    defaults={"heads": 8, "kv_heads": 4, "head_dim": 256, "context": 131_072, "vocabulary": 262_208},
     gguf_aliases={
         "rope.freq_base_swa": "rope.local.freq_base",
         "rope.freq_base": "rope.global.freq_base",

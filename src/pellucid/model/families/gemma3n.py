@@ -156,13 +156,13 @@ _DECODER = StandardDecoder(
     placement="sandwich",
     tied=True,
     keys={"activation": "hidden_activation", "feedforward_bias": "", "pattern": "layer_types"},
-    usual={"head_dim": 256, "kv_heads": 2},
+    defaults={"head_dim": 256, "kv_heads": 2},
     pattern=("sliding_attention", "full_attention"),
     names=_NAMES,
     gguf_names=_GGUF,
     config_change=_from_config,
     gguf_change=_from_gguf,
-    gguf_seen=lambda tensors, spec: spec.with_blocks(laurel=_rank(tensors)),
+    gguf_tensors_change=lambda tensors, spec: spec.with_blocks(laurel=_rank(tensors)),
 )
 
 
@@ -173,7 +173,9 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     layers = range(len(model.spec.blocks))
     scales = [Slot(f"{_NAMES.prefix}.{layer}.altup.correct_output_scale") for layer in layers]
     if model.spec.altup and not model.spec.altup.scaled:
-        model = replace(model, ignored=(*model.ignored, *(one for one in scales if one.tensor in tensors)))
+        model = replace(
+            model, ignored=(*model.ignored, *(scale for scale in scales if scale.tensor in tensors))
+        )
     return model
 
 

@@ -154,7 +154,7 @@ def _spec(
 def _feedforwards(widths: list[int], experts: Mixture | None) -> FeedForwards:
     """The feed-forward of each layer: gated, or experts with the gated feed-forward as the shared expert."""
     dense = [FeedForward(width, "gelu_tanh", gated=True) for width in widths]
-    return [replace(experts, shared=one) for one in dense] if experts else [*dense]
+    return [replace(experts, shared=feedforward) for feedforward in dense] if experts else [*dense]
 
 
 def _experts(config: Config, keys: tuple[str, str, str], layers: int, width: int, norm: Norm) -> Mixture:
@@ -172,23 +172,25 @@ def _attention(heads: int, kv_heads: int, head_dim: int, norm: Norm) -> Attentio
 
 def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     """The values of ``per_layer_config`` for full layers. All full layers must have the same values."""
-    table, slides = config.table("per_layer_config"), {str(i): one for i, one in enumerate(sliding)}
-    named = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
-    for layer, number in named.items():
-        if slides.get(number, not number.isdecimal()):
+    table = config.table("per_layer_config")
+    is_sliding = {str(layer): slides for layer, slides in enumerate(sliding)}
+    numbers = {layer: layer.lstrip("0") or layer[:1] for layer in table.values}  # transformers writes "05"
+    for layer, number in numbers.items():
+        if is_sliding.get(number, not number.isdecimal()):
             raise config.error(
                 "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
             )
-    if len(set(named.values())) != len(named):
+    if len(set(numbers.values())) != len(numbers):
         raise config.error("per_layer_config", "has a layer twice")
-    keys_of = {number: layer for layer, number in named.items()}
-    found = []
-    for inner in (table.table(keys_of.get(layer, layer)) for layer, one in slides.items() if not one):
-        keys = filter(inner.has, ("head_dim", "num_key_value_heads"))
-        found.append({key: int(inner.count(key)) for key in keys})
-    if any(one != found[0] for one in found):
+    keys_of = {number: layer for layer, number in numbers.items()}
+    values = []
+    for number in (number for number, slides in is_sliding.items() if not slides):
+        entry = table.table(keys_of.get(number, number))
+        keys = filter(entry.has, ("head_dim", "num_key_value_heads"))
+        values.append({key: int(entry.count(key)) for key in keys})
+    if any(value != values[0] for value in values):
         raise config.error("per_layer_config", "differs between layers with full attention")
-    return found[0] if found else {}
+    return values[0] if values else {}
 
 
 def _rope(config: Config, kind: str, head_dim: int) -> Rotary:

@@ -28,5 +28,5 @@ GLM4_MOE = StandardDecoder(
     ),
     keys={"output_bias": ""},
     gguf_names=GGUF | {"feedforward.norm": "post_attention_norm"},
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
 ).family()

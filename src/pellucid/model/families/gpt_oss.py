@@ -57,7 +57,7 @@ _DECODER = StandardDecoder(
     "gpt_oss",
     architecture="gpt-oss",
     base=150_000.0,
-    usual_positions=POSITIONS,
+    default_rope_parameters=POSITIONS,
     norm=Norm("rms", 1e-5),
     bias=True,
     output_bias=True,

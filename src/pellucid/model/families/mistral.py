@@ -59,7 +59,7 @@ MINISTRAL3 = StandardDecoder(
     "ministral3",
     architecture="mistral3",
     norm=Norm("rms", 1e-5),
-    usual_positions=POSITIONS,
+    default_rope_parameters=POSITIONS,
     gguf_pairing="interleaved",
     keys={"window": "sliding_window"},
     gguf_change=_scaled_gguf,

@@ -139,7 +139,7 @@ _NEMOTRON_H = StandardDecoder(
         correction=True,
         group_best=2,
         optional=True,
-        unsaid=True,
+        count_optional=True,
         keys={
             "scale": "routed_scaling_factor",
             "groups": "n_group",
@@ -148,7 +148,7 @@ _NEMOTRON_H = StandardDecoder(
         },
     ),
     layer_count=lambda config: len(_kinds(config)),
-    further_layers="num_nextn_predict_layers",
+    mtp_layers="num_nextn_predict_layers",
     keys={
         "layers": TYPES,
         "activation": "mlp_hidden_act",
@@ -164,7 +164,7 @@ _NEMOTRON_H = StandardDecoder(
     },
     pattern=("linear_attention", "mlp", "full_attention", "mlp"),
     kv_by_layer=True,
-    passed_over=(r"mtp\..*",),
+    skipped=(r"mtp\..*",),
     names=replace(_NAMES, prefix="backbone.layers"),
     gguf_names=with_gguf_mamba(GGUF | {"feedforward.norm": "attn_norm"}),
     config_change=_from_config,

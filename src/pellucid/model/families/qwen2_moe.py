@@ -12,7 +12,7 @@ QWEN2_MOE = StandardDecoder(
     architecture="qwen2moe",
     bias=True,
     mixture=StandardMixture(
-        shared_gate=True, every=True, keys={"shared_width": "shared_expert_intermediate_size"}
+        shared_gate=True, sparse_step=True, keys={"shared_width": "shared_expert_intermediate_size"}
     ),
     keys={"bias": "qkv_bias", "output_bias": ""},
     config_change=windows,

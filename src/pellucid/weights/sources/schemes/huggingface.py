@@ -54,13 +54,13 @@ class HuggingFace(Source):
         repo, file = parse(rest)
         if file:
             try:
-                found = try_to_load_from_cache(repo, file)
+                path = try_to_load_from_cache(repo, file)
             except ValueError as error:  # the name breaks the hub's rules
                 raise SourceError(_hub_reason(error)) from error
-            if not isinstance(found, str):
+            if not isinstance(path, str):
                 return None
-            parts = _split_files(Path(found).name, (p.name for p in Path(found).parent.iterdir()))
-            return Path(found) if parts == [Path(found).name] or _all_shards(parts) else None
+            parts = _split_files(Path(path).name, (p.name for p in Path(path).parent.iterdir()))
+            return Path(path) if parts == [Path(path).name] or _all_shards(parts) else None
         snapshot = _snapshot(repo)
         if snapshot is None:
             return None
@@ -122,15 +122,16 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
             f"{repo} has neither safetensors with a config.json nor GGUF; it has {_listed(names)}"
         )
     stems = {_SHARD.sub(r"\g<stem>", name) for name in models}
-    for wanted in (None, *PREFERENCE):
-        found = {
+    for quantization in (None, *PREFERENCE):
+        matching = {
             s
             for s in stems
-            if wanted is None or re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", s, re.IGNORECASE)
+            if quantization is None
+            or re.search(rf"(?<![A-Za-z0-9]){quantization}(?![A-Za-z0-9_])", s, re.IGNORECASE)
         }
-        if len(found) == 1:
-            return [name for name in models if _SHARD.sub(r"\g<stem>", name) in found]
-        if found and wanted is not None:
+        if len(matching) == 1:
+            return [name for name in models if _SHARD.sub(r"\g<stem>", name) in matching]
+        if matching and quantization is not None:
             break
     raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(models)}")
 
@@ -140,8 +141,8 @@ def _split_files(file: str, names: Iterable[str]) -> list[str]:
     match = _SHARD.fullmatch(file)
     if match is None or match["kind"] != "gguf":
         return [file]
-    mine = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
-    return sorted(name for name in names if mine.fullmatch(name))
+    shard_of_file = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['count']}\.gguf")
+    return sorted(name for name in names if shard_of_file.fullmatch(name))
 
 
 def _listed(names: Iterable[str]) -> str:
