@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.families.granite import scaled_config, scaled_gguf
+from pellucid.model.families.granite import scaled_config, scaled_rotary_gguf
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture
 from pellucid.model.tensor_names import TRANSFORMERS
@@ -26,7 +26,7 @@ _GRANITE_MOE = StandardDecoder(
     mixture=GRANITE_EXPERTS,
     keys={"feedforward_bias": ""},
     names=GRANITE_MOE_NAMES,
-    gguf_change=scaled_gguf,
+    gguf_change=scaled_rotary_gguf,
     config_change=scaled_config,
 )
 GRANITE_MOE = _GRANITE_MOE.family()

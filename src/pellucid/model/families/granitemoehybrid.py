@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pellucid.model.config import Config
-from pellucid.model.families.granite import scaled_config, scaled_gguf_factors
+from pellucid.model.families.granite import scaled_config, scaled_gguf
 from pellucid.model.families.granitemoe import GRANITE_EXPERTS, GRANITE_MOE_NAMES
 from pellucid.model.hybrid import (
     SHAPE_KEYS,
@@ -43,7 +43,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
 
 
 def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
-    spec = scaled_gguf_factors(config, spec)
+    spec = scaled_gguf(config, spec)
     if not config.flag("rope.scaling.finetuned", True):  # false means "no rotary positions", as in llama.cpp
         spec = spec.with_attention(rotary=None)
     spec = _dense(spec, config.optional_count("expert_shared_feed_forward_length"))

@@ -18,34 +18,25 @@ from pellucid.model.tensor_names import GGUF, TRANSFORMERS
 INTERVAL = 4  # default: every fourth layer has attention
 
 
-def _mixed(spec: ModelSpec, net: DeltaNet, where: list[bool]) -> ModelSpec:
-    return mixed(spec.with_attention(gate=True), net, where)
-
-
-def _norm(spec: ModelSpec) -> Norm:
-    return Norm("rms", spec.blocks[0].norm.eps)
+def _mixed(config: Config, spec: ModelSpec, net: DeltaNet, stated: list[bool] | None) -> ModelSpec:
+    """Replace attention by ``net`` in the layers that the file states, by default in all but every fourth."""
+    by_interval = except_every(config.count("full_attention_interval", INTERVAL), len(spec.blocks))
+    return mixed(spec.with_attention(gate=True), net, stated or by_interval)
 
 
 def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
-    layers = len(spec.blocks)
-    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
-    key_heads = config.divisor("linear_num_key_heads", "linear_num_value_heads")
     net = DeltaNet(
         heads=config.count("linear_num_value_heads"),
-        key_heads=key_heads,
+        key_heads=config.divisor("linear_num_key_heads", "linear_num_value_heads"),
         key_dim=config.count("linear_key_head_dim"),
         value_dim=config.count("linear_value_head_dim"),
         taps=config.count("linear_conv_kernel_dim", limit=MAX_TAPS),
-        norm=_norm(spec),
+        norm=Norm("rms", spec.blocks[0].norm.eps),
     )
-    return _mixed(spec, net, layer_types(config, "layer_types", layers) or every)
+    return _mixed(config, spec, net, layer_types(config, "layer_types", len(spec.blocks)))
 
 
 def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
-    layers = len(spec.blocks)
-    every = except_every(config.count("full_attention_interval", INTERVAL), layers)
-    further = config.optional_count("nextn_predict_layers")
-    stated = config.flags("attention.recurrent_layers", layers + further)
     heads = config.divisor("ssm.time_step_rank", "ssm.inner_size")
     net = DeltaNet(
         heads=heads,
@@ -53,10 +44,12 @@ def _from_gguf(config: Config, spec: ModelSpec, tiled: bool) -> ModelSpec:
         key_dim=config.count("ssm.state_size"),
         value_dim=config.count("ssm.inner_size") // heads,
         taps=config.count("ssm.conv_kernel", limit=MAX_TAPS),
-        norm=_norm(spec),
+        norm=Norm("rms", spec.blocks[0].norm.eps),
         tiled=tiled,
     )
-    return _mixed(spec, net, stated[:layers] if stated else every)
+    layers, mtp_layers = len(spec.blocks), config.optional_count("nextn_predict_layers")
+    stated = config.flags("attention.recurrent_layers", layers + mtp_layers)
+    return _mixed(config, spec, net, stated[:layers] if stated else None)
 
 
 _NAMES = replace(
