@@ -53,7 +53,7 @@ def gguf_of_layers(config: Config, key: str) -> int:
         return int(config.count(key))
     numbers = set(config.by_layer(key, config.count("block_count", limit=MAX_LAYERS))) - {0}
     if len(numbers) != 1:
-        raise config.error(key, f"has {len(numbers)} numbers other than 0; it must have one")
+        raise config.error(key, f"has {len(numbers)} different numbers above 0; it must have one")
     return numbers.pop()
 
 
@@ -99,7 +99,7 @@ def even(config: Config, key: str, dims: int) -> int:
         FileFormatError: the number is odd. The message names ``key``.
     """
     if dims % 2:
-        raise config.error(key, f"is {dims}, an odd number")
+        raise config.error(key, f"is {dims}; it must be an even number")
     return dims
 
 
@@ -242,7 +242,7 @@ def _yarn(parameters: Config, config: Config) -> RotaryScaling:
     mscale, mscale_all = parameters.optional_number("mscale"), parameters.optional_number("mscale_all_dim")
     magnitude = yarn_magnitude(factor)
     if bool(mscale) != bool(mscale_all):
-        raise parameters.error("mscale", "and mscale_all_dim go together: one of them is missing")
+        raise parameters.error("mscale", "and mscale_all_dim belong together: one of them is missing")
     if mscale and mscale_all:
         magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all)
     stated = parameters.has(ORIGINAL)  # otherwise transformers extends the context of the whole model
@@ -278,7 +278,8 @@ def rotary_dims(
     dims = int(head_dim * stated)
     if dims < 2 or dims % 2:
         raise config.error(
-            key, f"is {stated:g}: {dims} of head_dim = {head_dim} values, which must be an even number"
+            key,
+            f"is {stated:g}, which is {dims} of head_dim = {head_dim} values; it must be an even number from 2",
         )
     return dims
 

@@ -74,6 +74,12 @@ class Config(Struct, frozen=True):
         """True if the key is present, even with the value null. The key does not count as read."""
         return self._stored(key) in self.values
 
+    def is_list(self, key: str) -> bool:
+        """True if the value is a list or an array. The key counts as read."""
+        import numpy as np
+
+        return isinstance(self.value(key), (list, np.ndarray))
+
     def error(self, key: str, problem: str) -> FileFormatError:
         """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
@@ -103,6 +109,12 @@ class Config(Struct, frozen=True):
             return type(v) in (int, float) and low < v <= high
 
         return float(self._get(key, default, check, f"a number above {low:g} and at most {high:g}"))
+
+    def check_count(self, key: str, expected: int, why: str) -> None:
+        """Check that a whole number, if present, is ``expected``. ``why`` ends the error message."""
+        value = self.count(key, expected)
+        if value != expected:
+            raise self.error(key, f"is {value:,}; it must be {expected:,}, {why}")
 
     def optional_count(self, key: str, required: bool = False, *, limit: int = MAX_DIMENSION) -> int:
         """A whole number, or 0 if the value is absent, false or 0 (for example: no window, no experts)."""
@@ -186,8 +198,7 @@ class Config(Struct, frozen=True):
         """A whole number >= 0 for each layer, from a list of ``layers`` numbers or from one number for all layers."""
         import numpy as np
 
-        value = self.value(key)
-        if not isinstance(value, (list, np.ndarray)):
+        if not self.is_list(key):
             return [self.optional_count(key, required=True)] * layers
 
         def check(v: Any) -> bool:

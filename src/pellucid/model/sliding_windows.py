@@ -47,7 +47,7 @@ class SlidingWindows(Struct, frozen=True):
         stated = sliding_layers(config, by_period)
         if config.has(self.period_key) and stated != by_period:
             raise config.error(
-                self.period_key, f"is {period}, but layer_types has another one: remove one of the two"
+                self.period_key, f"is {period}, but layer_types has another period: remove one of the two"
             )
         return stated
 
@@ -57,11 +57,10 @@ class SlidingWindows(Struct, frozen=True):
         if self.own_positions and rotary:
             base = config.number("rope.freq_base_swa", self.base or rotary.base, low=1.0)
             fields = {"rotary": Rotary(base, rotary.dims, rotary.pairing)}
-        stated = config.value(GGUF_PATTERN)
-        if stated is None or isinstance(stated, int):
-            sliding = except_every(config.count(GGUF_PATTERN, self.period), layers)
-        else:
+        if config.is_list(GGUF_PATTERN):
             sliding = config.flags(GGUF_PATTERN, layers) or []
+        else:
+            sliding = except_every(config.count(GGUF_PATTERN, self.period), layers)
         return slide(spec, sliding, config.count(GGUF_WINDOW), **fields)
 
 

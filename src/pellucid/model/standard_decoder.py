@@ -216,7 +216,7 @@ class StandardDecoder(Struct, frozen=True):
         layers = own.count("block_count", limit=MAX_LAYERS) - further
         if layers < 1:
             raise own.error(
-                "nextn_predict_layers", f"is {further}, of {layers + further} layers: none is left"
+                "nextn_predict_layers", f"is {further}; it must be below block_count = {layers + further}"
             )
         widths = (
             _widths(own, width_key, layers)
@@ -354,7 +354,7 @@ def _widths(config: Config, key: str, layers: int) -> list[int]:
     """F of each layer, from a list or from one number for all layers."""
     widths = config.by_layer(key, layers)
     if not all(widths):
-        raise config.error(key, "must be above 0 in each layer")
+        raise config.error(key, f"is 0 in layer {widths.index(0)}; it must be above 0 in each layer")
     return widths
 
 

@@ -152,7 +152,7 @@ class StandardMixture(Struct, frozen=True):
         if groups > 1 and (experts % groups or kept > groups or chosen > kept * (experts // groups)):
             raise config.error(
                 key,
-                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts cannot be chosen so",
+                f"is {groups}, of which {kept} are used: {chosen} of {experts} experts do not fit into them",
             )
         return Router(
             experts,
@@ -177,7 +177,7 @@ def limit_experts(config: Config, key: str, experts: int, layers: int) -> None:
     if experts * layers > MAX_EXPERTS_OF_MODEL:
         raise config.error(
             key,
-            f"is {experts:,}, in {layers:,} layers: at most {MAX_EXPERTS_OF_MODEL:,} experts of all layers are read",
+            f"is {experts:,} in {layers:,} layers; the limit for all layers is {MAX_EXPERTS_OF_MODEL:,} experts",
         )
 
 

@@ -48,8 +48,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     config.table("rope_parameters").refuse("partial_rotary_factor", 1)
     config.refuse("mlp_bias", False)
     rotated = even(config, "qk_rope_head_dim", config.count("qk_rope_head_dim"))
-    if config.count("head_dim", rotated) != rotated:
-        raise config.error("head_dim", f"must be {rotated}, like qk_rope_head_dim, whose meaning it has here")
+    config.check_count("head_dim", rotated, "like qk_rope_head_dim, whose meaning it has here")
     latent = Latent(
         config.count("kv_lora_rank"),
         config.optional_count("q_lora_rank"),
@@ -80,7 +79,8 @@ def _v2(config: Config, spec: ModelSpec) -> ModelSpec:
     def grouped(router: Router) -> Router:
         if router.experts % groups or kept > groups or router.chosen > kept * (router.experts // groups):
             raise config.error(
-                "n_group", f"is {groups}, of which {kept} are used: this does not fit the experts"
+                "n_group",
+                f"is {groups} with topk_group = {kept}: {router.chosen} of {router.experts} experts do not fit",
             )
         return replace(router, groups=groups, kept=kept)
 
@@ -107,7 +107,7 @@ def _from_gguf(config: Config, spec: ModelSpec) -> ModelSpec:
     key, rotated = config.count(f"attention.key_length{newer}"), rotary.dims
     if key <= rotated:
         raise config.error(
-            f"attention.key_length{newer}", f"is {key}, of which {rotated} are rotated: none is left"
+            f"attention.key_length{newer}", f"is {key}; it must be above rope.dimension_count = {rotated}"
         )
     latent = Latent(
         config.count("attention.kv_lora_rank"),

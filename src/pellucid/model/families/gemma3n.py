@@ -85,7 +85,7 @@ def _sparsities(config: Config, layers: int) -> list[float]:
         "activation_sparsity_pattern", (SPARSITY,) * sparse + (0.0,) * (layers - sparse)
     )
     if any(sparsity >= 1 for sparsity in sparsities):
-        raise config.error("activation_sparsity_pattern", "must be parts from 0 to below 1")
+        raise config.error("activation_sparsity_pattern", "must be a list of fractions from 0 to below 1")
     return list(sparsities)
 
 

@@ -100,7 +100,9 @@ def with_shared_keys(config: Config, spec: ModelSpec, key: str) -> ModelSpec:
     shared, layers = config.optional_count(key), len(sliding)
     first = layers - shared
     if first < 1 or set(sliding[:first]) != set(sliding):
-        raise config.error(key, f"is {shared}, of {layers}: some kind of layer has no keys of its own")
+        raise config.error(
+            key, f"is {shared} of {layers} layers: a layer of each kind must keep its own keys"
+        )
     producers = {kind: layer for layer, kind in enumerate(sliding[:first])}
 
     def change(layer: int, attention: Attention) -> Attention:
@@ -178,10 +180,11 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
     for layer, number in numbers.items():
         if is_sliding.get(number, not number.isdecimal()):
             raise config.error(
-                "per_layer_config", f"has an entry {layer!r:.20}, which is no layer with full attention"
+                "per_layer_config",
+                f"has an entry {layer!r:.20}; it must be the number of a layer with full attention",
             )
     if len(set(numbers.values())) != len(numbers):
-        raise config.error("per_layer_config", "has a layer twice")
+        raise config.error("per_layer_config", "has two entries for a layer: remove one of the two")
     keys_of = {number: layer for layer, number in numbers.items()}
     values = []
     for number in (number for number, slides in is_sliding.items() if not slides):
@@ -189,7 +192,7 @@ def _overrides(config: Config, sliding: list[bool]) -> Mapping[str, int]:
         keys = filter(entry.has, ("head_dim", "num_key_value_heads"))
         values.append({key: int(entry.count(key)) for key in keys})
     if any(value != values[0] for value in values):
-        raise config.error("per_layer_config", "differs between layers with full attention")
+        raise config.error("per_layer_config", "differs between layers with full attention; it must be equal")
     return values[0] if values else {}
 
 
@@ -259,8 +262,8 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         experts = _experts(config, EXPERT_KEYS, layers, width, norm)
     vocabulary = config.count("vocab_size")
     per_layer = config.optional_count("hidden_size_per_layer_input", required=True)
-    if config.count("vocab_size_per_layer_input", vocabulary) != vocabulary and per_layer:
-        raise config.error("vocab_size_per_layer_input", f"must be {vocabulary:,}, like vocab_size")
+    if config.count("vocab_size_per_layer_input", vocabulary) and per_layer:
+        config.check_count("vocab_size_per_layer_input", vocabulary, "like vocab_size")
     spec = _spec(
         checkpoint.path.name,
         config.count("max_position_embeddings"),
@@ -287,12 +290,14 @@ def _gguf_attentions(
     if any(
         kv_heads[slides] != count or not count or heads % count for slides, count in zip(sliding, by_layer)
     ):
-        raise own.error("attention.head_count_kv", f"must be one divisor of {heads} for each kind of layer")
+        raise own.error(
+            "attention.head_count_kv",
+            f"must be one divisor of {heads} for each kind of layer",
+        )
     lengths = ("attention.key_length", "attention.key_length_swa")
     full_dim, local_dim = (even(own, key, own.count(key)) for key in lengths)
     for key, dim in (("attention.value_length", full_dim), ("attention.value_length_swa", local_dim)):
-        if own.count(key, dim) != dim:
-            raise own.error(key, f"must be {dim}, like that of keys")
+        own.check_count(key, dim, "like that of keys")
     rotary = _proportional(own.number("rope.freq_base", FULL_BASE, low=1.0), full_dim, ROTATED)
     first_full = sliding.index(False) if False in sliding else 0
     full = replace(
@@ -306,8 +311,7 @@ def _gguf_attentions(
         window=own.count("attention.sliding_window"),
     )
     for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
-        if own.count(key, dim) != dim:
-            raise own.error(key, f"must be {dim}: the heads rotate whole")
+        own.check_count(key, dim, "the width of a head, because all its values are rotated")
     return full, local
 
 

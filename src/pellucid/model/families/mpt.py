@@ -43,10 +43,7 @@ def _attention(config: Config, spec: ModelSpec) -> ModelSpec:
     attention.refuse("is_encoder_decoder", False)
     attention.value("attn_impl")  # an implementation of the same computation
     scale = attention.number("softmax_scale", spec.attention.scale)
-    if (ratio := config.count("expansion_ratio", WIDENING)) != WIDENING:
-        raise config.error(
-            "expansion_ratio", f"is {ratio}; it must be {WIDENING}, as transformers always has it"
-        )
+    config.check_count("expansion_ratio", WIDENING, "as transformers always has it")
     width = WIDENING * spec.embedding.width
     most, clip = attention.number("alibi_bias_max", SLOPES), attention.optional_number("clip_qkv")
     return spec.with_attention(scale=scale, alibi_most=most, clip=clip).change_dense(

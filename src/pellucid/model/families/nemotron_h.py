@@ -67,10 +67,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
             f"{config.path.name}: {config.name('time_step_limit')} is {list(limit)}; it must be [0, Infinity] or left "
             "out: transformers ignores it"
         )
-    if config.count("n_shared_experts", 1) != 1:
-        raise config.error(
-            "n_shared_experts", "must be 1: transformers uses one, of the width that is stated"
-        )
+    config.check_count("n_shared_experts", 1, "because transformers always uses one")
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
         config.value(key)  # transformers does not use them for the layers
     mamba = config_mamba(
@@ -82,7 +79,7 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     kinds = _kinds(config)
     ff = spec.blocks[0].feedforward
     if isinstance(ff, FeedForward) and "moe" in kinds:
-        raise config.error(TYPES, "has experts, but n_routed_experts is missing")
+        raise config.error(TYPES, "has layers of kind moe, but n_routed_experts is missing")
     dense = ff.expert if isinstance(ff, Mixture) else ff
     assert dense is not None
     dense = replace(dense, width=config.count("intermediate_size"))
