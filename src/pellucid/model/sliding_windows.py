@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import rope_parameters
 from pellucid.model.config import Config
 from pellucid.model.positions import Rotary
+from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import ModelSpec
 
 LAYER_TYPES = {"sliding_attention": True, "full_attention": False}

@@ -5,8 +5,8 @@
 The defaults are the values of Llama: attention and a gated feed-forward with RMS norms before them, rotary positions.
 Tensors have the names of llama.cpp in GGUF and of transformers in safetensors. Functions of a family make changes to
 the finished spec that data cannot express (``gguf_change``, ``config_change``; ``gguf_tensors_change`` depends on the
-tensors). A family that differs more has its own readers, built from the parts in ``common_metadata.py`` (Gemma 4,
-BERT).
+tensors). A family that differs more has its own readers (Gemma 4, BERT), with parts from ``gguf_metadata.py`` and
+``rotary_metadata.py``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ from typing import Literal, TypeAlias
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import (
-    ACTIVATIONS,
-    gguf_attention,
-    gguf_of_layers,
-    gguf_vocabulary,
-    rope_parameters,
-    rotary_dims,
-    tied_head,
-)
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
+from pellucid.model.gguf_metadata import gguf_attention, gguf_of_layers, gguf_vocabulary
 from pellucid.model.positions import Learned, Pairing, Rotary
+from pellucid.model.rotary_metadata import rope_parameters, rotary_dims
 from pellucid.model.sliding_windows import SlidingWindows
 from pellucid.model.spec import (
     Activation,
@@ -48,6 +41,18 @@ from pellucid.weights.checkpoint import Checkpoint, Tensor
 
 Change: TypeAlias = Callable[[Config, ModelSpec], ModelSpec]
 """(metadata, spec) → the spec with the changes of a family. GGUF metadata are the keys of the architecture."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""Activation functions by their names in transformers."""
 
 KEYS: Mapping[str, str] = {
     "context": "max_position_embeddings",
@@ -348,6 +353,14 @@ class StandardDecoder(Struct, frozen=True):
             final_norm=norm if self.final_norm else None,
             head=head,
         )
+
+
+def tied_head(checkpoint: Checkpoint, config: Config, default: bool) -> bool:
+    """True if the output projection is tied to the embedding: the file says so and has no separate matrix.
+
+    If the file says so but has a separate matrix, this matrix is used, as in transformers 5 and llama.cpp.
+    """
+    return config.flag("tie_word_embeddings", default) and "lm_head.weight" not in checkpoint.tensors
 
 
 def _widths(config: Config, key: str, layers: int) -> list[int]:

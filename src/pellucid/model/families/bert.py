@@ -5,10 +5,10 @@ BERT has post-norms, bidirectional attention, learned positions, type embeddings
 
 from __future__ import annotations
 
-from pellucid.model.common_metadata import sentence_pooling
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
 from pellucid.model.positions import Learned
+from pellucid.model.sentence_pooling import sentence_pooling
 from pellucid.model.spec import Attention, Block, Embedding, FeedForward, ModelSpec, Norm
 from pellucid.model.weight_map import Model, Slot
 from pellucid.weights.checkpoint import Checkpoint

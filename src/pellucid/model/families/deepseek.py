@@ -6,9 +6,9 @@ from collections.abc import Callable, Container
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import even, yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import Pairing
+from pellucid.model.rotary_metadata import even, yarn_magnitude
 from pellucid.model.spec import Attention, Latent, Mixture, ModelSpec, Norm, Router
 from pellucid.model.standard_decoder import StandardDecoder
 from pellucid.model.standard_mixture import StandardMixture

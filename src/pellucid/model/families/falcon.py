@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import rope_parameters
 from pellucid.model.config import Config
 from pellucid.model.families.bloom import NAMES
 from pellucid.model.family import Family
+from pellucid.model.rotary_metadata import rope_parameters
 from pellucid.model.spec import Attention, Norm
 from pellucid.model.standard_decoder import UNGROUPED_KEYS, StandardDecoder
 from pellucid.model.tensor_names import GGUF

@@ -11,10 +11,11 @@ from collections.abc import Container, Mapping
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import even, frequency_factors, gguf_vocabulary, tied_head
 from pellucid.model.config import MAX_LAYERS, Config
 from pellucid.model.family import Family
+from pellucid.model.gguf_metadata import gguf_vocabulary
 from pellucid.model.positions import Rotary
+from pellucid.model.rotary_metadata import even, frequency_factors
 from pellucid.model.sliding_windows import except_every
 from pellucid.model.spec import (
     Attention,
@@ -28,6 +29,7 @@ from pellucid.model.spec import (
     PerLayer,
     Router,
 )
+from pellucid.model.standard_decoder import tied_head
 from pellucid.model.standard_mixture import MAX_EXPERTS, FeedForwards, limit_experts
 from pellucid.model.tensor_names import GGUF, TRANSFORMERS_SANDWICH, TensorNames
 from pellucid.model.weight_map import Model, Slot

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import even
 from pellucid.model.config import Config
+from pellucid.model.rotary_metadata import even
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import GPT_ALIASES, GPT_KEYS, StandardDecoder
 from pellucid.model.tensor_names import TensorNames

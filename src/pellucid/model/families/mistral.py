@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from pellucid.model.common_metadata import yarn_magnitude
 from pellucid.model.config import Config
 from pellucid.model.positions import QueryScale
+from pellucid.model.rotary_metadata import yarn_magnitude
 from pellucid.model.spec import ModelSpec, Norm
 from pellucid.model.standard_decoder import StandardDecoder
 
