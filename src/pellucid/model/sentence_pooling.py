@@ -7,7 +7,7 @@ from pellucid.errors.messages import brief
 from pellucid.model.config import Config
 from pellucid.model.spec import Pooling
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import read_json, read_json_list
+from pellucid.weights.json_files import read_json, read_json_list
 
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 WITHOUT_WEIGHTS = ("Transformer", "Pooling", "Normalize")

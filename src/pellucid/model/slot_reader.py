@@ -188,7 +188,7 @@ class SlotReader:
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
-        self._sources, self._parts = sources, [_SlotPart(checkpoint, source) for source in sources]
+        self._parts = [_SlotPart(checkpoint, source) for source in sources]
         first = self._parts[0]
         self.form = first.form
         for part in self._parts[1:]:

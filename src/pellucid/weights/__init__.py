@@ -4,6 +4,7 @@ open.py          opens a checkpoint of any format
 checkpoint.py    the interface of a checkpoint
 gguf.py          reader of GGUF files; their type numbers are in ``gguf_types.py``
 safetensors.py   reader of safetensors files
+json_files.py    reads JSON files
 mxfp4_checkpoint.py  safetensors with MXFP4 weights: joins a matrix's blocks and scales to one tensor
 files.py         files open for reading, and the checkpoint over them that both readers return
 quant/           block formats of stored weights

@@ -10,7 +10,8 @@ from typing import Any
 from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief, shown
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES, read_json
+from pellucid.weights.json_files import read_json
+from pellucid.weights.safetensors import ADAPTER_CONFIG, ADAPTER_FILES
 
 MERGE = "merge it into its model (peft: merge_and_unload)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

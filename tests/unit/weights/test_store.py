@@ -72,13 +72,15 @@ class Shelf(Source):
 
     def __init__(self) -> None:
         self.files = {"t.gguf": CONTENT}
+        self.cache: Path | None = None
 
     def cached(self, rest: str) -> Path | None:
-        return None
+        return self.cache
 
     def fetch(self, rest: str, scratch: Path, progress: Any, limit: int | None) -> Path:
         if rest not in self.files:
             raise SourceError(f"{rest} is not on the shelf")
+        progress.update(0, None, f"shelf:{rest}")
         path = scratch / rest
         path.write_bytes(self.files[rest])
         return path
@@ -388,9 +390,19 @@ def test_an_older_manifest_is_completed(store_home: Path, shelf: Shelf) -> None:
     ],
     ids=repr,
 )
-def test_a_damaged_manifest_is_no_manifest(tmp_path: Path, records: Any) -> None:
+def test_a_manifest_with_damaged_records_is_no_manifest(tmp_path: Path, records: Any) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"source": "x", "files": {"t.gguf": 1}, "records": records}))
     assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["../t.gguf", "a/../../t.gguf", "/t.gguf", None])
+def test_a_manifest_names_files_of_its_folder(tmp_path: Path, name: str | None) -> None:
+    def written(files: dict[str, int]) -> Path:
+        (tmp_path / MANIFEST).write_text(json.dumps({"source": "x", "files": files}))
+        return tmp_path
+
+    assert read_manifest(written({"a/t.gguf": 1})) is not None
+    assert read_manifest(written({"t.gguf": 1, name: 1} if name else {})) is None
 
 
 def test_pull_fetches_just_what_is_damaged(store_home: Path, tmp_path: Path, only: Any) -> None:
@@ -507,14 +519,17 @@ def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any)
 
 
 def test_a_model_of_a_source_is_pulled_once(store_home: Path, shelf: Shelf) -> None:
-    path = resolve("shelf:t.gguf")
+    seen = Labels()
+    path = resolve("shelf:t.gguf", progress=seen)
     assert path.read_bytes() == CONTENT
+    assert [label for _, _, label in seen.calls] == ["shelf:t.gguf"]
     (entry,) = installed()
     assert (entry.name, entry.path, entry.source) == (path.parent.name, path, "shelf:t.gguf")
     shelf.files["t.gguf"] = b"newer"
     assert resolve("shelf:t.gguf").read_bytes() == CONTENT
     assert resolve(entry.name).read_bytes() == CONTENT
-    assert pull(entry.name).read_bytes() == b"newer"
+    assert pull(entry.name, progress=seen).read_bytes() == b"newer"
+    assert len(seen.calls) == 2
     shelf.files.clear()
     with pytest.raises(SourceError, match=r"cannot fetch shelf:t\.gguf: t\.gguf is not on the shelf"):
         pull("shelf:t.gguf")
@@ -524,6 +539,15 @@ def test_a_model_of_a_source_is_pulled_once(store_home: Path, shelf: Shelf) -> N
     assert nothing_left(store_home)
     with pytest.raises(ModelNotFound, match="is not on this machine: pull it first"):
         resolve("shelf:t.gguf", pulls=False)
+
+
+def test_a_model_in_the_cache_of_a_source_is_used_and_a_pull_fetches_it_again(
+    store_home: Path, shelf: Shelf, tmp_path: Path
+) -> None:
+    shelf.cache = tmp_path / "cached.gguf"
+    assert resolve("shelf:t.gguf") == shelf.cache
+    assert installed() == []
+    assert pull("shelf:t.gguf").read_bytes() == CONTENT
 
 
 def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, origin: Path) -> None:

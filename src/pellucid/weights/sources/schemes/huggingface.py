@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pellucid.errors import SourceError
 from pellucid.errors.messages import brief, reason, shown
+from pellucid.weights.safetensors import INDEX_NAME, SINGLE_NAME
 from pellucid.weights.sources.source import DownloadProgress, Source
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ PREFERENCE = (
 _REST = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>.+))?", re.ASCII)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>gguf|safetensors)")
 _COMPANIONS = {".json", ".txt", ".model", ".jinja"}
-_SINGLE, _INDEX, _POOLING = "model.safetensors", "model.safetensors.index.json", "1_Pooling/config.json"
+_POOLING = "1_Pooling/config.json"
 
 
 def parse(rest: str) -> tuple[str, str | None]:
@@ -106,15 +107,15 @@ def choose(repo: str, names: Iterable[str]) -> list[str]:
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.endswith(".safetensors")]
     if weights and "config.json" in top:
-        if _SINGLE in weights:
-            weights = [_SINGLE]
-        elif _INDEX in top:
+        if SINGLE_NAME in weights:
+            weights = [SINGLE_NAME]
+        elif INDEX_NAME in top:
             weights = [name for name in weights if _SHARD.fullmatch(name)]
         elif len(weights) > 1:
             raise SourceError(f"{repo} has several models, name one: hf:{repo}/FILE with {_listed(weights)}")
         small = [name for name in top if PurePosixPath(name).suffix in _COMPANIONS]
-        if _INDEX in small and weights == [_SINGLE]:
-            small.remove(_INDEX)
+        if INDEX_NAME in small and weights == [SINGLE_NAME]:
+            small.remove(INDEX_NAME)
         return small + [name for name in names if name == _POOLING] + weights
     models = [n for n in names if n.endswith(".gguf") and not re.search(r"mmproj|imatrix", n, re.IGNORECASE)]
     if not models:
