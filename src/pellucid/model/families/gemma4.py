@@ -12,11 +12,12 @@ from collections.abc import Container, Mapping
 from msgspec.structs import replace
 
 from pellucid.model.config import MAX_LAYERS, Config
+from pellucid.model.families.gemma import check_activation
 from pellucid.model.family import Family
 from pellucid.model.gguf_metadata import gguf_vocabulary
 from pellucid.model.positions import Rotary
 from pellucid.model.rotary_metadata import even, frequency_factors
-from pellucid.model.sliding_windows import except_every
+from pellucid.model.sliding_windows import GGUF_PATTERN, GGUF_WINDOW, except_every, sliding_layers
 from pellucid.model.spec import (
     Attention,
     Block,
@@ -40,6 +41,7 @@ PATTERN, GLOBAL_HEAD_DIM = 6, 512
 LOCAL_BASE, FULL_BASE, ROTATED = 10_000.0, 1_000_000.0, 0.25
 EXPERT_KEYS = ("num_experts", "top_k_experts", "moe_intermediate_size")
 GGUF_EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+SHARED = "num_kv_shared_layers"
 STILL = 1e30  # divisor of the frequencies of pairs that are not rotated
 NAMES = TRANSFORMERS_SANDWICH | {
     "model.per_layer.embed": "model.embed_tokens_per_layer",
@@ -248,20 +250,17 @@ def _attentions(config: Config, sliding: list[bool], norm: Norm) -> tuple[Attent
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma4ForCausalLM."""
-    config.choice("hidden_activation", {"gelu_pytorch_tanh": "gelu_tanh"}, "gelu_pytorch_tanh")
+    check_activation(config)
     config.refuse("use_bidirectional_attention", "vision")  # "vision" applies to images only
     layers, width = config.count("num_hidden_layers", limit=MAX_LAYERS), config.count("hidden_size")
     norm = Norm("rms", config.number("rms_norm_eps", 1e-6))
-    kinds = {"sliding_attention": True, "full_attention": False}
-    sliding = config.choices("layer_types", kinds, layers) or [*except_every(PATTERN, layers - 1), False]
+    sliding = sliding_layers(config, [*except_every(PATTERN, layers - 1), False])
     full, local = _attentions(config, sliding, norm)
-    shared = "num_kv_shared_layers"
     inner, double = config.count("intermediate_size"), config.flag("use_double_wide_mlp", False)
-    first = layers - config.optional_count(shared) if double else layers
+    first = layers - config.optional_count(SHARED) if double else layers
     widths = [inner * 2 if layer >= first else inner for layer in range(layers)]
-    experts = None
-    if config.flag("enable_moe_block", False):
-        experts = _experts(config, EXPERT_KEYS, layers, width, norm)
+    moe = config.flag("enable_moe_block", False)
+    experts = _experts(config, EXPERT_KEYS, layers, width, norm) if moe else None
     vocabulary = config.count("vocab_size")
     per_layer = config.optional_count("hidden_size_per_layer_input", required=True)
     if config.count("vocab_size_per_layer_input", vocabulary) and per_layer:
@@ -277,7 +276,7 @@ def from_config(checkpoint: Checkpoint, config: Config) -> Model:
         norm,
         Head(tied_head(checkpoint, config, default=True), config.optional_number("final_logit_softcapping")),
     )
-    spec, names = with_shared_keys(config, spec, shared), NAMES.found_in(checkpoint.tensors)
+    spec, names = with_shared_keys(config, spec, SHARED), NAMES.found_in(checkpoint.tensors)
     model = Model(spec, names.slots(spec), config.name("num_hidden_layers"))
     return with_ignored_keys(model, names, checkpoint.tensors)
 
@@ -310,7 +309,7 @@ def _gguf_attentions(
     local = replace(
         _attention(heads, kv_heads.get(True, 1), local_dim, norm),
         rotary=Rotary(own.number("rope.freq_base_swa", LOCAL_BASE, low=1.0), local_dim, "half"),
-        window=own.count("attention.sliding_window"),
+        window=own.count(GGUF_WINDOW),
     )
     for key, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
         own.check_count(key, dim, "the width of a head, because all its values are rotated")
@@ -322,15 +321,15 @@ def from_gguf(checkpoint: Checkpoint, config: Config) -> Model:
     own = config.with_prefix("gemma4.")
     layers, width = own.count("block_count", limit=MAX_LAYERS), own.count("embedding_length")
     norm = Norm("rms", own.number("attention.layer_norm_rms_epsilon"))
-    sliding = own.flags("attention.sliding_window_pattern", layers)
+    sliding = own.flags(GGUF_PATTERN, layers)
     if sliding is None:
-        raise own.error(
-            "attention.sliding_window_pattern", f"missing; it must be a list of {layers} truth values"
-        )
+        raise own.error(GGUF_PATTERN, f"missing; it must be a list of {layers} truth values")
     full, local = _gguf_attentions(checkpoint, own, sliding, norm)
-    widths, experts = own.by_layer("feed_forward_length", layers), None
-    if own.optional_count("expert_count", limit=MAX_EXPERTS):
-        experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm)
+    widths, moe = (
+        own.by_layer("feed_forward_length", layers),
+        own.optional_count("expert_count", limit=MAX_EXPERTS),
+    )
+    experts = _experts(own, GGUF_EXPERT_KEYS, layers, width, norm) if moe else None
     names = _GGUF_APART if "blk.0.ffn_gate_exps.weight" in checkpoint.tensors else GGUF_NAMES
     spec = _spec(
         config.text("general.name", "gemma4"),
