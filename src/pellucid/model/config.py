@@ -84,7 +84,7 @@ class Config(Struct, frozen=True):
         """The error for a wrong value of a key."""
         return FileFormatError(self.path, self.name(key), problem)
 
-    def _get(self, key: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
+    def _checked(self, key: str, default: Any, check: Callable[[Any], bool], expected: str) -> Any:
         value = self.value(key)
         if value is None:
             if default is _MISSING:
@@ -96,7 +96,7 @@ class Config(Struct, frozen=True):
 
     def count(self, key: str, default: int | None = _MISSING, *, limit: int = MAX_DIMENSION) -> Any:
         """A whole number from 1 to ``limit``."""
-        return self._get(
+        return self._checked(
             key, default, lambda v: type(v) is int and 1 <= v <= limit, f"a whole number from 1 to {limit:,}"
         )
 
@@ -108,7 +108,7 @@ class Config(Struct, frozen=True):
         def check(v: Any) -> bool:
             return type(v) in (int, float) and low < v <= high
 
-        return float(self._get(key, default, check, f"a number above {low:g} and at most {high:g}"))
+        return float(self._checked(key, default, check, f"a number above {low:g} and at most {high:g}"))
 
     def check_count(self, key: str, expected: int, why: str) -> None:
         """Check that a whole number, if present, is ``expected``. ``why`` ends the error message."""
@@ -143,11 +143,11 @@ class Config(Struct, frozen=True):
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean."""
-        return bool(self._get(key, default, lambda v: isinstance(v, bool), "true or false"))
+        return bool(self._checked(key, default, lambda v: isinstance(v, bool), "true or false"))
 
     def text(self, key: str, default: str = _MISSING) -> str:
         """A string."""
-        return str(self._get(key, default, lambda v: isinstance(v, str), "a string"))
+        return str(self._checked(key, default, lambda v: isinstance(v, str), "a string"))
 
     def token_ids(self, key: str, vocabulary: int) -> None:
         """Check that a token id, or each id of a list, is below ``vocabulary``. Null and -1 mean no token."""
@@ -160,7 +160,7 @@ class Config(Struct, frozen=True):
 
     def table(self, key: str) -> Config:
         """A nested table; empty if absent."""
-        value = self._get(key, {}, lambda v: isinstance(v, Mapping), "a table")
+        value = self._checked(key, {}, lambda v: isinstance(v, Mapping), "a table")
         return Config(value, self.path, parent=f"{self.name(key)}.", read=self.read, tensors=self.tensors)
 
     def choices(self, key: str, choices: Mapping[str, T], count: int) -> list[T] | None:
@@ -170,7 +170,7 @@ class Config(Struct, frozen=True):
             valid = isinstance(v, list) and len(v) == count
             return valid and all(isinstance(item, str) and item in choices for item in v)
 
-        value = self._get(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
+        value = self._checked(key, None, check, f"a list of {count} of {', '.join(sorted(choices))}")
         return None if value is None else [choices[item] for item in value]
 
     def flags(self, key: str, count: int) -> list[bool] | None:
@@ -183,7 +183,7 @@ class Config(Struct, frozen=True):
                 isinstance(item, (bool, int, np.bool_, np.integer)) and item in (0, 1) for item in v
             )
 
-        value = self._get(key, None, check, f"a list of {count} numbers that are 0 or 1")
+        value = self._checked(key, None, check, f"a list of {count} numbers that are 0 or 1")
         return None if value is None else [bool(item) for item in value]
 
     def number_set(self, key: str, limit: int) -> set[int]:
@@ -192,7 +192,7 @@ class Config(Struct, frozen=True):
         def check(v: Any) -> bool:
             return isinstance(v, list) and all(type(item) is int and 0 <= item < limit for item in v)
 
-        return set(self._get(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
+        return set(self._checked(key, [], check, f"a list of whole numbers from 0 to {limit - 1}"))
 
     def by_layer(self, key: str, layers: int) -> list[int]:
         """A whole number >= 0 for each layer, from a list of ``layers`` numbers or from one number for all layers."""
@@ -206,7 +206,7 @@ class Config(Struct, frozen=True):
             return len(v) == layers and integers and all(0 <= item <= MAX_DIMENSION for item in v)
 
         expected = f"a whole number, or a list of {layers}, from 0 to {MAX_DIMENSION:,}"
-        return [int(item) for item in self._get(key, _MISSING, check, expected)]
+        return [int(item) for item in self._checked(key, _MISSING, check, expected)]
 
     def number_tuple(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """Numbers >= 0, with the length of the default. Infinity is written as in Python or as in transformers."""
@@ -220,7 +220,7 @@ class Config(Struct, frozen=True):
                 infinite(item) or (type(item) in (int, float) and 0 <= item <= MAX_NUMBER) for item in v
             )
 
-        numbers = self._get(key, default, check, f"a list of {len(default)} numbers from 0")
+        numbers = self._checked(key, default, check, f"a list of {len(default)} numbers from 0")
         return tuple(math.inf if infinite(item) else float(item) for item in numbers)
 
     def deviations(self, key: str, count: int) -> list[float]:
@@ -238,7 +238,7 @@ class Config(Struct, frozen=True):
             return isinstance(v, (list, np.ndarray)) and len(v) == count and all(map(valid, v))
 
         expected = f"a list of {count} numbers from -8 to 8, or minus infinity"
-        return [float(item) for item in self._get(key, [], check, expected)]
+        return [float(item) for item in self._checked(key, [], check, expected)]
 
     def positive_numbers(self, key: str) -> list[float]:
         """A list of positive numbers."""
@@ -248,7 +248,7 @@ class Config(Struct, frozen=True):
                 type(item) in (int, float) and 0 < item <= MAX_NUMBER for item in v
             )
 
-        return [float(item) for item in self._get(key, _MISSING, check, "a list of positive numbers")]
+        return [float(item) for item in self._checked(key, _MISSING, check, "a list of positive numbers")]
 
     def count_choice(self, key: str, choices: Mapping[int, Any]) -> int:
         """A whole number among the choices; 0 if the value is absent or 0."""

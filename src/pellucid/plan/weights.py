@@ -17,7 +17,7 @@ from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.runtime.placement import Placement
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, Packing, filled, pack, packer, prepare
+from pellucid.weights.pack import Matrix, Packing, pack, packer, padded_blocks, prepare
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
@@ -81,7 +81,7 @@ def _packings(
     """The packings of a slot's matrix or of its experts' matrices: contiguous, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
-    columns = filled(packed, blocks) * readers[0].form.block
+    columns = padded_blocks(packed, blocks) * readers[0].form.block
     each, group_bytes = packed.matrix_bytes(rows, columns), packed.group_bytes(columns)
     whole = arena.take(each * experts)
     if experts == 1:

@@ -43,7 +43,7 @@ MAX_DEPTH = 4  # nesting of arrays
 MAX_KEYS = MAX_TENSORS = 1 << 17
 MAX_ENTRIES = 1 << 22  # strings in arrays, in all keys together; the largest vocabulary has about 2^18
 MAX_METADATA = 1 << 28  # bytes before the data; a vocabulary with its merges takes about 10 MB
-FEW = 1 << 12  # arrays of more strings are read faster by windows than one by one
+MAX_ONE_BY_ONE = 1 << 12  # arrays of more strings are read faster by windows than one by one
 FIRST_READ = 1 << 18  # bytes; each further read doubles the loaded bytes
 MAX_NAME = 65535  # bytes of a key, from the specification
 
@@ -209,7 +209,7 @@ class _Cursor:
         return values.view(np.bool_)
 
     def strings(self, field: str, count: int) -> StringArray | list[str]:
-        if count < FEW:
+        if count < MAX_ONE_BY_ONE:
             return self._one_by_one(count, field, 0)[0]
         begin, parts, read = self.position, list[Numbers](), 0
         while read < count:
@@ -221,7 +221,7 @@ class _Cursor:
                 read += len(ends)
             # Read the string that ended the run. After a short run, read more strings one by one: otherwise a hostile
             # array would cost the search of a window for each string.
-            count_alone = min(1 if len(ends) >= FEW else FEW, count - read)
+            count_alone = min(1 if len(ends) >= MAX_ONE_BY_ONE else MAX_ONE_BY_ONE, count - read)
             parts.append(np.array(self._one_by_one(count_alone, field, read)[1], np.int64) - begin)
             read += count_alone
         return StringArray(self.bytes_from(begin), np.concatenate(parts))

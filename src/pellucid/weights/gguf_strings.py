@@ -124,14 +124,14 @@ class StringArray(Sequence[str]):
         return marked.tobytes().translate(_TO_NUL, b"\0").decode().split("\0")[1:]
 
 
-def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
-    """The ends of up to ``most`` strings from byte ``position`` of ``data`` on, relative to ``position``.
+def string_ends(data: bytes | bytearray, position: int, limit: int) -> Numbers:
+    """The ends of up to ``limit`` strings from byte ``position`` of ``data`` on, relative to ``position``.
 
     All these strings are valid UTF-8 and lie in ``data``. The result is empty if the first string is empty, long or cut
     off, or if a string is not UTF-8.
     """
     window = np.frombuffer(data, np.uint8, min(WINDOW, len(data) - position), position)
-    lengths_at, ends = _run(window, most)
+    lengths_at, ends = _run(window, limit)
     if len(ends):
         text = window[: int(ends[-1])].copy()
         text[lengths_at] = 0
@@ -142,13 +142,13 @@ def string_ends(data: bytes | bytearray, position: int, most: int) -> Numbers:
     return ends
 
 
-def _run(window: NDArray[np.uint8], most: int) -> tuple[Numbers, Numbers]:
+def _run(window: NDArray[np.uint8], limit: int) -> tuple[Numbers, Numbers]:
     """The run of strings at the start of a window: the positions of their lengths, and their ends."""
     zero = window == 0
     two = zero[:-1] & zero[1:]
     four = two[:-2] & two[2:]
     seven = four[:-3] & four[3:]
-    at = np.flatnonzero(seven[1:] & ~zero[: max(len(seven) - 1, 0)])[:most].astype(np.int64)
+    at = np.flatnonzero(seven[1:] & ~zero[: max(len(seven) - 1, 0)])[:limit].astype(np.int64)
     ends = at + window[at] + LENGTH
     fits = ends <= len(window)
     fits[:1] &= at[:1] == 0

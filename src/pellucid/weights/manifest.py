@@ -26,7 +26,7 @@ from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 MANIFEST = ".pellucid.json"
 _CHUNK = 1 << 20
-_QUIET = 0.5  # seconds of hashing before progress is reported
+_PROGRESS_AFTER = 0.5  # seconds of hashing before progress is reported
 # A file written just before it was hashed could be written again within the same tick of the file system's clock.
 _TICK = 20_000_000  # nanoseconds
 _COARSE_TICK = 2_000_000_000  # for file systems with a resolution of one or two seconds
@@ -96,7 +96,7 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
 
     If hashing takes long, ``progress`` is called with ``label``.
     """
-    digest, hashed, report_after = hashlib.sha256(), 0, time.monotonic() + _QUIET
+    digest, hashed, report_after = hashlib.sha256(), 0, time.monotonic() + _PROGRESS_AFTER
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:

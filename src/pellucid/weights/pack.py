@@ -127,7 +127,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def filled(packed: PackedLayout, blocks: int) -> int:
+def padded_blocks(packed: PackedLayout, blocks: int) -> int:
     """Number of blocks of a packed row.
 
     A row of floats is padded with zeros to whole vectors, like the activations that it is multiplied with.
@@ -157,7 +157,7 @@ def prepare(
         UnsupportedModel: the number of columns does not fit the packed layout.
     """
     packed, (rows, blocks, block_bytes) = form.packed, shape
-    padded = filled(packed, blocks)
+    padded = padded_blocks(packed, blocks)
     columns = padded * form.block
     if columns % packed.unit:
         raise UnsupportedModel(

@@ -47,23 +47,23 @@ class Installed(Struct, frozen=True):
 
 
 class Verified(Struct, frozen=True):
-    """A stored model with the results of its file checks. ``mend`` is the advice to repair a damaged file."""
+    """A stored model with the results of its file checks. ``remedy`` is the advice to repair a damaged file."""
 
     name: str
     path: Path
     files: list[Checked]
-    mend: str
+    remedy: str
 
     @property
     def ok(self) -> bool:
         """True if all files are as they were pulled."""
         return not any(file.problem for file in self.files)
 
-    def complain(self) -> None:
+    def raise_if_damaged(self) -> None:
         """Raise `FileFormatError` for the first damaged file, if a file is damaged."""
         for file in self.files:
             if file.problem:
-                problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.mend}"
+                problem = f"{file.problem}: the stored copy of {self.name} is damaged; {self.remedy}"
                 raise FileFormatError(self.path / file.name, "file", problem)
 
 
@@ -126,7 +126,7 @@ def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Pa
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
     if policy is PullPolicy.ALWAYS and scheme and _name_of(scheme["scheme"], scheme["rest"]) == name:
         return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
-    _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS).complain()
+    _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS).raise_if_damaged()
     path = _path_if_complete(folder)
     if path is None:
         raise SourceError(f"{folder} changed while it was read: try again")
@@ -143,7 +143,7 @@ def _from_catalogue(model: CatalogueModel, progress: DownloadProgress, policy: P
         if path is not None:
             verified = _check_files(folder, progress, all_files=policy is PullPolicy.ALWAYS)
             if policy is not PullPolicy.ALWAYS:
-                verified.complain()
+                verified.raise_if_damaged()
             elif not verified.ok:
                 return None
         return path
@@ -179,7 +179,7 @@ def _from_source(scheme: str, rest: str, progress: DownloadProgress, policy: Pul
     name = _name_of(scheme, rest)
     folder = home() / "models" / name
     if policy is not PullPolicy.ALWAYS and (path := _path_if_complete(folder)) is not None:
-        _check_files(folder, progress).complain()
+        _check_files(folder, progress).raise_if_damaged()
         return path
     return _fetch_into(source, rest, name, progress, policy)
 
@@ -284,10 +284,10 @@ def _check_files(folder: Path, progress: DownloadProgress, *, all_files: bool = 
     known = {file.name: file.sha256 for file in model.files} if model and model.name == name else {}
     scheme = _SCHEME.fullmatch(manifest.source)
     if known or (scheme and _name_of(scheme["scheme"], scheme["rest"]) == name):
-        mend = f"pellucid pull {name} repairs it"
+        remedy = f"pellucid pull {name} repairs it"
     else:
-        mend = f"remove it (pellucid rm {name}) and pull it again"
-    return Verified(name, folder, check(folder, manifest, known, progress, all_files=all_files), mend)
+        remedy = f"remove it (pellucid rm {name}) and pull it again"
+    return Verified(name, folder, check(folder, manifest, known, progress, all_files=all_files), remedy)
 
 
 @contextlib.contextmanager

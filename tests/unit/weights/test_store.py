@@ -438,7 +438,7 @@ def test_verify(store_home: Path, origin: Path) -> None:
     with pytest.raises(
         FileFormatError, match="the stored copy of tiny is damaged; pellucid pull tiny repairs it"
     ):
-        found.complain()
+        found.raise_if_damaged()
     path.unlink()
     assert "No such file" in str(verify("tiny").files[0].problem)
     for absent in ("", "..", "smolm2", "hf:org/repo", str(path)):

@@ -47,7 +47,7 @@ def command(
         common.print_json([_document(model) for model in found])
     for model in found:
         try:
-            model.complain()
+            model.raise_if_damaged()
         except PellucidError as error:
             failures.append(error)
     for failure in failures[:-1]:
