@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -63,7 +63,7 @@ def gguf_mamba(config: Config, norm: Norm | None) -> Mamba:
 MAX_TAPS = 64
 """Maximum number of taps. Published models have 3 or 4, and the convolution kernel sums directly over them."""
 
-SHAPE_KEYS = {
+SHAPE_KEYS: Mapping[str, str] = {
     "state_heads": "mamba_n_heads",
     "state_value": "mamba_d_head",
     "state_groups": "mamba_n_groups",
@@ -71,51 +71,48 @@ SHAPE_KEYS = {
     "taps": "mamba_d_conv",
     "pattern": "layer_types",
 }
-"""The keys of Mamba-2's dimensions, by their names in `pellucid.testing`."""
-
-MAMBA_KEYS = {
-    "heads": "mamba_n_heads",
-    "head_dim": "mamba_d_head",
-    "groups": "mamba_n_groups",
-    "state": "mamba_d_state",
-    "taps": "mamba_d_conv",
-    "conv_bias": "mamba_conv_bias",
-    "bias": "mamba_proj_bias",
-    "output_bias": "mamba_proj_bias",
-    "expand": "mamba_expand",
-}
-"""The usual keys of config.json, by meaning. "expand" is the inner width divided by the model width."""
+"""The usual keys of config.json for Mamba-2's dimensions, by their names in `pellucid.testing`."""
 
 
-def config_mamba(config: Config, norm: Norm | None, inner: str = "", **keys: str) -> Mamba:
-    """The dimensions of Mamba-2, from ``config.json``. ``keys`` replaces names in ``MAMBA_KEYS``.
+def config_mamba(
+    config: Config,
+    norm: Norm | None,
+    keys: Mapping[str, str] = SHAPE_KEYS,
+    *,
+    inner: str = "",
+    expand: str = "mamba_expand",
+    conv_bias: str = "mamba_conv_bias",
+    bias: str = "mamba_proj_bias",
+    output_bias: str = "mamba_proj_bias",
+) -> Mamba:
+    """The dimensions of Mamba-2, from ``config.json``. The parameters are keys.
 
-    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is
-    ``mamba_expand`` times the model width.
+    ``inner`` is the key of the inner width, the width of all heads together. By default the inner width is ``expand``
+    times the model width.
     """
-    names = {**MAMBA_KEYS, **keys}
-    heads, width = config.count(names["heads"]), 0
+    heads_key, head_dim_key = keys["state_heads"], keys["state_value"]
+    heads, width = config.count(heads_key), 0
     if inner and config.has(inner):
         width = config.count(inner)
-    elif names["expand"]:
-        width = config.count(names["expand"]) * config.count("hidden_size")
-    automatic = width and config.value(names["head_dim"]) in (None, "auto")
-    head_dim = width // heads if automatic else config.count(names["head_dim"])
+    elif expand:
+        width = config.count(expand) * config.count("hidden_size")
+    automatic = width and config.value(head_dim_key) in (None, "auto")
+    head_dim = width // heads if automatic else config.count(head_dim_key)
     if width and head_dim * heads != width:
         raise config.error(
-            names["heads"],
+            heads_key,
             f"is {heads}, of {head_dim} values each; together they must be the inner width, {width:,}",
         )
     return Mamba(
         heads=heads,
         head_dim=head_dim,
-        groups=config.divisor(names["groups"], names["heads"]),
-        state=config.count(names["state"]),
-        taps=config.count(names["taps"], limit=MAX_TAPS),
+        groups=config.divisor(keys["state_groups"], heads_key),
+        state=config.count(keys["state_dim"]),
+        taps=config.count(keys["taps"], limit=MAX_TAPS),
         norm=norm,
-        conv_bias=config.flag(names["conv_bias"], True),
-        bias=config.flag(names["bias"], False),
-        output_bias=config.flag(names["output_bias"], False),
+        conv_bias=config.flag(conv_bias, True),
+        bias=config.flag(bias, False),
+        output_bias=config.flag(output_bias, False),
         limits=_limits(config),
     )
 

@@ -28,6 +28,14 @@ KINDS: Mapping[str, Kind] = {
 LETTERS: Mapping[str, Kind] = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 STEP = 0.001  # default of the minimum step size of a token
 TYPES, PATTERN = "layers_block_type", "hybrid_override_pattern"
+SHAPE_KEYS = {
+    "state_heads": "mamba_num_heads",
+    "state_value": "mamba_head_dim",
+    "state_groups": "n_groups",
+    "state_dim": "ssm_state_size",
+    "taps": "conv_kernel",
+    "pattern": TYPES,
+}
 
 
 def _kinds(config: Config) -> list[Kind]:
@@ -71,10 +79,14 @@ def _from_config(config: Config, spec: ModelSpec) -> ModelSpec:
     for key in ("mamba_proj_bias", "num_hidden_layers", "mtp_layers_block_type"):
         config.value(key)  # transformers does not use them for the layers
     mamba = config_mamba(
-        config, spec.blocks[0].norm, heads="mamba_num_heads", head_dim="mamba_head_dim", groups="n_groups",
-        state="ssm_state_size", taps="conv_kernel", conv_bias="use_conv_bias", bias="use_bias",
-        output_bias="use_bias", expand="",
-    )  # fmt: skip
+        config,
+        spec.blocks[0].norm,
+        SHAPE_KEYS,
+        expand="",
+        conv_bias="use_conv_bias",
+        bias="use_bias",
+        output_bias="use_bias",
+    )
     mamba = replace(mamba, limits=(config.number("time_step_min", STEP), math.inf))
     kinds = _kinds(config)
     ff = spec.blocks[0].feedforward
@@ -152,12 +164,7 @@ _NEMOTRON_H = StandardDecoder(
         "norm_eps": "layer_norm_epsilon",
         "output_bias": "",
         "feedforward_bias": "",
-        "state_heads": "mamba_num_heads",
-        "state_value": "mamba_head_dim",
-        "state_groups": "n_groups",
-        "state_dim": "ssm_state_size",
-        "taps": "conv_kernel",
-        "pattern": TYPES,
+        **SHAPE_KEYS,
     },
     pattern=("linear_attention", "mlp", "full_attention", "mlp"),
     kv_by_layer=True,
