@@ -168,10 +168,10 @@ _DECODER = StandardDecoder(
 
 def from_config(checkpoint: Checkpoint, config: Config) -> Model:
     """Read ``config.json`` of Gemma3nForCausalLM. Ignores the scale of the active stream if it is switched off."""
-    tensors = checkpoint.tensors
-    model = with_ignored_keys(_DECODER.from_config(checkpoint, config), _NAMES.found_in(tensors), tensors)
+    tensors, names = checkpoint.tensors, _NAMES.found_in(checkpoint.tensors)
+    model = with_ignored_keys(_DECODER.from_config(checkpoint, config), names, tensors)
     layers = range(len(model.spec.blocks))
-    scales = [Slot(f"{_NAMES.prefix}.{layer}.altup.correct_output_scale") for layer in layers]
+    scales = [Slot(f"{names.prefix}.{layer}.altup.correct_output_scale") for layer in layers]
     if model.spec.altup and not model.spec.altup.scaled:
         model = replace(
             model, ignored=(*model.ignored, *(scale for scale in scales if scale.tensor in tensors))
