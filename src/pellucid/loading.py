@@ -19,9 +19,9 @@ from pellucid.errors.messages import brief, shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
 from pellucid.llm import LLM
 from pellucid.load_options import LoadOptions
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
 from pellucid.model.spec import ModelSpec
+from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import STEP_OUTPUTS, STEP_TOKENS, StepLimits

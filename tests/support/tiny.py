@@ -16,8 +16,8 @@ from pellucid import pipeline
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.kernels.matmul.quantize import FINEST
 from pellucid.model.family import known_families
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
+from pellucid.model.weight_map import Model
 from pellucid.plan.pipeline_stages import Stage
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import layouts

@@ -16,7 +16,7 @@ from pellucid.sample.step import steps
 from pellucid.tokenize.kind import gguf_reader, known_kinds
 from pellucid.util.registry import discover, discover_classes, find, modules
 from pellucid.weights.quant.registry import formats
-from pellucid.weights.sources.registry import sources
+from pellucid.weights.sources.source import sources
 
 IMPORTS = """
 from pellucid.cli.command import Command, CommandGroup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.core.library import CompileProgress, shared
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.plan.plan import Plan
 from pellucid.plan.weights import packers
 from pellucid.runtime.executor import LOOP_KERNELS

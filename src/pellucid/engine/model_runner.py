@@ -18,7 +18,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
 from pellucid.kernels.core.library import CompileProgress
-from pellucid.model.filled import Model
+from pellucid.model.weight_map import Model
 from pellucid.plan.bind import Arrays, allocate, allocate_missing, bind, places
 from pellucid.plan.pipeline_stages import Border, Stage
 from pellucid.plan.plan import LETTER, At, Plan

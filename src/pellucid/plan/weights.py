@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
-from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import expected_shapes
-from pellucid.model.slots import SlotReader, by_expert, format_of
+from pellucid.model.slot_reader import SlotReader, by_expert, format_of
+from pellucid.model.weight_map import Model, Slot
 from pellucid.plan.plan import Plan, Vector, Weights
 from pellucid.runtime.memory import Arena
 from pellucid.runtime.placement import Placement
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.pack import Matrix, Packing, filled, pack, packer, prepare
+from pellucid.weights.pack import Matrix, Packing, pack, packer, padded_blocks, prepare
 
 
 def layouts(checkpoint: Checkpoint, model: Model) -> dict[str, PackedLayout]:
@@ -88,7 +88,7 @@ def _packings(
     """The packings of a slot's matrix or of its experts' matrices: contiguous, each in whole groups of 16 rows."""
     readers = [SlotReader(checkpoint, part) for part in by_expert(checkpoint, sources, experts)]
     packed, (rows, blocks, _) = readers[0].form.packed, readers[0].blocks_shape
-    columns = filled(packed, blocks) * readers[0].form.block
+    columns = padded_blocks(packed, blocks) * readers[0].form.block
     each, group_bytes = packed.matrix_bytes(rows, columns), packed.group_bytes(columns)
     whole = arena.take(each * experts)
     if experts == 1:

@@ -15,7 +15,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import owners
 from pellucid.weights.checkpoint import Checkpoint
-from pellucid.weights.safetensors import read_json
+from pellucid.weights.json_files import read_json
 
 FILE = "generation_config.json"
 JSON_KEYS: Mapping[str, str] = {

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.config import Config
 from pellucid.model.family import Family, architectures, known_families
-from pellucid.model.filled import Model, Slot
 from pellucid.model.shapes import Shape, expected_shapes
 from pellucid.model.standard_decoder import KEYS
+from pellucid.model.weight_map import Model, Slot
 from pellucid.testing.byte_tokens import SMALLEST, gguf_tokenizer, json_tokenizer
 from pellucid.testing.written import Written, write_gguf, write_safetensors
 from pellucid.weights.checkpoint import Tensor

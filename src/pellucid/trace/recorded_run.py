@@ -28,7 +28,8 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.plan import Plan
 from pellucid.trace.selection import Selection
 from pellucid.weights.files import ModelFile
-from pellucid.weights.safetensors import parse_json, read_table
+from pellucid.weights.json_files import parse_json
+from pellucid.weights.safetensors import read_table
 
 KEY, VERSION = "pellucid.run", 1
 TYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.model.filled import Model
 from pellucid.model.read import read_model
-from pellucid.model.slots import SlotReader
+from pellucid.model.slot_reader import SlotReader
 from pellucid.model.spec import ModelSpec, Norm
+from pellucid.model.weight_map import Model
 from pellucid.plan.embedding import RESIDUAL
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point

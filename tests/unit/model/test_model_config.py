@@ -26,7 +26,7 @@ from support.tiny import (
 from pellucid.errors import CacheFull, FileFormatError, PellucidError, UnsupportedModel
 from pellucid.model.config import Config
 from pellucid.model.family import known_families
-from pellucid.model.slots import SlotReader
+from pellucid.model.slot_reader import SlotReader
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.weights.open import open_checkpoint

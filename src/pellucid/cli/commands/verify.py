@@ -42,7 +42,7 @@ def command(
         common.print_json([_document(model) for model in verified])
     for model in verified:
         try:
-            model.complain()
+            model.raise_if_damaged()
         except PellucidError as error:
             failures.append(error)
     for failure in failures[:-1]:

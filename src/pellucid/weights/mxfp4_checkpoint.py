@@ -3,7 +3,7 @@
     {name}_blocks   (..., N, 16) uint8   32 values of 4 bits in each block; a byte has two adjacent values
     {name}_scales   (..., N)     uint8   the exponent of each block
 
-The published files of gpt-oss (OpenAI 2025) have this form, called MXFP4. ``JoinedCheckpoint`` has one tensor
+The published files of gpt-oss (OpenAI 2025) have this form, called MXFP4. ``MXFP4Checkpoint`` has one tensor
 "{name}_blocks" of format MXFP4 and shape (..., 32 N). Its bytes are GGUF's blocks, which are computed when they are
 read.
 """
@@ -28,8 +28,8 @@ METHOD = "mxfp4"
 VALUES, PACKED = 32, 16  # values of a block, and their bytes
 
 
-def joined(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint, or a `JoinedCheckpoint` over it if its ``config.json`` declares MXFP4 weights.
+def with_joined_blocks(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint, or a `MXFP4Checkpoint` over it if its ``config.json`` declares MXFP4 weights.
 
     Raises:
         FileFormatError: the shapes or types of blocks and scales do not match. The checkpoint is closed.
@@ -38,13 +38,13 @@ def joined(checkpoint: Checkpoint) -> Checkpoint:
     if not isinstance(stated, Mapping) or stated.get("quant_method") != METHOD:
         return checkpoint
     try:
-        return JoinedCheckpoint(checkpoint)
+        return MXFP4Checkpoint(checkpoint)
     except FileFormatError:
         checkpoint.close()
         raise
 
 
-class JoinedCheckpoint:
+class MXFP4Checkpoint:
     """A `Checkpoint` over another checkpoint that presents each pair of blocks and scales as one tensor."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -53,13 +53,13 @@ class JoinedCheckpoint:
         self.metadata: Mapping[str, Any] = checkpoint.metadata
         self._stored = checkpoint
         self._scales: dict[str, str] = {}  # name of blocks → name of their scales
-        found = dict(checkpoint.tensors)
+        tensors = dict(checkpoint.tensors)
         for name, blocks in checkpoint.tensors.items():
             other = name.removesuffix(BLOCKS) + SCALES
             if name.endswith(BLOCKS) and other in checkpoint.tensors:
-                found[name] = _pair(blocks, found.pop(other))
+                tensors[name] = _pair(blocks, tensors.pop(other))
                 self._scales[name] = other
-        self.tensors: Mapping[str, Tensor] = found
+        self.tensors: Mapping[str, Tensor] = tensors
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """As in ``Checkpoint``."""
@@ -67,10 +67,10 @@ class JoinedCheckpoint:
 
         if name not in self._scales:
             return self._stored.data(name)
-        found = np.empty(self.tensors[name].nbytes, np.uint8)
-        self.read(name, 0, found)
-        found.flags.writeable = False
-        return found
+        data = np.empty(self.tensors[name].nbytes, np.uint8)
+        self.read(name, 0, data)
+        data.flags.writeable = False
+        return data
 
     def read(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
         """As in ``Checkpoint``."""

@@ -26,7 +26,7 @@ from pellucid.weights.sources.source import CHECKING, DownloadProgress
 
 MANIFEST = ".pellucid.json"
 _CHUNK = 1 << 20
-_QUIET = 0.5  # seconds of hashing before progress is reported
+_PROGRESS_AFTER = 0.5  # seconds of hashing before progress is reported
 # A file written just before it was hashed could be written again within the same tick of the file system's clock.
 _TICK = 20_000_000  # nanoseconds
 _COARSE_TICK = 2_000_000_000  # for file systems with a resolution of one or two seconds
@@ -68,8 +68,8 @@ class Checked(Struct, frozen=True):
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a model's folder; None if it is missing or invalid."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): int(size) for name, size in found["files"].items()}
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): int(size) for name, size in values["files"].items()}
         if not files or any(".." in PurePosixPath(n).parts or PurePosixPath(n).is_absolute() for n in files):
             return None
         records = {
@@ -77,9 +77,9 @@ def read_manifest(folder: Path) -> Manifest | None:
                 bytes.fromhex(known["sha256"]).hex(),
                 *(int(known[key]) for key in ("mtime_ns", "inode", "checked_ns")),
             )
-            for name, known in found.get("records", {}).items()
+            for name, known in values.get("records", {}).items()
         }
-        return Manifest(str(found["source"]), files, records)
+        return Manifest(str(values["source"]), files, records)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -96,7 +96,7 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
 
     If hashing takes long, ``progress`` is called with ``label``.
     """
-    digest, done, report_after = hashlib.sha256(), 0, time.monotonic() + _QUIET
+    digest, hashed, report_after = hashlib.sha256(), 0, time.monotonic() + _PROGRESS_AFTER
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if 0 <= time.time_ns() - status.st_mtime_ns <= _TICK:
@@ -104,9 +104,9 @@ def hash_file(path: Path, progress: DownloadProgress, label: str) -> tuple[str, 
         now = time.time_ns()
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-            done += len(chunk)
+            hashed += len(chunk)
             if time.monotonic() > report_after:
-                progress.update(done, status.st_size, f"{CHECKING}{label}")
+                progress.update(hashed, status.st_size, f"{CHECKING}{label}")
     return digest.hexdigest(), FileRecord(digest.hexdigest(), status.st_mtime_ns, status.st_ino, now)
 
 
@@ -116,43 +116,43 @@ def check(
     known: Mapping[str, str],
     progress: DownloadProgress,
     *,
-    whole: bool,
+    all_files: bool,
     model: str = "",
 ) -> list[Checked]:
-    """Check every file of a model: hash the modified files, or all files if ``whole``; update the manifest.
+    """Check every file of a model: hash the modified files, or all files if ``all_files``; update the manifest.
 
     ``known`` are hashes from another source, by file; they take precedence over the recorded hashes. ``model`` is the
     model's name, by default the name of the folder.
     """
-    found = list[Checked]()
+    results = list[Checked]()
     records = dict(manifest.records)
     writable = os.access(folder, os.W_OK)
     for name, size in manifest.files.items():
+        problem: str | None = None
         record = records.get(name)
         expected = known.get(name) or (record.sha256 if record else None)
         try:
             status = os.stat(folder / name)
             if status.st_size != size:
                 problem = f"has {status.st_size:,} bytes, expected {size:,}"
-                found.append(Checked(name, status.st_size, None, expected, problem))
+                results.append(Checked(name, status.st_size, None, expected, problem))
                 continue
             fits = record is not None and record.fits(status) and record.sha256 == expected
             # In a folder without write access, a file without a record would be hashed at every use.
-            if not whole and (fits or (record is None and not writable)):
-                found.append(Checked(name, size, None, expected))
+            if not all_files and (fits or (record is None and not writable)):
+                results.append(Checked(name, size, None, expected))
                 continue
-            sha256, made = hash_file(folder / name, progress, f"{model or folder.name}/{name}")
+            sha256, new_record = hash_file(folder / name, progress, f"{model or folder.name}/{name}")
         except OSError as error:
-            found.append(Checked(name, 0, None, expected, reason(error)))
+            results.append(Checked(name, 0, None, expected, reason(error)))
             continue
-        wrong = None
         if expected not in (None, sha256):
-            wrong = f"has SHA-256 {sha256[:12]}…, expected {expected[:12]}…"
+            problem = f"has SHA-256 {sha256[:12]}…, expected {expected[:12]}…"
         else:
-            records[name] = made
-        found.append(Checked(name, size, sha256, expected, wrong))
+            records[name] = new_record
+        results.append(Checked(name, size, sha256, expected, problem))
     # If another process has pulled the model in the meantime, its manifest stays.
     if records != manifest.records and writable and read_manifest(folder) == manifest:
         with contextlib.suppress(OSError):  # the file is then hashed again next time
             write_manifest(folder, replace(manifest, records=records))
-    return found
+    return results

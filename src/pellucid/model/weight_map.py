@@ -34,7 +34,7 @@ class Model(Struct, frozen=True):
     """A spec and the tensors that fill its slots, by slot name ("blocks.3.attention.q.weight").
 
     If several tensors fill a slot, their rows are concatenated. ``layer_count`` is the metadata key of the number of
-    layers, for error messages. ``ignored`` lists parts of tensors that are deliberately not loaded. ``further_layers``
+    layers, for error messages. ``ignored`` lists parts of tensors that are deliberately not loaded. ``mtp_layers``
     is the number of layers after the last layer that are not loaded either: they predict further tokens (multi-token
     prediction), which generation does not need.
     """
@@ -43,12 +43,12 @@ class Model(Struct, frozen=True):
     slots: Mapping[str, Slot | tuple[Slot, ...]]
     layer_count: str
     ignored: tuple[Slot, ...] = ()
-    further_layers: int = 0
+    mtp_layers: int = 0
 
     def __repr__(self) -> str:
         return f"Model({self.spec!r}, {len(self.slots)} slots)"
 
     def sources(self, slot: str) -> tuple[Slot, ...]:
         """The sources of a slot; empty if no tensor fills it."""
-        found = self.slots.get(slot, ())
-        return found if isinstance(found, tuple) else (found,)
+        sources = self.slots.get(slot, ())
+        return sources if isinstance(sources, tuple) else (sources,)

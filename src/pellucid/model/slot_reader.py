@@ -1,4 +1,4 @@
-"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``filled.Slot``)."""
+"""Reads the stored values of a slot: whole, partial, transposed or joined tensors (``weight_map.Slot``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import shown
-from pellucid.model.filled import Slot
+from pellucid.model.weight_map import Slot
 from pellucid.weights.checkpoint import Checkpoint, Tensor
 from pellucid.weights.pack import decode_blocks, stored_as
 from pellucid.weights.quant.format import Format
@@ -188,7 +188,7 @@ class SlotReader:
     """
 
     def __init__(self, checkpoint: Checkpoint, sources: Sequence[Slot]) -> None:
-        self._sources, self._parts = sources, [_SlotPart(checkpoint, one) for one in sources]
+        self._parts = [_SlotPart(checkpoint, source) for source in sources]
         first = self._parts[0]
         self.form = first.form
         for part in self._parts[1:]:
@@ -215,18 +215,18 @@ class SlotReader:
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out``, (n,) uint8, with the bytes of the slot from ``start`` on. Thread-safe."""
-        done = 0
+        filled = 0
         for part in self._parts:
             size = part.rows * part.row_bytes
-            if start < size and done < len(out):
-                count = min(size - start, len(out) - done)
-                part.read(start, out[done : done + count])
-                done, start = done + count, start + count
+            if start < size and filled < len(out):
+                count = min(size - start, len(out) - filled)
+                part.read(start, out[filled : filled + count])
+                filled, start = filled + count, start + count
             start -= size
 
     def values(self) -> NDArray[np.float32]:
         """The values as float32 in the shape of the slot, with ``Slot.negative_exp`` and ``Slot.plus`` applied."""
-        found = []
+        decoded_parts = []
         for part in self._parts:
             raw = np.empty(part.rows * part.row_bytes, np.uint8)
             part.read(0, raw)
@@ -234,5 +234,5 @@ class SlotReader:
             with np.errstate(all="ignore"):  # a file may have numbers that are not finite
                 decoded = decode_blocks(self.form, raw.reshape(shape)).reshape(part.shape)
                 decoded = -np.exp(decoded) if part.source.negative_exp else decoded
-                found.append(decoded + np.float32(part.source.plus))
-        return np.concatenate(found) if len(found) > 1 else found[0]
+                decoded_parts.append(decoded + np.float32(part.source.plus))
+        return np.concatenate(decoded_parts) if len(decoded_parts) > 1 else decoded_parts[0]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.model_files import safetensors
 
 from pellucid.errors import FileFormatError
-from pellucid.weights.joined import JoinedCheckpoint
+from pellucid.weights.mxfp4_checkpoint import MXFP4Checkpoint
 from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
 
@@ -58,7 +58,7 @@ def test_values_are_those_of_the_specification(tmp_path: Path) -> None:
     alone = np.ones(2, np.float32)
     folder = written(tmp_path, w_blocks=("U8", blocks), w_scales=("U8", scales), b=("F32", alone))
     with_pairs = open_checkpoint(folder)
-    assert isinstance(with_pairs, JoinedCheckpoint)
+    assert isinstance(with_pairs, MXFP4Checkpoint)
     assert {name: tensor.shape for name, tensor in with_pairs.tensors.items()} == {
         "w_blocks": (3, 5, 64),
         "b": (2,),
