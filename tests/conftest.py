@@ -30,10 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run fast tests first and, within a folder, tests without a real model first.
 
     With several processes, pytest-xdist orders the files.
-    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow.
+    Only tests in ``unit/`` without a real model are quick, unless they are marked as slow or long.
     """
     for item in items:
-        if "unit" not in item.path.parts or item.get_closest_marker("model"):
+        if "unit" not in item.path.parts or any(map(item.get_closest_marker, ("model", "long"))):
             item.add_marker("slow")
     items.sort(
         key=lambda item: (
