@@ -1,7 +1,9 @@
 """Shared fixtures. The location of this file puts tests/ on the import path, so that tests can import ``support``."""
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -44,11 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process."""
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command line in this process; ``given`` is its standard input."""
 
-    def run(*arguments: str) -> Outcome:
-        code = main(arguments)
+    def run(*arguments: str | bytes, given: str | bytes | None = None, errors: str = "strict") -> Outcome:
+        if given is not None:
+            data = given if isinstance(given, bytes) else given.encode()
+            stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors=errors)
+            monkeypatch.setattr(sys, "stdin", stream)
+        code = main([os.fsdecode(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
