@@ -103,10 +103,16 @@ def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
 
 
 def tests_of(path: Path, root: Path) -> list[str]:
-    """Test paths of a mutant: the tests of its folders, or of the public API for a module without a folder of tests."""
-    unit = root / "tests" / "unit"
-    folders = [unit / part for part in path.relative_to(SOURCE).parts if (unit / part).is_dir()]
-    return [*map(str, folders or [unit / "llm", *sorted(unit.glob("test_*.py"))])]
+    """Test paths of a mutant: the tests of its folders.
+
+    A module whose folder has none is tested by the files that import it, and by the tests of the public API.
+    """
+    unit, names = root / "tests" / "unit", path.relative_to("src").with_suffix("").parts
+    if folders := [unit / name for name in names if (unit / name).is_dir()]:
+        return list(map(str, folders))
+    imports = re.compile(rf"\b{'[.]'.join(names)}\b|from {'[.]'.join(names[:-1])} import .*\b{names[-1]}\b")
+    importing = [file for file in sorted(unit.rglob("test_*.py")) if imports.search(file.read_text())]
+    return list(dict.fromkeys(map(str, [*importing, unit / "llm", *sorted(unit.glob("test_*.py"))])))
 
 
 def caught(mutant: Mutant, root: Path, tests: Sequence[str]) -> str:
