@@ -188,6 +188,7 @@ model.close()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not isa.host_features() & {"fma", "neon"}, reason="without fused multiply-adds sums round differently"
 )

@@ -10,8 +10,6 @@ from support.processes import environment, python, run
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.core import isa
 
-pytestmark = pytest.mark.slow
-
 PRODUCT = """
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import assembly
@@ -57,6 +55,7 @@ def assembly() -> dict[str, str]:
     return dict(zip(names, run([(python(PRODUCTS), environment(PELLUCID_ISA=name)) for name in names])))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [known.name for known in isa.KNOWN])
 def test_compiled_for_what_was_chosen(name: str, assembly: dict[str, str]) -> None:
     if name not in assembly:
@@ -66,6 +65,7 @@ def test_compiled_for_what_was_chosen(name: str, assembly: dict[str, str]) -> No
     assert not [word for word in LACKS.get(name, ()) if word in text]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["avxvnni", "avx2"])
 def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: dict[str, str]) -> None:
     if name not in assembly:
@@ -76,6 +76,7 @@ def test_vectors_wait_on_a_stack_that_is_aligned_for_them(name: str, assembly: d
     assert not any(re.search(r"vmovup[sd]\s+%ymm\d+, -?\d*\(%r[sb]p\)", text) for text in loops)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kernel", "features", "word"),
     [
@@ -99,6 +100,7 @@ def test_arm_machines_get_its_products(kernel: str, features: str, word: str) ->
     assert "fmla" in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     """Only compiles, as this machine may not be able to run the code."""
@@ -110,6 +112,7 @@ def test_tile_instructions_are_for_the_set_that_has_them(name: str) -> None:
     assert "vpdpbusd" in text, "for few tokens"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["amx", "avx512vnni"])
 def test_the_roof_is_that_of_the_units_that_the_set_uses(name: str) -> None:
     (text,) = run([(python(OTHER_MACHINE + ROOF, name, *XEON, WIDE), environment())])
