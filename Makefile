@@ -28,6 +28,9 @@
 #                too, with an interpreter that has them
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
+# Tests and programs that they start would compile all changed sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
