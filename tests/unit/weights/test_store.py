@@ -8,11 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from msgspec.structs import replace
 from support.wheels import wheel
 
@@ -308,32 +311,25 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Pat
         resolve("tiny")
 
 
-def test_a_file_is_hashed_only_if_it_was_written_to(
-    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_hashed_only_if_it_was_written_to(store_home: Path, index: Path, only: Any) -> None:
+    """Damage that keeps size, times and inode shows only if another change makes the file be hashed."""
     only(model_of((source(index),)))
-    path, hashed = resolve("tiny"), list[str]()
-    actual = records.hash_file
-
-    def hash_file(path: Path, progress: Any, label: str) -> Any:
-        hashed.append(label)
-        return actual(path, progress, label)
-
-    monkeypatch.setattr(records, "hash_file", hash_file)
-    resolve("tiny")
-    assert hashed == []
+    path = resolve("tiny")
     copy = path.with_name("copy")
     for change in (
+        lambda: None,
         lambda: os.utime(path, ns=(1, 1_000_000_001)),  # touched
         lambda: (copy.write_bytes(CONTENT), os.utime(copy, ns=(1, 1_000_000_001)), os.replace(copy, path)),
         lambda: path.write_bytes(CONTENT),  # restored
     ):
         change()
-        resolve("tiny")
-        assert hashed == ["tiny/tiny.gguf"]
-        resolve("tiny")
-        assert len(hashed) == 1, "its record was brought up to date"
-        hashed.clear()
+        assert resolve("tiny") == path
+        damage(path, quietly=True)
+        assert resolve("tiny") == path, "its record was brought up to date"
+        os.utime(path)
+        with pytest.raises(FileFormatError, match="is damaged"):
+            resolve("tiny")
+        path.write_bytes(CONTENT)
 
 
 def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(
@@ -443,15 +439,23 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
     assert read_manifest(folder) == newer
 
 
-def test_models_are_verified_under_the_lock(
-    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_verified_under_the_lock(store_home: Path, index: Path, only: Any) -> None:
     only(model_of((source(index),)))
-    name, held = resolve("tiny").parent.name, list[str]()
-    actual = store._locked
-    monkeypatch.setattr(store, "_locked", lambda name, progress: held.append(name) or actual(name, progress))  # type: ignore[func-returns-value]
-    assert verify(name).ok
-    assert held == [name]
+    resolve("tiny")
+    waits = threading.Event()
+
+    class Waiting:
+        def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
+            if label == "tiny: waiting for another process that pulls it":
+                waits.set()
+
+    lock = FileLock(store_home / "locks" / "tiny.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            verified = pool.submit(verify, "tiny", progress=Waiting())
+            assert waits.wait(30)
+            assert not verified.done()
+        assert verified.result(30).ok
 
 
 @slow
