@@ -16,20 +16,20 @@ import pellucid
 from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.group import RemoteGroup
 from pellucid.cluster.model import RemoteModel
-from pellucid.cluster.replica import Replica
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.loading import open_model
 
 SECONDS = 60
 SECRET = "a secret of these tests alone"
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["support.replicas"]
-)  # replicas are forks of a process that has imported everything
+# Replicas are forks of a process that has imported everything.
+_processes.set_forkserver_preload(["support.replicas", "pellucid.cluster.replica"])
 
 
 def _serve(path: str, name: str, secret: str, threads: int, said: str, address: Connection) -> None:
     """Serve a model as a replica, and send its address. Standard error goes to the file ``said``."""
+    from pellucid.cluster.replica import Replica
+
     with open(said, "wb", buffering=0) as errors:
         os.dup2(errors.fileno(), 2)
 

