@@ -153,6 +153,28 @@ def test_what_a_machine_can_run(features: str, names: str) -> None:
     assert [known.name for known in isa.KNOWN if known.runs_with(here)] == names.split()
 
 
+def test_a_target_has_the_features_that_the_compiler_may_use() -> None:
+    known = {each.name: each for each in isa.KNOWN}
+    machine = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+    targets = {
+        name: isa.Target(known[name], "x86_64-unknown-linux-gnu", "znver4", machine)
+        for name in ("avx512vnni", "avx2", "portable")
+    }
+    has = {
+        name: [one for one in ("avx512vnni", "avx2", "amx-int8") if target.has(one)]
+        for name, target in targets.items()
+    }
+    assert has == {"avx512vnni": ["avx512vnni", "avx2"], "avx2": ["avx2"], "portable": ["avx512vnni", "avx2"]}
+    assert all(not target.has("nonsense") for target in targets.values())
+
+
+@pytest.mark.parametrize(("cpu", "levels"), [("znver4", [3, 2]), ("sapphirerapids", [1]), ("generic", [1])])
+def test_a_stream_is_prefetched_early_where_few_lines_are_tracked(cpu: str, levels: list[int]) -> None:
+    stream = isa.Target(isa.KNOWN[-1], "x86_64-unknown-linux-gnu", cpu, frozenset()).stream
+    assert [level for _, level in stream] == levels
+    assert sorted(stream, reverse=True) == list(stream), "the farther, the earlier"
+
+
 def test_features_of_better_sets_are_switched_off() -> None:
     known = {each.name: each for each in isa.KNOWN}
     machine = frozenset({"avx2", "fma", "avx512f", "avx512vnni", "avxvnni", "avx10.1-512"})
