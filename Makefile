@@ -1,8 +1,9 @@
 # make run     install, fetch the default model, compile its kernels once, stream an answer
-# make test    everything that CI runs: make check, then all tests
+# make test    make check, then all tests but the long ones
 # make test-fast   make check and the quick tests, for use while working
-# make test-python   all tests, without make check; test-quick: the quick ones. PYTHON=python3.13 VENV=.venv-3.13 runs
-#                    them on another Python. WORKERS processes share the files of tests: 2, or 0 for none
+# make test-long   kernels of other instruction sets, and long sweeps; .ci/run runs them where kernels change
+# make test-python   the tests of make test, without make check; test-quick: the quick ones. PYTHON=python3.13
+#                    VENV=.venv-3.13 runs them on another Python. WORKERS processes share the files of tests: 2, or 0 for none
 # make test-tokenizers   compare ids and offsets with tokenizers, sentencepiece and tiktoken, on 90 MB of text
 # make test-constraints  generate 10,000 texts under schemas and grammars, and validate each
 # make test-templates    compare the texts of seventy published chat templates with those of transformers
@@ -27,6 +28,9 @@
 #                too, with an interpreter that has them
 # make bench-agreement   divergence of Pellucid and llama.cpp from the float32 run of the same file
 
+# Tests and programs that they start would compile all changed sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -41,7 +45,7 @@ $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --
 $(BIN)/python -m pytest $(ALONE) $(1)
 endef
 
-.PHONY: run test test-python test-quick test-fast test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
+.PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
 
 run: $(VENV)/installed
 	@$(BIN)/pellucid run smollm2 "The capital of France is" --temperature 0 --max-new-tokens 40
@@ -49,7 +53,10 @@ run: $(VENV)/installed
 test: check test-python
 
 test-python: $(VENV)/dev
-	$(call pytest,)
+	$(call pytest,-m "not long")
+
+test-long: $(VENV)/dev
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
 
 test-quick: $(VENV)/dev
 	$(call pytest,$(QUICK))

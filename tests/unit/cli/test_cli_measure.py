@@ -20,8 +20,6 @@ from pellucid.measure.machine import facts
 from pellucid.measure.suite import PrefillWorkload, SuiteOptions
 from pellucid.runtime.batch import StepLimits
 
-pytestmark = pytest.mark.slow
-
 QUICK = ("--prompt", "8", "--depth", "8", "--batch", "2", "--tokens", "4", "--rounds", "2")
 MEASURING = ["measuring\n", "compiling kernels, once for this machine\nmeasuring\n"]
 
@@ -234,6 +232,7 @@ def test_info_of_the_machine(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert "PELLUCID_ISA=abacus: this machine has " in command("info", "--machine").refusal
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["bench", "plan"])
 def test_interrupted(endless: str, name: str) -> None:
@@ -253,6 +252,7 @@ def test_interrupted(endless: str, name: str) -> None:
             program.kill()
 
 
+@pytest.mark.slow
 def test_pipes_get_plain_text(tiny: str) -> None:
     for arguments in (("bench", tiny, *QUICK, "--profile"), ("plan", tiny, "--measured")):
         done = pellucid(*arguments)

@@ -111,7 +111,7 @@ def test_ctrl_c_while_it_hashes(store: Path) -> None:
         began = time.monotonic()
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_the_real_program(store: Path) -> None:

@@ -176,4 +176,5 @@ def test_weights_that_are_no_numbers_are_loaded_without_a_word(tmp_path: Path) -
     begin, end = json.loads(content[8 : 8 + size])["model.norm.weight"]["data_offsets"]
     signalling = (0x7FA00000).to_bytes(4, "little") * ((end - begin) // 4)
     path.write_bytes(content[: 8 + size + begin] + signalling + content[8 + size + end :])
-    pellucid.load(folder, threads=1).close()
+    with pellucid.load(folder, threads=1) as llm:
+        assert llm.spec.family == "llama"

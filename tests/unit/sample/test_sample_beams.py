@@ -31,8 +31,6 @@ from pellucid.weights.open import open_checkpoint
 from pellucid.weights.pack import decode
 from pellucid.weights.store import resolve
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = json.loads((Path(__file__).parents[2] / "goldens" / "sample" / "beams.json").read_text())
 CASES = GOLDEN["cases"]
 SMALL = [

@@ -599,13 +599,35 @@ def test_the_document_names_every_route(served: Served) -> None:
     assert [name for name in wanted if name.split(" ")[1].split("{")[0] not in text] == []
 
 
+def test_the_document_names_the_models_wherever_a_body_has_one(served: Served) -> None:
+    document = httpx.get(served.url + "/openapi.json").json()
+    bodies = {
+        f"{method.upper()} {path}": one["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for path, methods in document["paths"].items()
+        for method, one in methods.items()
+        if "requestBody" in one
+    }
+    routes = {
+        re.sub(r":\w+}", "}", name): one for api in known_apis().values() for name, one in api.routes.items()
+    }
+    names = httpx.get(served.url + "/v1/models").json()["data"]
+    for name, properties in bodies.items():
+        body = routes[name].body
+        assert body is not None
+        assert set(properties) == set(body["properties"])
+        if "model" in properties:
+            assert properties["model"] == {"type": "string", "enum": [one["id"] for one in names]}
+    assert bodies.keys() == {name for name, one in routes.items() if one.body is not None}
+
+
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [8, pytest.param(25, marks=pytest.mark.long)])
+def test_schemathesis_finds_nothing(caller: Served, tmp_path: Path, seconds: int) -> None:
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance,unsupported_method"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", caller.url + "/openapi.json", "-n", "15"),
-            *("--max-time", "25", "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
+            *("--max-time", str(seconds), "-c", checks, "--seed", "1", "--generation-database", ":memory:"),
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

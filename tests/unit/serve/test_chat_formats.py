@@ -322,9 +322,9 @@ def test_arguments_that_follow_no_schema_are_json() -> None:
 
 def test_a_long_enumeration_takes_no_time(llm: LLM) -> None:
     long = tool("a", "add", None, {"properties": {"x": {"enum": ["a" * 100_000, *map(str, range(900))]}}})
-    start = time.perf_counter()
+    start = time.process_time()
     FORMATS["qwen3-coder"].grammar(LarkBuilder(llm.tokenizer), ToolChoice([long]), None)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_call_without_marks_has_its_space(llm: LLM) -> None:

@@ -257,6 +257,16 @@ def test_where_two_runs_begin_to_differ(llama: LLM) -> None:
     assert len(repr(found).splitlines()) == 1
 
 
+@pytest.mark.parametrize("shape", [{"width": 32}, {"layers": 2}])
+def test_runs_of_models_of_different_shapes_are_not_compared(
+    llama: LLM, tmp_path: Path, shape: dict[str, int]
+) -> None:
+    same = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2}
+    path = random_model("llama", tmp_path / "other.gguf", context=256, **{**same, **shape})
+    with pellucid.load(path, threads=1) as other, pytest.raises(InvalidRequest, match="different shapes"):
+        difference(llama, PROMPT, PROMPT, other=other)
+
+
 def test_a_lens_makes_each_row_once_and_nothing_else_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

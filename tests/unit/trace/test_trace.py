@@ -250,11 +250,11 @@ def test_a_trace_is_a_mapping_of_its_names(llm: LLM) -> None:
 
 
 def test_names_with_many_stars_take_no_time(llm: LLM) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for name in ("blocks.*.attention." + "*" * 900 + "!", "**." * 300 + "x", "*a" * 400):
         with pytest.raises(InvalidRequest, match="there is none"), llm.trace(name):
             pass
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     with llm.trace("bl*ks.*.at*n.*_r*y") as trace:
         pass
     assert len(trace) == 6
