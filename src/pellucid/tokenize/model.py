@@ -45,9 +45,9 @@ class TokenizerModel(ABC):
         """The kernel of the compiled form, or None if there is no compiled form."""
         return None
 
-    @abstractmethod
     def __call__(self, piece: str) -> list[int]:
         """The ids of a pre-token."""
+        return [index for index, _, _ in self.spans(piece)]
 
     @abstractmethod
     def spans(self, piece: str) -> list[Span]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from sys import float_info
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -271,30 +271,54 @@ class TokenizerJson:
         return Vocabulary(tokens, types, self.path, "model.vocab")
 
 
-def flat(parts: TokenizerJson, spec: Json | None, name: str, inside: str) -> list[Json]:
-    """The steps of a component in order, with nested sequences flattened."""
-    found: list[Json] = []
-    waiting: list[Json] = [] if spec is None else [spec]
+class ComponentReader(Struct, Generic[StageT], frozen=True):
+    """Builds the step of one ``type`` of a component.
+
+    ``fields`` are the fields that the type may have, ``allowed`` the implemented values of some fields.
+    """
+
+    build: Callable[[TokenizerJson, Json], StageT]
+    fields: tuple[str, ...] = ()
+    allowed: Mapping[str, Sequence[Any]] = {}
+
+
+def read_steps(
+    parts: TokenizerJson,
+    spec: Json | None,
+    name: str,
+    inner: str,
+    readers: Mapping[str, ComponentReader[StageT]],
+) -> list[StageT]:
+    """The steps of the component ``name``, in order. A ``Sequence`` has its steps in the field ``inner``.
+
+    Raises :class:`UnsupportedModel` for a type without a reader.
+    """
+    steps: list[StageT] = []
+    pending: list[Json] = [] if spec is None else [spec]
     seen = 0
-    while waiting:
+    while pending:
         seen += 1
-        one = waiting.pop()
-        if seen + len(waiting) > MAX_STAGES:
+        step = pending.pop()
+        if seen + len(pending) > MAX_STAGES:
             raise UnsupportedModel(
                 f"{parts.path.name}: {name} of more than {MAX_STAGES} components; {MAX_STAGES} are allowed"
             )
-        if not isinstance(one, dict):
-            raise FileFormatError(parts.path, name, f"expected an object, found {type(one).__name__}")
-        if one.get("type") == "Sequence":
-            listed = parts.component(one, name, inside).get(inside)
-            if not isinstance(listed, list):
-                raise FileFormatError(
-                    parts.path, f"{name}.{inside}", f"expected an array, found {type(listed).__name__}"
-                )
-            waiting.extend(reversed(listed))
-        else:
-            found.append(one)
-    return found
+        if not isinstance(step, dict):
+            raise FileFormatError(parts.path, name, f"expected an object, found {type(step).__name__}")
+        if (kind := step.get("type")) == "Sequence":
+            nested = parts.component(step, name, inner).get(inner)
+            if not isinstance(nested, list):
+                problem = f"expected an array, found {type(nested).__name__}"
+                raise FileFormatError(parts.path, f"{name}.{inner}", problem)
+            pending.extend(reversed(nested))
+            continue
+        if (reader := readers.get(str(kind))) is None:
+            raise UnsupportedModel(
+                f"{parts.path.name}: {name} {brief(kind)} is not implemented; known are Sequence, {', '.join(readers)}"
+            )
+        parts.component(step, name, *reader.fields, **reader.allowed)
+        steps.append(reader.build(parts, step))
+    return steps
 
 
 class JsonModelReader(Struct, frozen=True):

@@ -44,7 +44,6 @@ class ByteBPE(TokenizerModel):
     printable ASCII has no pieces: then the vocabulary is of another kind.
     """
 
-    cut = None
     spells_bytes = True
 
     def __init__(self, pairs: Ranks, ids: Mapping[str, int], ignore_merges: bool, path: Path) -> None:

@@ -25,8 +25,6 @@ MAX_EXTRA = 1 << 16
 class Bytes(TokenizerModel):
     """The model stage: the bytes of a text, each plus ``shift``."""
 
-    cut = None
-
     def __init__(self, shift: int) -> None:
         self._shift = shift
 

@@ -11,7 +11,6 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.pretokenize import Split
 
 
 class Affixes(Struct, frozen=True):
@@ -36,8 +35,6 @@ class Chars(TokenizerModel):
     characters before they are looked up.
     """
 
-    cut: Split | None = None
-
     def __init__(
         self,
         names: Sequence[str],
@@ -54,9 +51,6 @@ class Chars(TokenizerModel):
     @property
     def drops(self) -> bool:
         return self._unknown is None and len(self._byte_ids) < 256
-
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
         """The ids with the characters that they cover."""

@@ -50,6 +50,9 @@ class Unigram(TokenizerModel):
     ``exactly`` follows SentencePiece: sums are rounded to float32 and run over the whole text, so the rounding depends
     on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
     ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
+
+    There is no ``cut``, even where no piece spans a position: the choice between two equally likely segmentations
+    depends on the rounding of sums, and so on all text before.
     """
 
     def __init__(
@@ -67,10 +70,6 @@ class Unigram(TokenizerModel):
         self._always, self._exactly = always or {}, exactly
         self._unknown_score = rounded(lowest - UNKNOWN_PENALTY) if exactly else lowest - UNKNOWN_PENALTY
 
-    cut = None
-    """No cut, even where no piece spans it: the choice between two equally likely segmentations depends on the rounding
-    of sums, and so on all text before."""
-
     @cached_property
     def _reach(self) -> dict[str, int]:
         """Character → the length of the longest piece that begins with it."""
@@ -78,9 +77,6 @@ class Unigram(TokenizerModel):
         for piece in filter(None, self._pieces):
             found[piece[0]] = max(found.get(piece[0], 0), len(piece))
         return found
-
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
         """The ids with the characters that they cover."""

@@ -23,13 +23,8 @@ class WordLevel(TokenizerModel):
     words (None: a pre-token is one word). Adjacent unknown words become one token.
     """
 
-    cut = None
-
     def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
         self._ids, self._unknown, self._words = ids, unknown, words
-
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
         """The ids with the characters of their words."""

@@ -31,14 +31,9 @@ if TYPE_CHECKING:
 class WordPiece(TokenizerModel):
     """The model stage: one word → ids. Words of more than ``longest`` characters become ``unknown``."""
 
-    cut = None
-
     def __init__(self, ids: Mapping[str, int], unknown: int, prefix: str = "##", longest: int = 100) -> None:
         self._ids, self._unknown, self._prefix, self._longest = ids, unknown, prefix, longest
         self._reach = max(map(len, ids), default=0)
-
-    def __call__(self, piece: str) -> list[int]:
-        return [index for index, _, _ in self.spans(piece)]
 
     def spans(self, piece: str) -> list[Span]:
         """The ids with the characters that they cover."""
