@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.beside import beside
+from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.text.pieces import PART
+from pellucid.kernels.text.rewrite import RULES
 from pellucid.tokenize.compiled.form_tables import form_table
-from pellucid.tokenize.compiled.kernels import kernels
 from pellucid.tokenize.compiled.pipeline import Pipeline, Placed
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable, rewrite_tables
 from pellucid.tokenize.compiled.stages import Adding, CompiledStage, Cutting, Normalizing, Rewriting
@@ -27,6 +28,7 @@ from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.automaton import automaton
 from pellucid.tokenize.stages.added import AddedTokens
 from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
+from pellucid.tokenize.stages.character_map import places_of
 from pellucid.tokenize.stages.normalize import Normalizer, Replace, Sequential
 from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
 
@@ -38,6 +40,14 @@ T = TypeVar("T")
 CHUNK = 1 << 16
 """Characters per batch: the results between the stages then stay in a core's cache."""
 
+STAGE_KERNELS = (
+    *(KernelKey(f"text.{name}") for name in ("split", "added", "neighbours", "normalize")),
+    *(KernelKey(f"text.{name}") for name in ("words", "splits", "tree", "layout", "pairs")),
+    *(KernelKey("text.apart", everywhere=everywhere) for everywhere in (False, True)),
+    *(KernelKey("text.rewrite", rules=rules) for rules in RULES),
+)
+"""The kernels of all stages but the model's, and of their tables."""
+
 FEW = 256
 """Number of characters that Python normalizes in the time of one call of compiled code."""
 
@@ -47,7 +57,7 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
     True for a model without a compiled form.
     """
-    return model.kernel is None or beside().ready(kernels(model.kernel), compiles=compiles)
+    return model.kernel is None or beside().ready((model.kernel, *STAGE_KERNELS), compiles=compiles)
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:
@@ -229,14 +239,9 @@ def _origins(parts: Iterable[tuple[Aligned, int | None]]) -> tuple[NDArray[np.in
     """The start and end in the original text of each character of the parts; an added token is one character."""
     starts, ends = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for part, index in parts:
-        whole = part.span(0, len(part))
-        for of, found in ((starts, part.starts), (ends, part.ends)):
-            if index is not None:
-                of.append(np.array([whole[of is ends]]))
-            elif isinstance(found, range):
-                of.append(np.arange(found.start, found.stop))
-            else:
-                of.append(np.array(found, np.int64))
+        start, end = part.span(0, len(part))
+        starts.append(places_of(part.starts if index is None else [start]))
+        ends.append(places_of(part.ends if index is None else [end]))
     return np.concatenate(starts), np.concatenate(ends)
 
 

@@ -64,9 +64,8 @@ def _reader(path: Path) -> Reader | None:
     ):
         return None
     if path.name == "vocab.json":
-        return (
-            _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if _has_merges(path) else None
-        )
+        has_merges = (path.parent / "merges.txt").is_file()
+        return _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if has_merges else None
     head = _head(path)
     if ranks.is_tekken(head):
         return lambda path, sidecar: from_file(
@@ -99,10 +98,6 @@ def _refuse_rwkv(path: Path) -> None:
             f"{path.name}: a vocabulary of RWKV, whose tokenizer (the longest match in a trie of bytes) is not "
             f"implemented; use a model with one of {FILES}"
         )
-
-
-def _has_merges(path: Path) -> bool:
-    return (path.parent / "merges.txt").is_file()
 
 
 def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pellucid.errors import FileFormatError, InvalidRequest
-from pellucid.errors.messages import brief, shown
+from pellucid.errors.messages import brief
 from pellucid.tokenize.piece_ids import PieceIds
 from pellucid.util.checks import is_whole
 
@@ -56,13 +56,7 @@ class Vocabulary:
         self.types = bytes([TokenType.NORMAL]) * self.size if types is None else _as_bytes(types, path, field)
         if len(self.types) != self.size:
             raise FileFormatError(path, field, f"{self.size:,} pieces but {len(self.types):,} token types")
-        self.ids: Mapping[str, int] = dict(zip(self.tokens, range(self.size)))
-        if len(self.ids) != self.size:
-            second = next(i for i, token in enumerate(self.tokens) if self.ids[token] != i)
-            token = self.tokens[second]
-            raise FileFormatError(
-                path, field, f"piece {shown(token)!r} is listed twice, as ids {second} and {self.ids[token]}"
-            )
+        self.ids: Mapping[str, int] = distinct_ids(self.tokens, path, field)
 
     @classmethod
     def checked(cls, tokens: Sequence[str], types: bytes, ids: Mapping[str, int] | None = None) -> Vocabulary:
@@ -119,6 +113,16 @@ class Vocabulary:
     def check(self, token_id: int) -> int:
         """Return the id. Raises :class:`InvalidRequest` if it is outside the vocabulary."""
         return checked_id(token_id, self.size)
+
+
+def distinct_ids(tokens: Sequence[str], path: Path, field: str) -> dict[str, int]:
+    """Piece → id. Raises :class:`FileFormatError` if two ids share a piece."""
+    ids = dict(zip(tokens, range(len(tokens))))
+    if len(ids) != len(tokens):
+        first, token = next((at, token) for at, token in enumerate(tokens) if ids[token] != at)
+        problem = f"piece {brief(token)} is listed twice, as ids {first} and {ids[token]}"
+        raise FileFormatError(path, field, problem)
+    return ids
 
 
 def _as_bytes(types: Sequence[int], path: Path, field: str) -> bytes:

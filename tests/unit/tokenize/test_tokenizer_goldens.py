@@ -18,8 +18,7 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.tokenize import tokenizer as base
-from pellucid.tokenize.compiled.kernels import kernels
-from pellucid.tokenize.compiled_encoder import CHUNK, compiled_encoder
+from pellucid.tokenize.compiled_encoder import CHUNK, STAGE_KERNELS, compiled_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +132,7 @@ def test_compiled_code_takes_over_once_it_pays() -> None:
     text, ours = "it's 12 naïve words\n", from_folder(GOLDENS / "tiny_byte_level")
     assert ours.model.kernel is not None
     before = ours.encode(text, add_special=False)
-    shared().load(kernels(ours.model.kernel))
+    shared().load([ours.model.kernel, *STAGE_KERNELS])
     ours.encode(text * (base.CHARACTERS_BEFORE_CACHED // len(text)))
     assert "_compiled" in ours.__dict__
     assert ours.encode(text, add_special=False) == before
@@ -181,7 +180,7 @@ def test_what_may_be_called_is_compiled(name: str, monkeypatch: pytest.MonkeyPat
     ours = tokenizer(name)
     if compiled_encoder(ours) is not None:
         assert ours.model.kernel is not None
-        assert called <= set(kernels(ours.model.kernel))
+        assert called <= {ours.model.kernel, *STAGE_KERNELS}
 
 
 @pytest.mark.parametrize("name", BOTH)

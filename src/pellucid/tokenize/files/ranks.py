@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
+from pellucid.tokenize.files.legacy import byte_level_split
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
 from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
@@ -201,13 +202,9 @@ def _control(index: int, name: str) -> dict[str, Any]:
 
 
 def _by_rank(vocab: Mapping[str, int], added: Sequence[Json], pattern: str) -> dict[str, Any]:
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {
         "added_tokens": sorted(added, key=lambda token: token["id"]),
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}],
-        },
+        "pre_tokenizer": byte_level_split(pattern),
         "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": dict(vocab), "merges": BY_RANK, "ignore_merges": True},
     }

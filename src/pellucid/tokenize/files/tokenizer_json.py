@@ -21,7 +21,7 @@ from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.parsed_cache import Arrays
 from pellucid.tokenize.stages.added import AddedToken
 from pellucid.tokenize.stages.pretokenize import Stage
-from pellucid.tokenize.vocabulary import TokenType, Vocabulary
+from pellucid.tokenize.vocabulary import TokenType, Vocabulary, distinct_ids
 
 Json = Mapping[str, Any]
 StageT = TypeVar("StageT")
@@ -199,13 +199,8 @@ class TokenizerJson:
             if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
                 problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
                 raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
-        ids = {piece: at for at, (piece, _) in enumerate(vocab)}
-        if len(ids) != len(vocab):
-            at = next(at for at, (piece, _) in enumerate(vocab) if ids[piece] != at)
-            problem = f"{brief(vocab[at][0])} is listed twice, as ids {at} and {ids[vocab[at][0]]}"
-            raise FileFormatError(self.path, "model.vocab", problem)
         self.scores = [float(score) for _, score in vocab]
-        return ids
+        return distinct_ids([piece for piece, _ in vocab], self.path, "model.vocab")
 
     def _added(self, at: int, token: Any) -> AddedToken:
         where = f"added_tokens[{at}]"

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pellucid.tokenize.stages.decode import Decoder
+from pellucid.tokenize.stages.decode import Decoder, begins_surrogate
 from pellucid.tokenize.vocabulary import checked_id
 
 SPELLED = "pellucid.spelled"
@@ -89,7 +89,7 @@ def _goes_on(begun: bytes, data: bytes) -> bool:
         _utf8("strict").decode(begun + data)
     except UnicodeDecodeError as error:
         return bool(begun) and error.start > 0
-    return bool(begun) and not _is_surrogate(begun + data)
+    return bool(begun) and not begins_surrogate(begun + data)
 
 
 def _open_end(data: bytes) -> bytes:
@@ -97,12 +97,7 @@ def _open_end(data: bytes) -> bytes:
     reader = _utf8("replace")
     reader.decode(data)
     held, _ = reader.getstate()
-    return b"" if _is_surrogate(held) else held
-
-
-def _is_surrogate(data: bytes) -> bool:
-    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
-    return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
+    return b"" if begins_surrogate(held) else held
 
 
 _utf8 = codecs.getincrementaldecoder("utf-8")

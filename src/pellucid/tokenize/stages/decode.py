@@ -18,21 +18,18 @@ from pellucid.tokenize.vocabulary import checked_id
 
 SPACE = "▁"
 """The character that SentencePiece writes for a space."""
-_BYTES: dict[str, int] = {}
 
 
+@cache
 def byte_alphabet() -> dict[str, int]:
     """Character → byte of byte-level vocabularies.
 
     Printable Latin-1 characters represent their own bytes; U+0100 and up represent the other bytes in order (Radford et
     al. 2019, GPT-2, ``encoder.py``, ``bytes_to_unicode``).
     """
-    if not _BYTES:
-        own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        others = (byte for byte in range(256) if byte not in own)
-        _BYTES.update({chr(byte): byte for byte in own})
-        _BYTES.update({chr(0x100 + n): byte for n, byte in enumerate(others)})
-    return _BYTES
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in own)
+    return {chr(byte): byte for byte in own} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 @cache
@@ -169,6 +166,11 @@ class PieceBytes(dict[int, bytes]):
         return text
 
 
+def begins_surrogate(data: bytes) -> bool:
+    """True if the bytes begin a surrogate: invalid in UTF-8, but Python's decoder waits for the third byte."""
+    return len(data) > 1 and data[0] == 0xED and data[1] >= 0xA0
+
+
 class UTF8Stream:
     """The text of bytes that arrive in parts, with U+FFFD for bytes that are not UTF-8."""
 
@@ -179,8 +181,7 @@ class UTF8Stream:
         """The characters that the bytes complete."""
         text = self._utf8.decode(data)
         held, _ = self._utf8.getstate()
-        if len(held) == 2 and held[0] == 0xED and held[1] >= 0xA0:
-            # The start of a surrogate: never valid UTF-8, but Python's decoder would wait for the third byte.
+        if begins_surrogate(held):
             self._utf8.reset()
             text += "\ufffd\ufffd"
         return text
