@@ -2,17 +2,15 @@
 
     @dataclass(frozen=True)
     class TopK(SamplerStep):
-        name, order, kind = "top_k", 100, "cut"
+        name, order, kind, off = "top_k", 100, "cut", 0
         top_k: int = option(40, whole(0, 1 << 31), "Only the N most likely tokens; 0 is off.")
-
-        idle = property(lambda self: not self.top_k)
 
         def apply(self, candidates, history):
             return candidates.keep_top(self.top_k)
 
 A step is a frozen dataclass. Its fields that are declared with ``option`` are options of ``generate``, of the command
 line and of a request; their names are unique among all steps. Other fields are its state. ``order`` is its default
-position in the chain.
+position in the chain. A step whose first option has the value ``off`` has no effect.
 """
 
 from __future__ import annotations
@@ -176,6 +174,8 @@ class SamplerStep:
     name: ClassVar[str]
     order: ClassVar[int]
     kind: ClassVar[Kind]
+    off: ClassVar[Any] = None
+    """The value of the first option with which the step has no effect."""
     alone: ClassVar[bool] = False
     """True if this step, when active, replaces the other steps of kind "cut" in the default chain.
     Beam search refuses it."""
@@ -187,8 +187,8 @@ class SamplerStep:
 
     @property
     def idle(self) -> bool:
-        """True if the step has no effect with these values, so that it can be left out."""
-        return False
+        """True if the step has no effect with these values, so that it is left out."""
+        return self.off is not None and bool(getattr(self, fields(self)[0].name) == self.off)
 
     def bind(self, context: RequestContext) -> SamplerStep:
         """The step bound to one request, with its data about the vocabulary, and with its own state if it needs state.

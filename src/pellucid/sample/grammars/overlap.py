@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from pellucid.sample.grammars.subschemas import target
+from pellucid.sample.grammars.subschemas import list_in, number_in, target
 
 MAX_OPTIONS, DEEPEST, MOST_PAIRS = 64, 16, 50_000
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
@@ -57,8 +57,7 @@ class _Exclusion:
         if self.left < 0:
             return
         yield node
-        several = node.get("allOf")
-        for part in [target(self.root, node), *(several if isinstance(several, list) else [])]:
+        for part in [target(self.root, node), *list_in(node, "allOf")]:
             if isinstance(part, dict) and depth:
                 yield from self._parts(part, depth - 1)
 
@@ -87,7 +86,7 @@ class _Exclusion:
 
     def _first_items(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if one schema requires an item, and no first item satisfies both schemas."""
-        needed = [node for node in (one, other) if _number(node.get("minItems")) >= 1]
+        needed = [node for node in (one, other) if number_in(node, "minItems") >= 1]
         first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (one, other)]
         return bool(needed) and self.excludes(first[0], first[1], depth)
 
@@ -97,7 +96,7 @@ class _Exclusion:
             found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other)
         )
         closed = other.get("additionalProperties") is False and not other.get("patternProperties")
-        for name in _list(one, "required"):
+        for name in list_in(one, "required"):
             if closed and name not in others:
                 return True
             if name in mine and name in others and self.excludes(mine[name], others[name], depth):
@@ -130,7 +129,7 @@ class _Exclusion:
                 {f"min{keys}": length, f"max{keys}": length}, part, (f"min{keys}",), (f"max{keys}",)
             ):
                 return True
-            if isinstance(value, dict) and any(name not in value for name in _list(part, "required")):
+            if isinstance(value, dict) and any(name not in value for name in list_in(part, "required")):
                 return True
         return False
 
@@ -167,17 +166,9 @@ def _apart(
     for first, second in ((one, other), (other, one)):
         for high in upper:
             for low in lower:
-                most, least = _number(first.get(high), None), _number(second.get(low), None)
+                most, least = number_in(first, high, None), number_in(second, low, None)
                 if most is None or least is None:
                     continue
                 if most < least or (most == least and "exclusive" in high + low):
                     return True
     return False
-
-
-def _number(value: Any, default: Any = 0) -> Any:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
-
-
-def _list(node: dict[str, Any], key: str) -> list[Any]:
-    return found if isinstance(found := node.get(key), list) else []

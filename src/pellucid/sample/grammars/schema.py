@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.grammars.finite import without_endless_parts
 from pellucid.sample.grammars.overlap import as_any_of
 from pellucid.sample.grammars.problems import refused
-from pellucid.sample.grammars.subschemas import subschemas, target
+from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
 LONGEST = 1 << 20  # characters
 DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
@@ -175,7 +175,7 @@ class _SchemaChecker:
             if not isinstance(one, dict) or id(one) in seen:
                 continue
             seen.add(id(one))
-            if isinstance(of := one.get("multipleOf"), (int, float)) and not isinstance(of, bool):
+            if is_number(of := one.get("multipleOf")):
                 if not of > 0:
                     raise refused(self.kind, f"multipleOf is {brief(of)}, not a number above 0")
                 part = Fraction(str(of))
@@ -183,5 +183,5 @@ class _SchemaChecker:
                 common = Fraction(numerator, math.gcd(common.denominator, part.denominator))
                 if max(common.numerator, part.denominator) > MAX_MULTIPLE:
                     raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
-            stack += one["allOf"] if isinstance(one.get("allOf"), list) else []
+            stack += list_in(one, "allOf")
             stack.append(target(self.root, one))

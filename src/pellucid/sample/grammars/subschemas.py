@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 SCHEMA_KEYS = (
     "items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if", "then", "else",
@@ -29,6 +29,21 @@ def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
     for key in MAP_KEYS:
         if isinstance(named := node.get(key), dict):
             yield from ((f"/{key}/{_escaped(name)}", one) for name, one in named.items())
+
+
+def list_in(node: dict[str, Any], key: str) -> list[Any]:
+    """The list in a field of a schema; empty if the field has no list."""
+    return found if isinstance(found := node.get(key), list) else []
+
+
+def number_in(node: dict[str, Any], key: str, default: Any = 0) -> Any:
+    """The number in a field of a schema; ``default`` if the field has no number."""
+    return found if is_number(found := node.get(key)) else default
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for a JSON number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def resolved(root: Any, reference: str) -> Any:

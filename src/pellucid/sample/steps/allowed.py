@@ -23,7 +23,7 @@ MOST = 65_536  # entries
 
 @dataclass(frozen=True)
 class Allowed(SamplerStep):
-    name, order, kind = "allowed", 60, "forbid"
+    name, order, kind, off = "allowed", 60, "forbid", ()
 
     allowed: Sequence[Any] = option(
         (),
@@ -32,10 +32,6 @@ class Allowed(SamplerStep):
         parts,
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
-
-    @property
-    def idle(self) -> bool:
-        return not self.allowed
 
     def bind(self, context: RequestContext) -> SamplerStep:
         found = {

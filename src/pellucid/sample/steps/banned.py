@@ -24,7 +24,7 @@ MOST = 4096  # entries
 
 @dataclass(frozen=True)
 class Banned(SamplerStep):
-    name, order, kind = "banned", 50, "forbid"
+    name, order, kind, off = "banned", 50, "forbid", ()
 
     banned: Sequence[Any] = option(
         (),
@@ -36,10 +36,6 @@ class Banned(SamplerStep):
         default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False
     )
     sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
-
-    @property
-    def idle(self) -> bool:
-        return not self.banned
 
     def bind(self, context: RequestContext) -> SamplerStep:
         found = [ids for entry in self.banned for ids in spellings(context, "banned", entry)]

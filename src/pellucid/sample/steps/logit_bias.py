@@ -56,17 +56,13 @@ def _parse(text: str) -> Any:
 
 @dataclass(frozen=True)
 class LogitBias(SamplerStep):
-    name, order, kind = "logit_bias", 40, "change"
+    name, order, kind, off = "logit_bias", 40, "change", ()
 
     logit_bias: tuple[tuple[int | str, float], ...] = option(
         (), _biases, "Numbers added to logits: TOKEN=NUMBER,... where a token is its id or its text.", _parse
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
     amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
-
-    @property
-    def idle(self) -> bool:
-        return not self.logit_bias
 
     def bind(self, context: RequestContext) -> SamplerStep:
         ids = tuple(single(context, "logit_bias", token) for token, _ in self.logit_bias)

@@ -24,7 +24,7 @@ class Surprise:
 
 @dataclass(frozen=True)
 class Mirostat(SamplerStep):
-    name, order, kind, alone = "mirostat", 190, "cut", True
+    name, order, kind, off, alone = "mirostat", 190, "cut", 0, True
 
     mirostat: int = option(
         0,
@@ -39,10 +39,6 @@ class Mirostat(SamplerStep):
         super().__post_init__()
         if self.mirostat == 1:
             whole(2, 2, "Mirostat 1 is not implemented; 0 turns it off")("mirostat", 1)
-
-    @property
-    def idle(self) -> bool:
-        return self.mirostat == 0
 
     @property
     def note(self) -> str:

@@ -21,17 +21,13 @@ MOST = 100
 
 @dataclass(frozen=True)
 class TopH(SamplerStep):
-    name, order, kind = "top_h", 170, "cut"
+    name, order, kind, off = "top_h", 170, "cut", 1
 
     top_h: float = option(
         1.0,
         real(0, 1, "1 turns it off", above=True),
         "Only the most likely tokens that have this share of the entropy; 1 is off.",
     )
-
-    @property
-    def idle(self) -> bool:
-        return self.top_h == 1
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         left = candidates.keep_top(MOST)
