@@ -13,7 +13,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
 from pellucid.sample.logprobs import Logprobs
 from pellucid.sample.step import SamplerStep, options_of
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 
 @dataclass(frozen=True)

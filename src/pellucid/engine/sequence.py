@@ -18,7 +18,7 @@ from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.options import Options
-from pellucid.sample.trace import TokenTrace, of_draw
+from pellucid.sample.token_trace import TokenTrace, of_draw
 from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pellucid.engine.sequence import TokenOutput
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
 from pellucid.sample.options import Options
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 
 class MadeToken(Struct, frozen=True):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors import KernelError, NothingLeft
 from pellucid.sample.candidates import DAMAGED, Candidates
-from pellucid.sample.comparison import StepTrace, compare
 from pellucid.sample.random import uniform
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol
+from pellucid.sample.step_trace import StepTrace, compare
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

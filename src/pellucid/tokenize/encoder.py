@@ -14,19 +14,19 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pellucid.tokenize.encoding import Span
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedTokens
-from pellucid.tokenize.stages.aligned import Aligned, without_surrogates
+from pellucid.tokenize.stages.added_tokens import AddedTokens
+from pellucid.tokenize.stages.aligned import AlignedText, without_surrogates
 from pellucid.tokenize.stages.decode import Decoder
 from pellucid.tokenize.stages.postprocess import Template, Trim
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, PreTokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pellucid.tokenize.stages.normalize import Normalizer
 
 
-class _Remembered(dict[str, list[int]]):
+class _IdCache(dict[str, list[int]]):
     """A bounded cache of the ids of pre-tokens."""
 
     ENTRIES, LONGEST = 1 << 16, 64
@@ -63,10 +63,10 @@ class Encoder:
     post_processor: Template
     decoder: Decoder
     trims: tuple[Trim, ...] = ()
-    _id_cache: _Remembered = field(init=False, repr=False, compare=False)
+    _id_cache: _IdCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_id_cache", _Remembered(self.model))
+        object.__setattr__(self, "_id_cache", _IdCache(self.model))
 
     @property
     def vocab_size(self) -> int:
@@ -126,7 +126,9 @@ class Encoder:
             for found, start, stop in self.model.spans(piece.text):
                 yield found, *piece.span(start, stop)
 
-    def pieces(self, text: str, parse_special: bool, mark: str = "") -> Iterator[tuple[Aligned, int | None]]:
+    def pieces(
+        self, text: str, parse_special: bool, mark: str = ""
+    ) -> Iterator[tuple[AlignedText, int | None]]:
         """The pre-tokens and added tokens of a text in order; the id is None for a pre-token."""
         for part, index in self.parts(text, parse_special):
             if index is not None:
@@ -135,9 +137,9 @@ class Encoder:
                 plain = part.without(mark) if mark else part
                 yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
 
-    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[Aligned, int | None]]:
+    def parts(self, text: str, parse_special: bool) -> Iterator[tuple[AlignedText, int | None]]:
         """The parts of the normalized text, cut at added tokens; the id is None for a part that is text."""
-        whole = Aligned.of_any(text)
+        whole = AlignedText.of_any(text)
         for start, stop, index in self.added.split(whole.text, parse_special):
             part = whole.part(start, stop)
             if index is not None:

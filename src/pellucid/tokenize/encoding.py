@@ -12,7 +12,7 @@ from typing import Literal
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.tokenize.tokens import Token, TokenTable
+from pellucid.tokenize.token_table import Token, TokenTable
 
 Span = tuple[int, int, int]
 """An id, and the start and end of the characters that it covers in a pre-token; the end is excluded."""

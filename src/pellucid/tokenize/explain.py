@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pellucid.tokenize.encoder import Encoder
-    from pellucid.tokenize.stages.aligned import Aligned
-    from pellucid.tokenize.tokens import Token
+    from pellucid.tokenize.stages.aligned import AlignedText
+    from pellucid.tokenize.token_table import Token
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def explain(encoder: Encoder, text: str, parse_special: bool, around: Sequence[T
     return Explanation(text, normalized, _stages(encoder), pre_tokens, tokens)
 
 
-def _pre_token(encoder: Encoder, piece: Aligned, index: int | None) -> PreToken:
+def _pre_token(encoder: Encoder, piece: AlignedText, index: int | None) -> PreToken:
     spans = [(index, 0, len(piece))] if index is not None else encoder.model.spans(piece.text)
     tokens = tuple(
         ExplainedToken(

@@ -21,7 +21,7 @@ from pellucid.tokenize.encoding import Encoding, Padding, Truncation, combined
 from pellucid.tokenize.stages.characters import CharacterGroup, CharacterGrouper, groups
 from pellucid.tokenize.stages.decode import PieceBytes, StreamDecoder
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.tokens import TokenTable
+from pellucid.tokenize.token_table import TokenTable
 from pellucid.util import checks
 
 if TYPE_CHECKING:

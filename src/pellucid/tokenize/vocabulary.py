@@ -89,10 +89,10 @@ class Vocabulary:
         """The ids of all tokens with a type in ``kinds``, ascending; NORMAL is not supported."""
         return sorted(index for kind in kinds for index in self._by_type.get(kind, ()))
 
-    def ids_but(self, *kinds: int) -> Mapping[str, int]:
+    def ids_without(self, *kinds: int) -> Mapping[str, int]:
         """Piece → id without tokens with a type in ``kinds``: the pieces that text may become."""
         if isinstance(self.ids, PieceIds):
-            return self.ids.but(frozenset(self.of_type(*kinds)))
+            return self.ids.without(frozenset(self.of_type(*kinds)))
         pieces = dict(self.ids)
         for index in self.of_type(*kinds):
             del pieces[self.tokens[index]]

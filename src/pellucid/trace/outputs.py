@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pellucid.plan.plan import Plan, View
 from pellucid.sample.step import steps
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.points import Point, points_of
 
 STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
-"""The columns of a sampler step's point (``sample/comparison.py``)."""
+"""The columns of a sampler step's point (``sample/step_trace.py``)."""
 
 
 class Outputs(Protocol):

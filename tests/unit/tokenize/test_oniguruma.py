@@ -15,7 +15,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.tokenize.patterns import matcher as matchers
 from pellucid.tokenize.patterns.matcher import Budget, Matcher, matcher
 from pellucid.tokenize.patterns.oniguruma import PatternError, parse
-from pellucid.tokenize.stages.aligned import Aligned
+from pellucid.tokenize.stages.aligned import AlignedText
 from pellucid.tokenize.stages.normalize import Replace
 from pellucid.tokenize.stages.pretokenize import Split
 
@@ -49,7 +49,7 @@ def test_a_pattern_has_its_meaning(pattern: str) -> None:
     for text, (spans, replaced, *offsets) in zip(CASES["texts"], expected):
         assert [flat(Split(pattern, *behavior).spans(text)) for behavior in behaviors] == spans
         stage = Replace(pattern, "+-", is_pattern=True)
-        aligned = stage.aligned(Aligned.of(text))
+        aligned = stage.aligned(AlignedText.of(text))
         assert stage(text) == aligned.text == replaced
         assert offsets in ([], [flat(zip(aligned.starts, aligned.ends))])
 

@@ -18,7 +18,7 @@ from tokenizer_cases import BOTH, GOLDENS, MODELS, from_folder, golden, tokenize
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.tokenize import tokenizer as base
-from pellucid.tokenize.compiled_encoder import CHUNK, STAGE_KERNELS, compiled_encoder
+from pellucid.tokenize.compiled_encoder import BATCH_CHARACTERS, STAGE_KERNELS, compiled_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_compiled_code_has_the_same_offsets(name: str, texts: list[str]) -> None
 @pytest.mark.parametrize("name", BOTH)
 def test_arrays_and_threads_have_the_same_ids(name: str, texts: list[str]) -> None:
     ours = dataclasses.replace(tokenizer(name))
-    many = texts * (3 * CHUNK // sum(map(len, texts)) + 1)
+    many = texts * (3 * BATCH_CHARACTERS // sum(map(len, texts)) + 1)
     assert ours._compiled is not None or ours.model.kernel is None
     arrays, lists = ours.encode_arrays(many, threads=2), ours.encode_batch(many, threads=2)
     assert (

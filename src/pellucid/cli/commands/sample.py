@@ -11,7 +11,7 @@ from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.sequence import TokenOutput
-    from pellucid.sample.trace import TokenTrace
+    from pellucid.sample.token_trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
 BAR = 20  # characters of the bar of probability 1
@@ -63,7 +63,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
     """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
-    from pellucid.sample.trace import likeliest
+    from pellucid.sample.token_trace import likeliest
 
     ids, before, after = likeliest(piece.draw, top)
     return [

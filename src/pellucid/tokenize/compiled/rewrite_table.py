@@ -31,7 +31,7 @@ from pellucid.kernels.text.rewrite import (
 from pellucid.tokenize.stages import normalize
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Form, Normalizer
-from pellucid.tokenize.stages.precompiled_charsmap import Precompiled, SentencePiece
+from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer, SentencePieceNormalizer
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
 BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
@@ -152,9 +152,9 @@ def _steps(stage: Normalizer, only_first: bool = False) -> Sequence[_Step | Form
         if not stage.is_pattern and len(stage.old) == 1:
             return [_Step({ord(stage.old): stage.new})]
         return [_Step(collapse=True)] if stage == normalize.Replace(" {2,}", " ", is_pattern=True) else None
-    if isinstance(stage, Precompiled):
+    if isinstance(stage, PrecompiledNormalizer):
         return [_precompiled(stage)]
-    if isinstance(stage, SentencePiece):
+    if isinstance(stage, SentencePieceNormalizer):
         return _sentencepiece(stage)
     touched = _changed_sets(stage)
     return None if touched is None else [_Step(_changes(stage, touched))]
@@ -188,7 +188,7 @@ def _changes(stage: Normalizer, sets: Sequence[Ranges]) -> dict[int, str | None]
     return changes
 
 
-def _precompiled(stage: Precompiled) -> _Step:
+def _precompiled(stage: PrecompiledNormalizer) -> _Step:
     changes, longer = _split_rules(stage.map.rules)
     # These characters form a cluster with the characters after them. Only Python handles these clusters.
     changes |= dict.fromkeys(map(ord, letters(members("text.prepends") or ())))
@@ -203,7 +203,7 @@ def _split_rules(rules: Mapping[str, str]) -> tuple[dict[int, str | None], dict[
     return single, {key: new for key, new in rules.items() if len(key) > 1}
 
 
-def _sentencepiece(stage: SentencePiece) -> list[_Step] | None:
+def _sentencepiece(stage: SentencePieceNormalizer) -> list[_Step] | None:
     rules = stage.rules.rules
     if stage.suffix or (stage.remove_extra and any("  " in new for new in rules.values())):
         return None

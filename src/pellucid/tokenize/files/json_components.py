@@ -27,7 +27,7 @@ from pellucid.tokenize.patterns.tree import sets
 from pellucid.tokenize.stages import normalize, pretokenize
 from pellucid.tokenize.stages.normalize import Normalizer
 from pellucid.tokenize.stages.postprocess import A, B, Template, Trim
-from pellucid.tokenize.stages.pretokenize import Change, Split, Stage
+from pellucid.tokenize.stages.pretokenize import NormalizeStep, Split, Stage
 from pellucid.tokenize.unicode import union
 
 MAX_IDS, MAX_SEGMENTS = 1 << 31, (1 << 32) - 1  # ids per text; greatest segment, u32 in ``tokenizers``
@@ -45,10 +45,10 @@ def _replace(parts: TokenizerJson, spec: Json) -> Normalizer:
 
 
 def _precompiled(parts: TokenizerJson, spec: Json) -> Normalizer:
-    from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, Precompiled
+    from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, PrecompiledNormalizer
 
     text = parts.text(spec, "precompiled_charsmap")
-    return Precompiled(CharsMap.from_base64(text, parts.path, "normalizer.precompiled_charsmap"))
+    return PrecompiledNormalizer(CharsMap.from_base64(text, parts.path, "normalizer.precompiled_charsmap"))
 
 
 def _bert(parts: TokenizerJson, spec: Json) -> Normalizer:
@@ -96,7 +96,7 @@ def unspelled(stages: Sequence[Stage]) -> list[Stage] | None:
     return [stage for stage in stages if stage != SPELLING]
 
 
-SPELLING = Change(normalize.ByteLevel())
+SPELLING = NormalizeStep(normalize.ByteLevel())
 """The pre-tokenizer ByteLevel without its prefix and its pattern: it spells bytes in the byte alphabet."""
 
 
@@ -109,7 +109,9 @@ def _same_in_bytes(stage: Stage) -> bool:
 
 
 def _byte_level(parts: TokenizerJson, spec: Json) -> list[Stage]:
-    prefix = [Change(normalize.Prepend(" ", unless_there=True))] if spec.get("add_prefix_space") else []
+    prefix = (
+        [NormalizeStep(normalize.Prepend(" ", unless_there=True))] if spec.get("add_prefix_space") else []
+    )
     return [*prefix, *([Split(GPT2)] if spec.get("use_regex", True) else []), SPELLING]
 
 
@@ -123,9 +125,11 @@ def _metaspace(parts: TokenizerJson, spec: Json) -> list[Stage]:
     allowed = ("always", "first", "never")
     parts.component({"prepend_scheme": scheme}, "Metaspace", "prepend_scheme", prepend_scheme=allowed)
     space = _searchable(parts, parts.text(spec, "replacement"))
-    stages: list[Stage] = [Change(normalize.Replace(" ", space))]
+    stages: list[Stage] = [NormalizeStep(normalize.Replace(" ", space))]
     if scheme != "never":
-        stages.append(Change(normalize.Prepend(space, unless_there=True), only_first=scheme == "first"))
+        stages.append(
+            NormalizeStep(normalize.Prepend(space, unless_there=True), only_first=scheme == "first")
+        )
     if spec.get("split", True):
         stages.append(Split(quoted(space), "MergedWithNext"))
     return stages

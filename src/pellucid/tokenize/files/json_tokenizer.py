@@ -20,11 +20,11 @@ from pellucid.tokenize.files import json_components, json_decoder
 from pellucid.tokenize.files.json_components import unspelled
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages import normalize
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 Models = Sequence[JsonModelReader]
 Reader = Callable[[bytes, Path, Sidecar], Json]

@@ -17,13 +17,13 @@ from msgspec import Struct, field
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Sidecar
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import SentencePieceDecoder
 from pellucid.tokenize.stages.postprocess import Template
-from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePiece
+from pellucid.tokenize.stages.precompiled_charsmap import CharsMap, SentencePieceNormalizer
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 MAX_PIECES = 1 << 22
@@ -121,7 +121,7 @@ class SentencePieceParts(Struct, frozen=True):
     @property
     def pieces(self) -> Mapping[str, int]:
         """Piece → id of every piece that text may become, except bytes."""
-        return self.vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
+        return self.vocabulary.ids_without(*SPECIAL_TYPES, TokenType.BYTE, TokenType.UNUSED)
 
 
 ModelBuilder = Callable[[SentencePieceParts], TokenizerModel]
@@ -159,7 +159,7 @@ def from_spec(
         normalized_added=AddedTokens(
             AddedToken(index, vocabulary.tokens[index]) for index in (user if kind in (BPE, CHAR) else ())
         ),
-        normalizer=SentencePiece(
+        normalizer=SentencePieceNormalizer(
             CharsMap.from_bytes(normal.get(2, b""), path, "normalizer_spec.precompiled_charsmap"),
             dummy_prefix=dummy,
             remove_extra=extra,

@@ -17,10 +17,10 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.merges import BY_RANK, PairRanks
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.parsed_cache import Arrays
-from pellucid.tokenize.stages.added import AddedToken
+from pellucid.tokenize.stages.added_tokens import AddedToken
 from pellucid.tokenize.stages.pretokenize import Stage
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary, distinct_ids
 
 Json = Mapping[str, Any]

@@ -21,17 +21,17 @@ from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
 from pellucid.tokenize.merges import BY_RANK, Log, PairRanks, Ranks, ScoreRanks, merge, merge_spans
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.patterns.published import GGUF_PRE
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decode_steps import ByteLevelStep
 from pellucid.tokenize.stages.pretokenize import PreTokenizer, Split, Stage
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 WORTH_CACHING = 10_000  # merges; reading more of them from the cache is faster than parsing
 
@@ -113,7 +113,7 @@ class ByteBPE(TokenizerModel):
 
     def compiled(self) -> CompiledModel:
         """The compiled form."""
-        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.compiled_model import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
 
         ids, spelled = byte_table(self._byte_ids), SpelledPieces.in_alphabet(self._ids, self.pairs.size)
@@ -229,7 +229,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     return Tokenizer(
         normalizer=None,
         pre_tokenizer=PreTokenizer(tuple(map(Split, splitting.steps))),
-        model=ByteBPE(pairs, vocabulary.ids_but(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
+        model=ByteBPE(pairs, vocabulary.ids_without(*SPECIAL_TYPES), splitting.ignore_merges, fields.path),
         decoder=StepDecoder(vocabulary.tokens, [ByteLevelStep()], verbatim),
         **fields.shared(vocabulary, splitting.add_bos),
     )

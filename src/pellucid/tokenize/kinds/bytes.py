@@ -10,12 +10,12 @@ from pellucid.errors.messages import brief
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sidecar import Sidecar
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
-from pellucid.tokenize.stages.added import AddedToken, AddedTokens
+from pellucid.tokenize.stages.added_tokens import AddedToken, AddedTokens
 from pellucid.tokenize.stages.decode import BytesDecoder
 from pellucid.tokenize.stages.postprocess import Template
 from pellucid.tokenize.stages.pretokenize import PreTokenizer
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 SPECIAL = ("<pad>", "</s>", "<unk>")

@@ -10,7 +10,7 @@ from msgspec import Struct
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import CHAR, SentencePieceParts
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 
 
 class Affixes(Struct, frozen=True):

@@ -33,7 +33,7 @@ from pellucid.tokenize.tokenizer import Tokenizer
 from pellucid.tokenize.vocabulary import SPECIAL_TYPES, TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 class CharBPE(Chars):
@@ -102,7 +102,7 @@ class CharBPE(Chars):
         """The compiled form."""
         import numpy as np
 
-        from pellucid.tokenize.compiled.model import merging
+        from pellucid.tokenize.compiled.compiled_model import merging
         from pellucid.tokenize.compiled.tables import NeighbourTable, SpelledPieces, WordTable, byte_table
         from pellucid.tokenize.unicode import CODES
 
@@ -171,7 +171,7 @@ TOOL_RESPONSE = "<|tool_response>"
 
 
 def _text_pieces(vocabulary: Vocabulary) -> Mapping[str, int]:
-    return vocabulary.ids_but(*SPECIAL_TYPES, TokenType.BYTE)
+    return vocabulary.ids_without(*SPECIAL_TYPES, TokenType.BYTE)
 
 
 def _gguf_tokenizer(

@@ -12,8 +12,8 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.sentencepiece import WORD, SentencePieceParts
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel, without_token
 from pellucid.tokenize.stages.pretokenize import BEFORE_SPACES, Split
+from pellucid.tokenize.tokenizer_model import TokenizerModel, without_token
 
 
 class WordLevel(TokenizerModel):

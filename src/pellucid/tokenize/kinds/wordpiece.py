@@ -14,7 +14,6 @@ from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields
 from pellucid.tokenize.files.tokenizer_json import JsonModelReader, TokenizerJson
 from pellucid.tokenize.kind import Kind
-from pellucid.tokenize.model import TokenizerModel
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.decode_steps import WordPieceStep
 from pellucid.tokenize.stages.normalize import Bert
@@ -22,10 +21,11 @@ from pellucid.tokenize.stages.postprocess import A, B, Template
 from pellucid.tokenize.stages.pretokenize import BERT, PreTokenizer
 from pellucid.tokenize.stages.step_decoder import StepDecoder
 from pellucid.tokenize.tokenizer import Tokenizer
+from pellucid.tokenize.tokenizer_model import TokenizerModel
 from pellucid.tokenize.vocabulary import TokenType, Vocabulary
 
 if TYPE_CHECKING:
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 class WordPiece(TokenizerModel):
@@ -84,7 +84,7 @@ class WordPiece(TokenizerModel):
         import numpy as np
 
         from pellucid.kernels.text import wordpiece as text_wordpiece
-        from pellucid.tokenize.compiled.model import CompiledModel
+        from pellucid.tokenize.compiled.compiled_model import CompiledModel
         from pellucid.tokenize.compiled.tables import PieceTree, SpelledPieces
 
         prefix, size = self._prefix, 1 + max(self._ids.values())

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pellucid.tokenize.patterns.matcher import compiled, matcher
 from pellucid.tokenize.patterns.oniguruma_sets import quoted
-from pellucid.tokenize.stages.aligned import Aligned, Change, check_growth, placed
+from pellucid.tokenize.stages.aligned import AlignedText, Replacer, check_growth, placed
 from pellucid.tokenize.stages.character_map import SHORT, CharacterMap
 from pellucid.tokenize.stages.decode import byte_letters
 from pellucid.tokenize.stages.decomposition import Decomposed, decomposed, decompositions, marks
@@ -35,7 +35,7 @@ class Rewrite(Struct, frozen=True):
     """Replaces the matches that ``find`` yields with the results of ``change``, from left to right."""
 
     find: Callable[[str], Iterable[tuple[int, int]]]
-    change: Change
+    change: Replacer
 
     def __call__(self, text: str) -> str:
         out: list[str] = []
@@ -48,7 +48,7 @@ class Rewrite(Struct, frozen=True):
             done = stop
         return "".join([*out, text[done:]]) if out else text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         return text.rewritten(self.find(text.text), self.change)
 
 
@@ -79,7 +79,7 @@ class Normalizer(ABC):
             check_growth(before, len(text))
         return text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         before = len(text)
         for step in self._steps:
             text = step.aligned(text)
@@ -144,7 +144,7 @@ class Normalize(Normalizer):
     def steps(self) -> list[Rewrite]:
         return [Rewrite(self._changed, self._change)]
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         if self._decomposes and len(text) > SHORT and not self._is_normalized(text.text):
             return decomposed(text, self._decomposed_form)
         return super().aligned(text)

@@ -22,7 +22,7 @@ from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.tokenize import parsed_cache
 from pellucid.tokenize.patterns.matcher import compiled
-from pellucid.tokenize.stages.aligned import Aligned, check_growth, placed
+from pellucid.tokenize.stages.aligned import AlignedText, check_growth, placed
 from pellucid.tokenize.stages.decode import SPACE
 from pellucid.tokenize.stages.normalize import Normalizer, Rewrite, matches
 from pellucid.tokenize.unicode import bracket, letters, members, singles
@@ -148,7 +148,7 @@ class CharsMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Precompiled(Normalizer):
+class PrecompiledNormalizer(Normalizer):
     """The map as ``tokenizers`` applies it.
 
     The shortest rule at the start of a grapheme cluster of less than six bytes replaces the whole cluster. In other
@@ -164,7 +164,7 @@ class Precompiled(Normalizer):
     def __call__(self, text: str) -> str:
         return super().__call__(text) if self.map.begins.search(text) else text
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         return super().aligned(text) if self.map.begins.search(text.text) else text
 
     @cached_property
@@ -222,7 +222,7 @@ def clusters() -> Pattern[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class SentencePiece(Normalizer):
+class SentencePieceNormalizer(Normalizer):
     """SentencePiece's normalizer.
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
@@ -244,11 +244,11 @@ class SentencePiece(Normalizer):
     def __call__(self, text: str) -> str:
         return "".join([new for new, _ in self._placed(text)[0]])
 
-    def aligned(self, text: Aligned) -> Aligned:
+    def aligned(self, text: AlignedText) -> AlignedText:
         made, end = self._placed(text.text)
         starts = [text.starts[at] if at < len(text) else text.ends[-1] for _, at in made]
         last = text.starts[end] if end < len(text) else text.ends[-1] if len(text) else 0
-        return Aligned(
+        return AlignedText(
             "".join([new for new, _ in made]), starts, [*starts[1:], last][: len(starts)], text.origin
         )
 

@@ -17,7 +17,7 @@ from pellucid.tokenize.patterns import published
 from pellucid.tokenize.vocabulary import distinct_ids
 
 
-def wordpiece(path: Path, sidecar: Sidecar) -> Json:
+def read_vocab_txt(path: Path, sidecar: Sidecar) -> Json:
     """Reads ``vocab.txt``: BERT's pieces, one per line."""
     config = sidecar.config
     if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
@@ -59,7 +59,7 @@ def wordpiece(path: Path, sidecar: Sidecar) -> Json:
     }
 
 
-def merges(folder: Path, sidecar: Sidecar) -> Json:
+def read_vocab_json(folder: Path, sidecar: Sidecar) -> Json:
     """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE, by default with GPT-2's components."""
     vocab = dict(read_json(folder / "vocab.json"))
     lines = _text(folder / "merges.txt").split("\n")

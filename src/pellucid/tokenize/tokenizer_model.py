@@ -13,7 +13,7 @@ from pellucid.tokenize.stages.pretokenize import Split
 
 if TYPE_CHECKING:
     from pellucid.kernels.core.definitions import KernelKey
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 def without_token(text: str) -> InvalidRequest:

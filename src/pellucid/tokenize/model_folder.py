@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pellucid.errors import UnsupportedModel
-from pellucid.tokenize.files import legacy, ranks, sentencepiece
+from pellucid.tokenize.files import sentencepiece, tiktoken, vocab_files
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
@@ -65,19 +65,23 @@ def _reader(path: Path) -> Reader | None:
         return None
     if path.name == "vocab.json":
         has_merges = (path.parent / "merges.txt").is_file()
-        return _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if has_merges else None
+        return (
+            _of_spec(lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar))
+            if has_merges
+            else None
+        )
     head = _head(path)
-    if ranks.is_tekken(head):
+    if tiktoken.is_tekken(head):
         return lambda path, sidecar: from_file(
-            path, ranks.tekken_sidecar(sidecar), json_models(), ranks.tekken
+            path, tiktoken.tekken_sidecar(sidecar), json_models(), tiktoken.read_tekken
         )
     if path.suffix == ".json":
         return lambda path, sidecar: from_file(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
-        return _of_spec(legacy.wordpiece)
-    if path.suffix == ".tiktoken" or ranks.is_tiktoken(head):
-        return lambda path, sidecar: from_file(path, sidecar, json_models(), ranks.tiktoken)
+        return _of_spec(vocab_files.read_vocab_txt)
+    if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
     return _sentencepiece if ".model" in path.name or _PROTO.match(head) else None
 
 
@@ -89,7 +93,7 @@ _RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(ranks.HEAD)
+        return file.read(tiktoken.HEAD)
 
 
 def _refuse_rwkv(path: Path) -> None:

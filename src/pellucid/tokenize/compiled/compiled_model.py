@@ -13,7 +13,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Record
 from pellucid.kernels.text import merge as text_merge
 from pellucid.tokenize.compiled import tables
-from pellucid.tokenize.compiled.stages import CompiledStage, Separating
+from pellucid.tokenize.compiled.compiled_stages import CompiledStage, SeparateStage
 
 
 class CompiledModel(Struct, frozen=True):
@@ -51,7 +51,7 @@ def merging(
         "word_places": words.pieces.places,
         "word_state": words.state,
     }
-    stages = (Separating(neighbours, whole),)
+    stages = (SeparateStage(neighbours, whole),)
     return CompiledModel(
         KernelKey("text.merge", symbols=symbols, whole=whole),
         text_merge.MergeRecord,

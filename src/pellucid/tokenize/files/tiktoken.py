@@ -19,8 +19,8 @@ from msgspec.structs import replace
 
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
-from pellucid.tokenize.files.legacy import byte_level_split
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
+from pellucid.tokenize.files.vocab_files import byte_level_split
 from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
@@ -44,7 +44,7 @@ def is_tekken(head: bytes) -> bool:
     return all(re.search(field, head) for field in (config, number))
 
 
-def tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
+def read_tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
     """The contents of a tiktoken file. Raises :class:`FileFormatError`, :class:`UnsupportedModel`."""
     letters, vocab, lines = byte_letters(), dict[str, int](), dict[int, bytes]()
     for at, line in enumerate(data.split(b"\n"), 1):
@@ -111,7 +111,7 @@ TEKKEN_SPECIAL = (
 """The special tokens of files that do not list them (mistral-common, ``Tekkenizer``)."""
 
 
-def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
+def read_tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
     """The contents of a ``tekken.json``: special tokens first, then pieces up to ``default_vocab_size`` ids.
 
     Source: mistral-common, ``Tekkenizer``. Raises :class:`FileFormatError`.

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.sample.chain import Draw
-from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import of_token
+from pellucid.sample.step_trace import StepTrace
 
 
 @dataclass(frozen=True)
