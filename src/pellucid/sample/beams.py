@@ -277,7 +277,7 @@ class BeamSearch:
         self, group: _Group, beams: list[int], first: list[Candidates], used: list[int]
     ) -> list[tuple[float, int, int]]:
         """The (score, beam, token) of the candidates to consider, best first."""
-        wanted = max(2, 1 + len(self._ends)) * self._size
+        count = max(2, 1 + len(self._ends)) * self._size
         found: list[tuple[float, int, int]] = []
         scores, places = [], []
         for at, (beam, number) in enumerate(zip(group.beams, beams)):
@@ -294,21 +294,21 @@ class BeamSearch:
                 scores.append(beam.node.score + remaining.logits())
                 places.append(at * len(start) + remaining.ids_at())
                 continue
-            top = remaining.top(wanted)
+            top = remaining.top(count)
             logits, ids = remaining.logits(top).tolist(), remaining.ids_at(top).tolist()
             found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
         if scores:
             size = len(first[beams[0]])
             score, place = np.concatenate(scores), np.concatenate(places)
             noisy = score + self._noise(self._steps, size * len(beams))[place]
-            drawn = np.argsort(-noisy, kind="stable")[:wanted]
+            drawn = np.argsort(-noisy, kind="stable")[:count]
             found = [
                 (float(score[i]), int(place[i]) // size, int(place[i]) % size)
                 for i in drawn
                 if score[i] > -np.inf
             ]
         found.sort(key=lambda one: (-one[0], one[1], one[2]))
-        return found[:wanted]
+        return found[:count]
 
     def _advance(
         self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
@@ -336,10 +336,10 @@ class BeamSearch:
                 self._prune(node, f"{self._size} others are likelier")
         ahead = candidates if len(self._groups) > 1 else [(beam.node.score, 0, 0) for beam in running]
         group.best = max((score for score, _, _ in ahead), default=-math.inf)
-        going_on = {beam.node.parent for beam in running}
+        continued = {beam.node.parent for beam in running}
         for beam in group.beams:
             if beam.node.id and beam.node.state == "running":
-                children = beam.node.id in going_on
+                children = beam.node.id in continued
                 beam.node.state, beam.node.ended = "extended", self._steps
                 if not children:
                     self._prune(beam.node, "none of its continuations is among the best")

@@ -31,9 +31,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FEW = 512  # up to this k the compiled top-k search is faster than a partition
-SHORTEST = 16  # the kernels take at least this many logits
-LEAST_TEMPERATURE = 1e-30  # a lower one has the same effect
-LARGEST = float(np.finfo(np.float32).max)
+MIN_LOGITS = 16  # the kernels take at least this many logits
+MIN_TEMPERATURE = 1e-30  # a lower one has the same effect
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 TOP, SUMS = KernelKey("logits.top"), KernelKey("logits.softmax")  # most chains use both
 
 
@@ -79,12 +79,14 @@ class Candidates(Struct, frozen=True, dict=True):
                 message names ``where``.
         """
         raw = np.ascontiguousarray(logits, np.float32)
-        made, best = cls(None, raw), int(raw.argmax())
+        candidates, best = cls(None, raw), int(raw.argmax())
         # Set directly: every token needs both, and a cached property takes a lock.
-        made.__dict__.update(best=best, highest=float(raw[best]))
-        if not math.isfinite(made.highest):  # argmax returns a NaN if there is one
-            raise KernelError(f"{where}: the logit of id {made.best} is {made.highest}: {DAMAGED}")
-        return made
+        candidates.__dict__.update(best=best, highest=float(raw[best]))
+        if not math.isfinite(candidates.highest):  # argmax returns a NaN if there is one
+            raise KernelError(
+                f"{where}: the logit of id {candidates.best} is {candidates.highest}: {DAMAGED}"
+            )
+        return candidates
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -199,15 +201,15 @@ class Candidates(Struct, frozen=True, dict=True):
         """Only the first ``n`` candidates."""
         if n >= len(self.raw):
             return self
-        made = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
+        candidates = self._replace(None if self.ids is None else self.ids[:n], self.raw[:n])
         if self.ranked:  # the highest logit stays the same
-            made.__dict__.update(
+            candidates.__dict__.update(
                 {name: self.__dict__[name][:n] for name in ("weights", "ends") if name in self.__dict__}
             )
-            made.__dict__.update({"highest": self.highest})
+            candidates.__dict__.update({"highest": self.highest})
         elif self.__dict__.get("best", n) < n:  # the best candidate is among the first n
-            made.__dict__["best"] = self.best
-        return made
+            candidates.__dict__["best"] = self.best
+        return candidates
 
     def keep(self, places: Ints) -> Candidates:
         """Only the candidates at these positions, or where a mask is True; the order does not change."""
@@ -222,7 +224,7 @@ class Candidates(Struct, frozen=True, dict=True):
         """A copy with new logits at some positions, in ascending order of ids; minus infinity forbids a token."""
         raw = self.raw.copy()
         changed = np.asarray(logits, np.float64) * self.temperature
-        raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -LARGEST, LARGEST))
+        raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -MAX_FLOAT32, MAX_FLOAT32))
         if self.ids is None or not self.ranked:
             return self._replace(self.ids, raw)
         order = np.argsort(self.ids)
@@ -237,10 +239,10 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def at_temperature(self, temperature: float) -> Candidates:
         """A copy with the logits divided by ``temperature``, on top of the temperature that it has."""
-        t = min(max(self.temperature * float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
-        made = Candidates(self.ids, self.raw, t, self.ranked)
-        made.__dict__["best"] = self.best
-        return made
+        t = min(max(self.temperature * float(temperature), MIN_TEMPERATURE), 1 / MIN_TEMPERATURE)
+        candidates = Candidates(self.ids, self.raw, t, self.ranked)
+        candidates.__dict__["best"] = self.best
+        return candidates
 
     def forbid(self, ids: Ints) -> Candidates:
         """Forbid these tokens: they stay candidates, with logits of minus infinity."""
@@ -255,7 +257,7 @@ class Candidates(Struct, frozen=True, dict=True):
         if self.ids is not None:
             return self.keep(np.flatnonzero(mask[self.ids >> 5] >> (self.ids & 31).astype(np.uint32) & 1))
         words = np.flatnonzero(mask)
-        if len(words) <= FEW or len(self.raw) < SHORTEST:
+        if len(words) <= FEW or len(self.raw) < MIN_LOGITS:
             bits = np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
             at, bit = np.nonzero(bits)
             return self.keep(self.places(words[at] * 32 + bit))
@@ -295,9 +297,9 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def _take_ranked(self, places: Ints) -> Candidates:
         """The candidates at some positions, in order of rank."""
-        made = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
-        made.__dict__["highest"] = self.highest
-        return made
+        candidates = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
+        candidates.__dict__["highest"] = self.highest
+        return candidates
 
     def _replace(self, ids: Ints | None, raw: NDArray[np.float32]) -> Candidates:
         return Candidates(ids, raw, self.temperature, self.ranked)
@@ -335,8 +337,8 @@ def least_float32(bound: float) -> np.float32:
 
     NumPy rounds a Python float to float32 before it compares the two (NEP 50), and the result may be below ``bound``.
     """
-    if not -LARGEST <= bound <= LARGEST:
-        return np.float32(math.copysign(math.inf if bound > 0 else LARGEST, bound))
+    if not -MAX_FLOAT32 <= bound <= MAX_FLOAT32:
+        return np.float32(math.copysign(math.inf if bound > 0 else MAX_FLOAT32, bound))
     least = np.float32(bound)
     return least if float(least) >= bound else np.nextafter(least, np.float32(np.inf))
 
@@ -373,15 +375,15 @@ def _sums() -> Call:
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits padded with minus infinity to the least number that the kernels take."""
-    missing = SHORTEST - len(raw)
+    missing = MIN_LOGITS - len(raw)
     return raw if missing <= 0 else np.pad(raw, (0, missing), constant_values=-np.inf)
 
 
 def _softmax(raw: NDArray[np.float32], highest: float, temperature: float, weights: Floats | None) -> Sums:
     """The sums of the weights; ``weights`` (n,), if given, receives the weights."""
     count = len(raw)
-    if count < SHORTEST:
-        out = None if weights is None else np.empty(SHORTEST)
+    if count < MIN_LOGITS:
+        out = None if weights is None else np.empty(MIN_LOGITS)
         sums = _softmax(_padded(raw), highest, temperature, out)
         if weights is not None and out is not None:
             weights[:] = out[:count]

@@ -17,7 +17,7 @@ from pellucid.errors.messages import brief
 from pellucid.sample.step import Check
 from pellucid.util import checks
 
-LONGEST = 4096  # characters of a text
+MAX_CHARACTERS = 4096  # of a text
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def anything(name: str, value: Any) -> Any:
     return value
 
 
-def texts(most: int, longest: int = LONGEST) -> Check:
+def texts(most: int, longest: int = MAX_CHARACTERS) -> Check:
     """A text or a list of texts; no text may be empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
         for entry in entries:
             if sequences and isinstance(entry, (list, tuple)) and entry:
                 found.append(
-                    tuple(token(name, one) for one in _at_most(name, entry, LONGEST, "ids in a row"))
+                    tuple(token(name, one) for one in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
                 )
             else:
                 found.append(token_or_text(name, entry))
@@ -116,9 +116,9 @@ def token_or_text(name: str, value: Any) -> int | str:
     """A token id or a text."""
     if isinstance(value, numbers.Integral):
         return token(name, value)
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_CHARACTERS:
         raise InvalidRequest(
-            f"{name} holds {brief(value)}: must be a token id or a text of 1 to {LONGEST:,} characters"
+            f"{name} holds {brief(value)}: must be a token id or a text of 1 to {MAX_CHARACTERS:,} characters"
         )
     return checks.characters(name, value)
 

@@ -115,11 +115,11 @@ class Options:
         """The chain: the steps that have an effect, in order, then a draw; or greedy decoding."""
         chosen: tuple[SamplerStep, ...] = self._steps  # type: ignore[attr-defined]
         seed = int.from_bytes(os.urandom(8), "little") % SEEDS if self.seed is None else self.seed
-        made = Chain(chosen, seed=seed)
+        chain = Chain(chosen, seed=seed)
         return (
-            made.without_drawing()
+            chain.without_drawing()
             if any(isinstance(one, Temperature) and one.greedy for one in chosen)
-            else made
+            else chain
         )
 
     def ends(self, tokenizer: Tokenizer, vocabulary: int) -> frozenset[int]:
@@ -159,14 +159,14 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
     for name in sampling:
         if name not in owners():
             raise InvalidRequest(f"unknown option {brief(name)}: sampling holds options of steps")
-    made = {
+    by_name = {
         name: kind(**{option: sampling[option] for option in options_of(kind) if option in sampling})
         for name, kind in steps().items()
     }
-    order = list(made.values()) if samplers is None else _ordered(samplers, made)
-    missing = {name for name, step in made.items() if step not in order}
+    order = list(by_name.values()) if samplers is None else _ordered(samplers, by_name)
+    missing = {name for name, step in by_name.items() if step not in order}
     for option in sampling:
-        if (owner := owners()[option]).name in missing and not made[owner.name].idle:
+        if (owner := owners()[option]).name in missing and not by_name[owner.name].idle:
             raise InvalidRequest(
                 f"{option}={brief(sampling[option])}, but samplers has no {owner.name}: add it, or leave {option} out"
             )
@@ -176,7 +176,7 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
             if (
                 (other := owners()[option]).kind == "cut"
                 and other.name != lone.name
-                and made[other.name] in active
+                and by_name[other.name] in active
             ):
                 raise InvalidRequest(
                     f"{option}={brief(sampling[option])}: {lone.name} replaces {other.name}: remove one of them"
@@ -185,20 +185,20 @@ def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerSt
     return tuple(active)
 
 
-def _ordered(samplers: Any, made: Mapping[str, SamplerStep]) -> list[SamplerStep]:
+def _ordered(samplers: Any, by_name: Mapping[str, SamplerStep]) -> list[SamplerStep]:
     """The steps that the list ``samplers`` names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
-        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(made)}")
+        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(by_name)}")
     found: list[SamplerStep] = []
     for one in samplers:
         if len(found) >= MAX_SAMPLERS:
             raise InvalidRequest(f"samplers has more than {MAX_SAMPLERS} steps: give fewer")
         if isinstance(one, SamplerStep):
             found.append(one)
-        elif isinstance(one, str) and one in made:
-            if made[one] in found:
+        elif isinstance(one, str) and one in by_name:
+            if by_name[one] in found:
                 raise InvalidRequest(f"samplers has {one} twice: leave one out")
-            found.append(made[one])
+            found.append(by_name[one])
         else:
-            raise InvalidRequest(f"samplers has {brief(one)}; the steps are {', '.join(made)}")
+            raise InvalidRequest(f"samplers has {brief(one)}; the steps are {', '.join(by_name)}")
     return found

@@ -97,9 +97,9 @@ class TokenCounts:
 
     def fork(self) -> TokenCounts:
         """A copy that can diverge."""
-        made = copy(self)
-        made._ids, made._counts, made._index = self._ids.copy(), self._counts.copy(), dict(self._index)
-        return made
+        fork = copy(self)
+        fork._ids, fork._counts, fork._index = self._ids.copy(), self._counts.copy(), dict(self._index)
+        return fork
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -152,10 +152,10 @@ class TokenHistory:
 
     def fork(self) -> TokenHistory:
         """A copy that can diverge."""
-        made = copy(self)
-        made._ids = self._ids.copy()
-        made._counts = {start: (counts.fork(), upto) for start, (counts, upto) in self._counts.items()}
-        return made
+        fork = copy(self)
+        fork._ids = self._ids.copy()
+        fork._counts = {start: (counts.fork(), upto) for start, (counts, upto) in self._counts.items()}
+        return fork
 
 
 def last(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:

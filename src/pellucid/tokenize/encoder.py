@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class _IdCache(dict[str, list[int]]):
     """A bounded cache of the ids of pre-tokens."""
 
-    ENTRIES, LONGEST = 1 << 16, 64
+    MAX_ENTRIES, MAX_CHARACTERS = 1 << 16, 64
 
     def __init__(self, model: TokenizerModel) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class _IdCache(dict[str, list[int]]):
 
     def __missing__(self, piece: str) -> list[int]:
         ids = self._model(piece)
-        if len(piece) <= self.LONGEST:
-            if len(self) >= self.ENTRIES:
+        if len(piece) <= self.MAX_CHARACTERS:
+            if len(self) >= self.MAX_ENTRIES:
                 self.clear()
             self[piece] = ids
         return ids
@@ -139,9 +139,9 @@ class Encoder:
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[AlignedText, int | None]]:
         """The parts of the normalized text, cut at added tokens; the id is None for a part that is text."""
-        whole = AlignedText.of_any(text)
-        for start, stop, index in self.added.split(whole.text, parse_special):
-            part = whole.part(start, stop)
+        original = AlignedText.of_any(text)
+        for start, stop, index in self.added.split(original.text, parse_special):
+            part = original.part(start, stop)
             if index is not None:
                 yield part, index
                 continue

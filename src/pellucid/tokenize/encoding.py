@@ -78,26 +78,26 @@ class Truncation:
                 raise InvalidRequest(f"truncation {name} is {getattr(self, name)}; it must be 0 or more")
 
     def windows(
-        self, first: TokenTable, second: TokenTable | None, around: int
+        self, first: TokenTable, second: TokenTable | None, added: int
     ) -> tuple[list[TokenTable], list[TokenTable] | None]:
-        """The windows of each text, with room for ``around`` special tokens. The first window is the truncated text.
+        """The windows of each text, with room for ``added`` special tokens. The first window is the truncated text.
 
         Raises :class:`InvalidRequest` if the limit leaves no room for text.
         """
-        limit = self.max_length - around
+        limit = self.max_length - added
         if limit < 0:
             raise InvalidRequest(
-                f"truncation max_length is {self.max_length}, but {around} special tokens are put around a text; "
-                f"give {around} or more"
+                f"truncation max_length is {self.max_length}, but {added} special tokens are put around a text; "
+                f"give {added} or more"
             )
         lengths = [len(first), 0 if second is None else len(second)]
         if sum(lengths) <= limit:
             return [first], None if second is None else [second]
-        kept = self._kept(lengths, limit, second is not None)
-        others = None if second is None else self._cut(second, kept[1])
-        return self._cut(first, kept[0]), others
+        first_length, second_length = self._kept_lengths(lengths, limit, second is not None)
+        others = None if second is None else self._cut(second, second_length)
+        return self._cut(first, first_length), others
 
-    def _kept(self, lengths: list[int], limit: int, pair: bool) -> list[int]:
+    def _kept_lengths(self, lengths: list[int], limit: int, pair: bool) -> list[int]:
         if limit == 0:
             return [0, 0]
         if self.strategy == "longest_first":

@@ -89,12 +89,12 @@ def infill_prompt(
     def part(token: str, text: str) -> list[int]:
         return [*([ids[token]] if token in ids else []), *tokenizer.encode(text, add_special=False)]
 
-    made = [one for one in tokenizer.encode("") if one not in tokenizer.eos_ids]  # BOS, if the model has it
+    prompt = [one for one in tokenizer.encode("") if one not in tokenizer.eos_ids]  # BOS, if the model has it
     if files:
-        made += part(known.repository, "repository\n")
+        prompt += part(known.repository, "repository\n")
         for name, text in files:
-            made += part(known.file, f"{name}\n{text}\n")
-        made += part(known.file, "current\n")
+            prompt += part(known.file, f"{name}\n{text}\n")
+        prompt += part(known.file, "current\n")
     first, second = part(known.prefix, before), part(known.suffix, after)
-    made += [*first, *second, ids[known.middle]] if known.middle else [*second, *first]
-    return made, [ids[one] for one in known.ends if one in ids]
+    prompt += [*first, *second, ids[known.middle]] if known.middle else [*second, *first]
+    return prompt, [ids[one] for one in known.ends if one in ids]

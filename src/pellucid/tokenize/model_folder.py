@@ -108,27 +108,22 @@ def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
     return lambda path, sidecar: from_spec(path, read(path, sidecar), sidecar, json_models())
 
 
-MOVED = (
-    "XLMRoberta",
-    "Camembert",
-    "XGLM",
-    "MBart",
-    "MBart50",
-    "Barthez",
-    "NllbTokenizer",
-    "Pegasus",
-    "Reformer",
-)
-"""Tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
+"""Beginnings of tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+ADDS_BOS_EOS = {
+    "LlamaTokenizer": (True, False),
+    "GemmaTokenizer": (True, False),
+    "T5Tokenizer": (False, True),
+}
+"""Tokenizer classes that add BOS or EOS to texts unless the config says otherwise."""
 
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     kind = sidecar.kind or ""
-    if kind.startswith(MOVED):
+    if kind.startswith(RENUMBERED):
         raise UnsupportedModel(
             f"{path.name}: a {kind} numbers the pieces differently than this file; save it as tokenizer.json"
         )
-    habits = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False), "T5Tokenizer": (False, True)}
-    wanted = habits.get(kind, (False, False))
-    flags = [sidecar.config.get(f"add_{name}_token", usual) for name, usual in zip(("bos", "eos"), wanted)]
+    bos, eos = ADDS_BOS_EOS.get(kind, (False, False))
+    flags = (sidecar.config.get("add_bos_token", bos), sidecar.config.get("add_eos_token", eos))
     return sentencepiece.from_file(path, sentencepiece_models(), sidecar, *map(bool, flags))

@@ -100,8 +100,8 @@ class PieceIds(Mapping[str, int]):
 
     def _dictionary(self) -> dict[str, int]:
         if self._all is None:
-            made = dict(zip(self._tokens, range(len(self._tokens))))
+            pieces = dict(zip(self._tokens, range(len(self._tokens))))
             for index in self._without:
-                del made[self._tokens[index]]
-            self._all = made
+                del pieces[self._tokens[index]]
+            self._all = pieces
         return self._all

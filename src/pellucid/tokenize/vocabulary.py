@@ -61,10 +61,10 @@ class Vocabulary:
     @classmethod
     def checked(cls, tokens: Sequence[str], types: bytes, ids: Mapping[str, int] | None = None) -> Vocabulary:
         """Build from values that have already passed the checks of the constructor."""
-        made = cls.__new__(cls)
-        made.tokens, made.types, made.size = tokens, types, len(tokens)
-        made.ids = dict(zip(tokens, range(made.size))) if ids is None else ids
-        return made
+        vocabulary = cls.__new__(cls)
+        vocabulary.tokens, vocabulary.types, vocabulary.size = tokens, types, len(tokens)
+        vocabulary.ids = dict(zip(tokens, range(vocabulary.size))) if ids is None else ids
+        return vocabulary
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

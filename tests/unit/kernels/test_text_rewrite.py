@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.tokenize.compiled.compiled_stages import ReplaceStage
-from pellucid.tokenize.compiled.rewrite_table import LONGEST, rewrite_tables
+from pellucid.tokenize.compiled.rewrite_table import MAX_TARGET_BYTES, rewrite_tables
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.stages.normalize import (
     Bert,
@@ -175,8 +175,8 @@ def test_line_ends_and_marks_are_of_clusters() -> None:
 
 def test_what_becomes_too_long_is_left_to_python() -> None:
     for stage in (
-        Replace("a", "b" * (LONGEST + 1)),
-        SentencePieceNormalizer(CharsMap({"ac": "b" * (LONGEST + 1)})),
+        Replace("a", "b" * (MAX_TARGET_BYTES + 1)),
+        SentencePieceNormalizer(CharsMap({"ac": "b" * (MAX_TARGET_BYTES + 1)})),
     ):
         rewriting = compiled([(stage, False)])
         assert rewritten(rewriting, ["x", "xa"]) is None

@@ -98,7 +98,7 @@ def test_cuts_only_where_no_piece_could_span() -> None:
 
 
 def test_the_memory_of_pre_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_IdCache, "ENTRIES", 10)
+    monkeypatch.setattr(_IdCache, "MAX_ENTRIES", 10)
     memory = _IdCache(lambda piece: [len(piece)])
     for n in range(100):
         assert memory["x" * n] == [n]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pellucid.sample.grammars.subschemas import list_in, number_in, target
 
-MAX_OPTIONS, DEEPEST, MOST_PAIRS = 64, 16, 50_000
+MAX_OPTIONS, MAX_DEPTH, MAX_PAIRS = 64, 16, 50_000
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
 LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
@@ -22,7 +22,7 @@ def as_any_of(root: Any, node: dict[str, Any]) -> None:
     if not isinstance(several, list) or not 0 < len(several) <= MAX_OPTIONS:
         return
     proof = _Exclusion(root)
-    if all(proof.excludes(one, other, DEEPEST) for one, other in combinations(several, 2)):
+    if all(proof.excludes(one, other, MAX_DEPTH) for one, other in combinations(several, 2)):
         del node["oneOf"]
         if "anyOf" in node:
             node["allOf"] = [*node.get("allOf", []), {"anyOf": several}]
@@ -34,7 +34,7 @@ class _Exclusion:
     """Proves that no value satisfies two schemas. False means that there is no proof."""
 
     def __init__(self, root: Any) -> None:
-        self.root, self.left = root, MOST_PAIRS
+        self.root, self.budget = root, MAX_PAIRS
 
     def excludes(self, one: Any, other: Any, depth: int) -> bool:
         """True if no value satisfies both schemas."""
@@ -44,8 +44,8 @@ class _Exclusion:
             return False
         for first in self._parts(one, depth):
             for second in self._parts(other, depth):
-                self.left -= 1
-                if self.left < 0:
+                self.budget -= 1
+                if self.budget < 0:
                     return False
                 if self._pair_excludes(first, second, depth - 1):
                     return True
@@ -53,8 +53,8 @@ class _Exclusion:
 
     def _parts(self, node: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
         """The schemas that each value of ``node`` satisfies: ``node``, its ``$ref``, the parts of its ``allOf``."""
-        self.left -= 1
-        if self.left < 0:
+        self.budget -= 1
+        if self.budget < 0:
             return
         yield node
         for part in [target(self.root, node), *list_in(node, "allOf")]:
@@ -75,11 +75,11 @@ class _Exclusion:
     def _of_kind(self, kind: str, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if no value of a kind satisfies both schemas."""
         if kind == "number":
-            return _apart(one, other, LOWER, UPPER)
+            return _disjoint(one, other, LOWER, UPPER)
         if kind == "string":
-            return _apart(one, other, ("minLength",), ("maxLength",))
+            return _disjoint(one, other, ("minLength",), ("maxLength",))
         if kind == "array":
-            return _apart(one, other, ("minItems",), ("maxItems",)) or self._first_items(one, other, depth)
+            return _disjoint(one, other, ("minItems",), ("maxItems",)) or self._first_items(one, other, depth)
         return kind == "object" and (
             self._properties(one, other, depth) or self._properties(other, one, depth)
         )
@@ -121,11 +121,11 @@ class _Exclusion:
             if isinstance(several, list) and all(self._refuses(one, value, depth - 1) for one in several):
                 return True
             as_schema = {"number": {"minimum": value, "maximum": value}}.get(_kind(value))
-            if as_schema and _apart(as_schema, part, LOWER, UPPER):
+            if as_schema and _disjoint(as_schema, part, LOWER, UPPER):
                 return True
             length = len(value) if isinstance(value, (str, list)) else None
             keys = ("Length", "Items")[isinstance(value, list)]
-            if length is not None and _apart(
+            if length is not None and _disjoint(
                 {f"min{keys}": length, f"max{keys}": length}, part, (f"min{keys}",), (f"max{keys}",)
             ):
                 return True
@@ -159,7 +159,7 @@ def _kinds(node: dict[str, Any]) -> frozenset[str]:
     return frozenset("number" if kind == "integer" else kind for kind in found if isinstance(kind, str))
 
 
-def _apart(
+def _disjoint(
     one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
 ) -> bool:
     """True if the ranges of two schemas are disjoint."""

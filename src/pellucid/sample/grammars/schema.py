@@ -19,10 +19,10 @@ from pellucid.sample.grammars.overlap import as_any_of
 from pellucid.sample.grammars.problems import refused
 from pellucid.sample.grammars.subschemas import is_number, list_in, subschemas, target
 
-LONGEST = 1 << 20  # characters
-DEEPEST, DEEPEST_RESOLVED = 64, 256  # nesting of containers; the same with references followed
+MAX_CHARACTERS = 1 << 20
+MAX_DEPTH, MAX_RESOLVED_DEPTH = 64, 256  # nesting of containers; the same with references followed
 MAX_KEYS, MAX_ITEMS, MAX_PATTERNS = 1000, 2000, 64  # per object, per list, of patternProperties
-LARGEST = 1 << 53  # beyond it, not every integer is exact in float64
+MAX_NUMBER = 1 << 53  # beyond it, not every integer is exact in float64
 MAX_MULTIPLE = 10_000  # multiples are enumerated digit by digit
 
 _YEAR = r"(?:[1-9]\d{3}|0[1-9]\d{2}|00[1-9]\d|000[1-9])"
@@ -46,7 +46,7 @@ def read(kind: str, value: Any) -> str:
         except Exception as error:
             raise refused(kind, f"{type(error).__name__}: {error}") from None
     if isinstance(value, str):
-        short(kind, value, LONGEST)
+        check_length(kind, value, MAX_CHARACTERS)
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -58,7 +58,7 @@ def read(kind: str, value: Any) -> str:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise refused(kind, f"it is no JSON ({error})") from None
-    short(kind, text, LONGEST)
+    check_length(kind, text, MAX_CHARACTERS)
     schema = json.loads(text)
     if schema is True:
         return "{}"
@@ -68,7 +68,7 @@ def read(kind: str, value: Any) -> str:
     return json.dumps(schema)
 
 
-def short(kind: str, text: str, most: int) -> None:
+def check_length(kind: str, text: str, most: int) -> None:
     """Raise InvalidRequest if a text has more than ``most`` characters."""
     if len(text) > most:
         raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
@@ -77,7 +77,7 @@ def short(kind: str, text: str, most: int) -> None:
 def _check_bounds(kind: str, value: Any) -> None:
     """Check nesting, sizes and numbers against the limits, level by level. A cycle therefore is too deep."""
     level, seen = [value], 0
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for one in level:
             if isinstance(one, Mapping):
@@ -86,16 +86,16 @@ def _check_bounds(kind: str, value: Any) -> None:
             elif isinstance(one, (list, tuple)):
                 _check_count(kind, len(one), MAX_ITEMS, "entries in a list")
                 inner += one
-            elif isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf:
+            elif isinstance(one, (int, float)) and MAX_NUMBER < abs(one) < math.inf:
                 raise InvalidRequest(
-                    f"{kind} holds {brief(one)}; numbers beyond {LARGEST:,} would be rounded"
+                    f"{kind} holds {brief(one)}; numbers beyond {MAX_NUMBER:,} would be rounded"
                 )
         seen += len(inner)
-        _check_count(kind, seen, LONGEST, "values")
+        _check_count(kind, seen, MAX_CHARACTERS, "values")
         if not inner:
             return
         level = inner
-    raise InvalidRequest(f"{kind} is nested more than {DEEPEST} deep: make it simpler")
+    raise InvalidRequest(f"{kind} is nested more than {MAX_DEPTH} deep: make it simpler")
 
 
 def _check_count(kind: str, count: int, most: int, what: str) -> None:
@@ -133,9 +133,9 @@ class _SchemaChecker:
                 if stack:
                     above = id(stack[-1][0])
                     depths[above] = max(depths[above], depths[id(node)] + 1)
-            if len(stack) > DEEPEST_RESOLVED or depths[id(node)] > DEEPEST_RESOLVED:
+            if len(stack) > MAX_RESOLVED_DEPTH or depths[id(node)] > MAX_RESOLVED_DEPTH:
                 raise InvalidRequest(
-                    f"{self.kind} is nested more than {DEEPEST_RESOLVED} deep where its references are followed: "
+                    f"{self.kind} is nested more than {MAX_RESOLVED_DEPTH} deep where its references are followed: "
                     "make it simpler"
                 )
 

@@ -12,8 +12,8 @@ SCHEMA_KEYS = (
 )  # fmt: skip
 LIST_KEYS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-SHOWN = 160  # characters of a path
-ROOT, LONGEST_SEARCH = "root", 0.5  # seconds
+MAX_PATH_CHARACTERS, MAX_SEARCH_SECONDS = 160, 0.5
+ROOT = "root"
 
 
 def subschemas(node: Any) -> Iterator[tuple[str, Any]]:
@@ -70,7 +70,7 @@ def target(root: Any, node: Any) -> Any:
 
 def shown_path(path: str) -> str:
     """A path as an error shows it."""
-    return f"#{path}" if len(path) < SHOWN else f"#…{path[-SHOWN:]}"
+    return f"#{path}" if len(path) < MAX_PATH_CHARACTERS else f"#…{path[-MAX_PATH_CHARACTERS:]}"
 
 
 def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def innermost(root: Any, problem: str, problem_of: Callable[[Any], str]) -> tupl
 
     ``problem_of`` returns the problem of a schema. The search has a time limit.
     """
-    end, path, node, seen = time.perf_counter() + LONGEST_SEARCH, "", root, {id(root)}
+    end, path, node, seen = time.perf_counter() + MAX_SEARCH_SECONDS, "", root, {id(root)}
     defs = {"$defs": {ROOT: _moved(root)}}
     while True:
         inner = [(path + more, one) for more, one in subschemas(node)]
@@ -116,10 +116,10 @@ def _moved(node: Any) -> Any:
         return [_moved(one) for one in node]
     if not isinstance(node, dict):
         return node
-    made = {key: _moved(one) for key, one in node.items()}
+    moved = {key: _moved(one) for key, one in node.items()}
     if isinstance(reference := node.get("$ref"), str) and reference.startswith("#"):
-        made["$ref"] = f"#/$defs/{ROOT}{reference[1:]}"
-    return made
+        moved["$ref"] = f"#/$defs/{ROOT}{reference[1:]}"
+    return moved
 
 
 def _escaped(name: str) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 MAX_TREES = 4  # cached for one vocabulary
-LONGEST_RUN, UNSURE = 1 << 13, 16
+MAX_FORCED_BYTES, UNCERTAIN_TOKENS = 1 << 13, 16
 """Maximum bytes of a forced text that are tokenized at once; number of last tokens that are dropped, because they may
 differ in the whole text."""
 
@@ -34,8 +34,8 @@ class _Vocabulary:
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text, or of its beginning if it is long."""
         data = text if isinstance(text, bytes) else text.encode()
-        if len(data) > LONGEST_RUN:  # llguidance holds the GIL during this call
-            return self(data[: _whole_characters(data, LONGEST_RUN)])[:-UNSURE]
+        if len(data) > MAX_FORCED_BYTES:  # llguidance holds the GIL during this call
+            return self(data[: _whole_characters(data, MAX_FORCED_BYTES)])[:-UNCERTAIN_TOKENS]
         tokenizer = self._tokenizer()
         ids = (
             [] if tokenizer is None else tokenizer.encode(data.decode("utf-8", "replace"), add_special=False)

@@ -26,7 +26,7 @@ LANES = {"mask": (4, 0), "large": (2, 5), "slow": (2, 10)}
 Grammars are compiled in "large". The first mask of a grammar that may take long is also computed there. A grammar with
 slow masks continues in "slow", so that quick masks do not wait behind slow masks.
 """
-LONG = 0.02
+LONG_COMPILATION = 0.02
 """Seconds. A longer compilation is followed by ``trim``."""
 
 

@@ -18,7 +18,7 @@ from pellucid.sample.checking import tokens_or_texts
 from pellucid.sample.spelling import parts, spellings
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 65_536  # entries
+MAX_ENTRIES = 65_536  # entries
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Allowed(SamplerStep):
 
     allowed: Sequence[Any] = option(
         (),
-        tokens_or_texts(MOST),
+        tokens_or_texts(MAX_ENTRIES),
         "Only the tokens of these words, separated by commas, or these ids, may occur.",
         parts,
     )

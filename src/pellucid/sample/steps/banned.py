@@ -19,7 +19,7 @@ from pellucid.sample.checking import tokens_or_texts
 from pellucid.sample.spelling import parts, spellings
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 4096  # entries
+MAX_ENTRIES = 4096  # entries
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Banned(SamplerStep):
 
     banned: Sequence[Any] = option(
         (),
-        tokens_or_texts(MOST, sequences=True),
+        tokens_or_texts(MAX_ENTRIES, sequences=True),
         "Words that must not occur, separated by commas, or ids.",
         parts,
     )

@@ -19,9 +19,9 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, texts, whole
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, TokenizerProtocol, last, option
 
-MAX_BREAKERS, LONGEST_BREAKER, LONGEST_TAIL = 64, 40, 20
-MAX_KEPT = 16  # lists of breakers that are cached for one vocabulary
-LARGEST_LOG = 88.7228391  # log of the largest float32: no penalty is greater
+MAX_BREAKERS, MAX_BREAKER_CHARACTERS, MAX_TAIL_TOKENS = 64, 40, 20
+MAX_CACHED = 16  # lists of breakers that are cached for one vocabulary
+MAX_LOG_PENALTY = 88.7228391  # log of the largest float32: no penalty is greater
 
 Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """Token → the token sequences that complete a breaker after it; () if the token contains a whole breaker."""
@@ -43,7 +43,7 @@ class Dry(SamplerStep):
     )
     dry_sequence_breakers: Sequence[str] = option(
         ("\n", ":", '"', "*"),
-        texts(MAX_BREAKERS, LONGEST_BREAKER),
+        texts(MAX_BREAKERS, MAX_BREAKER_CHARACTERS),
         "Texts that end a repetition, separated by commas.",
         lambda text: text.split(","),
     )
@@ -63,7 +63,7 @@ class Dry(SamplerStep):
         longest = self._since_breaker(ids)
         if longest < self.dry_allowed_length or len(ids) <= self.dry_allowed_length:
             return candidates
-        steepest = int(LARGEST_LOG / math.log(self.dry_base)) if self.dry_base > 1.000001 else 0
+        steepest = int(MAX_LOG_PENALTY / math.log(self.dry_base)) if self.dry_base > 1.000001 else 0
         lengths = repetitions(ids, min(longest, self.dry_allowed_length + steepest))
         following = np.flatnonzero(lengths >= self.dry_allowed_length)
         tokens, group = np.unique(ids[following + 1], return_inverse=True)
@@ -78,7 +78,7 @@ class Dry(SamplerStep):
         """The maximum length of a repetition: the number of tokens after the last breaker."""
         places = np.flatnonzero(np.isin(ids, self.heads))
         for place in places[::-1].tolist():
-            after = ids[place + 1 : place + 1 + LONGEST_TAIL].tolist()
+            after = ids[place + 1 : place + 1 + MAX_TAIL_TOKENS].tolist()
             fits = [len(tail) for tail in self.breakers[int(ids[place])] if tuple(after[: len(tail)]) == tail]
             if fits:
                 return int(len(ids) - 1 - place - max(fits))
@@ -106,7 +106,7 @@ def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breake
     """The tokens that contain a breaker, and the tokens that begin a breaker, with the tokens of the breaker's rest."""
     known = _breakers_cache.setdefault(tokenizer, {})
     if breakers not in known:
-        if len(known) >= MAX_KEPT:
+        if len(known) >= MAX_CACHED:
             known.clear()
         known[breakers] = _search_breakers(tokenizer, breakers)
     return known[breakers]
@@ -123,6 +123,6 @@ def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) ->
             for place in range(max(len(text) - len(breaker) + 1, 0), len(text)):
                 if breaker.startswith(text[place:]):
                     rest = breaker[len(text) - place :]
-                    tail = tuple(tokenizer.encode(rest, add_special=False))[:LONGEST_TAIL]
+                    tail = tuple(tokenizer.encode(rest, add_special=False))[:MAX_TAIL_TOKENS]
                     found.setdefault(token, []).append(tail)
     return found

@@ -20,7 +20,7 @@ from pellucid.sample.checking import real, token_or_text
 from pellucid.sample.spelling import single
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
-MOST = 16_384  # entries
+MAX_ENTRIES = 16_384  # entries
 _finite = real(-1000, 1000, "minus infinity forbids a token")
 
 
@@ -31,8 +31,10 @@ def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
         raise InvalidRequest(
             f"{name}={brief(value)}: must map token ids or texts to numbers, as {{1234: -5.0}}"
         )
-    if len(pairs) > MOST:
-        raise InvalidRequest(f"{name} has {len(pairs):,} entries; the limit is {MOST:,}: bias fewer tokens")
+    if len(pairs) > MAX_ENTRIES:
+        raise InvalidRequest(
+            f"{name} has {len(pairs):,} entries; the limit is {MAX_ENTRIES:,}: bias fewer tokens"
+        )
     return tuple(
         (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
     )

@@ -16,7 +16,7 @@ from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real
 from pellucid.sample.step import SamplerStep, TokenHistory, option
 
-MOST = 100
+MAX_CANDIDATES = 100
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TopH(SamplerStep):
     )
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        left = candidates.keep_top(MOST)
-        logs = left.log_probabilities(left.top(MOST))
+        left = candidates.keep_top(MAX_CANDIDATES)
+        logs = left.log_probabilities(left.top(MAX_CANDIDATES))
         probabilities = np.exp(logs)
         shares = -probabilities * np.maximum(logs, -1e300)
         within = (np.cumsum(shares) <= self.top_h * left.sums.entropy) & (probabilities > 0)

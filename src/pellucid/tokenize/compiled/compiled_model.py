@@ -34,7 +34,7 @@ class CompiledModel(Struct, frozen=True):
 
 def merging(
     symbols: str,
-    whole: bool,
+    ignore_merges: bool,
     pairs: tables.PairTable,
     words: tables.WordTable,
     neighbours: tables.NeighbourTable,
@@ -51,9 +51,9 @@ def merging(
         "word_places": words.pieces.places,
         "word_state": words.state,
     }
-    stages = (SeparateStage(neighbours, whole),)
+    stages = (SeparateStage(neighbours, ignore_merges),)
     return CompiledModel(
-        KernelKey("text.merge", symbols=symbols, whole=whole),
+        KernelKey("text.merge", symbols=symbols, whole=ignore_merges),
         text_merge.MergeRecord,
         text_merge.scratch_bytes,
         lengths,

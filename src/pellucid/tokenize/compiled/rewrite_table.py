@@ -35,7 +35,7 @@ from pellucid.tokenize.stages.precompiled_charsmap import PrecompiledNormalizer,
 from pellucid.tokenize.unicode import CODES, Ranges, letters, members, singles, small_letters, union
 
 BETWEEN = "|"  # a character that no stage changes, and that does not affect its neighbours
-LONGEST = 255  # maximum bytes of a target, because its length is stored in one byte
+MAX_TARGET_BYTES = 255  # maximum bytes of a target, because its length is stored in one byte
 
 
 class Rules(Struct, frozen=True):
@@ -129,7 +129,7 @@ def _composition(first: dict[int, str | None], then: dict[int, str | None]) -> d
     """The composition of two maps."""
 
     def of(text: str | None) -> str | None:
-        if text is None or len(text) > LONGEST:
+        if text is None or len(text) > MAX_TARGET_BYTES:
             return None  # STRANGE: Python normalizes the text, within limits
         parts = [then.get(ord(letter), letter) for letter in text]
         return None if None in parts else "".join(part or "" for part in parts)
@@ -240,7 +240,7 @@ def _table(step: _Step) -> RewriteTable:
     def place(replaced: str, target: str | None) -> int:
         nonlocal growth, written
         data = b"" if target is None else target.encode()
-        if target is None or len(data) > LONGEST:
+        if target is None or len(data) > MAX_TARGET_BYTES:
             return STRANGE
         if target not in places:
             places[target] = len(written)

@@ -109,8 +109,8 @@ class GGUFFields:
         import numpy as np
 
         types = self._sized("token_type", size)
-        whole = isinstance(types, np.ndarray) and types.dtype.kind in "iu" and size
-        if whole and 0 <= types.min() <= types.max() < 256:
+        integers = isinstance(types, np.ndarray) and types.dtype.kind in "iu" and size
+        if integers and 0 <= types.min() <= types.max() < 256:
             found: bytes = types.astype(np.uint8).tobytes()
             return found
         return self.array("token_type", size)
@@ -155,10 +155,10 @@ class GGUFFields:
         place = parsed_cache.cache_name(what.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
             return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))
-        made = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
-        if (table := PieceIds.to_cache(made.tokens)) is not None:
+        vocabulary = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
+        if (table := PieceIds.to_cache(vocabulary.tokens)) is not None:
             parsed_cache.write(place, table)
-        return Vocabulary.checked(tokens, types, made.ids)
+        return Vocabulary.checked(tokens, types, vocabulary.ids)
 
     def added_tokens(self, vocabulary: Vocabulary) -> AddedTokens:
         """Control and user-defined tokens, matched in the raw text."""

@@ -104,8 +104,8 @@ def _same_in_bytes(stage: Stage) -> bool:
     """True if a step acts the same on text in the byte alphabet: its pattern looks only for printable ASCII."""
     if not isinstance(stage, Split):
         return False
-    asked = union(sets(matcher(stage.pattern).tree))
-    return bool(asked) and asked[0][0] >= 0x21 and asked[-1][1] <= 0x7E
+    searched = union(sets(matcher(stage.pattern).tree))
+    return bool(searched) and searched[0][0] >= 0x21 and searched[-1][1] <= 0x7E
 
 
 def _byte_level(parts: TokenizerJson, spec: Json) -> list[Stage]:

@@ -39,19 +39,19 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
     Raises :class:`FileFormatError`, :class:`UnsupportedModel`.
     """
     data = path.read_bytes()
-    said = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
-    also = b"" if read is None else json.dumps(said).encode()
-    place = parsed_cache.cache_name(data, also) if len(data) >= parsed_cache.WORTH_CACHING else None
+    identity = [path.name, sidecar.named, sidecar.added, sidecar.kind, sidecar.model_type]
+    context = b"" if read is None else json.dumps(identity).encode()
+    place = parsed_cache.cache_name(data, context) if len(data) >= parsed_cache.WORTH_CACHING else None
     if place is not None and (arrays := parsed_cache.read(place)) is not None:
         spec = json.loads(parsed_cache.text_of(arrays["spec"]))
         return _build(TokenizerJson(path, spec, arrays, numbers=read is None), sidecar, models)
     parts = _checked(
         path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
     )
-    made = _build(parts, sidecar, models)
+    tokenizer = _build(parts, sidecar, models)
     if place is not None and (found := parts.to_cache()) is not None:
         parsed_cache.write(place, found)
-    return made
+    return tokenizer
 
 
 def from_spec(path: Path, spec: Json, sidecar: Sidecar, models: Models) -> Tokenizer:
@@ -80,16 +80,18 @@ def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -
     if normalizer is None:
         return found
     try:
-        made = [replace(token, text=normalizer(token.text)) for token in found]
+        normalized = [replace(token, text=normalizer(token.text)) for token in found]
     except InvalidRequest as refused:
         raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
-    for token, written in zip(found, made):
+    for token, written in zip(found, normalized):
         if token.text and not written.text:
             problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
             raise FileFormatError(parts.path, "added_tokens", problem)
-    if changed := {token.id: token.text for token, before in zip(made, found) if token.text != before.text}:
+    if changed := {
+        token.id: token.text for token, before in zip(normalized, found) if token.text != before.text
+    }:
         parts.spoken = [changed.get(index, token) for index, token in enumerate(parts.vocabulary.tokens)]
-    return made
+    return normalized
 
 
 def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:

@@ -143,7 +143,7 @@ def from_spec(
     if spec.denormalizer.get(2):
         raise UnsupportedModel(f"{path.name}: denormalizer_spec with a character map is not implemented")
     dummy, extra = bool(normal.get(3, 1)), bool(normal.get(4, 1))
-    kept = [vocabulary.tokens[index] for index in user]
+    protected = [vocabulary.tokens[index] for index in user]
     values = vocabulary.byte_pieces(path, "pieces")
     byte_ids = {byte: index for index, byte in values.items()}
     model = build(SentencePieceParts(spec, vocabulary, unknown[0], byte_ids, path))
@@ -165,7 +165,7 @@ def from_spec(
             remove_extra=extra,
             escape=bool(normal.get(5, 1)),
             suffix=suffix,
-            kept=kept,
+            protected=protected,
         ),
         pre_tokenizer=PreTokenizer(),
         model=model,

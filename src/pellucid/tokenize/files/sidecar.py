@@ -136,15 +136,15 @@ def _float(text: str) -> float:
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = (whole + fraction).lstrip("-0")
-    kept = digits[:20]
-    if int(kept or "0") >= 1 << 64:
-        kept = kept[:-1]
+    leading = digits[:20]
+    if int(leading or "0") >= 1 << 64:
+        leading = leading[:-1]
     power = exponent.lstrip("+-").lstrip("0")
     if len(power) > 5:
         return float(text)  # zero or infinite
     ten = int(power or "0") * (-1 if exponent.startswith("-") else 1)
-    ten += len(digits) - len(kept) - len(fraction)
-    value = float(kept or "0")
+    ten += len(digits) - len(leading) - len(fraction)
+    value = float(leading or "0")
     while value and ten < -308:
         value /= 1e308
         ten += 308

@@ -73,8 +73,8 @@ def _known(digest: str, count: int, path: Path, sidecar: Sidecar) -> published.T
     same = {name: ranks for name, ranks in every.items() if ranks.digest == digest}
     stated = {sidecar.model_type, sidecar.kind} - {None}
     listed = same or every
-    if told := [ranks for ranks in listed.values() if stated.intersection(ranks.stated)]:
-        return told[0]
+    if matching := [ranks for ranks in listed.values() if stated.intersection(ranks.stated)]:
+        return matching[0]
     if (named := listed.get(path.name.partition(".")[0])) is not None:
         return named
     if same:
@@ -145,15 +145,15 @@ def read_tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
         vocab[spelled] = special + at
     names = _special_names(listed, special, path)
     added = [_control(index, name) | {"special": control} for index, (name, control) in enumerate(names)]
-    made = _by_rank(vocab, added, pattern)
+    contents = _by_rank(vocab, added, pattern)
     begin = sidecar.named.get("bos_token")
     if begin not in dict(names):
-        return made
+        return contents
     around = [{"SpecialToken": {"id": begin, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     second = [{"SpecialToken": {"id": begin, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     token = {"id": begin, "ids": [[name for name, _ in names].index(begin)], "tokens": [begin]}
     template = {"type": "TemplateProcessing", "single": around, "pair": [*around, *second]}
-    return {**made, "post_processor": {**template, "special_tokens": {begin: token}}}
+    return {**contents, "post_processor": {**template, "special_tokens": {begin: token}}}
 
 
 def tekken_sidecar(sidecar: Sidecar) -> Sidecar:

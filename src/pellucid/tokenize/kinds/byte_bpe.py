@@ -57,13 +57,13 @@ class ByteBPE(TokenizerModel):
 
     def __call__(self, piece: str) -> list[int]:
         data = piece.encode()
-        if (whole := self._whole(data)) is not None:
-            return [whole]
+        if (index := self._whole_piece(data)) is not None:
+            return [index]
         if self.lost.isdisjoint(data):
             return merge([self._byte_ids[byte] for byte in data], self.pairs)
         return merge([self._byte_ids[byte] for byte in data if byte in self._byte_ids], self.pairs)
 
-    def _whole(self, data: bytes) -> int | None:
+    def _whole_piece(self, data: bytes) -> int | None:
         """With ``ignore_merges``, the id of a pre-token that equals a piece; else None."""
         if not self._ignore_merges:
             return None
@@ -76,29 +76,29 @@ class ByteBPE(TokenizerModel):
         ``tokenizers``, whose offsets count bytes of this alphabet.
         """
         data = piece.encode()
-        if (whole := self._whole(data)) is not None:
-            return [(whole, 0, len(piece))]
+        if (index := self._whole_piece(data)) is not None:
+            return [(index, 0, len(piece))]
         return merge_spans(self._symbols(piece), self.pairs, log)
 
     def _symbols(self, piece: str) -> list[Span]:
         # The character of each byte of the spelling; a byte is spelled as one or two bytes.
         owners: list[int] = []
-        kept: list[tuple[int, int]] = []
+        known: list[tuple[int, int]] = []
         for at, character in enumerate(piece):
             for byte in character.encode():
                 width = len(self._spelling[byte].encode())
                 owners.extend([at] * width)
                 if byte in self._byte_ids:
-                    kept.append((self._byte_ids[byte], width))
+                    known.append((self._byte_ids[byte], width))
         symbols, done = [], 0
-        for index, width in kept:
+        for index, width in known:
             symbols.append((index, owners[done], owners[done + width - 1] + 1))
             done += width
         return symbols
 
     def explain(self, piece: str) -> dict[str, Any]:
         """The merges in order, each with its rank; or ``whole`` if the pre-token equals a piece."""
-        if self._whole(piece.encode()) is not None:
+        if self._whole_piece(piece.encode()) is not None:
             return {"whole": True}
         return explain_merges(self._symbols(piece), self.pairs, self._names)
 
@@ -172,9 +172,9 @@ def pair_ranks(
         raise
     import numpy as np
 
-    made = np.array(merged, np.int32)
-    made[np.isin(made, list(vocabulary.special_ids))] = -1
-    return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), made, vocabulary.size)
+    results = np.array(merged, np.int32)
+    results[np.isin(results, list(vocabulary.special_ids))] = -1
+    return PairRanks(np.array(left_ids, np.int32), np.array(right_ids, np.int32), results, vocabulary.size)
 
 
 def json_pairs(parts: TokenizerJson) -> PairRanks:
@@ -184,10 +184,10 @@ def json_pairs(parts: TokenizerJson) -> PairRanks:
     """
     if parts.pairs is None:
         prefix, _ = affixes(parts)
-        made = pair_ranks(
+        pairs = pair_ranks(
             parts.model["merges"], parts.vocab, parts.vocabulary, parts.path, "model.merges", prefix
         )
-        parts.pairs = made.with_last()
+        parts.pairs = pairs.with_last()
     return parts.pairs
 
 
@@ -252,16 +252,16 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
         raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
     merges = given
 
-    def made() -> PairRanks:
+    def parse() -> PairRanks:
         return pair_ranks(merges, vocabulary.ids, vocabulary, fields.path, "tokenizer.ggml.merges")
 
     if len(merges) < WORTH_CACHING:
-        return made()
+        return parse()
     model = fields.get("ggml.model", str, "").encode()
     place = parsed_cache.cache_name(_key(vocabulary.tokens), _key(merges), vocabulary.types, model)
     if (arrays := parsed_cache.read(place)) is not None:
         return PairRanks.from_cache(arrays, vocabulary.size)
-    pairs = made()
+    pairs = parse()
     parsed_cache.write(place, pairs.to_cache())
     return pairs
 

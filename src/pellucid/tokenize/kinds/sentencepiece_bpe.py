@@ -72,8 +72,8 @@ class CharBPE(Chars):
         return Split(f"{SPACE}*{word}+|{SPACE}+", is_linear=True)
 
     def __call__(self, piece: str) -> list[int]:
-        if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
-            return [whole]
+        if self._ignore_merges and (index := self._pieces.get(piece)) is not None:
+            return [index]
         known = [self._pieces.get(character) for character in piece]
         if None in known or self._affixes is not None:
             return merge([index for index, _, _ in self.symbols(piece)], self.pairs)
@@ -81,8 +81,8 @@ class CharBPE(Chars):
 
     def spans(self, piece: str, log: Log | None = None) -> list[Span]:
         """The ids with the characters that they cover; each byte of a character covers the whole character."""
-        if self._ignore_merges and (whole := self._pieces.get(piece)) is not None:
-            return [(whole, 0, len(piece))]
+        if self._ignore_merges and (index := self._pieces.get(piece)) is not None:
+            return [(index, 0, len(piece))]
         return merge_spans(self.symbols(piece), self.pairs, log)
 
     def explain(self, piece: str) -> dict[str, Any]:

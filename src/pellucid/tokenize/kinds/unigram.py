@@ -120,10 +120,10 @@ class Unigram(TokenizerModel):
         best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
         reached = 0
         for start in range(len(piece)):
-            here = best[start]
-            if here is None:
+            previous = best[start]
+            if previous is None:
                 continue
-            so_far = here[0]
+            so_far = previous[0]
             if self._exactly and abs(so_far) > RESET:
                 for at, node in enumerate(best[start : reached + 1], start):
                     if node is not None:
@@ -133,9 +133,9 @@ class Unigram(TokenizerModel):
                 score = so_far + self._score(index, piece[start:stop])
                 if self._exactly:
                     score = rounded(score)
-                there = best[stop]
+                other = best[stop]
                 reached = max(reached, stop)
-                if there is None or score > there[0]:
+                if other is None or score > other[0]:
                     if index == NO_ID:
                         raise without_token(piece[start:stop])
                     best[stop] = (score, start, index)

@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 
     from pellucid.tokenize.patterns.automaton import Automaton
 
-RESERVE, SECONDS_A_CHARACTER = 1.0, 20e-6
+MIN_SECONDS, SECONDS_PER_CHARACTER = 1.0, 20e-6
 # Sets in a pattern that may run without a timeout; patterns with more are written without strings (``_Writer``).
 MAX_SETS = 64
-SEVERAL = 10_000  # table steps between checks of the clock
+STEPS_PER_CLOCK_CHECK = 10_000  # table steps between checks of the clock
 FIRST_CLASS = 0x100  # the code point of class 0 in the copy of a text
 MAX_CLASSES = 0xD000
 
@@ -76,10 +76,10 @@ def _matcher(pattern: str, is_linear: bool) -> Matcher:
 
 
 class Budget:
-    """The thread time that patterns may take for a text: ``whole`` in total, ``seconds`` remaining."""
+    """The thread time that patterns may take for a text: ``total`` and ``seconds`` remaining."""
 
     def __init__(self, characters: int) -> None:
-        self.whole = self.seconds = RESERVE + SECONDS_A_CHARACTER * characters
+        self.total = self.seconds = MIN_SECONDS + SECONDS_PER_CHARACTER * characters
 
 
 class Matcher:
@@ -134,7 +134,7 @@ class Matcher:
                 return self._walked(table, text, began + budget.seconds)
             return list(self._searched(copy, began + budget.seconds))
         except TimeoutError:
-            raise too_slow(self.pattern, f"{budget.whole:.3g} s") from None
+            raise too_slow(self.pattern, f"{budget.total:.3g} s") from None
         finally:
             budget.seconds -= time.thread_time() - began
 
@@ -182,7 +182,7 @@ class Matcher:
                     break
                 position += 1
             steps += position - at + 1
-            if steps > SEVERAL:
+            if steps > STEPS_PER_CLOCK_CHECK:
                 steps = 0
                 if time.thread_time() > deadline:
                     raise TimeoutError

@@ -63,10 +63,10 @@ def settled(node: Any, single: bool) -> Any:
 
 def without_groups(node: Any, capturing: set[int]) -> Any:
     """The tree with only the groups that a back reference uses."""
-    asked = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
+    referenced = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
 
     def plain(node: Any) -> Any:
-        if isinstance(node, Group) and node.number not in asked:
+        if isinstance(node, Group) and node.number not in referenced:
             return plain(node.part)
         return _rebuilt(node, plain)
 

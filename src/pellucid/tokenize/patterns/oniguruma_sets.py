@@ -196,8 +196,8 @@ class Scanner:
         if not self.options.any_case:
             return Set(complement(members) if negative else members)
         members, several = in_other_cases(members)
-        whole = Set(complement(members) if negative else members)
-        return Either((whole, *several)) if several and not negative else whole
+        single = Set(complement(members) if negative else members)
+        return Either((single, *several)) if several and not negative else single
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
         """The members of a set, and True if it has a leading ``^``, which is not applied."""

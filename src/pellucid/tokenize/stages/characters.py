@@ -54,8 +54,8 @@ class CharacterGrouper:
         Raises :class:`InvalidRequest` for an id outside the vocabulary.
         """
         data = self._decoder.piece(checked_id(token, self._size), not self._started)
-        self._started = self._started or self._decoder.begun(data)
-        if not _goes_on(self._open, data):
+        self._started = self._started or self._decoder.begins_text(data)
+        if not _continues(self._open, data):
             self._begin, self._data = self._count, b""
             self._open = b""
         self._count, self._data = self._count + 1, self._data + data
@@ -83,13 +83,13 @@ def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:
     return [group for group in found if group.stop - group.first > 1]
 
 
-def _goes_on(begun: bytes, data: bytes) -> bool:
-    """True if ``data`` continues the incomplete character ``begun``."""
+def _continues(partial: bytes, data: bytes) -> bool:
+    """True if ``data`` continues the incomplete character ``partial``."""
     try:
-        _utf8("strict").decode(begun + data)
+        _utf8("strict").decode(partial + data)
     except UnicodeDecodeError as error:
-        return bool(begun) and error.start > 0
-    return bool(begun) and not begins_surrogate(begun + data)
+        return bool(partial) and error.start > 0
+    return bool(partial) and not begins_surrogate(partial + data)
 
 
 def _open_end(data: bytes) -> bytes:

@@ -76,8 +76,8 @@ class Decoder(ABC):
     def piece(self, token_id: int, first: bool) -> bytes:
         """The bytes of an id; ``first`` is True if no text precedes it."""
 
-    def begun(self, data: bytes) -> bool:
-        """True if the text has begun after a piece with the bytes ``data``: the next piece is not ``first``."""
+    def begins_text(self, data: bytes) -> bool:
+        """True if the text begins with a piece with the bytes ``data``: the next piece is not ``first``."""
         return True
 
     def steps(self) -> list[TextStream]:
@@ -116,7 +116,7 @@ class SentencePieceDecoder(Decoder):
         text = self._tokens[token_id].replace(SPACE, " ")
         return (text.removeprefix(" ") if first and self._strip else text).encode()
 
-    def begun(self, data: bytes) -> bool:
+    def begins_text(self, data: bytes) -> bool:
         return bool(data) or not self._strip_all
 
 
@@ -147,20 +147,20 @@ class PieceBytes(dict[int, bytes]):
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of all ids, equal to the output of `StreamDecoder` for the ids one at a time."""
-        whole = list(ids)
-        if not set(map(type, whole)) <= {int}:
-            whole = [checked_id(token_id, self._size) for token_id in whole]
+        all_ids = list(ids)
+        if not set(map(type, all_ids)) <= {int}:
+            all_ids = [checked_id(token_id, self._size) for token_id in all_ids]
         if not self._decoder.is_table:
             stream = StreamDecoder(self._decoder, self._size, self._skip)
-            return "".join([*map(stream.push, whole), stream.flush()])
+            return "".join([*map(stream.push, all_ids), stream.flush()])
         parts, count = list[bytes](), 0
-        for token_id in whole:
+        for token_id in all_ids:
             count += 1
             if checked_id(token_id, self._size) not in self._skip:
                 parts.append(self._decoder.piece(token_id, True))
-                if self._decoder.begun(parts[-1]):
+                if self._decoder.begins_text(parts[-1]):
                     break
-        text = b"".join([*parts, *map(self.__getitem__, whole[count:])]).decode("utf-8", "replace")
+        text = b"".join([*parts, *map(self.__getitem__, all_ids[count:])]).decode("utf-8", "replace")
         for step in self._decoder.steps():
             text = step.push(text) + step.flush()
         return text
@@ -201,7 +201,7 @@ class ByteStream:
     def push(self, token_id: int) -> str:
         """Add an id and return the text that later ids cannot change."""
         data = self._decoder.piece(token_id, self._first)
-        self._first = self._first and not self._decoder.begun(data)
+        self._first = self._first and not self._decoder.begins_text(data)
         text = self._utf8.push(data)
         for step in self._steps:
             text = step.push(text)

@@ -64,13 +64,13 @@ class Normalizer(ABC):
 
     @cached_property
     def _steps(self) -> Sequence[Step | Normalizer]:
-        made: list[Step | Normalizer] = []
+        merged: list[Step | Normalizer] = []
         for step in self.steps():
-            if made and isinstance(step, CharacterMap) and isinstance(before := made[-1], CharacterMap):
-                made[-1] = before.then(step)
+            if merged and isinstance(step, CharacterMap) and isinstance(before := merged[-1], CharacterMap):
+                merged[-1] = before.then(step)
             else:
-                made.append(step)
-        return made
+                merged.append(step)
+        return merged
 
     def __call__(self, text: str) -> str:
         before = len(text)
@@ -116,8 +116,8 @@ class Prepend(Normalizer):
     unless_there: bool = False
 
     def steps(self) -> list[Rewrite]:
-        there = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
-        return [Rewrite(matches(rf"\A{there}(?s:.)"), self._change)]
+        absent = f"(?!{re.escape(self.prefix)})" if self.unless_there else ""
+        return [Rewrite(matches(rf"\A{absent}(?s:.)"), self._change)]
 
     def _change(self, first: str) -> list[tuple[str, int]]:
         # In ``tokenizers``, the first character of a nonempty prefix replaces the first character of the text.

@@ -30,7 +30,7 @@ from pellucid.tokenize.unicode import bracket, letters, members, singles
 if TYPE_CHECKING:
     from regex import Pattern  # type: ignore[import-untyped]
 
-LONGEST_RULE, MAX_RULES = 64, 1 << 18
+MAX_RULE_BYTES, MAX_RULES = 64, 1 << 18
 """Limits: bytes that a rule replaces, number of rules. A small trie can have many rules, as they share prefixes."""
 
 
@@ -99,8 +99,8 @@ class CharsMap:
                 raise wrong(f"more than {MAX_RULES:,} rules")
             keys = [keys[row] + bytes([label]) for row, label in zip(rows.tolist(), labels[nodes].tolist())]
             bases = nodes ^ offsets[nodes]
-            if keys and len(keys[0]) > LONGEST_RULE:
-                raise wrong(f"a rule replaces more than {LONGEST_RULE} bytes")
+            if keys and len(keys[0]) > MAX_RULE_BYTES:
+                raise wrong(f"a rule replaces more than {MAX_RULE_BYTES} bytes")
             for at in np.flatnonzero(units[nodes] >> 8 & 1).tolist():
                 if bases[at] >= len(units):
                     raise wrong(f"the rule for {brief(keys[at])} is outside the trie")
@@ -194,15 +194,15 @@ class PrecompiledNormalizer(Normalizer):
             if unchanged:
                 changes += [(letter, 0) for letter in cluster]
                 continue
-            whole = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
-            for part in cluster if whole is None else (cluster,):
-                target = self.map.shortest(part) if whole is None else whole
+            replacement = self.map.shortest(cluster) if len(cluster.encode()) < 6 else None
+            for part in cluster if replacement is None else (cluster,):
+                target = self.map.shortest(part) if replacement is None else replacement
                 if target is None:
                     changes.append((part, 0))
                     continue
                 more = len(target) - len(part)
-                put_in = len(target) - max(more, 0)
-                changes.extend((new, int(at >= put_in)) for at, new in enumerate(target))
+                first_inserted = len(target) - max(more, 0)
+                changes.extend((new, int(at >= first_inserted)) for at, new in enumerate(target))
                 if more < 0 and changes:
                     changes[-1] = (changes[-1][0], changes[-1][1] + more)
         return changes
@@ -227,8 +227,8 @@ class SentencePieceNormalizer(Normalizer):
 
     It applies the map, reduces runs of spaces to one space and strips spaces at the ends (``remove_extra``), inserts a
     space at the start (``dummy_prefix``; with ``suffix`` at the end), and writes spaces as ``▁`` (``escape``). No rule
-    changes the pieces in ``kept``. The origin of a character is the original text from its position up to the position
-    of the next character.
+    changes the pieces in ``protected``. The origin of a character is the original text from its position up to the
+    position of the next character.
     """
 
     map: CharsMap
@@ -236,7 +236,7 @@ class SentencePieceNormalizer(Normalizer):
     remove_extra: bool = True
     escape: bool = True
     suffix: bool = False
-    kept: Sequence[str] = ()
+    protected: Sequence[str] = ()
 
     def steps(self) -> list[Rewrite]:
         return [Rewrite(matches(r"(?s).+"), self._change)]
@@ -257,12 +257,12 @@ class SentencePieceNormalizer(Normalizer):
 
     @cached_property
     def rules(self) -> CharsMap:
-        """The map, with identity rules for ``kept`` pieces instead of the rules that begin with a kept piece."""
-        kept = tuple(piece for piece in self.kept if piece)
-        if not kept:
+        """The map, with identity rules for ``protected`` pieces instead of the rules that begin with one of them."""
+        protected = tuple(piece for piece in self.protected if piece)
+        if not protected:
             return self.map
-        others = {key: new for key, new in self.map.rules.items() if not key.startswith(kept)}
-        return CharsMap(others | {piece: piece for piece in kept})
+        others = {key: new for key, new in self.map.rules.items() if not key.startswith(protected)}
+        return CharsMap(others | {piece: piece for piece in protected})
 
     def _chunks(self, text: str) -> Iterator[tuple[int, str, int]]:
         """The parts of a text: index of the first character, replacement, number of replaced characters."""
@@ -273,21 +273,21 @@ class SentencePieceNormalizer(Normalizer):
             yield from ((index, text[index], 1) for index in range(at, start))
             at = start
             if found is not None:
-                taken = self.rules.longest(text, at)
-                yield at, self.rules.rules[taken] if taken else text[at], len(taken or text[at])
-                at += len(taken or text[at])
+                rule = self.rules.longest(text, at)
+                yield at, self.rules.rules[rule] if rule else text[at], len(rule or text[at])
+                at += len(rule or text[at])
 
     def _placed(self, text: str) -> tuple[list[tuple[str, int]], int]:
         """The normalized characters with their positions in the text, and the position of the end of the text."""
         space = SPACE if self.escape else " "
         out: list[tuple[str, int]] = []
-        consumed, after_space, begun = 0, self.remove_extra, False
+        consumed, after_space, started = 0, self.remove_extra, False
         for at, new, length in self._chunks(text):
-            if not begun and self.remove_extra and new == " ":
+            if not started and self.remove_extra and new == " ":
                 consumed = at + length
                 continue
-            if not begun:
-                begun = True
+            if not started:
+                started = True
                 if self.dummy_prefix and not self.suffix:
                     out.append((space, consumed))
             if after_space:
@@ -299,8 +299,8 @@ class SentencePieceNormalizer(Normalizer):
             consumed = at + length
             if not self.remove_extra:
                 after_space = False
-        while begun and self.remove_extra and out and out[-1][0] == space:
+        while started and self.remove_extra and out and out[-1][0] == space:
             consumed = out.pop()[1]
-        if begun and self.dummy_prefix and self.suffix:
+        if started and self.dummy_prefix and self.suffix:
             out.append((space, consumed))
         return out, consumed

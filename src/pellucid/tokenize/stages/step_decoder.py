@@ -40,21 +40,21 @@ class _Tokens:
             if isinstance(step, TokenStep)
             else step.settled(self._waiting)
         )
-        return self._made(max(count, 0), False)
+        return self._run(max(count, 0), False)
 
     def flush(self) -> list[str]:
-        return self._made(len(self._waiting), True)
+        return self._run(len(self._waiting), True)
 
-    def _made(self, count: int, ends: bool) -> list[str]:
+    def _run(self, count: int, ends: bool) -> list[str]:
         some, self._waiting = self._waiting[:count], self._waiting[count:]
         if isinstance(self._step, GroupStep):
             return self._step(some)
-        made = [
+        tokens = [
             self._step(token, self._first and not at, ends and at == count - 1)
             for at, token in enumerate(some)
         ]
         self._first = self._first and not some
-        return made
+        return tokens
 
 
 class _StepStream:
