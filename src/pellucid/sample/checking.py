@@ -67,10 +67,8 @@ def texts(most: int, longest: int = MAX_CHARACTERS) -> Check:
     """A text or a list of texts; no text may be empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a text or a list of texts")
-        found = (value,) if isinstance(value, str) else tuple(_at_most(name, value, most, "texts"))
-        return tuple(checks.text(name, text, longest) for text in found)
+        entries = _entries(name, value, most, "texts", "a text or a list of texts")
+        return tuple(checks.text(name, text, longest) for text in entries)
 
     return check
 
@@ -79,18 +77,12 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
     """A list of token ids and texts; with ``sequences`` also of lists of token ids."""
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise InvalidRequest(f"{name}={brief(value)}: must be a list of token ids and texts")
-        entries = (value,) if isinstance(value, str) else _at_most(name, value, most, "entries")
-        found: list[Any] = []
-        for entry in entries:
-            if sequences and isinstance(entry, (list, tuple)) and entry:
-                found.append(
-                    tuple(token(name, one) for one in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
-                )
-            else:
-                found.append(token_or_text(name, entry))
-        return tuple(found)
+        return tuple(
+            tuple(token(name, one) for one in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
+            if sequences and isinstance(entry, (list, tuple)) and entry
+            else token_or_text(name, entry)
+            for entry in _entries(name, value, most, "entries", "a list of token ids and texts")
+        )
 
     return check
 
@@ -123,7 +115,16 @@ def token_or_text(name: str, value: Any) -> int | str:
     return checks.characters(name, value)
 
 
-def _at_most(name: str, value: Sequence[Any], most: int, what: str) -> Sequence[Any]:
+def _entries(name: str, value: Any, most: int, noun: str, expected: str) -> Sequence[Any]:
+    """The entries of a list; a text is one entry."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise InvalidRequest(f"{name}={brief(value)}: must be {expected}")
+    return _at_most(name, value, most, noun)
+
+
+def _at_most(name: str, value: Sequence[Any], most: int, noun: str) -> Sequence[Any]:
     if len(value) > most:
-        raise InvalidRequest(f"{name} has {len(value):,} {what}; the limit is {most:,}: give fewer")
+        raise InvalidRequest(f"{name} has {len(value):,} {noun}; the limit is {most:,}: give fewer")
     return value

@@ -19,15 +19,11 @@ from pellucid.weights.safetensors import read_json
 
 FILE = "generation_config.json"
 JSON_KEYS: Mapping[str, str] = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical_p",
-    "epsilon_cutoff": "epsilon_cutoff",
-    "eta_cutoff": "eta_cutoff",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    name: name
+    for name in (
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        *("repetition_penalty", "no_repeat_ngram_size"),
+    )
 }
 GGUF_KEYS: Mapping[str, str] = {
     "general.sampling.temp": "temperature",

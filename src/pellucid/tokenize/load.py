@@ -43,7 +43,7 @@ def load_tokenizer(source: Checkpoint | Path | str) -> Tokenizer:
     fields = GGUFFields(source.path, source.metadata)
     name = fields.get("ggml.model", str)
     if name is None:
-        raise FileFormatError(source.path, "tokenizer.ggml.model", "missing: the file has no tokenizer")
+        raise fields.wrong("model", "missing: the file has no tokenizer")
     read = gguf_reader(name)
     if read is None:
         known = ", ".join(sorted(name for kind in known_kinds().values() for name in kind.gguf))

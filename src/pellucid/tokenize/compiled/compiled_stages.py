@@ -104,9 +104,7 @@ class SeparateStage(CutStage):
         pairs = neighbours.pairs
         table, mask = tables.slots(len(pairs), 1)
         fields = {"slots": table, "mask": mask}
-        Call(
-            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields
-        )()
+        tables.run("text.neighbours", text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields)
         common, together = neighbours.most_common()
         fields |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call(

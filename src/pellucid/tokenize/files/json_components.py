@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pellucid.errors import FileFormatError, UnsupportedModel
+from pellucid.errors import UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.text.split import BEHAVIORS
 from pellucid.tokenize.encoding import Padding, Truncation
@@ -208,7 +208,7 @@ def _named(parts: TokenizerJson, token: Any, field: str) -> int:
     """The checked id of a token written as ``["[SEP]", 3]``."""
     index = parts.id_of(token[0], field)
     if token[1:] != [index]:
-        raise FileFormatError(parts.path, field, f"{brief(token)}: the vocabulary has it as {index}")
+        raise parts.wrong(field, f"{brief(token)}: the vocabulary has it as {index}")
     return index
 
 
@@ -227,9 +227,9 @@ def _template(parts: TokenizerJson, spec: Json, name: str) -> tuple[tuple[int, i
         ids = token["ids"] if token else ()
         field = f"post_processor.special_tokens[{brief(item['SpecialToken']['id'])}]"
         if not ids or not all(type(i) is int and 0 <= i < parts.vocabulary.size for i in ids):
-            raise FileFormatError(parts.path, field, "its ids are missing or outside the vocabulary")
+            raise parts.wrong(field, "its ids are missing or outside the vocabulary")
         if token is None or len(token["tokens"]) != len(ids):
-            raise FileFormatError(parts.path, f"{field}.tokens", f"not one for each of {len(ids)} ids")
+            raise parts.wrong(f"{field}.tokens", f"not one for each of {len(ids)} ids")
         segment = parts.whole(item["SpecialToken"], "type_id", 0, MAX_SEGMENTS)
         out.extend((index, segment) for index in ids)
     return tuple(out)
@@ -287,4 +287,4 @@ def pattern(parts: TokenizerJson, spec: Any) -> tuple[str, bool]:
             return text, True
         if "String" in spec:
             return _searchable(parts, text), False
-    raise FileFormatError(parts.path, "pattern", f"{brief(spec)} is neither a String nor a Regex")
+    raise parts.wrong("pattern", f"{brief(spec)} is neither a String nor a Regex")

@@ -5,7 +5,6 @@ A type that is not implemented raises :class:`UnsupportedModel` with the list of
 
 from __future__ import annotations
 
-from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.tokenize.files.json_components import (
     BYTE_LEVEL_FIELDS,
@@ -42,13 +41,13 @@ def decoder(parts: TokenizerJson, spec: Json | None) -> Decoder:
 def _suffix(parts: TokenizerJson, spec: Json) -> Step:
     suffix = parts.text(spec, "suffix")
     if not suffix:
-        raise FileFormatError(parts.path, "decoder.suffix", "is empty")
+        raise parts.wrong("decoder.suffix", "is empty")
     return SuffixStep(suffix)
 
 
 def _strip(parts: TokenizerJson, spec: Json) -> Step:
     if len(content := parts.text(spec, "content")) != 1:
-        raise FileFormatError(parts.path, "decoder.content", f"{brief(content)} is not one character")
+        raise parts.wrong("decoder.content", f"{brief(content)} is not one character")
     return StripStep(content, *(parts.whole(spec, name, 0, MAX_IDS) for name in ("start", "stop")))
 
 

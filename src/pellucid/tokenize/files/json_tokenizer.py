@@ -82,11 +82,11 @@ def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -
     try:
         normalized = [replace(token, text=normalizer(token.text)) for token in found]
     except InvalidRequest as refused:
-        raise FileFormatError(parts.path, "added_tokens", str(refused)) from None
+        raise parts.wrong("added_tokens", str(refused)) from None
     for token, written in zip(found, normalized):
         if token.text and not written.text:
             problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
-            raise FileFormatError(parts.path, "added_tokens", problem)
+            raise parts.wrong("added_tokens", problem)
     if changed := {
         token.id: token.text for token, before in zip(normalized, found) if token.text != before.text
     }:

@@ -100,11 +100,15 @@ class TokenizerJson:
             del pieces[vocabulary.tokens[index]]
         return pieces
 
+    def wrong(self, where: str, problem: str) -> FileFormatError:
+        """The error for a problem at a place of the file."""
+        return FileFormatError(self.path, where, problem)
+
     def of(self, name: str) -> Json | None:
         """The component ``name``, or None if it is null or missing."""
         value = self._spec.get(name)
         if value is not None and not isinstance(value, dict):
-            raise FileFormatError(self.path, name, f"expected an object, found {type(value).__name__}")
+            raise self.wrong(name, f"expected an object, found {type(value).__name__}")
         return value
 
     def build(self, make: Callable[[TokenizerJson, Json | None], StageT], name: str) -> StageT:
@@ -116,7 +120,7 @@ class TokenizerJson:
             return make(self, self.of(name))
         except (KeyError, IndexError, TypeError, AttributeError) as bad:
             problem = f"a field is missing or of the wrong type: {type(bad).__name__} {bad}"
-            raise FileFormatError(self.path, name, problem) from bad
+            raise self.wrong(name, problem) from bad
 
     def component(self, spec: Json, where: str, *known: str, **allowed: Sequence[Any]) -> Json:
         """Return ``spec``. Raises :class:`UnsupportedModel` for a field not in ``known`` or a value not ``allowed``."""
@@ -136,23 +140,21 @@ class TokenizerJson:
     def id_of(self, token: Any, field: str) -> int:
         """The id of a token that a field names."""
         if not isinstance(token, str) or token not in self.vocabulary.ids:
-            raise FileFormatError(self.path, field, f"{brief(token)} is not in the vocabulary")
+            raise self.wrong(field, f"{brief(token)} is not in the vocabulary")
         return self.vocabulary.ids[token]
 
     def text(self, spec: Json, key: str, default: str | None = None) -> str:
         """The string in a field."""
         value = spec.get(key, default)
         if not isinstance(value, str):
-            raise FileFormatError(self.path, key, f"expected a string, found {brief(value)}")
+            raise self.wrong(key, f"expected a string, found {brief(value)}")
         return value
 
     def whole(self, spec: Json, key: str, low: int, high: int, default: int | None = None) -> int:
         """The integer in a field, from ``low`` to ``high``."""
         value = spec.get(key, default)
         if type(value) is not int or not low <= value <= high:
-            raise FileFormatError(
-                self.path, key, f"{brief(value)} is not a whole number from {low:,} to {high:,}"
-            )
+            raise self.wrong(key, f"{brief(value)} is not a whole number from {low:,} to {high:,}")
         return value
 
     @cached_property
@@ -175,30 +177,22 @@ class TokenizerJson:
         if self.model.get("type") == "Unigram":
             return self._scored(vocab)
         if not isinstance(vocab, dict):
-            raise FileFormatError(
-                self.path, "model.vocab", f"expected an object, found {type(vocab).__name__}"
-            )
+            raise self.wrong("model.vocab", f"expected an object, found {type(vocab).__name__}")
         if not set(map(type, vocab.values())) <= {int}:
             piece = next(piece for piece, index in vocab.items() if type(index) is not int)
-            raise FileFormatError(
-                self.path, "model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}"
-            )
+            raise self.wrong("model.vocab", f"the id of {brief(piece)} is {brief(vocab[piece])}")
         return vocab
 
     def _scored(self, vocab: Any) -> dict[str, int]:
         """Piece → id from a list of [piece, score]; sets ``scores``."""
         if not isinstance(vocab, list):
-            raise FileFormatError(
-                self.path, "model.vocab", f"expected an array, found {type(vocab).__name__}"
-            )
+            raise self.wrong("model.vocab", f"expected an array, found {type(vocab).__name__}")
         for at, entry in enumerate(vocab):
             if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-                raise FileFormatError(
-                    self.path, f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score"
-                )
+                raise self.wrong(f"model.vocab[{at}]", f"{brief(entry)} is not a piece and a score")
             if type(entry[1]) not in (int, float) or not abs(entry[1]) <= float_info.max:
                 problem = f"the score of {brief(entry[0])} is {brief(entry[1])}, not a finite number"
-                raise FileFormatError(self.path, f"model.vocab[{at}]", problem)
+                raise self.wrong(f"model.vocab[{at}]", problem)
         self.scores = [float(score) for _, score in vocab]
         return distinct_ids([piece for piece, _ in vocab], self.path, "model.vocab")
 
@@ -209,16 +203,14 @@ class TokenizerJson:
             or type(token.get("id")) is not int
             or not isinstance(token.get("content"), str)
         ):
-            raise FileFormatError(self.path, where, f"{brief(token)} has no id and content")
+            raise self.wrong(where, f"{brief(token)} has no id and content")
         flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
         self.component(token, where, "id", "content", *flags)
         if len(token["content"]) > MAX_LETTERS:
             problem = f"{len(token['content']):,} characters; {MAX_LETTERS:,} are allowed"
-            raise FileFormatError(self.path, f"{where}.content", problem)
+            raise self.wrong(f"{where}.content", problem)
         if self.vocab.get(token["content"], token["id"]) != token["id"]:
-            raise FileFormatError(
-                self.path, where, f"{brief(token['content'])} has another id in the vocabulary"
-            )
+            raise self.wrong(where, f"{brief(token['content'])} has another id in the vocabulary")
         return AddedToken(token["id"], token["content"], **{flag: bool(token.get(flag)) for flag in flags})
 
     def _numbered(self, listed: Sequence[AddedToken]) -> list[AddedToken]:
@@ -241,12 +233,11 @@ class TokenizerJson:
     def _vocabulary(self) -> Vocabulary:
         ids = {**self.vocab, **{token.text: token.id for token in self.added}}
         if not self.vocab:
-            raise FileFormatError(self.path, "model.vocab", "the vocabulary is empty")
+            raise self.wrong("model.vocab", "the vocabulary is empty")
         size = max(ids.values()) + 1
         if min(ids.values()) < 0 or size > 2 * len(ids) + 1024:
             piece = min(ids, key=ids.__getitem__) if min(ids.values()) < 0 else max(ids, key=ids.__getitem__)
-            raise FileFormatError(
-                self.path,
+            raise self.wrong(
                 "model.vocab",
                 f"the id of {brief(piece)}, {ids[piece]}, is out of range for {len(ids):,} pieces",
             )
@@ -255,9 +246,7 @@ class TokenizerJson:
         types = [int(TokenType.UNUSED)] * size
         for piece, index in ids.items():
             if types[index] != TokenType.UNUSED:
-                raise FileFormatError(
-                    self.path, "model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}"
-                )
+                raise self.wrong("model.vocab", f"{brief(tokens[index])} and {brief(piece)} share id {index}")
             tokens[index], types[index] = piece, int(TokenType.NORMAL)
         for index in self.byte_ids.values():
             types[index] = int(TokenType.BYTE)

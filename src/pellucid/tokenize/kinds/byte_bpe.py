@@ -249,7 +249,7 @@ def gguf_pairs(fields: GGUFFields, vocabulary: Vocabulary) -> PairRanks:
     """
     given = fields.strings("merges")
     if given is None:
-        raise FileFormatError(fields.path, "tokenizer.ggml.merges", "missing")
+        raise fields.wrong("merges", "missing")
     merges = given
 
     def parse() -> PairRanks:
@@ -294,16 +294,9 @@ def from_json(parts: TokenizerJson) -> ByteBPE:
 
 
 BPE_FIELDS = (
-    "vocab",
-    "merges",
-    "unk_token",
-    "fuse_unk",
-    "ignore_merges",
-    "byte_fallback",
-    "dropout",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-)
+    "vocab", "merges", "unk_token", "fuse_unk", "ignore_merges", "byte_fallback", "dropout",
+    "continuing_subword_prefix", "end_of_word_suffix",
+)  # fmt: skip
 BPE_VALUES: dict[str, tuple[Any, ...]] = {"dropout": (None, 0, 0.0)}
 """The implemented values of some fields of a JSON model of type BPE."""
 

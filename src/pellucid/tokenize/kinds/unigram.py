@@ -13,7 +13,6 @@ from functools import cached_property
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError
 from pellucid.errors.messages import brief
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
@@ -213,7 +212,7 @@ def from_json(parts: TokenizerJson) -> Unigram:
     unknown = model.get("unk_id")
     if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(parts.scores)):
         problem = f"{brief(unknown)} is not an id; they go from 0 to {len(parts.scores) - 1}"
-        raise FileFormatError(parts.path, "model.unk_id", problem)
+        raise parts.wrong("model.unk_id", problem)
     names = {f"<0x{byte:02X}>" for byte in parts.byte_ids}
     return Unigram(
         {piece: index for piece, index in parts.text_ids.items() if piece and piece not in names},
@@ -230,7 +229,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     scores = fields.scores(vocabulary.size)
     charsmap = fields.array("precompiled_charsmap") or []
     if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
-        raise FileFormatError(fields.path, "tokenizer.ggml.precompiled_charsmap", "not an array of bytes")
+        raise fields.wrong("precompiled_charsmap", "not an array of bytes")
     normalizer = {
         2: bytes(byte & 255 for byte in charsmap),
         3: int(fields.get("ggml.add_space_prefix", bool, True)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import FileFormatError
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.tokenize.encoding import Span
 from pellucid.tokenize.files.gguf_fields import GGUFFields
@@ -131,7 +130,7 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     sep = ids["seperator"] if ids["seperator"] is not None else ids["separator"]
     if cls is None or sep is None or unknown is None:
         absent = "cls" if cls is None else "seperator" if sep is None else "unknown"
-        raise FileFormatError(fields.path, f"tokenizer.ggml.{absent}_token_id", "missing")
+        raise fields.wrong(f"{absent}_token_id", "missing")
     lowercase = fields.get("ggml.normalizer.lowercase", bool, True)
     pieces = dict(vocabulary.ids)
     for index in vocabulary.special_ids - {unknown}:

@@ -48,11 +48,8 @@ MAX_NODES = 300_000  # nodes of a tree with its repeats expanded, because matchi
 MAX_REFERENCE = 1000  # Oniguruma's own limit
 NO_NEWLINE = complement(NEWLINE)
 REFUSED = {
-    "K": "\\K (keep)",
-    "X": "\\X (a cluster)",
-    "y": "\\y (a border of clusters)",
-    "Y": "\\Y (no border of clusters)",
-}
+    "K": "\\K (keep)", "X": "\\X (a cluster)", "y": "\\y (a border of clusters)", "Y": "\\Y (no border of clusters)",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=64)  # the matcher and the automaton of a pattern share the tree
@@ -177,11 +174,8 @@ class _Parser(Scanner):
         if letter in "wWbB":
             return self._word(letter)
         edges: dict[str, Any] = {
-            "A": "text start",
-            "z": "text end",
-            "Z": "last line end",
-            "G": "search start",
-        }
+            "A": "text start", "z": "text end", "Z": "last line end", "G": "search start",
+        }  # fmt: skip
         if letter in edges:
             return Edge(edges[letter])
         if letter in "NO":
@@ -276,11 +270,8 @@ class _Parser(Scanner):
         if self.take("?<") or self.take("?'"):
             return self._named_group()
         refused = {
-            "*": "a callout (*",
-            "?{": "a callout (?{",
-            "?~": "an absent operator (?~",
-            "?(": "a condition (?(",
-        }
+            "*": "a callout (*", "?{": "a callout (?{", "?~": "an absent operator (?~", "?(": "a condition (?(",
+        }  # fmt: skip
         for mark, what in refused.items():
             if self.peek(mark):
                 raise PatternError(f"{what} is not implemented")
@@ -321,15 +312,11 @@ class _Parser(Scanner):
         while True:
             letter = self.next("a group")
             names = {"W": "word", "D": "digit", "S": "space", "P": "posix"}
-            flags: dict[str, dict[str, Any]] = {
-                "i": {"any_case": on},
-                "m": {"dot_all": on},
-                "x": {"extended": on},
-            }
+            flags = {"i": "any_case", "m": "dot_all", "x": "extended"}
             if letter == "-":
                 on = False
             elif letter in flags:
-                options = replace(options, **flags[letter])
+                options = replace(options, **{flags[letter]: on})
             elif letter in names:
                 options = replace(
                     options, ascii=options.ascii | {names[letter]} if on else options.ascii - {names[letter]}

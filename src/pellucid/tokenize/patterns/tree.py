@@ -66,15 +66,8 @@ class Edge(Struct, frozen=True):
     """
 
     kind: Literal[
-        "text start",
-        "text end",
-        "line start",
-        "line end",
-        "last line end",
-        "search start",
-        "border",
-        "no border",
-    ]
+        "text start", "text end", "line start", "line end", "last line end", "search start", "border", "no border"
+    ]  # fmt: skip
     members: Ranges = ()
 
 
