@@ -204,14 +204,14 @@ class BeamSearch:
 
     def advance(self, rows: Sequence[NDArray[np.float32]]) -> Iterator[Future[None]]:
         """As ``step``; yields the jobs of other threads that must end before the next iteration."""
-        place = {id(beam): at for at, beam in enumerate(self.beams)}
+        position = {id(beam): at for at, beam in enumerate(self.beams)}
         first = [self._log_softmax(row) for row in rows]
         used: list[int] = []
         for group in self._groups:
             if group.done:
                 used += [self._padding] * self._size
                 continue
-            beams = [place[id(beam)] for beam in group.beams]
+            beams = [position[id(beam)] for beam in group.beams]
             for beam in group.beams:
                 if job := beam.sampler.preparing:
                     yield job
@@ -279,7 +279,7 @@ class BeamSearch:
         """The (score, beam, token) of the candidates to consider, best first."""
         count = max(2, 1 + len(self._ends)) * self._size
         found: list[tuple[float, int, int]] = []
-        scores, places = [], []
+        scores, positions = [], []
         for at, (beam, number) in enumerate(zip(group.beams, beams)):
             start = first[number]
             if used:
@@ -292,18 +292,18 @@ class BeamSearch:
                 continue
             if self.options.do_sample:
                 scores.append(beam.node.score + remaining.logits())
-                places.append(at * len(start) + remaining.ids_at())
+                positions.append(at * len(start) + remaining.ids_at())
                 continue
             top = remaining.top(count)
             logits, ids = remaining.logits(top).tolist(), remaining.ids_at(top).tolist()
             found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
         if scores:
             size = len(first[beams[0]])
-            score, place = np.concatenate(scores), np.concatenate(places)
-            noisy = score + self._noise(self._steps, size * len(beams))[place]
+            score, position = np.concatenate(scores), np.concatenate(positions)
+            noisy = score + self._noise(self._steps, size * len(beams))[position]
             drawn = np.argsort(-noisy, kind="stable")[:count]
             found = [
-                (float(score[i]), int(place[i]) // size, int(place[i]) % size)
+                (float(score[i]), int(position[i]) // size, int(position[i]) % size)
                 for i in drawn
                 if score[i] > -np.inf
             ]

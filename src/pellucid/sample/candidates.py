@@ -106,13 +106,15 @@ class Candidates(Struct, frozen=True, dict=True):
         """True if at least one token is not forbidden."""
         return len(self.raw) > 0 and self.highest > -math.inf
 
-    def logits(self, places: Ints | slice = slice(None)) -> Floats:
+    def logits(self, positions: Ints | slice = slice(None)) -> Floats:
         """The logits at some positions (all by default), float64."""
-        return np.asarray(self.raw[places].astype(np.float64) / self.temperature, np.float64)
+        return np.asarray(self.raw[positions].astype(np.float64) / self.temperature, np.float64)
 
-    def exponents(self, places: Ints | slice = slice(None)) -> Floats:
+    def exponents(self, positions: Ints | slice = slice(None)) -> Floats:
         """Logits minus the highest logit, float64: the logarithms of ``weights``."""
-        return np.asarray((self.raw[places].astype(np.float64) - self.highest) / self.temperature, np.float64)
+        return np.asarray(
+            (self.raw[positions].astype(np.float64) - self.highest) / self.temperature, np.float64
+        )
 
     @cached_property
     def sums(self) -> Sums:
@@ -150,9 +152,9 @@ class Candidates(Struct, frozen=True, dict=True):
             return list(accumulate(self.weights.tolist()))
         return np.cumsum(self.weights)
 
-    def weights_at(self, places: Ints | slice) -> Floats:
+    def weights_at(self, positions: Ints | slice) -> Floats:
         """The weights at some positions."""
-        part = np.ascontiguousarray(self.raw[places])
+        part = np.ascontiguousarray(self.raw[positions])
         weights = np.empty(len(part))
         _softmax(part, self.highest, self.temperature, weights)
         return weights
@@ -162,9 +164,9 @@ class Candidates(Struct, frozen=True, dict=True):
         weights = self.weights
         return np.asarray(weights / self.sums.total, np.float64)
 
-    def log_probabilities(self, places: Ints | slice = slice(None)) -> Floats:
+    def log_probabilities(self, positions: Ints | slice = slice(None)) -> Floats:
         """The log-probabilities at some positions (all by default), float64."""
-        return np.asarray(self.exponents(places) - math.log(self.sums.total), np.float64)
+        return np.asarray(self.exponents(positions) - math.log(self.sums.total), np.float64)
 
     def top(self, k: int) -> Ints:
         """The positions of the ``k`` highest logits, in descending order; the lowest id first on ties."""
@@ -173,9 +175,9 @@ class Candidates(Struct, frozen=True, dict=True):
             return np.arange(k)
         if k > FEW:
             return lowest(-self.raw, k)
-        places, values, raw = np.empty(k, np.int64), np.empty(k, np.float32), self.raw
-        _top()(logits=address(raw), count=len(raw), k=k, places=address(places), values=address(values))
-        return places
+        positions, values, raw = np.empty(k, np.int64), np.empty(k, np.float32), self.raw
+        _top()(logits=address(raw), count=len(raw), k=k, places=address(positions), values=address(values))
+        return positions
 
     def keep_top(self, k: int) -> Candidates:
         """Only the ``k`` candidates with the highest logits, ranked; unchanged if there are at most ``k``."""
@@ -186,8 +188,8 @@ class Candidates(Struct, frozen=True, dict=True):
     def keep_likeliest(self, mass: float) -> Candidates:
         """The fewest candidates whose probabilities sum to ``mass``: the most likely candidates, ranked."""
         if not self.ranked and len(self.raw) > FEW:
-            places = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
-            return self._take_ranked(places)
+            positions = fewest(self.top, self.weights_at, len(self.raw), mass * self.sums.total)
+            return self._take_ranked(positions)
         ranked = self if self.ranked else self._take_ranked(self.top(len(self.raw)))
         ends = ranked.ends
         return ranked.first(bisect_left(ends, mass * ends[-1]) + 1)
@@ -211,20 +213,20 @@ class Candidates(Struct, frozen=True, dict=True):
             candidates.__dict__["best"] = self.best
         return candidates
 
-    def keep(self, places: Ints) -> Candidates:
+    def keep(self, positions: Ints) -> Candidates:
         """Only the candidates at these positions, or where a mask is True; the order does not change."""
-        if places.dtype == np.bool_:
-            places = np.flatnonzero(places)
-        if len(places) == len(self.raw):
+        if positions.dtype == np.bool_:
+            positions = np.flatnonzero(positions)
+        if len(positions) == len(self.raw):
             return self
-        places = np.sort(places)
-        return self._replace(self.ids_at(places), self.raw[places])
+        positions = np.sort(positions)
+        return self._replace(self.ids_at(positions), self.raw[positions])
 
-    def with_logits(self, places: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
+    def with_logits(self, positions: Ints, logits: NDArray[np.floating[Any]]) -> Candidates:
         """A copy with new logits at some positions, in ascending order of ids; minus infinity forbids a token."""
         raw = self.raw.copy()
         changed = np.asarray(logits, np.float64) * self.temperature
-        raw[places] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -MAX_FLOAT32, MAX_FLOAT32))
+        raw[positions] = np.where(np.isneginf(changed), -np.inf, np.clip(changed, -MAX_FLOAT32, MAX_FLOAT32))
         if self.ids is None or not self.ranked:
             return self._replace(self.ids, raw)
         order = np.argsort(self.ids)
@@ -234,8 +236,8 @@ class Candidates(Struct, frozen=True, dict=True):
         """A copy with ``amounts`` added to the logits of ``ids``; tokens that are not candidates are skipped."""
         among = ids < len(self.raw) if self.ids is None else np.isin(ids, self.ids)
         ids, amounts = ids[among], amounts[among]
-        places = self.places(ids)
-        return self.with_logits(places, self.logits(places) + amounts)
+        positions = self.positions(ids)
+        return self.with_logits(positions, self.logits(positions) + amounts)
 
     def at_temperature(self, temperature: float) -> Candidates:
         """A copy with the logits divided by ``temperature``, on top of the temperature that it has."""
@@ -246,8 +248,8 @@ class Candidates(Struct, frozen=True, dict=True):
 
     def forbid(self, ids: Ints) -> Candidates:
         """Forbid these tokens: they stay candidates, with logits of minus infinity."""
-        places = self.places(ids)
-        return self.with_logits(places, np.full(len(places), -np.inf)) if len(places) else self
+        positions = self.positions(ids)
+        return self.with_logits(positions, np.full(len(positions), -np.inf)) if len(positions) else self
 
     def allow(self, mask: NDArray[np.uint32]) -> Candidates:
         """Only tokens whose bit is set. ``mask`` has a bit for each token of the vocabulary, lowest bit first.
@@ -260,29 +262,29 @@ class Candidates(Struct, frozen=True, dict=True):
         if len(words) <= FEW or len(self.raw) < MIN_LOGITS:
             bits = np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
             at, bit = np.nonzero(bits)
-            return self.keep(self.places(words[at] * 32 + bit))
+            return self.keep(self.positions(words[at] * 32 + bit))
         out, raw = np.empty_like(self.raw), self.raw
         _mask()(logits=address(raw), count=len(raw), mask=address(mask), out=address(out))
         return self._replace(None, out)
 
-    def places(self, ids: Ints) -> Ints:
+    def positions(self, ids: Ints) -> Ints:
         """The positions of tokens; tokens that are not candidates are left out."""
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
         order = np.argsort(self.ids, kind="stable")
         found = np.searchsorted(self.ids, ids, sorter=order)
-        places = order[np.minimum(found, len(order) - 1)]
-        return np.asarray(places[self.ids[places] == ids], np.int64)
+        positions = order[np.minimum(found, len(order) - 1)]
+        return np.asarray(positions[self.ids[positions] == ids], np.int64)
 
-    def id_at(self, place: int) -> int:
+    def id_at(self, position: int) -> int:
         """The token at a position."""
-        return place if self.ids is None else int(self.ids[place])
+        return position if self.ids is None else int(self.ids[position])
 
-    def ids_at(self, places: Ints | slice = slice(None)) -> Ints:
+    def ids_at(self, positions: Ints | slice = slice(None)) -> Ints:
         """The tokens at some positions (all by default)."""
         if self.ids is not None:
-            return self.ids[places]
-        return np.arange(len(self.raw))[places] if isinstance(places, slice) else places
+            return self.ids[positions]
+        return np.arange(len(self.raw))[positions] if isinstance(positions, slice) else positions
 
     def draw(self, number: float) -> int:
         """The position that a number in [0, 1) selects: inverse transform sampling of the probabilities."""
@@ -295,9 +297,9 @@ class Candidates(Struct, frozen=True, dict=True):
         before = ends[block - 1] if block else 0.0
         return first + _inverse_cdf(inside, float((number * ends[-1] - before) / inside[-1]))
 
-    def _take_ranked(self, places: Ints) -> Candidates:
+    def _take_ranked(self, positions: Ints) -> Candidates:
         """The candidates at some positions, in order of rank."""
-        candidates = Candidates(self.ids_at(places), self.raw[places], self.temperature, ranked=True)
+        candidates = Candidates(self.ids_at(positions), self.raw[positions], self.temperature, ranked=True)
         candidates.__dict__["highest"] = self.highest
         return candidates
 
@@ -314,10 +316,10 @@ def fewest(
     """
     k = min(FEW // 2, count)
     while True:
-        places = ordered(k)
-        sums = np.cumsum(weights(places))
+        positions = ordered(k)
+        sums = np.cumsum(weights(positions))
         if sums[-1] >= mass or k == count:
-            return places[: int(np.searchsorted(sums, mass)) + 1]
+            return positions[: int(np.searchsorted(sums, mass)) + 1]
         k = min(k * 16, count)
 
 
@@ -326,10 +328,10 @@ def lowest(values: NDArray[np.floating[Any]], k: int) -> Ints:
     if k < len(values):
         bound = np.partition(values, k - 1)[k - 1]
         below = np.flatnonzero(values < bound)
-        places = np.concatenate([below, np.flatnonzero(values == bound)[: k - len(below)]])
+        positions = np.concatenate([below, np.flatnonzero(values == bound)[: k - len(below)]])
     else:
-        places = np.arange(len(values))
-    return np.asarray(places[np.lexsort((places, values[places]))], np.int64)
+        positions = np.arange(len(values))
+    return np.asarray(positions[np.lexsort((positions, values[positions]))], np.int64)
 
 
 def least_float32(bound: float) -> np.float32:

@@ -87,13 +87,13 @@ class TokenCounts:
     def add(self, tokens: Iterable[int]) -> None:
         """Count these tokens."""
         for token in tokens:
-            place = self._index.setdefault(token, len(self._index))
-            if place == len(self._ids):
+            position = self._index.setdefault(token, len(self._index))
+            if position == len(self._ids):
                 self._ids, self._counts = (
                     np.concatenate([x, np.zeros_like(x)]) for x in (self._ids, self._counts)
                 )
-            self._ids[place] = token
-            self._counts[place] += 1
+            self._ids[position] = token
+            self._counts[position] += 1
 
     def fork(self) -> TokenCounts:
         """A copy that can diverge."""

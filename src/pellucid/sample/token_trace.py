@@ -54,5 +54,5 @@ def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float
     before, after = np.exp(draw.logits.log_probabilities(ids)), np.zeros(len(ids))
     after_chain = draw.candidates
     remaining = np.isin(ids, after_chain.ids_at(np.arange(len(after_chain))))
-    after[remaining] = np.exp(after_chain.log_probabilities(after_chain.places(ids[remaining])))
+    after[remaining] = np.exp(after_chain.log_probabilities(after_chain.positions(ids[remaining])))
     return ids, before, after

@@ -155,7 +155,7 @@ class Matching:
             self._prepared.result()
             self._check()
         if forced := self.forced:
-            return candidates.keep(candidates.places(np.array(forced[:1])))
+            return candidates.keep(candidates.positions(np.array(forced[:1])))
         return candidates.allow(self._mask)
 
     def accept(self, token: int) -> None:

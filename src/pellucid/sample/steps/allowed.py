@@ -40,4 +40,4 @@ class Allowed(SamplerStep):
         return Allowed(self.allowed, np.array(sorted(found), np.int64))
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        return candidates.keep(candidates.places(self.ids))
+        return candidates.keep(candidates.positions(self.ids))

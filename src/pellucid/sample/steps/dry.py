@@ -76,25 +76,27 @@ class Dry(SamplerStep):
 
     def _since_breaker(self, ids: NDArray[np.int64]) -> int:
         """The maximum length of a repetition: the number of tokens after the last breaker."""
-        places = np.flatnonzero(np.isin(ids, self.heads))
-        for place in places[::-1].tolist():
-            after = ids[place + 1 : place + 1 + MAX_TAIL_TOKENS].tolist()
-            fits = [len(tail) for tail in self.breakers[int(ids[place])] if tuple(after[: len(tail)]) == tail]
+        positions = np.flatnonzero(np.isin(ids, self.heads))
+        for position in positions[::-1].tolist():
+            after = ids[position + 1 : position + 1 + MAX_TAIL_TOKENS].tolist()
+            fits = [
+                len(tail) for tail in self.breakers[int(ids[position])] if tuple(after[: len(tail)]) == tail
+            ]
             if fits:
-                return int(len(ids) - 1 - place - max(fits))
+                return int(len(ids) - 1 - position - max(fits))
         return len(ids)
 
 
 def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``most``."""
     lengths = np.zeros(len(ids) - 1, np.int64)
-    places = np.arange(len(ids) - 1)
+    positions = np.arange(len(ids) - 1)
     for length in range(most):
-        places = places[places >= length]
-        places = places[ids[places - length] == ids[len(ids) - 1 - length]]
-        if not len(places):
+        positions = positions[positions >= length]
+        positions = positions[ids[positions - length] == ids[len(ids) - 1 - length]]
+        if not len(positions):
             break
-        lengths[places] = length + 1
+        lengths[positions] = length + 1
     return lengths
 
 
@@ -120,9 +122,9 @@ def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) ->
             if breaker in text:
                 found.setdefault(token, []).append(())
                 continue
-            for place in range(max(len(text) - len(breaker) + 1, 0), len(text)):
-                if breaker.startswith(text[place:]):
-                    rest = breaker[len(text) - place :]
+            for position in range(max(len(text) - len(breaker) + 1, 0), len(text)):
+                if breaker.startswith(text[position:]):
+                    rest = breaker[len(text) - position :]
                     tail = tuple(tokenizer.encode(rest, add_special=False))[:MAX_TAIL_TOKENS]
                     found.setdefault(token, []).append(tail)
     return found

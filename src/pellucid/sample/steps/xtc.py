@@ -43,9 +43,9 @@ class Xtc(SamplerStep):
             if self.xtc_threshold > 1e-9
             else len(candidates)
         )
-        places = candidates.top(most)
-        probabilities = candidates.weights_at(places) / candidates.sums.total
+        positions = candidates.top(most)
+        probabilities = candidates.weights_at(positions) / candidates.sums.total
         above = int((probabilities >= self.xtc_threshold).sum())
         if above < 2:
             return candidates
-        return candidates.keep(np.setdiff1d(np.arange(len(candidates)), places[: above - 1]))
+        return candidates.keep(np.setdiff1d(np.arange(len(candidates)), positions[: above - 1]))

@@ -231,18 +231,12 @@ def from_gguf(fields: GGUFFields) -> Tokenizer:
     if not set(map(type, charsmap)) <= {int} or not all(-128 <= byte < 256 for byte in charsmap):
         raise fields.wrong("precompiled_charsmap", "not an array of bytes")
     normalizer = {
-        2: bytes(byte & 255 for byte in charsmap),
-        3: int(fields.get("ggml.add_space_prefix", bool, True)),
-        4: int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
-        5: 1,
+        "precompiled_charsmap": bytes(byte & 255 for byte in charsmap),
+        "add_dummy_prefix": int(fields.get("ggml.add_space_prefix", bool, True)),
+        "remove_extra_whitespaces": int(fields.get("ggml.remove_extra_whitespaces", bool, True)),
     }
-    spec = SentencePieceFile(
-        list(vocabulary.tokens),
-        list(scores),
-        [*vocabulary.types],
-        {3: UNIGRAM},
-        normalizer,
-    )
+    trainer = {"model_type": UNIGRAM}
+    spec = SentencePieceFile(list(vocabulary.tokens), list(scores), [*vocabulary.types], trainer, normalizer)
     shared = fields.shared(
         vocabulary, add_bos=False, handled=("remove_extra_whitespaces", "precompiled_charsmap")
     )
