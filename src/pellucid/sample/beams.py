@@ -233,7 +233,7 @@ class BeamSearch:
         """
         if self._nothing_left is not None and not self.finished:
             raise self._nothing_left
-        best = sorted(self.finished, key=lambda node: -_final_score(node))
+        best = sorted(self.finished, key=_final_score, reverse=True)
         return [
             Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
@@ -246,11 +246,11 @@ class BeamSearch:
 
     def ids(self, node: int) -> list[int]:
         """The tokens from the end of the prompt to a node."""
-        found: list[int] = []
+        tokens: list[int] = []
         while node > 0:
-            found.append(self.nodes[node].token)
+            tokens.append(self.nodes[node].token)
             node = self.nodes[node].parent
-        return found[::-1]
+        return tokens[::-1]
 
     def stop(self, reason: str) -> None:
         """End the search now. Running beams count as finished, with ``reason`` as their finish reason."""
@@ -278,7 +278,7 @@ class BeamSearch:
     ) -> list[tuple[float, int, int]]:
         """The (score, beam, token) of the candidates to consider, best first."""
         count = max(2, 1 + len(self._ends)) * self._size
-        found: list[tuple[float, int, int]] = []
+        candidates: list[tuple[float, int, int]] = []
         scores, positions = [], []
         for at, (beam, number) in enumerate(zip(group.beams, beams)):
             start = first[number]
@@ -296,19 +296,19 @@ class BeamSearch:
                 continue
             top = remaining.top(count)
             logits, ids = remaining.logits(top).tolist(), remaining.ids_at(top).tolist()
-            found += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
+            candidates += [(beam.node.score + x, at, token) for x, token in zip(logits, ids) if x > -math.inf]
         if scores:
             size = len(first[beams[0]])
             score, position = np.concatenate(scores), np.concatenate(positions)
             noisy = score + self._noise(self._steps, size * len(beams))[position]
             drawn = np.argsort(-noisy, kind="stable")[:count]
-            found = [
+            candidates = [
                 (float(score[i]), int(position[i]) // size, int(position[i]) % size)
                 for i in drawn
                 if score[i] > -np.inf
             ]
-        found.sort(key=lambda one: (-one[0], one[1], one[2]))
-        return found[:count]
+        candidates.sort(key=lambda c: (-c[0], c[1], c[2]))
+        return candidates[:count]
 
     def _advance(
         self, group: _Group, beams: list[int], candidates: list[tuple[float, int, int]]
@@ -360,7 +360,7 @@ class BeamSearch:
         node.state, node.ended = "finished", self._steps
         node.final_score = node.score / length**self.options.length_penalty
         group.finished.append(node)
-        group.finished.sort(key=lambda one: -_final_score(one))  # stable: the earlier text wins ties
+        group.finished.sort(key=_final_score, reverse=True)  # stable: the earlier text wins ties
         for other in group.finished[self._size :]:
             other.state, other.why = "pruned", f"{self._size} finished texts are better"
         del group.finished[self._size :]

@@ -272,8 +272,8 @@ class Candidates(Struct, frozen=True, dict=True):
         if self.ids is None:
             return ids[(ids >= 0) & (ids < len(self.raw))]
         order = np.argsort(self.ids, kind="stable")
-        found = np.searchsorted(self.ids, ids, sorter=order)
-        positions = order[np.minimum(found, len(order) - 1)]
+        indices = np.searchsorted(self.ids, ids, sorter=order)
+        positions = order[np.minimum(indices, len(order) - 1)]
         return np.asarray(positions[self.ids[positions] == ids], np.int64)
 
     def id_at(self, position: int) -> int:
@@ -355,24 +355,10 @@ def _inverse_cdf(ends: Any, number: float) -> int:
     return bisect_left(ends, last) if at >= last else bisect_right(ends, at)
 
 
-@cache
-def _top() -> Call:
-    return Call(TOP, TopRecord)
-
-
-@cache
-def _mask() -> Call:
-    return Call(KernelKey("logits.mask"), MaskRecord)
-
-
-@cache
-def _spread() -> Call:
-    return Call(KernelKey("logits.spread"), SpreadRecord)
-
-
-@cache
-def _sums() -> Call:
-    return Call(SUMS, SoftmaxRecord)
+_top = cache(lambda: Call(TOP, TopRecord))
+_mask = cache(lambda: Call(KernelKey("logits.mask"), MaskRecord))
+_spread = cache(lambda: Call(KernelKey("logits.spread"), SpreadRecord))
+_sums = cache(lambda: Call(SUMS, SoftmaxRecord))
 
 
 def _padded(raw: NDArray[np.float32]) -> NDArray[np.float32]:

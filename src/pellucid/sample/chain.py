@@ -59,10 +59,10 @@ class Chain:
 
         from pellucid.util.display import table
 
-        rows = [
-            [step.name, step.kind, ", ".join(f"{one.name}={getattr(step, one.name)}" for one in fields(step))]
-            for step in self.steps
-        ]
+        def options(step: SamplerStep) -> str:
+            return ", ".join(f"{option.name}={getattr(step, option.name)}" for option in fields(step))
+
+        rows = [[step.name, step.kind, options(step)] for step in self.steps]
         draw = "the likeliest" if self.greedy else f"a draw with seed {self.seed}"
         return table(["step", "kind", "options"], [*rows, [draw, "", ""]], "the chain")
 

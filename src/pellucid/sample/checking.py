@@ -78,7 +78,7 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
         return tuple(
-            tuple(token(name, one) for one in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
+            tuple(token(name, index) for index in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
             if sequences and isinstance(entry, (list, tuple)) and entry
             else token_or_text(name, entry)
             for entry in _entries(name, value, most, "entries", "a list of token ids and texts")
@@ -94,7 +94,7 @@ def tokens(most: int) -> Check:
         ids = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
             raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
-        return tuple(token(name, one) for one in _at_most(name, ids, most, "ids"))
+        return tuple(token(name, index) for index in _at_most(name, ids, most, "ids"))
 
     return check
 

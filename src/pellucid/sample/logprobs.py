@@ -55,9 +55,9 @@ def of_token(candidates: Candidates, token: int, alternatives: int, vocabulary: 
     count = min(alternatives, len(tokens))
     positions = tokens.top(count) if count else np.empty(0, np.int64)
     logs, ids = candidates.log_probabilities(positions), candidates.ids_at(positions)
-    found = np.flatnonzero(ids == token)
-    if len(found):
-        rank, chosen = int(found[0]) + 1, float(logs[found[0]])
+    matches = np.flatnonzero(ids == token)
+    if len(matches):
+        rank, chosen = int(matches[0]) + 1, float(logs[matches[0]])
     else:
         at = candidates.positions(np.array([token]))
         chosen = float(candidates.log_probabilities(at)[0]) if len(at) else -np.inf

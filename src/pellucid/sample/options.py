@@ -118,7 +118,7 @@ class Options:
         chain = Chain(chosen, seed=seed)
         return (
             chain.without_drawing()
-            if any(isinstance(one, Temperature) and one.greedy for one in chosen)
+            if any(isinstance(step, Temperature) and step.greedy for step in chosen)
             else chain
         )
 
@@ -128,7 +128,7 @@ class Options:
         Raises:
             InvalidRequest: a token is outside the ``vocabulary``.
         """
-        own = frozenset(token_id("stop_token_ids", one, vocabulary) for one in self.stop_token_ids or ())
+        own = frozenset(token_id("stop_token_ids", token, vocabulary) for token in self.stop_token_ids or ())
         return own if self.ignore_eos else own | tokenizer.eos_ids
 
     def skipped(self, tokenizer: Tokenizer) -> frozenset[int]:
@@ -146,12 +146,12 @@ class Options:
 def check_of(name: str) -> Check | None:
     """The check of an option of a generation or of a step; None if the option has no check."""
     if (check := CHECKS.get(name) or LISTS.get(name)) is None and name in owners():
-        check = next(one.metadata.get("check") for one in fields(owners()[name]) if one.name == name)
+        check = next(option.metadata.get("check") for option in fields(owners()[name]) if option.name == name)
     return check
 
 
 def _own_names() -> list[str]:
-    return [one.name for one in fields(Options) if one.name != "sampling"]
+    return [option.name for option in fields(Options) if option.name != "sampling"]
 
 
 def _active_steps(samplers: Any, sampling: Mapping[str, Any]) -> tuple[SamplerStep, ...]:
@@ -189,16 +189,16 @@ def _ordered(samplers: Any, by_name: Mapping[str, SamplerStep]) -> list[SamplerS
     """The steps that the list ``samplers`` names, in its order."""
     if isinstance(samplers, (str, bytes)) or not isinstance(samplers, Sequence):
         raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names: {', '.join(by_name)}")
-    found: list[SamplerStep] = []
-    for one in samplers:
-        if len(found) >= MAX_SAMPLERS:
+    steps: list[SamplerStep] = []
+    for step in samplers:
+        if len(steps) >= MAX_SAMPLERS:
             raise InvalidRequest(f"samplers has more than {MAX_SAMPLERS} steps: give fewer")
-        if isinstance(one, SamplerStep):
-            found.append(one)
-        elif isinstance(one, str) and one in by_name:
-            if by_name[one] in found:
-                raise InvalidRequest(f"samplers has {one} twice: leave one out")
-            found.append(by_name[one])
+        if isinstance(step, SamplerStep):
+            steps.append(step)
+        elif isinstance(step, str) and step in by_name:
+            if by_name[step] in steps:
+                raise InvalidRequest(f"samplers has {step} twice: leave one out")
+            steps.append(by_name[step])
         else:
-            raise InvalidRequest(f"samplers has {brief(one)}; the steps are {', '.join(by_name)}")
-    return found
+            raise InvalidRequest(f"samplers has {brief(step)}; the steps are {', '.join(by_name)}")
+    return steps

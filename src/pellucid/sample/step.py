@@ -142,13 +142,13 @@ class TokenHistory:
     def counts(self, start: int, window: int = -1) -> TokenCounts:
         """Counts of the tokens from index ``start`` on; only the most recent ``window`` tokens count (-1: all)."""
         if window >= 0 and self._length - window > start:
-            found = TokenCounts()
-            found.add(self.ids[self._length - window :].tolist())
-            return found
-        found, upto = self._counts.get(start) or (TokenCounts(), start)
-        found.add(self.ids[upto:].tolist())
-        self._counts[start] = found, self._length
-        return found
+            counts = TokenCounts()
+            counts.add(self.ids[self._length - window :].tolist())
+            return counts
+        counts, upto = self._counts.get(start) or (TokenCounts(), start)
+        counts.add(self.ids[upto:].tolist())
+        self._counts[start] = counts, self._length
+        return counts
 
     def fork(self) -> TokenHistory:
         """A copy that can diverge."""
@@ -181,9 +181,11 @@ class SamplerStep:
     Beam search refuses it."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if "check" in one.metadata:
-                object.__setattr__(self, one.name, one.metadata["check"](one.name, getattr(self, one.name)))
+        for option in fields(self):
+            if "check" in option.metadata:
+                object.__setattr__(
+                    self, option.name, option.metadata["check"](option.name, getattr(self, option.name))
+                )
 
     @property
     def idle(self) -> bool:
@@ -250,8 +252,8 @@ def steps() -> Mapping[str, type[SamplerStep]]:
     Raises:
         TypeError: two files declare steps of the same name.
     """
-    found = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
-    return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}
+    classes = discover_classes("pellucid.sample.steps", SamplerStep, lambda step: (step.name,)).values()
+    return {step.name: step for step in sorted(classes, key=lambda step: (step.order, step.name))}
 
 
 @functools.cache
@@ -261,15 +263,15 @@ def owners() -> Mapping[str, type[SamplerStep]]:
     Raises:
         TypeError: two steps share an option.
     """
-    found: dict[str, type[SamplerStep]] = {}
-    for one in steps().values():
-        for name in options_of(one):
-            if name in found:
-                raise TypeError(f"{file_of(one)} and {file_of(found[name])} both have an option {name}")
-            found[name] = one
-    return found
+    owners: dict[str, type[SamplerStep]] = {}
+    for step in steps().values():
+        for name in options_of(step):
+            if name in owners:
+                raise TypeError(f"{file_of(step)} and {file_of(owners[name])} both have an option {name}")
+            owners[name] = step
+    return owners
 
 
 def options_of(step: type[SamplerStep]) -> dict[str, Any]:
     """A step's options: name → dataclass field."""
-    return {one.name: one for one in fields(step) if "check" in one.metadata}
+    return {option.name: option for option in fields(step) if "check" in option.metadata}

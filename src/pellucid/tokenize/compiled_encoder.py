@@ -103,9 +103,9 @@ class CompiledEncoder:
         """The ids of each text. Python normalizes texts that compiled code cannot, and short texts next to them."""
         if not self._pipeline.normalizes(parse_special):
             return self._normalized(texts, parse_special)
-        found = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
-        if found is not None:
-            return found
+        ids = self._pipeline.ids(list(map(_utf8, texts)), parse_special)
+        if ids is not None:
+            return ids
         if len(texts) == 1 or sum(map(len, texts)) <= MAX_PYTHON_CHARACTERS:
             return self._normalized(texts, parse_special)
         return self._in_halves(self._encode_all, texts, parse_special)
@@ -147,9 +147,9 @@ class CompiledEncoder:
         data, pieces, done = list[bytes](), list[tuple[int, int]](), 0
         for text in texts:
             segments = self._encoder.segments(without_surrogates(text), parse_special)
-            joined, found = _joined(((part, index) for part, index, _ in segments), done)
+            joined, spans = _joined(((part, index) for part, index, _ in segments), done)
             data.append(joined)
-            pieces += found
+            pieces += spans
             done += len(joined)
         ids = self._pipeline.ids_of_pieces(data, pieces)
         if ids is not None:
@@ -168,7 +168,7 @@ class CompiledEncoder:
             return None
         changed, parts = self._encoder.pre_tokenizer.changing.aligned, list[tuple[AlignedText, int | None]]()
         for part, index in self._encoder.parts(text, parse_special):
-            parts += [(part, index)] if index is not None else [(one, None) for one in changed(part)]
+            parts += [(part, index)] if index is not None else [(piece, None) for piece in changed(part)]
         data, pieces = _joined((part.text, index) for part, index in parts)
         if not data:
             return [], [], []
@@ -276,12 +276,12 @@ def _utf8(text: str) -> bytes:
 def _normalize_stages(encoder: Encoder, parse_special: bool) -> list[CompiledStage] | None:
     """The stages before the pre-tokenizer; None if Python must run them."""
     stages = _rewrite_stages([] if encoder.normalizer is None else [(encoder.normalizer, False)])
-    found = [
+    added = [
         _added_token_stages(tokens, parse_special) for tokens in (encoder.added, encoder.normalized_added)
     ]
-    if stages is None or None in found:
+    if stages is None or None in added:
         return None
-    before, after = found
+    before, after = added
     return [*(before or ()), *stages, *(after or ())]
 
 
@@ -298,12 +298,12 @@ def _added_token_stages(tokens: AddedTokens, parse_special: bool) -> list[Compil
 
 
 def _rewrite_stages(stages: Sequence[tuple[Normalizer, bool]]) -> list[CompiledStage] | None:
-    maps = rewrite_tables(stages)
-    if maps is None:
+    tables = rewrite_tables(stages)
+    if tables is None:
         return None
     return [
-        ReplaceStage(one) if isinstance(one, RewriteTable) else NormalizeStage(form_table(one))
-        for one in maps
+        ReplaceStage(table) if isinstance(table, RewriteTable) else NormalizeStage(form_table(table))
+        for table in tables
     ]
 
 

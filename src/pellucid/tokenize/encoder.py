@@ -123,8 +123,8 @@ class Encoder:
             if index is not None:
                 yield index, *piece.span(0, len(piece))
                 continue
-            for found, start, stop in self.model.spans(piece.text):
-                yield found, *piece.span(start, stop)
+            for token, start, stop in self.model.spans(piece.text):
+                yield token, *piece.span(start, stop)
 
     def pieces(
         self, text: str, parse_special: bool, mark: str = ""
@@ -146,8 +146,8 @@ class Encoder:
                 yield part, index
                 continue
             normal = part if self.normalizer is None else self.normalizer.aligned(part)
-            for low, high, found in self.normalized_added.split(normal.text, parse_special):
-                yield normal.part(low, high), found
+            for low, high, added in self.normalized_added.split(normal.text, parse_special):
+                yield normal.part(low, high), added
 
     def segments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None, bool]]:
         """``parts`` on the plain path: the text, its id or None, and True for the part that begins the whole text."""
@@ -157,8 +157,8 @@ class Encoder:
                 yield part, index, at == 0
                 continue
             normal = part if self.normalizer is None else self.normalizer(part)
-            for inner, (low, high, found) in enumerate(self.normalized_added.split(normal, parse_special)):
-                yield normal[low:high], found, at == 0 and inner == 0
+            for inner, (low, high, added) in enumerate(self.normalized_added.split(normal, parse_special)):
+                yield normal[low:high], added, at == 0 and inner == 0
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that an id adds to a text. Raises :class:`InvalidRequest` for an unknown id."""

@@ -111,13 +111,13 @@ class Truncation:
         which = int(self.strategy == "only_second")
         if which and not pair:
             raise InvalidRequest("truncation strategy is 'only_second', but there is one text; give a pair")
-        left = lengths[which] - (sum(lengths) - limit)
-        if left <= 0:
+        remaining = lengths[which] - (sum(lengths) - limit)
+        if remaining <= 0:
             raise InvalidRequest(
                 f"truncation to {self.max_length} would leave nothing of the text that {brief(self.strategy)} cuts: "
                 "give a greater max_length, or strategy 'longest_first'"
             )
-        return [left, lengths[1]] if which == 0 else [lengths[0], left]
+        return [remaining, lengths[1]] if which == 0 else [lengths[0], remaining]
 
     def _cut(self, tokens: TokenTable, length: int) -> list[TokenTable]:
         if length >= len(tokens):
@@ -168,7 +168,7 @@ class Padding:
         return replace(
             encoding,
             tokens=TokenTable.joined(parts),
-            overflowing=tuple(self._fill(one, length) for one in encoding.overflowing),
+            overflowing=tuple(self._fill(window, length) for window in encoding.overflowing),
         )
 
 
@@ -177,10 +177,10 @@ def combined(
 ) -> list[tuple[TokenTable, TokenTable | None]]:
     """All combinations of the windows of two texts, first the truncated texts; of one text, its windows."""
     if second is None:
-        return [(one, None) for one in first]
-    others: list[tuple[TokenTable, TokenTable | None]]
-    others = [(one, other) for one in islice(first, 1, None) for other in second]
-    return [(first[0], second[0]), *others, *((first[0], other) for other in islice(second, 1, None))]
+        return [(window, None) for window in first]
+    combinations: list[tuple[TokenTable, TokenTable | None]]
+    combinations = [(window, other) for window in islice(first, 1, None) for other in second]
+    return [(first[0], second[0]), *combinations, *((first[0], other) for other in islice(second, 1, None))]
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -92,13 +92,13 @@ def _pre_token(encoder: Encoder, piece: AlignedText, index: int | None) -> PreTo
     spans = [(index, 0, len(piece))] if index is not None else encoder.model.spans(piece.text)
     tokens = tuple(
         ExplainedToken(
-            found,
-            encoder.token_text(found),
-            encoder.token_bytes(found),
+            token,
+            encoder.token_text(token),
+            encoder.token_bytes(token),
             *piece.span(start, stop),
-            special=encoder.is_special(found),
+            special=encoder.is_special(token),
         )
-        for found, start, stop in spans
+        for token, start, stop in spans
     )
     how = None if index is not None else encoder.model.explain(piece.text)
     return PreToken(piece.text, *piece.span(0, len(piece)), tokens, how)

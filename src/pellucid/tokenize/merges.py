@@ -126,8 +126,8 @@ class PairRanks(Ranks):
         lefts, rights, _ = self._columns
         keys = np.asarray(lefts, np.int64) * self.size + np.asarray(rights)
         order = np.argsort(keys, kind="stable").astype(np.int32)
-        self._sorted = found = keys[order].data, order.data
-        return found
+        self._sorted = result = keys[order].data, order.data
+        return result
 
     def rank(self, value: int) -> int:
         return value // self.size

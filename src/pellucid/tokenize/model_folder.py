@@ -29,12 +29,12 @@ def load_path(path: Path) -> Tokenizer:
     """
     folder = path if path.is_dir() else path.parent
     sidecar = Sidecar.read(folder)
-    if path.is_file() and (found := _reader(path)) is not None:
-        return found(path, sidecar)
+    if path.is_file() and (read := _reader(path)) is not None:
+        return read(path, sidecar)
     for name in tokenizer_files(folder):
-        found = _reader(folder / name)
-        if found is not None:
-            return found(folder / name, sidecar)
+        read = _reader(folder / name)
+        if read is not None:
+            return read(folder / name, sidecar)
     classes = {name: read for kind in known_kinds().values() for name, read in kind.classes.items()}
     if sidecar.kind in classes:
         return classes[sidecar.kind](folder, sidecar)
@@ -49,7 +49,7 @@ Reader = Callable[[Path, Sidecar], Tokenizer]
 def tokenizer_files(folder: Path) -> list[str]:
     """The files of a folder that may hold its tokenizer, in order of preference."""
     patterns = ("*.tiktoken", "*.model", "*.model.v*")  # Mistral's names end with the version
-    others = sorted(found.name for pattern in patterns for found in folder.glob(pattern))
+    others = sorted(file.name for pattern in patterns for file in folder.glob(pattern))
     listed = ["tokenizer.json", "tekken.json", "vocab.json", *others, "vocab.txt"]
     return [name for name in listed if (folder / name).is_file()]
 

@@ -70,13 +70,13 @@ class PieceIds(Mapping[str, int]):
 
     def _search(self, piece: str) -> int | None:
         try:
-            found = crc32(piece.encode())
+            hashed = crc32(piece.encode())
         except (UnicodeEncodeError, AttributeError):  # a surrogate, or not a string
             return None
-        group = found >> _SHIFT
+        group = hashed >> _SHIFT
         end = self._groups[group + 1]
-        at = bisect_left(self._hashes, found, self._groups[group], end)
-        while at < end and self._hashes[at] == found:
+        at = bisect_left(self._hashes, hashed, self._groups[group], end)
+        while at < end and self._hashes[at] == hashed:
             index: int = self._order[at]
             if self._tokens[index] == piece:
                 return None if index in self._without else index

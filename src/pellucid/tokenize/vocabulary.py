@@ -79,11 +79,11 @@ class Vocabulary:
     @cached_property
     def _by_type(self) -> dict[int, list[int]]:
         """The ids of the few tokens that are not normal, by type."""
-        found: dict[int, list[int]] = {}
+        by_type: dict[int, list[int]] = {}
         for run in _NOT_NORMAL.finditer(self.types):
             for index in range(*run.span()):
-                found.setdefault(self.types[index], []).append(index)
-        return found
+                by_type.setdefault(self.types[index], []).append(index)
+        return by_type
 
     def of_type(self, *kinds: int) -> list[int]:
         """The ids of all tokens with a type in ``kinds``, ascending; NORMAL is not supported."""
@@ -102,12 +102,12 @@ class Vocabulary:
         """Id → byte of the tokens of type BYTE. Raises :class:`FileFormatError` for a token not spelled ``<0xNN>``."""
         table: dict[int, int] = {}
         for index in self.of_type(TokenType.BYTE):
-            found = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
-            if not found:
+            match = re.fullmatch("<0x([0-9A-F]{2})>", self.tokens[index])
+            if not match:
                 raise FileFormatError(
                     path, field, f"byte token {index} is called {brief(self.tokens[index])}"
                 )
-            table[index] = int(found[1], 16)
+            table[index] = int(match[1], 16)
         return table
 
     def check(self, token_id: int) -> int:

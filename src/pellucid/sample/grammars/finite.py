@@ -30,18 +30,18 @@ class _Finite:
             path, node = stack.pop()
             if isinstance(node, dict) and id(node) not in self.nodes:
                 self.nodes[id(node)] = path, node
-                stack += [(path + more, one) for more, one in subschemas(node)]
+                stack += [(path + more, part) for more, part in subschemas(node)]
                 if (other := target(root, node)) is not None:
                     stack.append((node["$ref"].removeprefix("#"), other))
         self.finite = set[int]()
-        left = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
+        unsettled = [*reversed(self.nodes.items())]  # most parts come before the parts that need them
         before = -1
         while before != len(self.finite):
             before = len(self.finite)
-            for key, (_, node) in left:
+            for key, (_, node) in unsettled:
                 if any(all(map(self._any_ends, needs)) for needs in self._ways(node)):
                     self.finite.add(key)
-            left = [one for one in left if one[0] not in self.finite]
+            unsettled = [part for part in unsettled if part[0] not in self.finite]
 
     def has_end(self, node: Any) -> bool:
         """True if a part is known to have a finite text, or is not a schema (reported elsewhere)."""
@@ -54,8 +54,8 @@ class _Finite:
         """The ways to satisfy a schema. A way is a list of needs, and a need is a list of alternative parts."""
         if "const" in node or "enum" in node:
             return [[]]
-        needs = [[one] for one in list_in(node, "allOf")]
-        needs += [several for key in ("anyOf", "oneOf") if (several := list_in(node, key))]
+        needs = [[part] for part in list_in(node, "allOf")]
+        needs += [choices for key in ("anyOf", "oneOf") if (choices := list_in(node, key))]
         if (other := target(self.root, node)) is not None:
             needs.append([other])
         kinds = node.get("type")
@@ -68,10 +68,10 @@ class _Finite:
 
     def _of_object(self, node: dict[str, Any]) -> list[list[Any]]:
         """The needs of an object: its required properties, and any property if ``minProperties`` asks for more."""
-        named, patterns = ((found if isinstance(found := node.get(key), dict) else {}) for key in PROPERTIES)
+        named, patterns = ((parts if isinstance(parts := node.get(key), dict) else {}) for key in PROPERTIES)
         rest = [node.get("additionalProperties", True), *patterns.values()]
         needs = [
-            [named[one]] if one in named else rest for one in filter(_is_text, list_in(node, "required"))
+            [named[name]] if name in named else rest for name in filter(_is_text, list_in(node, "required"))
         ]
         least = number_in(node, "minProperties")
         return [*needs, [*named.values(), *rest]] if least > len(needs) else needs
@@ -85,7 +85,7 @@ class _Finite:
             else node.get("additionalItems", True)
         )
         least = int(number_in(node, "minItems"))
-        return [*([one] for one in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
+        return [*([part] for part in first[: max(least, 0)]), *([[rest]] if least > len(first) else [])]
 
     def endless(self) -> str:
         """The path of a part that must contain itself."""

@@ -88,10 +88,10 @@ def _validated(source: str) -> str:
     from llguidance import LLMatcher, LLParserLimits
 
     start = time.thread_time()
-    found = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
+    problem = LLMatcher.validate_grammar(source, limits=LLParserLimits(**LIMITS))  # type: ignore[arg-type]
     if time.thread_time() - start > workers.LONG_COMPILATION:
         workers.trim()
-    return found
+    return problem
 
 
 def _source(kind: str, text: str) -> str:
@@ -116,10 +116,10 @@ def _is_gbnf(grammar: str) -> bool:
 def _unescape(gbnf: str) -> str:
     """GBNF with numeric escapes replaced by their characters, except characters that GBNF might interpret."""
 
-    def character(found: re.Match[str]) -> str:
-        code = int(found[0][2:], 16)
+    def character(match: re.Match[str]) -> str:
+        code = int(match[0][2:], 16)
         plain = 0xA0 <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF
-        return chr(code) if plain else found[0]
+        return chr(code) if plain else match[0]
 
     return re.sub(r"\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}", character, gbnf)
 
@@ -148,8 +148,8 @@ def _read_choices(kind: str, value: Any) -> str:
         raise InvalidRequest(f"{kind}={brief(value)}: must be a list of at least one text")
     if len(value) > MAX_CHOICES:
         raise InvalidRequest(f"{kind} has {len(value):,} texts; the limit is {MAX_CHOICES:,}: give fewer")
-    for one in value:
-        checks.text(kind, one, MAX_CHOICE_CHARACTERS)
+    for choice in value:
+        checks.text(kind, choice, MAX_CHOICE_CHARACTERS)
     if (total := sum(map(len, value))) > MAX_CHOICES_CHARACTERS:
         raise InvalidRequest(
             f"{kind} has {total:,} characters; the limit is {MAX_CHOICES_CHARACTERS:,}: give fewer or shorter texts"

@@ -18,16 +18,16 @@ LOWER, UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 def as_any_of(root: Any, node: dict[str, Any]) -> None:
     """Replace a schema's ``oneOf`` if its options are proved to exclude each other."""
-    several = node.get("oneOf")
-    if not isinstance(several, list) or not 0 < len(several) <= MAX_OPTIONS:
+    options = node.get("oneOf")
+    if not isinstance(options, list) or not 0 < len(options) <= MAX_OPTIONS:
         return
     proof = _Exclusion(root)
-    if all(proof.excludes(one, other, MAX_DEPTH) for one, other in combinations(several, 2)):
+    if all(proof.excludes(first, second, MAX_DEPTH) for first, second in combinations(options, 2)):
         del node["oneOf"]
         if "anyOf" in node:
-            node["allOf"] = [*node.get("allOf", []), {"anyOf": several}]
+            node["allOf"] = [*node.get("allOf", []), {"anyOf": options}]
         else:
-            node["anyOf"] = several
+            node["anyOf"] = options
 
 
 class _Exclusion:
@@ -67,8 +67,8 @@ class _Exclusion:
             if values is not None and all(self._refuses(second, value, depth) for value in values):
                 return True
             for key in ("anyOf", "oneOf"):
-                several = first.get(key)
-                if isinstance(several, list) and all(self.excludes(part, second, depth) for part in several):
+                options = first.get(key)
+                if isinstance(options, list) and all(self.excludes(part, second, depth) for part in options):
                     return True
         return all(self._of_kind(kind, one, other, depth) for kind in _kinds(one) & _kinds(other))
 
@@ -93,7 +93,8 @@ class _Exclusion:
     def _properties(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if a required property of the first schema excludes the other schema."""
         mine, others = (
-            found if isinstance(found := node.get("properties"), dict) else {} for node in (one, other)
+            properties if isinstance(properties := node.get("properties"), dict) else {}
+            for node in (one, other)
         )
         closed = other.get("additionalProperties") is False and not other.get("patternProperties")
         for name in list_in(one, "required"):
@@ -117,8 +118,10 @@ class _Exclusion:
                 return True
             if part.get("type") == "integer" and isinstance(value, float) and not value.is_integer():
                 return True
-            several = part.get("anyOf")
-            if isinstance(several, list) and all(self._refuses(one, value, depth - 1) for one in several):
+            options = part.get("anyOf")
+            if isinstance(options, list) and all(
+                self._refuses(option, value, depth - 1) for option in options
+            ):
                 return True
             as_schema = {"number": {"minimum": value, "maximum": value}}.get(_kind(value))
             if as_schema and _disjoint(as_schema, part, LOWER, UPPER):
@@ -138,7 +141,7 @@ def _values(node: dict[str, Any]) -> list[Any] | None:
     """The values that ``const`` or ``enum`` allow."""
     if "const" in node:
         return [node["const"]]
-    return found if isinstance(found := node.get("enum"), list) else None
+    return values if isinstance(values := node.get("enum"), list) else None
 
 
 def _same(value: Any) -> Any:
@@ -155,8 +158,8 @@ def _kind(value: Any) -> str:
 
 def _kinds(node: dict[str, Any]) -> frozenset[str]:
     kinds = node.get("type")
-    found = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else KINDS
-    return frozenset("number" if kind == "integer" else kind for kind in found if isinstance(kind, str))
+    listed = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else KINDS
+    return frozenset("number" if kind == "integer" else kind for kind in listed if isinstance(kind, str))
 
 
 def _disjoint(

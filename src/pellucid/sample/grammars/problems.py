@@ -121,12 +121,12 @@ def refusal(kind: str, path: str, problem: str, *, translated: bool = False) -> 
     problem = re.split(r"\n?<(?:state|non-verbose)", problem, maxsplit=1)[0].strip()
     place = f"{path}: " if path else ""
     body = problem
-    if found := _PLACE.match(problem):
-        body = problem[found.end() :]
+    if location := _PLACE.match(problem):
+        body = problem[location.end() :]
         if kind == "grammar" and not translated:
-            place = f"line {found[1]}, column {found[2]}: "
-    elif kind == "grammar" and (found := _LINE.search(problem)):
-        place = f"line {found[1]}: "
+            place = f"line {location[1]}, column {location[2]}: "
+    elif kind == "grammar" and (location := _LINE.search(problem)):
+        place = f"line {location[1]}: "
     if (caret := _CARET.search(problem)) and "(?s:" not in caret["regex"]:
         at = f"character {len(caret['indent']) + 1}: "
         place += at if kind == "regex" else f"/{shown(caret['regex'])[:MAX_QUOTED_CHARACTERS]}/, {at}"

@@ -79,16 +79,16 @@ def _check_bounds(kind: str, value: Any) -> None:
     level, seen = [value], 0
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
-        for one in level:
-            if isinstance(one, Mapping):
-                _check_count(kind, len(one), MAX_KEYS, "keys in an object")
-                inner += one.values()
-            elif isinstance(one, (list, tuple)):
-                _check_count(kind, len(one), MAX_ITEMS, "entries in a list")
-                inner += one
-            elif isinstance(one, (int, float)) and MAX_NUMBER < abs(one) < math.inf:
+        for value in level:
+            if isinstance(value, Mapping):
+                _check_count(kind, len(value), MAX_KEYS, "keys in an object")
+                inner += value.values()
+            elif isinstance(value, (list, tuple)):
+                _check_count(kind, len(value), MAX_ITEMS, "entries in a list")
+                inner += value
+            elif isinstance(value, (int, float)) and MAX_NUMBER < abs(value) < math.inf:
                 raise InvalidRequest(
-                    f"{kind} holds {brief(one)}; numbers beyond {MAX_NUMBER:,} would be rounded"
+                    f"{kind} holds {brief(value)}; numbers beyond {MAX_NUMBER:,} would be rounded"
                 )
         seen += len(inner)
         _check_count(kind, seen, MAX_CHARACTERS, "values")
@@ -142,8 +142,8 @@ class _SchemaChecker:
     def _inner(self, node: Any) -> Iterator[Any]:
         """The direct subschemas of a schema, and the target of its reference."""
         yield target(self.root, node)
-        for _, one in subschemas(node):
-            yield one
+        for _, part in subschemas(node):
+            yield part
 
     def _check_schema(self, node: Any) -> None:
         """Check a single schema, and replace its formats by stricter patterns."""
@@ -171,17 +171,17 @@ class _SchemaChecker:
         """Check that the combined ``multipleOf`` of a schema is not too large."""
         common, stack, seen = Fraction(1), [node], set()
         while stack:
-            one = stack.pop()
-            if not isinstance(one, dict) or id(one) in seen:
+            part = stack.pop()
+            if not isinstance(part, dict) or id(part) in seen:
                 continue
-            seen.add(id(one))
-            if is_number(of := one.get("multipleOf")):
+            seen.add(id(part))
+            if is_number(of := part.get("multipleOf")):
                 if not of > 0:
                     raise refused(self.kind, f"multipleOf is {brief(of)}, not a number above 0")
-                part = Fraction(str(of))
-                numerator = math.lcm(common.numerator, part.numerator)
-                common = Fraction(numerator, math.gcd(common.denominator, part.denominator))
-                if max(common.numerator, part.denominator) > MAX_MULTIPLE:
+                fraction = Fraction(str(of))
+                numerator = math.lcm(common.numerator, fraction.numerator)
+                common = Fraction(numerator, math.gcd(common.denominator, fraction.denominator))
+                if max(common.numerator, fraction.denominator) > MAX_MULTIPLE:
                     raise refused(self.kind, f"multipleOf comes to more than {MAX_MULTIPLE:,}")
-            stack += list_in(one, "allOf")
-            stack.append(target(self.root, one))
+            stack += list_in(part, "allOf")
+            stack.append(target(self.root, part))

@@ -45,16 +45,16 @@ class _Vocabulary:
 
     def _longest_matches(self, data: bytes) -> list[int]:
         """Tokenize by the longest match at each position, up to the first position without a match."""
-        found, at = [], 0
+        tokens, at = [], 0
         while at < len(data):
             for stop in range(min(at + self._longest, len(data)), at, -1):
                 if (token := self._by_bytes.get(data[at:stop])) is not None:
-                    found.append(token)
+                    tokens.append(token)
                     at = stop
                     break
             else:
-                return found
-        return found
+                return tokens
+        return tokens
 
     @functools.cached_property
     def _by_bytes(self) -> dict[bytes, int]:

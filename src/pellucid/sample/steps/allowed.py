@@ -34,10 +34,10 @@ class Allowed(SamplerStep):
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = {
+        tokens = {
             token for entry in self.allowed for ids in spellings(context, "allowed", entry) for token in ids
         }
-        return Allowed(self.allowed, np.array(sorted(found), np.int64))
+        return Allowed(self.allowed, np.array(sorted(tokens), np.int64))
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         return candidates.keep(candidates.positions(self.ids))

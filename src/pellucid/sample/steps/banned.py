@@ -38,9 +38,9 @@ class Banned(SamplerStep):
     sequences: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = [ids for entry in self.banned for ids in spellings(context, "banned", entry)]
-        alone = sorted({ids[0] for ids in found if len(ids) == 1})
-        several = tuple(dict.fromkeys(ids for ids in found if len(ids) > 1))
+        spelled = [ids for entry in self.banned for ids in spellings(context, "banned", entry)]
+        alone = sorted({ids[0] for ids in spelled if len(ids) == 1})
+        several = tuple(dict.fromkeys(ids for ids in spelled if len(ids) > 1))
         return replace(self, always=np.array(alone, np.int64), sequences=several)
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:

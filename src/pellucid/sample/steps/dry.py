@@ -55,8 +55,8 @@ class Dry(SamplerStep):
         return self.dry_multiplier == 0 or self.dry_penalty_last_n == 0
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        found = _breakers(context.tokenizer, tuple(self.dry_sequence_breakers))
-        return replace(self, breakers=found, heads=np.array(list(found), np.int64))
+        breakers = _breakers(context.tokenizer, tuple(self.dry_sequence_breakers))
+        return replace(self, breakers=breakers, heads=np.array(list(breakers), np.int64))
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
         ids = last(history.ids, self.dry_penalty_last_n)
@@ -115,16 +115,16 @@ def _breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breake
 
 
 def _search_breakers(tokenizer: TokenizerProtocol, breakers: tuple[str, ...]) -> Breakers:
-    found: dict[int, list[tuple[int, ...]]] = {}
+    tails: dict[int, list[tuple[int, ...]]] = {}
     for token in range(tokenizer.vocab_size):
         text = tokenizer.decode([token], skip_special=False)
         for breaker in breakers:
             if breaker in text:
-                found.setdefault(token, []).append(())
+                tails.setdefault(token, []).append(())
                 continue
             for position in range(max(len(text) - len(breaker) + 1, 0), len(text)):
                 if breaker.startswith(text[position:]):
                     rest = breaker[len(text) - position :]
                     tail = tuple(tokenizer.encode(rest, add_special=False))[:MAX_TAIL_TOKENS]
-                    found.setdefault(token, []).append(tail)
-    return found
+                    tails.setdefault(token, []).append(tail)
+    return tails

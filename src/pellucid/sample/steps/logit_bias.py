@@ -36,7 +36,7 @@ def _biases(name: str, value: Any) -> tuple[tuple[int | str, float], ...]:
             f"{name} has {len(pairs):,} entries; the limit is {MAX_ENTRIES:,}: bias fewer tokens"
         )
     return tuple(
-        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", one)) for token, one in pairs
+        (token_or_text(name, token), _amount(f"{name} of {brief(token)}", amount)) for token, amount in pairs
     )
 
 
@@ -69,7 +69,7 @@ class LogitBias(SamplerStep):
     def bind(self, context: RequestContext) -> SamplerStep:
         ids = tuple(single(context, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
-            twice = next(one for at, one in enumerate(ids) if one in ids[:at])
+            twice = next(token for at, token in enumerate(ids) if token in ids[:at])
             raise InvalidRequest(
                 f"logit_bias names token {twice} twice, by its id and its text: remove one of the two"
             )

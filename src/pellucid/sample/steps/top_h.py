@@ -30,9 +30,9 @@ class TopH(SamplerStep):
     )
 
     def apply(self, candidates: Candidates, history: TokenHistory) -> Candidates:
-        left = candidates.keep_top(MAX_CANDIDATES)
-        logs = left.log_probabilities(left.top(MAX_CANDIDATES))
+        likeliest = candidates.keep_top(MAX_CANDIDATES)
+        logs = likeliest.log_probabilities(likeliest.top(MAX_CANDIDATES))
         probabilities = np.exp(logs)
         shares = -probabilities * np.maximum(logs, -1e300)
-        within = (np.cumsum(shares) <= self.top_h * left.sums.entropy) & (probabilities > 0)
-        return left.keep_top(max(int(within.sum()), 1))
+        within = (np.cumsum(shares) <= self.top_h * likeliest.sums.entropy) & (probabilities > 0)
+        return likeliest.keep_top(max(int(within.sum()), 1))

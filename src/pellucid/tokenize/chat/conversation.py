@@ -51,8 +51,8 @@ def _refuse_other_than_text(content: Any, where: str) -> None:
     """Refuse content parts other than text, such as images: a template would leave them out silently."""
     for at, part in enumerate(content if isinstance(content, list) else []):
         kind = part.get("type", "") if isinstance(part, dict) else ""
-        if isinstance(kind, str) and (found := OTHER_THAN_TEXT.search(kind)):
-            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {found[0]}")
+        if isinstance(kind, str) and (match := OTHER_THAN_TEXT.search(kind)):
+            raise InvalidRequest(f"{where}[{at}] is of type {kind!r}: only text is read, no {match[0]}")
 
 
 def template_variables(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +83,10 @@ def guard(messages: Sequence[Message], control_tokens: Iterable[str]) -> tuple[l
     Raises:
         InvalidRequest: the messages contain all noncharacters that can be a mark.
     """
-    found = set[str]().union(*_texts(messages))
-    mark = _unused(found)
+    characters = set[str]().union(*_texts(messages))
+    mark = _unused(characters)
     present = sorted(
-        (token for token in control_tokens if token and token[0] in found), key=len, reverse=True
+        (token for token in control_tokens if token and token[0] in characters), key=len, reverse=True
     )
 
     def broken(value: Any) -> Any:
@@ -123,14 +123,14 @@ def text_before(end: str, text: str) -> str:
     Raises:
         TemplateError: the text does not contain the mark.
     """
-    before, found, _ = text.rpartition(end)
-    if not found:
+    before, separator, _ = text.rpartition(end)
+    if not separator:
         raise TemplateError("the chat template leaves out the last message, which therefore cannot go on")
     return before
 
 
-def _unused(found: set[str]) -> str:
-    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in found), None)
+def _unused(characters: set[str]) -> str:
+    mark = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in characters), None)
     if mark is None:
         raise InvalidRequest("the messages hold all of the noncharacters U+FDD0 to U+FDEF: take them out")
     return mark

@@ -93,10 +93,10 @@ def rewrite_tables(stages: Iterable[tuple[Normalizer, bool]]) -> list[RewriteTab
     """
     steps: list[_Step | Form] = []
     for stage, only_first in stages:
-        found = _steps(stage, only_first)
-        if found is None:
+        more = _steps(stage, only_first)
+        if more is None:
             return None
-        for step in found:
+        for step in more:
             _append(steps, step)
     return [_table(step) if isinstance(step, _Step) else step for step in steps]
 

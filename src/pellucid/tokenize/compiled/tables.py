@@ -85,13 +85,13 @@ class SpelledPieces(Struct, frozen=True):
         lengths = np.fromiter(map(len, pieces), np.int32, size)
         ends = np.cumsum(lengths)
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        kept = np.ones(len(codes), bool)
+        is_spelled = np.ones(len(codes), bool)
         for index in np.unique(np.searchsorted(ends, np.flatnonzero(codes > 255), side="right")).tolist():
             # A piece with other characters matches no text.
-            kept[ends[index] - lengths[index] : ends[index]] = False
+            is_spelled[ends[index] - lengths[index] : ends[index]] = False
             lengths[index] = 0
         places = np.append([0], np.cumsum(lengths)).astype(np.int32)
-        return cls.from_bytes(codes[kept].astype(np.uint8).tobytes(), places)
+        return cls.from_bytes(codes[is_spelled].astype(np.uint8).tobytes(), places)
 
 
 class WordTable:

@@ -49,8 +49,8 @@ def from_file(path: Path, sidecar: Sidecar, models: Models, read: Reader | None 
         path, parse_json(data, path) if read is None else read(data, path, sidecar), models, read is None
     )
     tokenizer = _build(parts, sidecar, models)
-    if place is not None and (found := parts.to_cache()) is not None:
-        parsed_cache.write(place, found)
+    if place is not None and (arrays := parts.to_cache()) is not None:
+        parsed_cache.write(place, arrays)
     return tokenizer
 
 
@@ -76,27 +76,26 @@ def _checked(path: Path, spec: Json, models: Models, numbers: bool) -> Tokenizer
 
 def _normalized(parts: TokenizerJson, normalizer: normalize.Normalizer | None) -> list[AddedToken]:
     """The added tokens that are matched in normalized text, with normalized texts; also sets ``parts.spoken``."""
-    found = [token for token in parts.added if token.normalized]
+    tokens = [token for token in parts.added if token.normalized]
     if normalizer is None:
-        return found
+        return tokens
     try:
-        normalized = [replace(token, text=normalizer(token.text)) for token in found]
+        normalized = [replace(token, text=normalizer(token.text)) for token in tokens]
     except InvalidRequest as refused:
         raise parts.wrong("added_tokens", str(refused)) from None
-    for token, written in zip(found, normalized):
+    for token, written in zip(tokens, normalized):
         if token.text and not written.text:
             problem = f"the normalizer leaves nothing of {brief(token.text)}, which is to be looked for as it writes it"
             raise parts.wrong("added_tokens", problem)
-    if changed := {
-        token.id: token.text for token, before in zip(normalized, found) if token.text != before.text
-    }:
+    changed = {new.id: new.text for new, old in zip(normalized, tokens) if new.text != old.text}
+    if changed:
         parts.spoken = [changed.get(index, token) for index, token in enumerate(parts.vocabulary.tokens)]
     return normalized
 
 
 def _build(parts: TokenizerJson, sidecar: Sidecar, models: Models) -> Tokenizer:
     stages = parts.build(json_components.pre_tokenizers, "pre_tokenizer")
-    (reader,) = (one for one in models if one.type == parts.model["type"] and one.claims(parts, stages))
+    (reader,) = (r for r in models if r.type == parts.model["type"] and r.claims(parts, stages))
     model: TokenizerModel = parts.build(lambda parts, _: reader.build(parts), "model")
     vocabulary = parts.vocabulary
     template, trims = parts.build(json_components.post_processors, "post_processor")

@@ -146,7 +146,7 @@ def tekken_sidecar(sidecar: Sidecar) -> Sidecar:
 
 def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tuple[str, bool]]:
     """The name of each special token, and True for a control token."""
-    found: list[tuple[str, bool]] = [(name, True) for name in TEKKEN_SPECIAL] if listed is None else []
+    names: list[tuple[str, bool]] = [(name, True) for name in TEKKEN_SPECIAL] if listed is None else []
     for at, token in enumerate(listed or ()):
         if (
             not isinstance(token, dict)
@@ -156,11 +156,11 @@ def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tup
             raise FileFormatError(
                 path, f"special_tokens[{at}]", f"{brief(token)} has no rank {at} and token_str"
             )
-        found.append((token["token_str"], bool(token.get("is_control", True))))
-    if len(found) > count or len(dict(found)) != len(found):
-        problem = f"{len(found):,} tokens, some of one name or more than {count:,}"
+        names.append((token["token_str"], bool(token.get("is_control", True))))
+    if len(names) > count or len(dict(names)) != len(names):
+        problem = f"{len(names):,} tokens, some of one name or more than {count:,}"
         raise FileFormatError(path, "special_tokens", problem)
-    return [*found, *((f"<SPECIAL_{at}>", True) for at in range(len(found), count))]
+    return [*names, *((f"<SPECIAL_{at}>", True) for at in range(len(names), count))]
 
 
 def _number(config: Mapping[str, Any], key: str, path: Path) -> int:

@@ -169,8 +169,8 @@ class TokenizerJson:
     def byte_ids(self) -> dict[int, int]:
         """Byte → id of the model's pieces ``<0xNN>``; empty without byte fallback."""
         named = ((byte, self.vocab.get(f"<0x{byte:02X}>")) for byte in range(256))
-        found = {byte: index for byte, index in named if index is not None}
-        return found if self.model.get("byte_fallback") else {}
+        ids = {byte: index for byte, index in named if index is not None}
+        return ids if self.model.get("byte_fallback") else {}
 
     def _ids(self) -> dict[str, int]:
         vocab = self.model.get("vocab")
@@ -218,17 +218,17 @@ class TokenizerJson:
 
         If two tokens have the same text, the last is used; it is special if either token is special.
         """
-        found = dict[str, AddedToken]()
+        by_text = dict[str, AddedToken]()
         following = len(self.vocab)
         for token in listed:
-            before = found.get(token.text)
+            before = by_text.get(token.text)
             index = self.vocab.get(token.text) if before is None else before.id
             if index is None and token.text:
                 index, following = following, following + 1
             if index is not None:
                 special = token.special or (before is not None and before.special)
-                found[token.text] = replace(token, id=index, special=special)
-        return list(found.values())
+                by_text[token.text] = replace(token, id=index, special=special)
+        return list(by_text.values())
 
     def _vocabulary(self) -> Vocabulary:
         ids = {**self.vocab, **{token.text: token.id for token in self.added}}

@@ -272,7 +272,7 @@ def _key(strings: Sequence[str]) -> bytes:
 
     if isinstance(strings, StringArray):  # no need to create the strings
         return strings.encoded
-    return "".join([f"{len(one)} {one}" for one in strings]).encode()
+    return "".join([f"{len(string)} {string}" for string in strings]).encode()
 
 
 def claims(parts: TokenizerJson, stages: Sequence[Stage]) -> bool:

@@ -72,10 +72,10 @@ class Unigram(TokenizerModel):
     @cached_property
     def _reach(self) -> dict[str, int]:
         """Character → the length of the longest piece that begins with it."""
-        found: dict[str, int] = {}
+        lengths: dict[str, int] = {}
         for piece in filter(None, self._pieces):
-            found[piece[0]] = max(found.get(piece[0], 0), len(piece))
-        return found
+            lengths[piece[0]] = max(lengths.get(piece[0], 0), len(piece))
+        return lengths
 
     def spans(self, piece: str) -> list[Span]:
         """The ids with the characters that they cover."""
@@ -99,14 +99,14 @@ class Unigram(TokenizerModel):
 
     def _candidates(self, piece: str, start: int) -> list[Span]:
         """The pieces that begin at a position, shortest first; the unknown token if no piece is a single character."""
-        found = []
+        candidates = []
         for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
             index = self._pieces.get(piece[start:stop])
             if index is not None:
-                found.append((index, start, stop))
-        if not found or found[0][2] != start + 1:
-            found.append((self._unknown, start, start + 1))
-        return found
+                candidates.append((index, start, stop))
+        if not candidates or candidates[0][2] != start + 1:
+            candidates.append((self._unknown, start, start + 1))
+        return candidates
 
     def _score(self, index: int, text: str) -> float:
         """The score of a piece for ``text``; of the unknown token, its listed score only if ``text`` is its piece."""

@@ -41,9 +41,9 @@ class WordPiece(TokenizerModel):
         spans: list[Span] = []
         start = 0
         while start < len(piece):
-            for stop, _, found in self._tries(piece, start):
-                if found is not None:
-                    spans.append((found, start, stop))
+            for stop, _, index in self._tries(piece, start):
+                if index is not None:
+                    spans.append((index, start, stop))
                     start = stop
                     break
             else:
@@ -65,10 +65,10 @@ class WordPiece(TokenizerModel):
         start = 0
         while start < len(piece):
             tried = []
-            for stop, spelled, found in self._tries(piece, start):
+            for stop, spelled, index in self._tries(piece, start):
                 tried.append(spelled)
-                if found is not None:
-                    steps.append({"at": start, "tried": tried, "found": spelled, "id": found})
+                if index is not None:
+                    steps.append({"at": start, "tried": tried, "found": spelled, "id": index})
                     start = stop
                     break
             else:

@@ -293,7 +293,7 @@ class _Parser(Scanner):
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
         # Oniguruma ignores a look-behind that may be empty, including any border in it.
-        if not ahead and (may_be_empty(node) or any(unfit_behind(one, negative) for one in walk(node))):
+        if not ahead and (may_be_empty(node) or any(unfit_behind(part, negative) for part in walk(node))):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 
@@ -337,12 +337,12 @@ class _Parser(Scanner):
     def _repeated(self, node: Any) -> Any:
         for _ in range(MAX_DEPTH):
             self._skip()
-            found = None if self.codes else self._times()
-            if found is None:
+            quantifier = None if self.codes else self._times()
+            if quantifier is None:
                 return node
             if cannot_repeat(node):
                 raise PatternError("a place in the text cannot be repeated")
-            least, most, greedy, possessive = found
+            least, most, greedy, possessive = quantifier
             if (least, most) != (1, 1):
                 node = nested(node, Repeat(node, least, most, greedy))
             if possessive:
@@ -355,10 +355,10 @@ class _Parser(Scanner):
             if self.take(mark):
                 greedy = not self.take("?")
                 return least, most, greedy, greedy and self.take("+")
-        found = self._interval() if self.peek("{") else None
-        if found is None:
+        interval = self._interval() if self.peek("{") else None
+        if interval is None:
             return None
-        low, high, exact = found
+        low, high, exact = interval
         if high is not None and low > high:
             return high, low, True, True
         return low, high, exact or not self.take("?"), False

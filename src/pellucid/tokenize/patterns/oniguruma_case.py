@@ -63,7 +63,7 @@ def settled(node: Any, single: bool) -> Any:
 
 def without_groups(node: Any, capturing: set[int]) -> Any:
     """The tree with only the groups that a back reference uses."""
-    referenced = {one.number for one in walk(node) if isinstance(one, Back)} & capturing
+    referenced = {part.number for part in walk(node) if isinstance(part, Back)} & capturing
 
     def plain(node: Any) -> Any:
         if isinstance(node, Group) and node.number not in referenced:
@@ -105,22 +105,22 @@ def _end_of_joined(codes: list[int], at: int) -> int:
 
 def _joined(codes: list[int], at: int) -> list[tuple[int, Ranges]]:
     """The characters that equal several letters from ``at`` on: (number of letters, characters)."""
-    found: list[tuple[int, Ranges]] = []
+    joined: list[tuple[int, Ranges]] = []
     for size in (2, 3):
         letters = tuple(unicode.small(code) for code in codes[at : at + size])
         members = unicode.unfolded().get(letters)
         if members is not None and len(letters) == size:
-            found.append((size, members))
-    return found
+            joined.append((size, members))
+    return joined
 
 
 def _ways(codes: list[int], single: bool) -> list[tuple[Node, ...]]:
     if not codes:
         return [()]
     first: list[tuple[int, tuple[Node, ...]]] = [(1, (Set(unicode.same_case(codes[0])),))]
-    several = None if single else unicode.full_folds().get(codes[0])
-    if several is not None:
-        first.append((1, tuple(Set(unicode.same_case(code)) for code in several)))
+    folded = None if single else unicode.full_folds().get(codes[0])
+    if folded is not None:
+        first.append((1, tuple(Set(unicode.same_case(code)) for code in folded)))
     if not single:
         first += [(size, (Set(members),)) for size, members in _joined(codes, 0)]
     ways: list[tuple[Node, ...]] = []

@@ -195,9 +195,9 @@ class Scanner:
         self.in_set = False
         if not self.options.any_case:
             return Set(complement(members) if negative else members)
-        members, several = in_other_cases(members)
-        single = Set(complement(members) if negative else members)
-        return Either((single, *several)) if several and not negative else single
+        members, sequences = in_other_cases(members)
+        members_set = Set(complement(members) if negative else members)
+        return Either((members_set, *sequences)) if sequences and not negative else members_set
 
     def _bracket(self, depth: int) -> tuple[Ranges, bool]:
         """The members of a set, and True if it has a leading ``^``, which is not applied."""
@@ -333,8 +333,8 @@ class _Members:
 
     def members(self) -> Ranges:
         self._flush()
-        found = union(self._sets)
-        return found if self._before is None else intersection(self._before, found)
+        members = union(self._sets)
+        return members if self._before is None else intersection(self._before, members)
 
     def _flush(self) -> None:
         """Add the pending member that did not begin a range."""
@@ -353,7 +353,7 @@ def checked(code: int, most: int = CODES - 1) -> int:
 @lru_cache(maxsize=256)
 def in_other_cases(members: Ranges) -> tuple[Ranges, tuple[Node, ...]]:
     """The case-insensitive form of a set, and the letter sequences that equal a member ("ss" for "ß")."""
-    found = unicode.holding(members)
-    several = [full for code, full in unicode.full_folds().items() if found(code)]
-    chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in several)
-    return union([members, *(unicode.same_case(code) for code in unicode.cased() if found(code))]), chains
+    is_member = unicode.holding(members)
+    foldings = [full for code, full in unicode.full_folds().items() if is_member(code)]
+    chains = tuple(Concat(tuple(Set(unicode.same_case(code)) for code in full)) for full in foldings)
+    return union([members, *(unicode.same_case(code) for code in unicode.cased() if is_member(code))]), chains

@@ -75,7 +75,7 @@ class AlignedText(Struct, frozen=True):
 
     def without(self, letter: str) -> AlignedText:
         """The text without any occurrence of a character."""
-        places = (at for at, one in enumerate(self.text) if one == letter)
+        places = (at for at, character in enumerate(self.text) if character == letter)
         return self.rewritten(((at, at + 1) for at in places), lambda _: ())
 
     def span(self, start: int, stop: int) -> tuple[int, int]:

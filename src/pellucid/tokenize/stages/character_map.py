@@ -60,7 +60,7 @@ class CharacterMap:
         """``places`` of the characters of a long text, each repeated for all characters of its replacement."""
         lengths = self.lengths(old)
         check_growth(len(old), int(lengths.sum()))
-        return [places_of(one).repeat(lengths).tolist() for one in places]
+        return [places_of(column).repeat(lengths).tolist() for column in places]
 
     def lengths(self, text: str) -> NDArray[np.int64]:
         """The length of the replacement of each character of a text."""

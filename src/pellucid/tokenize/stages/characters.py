@@ -69,13 +69,13 @@ class CharacterGrouper:
 
 def groups(grouper: CharacterGrouper, ids: Iterable[int]) -> list[CharacterGroup]:
     """Push ids and return their groups; the first group may begin with ids that were pushed earlier."""
-    found: list[CharacterGroup] = []
+    groups_so_far: list[CharacterGroup] = []
     for token in ids:
         group = grouper.push(token)
-        if found and found[-1].first == group.first:
-            found.pop()
-        found.append(group)
-    return found
+        if groups_so_far and groups_so_far[-1].first == group.first:
+            groups_so_far.pop()
+        groups_so_far.append(group)
+    return groups_so_far
 
 
 def several(found: Iterable[CharacterGroup]) -> list[CharacterGroup]:

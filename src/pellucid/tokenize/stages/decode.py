@@ -142,8 +142,8 @@ class PieceBytes(dict[int, bytes]):
 
     def __missing__(self, token_id: int) -> bytes:
         skipped = checked_id(token_id, self._size) in self._skip
-        found = self[token_id] = b"" if skipped else self._decoder.piece(token_id, False)
-        return found
+        data = self[token_id] = b"" if skipped else self._decoder.piece(token_id, False)
+        return data
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of all ids, equal to the output of `StreamDecoder` for the ids one at a time."""

@@ -186,8 +186,8 @@ def _spelled(run: bytes) -> list[str]:
 
 def byte_of(token: str) -> int | None:
     """The byte of a token ``<0xNN>``, or None for other tokens."""
-    found = _BYTE.fullmatch(token) if len(token) == 6 else None
-    return int(found[1], 16) if found else None
+    match = _BYTE.fullmatch(token) if len(token) == 6 else None
+    return int(match[1], 16) if match else None
 
 
 class FuseStep(GroupStep, frozen=True):

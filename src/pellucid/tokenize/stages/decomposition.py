@@ -69,5 +69,5 @@ def decomposed(text: AlignedText, form: Decomposed) -> AlignedText:
         new = codes[sorted_places].tobytes().decode(UTF32)
     before = np.cumsum(first) - first
     place = np.where(first, before, np.maximum(before - 1, 0))
-    starts, ends = (places_of(one)[place].tolist() for one in (text.starts, text.ends))
+    starts, ends = (places_of(column)[place].tolist() for column in (text.starts, text.ends))
     return AlignedText(new, starts, ends, text.origin)

@@ -226,8 +226,8 @@ def _newer_characters() -> Pattern[str]:
     """Matches the characters that Python normalizes and that are newer than Unicode 9."""
     known = set(letters(members("text.normalized") or ()))
     others = (letter for letter in map(chr, range(0x80, 0x20000)) if letter not in known)
-    found = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
-    return compiled(f"[{''.join(found)}]" if found else r"(?!)")
+    newer = [c for c in others if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    return compiled(f"[{''.join(newer)}]" if newer else r"(?!)")
 
 
 def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
@@ -236,13 +236,13 @@ def _decomposed(run: str, form: Form) -> Iterator[tuple[str, int]]:
     for letter in run:
         for at, part in enumerate(unicodedata.normalize(form, letter)):
             if not unicodedata.combining(part):
-                waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+                waiting.sort(key=lambda item: unicodedata.combining(item[0]))
                 yield from waiting
                 waiting = []
                 yield part, int(at > 0)
             else:
                 waiting.append((part, int(at > 0)))
-    waiting.sort(key=lambda one: unicodedata.combining(one[0]))
+    waiting.sort(key=lambda item: unicodedata.combining(item[0]))
     yield from waiting
 
 
@@ -385,5 +385,5 @@ def dropping(pattern: str) -> Rewrite:
 
 def matches(pattern: str) -> Callable[[str], Iterable[tuple[int, int]]]:
     """A function that finds the matches of a pattern of the ``regex`` package. Never pass a pattern from a file."""
-    found = compiled(pattern)
-    return lambda text: (match.span() for match in found.finditer(text))
+    regex = compiled(pattern)
+    return lambda text: (match.span() for match in regex.finditer(text))

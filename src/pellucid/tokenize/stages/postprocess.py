@@ -95,11 +95,11 @@ class Trim(Struct, frozen=True):
         starts, ends = list(tokens.column("start")), list(tokens.column("end"))
         trims = dict[str, tuple[int, int]]()
         for at, text in enumerate(tokens.column("text")):
-            found = trims.get(text)
-            if found is None:
-                found = trims[text] = _around(text, space)
-            if any(found):
-                starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *found)
+            trim = trims.get(text)
+            if trim is None:
+                trim = trims[text] = _around(text, space)
+            if any(trim):
+                starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *trim)
         return tokens.changed(start=starts, end=ends)
 
     def _trimmed(self, at: int, start: int, end: int, leading: int, trailing: int) -> tuple[int, int]:

@@ -127,10 +127,10 @@ class CharsMap:
     @cached_property
     def _lengths(self) -> dict[str, list[int]]:
         """First character → the lengths of the rules that begin with it, longest first."""
-        found: dict[str, set[int]] = {}
+        lengths: dict[str, set[int]] = {}
         for key in self.rules:
-            found.setdefault(key[0], set()).add(len(key))
-        return {first: sorted(lengths, reverse=True) for first, lengths in found.items()}
+            lengths.setdefault(key[0], set()).add(len(key))
+        return {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
 
     def longest(self, text: str, at: int) -> str | None:
         """The text replaced by the longest rule that applies at position ``at``, or None."""
@@ -183,9 +183,9 @@ class PrecompiledNormalizer(Normalizer):
         at = 0
         while at < len(text):
             run = self._unchanged.match(text, at)
-            found = run or clusters().match(text, at)
-            yield found[0], run is not None
-            at = found.end()
+            match = run or clusters().match(text, at)
+            yield match[0], run is not None
+            at = match.end()
 
     def _changes(self, text: str) -> list[tuple[str, int]]:
         changes: list[tuple[str, int]] = []
@@ -268,11 +268,11 @@ class SentencePieceNormalizer(Normalizer):
         """The parts of a text: index of the first character, replacement, number of replaced characters."""
         at = 0
         while at < len(text):
-            found = self.rules.begins.search(text, at)
-            start = len(text) if found is None else found.start()
+            match = self.rules.begins.search(text, at)
+            start = len(text) if match is None else match.start()
             yield from ((index, text[index], 1) for index in range(at, start))
             at = start
-            if found is not None:
+            if match is not None:
                 rule = self.rules.longest(text, at)
                 yield at, self.rules.rules[rule] if rule else text[at], len(rule or text[at])
                 at += len(rule or text[at])

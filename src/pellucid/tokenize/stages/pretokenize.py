@@ -54,7 +54,7 @@ class Split(Struct, frozen=True, dict=True):
         """The spans of the parts. Raises :class:`InvalidRequest` if matching exceeds the budget."""
         matches = self._matcher.spans(text, budget)
         if self.behavior == "Removed" and self.invert:
-            return matches if not self._matcher.may_be_empty else [one for one in matches if one[0] < one[1]]
+            return [(start, stop) for start, stop in matches if start < stop]
         parts: list[tuple[int, int, bool]] = []
         done = 0
         for start, stop in matches:
@@ -143,7 +143,7 @@ class PreTokenizer(Struct, frozen=True, dict=True):
                 pieces = (
                     cut(pieces[0], budget)
                     if len(pieces) == 1
-                    else [part for one in pieces for part in cut(one, budget)]
+                    else [part for piece in pieces for part in cut(piece, budget)]
                 )
             elif not stage.only_first:
                 pieces = list(map(stage.normalizer, pieces))
@@ -162,12 +162,12 @@ class PreTokenizer(Struct, frozen=True, dict=True):
         pieces, budget = [text], Budget(len(text))
         for stage in self.stages:
             if not isinstance(stage, NormalizeStep):
-                pieces = [one.part(*span) for one in pieces for span in stage.spans(one.text, budget)]
+                pieces = [piece.part(*span) for piece in pieces for span in stage.spans(piece.text, budget)]
                 continue
             change = stage.normalizer.aligned
             pieces = [
-                one if stage.only_first and (not one.text or one.starts[0] > 0) else change(one)
-                for one in pieces
+                piece if stage.only_first and (not piece.text or piece.starts[0] > 0) else change(piece)
+                for piece in pieces
             ]
         return (piece for piece in pieces if piece.text)
 

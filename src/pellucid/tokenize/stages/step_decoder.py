@@ -113,10 +113,10 @@ class StepDecoder(Decoder):
     def piece(self, token_id: int, first: bool) -> bytes:
         if first:
             return self._piece(token_id, True)
-        found = self._known.get(token_id)
-        if found is None:
-            found = self._known[token_id] = self._piece(token_id, False)
-        return found
+        data = self._known.get(token_id)
+        if data is None:
+            data = self._known[token_id] = self._piece(token_id, False)
+        return data
 
     def _piece(self, token_id: int, first: bool) -> bytes:
         token = self._names[token_id]
@@ -136,7 +136,7 @@ class StepDecoder(Decoder):
         tokens = [token]
         for step in self._steps:
             tokens = (
-                [step(one, False, False) for one in tokens] if isinstance(step, TokenStep) else step(tokens)
+                [step(part, False, False) for part in tokens] if isinstance(step, TokenStep) else step(tokens)
             )
         return "".join(tokens)
 
