@@ -63,17 +63,17 @@ def anything(name: str, value: Any) -> Any:
     return value
 
 
-def texts(most: int, longest: int = MAX_CHARACTERS) -> Check:
+def texts(max_count: int, max_characters: int = MAX_CHARACTERS) -> Check:
     """A text or a list of texts; no text may be empty."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
-        entries = _entries(name, value, most, "texts", "a text or a list of texts")
-        return tuple(checks.text(name, text, longest) for text in entries)
+        entries = _entries(name, value, max_count, "texts", "a text or a list of texts")
+        return tuple(checks.text(name, text, max_characters) for text in entries)
 
     return check
 
 
-def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
+def tokens_or_texts(max_count: int, *, sequences: bool = False) -> Check:
     """A list of token ids and texts; with ``sequences`` also of lists of token ids."""
 
     def check(name: str, value: Any) -> tuple[Any, ...]:
@@ -81,20 +81,20 @@ def tokens_or_texts(most: int, *, sequences: bool = False) -> Check:
             tuple(token(name, index) for index in _at_most(name, entry, MAX_CHARACTERS, "ids in a row"))
             if sequences and isinstance(entry, (list, tuple)) and entry
             else token_or_text(name, entry)
-            for entry in _entries(name, value, most, "entries", "a list of token ids and texts")
+            for entry in _entries(name, value, max_count, "entries", "a list of token ids and texts")
         )
 
     return check
 
 
-def tokens(most: int) -> Check:
+def tokens(max_count: int) -> Check:
     """A list or an array of token ids."""
 
     def check(name: str, value: Any) -> tuple[int, ...]:
         ids = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
             raise InvalidRequest(f"{name}={brief(ids)}: must be a list of token ids")
-        return tuple(token(name, index) for index in _at_most(name, ids, most, "ids"))
+        return tuple(token(name, index) for index in _at_most(name, ids, max_count, "ids"))
 
     return check
 
@@ -115,16 +115,16 @@ def token_or_text(name: str, value: Any) -> int | str:
     return checks.characters(name, value)
 
 
-def _entries(name: str, value: Any, most: int, noun: str, expected: str) -> Sequence[Any]:
+def _entries(name: str, value: Any, limit: int, noun: str, expected: str) -> Sequence[Any]:
     """The entries of a list; a text is one entry."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         raise InvalidRequest(f"{name}={brief(value)}: must be {expected}")
-    return _at_most(name, value, most, noun)
+    return _at_most(name, value, limit, noun)
 
 
-def _at_most(name: str, value: Sequence[Any], most: int, noun: str) -> Sequence[Any]:
-    if len(value) > most:
-        raise InvalidRequest(f"{name} has {len(value):,} {noun}; the limit is {most:,}: give fewer")
+def _at_most(name: str, value: Sequence[Any], limit: int, noun: str) -> Sequence[Any]:
+    if len(value) > limit:
+        raise InvalidRequest(f"{name} has {len(value):,} {noun}; the limit is {limit:,}: give fewer")
     return value

@@ -68,10 +68,10 @@ def read(kind: str, value: Any) -> str:
     return json.dumps(schema)
 
 
-def check_length(kind: str, text: str, most: int) -> None:
-    """Raise InvalidRequest if a text has more than ``most`` characters."""
-    if len(text) > most:
-        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {most:,}: make it shorter")
+def check_length(kind: str, text: str, limit: int) -> None:
+    """Raise InvalidRequest if a text has more than ``limit`` characters."""
+    if len(text) > limit:
+        raise InvalidRequest(f"{kind} has {len(text):,} characters; the limit is {limit:,}: make it shorter")
 
 
 def _check_bounds(kind: str, value: Any) -> None:
@@ -98,9 +98,9 @@ def _check_bounds(kind: str, value: Any) -> None:
     raise InvalidRequest(f"{kind} is nested more than {MAX_DEPTH} deep: make it simpler")
 
 
-def _check_count(kind: str, count: int, most: int, what: str) -> None:
-    if count > most:
-        raise InvalidRequest(f"{kind} has {count:,} {what}; the limit is {most:,}: make it simpler")
+def _check_count(kind: str, count: int, limit: int, noun: str) -> None:
+    if count > limit:
+        raise InvalidRequest(f"{kind} has {count:,} {noun}; the limit is {limit:,}: make it simpler")
 
 
 class _SchemaChecker:

@@ -67,9 +67,9 @@ class _Vocabulary:
         return max(map(len, self._by_bytes), default=0)
 
 
-def _whole_characters(data: bytes, most: int) -> int:
-    """The last position up to ``most`` where a UTF-8 character begins."""
-    return next((at for at in range(most, max(most - 4, 0), -1) if data[at] & 0xC0 != 0x80), most)
+def _whole_characters(data: bytes, limit: int) -> int:
+    """The last position up to ``limit`` where a UTF-8 character begins."""
+    return next((at for at in range(limit, max(limit - 4, 0), -1) if data[at] & 0xC0 != 0x80), limit)
 
 
 _trees: weakref.WeakKeyDictionary[TokenizerProtocol, dict[frozenset[int], LLTokenizer]] = (

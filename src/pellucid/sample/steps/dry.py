@@ -87,11 +87,11 @@ class Dry(SamplerStep):
         return len(ids)
 
 
-def repetitions(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``most``."""
+def repetitions(ids: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """For each position but the last: the number of tokens up to it that equal the last tokens, at most ``limit``."""
     lengths = np.zeros(len(ids) - 1, np.int64)
     positions = np.arange(len(ids) - 1)
-    for length in range(most):
+    for length in range(limit):
         positions = positions[positions >= length]
         positions = positions[ids[positions - length] == ids[len(ids) - 1 - length]]
         if not len(positions):

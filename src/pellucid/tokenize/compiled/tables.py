@@ -124,12 +124,12 @@ class PieceTree:
     """
 
     def __init__(self, pieces: SpelledPieces) -> None:
-        most = int(pieces.places[-1]) + 1
-        if most > text_words.MAX_NODES:
-            raise InvalidRequest(f"a vocabulary of {most:,} bytes; the limit is {text_words.MAX_NODES:,}")
-        table, mask = slots(most, 1)
-        of_nodes = {name: np.full(most, -1, np.int32) for name in ("first", "next", "ids")}
-        node_fields = {**of_nodes, "bytes": np.zeros(most, np.uint8)}
+        capacity = int(pieces.places[-1]) + 1
+        if capacity > text_words.MAX_NODES:
+            raise InvalidRequest(f"a vocabulary of {capacity:,} bytes; the limit is {text_words.MAX_NODES:,}")
+        table, mask = slots(capacity, 1)
+        of_nodes = {name: np.full(capacity, -1, np.int32) for name in ("first", "next", "ids")}
+        node_fields = {**of_nodes, "bytes": np.zeros(capacity, np.uint8)}
         count, made = np.zeros(1, np.int64), np.zeros(1, np.int64)
         known = {"text": pieces.text, "places": pieces.places, "slots": table, "mask": mask}
         sizes = {"count": len(pieces.places) - 1, "nodes": count}

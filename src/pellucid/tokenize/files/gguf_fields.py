@@ -137,9 +137,9 @@ class GGUFFields:
         tokens = [spaces.get(index, token) for index, token in enumerate(tokens)] if spaces else tokens
         return Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")
 
-    def _large(self, tokens: StringArray, types: bytes, what: str) -> Vocabulary:
+    def _large(self, tokens: StringArray, types: bytes, identity: str) -> Vocabulary:
         """A large vocabulary. Its checks and its search table are cached: they take longer than all other steps."""
-        place = parsed_cache.cache_name(what.encode(), types, tokens.encoded)
+        place = parsed_cache.cache_name(identity.encode(), types, tokens.encoded)
         if (cached := parsed_cache.read(place)) is not None:
             return Vocabulary.checked(tokens, types, PieceIds(tokens, cached))
         vocabulary = Vocabulary(tokens, types, self.path, "tokenizer.ggml.tokens")

@@ -66,10 +66,10 @@ class Scanner:
         """True if ``ahead`` comes next."""
         return self.text.startswith(ahead, self.at)
 
-    def take(self, wanted: str) -> bool:
-        """Read ``wanted`` and return True if it comes next; else return False."""
-        if self.peek(wanted):
-            self.at += len(wanted)
+    def take(self, text: str) -> bool:
+        """Read ``text`` and return True if it comes next; else return False."""
+        if self.peek(text):
+            self.at += len(text)
             return True
         return False
 
@@ -80,10 +80,10 @@ class Scanner:
         self.at += 1
         return self.text[self.at - 1]
 
-    def digits(self, of: str, most: int) -> str:
-        """Read at most ``most`` digits that are in ``of``."""
+    def digits(self, allowed: str, limit: int) -> str:
+        """Read at most ``limit`` digits that are in ``allowed``."""
         start = self.at
-        while self.at < len(self.text) and self.at - start < most and self.text[self.at] in of:
+        while self.at < len(self.text) and self.at - start < limit and self.text[self.at] in allowed:
             self.at += 1
         return self.text[start : self.at]
 
@@ -241,7 +241,7 @@ class Scanner:
         """The next token in brackets: a code point, a set, or "close", "open", "range" or "and"."""
         if self.codes:
             code = self.codes.pop(0)
-            return "range" if code is None else checked(code, most=0xFFFFFFFF)
+            return "range" if code is None else checked(code, limit=0xFFFFFFFF)
         letter = self.next("a set")
         if literal or letter not in "]-[\\&":
             return ord(letter)
@@ -260,7 +260,7 @@ class Scanner:
         members_or_none = self.escaped_set(escaped)
         if members_or_none is not None:
             return members_or_none
-        return 8 if escaped == "b" else checked(self.escaped_code(escaped), most=0xFFFFFFFF)
+        return 8 if escaped == "b" else checked(self.escaped_code(escaped), limit=0xFFFFFFFF)
 
     def _posix(self) -> Ranges | None:
         """``[:alpha:]`` after its first bracket; None without reading if it is another set."""
@@ -343,9 +343,9 @@ class _Members:
         self._value = None
 
 
-def checked(code: int, most: int = CODES - 1) -> int:
-    """Return the code point. Raises :class:`PatternError` if it is above ``most`` or a surrogate."""
-    if code > most or 0xD800 <= code < 0xE000:
+def checked(code: int, limit: int = CODES - 1) -> int:
+    """Return the code point. Raises :class:`PatternError` if it is above ``limit`` or a surrogate."""
+    if code > limit or 0xD800 <= code < 0xE000:
         raise PatternError(f"{code:#x} is not the code point of a character")
     return code
 
