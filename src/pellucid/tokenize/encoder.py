@@ -35,12 +35,12 @@ class _IdCache(dict[str, list[int]]):
         super().__init__()
         self._model = model
 
-    def __missing__(self, piece: str) -> list[int]:
-        ids = self._model(piece)
-        if len(piece) <= self.MAX_CHARACTERS:
+    def __missing__(self, pre_token: str) -> list[int]:
+        ids = self._model(pre_token)
+        if len(pre_token) <= self.MAX_CHARACTERS:
             if len(self) >= self.MAX_ENTRIES:
                 self.clear()
-            self[piece] = ids
+            self[pre_token] = ids
         return ids
 
 
@@ -85,15 +85,15 @@ class Encoder:
             if index is not None:
                 ids.append(index)
                 continue
-            pieces = self.cutting(part.replace(mark, "") if mark else part, first)
-            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pieces)))
+            pre_tokens = self.cutting(part.replace(mark, "") if mark else part, first)
+            ids.extend(chain.from_iterable(map(self._id_cache.__getitem__, pre_tokens)))
         return ids
 
     def aligned_ids(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """The aligned path from text to ids; ``mark`` is removed after control tokens have been found."""
         ids: list[int] = []
-        for piece, index in self.pieces(text, parse_special, mark):
-            ids += self._id_cache[piece.text] if index is None else [index]
+        for pre_token, index in self.pre_tokens(text, parse_special, mark):
+            ids += self._id_cache[pre_token.text] if index is None else [index]
         return ids
 
     @property
@@ -119,14 +119,14 @@ class Encoder:
 
     def spans(self, text: str, parse_special: bool) -> Iterator[Span]:
         """The ids, and the start and end of the characters of the text that each id covers."""
-        for piece, index in self.pieces(text, parse_special):
+        for pre_token, index in self.pre_tokens(text, parse_special):
             if index is not None:
-                yield index, *piece.span(0, len(piece))
+                yield index, *pre_token.span(0, len(pre_token))
                 continue
-            for token, start, stop in self.model.spans(piece.text):
-                yield token, *piece.span(start, stop)
+            for token, start, stop in self.model.spans(pre_token.text):
+                yield token, *pre_token.span(start, stop)
 
-    def pieces(
+    def pre_tokens(
         self, text: str, parse_special: bool, mark: str = ""
     ) -> Iterator[tuple[AlignedText, int | None]]:
         """The pre-tokens and added tokens of a text in order; the id is None for a pre-token."""
@@ -135,7 +135,7 @@ class Encoder:
                 yield part, index
             else:
                 plain = part.without(mark) if mark else part
-                yield from ((piece, None) for piece in self.pre_tokenizer.aligned(plain))
+                yield from ((pre_token, None) for pre_token in self.pre_tokenizer.aligned(plain))
 
     def parts(self, text: str, parse_special: bool) -> Iterator[tuple[AlignedText, int | None]]:
         """The parts of the normalized text, cut at added tokens; the id is None for a part that is text."""

@@ -43,7 +43,7 @@ def write(folder: Path, name: str = "tokenizer.model", data: bytes = RANKS, **si
 
 
 def pre_tokens(path: Path) -> list[str]:
-    return [piece.text for piece, _ in load_tokenizer(path).pieces(HELLO, False)]
+    return [piece.text for piece, _ in load_tokenizer(path).pre_tokens(HELLO, False)]
 
 
 def cut_by(name: str) -> list[str]:

@@ -179,7 +179,7 @@ def test_a_stage_after_byte_level_may_cut_within_characters(tmp_path: Path) -> N
     digits = {"type": "Digits", "individual_digits": False}
     three = {"type": "Split", "pattern": {"Regex": "[0-9]{3}"}, "behavior": "Isolated", "invert": False}
     made = damaged(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": [digits, level, three]})
-    assert [piece.text for piece, _ in made.pieces("a 12345", False)] == ["a", " ", "123", "45"]
+    assert [piece.text for piece, _ in made.pre_tokens("a 12345", False)] == ["a", " ", "123", "45"]
     made = damaged(
         tmp_path, normalizer=None, pre_tokenizer={"type": "Sequence", "pretokenizers": [level, digits]}
     )

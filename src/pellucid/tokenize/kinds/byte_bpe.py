@@ -55,8 +55,8 @@ class ByteBPE(TokenizerModel):
         if printable:
             raise FileFormatError(path, "vocabulary", f"no piece for byte 0x{printable[0]:02X}")
 
-    def __call__(self, piece: str) -> list[int]:
-        data = piece.encode()
+    def __call__(self, pre_token: str) -> list[int]:
+        data = pre_token.encode()
         if (index := self._whole_piece(data)) is not None:
             return [index]
         if self.lost.isdisjoint(data):
@@ -69,22 +69,22 @@ class ByteBPE(TokenizerModel):
             return None
         return self._ids.get("".join([self._spelling[byte] for byte in data]))
 
-    def spans(self, piece: str, log: Log | None = None) -> list[Span]:
+    def spans(self, pre_token: str, log: Log | None = None) -> list[Span]:
         """The ids with the characters that they cover; an id with any byte of a character covers the whole character.
 
         A lost byte has no width: it shifts all later offsets of its pre-token to the left, as in Hugging Face
         ``tokenizers``, whose offsets count bytes of this alphabet.
         """
-        data = piece.encode()
+        data = pre_token.encode()
         if (index := self._whole_piece(data)) is not None:
-            return [(index, 0, len(piece))]
-        return merge_spans(self._symbols(piece), self.pairs, log)
+            return [(index, 0, len(pre_token))]
+        return merge_spans(self._symbols(pre_token), self.pairs, log)
 
-    def _symbols(self, piece: str) -> list[Span]:
+    def _symbols(self, pre_token: str) -> list[Span]:
         # The character of each byte of the spelling; a byte is spelled as one or two bytes.
         owners: list[int] = []
         known: list[tuple[int, int]] = []
-        for at, character in enumerate(piece):
+        for at, character in enumerate(pre_token):
             for byte in character.encode():
                 width = len(self._spelling[byte].encode())
                 owners.extend([at] * width)
@@ -96,11 +96,11 @@ class ByteBPE(TokenizerModel):
             done += width
         return symbols
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The merges in order, each with its rank; or ``whole`` if the pre-token equals a piece."""
-        if self._whole_piece(piece.encode()) is not None:
+        if self._whole_piece(pre_token.encode()) is not None:
             return {"whole": True}
-        return explain_merges(self._symbols(piece), self.pairs, self._names)
+        return explain_merges(self._symbols(pre_token), self.pairs, self._names)
 
     @cached_property
     def _names(self) -> dict[int, str]:

@@ -77,10 +77,10 @@ class Unigram(TokenizerModel):
             lengths[piece[0]] = max(lengths.get(piece[0], 0), len(piece))
         return lengths
 
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover."""
         fused: list[Span] = []
-        for index, start, stop in self._best(piece):
+        for index, start, stop in self._best(pre_token):
             known = index != self._unknown
             if known or not fused or fused[-1][0] != index or (self._exactly and self._byte_ids):
                 fused.append((index, start, stop))
@@ -88,7 +88,7 @@ class Unigram(TokenizerModel):
                 fused[-1] = (index, fused[-1][1], stop)
         spans: list[Span] = []
         for index, start, stop in fused:
-            text = piece[start:stop] if index == self._unknown else ""
+            text = pre_token[start:stop] if index == self._unknown else ""
             index, data = self._pieces.get(text, index), b"" if text in self._pieces else text.encode()
             if data and self._byte_ids.keys() >= set(data):
                 ends = [start if self._exactly else stop] * (len(data) - 1) + [stop]
@@ -97,11 +97,11 @@ class Unigram(TokenizerModel):
                 spans.append((index, start, stop))
         return spans
 
-    def _candidates(self, piece: str, start: int) -> list[Span]:
+    def _candidates(self, pre_token: str, start: int) -> list[Span]:
         """The pieces that begin at a position, shortest first; the unknown token if no piece is a single character."""
         candidates = []
-        for stop in range(start + 1, min(len(piece), start + self._reach.get(piece[start], 0)) + 1):
-            index = self._pieces.get(piece[start:stop])
+        for stop in range(start + 1, min(len(pre_token), start + self._reach.get(pre_token[start], 0)) + 1):
+            index = self._pieces.get(pre_token[start:stop])
             if index is not None:
                 candidates.append((index, start, stop))
         if not candidates or candidates[0][2] != start + 1:
@@ -114,11 +114,11 @@ class Unigram(TokenizerModel):
             return self._unknown_score
         return self._always[index] if index in self._always else self._scores[index]
 
-    def _best(self, piece: str) -> list[Span]:
+    def _best(self, pre_token: str) -> list[Span]:
         """The most likely segmentation, the first found if several are equally likely."""
-        best: list[Node | None] = [(0.0, 0, 0), *[None] * len(piece)]
+        best: list[Node | None] = [(0.0, 0, 0), *[None] * len(pre_token)]
         reached = 0
-        for start in range(len(piece)):
+        for start in range(len(pre_token)):
             previous = best[start]
             if previous is None:
                 continue
@@ -128,18 +128,18 @@ class Unigram(TokenizerModel):
                     if node is not None:
                         best[at] = (rounded(node[0] - so_far), *node[1:])
                 so_far = 0.0
-            for index, _, stop in self._candidates(piece, start):
-                score = so_far + self._score(index, piece[start:stop])
+            for index, _, stop in self._candidates(pre_token, start):
+                score = so_far + self._score(index, pre_token[start:stop])
                 if self._exactly:
                     score = rounded(score)
                 other = best[stop]
                 reached = max(reached, stop)
                 if other is None or score > other[0]:
                     if index == NO_ID:
-                        raise without_token(piece[start:stop])
+                        raise without_token(pre_token[start:stop])
                     best[stop] = (score, start, index)
         spans: list[Span] = []
-        stop = len(piece)
+        stop = len(pre_token)
         while stop:
             node = best[stop]
             assert node is not None  # every position can be reached, at worst by unknown characters
@@ -184,19 +184,19 @@ class Unigram(TokenizerModel):
         assert self.kernel is not None
         return CompiledModel(self.kernel, text_unigram.UnigramRecord, scratch_bytes, lengths, known)
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """All candidate pieces with their positions and scores, and the best segmentation with its sum."""
-        edges = [span for start in range(len(piece)) for span in self._candidates(piece, start)]
-        best = self._best(piece)
+        edges = [span for start in range(len(pre_token)) for span in self._candidates(pre_token, start)]
+        best = self._best(pre_token)
         return {
-            "lattice": [self._edge(piece, span) for span in edges],
-            "best": [piece[start:stop] for _, start, stop in best],
-            "score": sum(self._score(index, piece[start:stop]) for index, start, stop in best),
+            "lattice": [self._edge(pre_token, span) for span in edges],
+            "best": [pre_token[start:stop] for _, start, stop in best],
+            "score": sum(self._score(index, pre_token[start:stop]) for index, start, stop in best),
         }
 
-    def _edge(self, piece: str, span: Span) -> dict[str, Any]:
+    def _edge(self, pre_token: str, span: Span) -> dict[str, Any]:
         index, start, stop = span
-        text = piece[start:stop]
+        text = pre_token[start:stop]
         return {"at": start, "piece": text, "id": index, "score": self._score(index, text)}
 
 

@@ -26,22 +26,22 @@ class WordLevel(TokenizerModel):
     def __init__(self, ids: Mapping[str, int], unknown: int | None, words: Split | None = None) -> None:
         self._ids, self._unknown, self._words = ids, unknown, words
 
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters of their words."""
         spans: list[Span] = []
-        for start, stop in [(0, len(piece))] if self._words is None else self._words.spans(piece):
-            index = self._ids.get(piece[start:stop], self._unknown)
+        for start, stop in [(0, len(pre_token))] if self._words is None else self._words.spans(pre_token):
+            index = self._ids.get(pre_token[start:stop], self._unknown)
             if index is None:
-                raise without_token(piece[start:stop])
+                raise without_token(pre_token[start:stop])
             if spans and spans[-1][0] == index == self._unknown:
                 spans[-1] = (index, spans[-1][1], stop)
             else:
                 spans.append((index, start, stop))
         return spans
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The words that are not in the vocabulary."""
-        words = [piece] if self._words is None else self._words(piece)
+        words = [pre_token] if self._words is None else self._words(pre_token)
         unknown = [word for word in words if word not in self._ids]
         return {"unknown": f"not in the vocabulary: {', '.join(map(repr, unknown))}"} if unknown else {}
 

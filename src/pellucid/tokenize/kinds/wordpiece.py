@@ -34,38 +34,38 @@ class WordPiece(TokenizerModel):
         self._ids, self._unknown, self._prefix, self._longest = ids, unknown, prefix, longest
         self._reach = max(map(len, ids), default=0)
 
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids with the characters that they cover."""
-        if len(piece) > self._longest:
-            return [(self._unknown, 0, len(piece))]
+        if len(pre_token) > self._longest:
+            return [(self._unknown, 0, len(pre_token))]
         spans: list[Span] = []
         start = 0
-        while start < len(piece):
-            for stop, _, index in self._tries(piece, start):
+        while start < len(pre_token):
+            for stop, _, index in self._tries(pre_token, start):
                 if index is not None:
                     spans.append((index, start, stop))
                     start = stop
                     break
             else:
-                return [(self._unknown, 0, len(piece))]
+                return [(self._unknown, 0, len(pre_token))]
         return spans
 
-    def _tries(self, piece: str, start: int) -> Iterator[tuple[int, str, int | None]]:
+    def _tries(self, pre_token: str, start: int) -> Iterator[tuple[int, str, int | None]]:
         """The candidates at a position, longest first: end, spelling, id or None."""
         prefix = self._prefix if start else ""
-        for stop in range(min(len(piece), start + self._reach), start, -1):
-            spelled = prefix + piece[start:stop]
+        for stop in range(min(len(pre_token), start + self._reach), start, -1):
+            spelled = prefix + pre_token[start:stop]
             yield stop, spelled, self._ids.get(spelled)
 
-    def explain(self, piece: str) -> dict[str, Any]:
+    def explain(self, pre_token: str) -> dict[str, Any]:
         """The candidates at each position up to the piece found; or the reason why the word is unknown."""
-        if len(piece) > self._longest:
-            return {"unknown": f"{len(piece)} characters; words have {self._longest} at most"}
+        if len(pre_token) > self._longest:
+            return {"unknown": f"{len(pre_token)} characters; words have {self._longest} at most"}
         steps: list[dict[str, Any]] = []
         start = 0
-        while start < len(piece):
+        while start < len(pre_token):
             tried = []
-            for stop, spelled, index in self._tries(piece, start):
+            for stop, spelled, index in self._tries(pre_token, start):
                 tried.append(spelled)
                 if index is not None:
                     steps.append({"at": start, "tried": tried, "found": spelled, "id": index})
