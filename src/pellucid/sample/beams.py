@@ -128,7 +128,7 @@ class Beam(Struct):
     parent: int
 
 
-class Found(Struct, frozen=True):
+class FinishedBeam(Struct, frozen=True):
     """A finished text: its ``ids``, including an end token, and its score, including the length penalty."""
 
     ids: list[int]
@@ -225,7 +225,7 @@ class BeamSearch:
             self.stop("length")
         self.beams = [beam for group in self._groups if not group.done for beam in group.beams]
 
-    def results(self) -> list[Found]:
+    def results(self) -> list[FinishedBeam]:
         """The best finished texts, best first. The search need not be over.
 
         Raises:
@@ -235,7 +235,7 @@ class BeamSearch:
             raise self._nothing_left
         best = sorted(self.finished, key=_final_score, reverse=True)
         return [
-            Found(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
+            FinishedBeam(self.ids(node.id), _final_score(node), node.finish_reason or "", node.id)
             for node in best[: self.options.num_return_sequences]
         ]
 

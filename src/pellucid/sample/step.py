@@ -31,7 +31,7 @@ from pellucid.util.registry import discover_classes, file_of
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-Kind = Literal["change", "forbid", "scale", "cut"]
+StepKind = Literal["change", "forbid", "scale", "cut"]
 """The effect of a step: "change" adjusts some logits, "forbid" rules tokens out, "scale" scales all logits, "cut" drops
 unlikely tokens. Greedy decoding applies only "change" and "forbid"."""
 
@@ -173,7 +173,7 @@ class SamplerStep:
 
     name: ClassVar[str]
     order: ClassVar[int]
-    kind: ClassVar[Kind]
+    kind: ClassVar[StepKind]
     off: ClassVar[Any] = None
     """The value of the first option with which the step has no effect."""
     alone: ClassVar[bool] = False

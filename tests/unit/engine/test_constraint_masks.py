@@ -54,7 +54,7 @@ class Gate:
 @pytest.fixture(params=[False, True], ids=["quick", "apart"])
 def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate for all masks. Matchings accept tokens in the engine's thread ("quick") or in another ("apart")."""
-    made, fill, advance = Gate(4), Matching._fill, Matching.__init__
+    made, fill, advance = Gate(4), Matching._compute_mask, Matching.__init__
 
     def filled(self: Matching) -> None:
         made.wait()
@@ -64,7 +64,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         advance(self, *arguments)
         self._cost.apart = request.param
 
-    monkeypatch.setattr(Matching, "_fill", filled)
+    monkeypatch.setattr(Matching, "_compute_mask", filled)
     monkeypatch.setattr(Matching, "__init__", begun)
     yield made
     made.open.set()

@@ -77,7 +77,7 @@ def _checked(kind: str, text: str) -> Grammar:
 
 def _problem(source: str) -> str:
     """The reason why llguidance refuses a grammar; empty if the grammar is valid."""
-    return workers.lane("large").submit(_validated, source).result()
+    return workers.pool("large").submit(_validated, source).result()
 
 
 def _problem_of_schema(schema: Any) -> str:

@@ -83,7 +83,7 @@ class Matching:
         self._advanced = self._prepared = _future(done=True)
         tree = tree_of(tokenizer, self._ends)
         try:
-            workers.lane("large").submit(self._compile, tree, grammar.source).result()
+            workers.pool("large").submit(self._compile, tree, grammar.source).result()
             if self._cost.in_worker:
                 self._advance_in_worker(None)
                 self._prepared.result()
@@ -189,7 +189,7 @@ class Matching:
         self._matcher = None
         self._prepared.cancel()
         if self._cost.large:
-            workers.lane("slow").submit(workers.trim, self._prepared)
+            workers.pool("slow").submit(workers.trim, self._prepared)
 
     def _check(self) -> None:
         """Raise InvalidRequest if the grammar cannot be matched any further."""
@@ -204,7 +204,7 @@ class Matching:
         self._set_state(matcher, self._take_forced(matcher))
         self._check()
         if not self._state[0]:
-            self._prepared = workers.lane("mask").submit(self._fill)
+            self._prepared = workers.pool("mask").submit(self._compute_mask)
             if not self._idle:  # a thread beside the model's threads would slow all of them down
                 self._unended(self._prepared)
 
@@ -228,7 +228,7 @@ class Matching:
                 self._mask[end >> 5] |= np.uint32(1 << (end & 31))
         self._state = stopped, forced
 
-    def _fill(self) -> None:
+    def _compute_mask(self) -> None:
         """Compute the mask without the GIL."""
         matcher, mask = (
             self._matcher,
@@ -245,8 +245,8 @@ class Matching:
     def _advance_in_worker(self, token: int | None) -> None:
         """Let a worker thread advance by a token, and compute the mask after it."""
         self._advanced = _future()
-        lane = workers.lane("slow" if self._cost.slow else "large" if token is None else "mask")
-        self._prepared = lane.submit(self._worker_step, token, self._advanced)
+        pool = workers.pool("slow" if self._cost.slow else "large" if token is None else "mask")
+        self._prepared = pool.submit(self._worker_step, token, self._advanced)
         self._unended(self._prepared)
 
     def _worker_step(self, token: int | None, advanced: Future[None]) -> None:
@@ -262,12 +262,12 @@ class Matching:
                 if self._state[0]:
                     return
                 # The mask comes first: it finds any number of forced tokens without the GIL.
-                self._fill()
+                self._compute_mask()
                 one_way = not self._problem and np.unpackbits(self._mask.view(np.uint8)).sum() == 1
                 if one_way and (forced := self._take_forced(matcher)):
                     self._set_state(matcher, forced)
                     if not self._state[0]:
-                        self._fill()
+                        self._compute_mask()
         finally:
             if not advanced.done():
                 advanced.set_result(None)

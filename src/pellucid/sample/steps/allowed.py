@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import tokens_or_texts
-from pellucid.sample.spelling import parts, spellings
+from pellucid.sample.spelling import split_entries, token_sequences
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
 MAX_ENTRIES = 65_536  # entries
@@ -29,13 +29,16 @@ class Allowed(SamplerStep):
         (),
         tokens_or_texts(MAX_ENTRIES),
         "Only the tokens of these words, separated by commas, or these ids, may occur.",
-        parts,
+        split_entries,
     )
     ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), compare=False, repr=False)
 
     def bind(self, context: RequestContext) -> SamplerStep:
         tokens = {
-            token for entry in self.allowed for ids in spellings(context, "allowed", entry) for token in ids
+            token
+            for entry in self.allowed
+            for ids in token_sequences(context, "allowed", entry)
+            for token in ids
         }
         return Allowed(self.allowed, np.array(sorted(tokens), np.int64))
 

@@ -17,7 +17,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.checking import real, token_or_text
-from pellucid.sample.spelling import single
+from pellucid.sample.spelling import single_token
 from pellucid.sample.step import RequestContext, SamplerStep, TokenHistory, option
 
 MAX_ENTRIES = 16_384  # entries
@@ -67,7 +67,7 @@ class LogitBias(SamplerStep):
     amounts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
     def bind(self, context: RequestContext) -> SamplerStep:
-        ids = tuple(single(context, "logit_bias", token) for token, _ in self.logit_bias)
+        ids = tuple(single_token(context, "logit_bias", token) for token, _ in self.logit_bias)
         if len(set(ids)) < len(ids):
             twice = next(token for at, token in enumerate(ids) if token in ids[:at])
             raise InvalidRequest(

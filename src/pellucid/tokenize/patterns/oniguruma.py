@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from pellucid.errors.messages import shown
 from pellucid.tokenize import unicode
-from pellucid.tokenize.patterns.oniguruma_case import settled, without_groups
-from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, unfit_behind
+from pellucid.tokenize.patterns.oniguruma_case import without_case, without_groups
+from pellucid.tokenize.patterns.oniguruma_refused import cannot_repeat, looks_anchored, refused_in_look_behind
 from pellucid.tokenize.patterns.oniguruma_repeats import MAX_TIMES, nested
 from pellucid.tokenize.patterns.oniguruma_sets import ANY, ASCII, PatternError, Scanner, checked
 from pellucid.tokenize.patterns.tree import (
@@ -65,7 +65,7 @@ def parse(pattern: str) -> Node:
     node = parser.pattern()
     if depth(node) > MAX_DEPTH:
         raise PatternError(f"it is nested more than {MAX_DEPTH} deep")
-    tree: Node = without_groups(settled(node, single=False), parser.groups())
+    tree: Node = without_groups(without_case(node, single=False), parser.groups())
     if looks_anchored(tree):
         raise PatternError(
             "a place in the text before \\O+ at the beginning of the pattern is not implemented"
@@ -293,7 +293,9 @@ class _Parser(Scanner):
     def _look(self, ahead: bool, negative: bool) -> Look:
         node = self._closed()
         # Oniguruma ignores a look-behind that may be empty, including any border in it.
-        if not ahead and (may_be_empty(node) or any(unfit_behind(part, negative) for part in walk(node))):
+        if not ahead and (
+            may_be_empty(node) or any(refused_in_look_behind(part, negative) for part in walk(node))
+        ):
             raise PatternError("what stands in this look-behind is not implemented")
         return Look(node, ahead, negative)
 

@@ -39,11 +39,11 @@ def _rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
     return replace(node, part=change(node.part)) if inner(node) else node
 
 
-def settled(node: Any, single: bool) -> Any:
+def without_case(node: Any, single: bool) -> Any:
     """The tree with nested :class:`Concat` nodes flattened and runs of case-insensitive letters replaced by sets."""
     if not isinstance(node, (Concat, Letter)):
         single = single or (isinstance(node, Look) and not node.ahead)
-        return _rebuilt(node, lambda part: settled(part, single))
+        return _rebuilt(node, lambda part: without_case(part, single))
     parts: list[Node] = []
     letters: list[int] = []
     waiting: list[Any] = list(reversed(node.parts)) if isinstance(node, Concat) else [node]
@@ -56,7 +56,7 @@ def settled(node: Any, single: bool) -> Any:
         else:
             parts += in_any_case(letters, single)
             letters = []
-            parts.append(settled(part, single))
+            parts.append(without_case(part, single))
     parts += in_any_case(letters, single)
     return parts[0] if len(parts) == 1 else Concat(tuple(parts)) if parts else EMPTY
 

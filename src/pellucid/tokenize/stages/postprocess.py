@@ -97,7 +97,7 @@ class Trim(Struct, frozen=True):
         for at, text in enumerate(tokens.column("text")):
             trim = trims.get(text)
             if trim is None:
-                trim = trims[text] = _around(text, space)
+                trim = trims[text] = _white_space(text, space)
             if any(trim):
                 starts[at], ends[at] = self._trimmed(at, starts[at], ends[at], *trim)
         return tokens.changed(start=starts, end=ends)
@@ -112,7 +112,7 @@ class Trim(Struct, frozen=True):
         return start, end
 
 
-def _around(text: str, space: str) -> tuple[int, int]:
+def _white_space(text: str, space: str) -> tuple[int, int]:
     """Number of white-space characters at the start and the end of a text."""
     return len(text) - len(text.lstrip(space)), len(text) - len(text.rstrip(space))
 
