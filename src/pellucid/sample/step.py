@@ -175,7 +175,7 @@ class SamplerStep:
     order: ClassVar[int]
     kind: ClassVar[StepKind]
     off: ClassVar[Any] = None
-    """The value of the first option with which the step has no effect."""
+    """The step has no effect if its first option has this value."""
     alone: ClassVar[bool] = False
     """True if this step, when active, replaces the other steps of kind "cut" in the default chain.
     Beam search refuses it."""

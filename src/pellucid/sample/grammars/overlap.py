@@ -36,13 +36,13 @@ class _Exclusion:
     def __init__(self, root: Any) -> None:
         self.root, self.budget = root, MAX_PAIRS
 
-    def excludes(self, one: Any, other: Any, depth: int) -> bool:
+    def excludes(self, schema: Any, other: Any, depth: int) -> bool:
         """True if no value satisfies both schemas."""
-        if one is False or other is False:
+        if schema is False or other is False:
             return True
-        if not isinstance(one, dict) or not isinstance(other, dict) or not depth:
+        if not isinstance(schema, dict) or not isinstance(other, dict) or not depth:
             return False
-        for first in self._parts(one, depth):
+        for first in self._parts(schema, depth):
             for second in self._parts(other, depth):
                 self.budget -= 1
                 if self.budget < 0:
@@ -61,8 +61,8 @@ class _Exclusion:
             if isinstance(part, dict) and depth:
                 yield from self._parts(part, depth - 1)
 
-    def _pair_excludes(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
-        for first, second in ((one, other), (other, one)):
+    def _pair_excludes(self, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+        for first, second in ((schema, other), (other, schema)):
             values = _values(first)
             if values is not None and all(self._refuses(second, value, depth) for value in values):
                 return True
@@ -70,34 +70,36 @@ class _Exclusion:
                 options = first.get(key)
                 if isinstance(options, list) and all(self.excludes(part, second, depth) for part in options):
                     return True
-        return all(self._of_kind(kind, one, other, depth) for kind in _kinds(one) & _kinds(other))
+        return all(self._of_kind(kind, schema, other, depth) for kind in _kinds(schema) & _kinds(other))
 
-    def _of_kind(self, kind: str, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+    def _of_kind(self, kind: str, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if no value of a kind satisfies both schemas."""
         if kind == "number":
-            return _disjoint(one, other, LOWER, UPPER)
+            return _disjoint(schema, other, LOWER, UPPER)
         if kind == "string":
-            return _disjoint(one, other, ("minLength",), ("maxLength",))
+            return _disjoint(schema, other, ("minLength",), ("maxLength",))
         if kind == "array":
-            return _disjoint(one, other, ("minItems",), ("maxItems",)) or self._first_items(one, other, depth)
+            return _disjoint(schema, other, ("minItems",), ("maxItems",)) or self._first_items(
+                schema, other, depth
+            )
         return kind == "object" and (
-            self._properties(one, other, depth) or self._properties(other, one, depth)
+            self._properties(schema, other, depth) or self._properties(other, schema, depth)
         )
 
-    def _first_items(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+    def _first_items(self, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if one schema requires an item, and no first item satisfies both schemas."""
-        needed = [node for node in (one, other) if number_in(node, "minItems") >= 1]
-        first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (one, other)]
+        needed = [node for node in (schema, other) if number_in(node, "minItems") >= 1]
+        first = [(node.get("prefixItems") or [node.get("items", True)])[0] for node in (schema, other)]
         return bool(needed) and self.excludes(first[0], first[1], depth)
 
-    def _properties(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
+    def _properties(self, schema: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         """True if a required property of the first schema excludes the other schema."""
         mine, others = (
             properties if isinstance(properties := node.get("properties"), dict) else {}
-            for node in (one, other)
+            for node in (schema, other)
         )
         closed = other.get("additionalProperties") is False and not other.get("patternProperties")
-        for name in list_in(one, "required"):
+        for name in list_in(schema, "required"):
             if closed and name not in others:
                 return True
             if name in mine and name in others and self.excludes(mine[name], others[name], depth):
@@ -163,10 +165,10 @@ def _kinds(node: dict[str, Any]) -> frozenset[str]:
 
 
 def _disjoint(
-    one: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
+    schema: dict[str, Any], other: dict[str, Any], lower: tuple[str, ...], upper: tuple[str, ...]
 ) -> bool:
     """True if the ranges of two schemas are disjoint."""
-    for first, second in ((one, other), (other, one)):
+    for first, second in ((schema, other), (other, schema)):
         for high in upper:
             for low in lower:
                 most, least = number_in(first, high, None), number_in(second, low, None)

@@ -50,7 +50,7 @@ class Unigram(TokenizerModel):
     on all text before, and only the last byte of an unknown character covers it. Otherwise the model follows
     ``tokenizers``: sums are float64, and each byte covers the whole run of unknown characters.
 
-    There is no ``cut``, even where no piece spans a position: the choice between two equally likely segmentations
+    The model has no ``cut``, even where no piece spans a position: the choice between two equally likely segmentations
     depends on the rounding of sums, and so on all text before.
     """
 

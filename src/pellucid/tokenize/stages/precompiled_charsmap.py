@@ -257,7 +257,7 @@ class SentencePieceNormalizer(Normalizer):
 
     @cached_property
     def rules(self) -> CharsMap:
-        """The map, with identity rules for ``protected`` pieces instead of the rules that begin with one of them."""
+        """The map, with identity rules for ``protected`` pieces instead of the rules that begin with such a piece."""
         protected = tuple(piece for piece in self.protected if piece)
         if not protected:
             return self.map
