@@ -152,7 +152,7 @@ def test_of_the_rules_of_sentencepiece_the_longest_counts(
         kept = [piece.replace("  ", " ") for piece in kept]
     if dummy and not extra:
         rules = {key: target or "-" for key, target in rules.items()}
-    stages = [(SentencePieceNormalizer(CharsMap(rules), dummy, extra, escape, kept=kept), False)]
+    stages = [(SentencePieceNormalizer(CharsMap(rules), dummy, extra, escape, protected=kept), False)]
     check(stages, compiled(stages), texts)
 
 
