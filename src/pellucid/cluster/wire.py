@@ -20,10 +20,10 @@ from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
-from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.step_trace import StepTrace
+from pellucid.sample.token_trace import TokenTrace
 from pellucid.trace.edits import Edit
 
 VERSION = 5

@@ -19,7 +19,7 @@ from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 
 class RequestOptions(Struct, frozen=True):

@@ -18,7 +18,7 @@ from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.logprobs import TokenLogprobs, of_token
 from pellucid.sample.options import Options
-from pellucid.sample.trace import of_draw
+from pellucid.sample.token_trace import of_draw
 from pellucid.tokenize import Tokenizer
 
 if TYPE_CHECKING:

@@ -60,8 +60,8 @@ def write(place: str, arrays: Arrays) -> None:
         done += len(parts[-1])
     head = json.dumps(listed).encode()
     head += b" " * (-len(head) % 8)
-    whole = b"".join([len(head).to_bytes(8, "little"), head, *parts])
-    TrustedFolder(FOLDER).write(place, whole, most=MAX_FILES)
+    content = b"".join([len(head).to_bytes(8, "little"), head, *parts])
+    TrustedFolder(FOLDER).write(place, content, most=MAX_FILES)
 
 
 def text_of(array: memoryview) -> str:

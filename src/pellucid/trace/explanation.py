@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.model.positions import Learned, Rotary, Sinusoidal
 from pellucid.sample.chain import Draw
-from pellucid.sample.trace import TokenTrace, likeliest
+from pellucid.sample.token_trace import TokenTrace, likeliest
 from pellucid.trace.explanation_report import SHOWN, ReportSource, needed, recorded
 from pellucid.trace.lenses import attribution
 from pellucid.trace.lenses.attribution import Attribution

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.plan.plan import Plan
 from pellucid.plan.points import Point, View
 from pellucid.sample.step import steps
-from pellucid.sample.trace import TokenTrace
+from pellucid.sample.token_trace import TokenTrace
 
 STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
 """The columns of a sampler step's point (``sample/comparison.py``)."""

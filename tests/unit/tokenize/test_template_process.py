@@ -18,7 +18,7 @@ from support.processes import environment, python
 from pellucid.errors import TemplateError
 from pellucid.tokenize.chat import template_process
 from pellucid.tokenize.chat.template import RenderLimits, render
-from pellucid.tokenize.chat.template_process import WORKERS, start_ahead
+from pellucid.tokenize.chat.template_process import MAX_WORKERS, start_ahead
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +147,7 @@ def test_threads_share_a_few_workers(workers: template_process._Workers) -> None
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(200))) == [str(number) for number in range(200)]
-    assert 1 <= len(pids(workers)) <= WORKERS
+    assert 1 <= len(pids(workers)) <= MAX_WORKERS
 
 
 def test_a_hostile_template_does_not_hold_up_others(workers: template_process._Workers) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.tiny import TINY, opened
-
 from pellucid.model.filled import Model
 from pellucid.trace.model import ModelWeights
+from support.tiny import TINY, opened
+
 from pellucid.weights.checkpoint import Checkpoint
 
 

@@ -25,11 +25,11 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 
 
 def test_edits() -> None:
-    assert repr(scale("embed", 2)) == "EditOf('embed': 2 x)"
-    assert repr(ablate("embed")) == "EditOf('embed': 0 x)"
-    assert repr(ablate("embed", 0.5)) == "EditOf('embed': 0 x + values ())"
-    assert repr(add("embed", np.ones(4), 3.0)) == "EditOf('embed': 1 x + values (4,))"
-    assert repr(replace("embed", np.ones((2, 4)))) == "EditOf('embed': 0 x + values (2, 4))"
+    assert repr(scale("embed", 2)) == "Edit('embed': 2 x)"
+    assert repr(ablate("embed")) == "Edit('embed': 0 x)"
+    assert repr(ablate("embed", 0.5)) == "Edit('embed': 0 x + values ())"
+    assert repr(add("embed", np.ones(4), 3.0)) == "Edit('embed': 1 x + values (4,))"
+    assert repr(replace("embed", np.ones((2, 4)))) == "Edit('embed': 0 x + values (2, 4))"
     assert repr(call("embed", abs)) == "call('embed', <built-in function abs>)"
     with pytest.raises(InvalidRequest, match="function='x': must be a function of an array"):
         call("embed", "x")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from pellucid.cli.sampling_options import checked
 
 if TYPE_CHECKING:
     from pellucid.engine.output import TokenOutput
-    from pellucid.sample.trace import TokenTrace
+    from pellucid.sample.token_trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
 BAR = 20  # characters of the bar of probability 1
@@ -64,7 +64,7 @@ def as_dict(piece: TokenOutput, trace: TokenTrace, tokenizer: Tokenizer, top: in
 
 def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[str, Any]]:
     """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
-    from pellucid.sample.trace import likeliest
+    from pellucid.sample.token_trace import likeliest
 
     assert piece.draw is not None  # the token has not waited in a queue
     ids, before, after = likeliest(piece.draw, top)

@@ -14,7 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
-from pellucid.sample.steps.logit_bias import MOST as MOST_BIASED
+from pellucid.sample.steps.logit_bias import MAX_ENTRIES as MOST_BIASED
 from pellucid.serve.body import MOST_BIAS, Body, BodyForm
 from pellucid.serve.harmless import LLAMACPP
 from pellucid.serve.model import ServedModel

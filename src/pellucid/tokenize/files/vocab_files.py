@@ -14,9 +14,10 @@ from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief
 from pellucid.tokenize.files.sidecar import Json, Sidecar, read_json
 from pellucid.tokenize.patterns import published
+from pellucid.tokenize.vocabulary import distinct_ids
 
 
-def wordpiece(path: Path, sidecar: Sidecar) -> Json:
+def read_vocab_txt(path: Path, sidecar: Sidecar) -> Json:
     """Reads ``vocab.txt``: BERT's pieces, one per line."""
     config = sidecar.config
     if config.get("do_basic_tokenize", True) is not True or config.get("never_split"):
@@ -27,13 +28,7 @@ def wordpiece(path: Path, sidecar: Sidecar) -> Json:
     tokens = lines[:-1] if lines[-1] == "" else lines
     if not tokens:
         raise FileFormatError(path, "vocab.txt", "the vocabulary is empty")
-    vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        second = next(index for index, token in enumerate(tokens) if vocab[token] != index)
-        problem = (
-            f"piece {brief(tokens[second])} is listed twice, as ids {second} and {vocab[tokens[second]]}"
-        )
-        raise FileFormatError(path, "vocab.txt", problem)
+    vocab = distinct_ids(tokens, path, "vocab.txt")
     names = {
         key: sidecar.named.get(f"{key}_token", f"[{key.upper()}]")
         for key in ("unk", "sep", "pad", "cls", "mask")
@@ -64,7 +59,7 @@ def wordpiece(path: Path, sidecar: Sidecar) -> Json:
     }
 
 
-def merges(folder: Path, sidecar: Sidecar) -> Json:
+def read_vocab_json(folder: Path, sidecar: Sidecar) -> Json:
     """Reads ``vocab.json`` and ``merges.txt``: byte-level BPE, by default with GPT-2's components."""
     vocab = dict(read_json(folder / "vocab.json"))
     lines = _text(folder / "merges.txt").split("\n")
@@ -98,14 +93,15 @@ def _byte_level(sidecar: Sidecar, vocab: dict[str, Any], folder: Path) -> dict[s
         space = {"trim_offsets": True, "add_prefix_space": level["add_prefix_space"]}
         return {"pre_tokenizer": level, "post_processor": {"type": "RobertaProcessing", **around, **space}}
     if kind == "Qwen2Tokenizer":
-        return {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split(published.QWEN2)}
+        return {"normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level_split(published.QWEN2)}
     raise UnsupportedModel(
         f"{folder.name}: vocab.json and merges.txt of a {kind} are not implemented; known are GPT2Tokenizer, "
         "RobertaTokenizer, BartTokenizer, LongformerTokenizer, Qwen2Tokenizer: convert it to tokenizer.json"
     )
 
 
-def _split(pattern: str) -> Json:
+def byte_level_split(pattern: str) -> Json:
+    """The pre-tokenizer that splits at the matches of a pattern, for byte-level BPE."""
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}]}
 

@@ -13,7 +13,7 @@ from pellucid.tokenize.stages.pretokenize import Split
 
 if TYPE_CHECKING:
     from pellucid.kernels.core.definitions import KernelKey
-    from pellucid.tokenize.compiled.model import CompiledModel
+    from pellucid.tokenize.compiled.compiled_model import CompiledModel
 
 
 def without_token(text: str) -> InvalidRequest:
@@ -45,16 +45,16 @@ class TokenizerModel(ABC):
         """The kernel of the compiled form, or None if there is no compiled form."""
         return None
 
-    @abstractmethod
-    def __call__(self, piece: str) -> list[int]:
+    def __call__(self, pre_token: str) -> list[int]:
         """The ids of a pre-token."""
+        return [index for index, _, _ in self.spans(pre_token)]
 
     @abstractmethod
-    def spans(self, piece: str) -> list[Span]:
+    def spans(self, pre_token: str) -> list[Span]:
         """The ids, each with the characters of the pre-token that it covers."""
 
     @abstractmethod
-    def explain(self, piece: str) -> Mapping[str, Any]:
+    def explain(self, pre_token: str) -> Mapping[str, Any]:
         """A record of how the model found the ids, specific to the model, as JSON-compatible data."""
 
     def compiled(self) -> CompiledModel:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from pellucid.errors import FileFormatError, UnsupportedModel
 from pellucid.errors.messages import brief, shown
 from pellucid.tokenize.files.sidecar import Json, Sidecar, parse_json
+from pellucid.tokenize.files.vocab_files import byte_level_split
 from pellucid.tokenize.merges import BY_RANK
 from pellucid.tokenize.patterns import published
 from pellucid.tokenize.stages.decode import byte_letters
@@ -43,7 +44,7 @@ def is_tekken(head: bytes) -> bool:
     return all(re.search(field, head) for field in (config, number))
 
 
-def tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
+def read_tiktoken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
     """The contents of a tiktoken file. Raises :class:`FileFormatError`, :class:`UnsupportedModel`."""
     letters, vocab, lines = byte_letters(), dict[str, int](), dict[int, bytes]()
     for at, line in enumerate(data.split(b"\n"), 1):
@@ -72,8 +73,8 @@ def _known(digest: str, count: int, path: Path, sidecar: Sidecar) -> published.T
     same = {name: ranks for name, ranks in every.items() if ranks.digest == digest}
     stated = {sidecar.model_type, sidecar.kind} - {None}
     listed = same or every
-    if told := [ranks for ranks in listed.values() if stated.intersection(ranks.stated)]:
-        return told[0]
+    if matching := [ranks for ranks in listed.values() if stated.intersection(ranks.stated)]:
+        return matching[0]
     if (named := listed.get(path.name.partition(".")[0])) is not None:
         return named
     if same:
@@ -85,32 +86,14 @@ def _known(digest: str, count: int, path: Path, sidecar: Sidecar) -> published.T
 
 
 TEKKEN_SPECIAL = (
-    *(
-        "<unk>",
-        "<s>",
-        "</s>",
-        "[INST]",
-        "[/INST]",
-        "[AVAILABLE_TOOLS]",
-        "[/AVAILABLE_TOOLS]",
-        "[TOOL_RESULTS]",
-    ),
-    *(
-        "[/TOOL_RESULTS]",
-        "[TOOL_CALLS]",
-        "[IMG]",
-        "<pad>",
-        "[IMG_BREAK]",
-        "[IMG_END]",
-        "[PREFIX]",
-        "[MIDDLE]",
-    ),
-    *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
-)
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 """The special tokens of files that do not list them (mistral-common, ``Tekkenizer``)."""
 
 
-def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
+def read_tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
     """The contents of a ``tekken.json``: special tokens first, then pieces up to ``default_vocab_size`` ids.
 
     Source: mistral-common, ``Tekkenizer``. Raises :class:`FileFormatError`.
@@ -144,15 +127,15 @@ def tekken(data: bytes, path: Path, sidecar: Sidecar) -> Json:
         vocab[spelled] = special + at
     names = _special_names(listed, special, path)
     added = [_control(index, name) | {"special": control} for index, (name, control) in enumerate(names)]
-    made = _by_rank(vocab, added, pattern)
+    contents = _by_rank(vocab, added, pattern)
     begin = sidecar.named.get("bos_token")
     if begin not in dict(names):
-        return made
+        return contents
     around = [{"SpecialToken": {"id": begin, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     second = [{"SpecialToken": {"id": begin, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     token = {"id": begin, "ids": [[name for name, _ in names].index(begin)], "tokens": [begin]}
     template = {"type": "TemplateProcessing", "single": around, "pair": [*around, *second]}
-    return {**made, "post_processor": {**template, "special_tokens": {begin: token}}}
+    return {**contents, "post_processor": {**template, "special_tokens": {begin: token}}}
 
 
 def tekken_sidecar(sidecar: Sidecar) -> Sidecar:
@@ -163,7 +146,7 @@ def tekken_sidecar(sidecar: Sidecar) -> Sidecar:
 
 def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tuple[str, bool]]:
     """The name of each special token, and True for a control token."""
-    found: list[tuple[str, bool]] = [(name, True) for name in TEKKEN_SPECIAL] if listed is None else []
+    names: list[tuple[str, bool]] = [(name, True) for name in TEKKEN_SPECIAL] if listed is None else []
     for at, token in enumerate(listed or ()):
         if (
             not isinstance(token, dict)
@@ -173,11 +156,11 @@ def _special_names(listed: list[Any] | None, count: int, path: Path) -> list[tup
             raise FileFormatError(
                 path, f"special_tokens[{at}]", f"{brief(token)} has no rank {at} and token_str"
             )
-        found.append((token["token_str"], bool(token.get("is_control", True))))
-    if len(found) > count or len(dict(found)) != len(found):
-        problem = f"{len(found):,} tokens, some of one name or more than {count:,}"
+        names.append((token["token_str"], bool(token.get("is_control", True))))
+    if len(names) > count or len(dict(names)) != len(names):
+        problem = f"{len(names):,} tokens, some of one name or more than {count:,}"
         raise FileFormatError(path, "special_tokens", problem)
-    return [*found, *((f"<SPECIAL_{at}>", True) for at in range(len(found), count))]
+    return [*names, *((f"<SPECIAL_{at}>", True) for at in range(len(names), count))]
 
 
 def _number(config: Mapping[str, Any], key: str, path: Path) -> int:
@@ -201,13 +184,9 @@ def _control(index: int, name: str) -> dict[str, Any]:
 
 
 def _by_rank(vocab: Mapping[str, int], added: Sequence[Json], pattern: str) -> dict[str, Any]:
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {
         "added_tokens": sorted(added, key=lambda token: token["id"]),
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [cut, {"type": "ByteLevel", "use_regex": False}],
-        },
+        "pre_tokenizer": byte_level_split(pattern),
         "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": dict(vocab), "merges": BY_RANK, "ignore_merges": True},
     }

@@ -60,10 +60,10 @@ class TokenTable(Sequence[Token]):
 
     def changed(self, **columns: Sequence[Any]) -> TokenTable:
         """A copy with other values in some columns."""
-        made = list(self._columns)
+        changed = list(self._columns)
         for name, values in columns.items():
-            made[PLACES[name]] = values
-        return TokenTable(made)
+            changed[PLACES[name]] = values
+        return TokenTable(changed)
 
     def __len__(self) -> int:
         return len(self._columns[0])

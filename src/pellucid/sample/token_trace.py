@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.sample.chain import Draw
-from pellucid.sample.comparison import StepTrace
 from pellucid.sample.logprobs import of_token
+from pellucid.sample.step_trace import StepTrace
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def likeliest(draw: Draw, top: int) -> tuple[NDArray[np.int64], NDArray[np.float
     ids = draw.logits.first(draw.vocabulary).top(top).tolist()
     ids = np.array(ids if draw.token in ids else [*ids, draw.token])
     before, after = np.exp(draw.logits.log_probabilities(ids)), np.zeros(len(ids))
-    left = draw.candidates
-    kept = np.isin(ids, left.ids_at(np.arange(len(left))))
-    after[kept] = np.exp(left.log_probabilities(left.places(ids[kept])))
+    after_chain = draw.candidates
+    remaining = np.isin(ids, after_chain.ids_at(np.arange(len(after_chain))))
+    after[remaining] = np.exp(after_chain.log_probabilities(after_chain.positions(ids[remaining])))
     return ids, before, after

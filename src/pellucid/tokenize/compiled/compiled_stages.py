@@ -1,7 +1,7 @@
 """The stages of a tokenizer as compiled code: each stage cuts spans of texts into smaller spans, or changes the texts.
 
-The results equal the results of ``stages/added.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``, which run
-in Python. A stage is a kernel with the fields of its record.
+The results equal the results of ``stages/added_tokens.py``, ``stages/normalize.py`` and ``stages/pretokenize.py``,
+which run in Python. A stage is a kernel with the fields of its record.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from pellucid.runtime.call import Call
 from pellucid.tokenize.compiled import tables
 from pellucid.tokenize.compiled.form_tables import FormTable
 from pellucid.tokenize.compiled.rewrite_table import RewriteTable
-from pellucid.tokenize.compiled.texts import Room, Texts
+from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
 from pellucid.tokenize.patterns.automaton import Automaton
 from pellucid.tokenize.patterns.matcher import too_slow
-from pellucid.tokenize.stages.aligned import MORE
+from pellucid.tokenize.stages.aligned import GROWTH_EXTRA
 
 
 class CompiledStage(Protocol):
     """Runs a stage on texts, in place; returns False if it gave up and Python must run the stage."""
 
-    def __call__(self, texts: Texts) -> bool: ...
+    def __call__(self, batch: TextBatch) -> bool: ...
 
 
-class Cut:
+class CutStage:
     """Cuts spans into smaller spans with ``_kernel``; the text stays the same."""
 
     _kernel: Call
 
-    def __call__(self, texts: Texts) -> bool:
-        self._cut(texts)
+    def __call__(self, batch: TextBatch) -> bool:
+        self._cut(batch)
         return True
 
-    def _cut(self, texts: Texts, **more: int) -> None:
-        """Call the kernel, with ``more`` fields, and store the new spans in ``texts``."""
-        room, side = texts.room, 1 - texts.side
-        out = room.array("pieces", side, 2 * (texts.length + texts.count + 1), np.int32)
+    def _cut(self, batch: TextBatch, **fields: int) -> None:
+        """Call the kernel, with further ``fields``, and store the new spans in ``batch``."""
+        workspace, side = batch.workspace, 1 - batch.side
+        out = workspace.array("pieces", side, 2 * (batch.length + batch.piece_count + 1), np.int32)
         self._kernel(
-            text=texts.text[1],
-            pieces=texts.pieces[1],
-            count=texts.count,
-            out=out[1],
-            made=room.made_place,
-            **more,
+            text=batch.text.address,
+            pieces=batch.pieces.address,
+            count=batch.piece_count,
+            out=out.address,
+            made=workspace.result.address,
+            **fields,
         )
-        texts.pieces, texts.count, texts.side = out, int(room.made[0]), side
+        batch.pieces, batch.piece_count, batch.side = out, int(workspace.result.array[0]), side
 
 
-STEPS, STEPS_A_BYTE = 1_000_000, 256
+MAX_STEPS, MAX_STEPS_PER_BYTE = 1_000_000, 256
 """Maximum steps of a pattern, per call and per byte of text: far more than it takes to read a text a few times."""
 
 
-class Cutting(Cut):
+class SplitStage(CutStage):
     """Cuts spans where a pattern matches. Raises :class:`InvalidRequest` if the pattern takes too many steps."""
 
     def __init__(self, pattern: str, automaton: Automaton, behavior: str, inverted: bool) -> None:
@@ -79,39 +79,32 @@ class Cutting(Cut):
             inverted=int(inverted),
         )
 
-    def __call__(self, texts: Texts) -> bool:
-        steps = STEPS + STEPS_A_BYTE * texts.length
-        self._cut(texts, most_steps=steps)
-        if texts.count < 0:
-            raise too_slow(self._pattern, f"{steps:,} steps for {texts.length:,} bytes")
+    def __call__(self, batch: TextBatch) -> bool:
+        steps = MAX_STEPS + MAX_STEPS_PER_BYTE * batch.length
+        self._cut(batch, most_steps=steps)
+        if batch.piece_count < 0:
+            raise too_slow(self._pattern, f"{steps:,} steps for {batch.length:,} bytes")
         return True
 
 
-class Adding(Cut):
+class AddedTokenStage(CutStage):
     """Cuts out added tokens; ``emitted`` (n,) int32 has the id of each token, or -1 if it stays text."""
 
     def __init__(self, tokens: Sequence[bytes], emitted: NDArray[np.int32]) -> None:
         tree, starts = tables.PieceTree.of(tokens), np.zeros(256, np.uint8)
         starts[[token[0] for token in tokens]] = 1
-        known = {
-            "starts": starts,
-            "slots": tree.slots,
-            "ids": tree.ids,
-            "emitted": emitted,
-        }
-        self._kernel = Call(KernelKey("text.added"), text_added.AddedRecord, **known)
+        fields = {"starts": starts, "slots": tree.slots, "ids": tree.ids, "emitted": emitted}
+        self._kernel = Call(KernelKey("text.added"), text_added.AddedRecord, **fields)
 
 
-class Separating(Cut):
+class SeparateStage(CutStage):
     """Cuts spans between characters that are adjacent in no piece; ``marked`` sets the flag PART on each part."""
 
     def __init__(self, neighbours: tables.NeighbourTable, marked: bool) -> None:
         pairs = neighbours.pairs
         table, mask = tables.slots(len(pairs), 1)
         fields = {"slots": table, "mask": mask}
-        Call(
-            KernelKey("text.neighbours"), text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields
-        )()
+        tables.run("text.neighbours", text_apart.NeighboursRecord, pairs=pairs, count=len(pairs), **fields)
         common, together = neighbours.most_common()
         fields |= {"common": common, "together": together, "flags": neighbours.flags, "marked": int(marked)}
         self._kernel = Call(
@@ -119,58 +112,58 @@ class Separating(Cut):
         )
 
 
-GROWTH = 4  # output bytes per byte of one stage; with more, Python runs the stage and counts characters
+MAX_GROWTH = 4  # output bytes per byte of one stage; with more, Python runs the stage and counts characters
 
 
-class Changing:
+class RewriteStage:
     """Changes texts with ``_kernel``.
 
-    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_ahead`` more. The stage gives up if a span
-    may exceed the limit of ``aligned.check_growth``.
+    A byte becomes at most ``_growth`` bytes, and each span gets at most ``_prefix_length`` more. The stage gives up if
+    a span may exceed the limit of ``aligned.check_growth``.
     """
 
     _kernel: Call
     _growth: int
-    _ahead = 0
+    _prefix_length = 0
 
-    def __call__(self, texts: Texts) -> bool:
-        room, side, text_side = texts.room, 1 - texts.side, 1 - texts.text_side
-        length = self._growth * texts.length + (self._ahead + 1) * texts.count
-        if length >= text_pieces.PART or self._ahead > MORE:
+    def __call__(self, batch: TextBatch) -> bool:
+        workspace, side, text_side = batch.workspace, 1 - batch.side, 1 - batch.text_side
+        length = self._growth * batch.length + (self._prefix_length + 1) * batch.piece_count
+        if length >= text_pieces.PART or self._prefix_length > GROWTH_EXTRA:
             return False
-        out = room.array("text", text_side, length + text_pieces.PADDING, np.uint8)
-        pieces = room.array("pieces", side, 2 * texts.count, np.int32)
-        ends = room.array("ends", text_side, texts.texts, np.int32)
+        text = workspace.array("text", text_side, length + text_pieces.PADDING, np.uint8)
+        pieces = workspace.array("pieces", side, 2 * batch.piece_count, np.int32)
+        ends = workspace.array("ends", text_side, batch.text_count, np.int32)
         self._kernel(
-            text=texts.text[1],
-            pieces=texts.pieces[1],
-            count=texts.count,
-            ends=texts.ends[1],
-            texts=texts.texts,
-            out=out[1],
-            out_pieces=pieces[1],
-            out_ends=ends[1],
-            status=room.made_place,
-            **self._more(room),
+            text=batch.text.address,
+            pieces=batch.pieces.address,
+            count=batch.piece_count,
+            ends=batch.ends.address,
+            texts=batch.text_count,
+            out=text.address,
+            out_pieces=pieces.address,
+            out_ends=ends.address,
+            status=workspace.result.address,
+            **self._fields(workspace),
         )
-        if int(room.made[0]) != text_rewrite.DONE:
+        if int(workspace.result.array[0]) != text_rewrite.DONE:
             return False
-        before = texts.sizes()
-        texts.text, texts.pieces, texts.ends = out, pieces, ends
-        texts.side, texts.text_side = side, text_side
-        texts.length = int(ends[0][texts.texts - 1])
-        return not np.any(texts.sizes() > GROWTH * before + MORE)
+        before = batch.sizes()
+        batch.text, batch.pieces, batch.ends = text, pieces, ends
+        batch.side, batch.text_side = side, text_side
+        batch.length = int(ends.array[batch.text_count - 1])
+        return not np.any(batch.sizes() > MAX_GROWTH * before + GROWTH_EXTRA)
 
-    def _more(self, room: Room) -> dict[str, int]:
+    def _fields(self, workspace: Workspace) -> dict[str, int]:
         """Further fields for each call of the kernel."""
         return {}
 
 
-class Rewriting(Changing):
+class ReplaceStage(RewriteStage):
     """Replaces characters."""
 
     def __init__(self, change: RewriteTable) -> None:
-        self._growth, self._ahead = change.growth, len(change.prefix)
+        self._growth, self._prefix_length = change.growth, len(change.prefix)
         rules, rule_fields = change.rules, dict[str, Any]()
         if rules is not None:
             tree = tables.PieceTree.of([key.encode() for key in rules.replaced])
@@ -192,7 +185,7 @@ class Rewriting(Changing):
         )
 
 
-class Normalizing(Changing):
+class NormalizeStage(RewriteStage):
     """Converts texts to a Unicode normalization form."""
 
     def __init__(self, table: FormTable) -> None:
@@ -208,5 +201,5 @@ class Normalizing(Changing):
             pairs_mask=table.pairs.mask,
         )
 
-    def _more(self, room: Room) -> dict[str, int]:
-        return {"scratch": room.array("parts", 0, text_normalize.MOST, np.int32)[1]}
+    def _fields(self, workspace: Workspace) -> dict[str, int]:
+        return {"scratch": workspace.array("parts", 0, text_normalize.MOST, np.int32).address}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pellucid.errors import UnsupportedModel
-from pellucid.tokenize.files import legacy, ranks, sentencepiece
+from pellucid.tokenize.files import sentencepiece, tiktoken, vocab_files
 from pellucid.tokenize.files.json_tokenizer import from_file, from_spec
 from pellucid.tokenize.files.sidecar import Json, Sidecar
 from pellucid.tokenize.kind import json_models, known_kinds, sentencepiece_models
@@ -29,12 +29,12 @@ def load_path(path: Path) -> Tokenizer:
     """
     folder = path if path.is_dir() else path.parent
     sidecar = Sidecar.read(folder)
-    if path.is_file() and (found := _reader(path)) is not None:
-        return found(path, sidecar)
+    if path.is_file() and (read := _reader(path)) is not None:
+        return read(path, sidecar)
     for name in tokenizer_files(folder):
-        found = _reader(folder / name)
-        if found is not None:
-            return found(folder / name, sidecar)
+        read = _reader(folder / name)
+        if read is not None:
+            return read(folder / name, sidecar)
     classes = {name: read for kind in known_kinds().values() for name, read in kind.classes.items()}
     if sidecar.kind in classes:
         return classes[sidecar.kind](folder, sidecar)
@@ -49,7 +49,7 @@ Reader = Callable[[Path, Sidecar], Tokenizer]
 def tokenizer_files(folder: Path) -> list[str]:
     """The files of a folder that may hold its tokenizer, in order of preference."""
     patterns = ("*.tiktoken", "*.model", "*.model.v*")  # Mistral's names end with the version
-    others = sorted(found.name for pattern in patterns for found in folder.glob(pattern))
+    others = sorted(file.name for pattern in patterns for file in folder.glob(pattern))
     listed = ["tokenizer.json", "tekken.json", "vocab.json", *others, "vocab.txt"]
     return [name for name in listed if (folder / name).is_file()]
 
@@ -64,21 +64,24 @@ def _reader(path: Path) -> Reader | None:
     ):
         return None
     if path.name == "vocab.json":
+        has_merges = (path.parent / "merges.txt").is_file()
         return (
-            _of_spec(lambda path, sidecar: legacy.merges(path.parent, sidecar)) if _has_merges(path) else None
+            _of_spec(lambda path, sidecar: vocab_files.read_vocab_json(path.parent, sidecar))
+            if has_merges
+            else None
         )
     head = _head(path)
-    if ranks.is_tekken(head):
+    if tiktoken.is_tekken(head):
         return lambda path, sidecar: from_file(
-            path, ranks.tekken_sidecar(sidecar), json_models(), ranks.tekken
+            path, tiktoken.tekken_sidecar(sidecar), json_models(), tiktoken.read_tekken
         )
     if path.suffix == ".json":
         return lambda path, sidecar: from_file(path, sidecar, json_models())
     _refuse_rwkv(path)
     if path.suffix == ".txt":
-        return _of_spec(legacy.wordpiece)
-    if path.suffix == ".tiktoken" or ranks.is_tiktoken(head):
-        return lambda path, sidecar: from_file(path, sidecar, json_models(), ranks.tiktoken)
+        return _of_spec(vocab_files.read_vocab_txt)
+    if path.suffix == ".tiktoken" or tiktoken.is_tiktoken(head):
+        return lambda path, sidecar: from_file(path, sidecar, json_models(), tiktoken.read_tiktoken)
     return _sentencepiece if ".model" in path.name or _PROTO.match(head) else None
 
 
@@ -90,7 +93,7 @@ _RWKV = re.compile(rb"\d+ b?(['\"]).*\1 \d+\r?\n")
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(ranks.HEAD)
+        return file.read(tiktoken.HEAD)
 
 
 def _refuse_rwkv(path: Path) -> None:
@@ -101,35 +104,26 @@ def _refuse_rwkv(path: Path) -> None:
         )
 
 
-def _has_merges(path: Path) -> bool:
-    return (path.parent / "merges.txt").is_file()
-
-
 def _of_spec(read: Callable[[Path, Sidecar], Json]) -> Reader:
     return lambda path, sidecar: from_spec(path, read(path, sidecar), sidecar, json_models())
 
 
-MOVED = (
-    "XLMRoberta",
-    "Camembert",
-    "XGLM",
-    "MBart",
-    "MBart50",
-    "Barthez",
-    "NllbTokenizer",
-    "Pegasus",
-    "Reformer",
-)
-"""Tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+RENUMBERED = ("XLMRoberta", "Camembert", "XGLM", "MBart", "Barthez", "NllbTokenizer", "Pegasus", "Reformer")
+"""Beginnings of tokenizer classes of ``transformers`` whose ids differ from the ids in their SentencePiece file."""
+ADDS_BOS_EOS = {
+    "LlamaTokenizer": (True, False),
+    "GemmaTokenizer": (True, False),
+    "T5Tokenizer": (False, True),
+}
+"""Tokenizer classes that add BOS or EOS to texts unless the config says otherwise."""
 
 
 def _sentencepiece(path: Path, sidecar: Sidecar) -> Tokenizer:
     kind = sidecar.kind or ""
-    if kind.startswith(MOVED):
+    if kind.startswith(RENUMBERED):
         raise UnsupportedModel(
             f"{path.name}: a {kind} numbers the pieces differently than this file; save it as tokenizer.json"
         )
-    habits = {"LlamaTokenizer": (True, False), "GemmaTokenizer": (True, False), "T5Tokenizer": (False, True)}
-    wanted = habits.get(kind, (False, False))
-    flags = [sidecar.config.get(f"add_{name}_token", usual) for name, usual in zip(("bos", "eos"), wanted)]
+    bos, eos = ADDS_BOS_EOS.get(kind, (False, False))
+    flags = (sidecar.config.get("add_bos_token", bos), sidecar.config.get("add_eos_token", eos))
     return sentencepiece.from_file(path, sentencepiece_models(), sidecar, *map(bool, flags))

@@ -13,7 +13,7 @@ from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.record import Record
 from pellucid.kernels.text import merge as text_merge
 from pellucid.tokenize.compiled import tables
-from pellucid.tokenize.compiled.stages import CompiledStage, Separating
+from pellucid.tokenize.compiled.compiled_stages import CompiledStage, SeparateStage
 
 
 class CompiledModel(Struct, frozen=True):
@@ -34,7 +34,7 @@ class CompiledModel(Struct, frozen=True):
 
 def merging(
     symbols: str,
-    whole: bool,
+    ignore_merges: bool,
     pairs: tables.PairTable,
     words: tables.WordTable,
     neighbours: tables.NeighbourTable,
@@ -51,9 +51,9 @@ def merging(
         "word_places": words.pieces.places,
         "word_state": words.state,
     }
-    stages = (Separating(neighbours, whole),)
+    stages = (SeparateStage(neighbours, ignore_merges),)
     return CompiledModel(
-        KernelKey("text.merge", symbols=symbols, whole=whole),
+        KernelKey("text.merge", symbols=symbols, whole=ignore_merges),
         text_merge.MergeRecord,
         text_merge.scratch_bytes,
         lengths,
