@@ -46,7 +46,7 @@ def build(simd: Any, kv_dtype: str) -> Any:
         spare = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         # Split by (token, head) like rotary and the norms of heads: a thread's input is in its own CPU cache.
         total = load(step + step_at.tokens) * heads
-        begin, end = total * thread // threads, total * (thread + 1) // threads
+        begin, end = simd.thread_range(total, thread, threads)
         for s in range(load(step + step_at.sequences)):
             first, count = (
                 load_i32(load(step + step_at.first_row) + 4 * s),

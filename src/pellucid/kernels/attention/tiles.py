@@ -45,22 +45,19 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
     The loop takes (queries, a head's keys in the page, token, ahead, further, out, bytes between rows of out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     blocks, columns = kv_layout.blocks(kv_dtype, width)
     size, token_bytes = kv_layout.SIZE[kv_dtype], kv_layout.token_bytes(kv_dtype, width)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        queries, keys, token, ahead, further, out, stride = args
+    def emit(e: Any, *operands: Any) -> None:
+        queries, keys, token, ahead, further, out, stride = operands
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes))
         prefetch = Prefetch(start_of_span, e.const(width), ahead, further, rows < ROWS)
 
         def compute(some: range, tokens: range, prefetches: bool) -> None:
-            totals = [[cgutils.alloca_once_value(builder, zero) for _ in tokens] for _ in some]
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in some]
             starts = [e.at(queries, width * 4 * r) for r in some]
-            with cgutils.for_range(builder, e.const(blocks)) as block:
+            with cgutils.for_range(e.b, e.const(blocks)) as block:
                 scales = [
                     scale
                     for at in range(0, span, 32)
@@ -69,7 +66,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                     )
                 ]
                 first = e.times(block.index, columns)
-                with cgutils.for_range(builder, e.const(columns)) as loop:
+                with cgutils.for_range(e.b, e.const(columns)) as loop:
                     column = e.at(first, loop.index)
                     key = e.at(keys, e.times(e.at(e.times(column, kv_layout.PAGE), token), size))
                     if prefetches and kv_dtype != "f32":
@@ -82,18 +79,13 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                         for row, start in zip(totals, starts):
                             q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
                             for total, part in zip(row[turn], parts):
-                                builder.store(e.fma(q, part, builder.load(total)), total)
+                                e.b.store(e.fma(q, part, e.b.load(total)), total)
             store_scores(e, totals, some, tokens, out, stride)
 
         for some, tokens in register_blocks(simd, rows, span // 16):
             compute(some, tokens, some.start == tokens.start == 0)
-        return context.get_dummy_value()
 
-    @intrinsic
-    def tile(typingctx, queries, keys, token, ahead, further, out, stride):
-        return t.void(*[t.int64] * 7), emit
-
-    return tile
+    return simd.inner_loop(7, emit)
 
 
 def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, range]]:
@@ -148,23 +140,20 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
     out).
     """
     from numba.core import cgutils
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
     vectors, size = width // 16, kv_layout.SIZE[kv_dtype]
     token_bytes = kv_layout.token_bytes(kv_dtype, width)
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, stride, values, first_token, ahead, further, count, out = args
+    def emit(e: Any, *operands: Any) -> None:
+        weights, stride, values, first_token, ahead, further, count, out = operands
         start_of_tokens = e.at(values, e.times(first_token, token_bytes))
         prefetch = Prefetch(start_of_tokens, count, ahead, further, rows < ROWS)
         for some, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, builder.mul(stride, e.const(r))) for r in some]
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in some]
             places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
             kind = simd.vec(simd.f32)
-            totals = [[cgutils.alloca_once_value(builder, e.load(p, kind)) for p in row] for row in places]
-            with cgutils.for_range(builder, count) as loop:
+            totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in places]
+            with cgutils.for_range(e.b, count) as loop:
                 token = e.at(first_token, loop.index)
                 columns = [16 * part for part in parts]
                 value = e.at(values, e.times(token, width * size))
@@ -179,17 +168,12 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                     for row, start in zip(totals, starts):
                         weight = e.splat(e.load(e.at(start, e.times(loop.index, 4)), simd.f32))
                         for total, v in zip(row[turn], loaded):
-                            builder.store(e.fma(weight, v, builder.load(total)), total)
+                            e.b.store(e.fma(weight, v, e.b.load(total)), total)
             for row, where in zip(totals, places):
                 for total, place in zip(row, where):
-                    e.store(builder.load(total), place)
-        return context.get_dummy_value()
+                    e.store(e.b.load(total), place)
 
-    @intrinsic
-    def tile(typingctx, weights, stride, values, token, ahead, further, count, out):
-        return t.void(*[t.int64] * 8), emit
-
-    return tile
+    return simd.inner_loop(8, emit)
 
 
 def widen_keys(simd: Any, width: int, kv_dtype: str) -> Any:
@@ -233,16 +217,7 @@ def _widen16(e: Any, simd: Any, kv_dtype: str, source: Any, number: Any, scale: 
 
 def _copier(simd: Any, emit: Any) -> Any:
     """Make a helper (source, out) from ``emit(emitter, source, out)``."""
-    from numba.core import types as t
-    from numba.extending import intrinsic
-
-    @intrinsic
-    def copy(typingctx, source, out):
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            emit(simd.Emitter(builder), *args)
-            return context.get_dummy_value()
-
-        return t.void(t.int64, t.int64), codegen
+    copy = simd.inner_loop(2, emit)
 
     @simd.jit
     def run(source, out):

@@ -94,10 +94,8 @@ def _part(simd: Any) -> Any:
     @simd.jit
     def part(thread, threads, total, work, cost, units):
         """Return a thread's range of units of a tile that starts at ``work`` within the total."""
-        return (
-            bound(total * thread // threads - work, cost, units),
-            bound(total * (thread + 1) // threads - work, cost, units),
-        )
+        first, end = simd.thread_range(total, thread, threads)
+        return bound(first - work, cost, units), bound(end - work, cost, units)
 
     return part
 

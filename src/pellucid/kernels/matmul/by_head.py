@@ -63,7 +63,7 @@ def _product(simd: Any, sums: TileSums) -> Any:
         rows = load(step + load(record + at.rows))
         # The pairs of groups of all heads form one line; each thread has an equal part of it.
         pairs = (groups + 1) // 2
-        start, stop = heads * pairs * thread // threads, heads * pairs * (thread + 1) // threads
+        start, stop = simd.thread_range(heads * pairs, thread, threads)
         for head in range(heads):
             begin, end = max(start - head * pairs, 0), min(stop - head * pairs, pairs)
             if begin < end:

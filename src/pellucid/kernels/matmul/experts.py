@@ -82,7 +82,7 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
             rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
             if rows > 0:
                 total += (rows + READING) * pairs
-        start, stop, done = total * thread // threads, total * (thread + 1) // threads, 0
+        (start, stop), done = simd.thread_range(total, thread, threads), 0
         for expert in range(experts):
             first_row, last_row = load_i32(runs + 4 * expert), load_i32(runs + 4 * expert + 4)
             if last_row > first_row:

@@ -101,11 +101,9 @@ class UnpackedLayout(Struct, frozen=True):
 
     def operation(self, emit: Callable[..., None], operands_count: int) -> Any:
         """Make an intrinsic of ``emit(self, emitter, operands)``, with ``operands_count`` operands (int64)."""
-        from numba.core import types as t
+        from pellucid.kernels import simd
 
-        from pellucid.kernels.simd.emitter import vector_op
-
-        return vector_op(t.void, (t.int64,) * operands_count, lambda e, *args: emit(self, e, args))
+        return simd.inner_loop(operands_count, lambda e, *args: emit(self, e, args))
 
 
 def _placed(sizes: dict[str, int]) -> dict[str, int]:

@@ -76,26 +76,20 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
 
     The tokens' rows follow each other from x on. If ``gathered``, their row indices (int32) are at ``sources`` instead.
     """
-    from numba.core import types as t
-    from numba.extending import intrinsic
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        e = simd.Emitter(builder)
-        weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row = args
-        first_time = builder.icmp_signed("==", row, e.const(0))
+    def emit(e: Any, *operands: Any) -> None:
+        weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row = operands
+        first_time = e.b.icmp_signed("==", row, e.const(0))
         numbers = [e.const(token) for token in range(tokens)]
         if gathered:
             loads = [e.load(e.at(sources, 4 * token), simd.i32) for token in range(tokens)]
-            numbers = [builder.sext(number, x.type) for number in loads]
-        rows = [e.at(x, builder.mul(x_stride, number)) for number in numbers]
+            numbers = [e.b.sext(number, x.type) for number in loads]
+        rows = [e.at(x, e.b.mul(x_stride, number)) for number in numbers]
         for token, total in enumerate(emit_sums(e, tokens, weights, first_time, columns, rows)):
-            more = e.load(e.at(addend, builder.mul(addend_row, e.const(token))), total.type)
-            e.store(builder.fadd(total, more), e.at(out, builder.mul(out_stride, e.const(token))))
-        return context.get_dummy_value()
+            more = e.load(e.at(addend, e.b.mul(addend_row, e.const(token))), total.type)
+            e.store(e.b.fadd(total, more), e.at(out, e.b.mul(out_stride, e.const(token))))
 
-    @intrinsic
-    def tile(typingctx, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
-        return t.void(*[t.int64] * 10), emit
+    tile = simd.inner_loop(10, emit)
 
     @simd.jit
     def run(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):

@@ -151,7 +151,7 @@ def build(simd: Any, activation_bits: int) -> Any:
     def body(record, step, thread, threads):
         x, out = load(record + at.x), load(record + at.out)
         rows, blocks = load(step + load(record + at.rows)), load(record + at.width) // 32
-        begin, end = rows * blocks * thread // threads, rows * blocks * (thread + 1) // threads
+        begin, end = simd.thread_range(rows * blocks, thread, threads)
         if rows == 1 and load(record + at.replicated) != 0:
             begin, end = thread * blocks, (thread + 1) * blocks
         for i in range(begin, end):

@@ -200,7 +200,7 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
         )
         factor = np.float32(simd.load_f64(record + at.factor))
         rows = word(step + word(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             scores = word(record + at.scores) + row * stride
             keys = word(record + at.keys) + row * word(record + at.keys_stride)
             ids = word(record + at.ids) + row * choice_stride
@@ -289,7 +289,7 @@ def build_weigh(simd: Any) -> Any:
             load(record + at.choice_stride),
         )
         pairs = load(step + load(record + at.rows)) * chosen
-        for pair in range(pairs * thread // threads, pairs * (thread + 1) // threads):
+        for pair in range(*simd.thread_range(pairs, thread, threads)):
             choice = pair // chosen * stride + 4 * (pair % chosen)
             row = load(record + at.x) + load_i32(load(record + at.places) + choice) * width
             weight = splat(load_f32(load(record + at.weights) + choice))

@@ -89,7 +89,7 @@ def build(simd: Any, kind: str, activation_bits: int) -> Any:
         quantized, apart = load(record + at.quantized), load(record + at.weight_part)
         eps = np.float32(simd.load_f64(record + at.eps))
         total = load(step + load(record + at.rows)) * parts
-        begin, end, moved = total * thread // threads, total * (thread + 1) // threads, 0
+        (begin, end), moved = simd.thread_range(total, thread, threads), 0
         if total == 1 and load(record + at.replicated) != 0:
             begin, end, moved = 0, 1, thread
         for i in range(begin, end):

@@ -126,7 +126,7 @@ def build(simd: Any, pairing: str) -> Any:
         x, heads, width = load(record + at.x), load(record + at.heads), load(record + at.head_dim)
         pairs, angles, stride = load(record + at.pairs), load(record + at.angles), load(record + at.stride)
         total = load(step + step_at.tokens) * heads
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             table = angles + i // heads * stride
             turn(x + i * width * 4, pairs, table, table + pairs * 4)
 

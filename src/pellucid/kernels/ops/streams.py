@@ -117,7 +117,7 @@ def build_predict(simd: Any) -> Any:
         streams, predicted = load(record + at.streams), load(record + at.predicted)
         active, rows = load(record + at.active), load(step + load(record + at.rows))
         pieces = rows * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             first = row * count * width + column
             coefs = load(record + at.coefs) + row * load(record + at.coefs_stride)
@@ -144,7 +144,7 @@ def build_correct(simd: Any) -> Any:
         streams, predicted = load(record + at.streams), load(record + at.predicted)
         active, rows = load(record + at.active), load(step + load(record + at.rows))
         pieces = rows * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             first, here = row * count * width + column, row * width + column
             coefs = load(record + at.coefs) + row * load(record + at.coefs_stride)
@@ -174,7 +174,7 @@ def build_spread(simd: Any) -> Any:
             load(record + at.streams),
         )
         pieces = load(step + load(record + at.rows)) * (width // 64)
-        for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64
             value = vload(load(record + at.x) + row * width + column)
             for i in range(1, count):
@@ -200,7 +200,7 @@ def build_match(simd: Any) -> Any:
     def body(record, step, thread, threads):
         width, count = 4 * load(record + at.width), np.float32(load(record + at.count))
         rows = load(step + load(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             x, like = load(record + at.x) + row * width, load(record + at.like) + row * width
             mine = max(squares(x, width) / count, np.float32(LEAST))
             factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mine))
@@ -220,7 +220,7 @@ def build_sparsify(simd: Any) -> Any:
         width, count = 4 * load(record + at.width), load(record + at.count)
         deviations = np.float32(simd.load_f64(record + at.deviations))
         rows = load(step + load(record + at.rows))
-        for row in range(rows * thread // threads, rows * (thread + 1) // threads):
+        for row in range(*simd.thread_range(rows, thread, threads)):
             x, total, squares = load(record + at.x) + row * width, splat(0.0), splat(0.0)
             for i in range(0, width, 64):
                 total = total + vload(x + i)

@@ -43,8 +43,8 @@ from pellucid.kernels.simd.atomics import (
     wake,
     yield_core,
 )
-from pellucid.kernels.simd.emitter import Emitter
-from pellucid.kernels.simd.functions import vexp, vexp64, vreciprocal
+from pellucid.kernels.simd.emitter import Emitter, inner_loop, vector_op
+from pellucid.kernels.simd.functions import thread_range, vexp, vexp64, vreciprocal
 from pellucid.kernels.simd.lanes import (
     chosen,
     evens,
@@ -104,6 +104,7 @@ __all__ = [
     "high_plane",
     "i8",
     "i32",
+    "inner_loop",
     "jit",
     "keep",
     "lane0",
@@ -135,10 +136,12 @@ __all__ = [
     "store_i64",
     "store_u8",
     "store_u32",
+    "thread_range",
     "times",
     "top_plane",
     "vabs",
     "vec",
+    "vector_op",
     "vexp",
     "vexp64",
     "vload",

@@ -1,8 +1,9 @@
-"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` wraps a few instructions as a Numba intrinsic."""
+"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` and ``inner_loop`` make Numba intrinsics of them."""
 
 from __future__ import annotations
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -173,3 +174,8 @@ def vector_op(result, operands, emit):
     )
     exec(source, scope)  # Numba requires one named parameter for each operand
     return intrinsic(scope["op"])
+
+
+def inner_loop(operand_count, emit):
+    """Make an intrinsic of ``emit(emitter, *operands)`` without a result. The operands are int64."""
+    return vector_op(types.void, (types.int64,) * operand_count, emit)

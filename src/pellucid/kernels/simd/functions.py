@@ -1,4 +1,4 @@
-"""The exponential and the reciprocal of 16 lanes."""
+"""The exponential and the reciprocal of 16 lanes, and the split of work among threads."""
 
 from __future__ import annotations
 
@@ -86,3 +86,9 @@ def vreciprocal(x):
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     y = fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
     return fma(fma(splat(0.0) - x, y, splat(1.0)), y, y)
+
+
+@jit
+def thread_range(total, thread, threads):
+    """Return a thread's part of ``total`` units, (first, end): equal and consecutive parts."""
+    return total * thread // threads, total * (thread + 1) // threads

@@ -90,7 +90,7 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
         group, listed = heads // load(record + at.kv_heads), load(record + at.rows)
         sums = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         total = load(entries)
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
             number, which = load(entry), load(entry + WORD)
             factor, given = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)

@@ -96,7 +96,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
         group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
         queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         total = load(listed) * count
-        for i in range(total * thread // threads, total * (thread + 1) // threads):
+        for i in range(*simd.thread_range(total, thread, threads)):
             entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
             row, sequence = load(entry), load(entry + WORD)
             inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
