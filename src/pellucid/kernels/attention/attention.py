@@ -33,34 +33,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.attention.rows import Tile, rows_of
+from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
 from pellucid.kernels.attention.tiles import ROWS
 from pellucid.kernels.attention.walk import TOGETHER, ScratchLayout, walk
 from pellucid.kernels.attention.work_split import share
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.core.record import Address, StepRecord
 
 
-class AttentionRecord(Record):
-    q: Address  # (T, H * K) float32
-    heads: int  # H
-    kv_heads: int  # G
-    keys: Address  # G heads of page 0, see kv_layout.py
+class AttentionRecord(ScoresRecord):
     values: Address  # G heads of page 0
-    group: int  # the layer's group in the cache; a group has its own block tables
-    page_bytes: int  # from one page to the next
-    scale: float
-    softcap: float  # 0: none
-    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
-    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
-    chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
-    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
-    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
-    bias: Address
-    bias_stride: int  # bytes from one head to the next
-    bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
-    sinks: Address  # (H,) float32, or 0: none
-    cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
     out: Address  # (T, H * V) float32
     quantized: Address  # (T, H * V / 32) activation blocks, or 0: not written
 

@@ -9,7 +9,35 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pellucid.kernels.attention.tiles import SPAN
-from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.core.record import Address, Record, StepRecord
+
+
+class RowsRecord(Record):
+    """Fields that define the rows of attention, and the tokens that they see."""
+
+    heads: int  # H
+    kv_heads: int  # G
+    group: int  # the layer's group in the cache; a group has its own block tables
+    page_bytes: int  # from one page to the next
+    causal: int  # 1: a token sees itself and the tokens before it; 0: all tokens of its sequence
+    window: int  # a token sees at most window - 1 tokens before itself; 0: no limit
+    chunked: int  # 1: a token sees only tokens of its own chunk of ``window`` tokens
+    cross: int  # 1: keys and values come from the sequence's encoder (cross attention)
+
+
+class ScoresRecord(RowsRecord):
+    """Fields that define the scores of the rows."""
+
+    q: Address  # (T, H * K) float32
+    keys: Address  # G heads of page 0, see kv_layout.py
+    scale: float
+    softcap: float  # 0: none
+    # Float32, or 0: none. Address of head 0's bias for a query and a key at position 0. The biases for keys at other
+    # positions follow in order. The kernel may read 15 numbers after the last token's bias, but does not use them.
+    bias: Address
+    bias_stride: int  # bytes from one head to the next
+    bias_step: int  # bytes to go back for each query position: 4 for biases by distance, 0 for biases by key
+    sinks: Address  # (H,) float32, or 0: none
 
 
 class Tile(NamedTuple):
@@ -40,7 +68,7 @@ class RowHelpers(NamedTuple):
 
     past_of: Any
     place_of: Any
-    earliest: Any
+    limits: Any
     seen: Any
     seen_by: Any
 
@@ -55,7 +83,7 @@ def rows_of(simd: Any, at: Any) -> RowHelpers:
         """Return the range of tokens that a tile sees."""
         return seen(tile, past_of(tile), tile.first, tile.rows)
 
-    return RowHelpers(past_of, _place_of(simd, at), earliest, seen, seen_by)
+    return RowHelpers(past_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
 
 
 def _past_of(simd: Any, at: Any) -> Any:
@@ -104,6 +132,20 @@ def _earliest(simd: Any, at: Any) -> Any:
         return first
 
     return earliest
+
+
+def _limits(simd: Any, at: Any, earliest: Any) -> Any:
+    load = simd.load_i64
+
+    @simd.jit
+    def limits(tile, past, row):
+        """Return a row's position and the range of tokens that it sees: position, first, end."""
+        position, end = past.position + row // tile.group, past.length
+        if load(tile.record + at.causal) != 0:
+            end = position + 1
+        return position, earliest(tile, position), end
+
+    return limits
 
 
 def _seen(simd: Any, at: Any, earliest: Any) -> Any:

@@ -198,7 +198,7 @@ def _scores(
 
 
 def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: ScratchLayout) -> Any:
-    load, vstore, splat, seen, earliest = simd.load_i64, simd.vstore, simd.splat, rows.seen, rows.earliest
+    load, vstore, splat, seen, limits = simd.load_i64, simd.vstore, simd.splat, rows.seen, rows.limits
     softmax, number_bytes = softmax_of_row(simd, loops.store, loops.size), loops.size
     weights_at, out_bytes = space.weights, space.value_dim * 4
 
@@ -214,10 +214,7 @@ def _weights(simd: Any, at: Any, rows: RowHelpers, loops: PageLoops, space: Scra
             low, high = seen(tile, past, tile.first + sub, count)
             low, high = max(low, piece), min(high, piece + PIECE)
             for r in range(sub, sub + count):
-                position = past.position + (tile.first + r) // tile.group
-                last, first = past.length, earliest(tile, position)
-                if load(record + at.causal) != 0:
-                    last = position + 1
+                position, first, last = limits(tile, past, tile.first + r)
                 row, row_bias = scratch + weights_at + r * SCORES, 0
                 if bias != 0:
                     head = tile.kv_head * tile.group + (tile.first + r) % tile.group

@@ -10,27 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import TileSums, rectangle
+from pellucid.kernels.matmul.product import ProductRecord, TileSums, rectangle
 
 
-class ByHeadRecord(Record):
-    weights: Address  # packed (H, N, D), each head in groups of 16 rows
+class ByHeadRecord(ProductRecord):
+    """``weights`` are (H, N, D), ``x`` is (T, H, D), ``out`` is (T, H, N)."""
+
     heads: int  # H
     head_bytes: int  # from one head's weights to the next
-    groups: int  # N/16, rounded up
-    group_bytes: int
-    columns: int  # D
-    x: Address  # (T, H, D) float32 or activation blocks
-    x_stride: int  # bytes from one row to the next
     x_head: int  # bytes from one head to the next
-    out: Address  # (T, H, N) float32
-    out_stride: int  # bytes from one row to the next
     out_head: int  # bytes from one head to the next
     zeros: Address  # (16,) float32 zeros, the addend
-    rows: Count  # T
 
 
 def _product(simd: Any, sums: TileSums) -> Any:

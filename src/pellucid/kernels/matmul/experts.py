@@ -12,32 +12,25 @@ from __future__ import annotations
 from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Count, Record
+from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import TileSums, rectangle
+from pellucid.kernels.matmul.product import ProductRecord, TileSums, rectangle
 
 READING = 4  # reading an expert's weights takes about the time of multiplying them with this many tokens
 
 
-class ExpertsRecord(Record):
-    weights: Address  # packed (E, N, D), each expert in groups of 16 rows
+class ExpertsRecord(ProductRecord):
+    """``weights`` are (E, N, D). ``x`` has T rows, or T * chosen rows in the order of the groups, like ``out``."""
+
     experts: int  # E
-    expert_bytes: int  # from one expert to the next
-    groups: int  # N/16, rounded up
-    group_bytes: int
-    columns: int  # D
-    x: Address  # (T, D), or (T * chosen, D) in the order of the groups; float32 or activation blocks
-    x_stride: int  # bytes
+    expert_bytes: int  # from one expert's weights to the next
     runs: Address  # (E + 1,) int32: expert e has the rows from runs[e] to runs[e + 1]
     sources: Address  # (T * chosen,) int32: the token of each row, if they are gathered
-    out: Address  # (T * chosen, N) float32
-    out_stride: int  # bytes
     addend: Address  # (E, N) float32
     addend_expert: int  # bytes from one expert to the next
     addend_group: int  # bytes from one group of 16 to the next
     replicated: int  # 1: if there is one token, thread t reads its copy in row t of x
-    rows: Count  # T
 
 
 def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
@@ -67,11 +60,7 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        runs, experts, groups = (
-            load(record + at.runs),
-            load(record + at.experts),
-            load(record + at.groups),
-        )
+        runs, experts, groups = load(record + at.runs), load(record + at.experts), load(record + at.groups)
         x = load(record + at.x)
         if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
             x += thread * load(record + at.x_stride)

@@ -208,12 +208,8 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     batch, and x is the address of its first block of the chunk. ``begin(memory)`` is called before each chunk,
     ``release(memory)`` at the end.
     """
-    most, block_size, groups, copies = (
-        layout.tokens,
-        layout.block_bytes,
-        layout.groups,
-        layout.places["copies"],
-    )
+    most, block_size = layout.tokens, layout.block_bytes
+    groups, copies = layout.groups, layout.places["copies"]
     memory_of, gathered = simd.stack_memory(layout.places["end"]), layout.gathered
     unpack, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
     finish, copy = layout.operation(_finish, 7), layout.operation(_copy, 6)

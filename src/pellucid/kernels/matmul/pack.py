@@ -30,12 +30,8 @@ def pack_int(simd: Any, packed: PackedLayout, stored: FileLayout) -> Any:
         f"a block has {stored.values} values; the packed layout's unit has {packed.unit}"
     )
     at, load = PackRecord.at, simd.load_i64
-    unit, nbytes, plane_bytes, scale_bytes = (
-        packed.unit,
-        stored.nbytes,
-        packed.plane_bytes,
-        packed.scale_bytes,
-    )
+    unit, nbytes = packed.unit, stored.nbytes
+    plane_bytes, scale_bytes = packed.plane_bytes, packed.scale_bytes
     unit_bytes = unit // BLOCK * plane_bytes
 
     def emit(e: Any, block: Any, planes: Any, scales: Any, row: Any) -> None:
@@ -73,11 +69,8 @@ def pack_float(simd: Any, size: int) -> Any:
 
     @simd.jit
     def body(record, unused, unused_too, unused_three):
-        values, columns, groups = (
-            load(record + at.stored),
-            load(record + at.columns),
-            load(record + at.groups),
-        )
+        values, columns = load(record + at.stored), load(record + at.columns)
+        groups = load(record + at.groups)
         out = load(record + at.out)
         row_bytes = columns * size
         for group in range(groups):

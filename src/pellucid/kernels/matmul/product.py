@@ -48,20 +48,25 @@ class TileSums(Struct, frozen=True):
     many: Callable[[Any, bool], ManyTokens | None] | None = None
 
 
-class MatmulRecord(Record):
+class ProductRecord(Record):
+    """Fields of all matrix products."""
+
     weights: Address  # packed (N, D), groups of 16 rows
     groups: int  # N/16, rounded up
     group_bytes: int
     columns: int  # D
     x: Address  # (T, D) float32 or activation blocks
-    x_stride: int  # bytes
+    x_stride: int  # bytes from one row to the next
     out: Address  # (T, N) float32
-    out_stride: int  # bytes
+    out_stride: int  # bytes from one row to the next
+    rows: Count  # T
+
+
+class MatmulRecord(ProductRecord):
     addend: Address
     addend_group: int  # bytes from one group of 16 to the next
     addend_row: int  # bytes from one token to the next
     replicated: int  # 1: if there is one row, thread t reads its copy in row t of x
-    rows: Count
 
 
 def prefetch_ahead(e: Any, first_time: Any, address: Any, nbytes: int) -> None:

@@ -101,11 +101,8 @@ def quantize_block(simd: Any, activation_bits: int) -> Any:
     nearest, minus_sums, top_plane, below_top = simd.nearest, simd.minus_sums, simd.top_plane, simd.below_top
     high_plane, low_plane = simd.high_plane, simd.low_plane
     vstore_i8, store_f32, store_i64 = simd.vstore_i8, simd.store_f32, simd.store_i64
-    smallest, most, scaled = (
-        np.float32(SMALLEST),
-        np.float32(LARGEST[activation_bits]),
-        np.float32(1 / LARGEST[activation_bits]),
-    )
+    smallest, most = np.float32(SMALLEST), np.float32(LARGEST[activation_bits])
+    scaled = np.float32(1 / LARGEST[activation_bits])
     tail, one_plane, three_planes = 4 * activation_bits, activation_bits == 8, activation_bits == 24
 
     @simd.jit

@@ -29,25 +29,24 @@ class AddRecord(Record):
     rows: Count
 
 
-class ScaleRecord(Record):
+class InPlaceRecord(Record):
+    """Fields of operations on x in place."""
+
     x: Address  # (T, N) float32
     width: int  # N, a multiple of 16
+    rows: Count
+
+
+class ScaleRecord(InPlaceRecord):
     factor: float
-    rows: Count
 
 
-class ScaleByRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class ScaleByRecord(InPlaceRecord):
     factor: Address  # (1,) float32
-    rows: Count
 
 
-class ClipRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class ClipRecord(InPlaceRecord):
     most: float
-    rows: Count
 
 
 class PickRecord(Record):
@@ -56,11 +55,8 @@ class PickRecord(Record):
     out: Address  # (R, D) float32
 
 
-class SoftcapRecord(Record):
-    x: Address  # (T, N) float32
-    width: int  # N, a multiple of 16
+class SoftcapRecord(InPlaceRecord):
     cap: float
-    rows: Count
 
 
 class PoolRecord(Record):

@@ -33,11 +33,8 @@ def build(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, x_stride, width = load(record + at.x), load(record + at.x_stride), load(record + at.width)
-        out, out_stride, out_width = (
-            load(record + at.out),
-            load(record + at.out_stride),
-            load(record + at.out_width),
-        )
+        out, out_stride = load(record + at.out), load(record + at.out_stride)
+        out_width = load(record + at.out_width)
         heads, offset = load(record + at.heads), load(record + at.offset)
         copied = min(width, out_width - offset)
         total = load(step + load(record + at.rows)) * heads

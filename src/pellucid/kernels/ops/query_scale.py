@@ -34,13 +34,8 @@ def reference(
 
 @kernel("query_scale", QueryScaleRecord)
 def build(simd: Any) -> Any:
-    at, step_at, load, vload, vstore = (
-        QueryScaleRecord.at,
-        StepRecord.at,
-        simd.load_i64,
-        simd.vload,
-        simd.vstore,
-    )
+    at, step_at, load = QueryScaleRecord.at, StepRecord.at, simd.load_i64
+    vload, vstore = simd.vload, simd.vstore
 
     @simd.jit
     def body(record, step, thread, threads):

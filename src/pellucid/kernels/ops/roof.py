@@ -42,12 +42,8 @@ def build(simd: Any) -> Any:
         for strip in range(*simd.thread_range(strips, thread, threads)):
             here = data + strip * STRIP
             a, b, c, d = a + vload(here), b + vload(here + 64), c + vload(here + 128), d + vload(here + 192)
-            e, f, g, h = (
-                e + vload(here + 256),
-                f + vload(here + 320),
-                g + vload(here + 384),
-                h + vload(here + 448),
-            )
+            e, f = e + vload(here + 256), f + vload(here + 320)
+            g, h = g + vload(here + 384), h + vload(here + 448)
         simd.vstore(load(record + at.out) + 64 * thread, a + b + c + d + e + f + g + h)
 
     return body

@@ -27,38 +27,32 @@ from pellucid.kernels.core.record import Address, Count, Record
 LEAST = 1e-5  # lower bound of a mean square that is a divisor
 
 
-class PredictRecord(Record):
+class StreamsRecord(Record):
+    """Fields of operations on all streams."""
+
     streams: Address  # (T, S * D) float32
     width: int  # D, a multiple of 16
     count: int  # S
+    x: Address  # (T, D) float32
+    rows: Count
+
+
+class PredictRecord(StreamsRecord):
     coefs: Address  # (T, S * S) float32: coefs[i, j] in row-major order
     coefs_stride: int  # bytes from one row to the next
     active: int
     predicted: Address  # (T, S * D) float32
-    x: Address  # (T, D) float32
-    rows: Count
 
 
-class CorrectRecord(Record):
+class CorrectRecord(StreamsRecord):
+    """``x`` is the block's output for the active stream."""
+
     predicted: Address  # (T, S * D) float32
-    width: int  # D, a multiple of 16
-    count: int  # S
     coefs: Address  # (T, S) float32
     coefs_stride: int  # bytes from one row to the next
     active: int
-    x: Address  # (T, D) float32: the block's output for the active stream
     scale: Address  # (D,) float32; or 0: all are 1
-    streams: Address  # (T, S * D) float32
     out: Address  # (T, D) float32
-    rows: Count
-
-
-class StreamSpreadRecord(Record):
-    streams: Address  # (T, S * D) float32
-    width: int  # D, a multiple of 16
-    count: int  # S
-    x: Address  # (T, D) float32
-    rows: Count
 
 
 class MatchRecord(Record):
@@ -162,17 +156,14 @@ def build_correct(simd: Any) -> Any:
     return body
 
 
-@kernel("streams_spread", StreamSpreadRecord)
+@kernel("streams_spread", StreamsRecord)
 def build_spread(simd: Any) -> Any:
-    at, load, vload, vstore = StreamSpreadRecord.at, simd.load_i64, simd.vload, simd.vstore
+    at, load, vload, vstore = StreamsRecord.at, simd.load_i64, simd.vload, simd.vstore
 
     @simd.jit
     def body(record, step, thread, threads):
-        width, count, streams = (
-            4 * load(record + at.width),
-            load(record + at.count),
-            load(record + at.streams),
-        )
+        width, count = 4 * load(record + at.width), load(record + at.count)
+        streams = load(record + at.streams)
         pieces = load(step + load(record + at.rows)) * (width // 64)
         for piece in range(*simd.thread_range(pieces, thread, threads)):
             row, column = piece // (width // 64), piece % (width // 64) * 64

@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
+from pellucid.kernels.core.record import Address, StepRecord
 from pellucid.kernels.ops.activation import sigmoid_vector
-from pellucid.kernels.recurrent.state import state_sequence
+from pellucid.kernels.recurrent.state import StateRecord, state_sequence
 
 
-class ConvolveRecord(Record):
+class ConvolveRecord(StateRecord):
+    """``state`` is (J - 1, C) float32."""
+
     x: Address  # (T, C) float32
     width: int  # C, a multiple of 16
     taps: int  # J
     weight: Address  # (J, weight_stride / 4) float32
     weight_stride: int  # bytes
     bias: Address  # (C,) float32, or 0: none
-    state: Address  # (J - 1, C) float32 in page 0
-    page_bytes: int  # from one page to the next
     out: Address  # (T, C) float32; not x
 
 

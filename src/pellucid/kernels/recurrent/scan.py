@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import Address, Record, StepRecord
-from pellucid.kernels.recurrent.state import state_sequence
+from pellucid.kernels.core.record import Address, StepRecord
+from pellucid.kernels.recurrent.state import StateRecord, state_sequence
 
 COLUMNS = 64  # maximum columns of a head's state in one piece of work
 
 
-class ScanRecord(Record):
+class ScanRecord(StateRecord):
+    """``state`` is (H, V / 64, K, 64) float32."""
+
     q: Address  # (T, G * K) float32
     k: Address  # (T, G * K) float32
     v: Address  # (T, H * V) float32
@@ -43,8 +45,6 @@ class ScanRecord(Record):
     value_dim: int  # V, a multiple of 16
     key_stride: int  # bytes from one token's queries or keys to the next
     group_stride: int  # bytes from one group's queries or keys to the next
-    state: Address  # (H, V / 64, K, 64) float32 in page 0
-    page_bytes: int  # from one page to the next
     out: Address  # (T, H * V) float32
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.kernels.core.record import StepRecord
+from pellucid.kernels.core.record import Address, Record, StepRecord
+
+
+class StateRecord(Record):
+    """Fields of kernels with a state."""
+
+    state: Address  # the layer's state in page 0
+    page_bytes: int  # from one page to the next
 
 
 def state_sequence(simd: Any, at: Any) -> Any:
     """Make the helper that locates a sequence; ``at`` holds the field offsets of the record.
 
-    The record's field ``state`` is the address of the state in page 0, ``page_bytes`` the bytes from one page to the
-    next. (record, step, sequence) → (address of the state before the step, or 0 for a new sequence; address of the
+    (record, step, sequence) → (address of the state before the step, or 0 for a new sequence; address of the
     state after the step; the sequence's first row; its number of rows)
     """
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32

@@ -213,11 +213,8 @@ def rewriting(simd: Any, rules: str) -> Any:
     @simd.jit
     def rewrite(record, begin, end, first):
         text, out = load(record + at.text), load(record + at.out)
-        targets, written, flags = (
-            load(record + at.targets),
-            load(record + at.written),
-            load(record + at.flags),
-        )
+        targets, written = load(record + at.targets), load(record + at.written)
+        flags = load(record + at.flags)
         collapse, trim = load(record + at.collapse) != 0, load(record + at.trim) != 0
         plain, position, alone, made = load(record + at.plain) != 0, begin, begin, first
         while position < end:

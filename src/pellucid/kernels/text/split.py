@@ -162,11 +162,8 @@ def build(simd: Any) -> Any:
     @simd.jit
     def body(record, unused, unused_too, unused_three):
         text, pieces, out = load(record + at.text), load(record + at.pieces), load(record + at.out)
-        classes, table, columns = (
-            load(record + at.classes),
-            load(record + at.table),
-            load(record + at.columns),
-        )
+        classes, table = load(record + at.classes), load(record + at.table)
+        columns = load(record + at.columns)
         behavior, inverted = load(record + at.behavior), load(record + at.inverted) != 0
         starts, made, steps = load(record + at.starts), 0, load(record + at.most_steps)
         for i in range(load(record + at.count)):

@@ -22,29 +22,28 @@ ALL = 1 << 62  # more than any number of rows
 ENTRY_WORDS = 3  # words of an edit's entry: the row, the factor as a float64, the address of the values or 0
 
 
-class TraceCopyRecord(Record):
+class TraceColumnsRecord(Record):
+    """Fields of operations on columns of some rows of x."""
+
     x: Address  # (T, width) of 4 bytes each
     width: int  # columns of a row of x, a multiple of 16
-    first: int  # the first column that is copied
-    count: int  # number of columns that are copied
+    first: int  # the first column that is copied or changed
+    count: int  # number of columns that are copied or changed
     places: Address  # (T, parts) int32, or 0
     place_stride: int  # bytes from one row of places to the next
     part: int
     of: Count  # T
+
+
+class TraceCopyRecord(TraceColumnsRecord):
     rows: Address  # (1 + n,) int64: n, then the rows
     out: Address  # (n, count), of the same type
     out_stride: int  # bytes from one row to the next
 
 
-class TraceEditRecord(Record):
-    x: Address  # (T, width) float32
-    width: int  # columns of a row of x, a multiple of 16
-    first: int  # the first column that is changed
-    count: int  # number of columns that are changed
-    places: Address  # (T, parts) int32, or 0
-    place_stride: int  # bytes from one row of places to the next
-    part: int
-    of: Count  # T
+class TraceEditRecord(TraceColumnsRecord):
+    """``x`` is float32."""
+
     entries: Address  # (1 + 3 n,) int64: n, then the entries; values of an entry: (count,) float32
 
 

@@ -16,33 +16,16 @@ import numpy as np
 from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import Tile, rows_of
-from pellucid.kernels.attention.tiles import SPAN
+from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
+from pellucid.kernels.attention.tiles import SPAN, masked_scores
 from pellucid.kernels.attention.walk import SCORES
 from pellucid.kernels.core.definitions import kernel
-from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, Record, StepRecord
-from pellucid.kernels.ops.elementwise import tanh_vector
+from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
 
 ROW_WORDS = 2  # words of a listed row: its index in the step, and the index of its sequence
 
 
-class TracePatternRecord(Record):
-    q: Address  # (T, H * K) float32
-    heads: int  # H
-    kv_heads: int  # G
-    keys: Address  # this field and the next fields: as in attention's record
-    group: int
-    page_bytes: int
-    scale: float
-    softcap: float
-    causal: int
-    window: int
-    chunked: int
-    bias: Address
-    bias_stride: int
-    bias_step: int
-    sinks: Address
-    cross: int
+class TracePatternRecord(ScoresRecord):
     raw: int  # 1: the scores, minus infinity for tokens that are not seen; 0: the pattern
     first: int  # the first head
     count: int  # number of heads
@@ -56,10 +39,10 @@ class TracePatternRecord(Record):
 def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TracePatternRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
-    past_of, place_of, earliest, seen = rows.past_of, rows.place_of, rows.earliest, rows.seen
+    past_of, place_of, limits, seen = rows.past_of, rows.place_of, rows.limits, rows.seen
     scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
-    key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
+    key_bytes, finish, tile_of = head_bytes(kv_dtype, head_dim), _finish(simd, at), listed_tile(simd, at)
     vload, vstore, splat = simd.vload, simd.vstore, simd.splat
     minus_infinity = np.float32(-np.inf)
 
@@ -84,34 +67,41 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             vstore(out + t * 4, nothing)
         for t in range((high + 15) // 16 * 16, end, 16):
             vstore(out + t * 4, nothing)
-        position = past.position + tile.first // tile.group
-        last = past.length
-        if load(tile.record + at.causal) != 0:
-            last = position + 1
-        finish(tile, out, low, high, earliest(tile, position), last, position)
+        position, first, last = limits(tile, past, tile.first)
+        finish(tile, out, low, high, first, last, position)
 
     @simd.jit
     def body(record, step, thread, threads):
-        listed, count, heads = load(record + at.rows), load(record + at.count), load(record + at.heads)
-        group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
+        count, each = load(record + at.count), load(record + at.out_head)
         queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        total = load(listed) * count
+        total = load(load(record + at.rows)) * count
         for i in range(*simd.thread_range(total, thread, threads)):
-            entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
-            row, sequence = load(entry), load(entry + WORD)
-            inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
-            first = inside * group + head % group
-            tile = Tile(record, step, sequence, head // group, group, first, 1)
+            tile = tile_of(record, step, i // count, load(record + at.first) + i % count)
             out = load(record + at.out) + i // count * load(record + at.out_stride) + i % count * each
             row_of(tile, queries, out, each // 4)
 
     return body
 
 
+def listed_tile(simd: Any, at: Any) -> Any:
+    """Make the helper that returns the tile of a head and a row of the record's list: (record, step, index, head)."""
+    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
+
+    @simd.jit
+    def tile_of(record, step, index, head):
+        entry = load(record + at.rows) + WORD * (1 + ROW_WORDS * index)
+        row, sequence = load(entry), load(entry + WORD)
+        group = load(record + at.heads) // load(record + at.kv_heads)
+        inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
+        return Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
+
+    return tile_of
+
+
 def _finish(simd: Any, at: Any) -> Any:
     load, load_f32, vload, vstore, splat = simd.load_i64, simd.load_f32, simd.vload, simd.vstore, simd.splat
-    keep, vexp, vmax, vmax_lane, vsum = simd.keep, simd.vexp, simd.vmax, simd.vmax_lane, simd.vsum
-    tanh, lane0, minus_infinity = tanh_vector(simd), simd.lane0, np.float32(-np.inf)
+    vexp, vmax_lane, vsum, lane0 = simd.vexp, simd.vmax_lane, simd.vsum, simd.lane0
+    mask, minus_infinity = masked_scores(simd), np.float32(-np.inf)
 
     @simd.jit
     def finish(tile, out, low, high, first, last, position):
@@ -121,17 +111,7 @@ def _finish(simd: Any, at: Any) -> Any:
         bias = load(record + at.bias)
         if bias != 0:
             bias += head * load(record + at.bias_stride) - position * load(record + at.bias_step)
-        top = splat(minus_infinity)
-        for t in range(low, high, 16):
-            x = vload(out + t * 4)
-            if cap != np.float32(0):
-                x = splat(cap) * tanh(x / splat(cap))
-            if bias != 0:
-                x = x + vload(bias + t * 4)
-            if t < first or t + 16 > last:
-                x = keep(x, first - t, last - t, minus_infinity)
-            vstore(out + t * 4, x)
-            top = vmax(top, x)
+        top = mask(out + low * 4, low, high, first, last, cap, bias)
         if load(record + at.raw) != 0:
             return
         largest, sinks = vmax_lane(top), load(record + at.sinks)
