@@ -19,7 +19,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief, shown
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.kernels.program.loop import MAX_THREADS
 from pellucid.llm import LLM
 from pellucid.model.filled import Model
@@ -280,4 +280,4 @@ def activation_bits_of(precise: bool) -> int:
     """
     if not isinstance(precise, (bool, np.bool_)):
         raise InvalidRequest(f"precise={brief(precise)}: must be True or False")
-    return FINEST if precise else 8
+    return MAX_ACTIVATION_BITS if precise else 8

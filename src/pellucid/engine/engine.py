@@ -31,7 +31,7 @@ from pellucid.engine.scheduler import JobTooLarge, Scheduler
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.pipeline import Scheduled, Task, Wait
 from pellucid.runtime.executor import FORKED
-from pellucid.runtime.memory import give_back_heap
+from pellucid.runtime.memory import release_heap
 from pellucid.runtime.sequence import CachedSequence
 
 T = TypeVar("T")
@@ -181,7 +181,7 @@ class Engine:
 
     def _work(self) -> None:
         """The thread's main function. An error outside a task is a bug: it ends all tasks, so that no reader hangs."""
-        self.runner.executor.placement.sit(0)
+        self.runner.executor.placement.bind(0)
         while True:
             try:
                 self._loop()
@@ -208,7 +208,7 @@ class Engine:
                 self._step()
             elif resting:
                 self.cache.trim()
-                give_back_heap()
+                release_heap()
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None

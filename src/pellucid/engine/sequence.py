@@ -15,7 +15,7 @@ from pellucid.engine.pace import Pace
 from pellucid.engine.speculation import MOST, Gain, PromptLookup
 from pellucid.pipeline import Wait
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
+from pellucid.runtime.sequence import MAX_TOKENS_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.options import Options
 from pellucid.sample.trace import TokenTrace, of_draw
@@ -24,7 +24,7 @@ from pellucid.tokenize import Tokenizer
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-MAX_FORCED_TOKENS = MOST_AHEAD
+MAX_FORCED_TOKENS = MAX_TOKENS_AHEAD
 """Maximum number of forced tokens (tokens without an alternative) in the same step as the sampled token."""
 
 

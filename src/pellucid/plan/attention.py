@@ -6,7 +6,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.kernels.attention import kv_layout
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, round_up
-from pellucid.kernels.matmul.quantize import FINEST, block_bytes
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS, block_bytes
 from pellucid.model.spec import Attention, Latent
 from pellucid.plan.builder import COUNT, NO_BIAS, Builder, heads
 from pellucid.plan.feedforward import apply
@@ -307,7 +307,7 @@ def _kv_dtype(builder: Builder, stage: str, kind: Attention) -> str:
     the biases can be large, and then rounding a key to 8 bits changes the scores (Qwen 2.5). bfloat16 otherwise: 8-bit
     activations have a larger error than bfloat16 products.
     """
-    if builder.activation_bits == FINEST:
+    if builder.activation_bits == MAX_ACTIVATION_BITS:
         return "f32"
     return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 

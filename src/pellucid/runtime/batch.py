@@ -225,8 +225,8 @@ class StepArrays:
                 for pages, blocks in zip(self.encoder_pages, chunk.encoder.blocks):
                     pages[index, blocks.first : blocks.end] = blocks.pages
             row += count
-            for wanted in range(row - chunk.outputs, row):
-                self.output_rows[output] = wanted
+            for output_row in range(row - chunk.outputs, row):
+                self.output_rows[output] = output_row
                 output += 1
         self.record[:3] = row, output, len(chunks)  # the record's first fields
         return row, output

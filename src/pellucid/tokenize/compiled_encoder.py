@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.core.beside import beside
+from pellucid.kernels.core.background import background_compiler
 from pellucid.kernels.text.pieces import PART
 from pellucid.tokenize.compiled.form_tables import form_table
 from pellucid.tokenize.compiled.kernels import kernels
@@ -47,7 +47,7 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
     True for a model without a compiled form.
     """
-    return model.kernel is None or beside().ready(kernels(model.kernel), compiles=compiles)
+    return model.kernel is None or background_compiler().ready(kernels(model.kernel), compiles=compiles)
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:

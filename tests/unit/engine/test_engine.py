@@ -26,7 +26,7 @@ from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.scoring import ScoringTask
 from pellucid.engine.speculation import MOST, Gain
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.kernels.core import together
+from pellucid.kernels.core import parallel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.llm import LLM
@@ -675,7 +675,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         return load(self, keys, progress)
 
     monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
-    monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(parallel, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
     for kept in (candidates._top, candidates._sums):

@@ -52,7 +52,7 @@ class Tile(NamedTuple):
     rows: int
 
 
-class Past(NamedTuple):
+class Context(NamedTuple):
     """The tokens that a sequence attends to, including the tokens of this step. A value inside kernels.
 
     In cross attention: the tokens of the sequence's encoder.
@@ -66,7 +66,7 @@ class Past(NamedTuple):
 class RowHelpers(NamedTuple):
     """The helpers that ``rows_of`` makes."""
 
-    past_of: Any
+    context_of: Any
     place_of: Any
     limits: Any
     seen: Any
@@ -75,22 +75,22 @@ class RowHelpers(NamedTuple):
 
 def rows_of(simd: Any, at: Any) -> RowHelpers:
     """Make the helpers for rows. ``at`` holds the field offsets of attention's record."""
-    past_of, earliest = _past_of(simd, at), _earliest(simd, at)
+    context_of, earliest = _context_of(simd, at), _earliest(simd, at)
     seen = _seen(simd, at, earliest)
 
     @simd.jit
     def seen_by(tile):
         """Return the range of tokens that a tile sees."""
-        return seen(tile, past_of(tile), tile.first, tile.rows)
+        return seen(tile, context_of(tile), tile.first, tile.rows)
 
-    return RowHelpers(past_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
+    return RowHelpers(context_of, _place_of(simd, at), _limits(simd, at, earliest), seen, seen_by)
 
 
-def _past_of(simd: Any, at: Any) -> Any:
+def _context_of(simd: Any, at: Any) -> Any:
     step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
 
     @simd.jit
-    def past_of(tile):
+    def context_of(tile):
         """Return the tokens that the tile's sequence attends to."""
         step, row = tile.step, 4 * tile.sequence
         length = load_i32(load(step + step_at.length) + row)
@@ -100,9 +100,9 @@ def _past_of(simd: Any, at: Any) -> Any:
             length = load_i32(load(step + step_at.encoder_length) + row)
             pages = load(step + step_at.encoder_pages)
         pages += load(tile.record + at.group) * load(step + step_at.group_stride)
-        return Past(length, pages + load(step + step_at.page_stride) * row, position)
+        return Context(length, pages + load(step + step_at.page_stride) * row, position)
 
-    return past_of
+    return context_of
 
 
 def _place_of(simd: Any, at: Any) -> Any:
@@ -138,9 +138,9 @@ def _limits(simd: Any, at: Any, earliest: Any) -> Any:
     load = simd.load_i64
 
     @simd.jit
-    def limits(tile, past, row):
+    def limits(tile, context, row):
         """Return a row's position and the range of tokens that it sees: position, first, end."""
-        position, end = past.position + row // tile.group, past.length
+        position, end = context.position + row // tile.group, context.length
         if load(tile.record + at.causal) != 0:
             end = position + 1
         return position, earliest(tile, position), end
@@ -152,14 +152,14 @@ def _seen(simd: Any, at: Any, earliest: Any) -> Any:
     load = simd.load_i64
 
     @simd.jit
-    def seen(tile, past, first, rows):
+    def seen(tile, context, first, rows):
         """Return the range of tokens that any of ``rows`` rows from ``first`` on sees; begin is a multiple of SPAN."""
         window = load(tile.record + at.window)
-        begin, end = 0, past.length
+        begin, end = 0, context.length
         if load(tile.record + at.causal) != 0:
-            end = past.position + (first + rows - 1) // tile.group + 1
+            end = context.position + (first + rows - 1) // tile.group + 1
         if window != 0:
-            begin = earliest(tile, past.position + first // tile.group) // SPAN * SPAN
+            begin = earliest(tile, context.position + first // tile.group) // SPAN * SPAN
         return begin, end
 
     return seen

@@ -18,7 +18,7 @@ from pellucid.kernels.ops.elementwise import tanh_vector
 
 ROWS = 8  # maximum number of rows of a loop
 SPAN = 32  # tokens whose scores a loop computes
-WIDEST = 4  # maximum number of vectors of a row in a block of registers
+MAX_BLOCK_VECTORS = 4  # maximum number of vectors of a row in a block of registers
 
 
 class Prefetch(NamedTuple):
@@ -54,9 +54,9 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes))
         prefetch = Prefetch(start_of_span, e.const(width), ahead, further, rows < ROWS)
 
-        def compute(some: range, tokens: range, prefetches: bool) -> None:
-            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in some]
-            starts = [e.at(queries, width * 4 * r) for r in some]
+        def compute(block: range, tokens: range, prefetches: bool) -> None:
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in block]
+            starts = [e.at(queries, width * 4 * r) for r in block]
             with cgutils.for_range(e.b, e.const(blocks)) as block:
                 scales = [
                     scale
@@ -80,10 +80,10 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                             q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
                             for total, part in zip(row[turn], parts):
                                 e.b.store(e.fma(q, part, e.b.load(total)), total)
-            store_scores(e, totals, some, tokens, out, stride)
+            store_scores(e, totals, block, tokens, out, stride)
 
-        for some, tokens in register_blocks(simd, rows, span // 16):
-            compute(some, tokens, some.start == tokens.start == 0)
+        for block, tokens in register_blocks(simd, rows, span // 16):
+            compute(block, tokens, block.start == tokens.start == 0)
 
     return simd.inner_loop(7, emit)
 
@@ -95,7 +95,7 @@ def register_blocks(simd: Any, rows: int, vectors: int) -> list[tuple[range, ran
     latency of a multiply-add. Three rows therefore get two vectors each, which take turns.
     """
     few = max(1, min(rows, simd.ISA.sums))
-    each = max(1, min(vectors, WIDEST, simd.ISA.sums // few))
+    each = max(1, min(vectors, MAX_BLOCK_VECTORS, simd.ISA.sums // few))
     if few == 3 and simd.ISA.lanes == 8:
         each = min(vectors, 2)
     return [
@@ -148,9 +148,9 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         weights, stride, values, first_token, ahead, further, count, out = operands
         start_of_tokens = e.at(values, e.times(first_token, token_bytes))
         prefetch = Prefetch(start_of_tokens, count, ahead, further, rows < ROWS)
-        for some, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in some]
-            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in some]
+        for block, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in block]
+            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in block]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in places]
             with cgutils.for_range(e.b, count) as loop:
@@ -158,7 +158,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 columns = [16 * part for part in parts]
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
-                if some.start == 0 and kv_dtype != "f32":
+                if block.start == 0 and kv_dtype != "f32":
                     vector_bytes = token_bytes // vectors
                     prefetch.share(e, loop.index, vector_bytes * parts.start, vector_bytes * len(parts))
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]

@@ -107,7 +107,7 @@ class Definition(Struct, frozen=True):
 
 PACKAGE = "pellucid.kernels"
 ROOT = Path(__file__).parents[1]
-_WITHOUT = ("core", "simd")  # folders that declare no kernels
+_NO_KERNELS = ("core", "simd")  # folders that declare no kernels
 _DECLARATION = '\n@kernel("'
 _definitions: dict[str, Definition] = {}
 
@@ -138,7 +138,7 @@ def _modules() -> dict[str, str]:
     A process needs some fifteen kernels. Importing all modules instead would take 40 ms.
     """
     found: dict[str, str] = {}
-    for folder in sorted(one for one in ROOT.iterdir() if one.is_dir() and one.name not in _WITHOUT):
+    for folder in sorted(one for one in ROOT.iterdir() if one.is_dir() and one.name not in _NO_KERNELS):
         for file in sorted(folder.rglob("*.py")):
             for declared in f"\n{file.read_text('utf-8')}".split(_DECLARATION)[1:]:
                 name = declared.partition('"')[0]

@@ -29,8 +29,8 @@ _INFO_LINK, _IN_GROUP, _X86_64_LARGE = 0x40, 0x200, 0x10000000  # SHF_INFO_LINK,
 _FLAGS = _WRITE | _ALLOCATED | _EXECINSTR | _MERGE | _STRINGS | _INFO_LINK | _IN_GROUP | _X86_64_LARGE
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
 _STT_SECTION = 3  # the last kind of symbol that has an address; STT_FILE and others follow
-_MOST_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
-_MOST_ALIGNMENT = 1 << 12
+_MAX_ZEROS = 1 << 24  # maximum size in bytes of a section or symbol without contents
+_MAX_ALIGNMENT = 1 << 12
 
 # For each machine: its number in the header, and the types of relocations that LLVM emits and a linker supports. The
 # types of x86-64 are R_X86_64_64, _PC32, _PLT32 and _PC64.
@@ -105,7 +105,7 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _aligns(value: int) -> bool:
-    return value & (value - 1) == 0 and value <= _MOST_ALIGNMENT
+    return value & (value - 1) == 0 and value <= _MAX_ALIGNMENT
 
 
 def _check_frames(table: bytes) -> set[int]:
@@ -186,7 +186,7 @@ class ObjectFile:
         _require(kind in _TYPES and not flags & ~_FLAGS, f"sections of type {kind:#x}, flags {flags:#x}")
         _require(section.name < len(self._names), "the name of a section past the end")
         within = section.offset + section.size <= len(self._code)
-        _require(section.size <= _MOST_ZEROS if kind == _NOBITS else within, "a section past the end")
+        _require(section.size <= _MAX_ZEROS if kind == _NOBITS else within, "a section past the end")
         _require(_aligns(section.alignment), f"an alignment of {section.alignment}")
         if self.unwinds(section):
             _require(section.is_loaded, "unwind tables that are not loaded")
@@ -209,7 +209,7 @@ class ObjectFile:
             if place == _UNDEFINED:
                 _require(at == 0 or outside(text), f"{text} is not in this process")
             elif place == _COMMON:
-                within = value > 0 and _aligns(value) and length <= _MOST_ZEROS
+                within = value > 0 and _aligns(value) and length <= _MAX_ZEROS
                 _require(within, f"{text} needs {length} bytes")
             elif place != _ABSOLUTE:
                 _require(value + length <= self.sections[place].size, f"{text} past the end of its section")

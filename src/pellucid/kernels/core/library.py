@@ -89,16 +89,16 @@ class Library:
             return {key: self._addresses[key] for key in wanted}
 
     def _load(self, folder: Folder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
-        with interrupts.held_back():
-            found = {key: self._found(folder, key) for key in keys}
+        with interrupts.delayed():
+            found = {key: self._load_cached(folder, key) for key in keys}
         absent = [key for key, address in found.items() if not address]
         self._addresses |= {key: address for key, address in found.items() if address}
         for done, key in enumerate(absent):
             if progress:
                 progress(done, len(absent), str(key))
-            with interrupts.held_back():
+            with interrupts.delayed():
                 symbol, code = compile_kernel(key)
-                self._addresses[key] = _link_made(symbol, code, key)
+                self._addresses[key] = _link_compiled(symbol, code, key)
                 try:
                     linker.check(code, symbol)
                     folder.write(file_name(key), symbol.encode() + b"\0" + code)
@@ -109,7 +109,7 @@ class Library:
         if absent and progress:
             progress(len(absent), len(absent), "")
 
-    def _found(self, folder: Folder, key: KernelKey) -> int | None:
+    def _load_cached(self, folder: Folder, key: KernelKey) -> int | None:
         """Load a kernel from the cache and return its address; None if it is absent or does not load."""
         content = folder.read(file_name(key))
         if content is None:
@@ -136,7 +136,7 @@ class Library:
         symbol, code = compile_kernel(key)
         with self._lock:
             if key not in self._addresses:
-                self._addresses[key] = _link_made(symbol, code, key)
+                self._addresses[key] = _link_compiled(symbol, code, key)
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
@@ -170,7 +170,7 @@ def _parts(content: bytes) -> tuple[str, bytes]:
         raise BadObject("the name of the function is not UTF-8") from error
 
 
-def _link_made(symbol: str, code: bytes, key: KernelKey) -> int:
+def _link_compiled(symbol: str, code: bytes, key: KernelKey) -> int:
     """Link an object file that this process has compiled. Raises KernelError."""
     try:
         return linker.link_with_llvm(code, symbol)

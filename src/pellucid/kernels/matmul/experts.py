@@ -17,7 +17,7 @@ from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.kernels.matmul.product import ProductRecord, TileSums, rectangle
 
-READING = 4  # reading an expert's weights takes about the time of multiplying them with this many tokens
+LOAD_ROWS = 4  # loading an expert's weights takes about the time of multiplying them with this many tokens
 
 
 class ExpertsRecord(ProductRecord):
@@ -64,18 +64,18 @@ def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
         x = load(record + at.x)
         if load(step + load(record + at.rows)) == 1 and load(record + at.replicated) != 0:
             x += thread * load(record + at.x_stride)
-        # The work is a line. For each pair of groups, an expert with rows has one unit per row and READING units for
+        # The work is a line. For each pair of groups, an expert with rows has one unit per row and LOAD_ROWS units for
         # loading the weights. Each thread has an equal part of the line.
         pairs, total = (groups + 1) // 2, 0
         for expert in range(experts):
             rows = load_i32(runs + 4 * expert + 4) - load_i32(runs + 4 * expert)
             if rows > 0:
-                total += (rows + READING) * pairs
+                total += (rows + LOAD_ROWS) * pairs
         (start, stop), done = simd.thread_range(total, thread, threads), 0
         for expert in range(experts):
             first_row, last_row = load_i32(runs + 4 * expert), load_i32(runs + 4 * expert + 4)
             if last_row > first_row:
-                cost = last_row - first_row + READING
+                cost = last_row - first_row + LOAD_ROWS
                 begin = (min(max(start - done, 0), cost * pairs) + cost - 1) // cost
                 end = (min(max(stop - done, 0), cost * pairs) + cost - 1) // cost
                 if begin < end:

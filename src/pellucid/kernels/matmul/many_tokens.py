@@ -208,7 +208,7 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     batch, and x is the address of its first block of the chunk. ``begin(memory)`` is called before each chunk,
     ``release(memory)`` at the end.
     """
-    most, block_size = layout.tokens, layout.block_bytes
+    max_tokens, block_size = layout.tokens, layout.block_bytes
     groups, copies = layout.groups, layout.places["copies"]
     memory_of, gathered = simd.stack_memory(layout.places["end"]), layout.gathered
     unpack, clear = layout.operation(_unpack, 7), layout.operation(_clear, 2)
@@ -218,13 +218,13 @@ def rectangle(simd: Any, layout: UnpackedLayout, begin: Any, add: Any, release: 
     def add_chunk(memory, x, x_stride, sources, first, count, tokens):
         """Add the products of a chunk, which begins with block ``first``, with all tokens of a batch."""
         begin(memory)
-        for token in range(0, tokens, most):
-            some = min(tokens - token, most)
+        for token in range(0, tokens, max_tokens):
+            batch = min(tokens - token, max_tokens)
             if gathered:
-                copy(memory, x + first * block_size, x_stride, sources + 4 * token, some, count)
-                add(memory, memory + copies, CHUNK * block_size, count, token, some)
+                copy(memory, x + first * block_size, x_stride, sources + 4 * token, batch, count)
+                add(memory, memory + copies, CHUNK * block_size, count, token, batch)
             else:
-                add(memory, x + token * x_stride + first * block_size, x_stride, count, token, some)
+                add(memory, x + token * x_stride + first * block_size, x_stride, count, token, batch)
 
     @simd.jit
     def run(

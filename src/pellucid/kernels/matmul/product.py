@@ -13,11 +13,11 @@ from typing import Any
 from msgspec import Struct
 
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.division import division
 from pellucid.kernels.matmul.packed_layout import ROWS, VECTOR
+from pellucid.kernels.matmul.partition import partition
 
 TILES = (8, 4, 2, 1)  # tokens that share each load of the weights
-SHARE = 4  # groups of weight rows that are in the L1 cache while all tiles of tokens are multiplied with them
+CACHED_GROUPS = 4  # groups of weight rows that stay in the L1 cache while all tiles of tokens use them
 
 SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 """(emitter, number of tokens, address of the group, true at the group's first read, D, addresses of the tokens' rows)
@@ -25,13 +25,13 @@ SumsEmitter = Callable[[Any, int, Any, Any, Any, list[Any]], list[Any]]
 
 
 class ManyTokens(Struct, frozen=True):
-    """A helper like the result of ``rectangle`` that is faster for at least ``fewest`` rows of x.
+    """A helper like the result of ``rectangle`` that is faster for at least ``min_rows`` rows of x.
 
     It multiplies a multiple of ``groups`` groups of weight rows with a multiple of ``tokens`` rows of x.
     """
 
     run: Any
-    fewest: int
+    min_rows: int
     groups: int
     tokens: int
 
@@ -103,15 +103,17 @@ def _tile(simd: Any, emit_sums: SumsEmitter, tokens: int, gathered: bool) -> Any
     return run
 
 
-def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
-    """Make the helper that multiplies one group of 16 weight rows with a tile: ``TILES`` tokens, up to ``most``."""
-    tile8, tile4, tile2, tile1 = (_tile(simd, sums.emit, min(tokens, most), gathered) for tokens in TILES)
+def _tiles(simd: Any, sums: TileSums, max_tokens: int, gathered: bool) -> Any:
+    """Make the helper that multiplies a group of 16 weight rows with a tile: ``TILES`` tokens, up to ``max_tokens``."""
+    tile8, tile4, tile2, tile1 = (
+        _tile(simd, sums.emit, min(tokens, max_tokens), gathered) for tokens in TILES
+    )
 
     @simd.jit
     def run(tokens, weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row):
-        if most >= 8 and tokens == 8:
+        if max_tokens >= 8 and tokens == 8:
             tile8(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
-        elif most >= 4 and tokens == 4:
+        elif max_tokens >= 4 and tokens == 4:
             tile4(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
         elif tokens == 2:
             tile2(weights, row, columns, x, x_stride, sources, out, out_stride, addend, addend_row)
@@ -121,14 +123,14 @@ def _tiles(simd: Any, sums: TileSums, most: int, gathered: bool) -> Any:
     return run
 
 
-def _tile_size(simd: Any, most: int) -> Any:
-    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``most``."""
+def _tile_size(simd: Any, max_tokens: int) -> Any:
+    """Make the helper that maps the number of tokens left to the size of the next tile, at most ``max_tokens``."""
 
     @simd.jit
     def size(left):
-        if left >= 8 and most >= 8:
+        if left >= 8 and max_tokens >= 8:
             return 8
-        if left >= 4 and most >= 4:
+        if left >= 4 and max_tokens >= 4:
             return 4
         return min(left, 2)
 
@@ -145,7 +147,7 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     many = sums.many(simd, gathered) if sums.many else None
     if many is None:
         return few
-    run_many, fewest, groups, tile = many.run, many.fewest, many.groups, many.tokens
+    run_many, min_rows, groups, tile = many.run, many.min_rows, many.groups, many.tokens
 
     @simd.jit
     def run(
@@ -153,7 +155,7 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
         addend, addend_group, addend_row,
     ):  # fmt: skip
         even, whole = begin, rows // tile * tile
-        if rows >= fewest:
+        if rows >= min_rows:
             even += (end - begin) // groups * groups
         # The remaining rows find each weight in the cache, because the other rows have just used it.
         each = groups if whole < rows else max(1, end - begin)
@@ -178,23 +180,23 @@ def rectangle(simd: Any, sums: TileSums, gathered: bool = False) -> Any:
     return run
 
 
-def tile_of(simd: Any, vectors: int) -> int:
+def max_tile_tokens(simd: Any, vectors: int) -> int:
     """Return the maximum number of tokens of a tile if each token has ``vectors`` vectors of sums."""
     return max(tokens for tokens in TILES if tokens <= max(2, simd.ISA.sums // vectors))
 
 
 def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
     """Make the helper of ``rectangle`` that unpacks weights for each tile of tokens."""
-    most = tile_of(simd, sums.vectors)
-    tile, size = _tiles(simd, sums, most, gathered), _tile_size(simd, most)
+    max_tokens = max_tile_tokens(simd, sums.vectors)
+    tile, size = _tiles(simd, sums, max_tokens, gathered), _tile_size(simd, max_tokens)
 
     @simd.jit
     def run(
         weights, group_bytes, begin, end, rows, columns, x, x_stride, sources, out, out_stride,
         addend, addend_group, addend_row,
     ):  # fmt: skip
-        for first in range(begin, end, SHARE):
-            last, row = min(first + SHARE, end), 0
+        for first in range(begin, end, CACHED_GROUPS):
+            last, row = min(first + CACHED_GROUPS, end), 0
             while row < rows:
                 tokens = size(rows - row)
                 here = x if gathered else x + row * x_stride
@@ -220,7 +222,7 @@ def _by_tiles(simd: Any, sums: TileSums, gathered: bool) -> Any:
 def product(simd: Any, sums: TileSums) -> Any:
     """Make the kernel's body."""
     at, load = MatmulRecord.at, simd.load_i64
-    multiply, part = rectangle(simd, sums), division(simd)
+    multiply, part = rectangle(simd, sums), partition(simd)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.partition import partition
 from pellucid.kernels.ops.activation import sigmoid_vector
 
 LOWEST = -3e38  # replaces a score that is not a number
@@ -153,10 +153,10 @@ def _keep_groups(simd: Any, best: int) -> Any:
     def keep(keys, experts, groups, kept):
         size = experts // groups
         for group in range(groups):
-            mine, better = value(keys + 4 * size * group, size), 0
+            group_value, better = value(keys + 4 * size * group, size), 0
             for other in range(groups):
-                its = value(keys + 4 * size * other, size)
-                if its > mine or (its == mine and other < group):
+                other_value = value(keys + 4 * size * other, size)
+                if other_value > group_value or (other_value == group_value and other < group):
                     better += 1
             if better >= kept:  # only marked: the other groups are still compared with this group
                 store(keys + 4 * (experts + group), np.float32(1))
@@ -221,8 +221,8 @@ def build_route(simd: Any, kind: str, group_best: int) -> Any:
                     weights + 4 * choice, load(weights + 4 * choice) * (factor / (total + np.float32(1e-20)))
                 )
                 if factors != 0:
-                    its = load(factors + 4 * load_i32(ids + 4 * choice))
-                    store(weights + 4 * choice, load(weights + 4 * choice) * its)
+                    expert_factor = load(factors + 4 * load_i32(ids + 4 * choice))
+                    store(weights + 4 * choice, load(weights + 4 * choice) * expert_factor)
 
     return body
 
@@ -286,7 +286,7 @@ def build_weigh(simd: Any) -> Any:
 def build_combine(simd: Any) -> Any:
     at, load, load_i32, load_f32 = CombineRecord.at, simd.load_i64, simd.load_i32, simd.load_f32
     vload, vstore, splat, fma = simd.vload, simd.vstore, simd.splat, simd.fma
-    sigmoid, part = sigmoid_vector(simd), division(simd)
+    sigmoid, part = sigmoid_vector(simd), partition(simd)
 
     @simd.jit
     def body(record, step, thread, threads):

@@ -18,8 +18,8 @@ from pellucid.kernels.core.isa import choose, target
 from pellucid.kernels.core.record import Address, Record
 
 STRIP = 512  # bytes that an iteration reads: eight vectors for eight independent sums
-FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MOST each
-MOST = 15
+FACTOR = 0x0F010C04  # the four unsigned factors of every lane, at most MAX_FACTOR each
+MAX_FACTOR = 15
 SIDES = 2  # tiles of each factor: four products of tiles in a round
 TILE_PRODUCTS = 16 * 16 * 64
 
@@ -120,11 +120,11 @@ def build_multiply(simd: Any) -> Any:
         ]
         with cgutils.for_range(e.b, rounds):
             before = [e.b.load(place) for place in chains]
-            sums = [int8_dot.Sum(e, value, MOST) for value in before]
+            sums = [int8_dot.Sum(e, value, MAX_FACTOR) for value in before]
             for term, each in enumerate(factors):
                 for chain, one in enumerate(sums):
                     one.add(each, before[(chain + 1 + term) % count])
-                int8_dot.take_turns(e, sums)
+                int8_dot.interleave(e, sums)
             for one, place in zip(sums, chains):
                 e.b.store(one.total(), place)
         total = e.fill(simd.i32, 0)

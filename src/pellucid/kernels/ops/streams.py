@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Count, Record
 
-LEAST = 1e-5  # lower bound of a mean square that is a divisor
+MIN_MEAN_SQUARE = 1e-5  # lower bound of a mean square that is a divisor
 
 
 class StreamsRecord(Record):
@@ -89,7 +89,7 @@ def correct_reference(
 def match_reference(x: NDArray[Any], like: NDArray[Any]) -> NDArray[np.float64]:
     """Scale the rows of x (R, D), in float64."""
     x, like = x.astype(np.float64), like.astype(np.float64)
-    mine = np.maximum((x * x).mean(-1, keepdims=True), LEAST)
+    mine = np.maximum((x * x).mean(-1, keepdims=True), MIN_MEAN_SQUARE)
     return np.asarray(x * np.sqrt((like * like).mean(-1, keepdims=True) / mine), np.float64)
 
 
@@ -193,7 +193,7 @@ def build_match(simd: Any) -> Any:
         rows = load(step + load(record + at.rows))
         for row in range(*simd.thread_range(rows, thread, threads)):
             x, like = load(record + at.x) + row * width, load(record + at.like) + row * width
-            mine = max(squares(x, width) / count, np.float32(LEAST))
+            mine = max(squares(x, width) / count, np.float32(MIN_MEAN_SQUARE))
             factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mine))
             for i in range(0, width, 64):
                 vstore(x + i, vload(x + i) * factor)

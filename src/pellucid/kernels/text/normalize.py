@@ -20,7 +20,7 @@ from pellucid.kernels.text.split import decoding, running
 # The properties of a character. CLASS: its canonical combining class. CHANGES: it is not in the form by itself. JOINS:
 # it may compose with a character before it.
 CLASS, CHANGES, JOINS = 255, 256, 512
-MOST = 128  # maximum number of parts that are ordered together; Python handles longer sequences
+MAX_PARTS = 128  # maximum number of parts that are ordered together; Python handles longer sequences
 PART_BITS = 21  # bits of a part's code point; its combining class is stored above them
 
 
@@ -33,7 +33,7 @@ class NormalizeRecord(ChangedRecord):
     composes: int  # 1: the form is composed
     pairs: Address  # table of pairs: the composition of two parts (text/merge.py)
     pairs_mask: int
-    scratch: Address  # (MOST,) int32
+    scratch: Address  # (MAX_PARTS,) int32
 
 
 def encoding(simd: Any) -> Any:
@@ -106,7 +106,7 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
     """Make ``rebuild``, which decomposes, orders and composes characters.
 
     The characters are from ``position`` up to the next character that joins nothing. It returns their end in ``text``
-    and in ``out``; the end in ``out`` is -1 if they have more than MOST parts.
+    and in ``out``; the end in ``out`` is -1 if they have more than MAX_PARTS parts.
     """
     at, load, load_u8 = NormalizeRecord.at, simd.load_i64, simd.load_u8
     load_u16, load_i32 = simd.load_u16, simd.load_i32
@@ -124,7 +124,7 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
             first = False
             place = load_i32(places + code * 4)
             many = load_i32(written + place * 4) if place > 0 else 1
-            if count + many > MOST:
+            if count + many > MAX_PARTS:
                 return position, -1
             for i in range(many):
                 part = load_i32(written + (place + 1 + i) * 4) if place > 0 else code

@@ -16,7 +16,7 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import WORD, Address, Count, Record
-from pellucid.kernels.matmul.division import division
+from pellucid.kernels.matmul.partition import partition
 
 ALL = 1 << 62  # more than any number of rows
 ENTRY_WORDS = 3  # words of an edit's entry: the row, the factor as a float64, the address of the values or 0
@@ -52,7 +52,7 @@ def _own(simd: Any) -> Any:
 
     If rows have ``places``, the part is some columns of all rows.
     """
-    part = division(simd)
+    part = partition(simd)
 
     @simd.jit
     def own(width, first, count, rows, places, thread, threads):

@@ -42,7 +42,7 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TraceMixRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, value_dim, value_dim, kv_dtype, SCORES)
     add_values = (bf16_tiles if kv_dtype == "bf16" else tiles).values_tile(simd, 1, value_dim, kv_dtype)
-    past_of, place_of, limits, seen = rows.past_of, rows.place_of, rows.limits, rows.seen
+    context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
     vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep
     vmax, vabs, vmax_lane, fma = simd.vmax, simd.vabs, simd.vmax_lane, simd.fma
@@ -51,9 +51,9 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     @simd.jit
     def mix(tile, pattern, factor, given, sums):
         """Add a row's changed weights times its values to ``sums``. Returns the largest change of a weight."""
-        past = past_of(tile)
-        low, high = seen(tile, past, tile.first, 1)
-        _, first, last = limits(tile, past, tile.first)
+        context = context_of(tile)
+        low, high = seen(tile, context, tile.first, 1)
+        _, first, last = limits(tile, context, tile.first)
         values = load(tile.record + at.values) + tile.kv_head * each
         weights, most, less = sums + value_dim * 4, splat(zero), splat(factor - np.float32(1))
         for page in range(low // PAGE * PAGE, high, PAGE):
@@ -67,7 +67,7 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
                 delta = keep(delta, first - t, min(last, end) - t, zero)
                 store16(weights + (t - page) * size, delta)
                 most = vmax(most, vabs(delta))
-            here = values + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+            here = values + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             add_values(weights + (begin - page) * size, 0, here, begin - page, 0, 0, end - begin, sums)
         return vmax_lane(most)
 

@@ -39,7 +39,7 @@ class TracePatternRecord(ScoresRecord):
 def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     at, step_at, load, load_i32 = TracePatternRecord.at, StepRecord.at, simd.load_i64, simd.load_i32
     rows, loops = rows_of(simd, at), page_loops(simd, head_dim, head_dim, kv_dtype, SCORES)
-    past_of, place_of, limits, seen = rows.past_of, rows.place_of, rows.limits, rows.seen
+    context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
     key_bytes, finish, tile_of = head_bytes(kv_dtype, head_dim), _finish(simd, at), listed_tile(simd, at)
@@ -49,15 +49,15 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     @simd.jit
     def row_of(tile, queries, out, end):
         """Write a head's row of scores or of the pattern, of ``end`` tokens."""
-        past = past_of(tile)
+        context = context_of(tile)
         scale = splat(np.float32(simd.load_f64(tile.record + at.scale)))
         q = load(tile.record + at.q) + place_of(tile, tile.first) * head_dim * 4
         for i in range(0, head_dim, 16):
             store16(queries + i * number_bytes, vload(q + i * 4) * scale)
-        low, high = seen(tile, past, tile.first, 1)
+        low, high = seen(tile, context, tile.first, 1)
         keys = load(tile.record + at.keys) + tile.kv_head * key_bytes
         for page in range(low // PAGE * PAGE, high, PAGE):
-            here = keys + load_i32(past.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
+            here = keys + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             for t in range(max(low, page), min(high, page + PAGE), SPAN):
                 scores(queries, here, t - page, 0, 0, out + t * 4, 0)
         nothing = splat(np.float32(0))
@@ -67,7 +67,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
             vstore(out + t * 4, nothing)
         for t in range((high + 15) // 16 * 16, end, 16):
             vstore(out + t * 4, nothing)
-        position, first, last = limits(tile, past, tile.first)
+        position, first, last = limits(tile, context, tile.first)
         finish(tile, out, low, high, first, last, position)
 
     @simd.jit

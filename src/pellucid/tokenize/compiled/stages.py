@@ -209,4 +209,4 @@ class Normalizing(Changing):
         )
 
     def _more(self, room: Room) -> dict[str, int]:
-        return {"scratch": room.array("parts", 0, text_normalize.MOST, np.int32)[1]}
+        return {"scratch": room.array("parts", 0, text_normalize.MAX_PARTS, np.int32)[1]}
