@@ -13,7 +13,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import ProductRecord, TileSums, rectangle
+from pellucid.kernels.matmul.product import Operands, ProductRecord, TileSums, from_tile, rectangle
 
 
 class ByHeadRecord(ProductRecord):
@@ -28,27 +28,19 @@ class ByHeadRecord(ProductRecord):
 
 def _product(simd: Any, sums: TileSums) -> Any:
     at, load = ByHeadRecord.at, simd.load_i64
-    rectangle_of = rectangle(simd, sums)
+    rectangle_of, operands_from = rectangle(simd, sums), from_tile(simd)
 
     @simd.jit
     def multiply(record, head, begin, end, rows):
         """Multiply one head of all rows with its groups of weight rows from ``begin`` to ``end``."""
-        rectangle_of(
-            load(record + at.weights) + head * load(record + at.head_bytes),
-            load(record + at.group_bytes),
-            begin,
-            end,
-            rows,
+        operands = Operands(
+            load(record + at.weights) + head * load(record + at.head_bytes), load(record + at.group_bytes),
             load(record + at.columns),
-            load(record + at.x) + head * load(record + at.x_head),
-            load(record + at.x_stride),
-            0,
-            load(record + at.out) + head * load(record + at.out_head),
-            load(record + at.out_stride),
-            load(record + at.zeros),
-            0,
-            0,
-        )
+            load(record + at.x) + head * load(record + at.x_head), load(record + at.x_stride), 0,
+            load(record + at.out) + head * load(record + at.out_head), load(record + at.out_stride),
+            load(record + at.zeros), 0, 0,
+        )  # fmt: skip
+        rectangle_of(operands_from(operands, 0, begin), end - begin, rows)
 
     @simd.jit
     def body(record, step, thread, threads):

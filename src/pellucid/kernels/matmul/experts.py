@@ -15,7 +15,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.matmul import floats, int8
 from pellucid.kernels.matmul.packed_layout import PackedLayout
-from pellucid.kernels.matmul.product import ProductRecord, TileSums, rectangle
+from pellucid.kernels.matmul.product import Operands, ProductRecord, TileSums, from_tile, rectangle
 
 LOAD_ROWS = 4  # loading an expert's weights takes about the time of multiplying them with this many tokens
 
@@ -35,28 +35,18 @@ class ExpertsRecord(ProductRecord):
 
 def _product(simd: Any, sums: TileSums, gathered: bool) -> Any:
     at, load, load_i32 = ExpertsRecord.at, simd.load_i64, simd.load_i32
-    rectangle_of = rectangle(simd, sums, gathered)
+    rectangle_of, operands_from = rectangle(simd, sums, gathered), from_tile(simd, gathered)
 
     @simd.jit
     def multiply(record, expert, first_row, last_row, begin, end, x):
         """Multiply the rows of an expert with its groups of weight rows from ``begin`` to ``end``."""
-        x_stride, out_stride = load(record + at.x_stride), load(record + at.out_stride)
-        rectangle_of(
-            load(record + at.weights) + expert * load(record + at.expert_bytes),
-            load(record + at.group_bytes),
-            begin,
-            end,
-            last_row - first_row,
-            load(record + at.columns),
-            x if gathered else x + first_row * x_stride,
-            x_stride,
-            load(record + at.sources) + 4 * first_row,
-            load(record + at.out) + first_row * out_stride,
-            out_stride,
-            load(record + at.addend) + expert * load(record + at.addend_expert),
-            load(record + at.addend_group),
-            0,
-        )
+        operands = Operands(
+            load(record + at.weights) + expert * load(record + at.expert_bytes), load(record + at.group_bytes),
+            load(record + at.columns), x, load(record + at.x_stride), load(record + at.sources),
+            load(record + at.out), load(record + at.out_stride),
+            load(record + at.addend) + expert * load(record + at.addend_expert), load(record + at.addend_group), 0,
+        )  # fmt: skip
+        rectangle_of(operands_from(operands, first_row, begin), end - begin, last_row - first_row)
 
     @simd.jit
     def body(record, step, thread, threads):
