@@ -278,7 +278,11 @@ class KVCache:
         blocks = table.blocks[group]
         first = max(first, blocks.first)
         pages = blocks.pages[first - blocks.first : -(-table.length // PAGE) - blocks.first]
-        return Blocks(first, [self.pools[group].share(page) for page in pages])
+        return self._share(group, Blocks(first, pages))
+
+    def _share(self, group: int, blocks: Blocks) -> Blocks:
+        """Copy a list of pages. The copy shares the pages."""
+        return Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
 
     def _drop_snapshot(self, table: BlockTable, index: int) -> None:
         """Drop a snapshot and release its pages."""
@@ -305,10 +309,7 @@ class KVCache:
             snapshots=[
                 Snapshot(
                     one.length,
-                    {
-                        group: Blocks(blocks.first, [self.pools[group].share(page) for page in blocks.pages])
-                        for group, blocks in one.windows.items()
-                    },
+                    {group: self._share(group, blocks) for group, blocks in one.windows.items()},
                     states.share(one.state) if states else NONE,
                 )
                 for one in table.snapshots
@@ -357,7 +358,7 @@ class KVCache:
         snapshot = table.snapshots[-1]
         for group, saved in snapshot.windows.items():
             self._release(group, table.blocks[group], 0)
-            table.blocks[group] = Blocks(saved.first, [self.pools[group].share(page) for page in saved.pages])
+            table.blocks[group] = self._share(group, saved)
         if self._states:
             if table.state != NONE:
                 self._states.release(table.state)

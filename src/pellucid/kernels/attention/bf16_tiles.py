@@ -25,13 +25,13 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
         queries, keys, token, ahead, further, out, stride = operands
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes("bf16", width)))
         prefetch = Prefetch(start_of_span, e.const(width // 2), ahead, further, rows < ROWS)
-        for block, tokens in register_blocks(simd, rows, span // 16):
-            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in block]
-            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in block]
+        for row_range, tokens in register_blocks(simd, rows, span // 16):
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in row_range]
+            starts = [e.at(queries, width * bf16_dot.ROW_BYTES * r) for r in row_range]
             with cgutils.for_range(e.b, e.const(width // 2)) as loop:
                 key = e.at(keys, e.times(e.at(e.times(loop.index, PAGE), token), 4))
                 places = [e.at(key, 64 * part) for part in tokens]
-                if block.start == 0:
+                if row_range.start == 0:
                     prefetch.share(e, loop.index, 64 * tokens.start, 64 * len(tokens))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]
@@ -40,7 +40,7 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                         q = bf16_dot.spread(e, start, loop.index, half)
                         for total, numbers in zip(row[turn], loaded):
                             e.b.store(bf16_dot.add(e, e.b.load(total), q, numbers), total)
-            store_scores(e, totals, block, tokens, out, stride)
+            store_scores(e, totals, row_range, tokens, out, stride)
 
     return simd.inner_loop(7, emit)
 
@@ -67,19 +67,19 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         pairs_in_all = e.b.ashr(e.at(count, 1), e.const(1))
         prefetch = Prefetch(start_of_tokens, pairs_in_all, ahead, further, rows < ROWS)
         odd = e.b.icmp_signed("!=", e.b.and_(count, e.const(1)), e.const(0))
-        for block, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in block]
-            sums = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in block]
+        for row_range, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in row_range]
+            sums = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in row_range]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in sums]
 
             def add(
-                pair: Any, last: bool, block: range = block, parts: range = parts, starts: Any = starts,
+                pair: Any, last: bool, row_range: range = row_range, parts: range = parts, starts: Any = starts,
                 totals: Any = totals,
             ) -> None:  # fmt: skip
                 value = e.at(values, e.times(e.at(first_pair, pair), width * 4))
                 places = [e.at(value, 64 * part) for part in parts]
-                if block.start == 0:
+                if row_range.start == 0:
                     prefetch.share(e, pair, 64 * parts.start, 64 * len(parts))
                 for turn, half in turns(e, simd, totals, bf16_dot.HALVES):
                     pairs = [e.load(place, simd.vec(simd.i32)) for place in places[turn]]

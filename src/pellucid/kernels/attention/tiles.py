@@ -54,9 +54,9 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
         zero, start_of_span = e.fill(simd.f32, 0.0), e.at(keys, e.times(token, token_bytes))
         prefetch = Prefetch(start_of_span, e.const(width), ahead, further, rows < ROWS)
 
-        def compute(block: range, tokens: range, prefetches: bool) -> None:
-            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in block]
-            starts = [e.at(queries, width * 4 * r) for r in block]
+        def compute(row_range: range, tokens: range, prefetches: bool) -> None:
+            totals = [[cgutils.alloca_once_value(e.b, zero) for _ in tokens] for _ in row_range]
+            starts = [e.at(queries, width * 4 * r) for r in row_range]
             with cgutils.for_range(e.b, e.const(blocks)) as block:
                 scales = [
                     scale
@@ -80,10 +80,10 @@ def scores_tile(simd: Any, rows: int, width: int, kv_dtype: str, span: int = SPA
                             q = e.splat(e.load(e.at(start, e.times(column, 4)), simd.f32))
                             for total, part in zip(row[turn], parts):
                                 e.b.store(e.fma(q, part, e.b.load(total)), total)
-            store_scores(e, totals, block, tokens, out, stride)
+            store_scores(e, totals, row_range, tokens, out, stride)
 
-        for block, tokens in register_blocks(simd, rows, span // 16):
-            compute(block, tokens, block.start == tokens.start == 0)
+        for row_range, tokens in register_blocks(simd, rows, span // 16):
+            compute(row_range, tokens, row_range.start == tokens.start == 0)
 
     return simd.inner_loop(7, emit)
 
@@ -148,9 +148,9 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
         weights, stride, values, first_token, ahead, further, count, out = operands
         start_of_tokens = e.at(values, e.times(first_token, token_bytes))
         prefetch = Prefetch(start_of_tokens, count, ahead, further, rows < ROWS)
-        for block, parts in register_blocks(simd, rows, vectors):
-            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in block]
-            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in block]
+        for row_range, parts in register_blocks(simd, rows, vectors):
+            starts = [e.at(weights, e.b.mul(stride, e.const(r))) for r in row_range]
+            places = [[e.at(out, (r * vectors + part) * 64) for part in parts] for r in row_range]
             kind = simd.vec(simd.f32)
             totals = [[cgutils.alloca_once_value(e.b, e.load(p, kind)) for p in row] for row in places]
             with cgutils.for_range(e.b, count) as loop:
@@ -158,7 +158,7 @@ def values_tile(simd: Any, rows: int, width: int, kv_dtype: str) -> Any:
                 columns = [16 * part for part in parts]
                 value = e.at(values, e.times(token, width * size))
                 stored16 = [e.at(value, column * size) for column in columns]
-                if block.start == 0 and kv_dtype != "f32":
+                if row_range.start == 0 and kv_dtype != "f32":
                     vector_bytes = token_bytes // vectors
                     prefetch.share(e, loop.index, vector_bytes * parts.start, vector_bytes * len(parts))
                 scales = [kv_layout.value_scale(e, simd, kv_dtype, width, values, token, c) for c in columns]

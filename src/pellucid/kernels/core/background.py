@@ -36,13 +36,13 @@ class BackgroundCompiler:
             return True
         if not compiles:
             return False
-        absent = frozenset(keys)
+        key_set = frozenset(keys)
         with self._lock:
-            if absent not in self.threads:
-                self.threads[absent] = threading.Thread(
-                    target=self._compile, args=(absent,), name="pellucid-compiler"
+            if key_set not in self.threads:
+                self.threads[key_set] = threading.Thread(
+                    target=self._compile, args=(key_set,), name="pellucid-compiler"
                 )
-                self.threads[absent].start()
+                self.threads[key_set].start()
         return False
 
     def _compile(self, keys: Collection[KernelKey]) -> None:

@@ -163,8 +163,8 @@ class ObjectFile:
     def _read(self, code: bytes, outside: Callable[[str], bool]) -> None:
         self._known: frozenset[int] | None
         number, self._known = _MACHINES.get(os.uname().machine, (None, None))
-        found = _HEADER.unpack_from(code)
-        identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = found
+        header = _HEADER.unpack_from(code)
+        identity, kind, machine, _, _, _, start, _, _, _, _, size, count, names = header
         _require(identity[:7] == b"\x7fELF\x02\x01\x01", "not a little-endian 64-bit ELF file")
         _require(kind == _RELOCATABLE and machine == (number or machine), "not an object for this machine")
         _require(size == _SECTION.size and start + count * size <= len(code), "sections past the end")
@@ -194,10 +194,10 @@ class ObjectFile:
     def _strings(self, index: int) -> bytes:
         """Return the contents of a string table."""
         section = self.sections[index]
-        found = self.content(section)
-        whole = len(found) == section.size and found[-1:] == b"\0"
-        _require(section.kind == _STRTAB and whole, "a table of names is cut off")
-        return found
+        text = self.content(section)
+        is_complete = len(text) == section.size and text[-1:] == b"\0"
+        _require(section.kind == _STRTAB and is_complete, "a table of names is cut off")
+        return text
 
     def _read_symbols(self, table: Section, outside: Callable[[str], bool]) -> Iterator[Symbol]:
         _require(table.each == _SYMBOL.size and table.size % table.each == 0, "a table of symbols is cut off")
@@ -222,13 +222,13 @@ class ObjectFile:
         target = self.sections[table.info]
         loaded = target.kind in (_PROGBITS, _UNWIND) and target.is_loaded
         _require(loaded, "relocations of a section that is not loaded")
-        found = list(_RELOCATION.iter_unpack(self.content(table)))
+        entries = list(_RELOCATION.iter_unpack(self.content(table)))
         if self.unwinds(target):
             addresses = _check_frames(self.content(target))
-            whole = sorted(place for place, *_ in found) == sorted(addresses)
-            _require(whole, "unwind records of no function")
-        for place, what, addend in found:
-            kind, symbol = what & 0xFFFFFFFF, what >> 32
+            is_complete = sorted(place for place, *_ in entries) == sorted(addresses)
+            _require(is_complete, "unwind records of no function")
+        for place, info, addend in entries:
+            kind, symbol = info & 0xFFFFFFFF, info >> 32
             _require(self._known is None or kind in self._known, f"relocations of type {kind}")
             _require(place + (8 if kind in _WIDE else 4) <= target.size, "a relocation past the end")
             _require(self._kinds[symbol] <= _STT_SECTION, "a relocation to a symbol without an address")

@@ -46,13 +46,13 @@ def host() -> Host:
         folder = Folder(FOLDER)
     except InvalidRequest:  # there is no home folder; code that needs it reports the error
         return _ask_llvm()
-    if (kept := folder.read(name, used=True)) is not None:
-        triple, cpu, features, lacks = json.loads(kept)
+    if (cached := folder.read(name, used=True)) is not None:
+        triple, cpu, features, lacks = json.loads(cached)
         return Host(triple, cpu, frozenset(features), frozenset(lacks))
-    found = _ask_llvm()
-    kept = json.dumps([found.triple, found.cpu, sorted(found.features), sorted(found.lacks)]).encode()
-    folder.write(name, kept, most=MAX_FILES)
-    return found
+    answer = _ask_llvm()
+    cached = json.dumps([answer.triple, answer.cpu, sorted(answer.features), sorted(answer.lacks)]).encode()
+    folder.write(name, cached, most=MAX_FILES)
+    return answer
 
 
 def _ask_llvm() -> Host:
@@ -71,10 +71,10 @@ def _file_name() -> str | None:
             first = file.read(1 << 14).partition(b"\n\n")[0]
     except OSError:
         return None
-    stated = _FIELDS.findall(first)
-    if not any(line.startswith(b"flags") for line in stated):
+    lines = _FIELDS.findall(first)
+    if not any(line.startswith(b"flags") for line in lines):
         return None
-    content = b"\n".join([FORMAT, *stated, package_version("llvmlite").encode()])
+    content = b"\n".join([FORMAT, *lines, package_version("llvmlite").encode()])
     return hashlib.sha256(content).hexdigest()[:20]
 
 

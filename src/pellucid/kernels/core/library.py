@@ -82,20 +82,20 @@ class Library:
         Raises:
             KernelError: a kernel did not compile.
         """
-        wanted = list(dict.fromkeys(keys))
+        unique = list(dict.fromkeys(keys))
         with self._lock:
-            if missing := [key for key in wanted if key not in self._addresses]:
+            if missing := [key for key in unique if key not in self._addresses]:
                 self._load(_folder(), missing, progress)
-            return {key: self._addresses[key] for key in wanted}
+            return {key: self._addresses[key] for key in unique}
 
     def _load(self, folder: Folder, keys: list[KernelKey], progress: CompileProgress | None) -> None:
         with interrupts.delayed():
-            found = {key: self._load_cached(folder, key) for key in keys}
-        absent = [key for key, address in found.items() if not address]
-        self._addresses |= {key: address for key, address in found.items() if address}
-        for done, key in enumerate(absent):
+            addresses = {key: self._load_cached(folder, key) for key in keys}
+        missing = [key for key, address in addresses.items() if not address]
+        self._addresses |= {key: address for key, address in addresses.items() if address}
+        for done, key in enumerate(missing):
             if progress:
-                progress(done, len(absent), str(key))
+                progress(done, len(missing), str(key))
             with interrupts.delayed():
                 symbol, code = compile_kernel(key)
                 self._addresses[key] = _link_compiled(symbol, code, key)
@@ -106,8 +106,8 @@ class Library:
                     warnings.warn(
                         f"{key} is compiled again by each process: {error}", RuntimeWarning, stacklevel=2
                     )
-        if absent and progress:
-            progress(len(absent), len(absent), "")
+        if missing and progress:
+            progress(len(missing), len(missing), "")
 
     def _load_cached(self, folder: Folder, key: KernelKey) -> int | None:
         """Load a kernel from the cache and return its address; None if it is absent or does not load."""
@@ -140,8 +140,8 @@ class Library:
 
     def function(self, key: KernelKey) -> Callable[[int, int, int, int], int]:
         """Return a kernel as a Python function of four integers. The GIL is released while it runs."""
-        if (made := self._functions.get(key)) is not None:
-            return made
+        if (function := self._functions.get(key)) is not None:
+            return function
         address = self.load([key])[key]
         kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
         native = kind(address)

@@ -20,12 +20,12 @@ from pellucid.kernels.simd.arithmetic import (
     high_plane,
     low_plane,
     lowest_bit,
+    mul64,
     nearest,
     select_below,
     select_below64,
     splat,
     splat64,
-    times,
     top_plane,
     vabs,
     vmax,
@@ -46,12 +46,12 @@ from pellucid.kernels.simd.atomics import (
 from pellucid.kernels.simd.emitter import Emitter, inner_loop, vector_op
 from pellucid.kernels.simd.functions import thread_range, vexp, vexp64, vreciprocal
 from pellucid.kernels.simd.lanes import (
-    chosen,
     evens,
     keep,
     lane0,
     minus_sums,
     odds,
+    select_bits,
     vmax_lane,
     vsum,
     vsum64,

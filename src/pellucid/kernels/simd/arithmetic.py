@@ -85,7 +85,7 @@ select_below64 = vector_op(
 )
 
 # The low 64 bits of a product, for hashing. Numba's own operator tells LLVM that a product does not overflow.
-times = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
+mul64 = vector_op(types.int64, (types.int64, types.int64), lambda e, a, b: e.b.mul(a, b))
 # The index of the lowest bit that is set, in a word that is not 0.
 lowest_bit = vector_op(
     types.int64, (types.int64,), lambda e, a: e.call("llvm.cttz.i64", i64, a, ir.Constant(ir.IntType(1), 1))

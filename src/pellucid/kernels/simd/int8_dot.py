@@ -75,7 +75,7 @@ class Sum:
 
     def _add_words(self, weights: Any, values: Any) -> None:
         e, sums = self.e, []
-        for w, x in zip(e.pieces(weights), e.pieces(values)):
+        for w, x in zip(e.registers(weights), e.registers(values)):
             w, x = (e.b.bitcast(piece, vec(i8, 4 * ISA.lanes)) for piece in (w, x))
             if self.both_signed:
                 w, x = _with_sign(e, w, w), _with_sign(e, x, w)
@@ -114,7 +114,7 @@ def _product(e: Any, total: Any, unsigned: Any, signed: Any, max_byte: int, both
     each = _single_instruction(max_byte, both_signed)
     if each is None:
         return _by_words(e, total, unsigned, signed)
-    return e.joined([each(e, *parts) for parts in zip(*map(e.pieces, (total, unsigned, signed)))])
+    return e.joined([each(e, *parts) for parts in zip(*map(e.registers, (total, unsigned, signed)))])
 
 
 def _single_instruction(max_byte: int, both_signed: bool) -> Any:

@@ -22,7 +22,7 @@ def _keep(e, x, first, count, other):
 
 keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
 # x in the lanes whose bit is set, y in the other lanes; lane 0 is the lowest bit.
-chosen = vector_op(
+select_bits = vector_op(
     F32x16,
     (types.int64, F32x16, F32x16),
     lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),

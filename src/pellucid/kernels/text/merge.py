@@ -17,7 +17,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address, Record
 from pellucid.kernels.text.merge_loop import NEVER as NEVER  # re-exported for code that fills tables of pairs
 from pellucid.kernels.text.merge_loop import SHORT, merging
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, hashing, pieces_body
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import EMPTY, finding, probing
 
@@ -201,4 +201,4 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
             store_u8(known, MERGES if same else DIFFERS)
         return made
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

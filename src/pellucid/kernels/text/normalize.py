@@ -14,7 +14,7 @@ from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
 from pellucid.kernels.text.merge import pairing
 from pellucid.kernels.text.merge_loop import NEVER
-from pellucid.kernels.text.rewrite import ChangedRecord, changing
+from pellucid.kernels.text.rewrite import ChangedRecord, spans_body
 from pellucid.kernels.text.split import decoding, running
 
 # The properties of a character. CLASS: its canonical combining class. CHANGES: it is not in the form by itself. JOINS:
@@ -177,4 +177,4 @@ def build(simd: Any) -> Any:
             anchor, anchor_made, last = position, made, 0
         return made
 
-    return changing(simd, at, change)
+    return spans_body(simd, at, change)

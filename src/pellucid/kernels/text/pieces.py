@@ -9,7 +9,7 @@ A pre-token may stand for an id that is already known (an added token): its end 
 pre-token (``text/apart.py``) have the flag PART in their ends if their ids may differ from the ids of a whole
 pre-token.
 
-A kernel's file builds its body with :func:`over` from a function that computes the ids of one pre-token.
+A kernel's file builds its body with :func:`pieces_body` from a function that computes the ids of one pre-token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_IDS = 6  # ids that are copied before their number is checked
 
 
 class PiecesRecord(Record):
-    """The fields of every kernel built with :func:`over`."""
+    """The fields of every kernel built with :func:`pieces_body`."""
 
     text: Address  # UTF-8, then PADDING
     pieces: Address  # (n, 2) int32: begin and end of each pre-token, in bytes
@@ -51,22 +51,22 @@ class PiecesRecord(Record):
 
 def hashing(simd: Any) -> Any:
     """Make ``hashed`` and ``same``: the hash of some bytes, and the comparison of bytes at two addresses."""
-    load, times = simd.load_i64, simd.times
+    load, mul64 = simd.load_i64, simd.mul64
 
     @simd.jit
     def hashed(place, length):
         """Return the hash of ``length`` bytes, read eight at a time. Bytes after them are masked out."""
-        h = times(length, -7046029254386353131)
+        h = mul64(length, -7046029254386353131)
         done = 0
         while done + 8 <= length:
-            h = times(h ^ load(place + done), -4417276706812531889)
+            h = mul64(h ^ load(place + done), -4417276706812531889)
             h ^= (h >> 29) & 0x7FFFFFFFF
             done += 8
         if done < length:
             rest = load(place + done) & ((1 << (8 * (length - done))) - 1)
-            h = times(h ^ rest, -4417276706812531889)
+            h = mul64(h ^ rest, -4417276706812531889)
             h ^= (h >> 29) & 0x7FFFFFFFF
-        h = times(h, -4417276706812531889)
+        h = mul64(h, -4417276706812531889)
         h ^= (h >> 32) & 0xFFFFFFFF
         return h & 0x7FFFFFFFFFFFFFFF
 
@@ -171,7 +171,7 @@ def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
     return longer
 
 
-def over(simd: Any, at: Any, ids_of: Any) -> Any:
+def pieces_body(simd: Any, at: Any, ids_of: Any) -> Any:
     """Make the body of a kernel whose record begins with the fields of :class:`PiecesRecord`.
 
     ``ids_of(record, scratch, place, length, part, out)`` writes the ids of one pre-token to ``out`` and returns their

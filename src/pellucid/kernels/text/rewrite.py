@@ -32,7 +32,7 @@ SHORT = 6  # clusters of this many bytes or more have no rules
 
 
 class ChangedRecord(Record):
-    """The fields of every kernel built with :func:`changing`, which writes new texts."""
+    """The fields of every kernel built with :func:`spans_body`, which writes new texts."""
 
     text: Address  # UTF-8
     pieces: Address  # (n, 2) int32: begin and end of each span, in bytes (text/pieces.py)
@@ -62,7 +62,7 @@ class RewriteRecord(ChangedRecord):
     plain: int  # 1: ASCII "!" to "~" stays; with rules, only if the next character is ASCII too
 
 
-def changing(simd: Any, at: Any, change: Any) -> Any:
+def spans_body(simd: Any, at: Any, change: Any) -> Any:
     """Make the body of a kernel whose record begins with the fields of :class:`ChangedRecord`.
 
     ``change(record, begin, end, begins_text, made)`` writes the new text of one span at offset ``made`` of ``out``. It
@@ -283,4 +283,4 @@ def build(simd: Any, rules: str) -> Any:
             copy(prefix, ahead, out + start)
         return made
 
-    return changing(simd, at, change)
+    return spans_body(simd, at, change)

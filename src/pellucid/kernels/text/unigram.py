@@ -13,7 +13,7 @@ import numpy as np
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, pieces_body
 from pellucid.kernels.text.split import decoding
 from pellucid.kernels.text.words import ROOT, stepping
 
@@ -182,4 +182,4 @@ def build(simd: Any, single: bool) -> Any:
             made = spell(record, place, open_at, begin, out, made)
         return made
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import Address
-from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, over
+from pellucid.kernels.text.pieces import BLOCK, PiecesRecord, pieces_body
 from pellucid.kernels.text.words import walking
 
 
@@ -58,4 +58,4 @@ def build(simd: Any) -> Any:
             slots, ids = load(record + at.more_slots), load(record + at.more_ids)
         return made
 
-    return over(simd, at, ids_of)
+    return pieces_body(simd, at, ids_of)

@@ -101,11 +101,11 @@ def finding(simd: Any) -> Any:
 
 def keying(simd: Any) -> Any:
     """Make ``slot_of``, which returns the first slot of a table to probe for an integer key."""
-    times = simd.times
+    mul64 = simd.mul64
 
     @simd.jit
     def slot_of(key, mask):
-        h = times(key, -7046029254386353131)
+        h = mul64(key, -7046029254386353131)
         return (h ^ (h >> 32) & 0xFFFFFFFF) & mask
 
     return slot_of
