@@ -38,12 +38,12 @@ def build(simd: Any) -> Any:
     def body(record, step, thread, threads):
         logits, count = load(record + at.logits), load(record + at.count)
         mask, out = load(record + at.mask), load(record + at.out)
-        nothing = np.float32(-np.inf)
+        minus_infinity = np.float32(-np.inf)
         for i in range(0, count - 15, 16):
-            x = select_bits(load_u16(mask + i // 8), vload(logits + i * 4), splat(nothing))
+            x = select_bits(load_u16(mask + i // 8), vload(logits + i * 4), splat(minus_infinity))
             vstore(out + i * 4, x)
         for i in range(count // 16 * 16, count):
             allowed = load_u8(mask + i // 8) >> (i & 7) & 1
-            store_f32(out + i * 4, load_f32(logits + i * 4) if allowed != 0 else nothing)
+            store_f32(out + i * 4, load_f32(logits + i * 4) if allowed != 0 else minus_infinity)
 
     return body

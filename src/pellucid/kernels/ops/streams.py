@@ -89,8 +89,8 @@ def correct_reference(
 def match_reference(x: NDArray[Any], like: NDArray[Any]) -> NDArray[np.float64]:
     """Scale the rows of x (R, D), in float64."""
     x, like = x.astype(np.float64), like.astype(np.float64)
-    mine = np.maximum((x * x).mean(-1, keepdims=True), MIN_MEAN_SQUARE)
-    return np.asarray(x * np.sqrt((like * like).mean(-1, keepdims=True) / mine), np.float64)
+    mean_square = np.maximum((x * x).mean(-1, keepdims=True), MIN_MEAN_SQUARE)
+    return np.asarray(x * np.sqrt((like * like).mean(-1, keepdims=True) / mean_square), np.float64)
 
 
 def sparsify_reference(x: NDArray[Any], deviations: float) -> NDArray[np.float64]:
@@ -193,8 +193,8 @@ def build_match(simd: Any) -> Any:
         rows = load(step + load(record + at.rows))
         for row in range(*simd.thread_range(rows, thread, threads)):
             x, like = load(record + at.x) + row * width, load(record + at.like) + row * width
-            mine = max(squares(x, width) / count, np.float32(MIN_MEAN_SQUARE))
-            factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mine))
+            mean_square = max(squares(x, width) / count, np.float32(MIN_MEAN_SQUARE))
+            factor = splat(np.sqrt(squares(like, width) / count) / np.sqrt(mean_square))
             for i in range(0, width, 64):
                 vstore(x + i, vload(x + i) * factor)
 

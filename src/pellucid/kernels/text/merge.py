@@ -195,10 +195,10 @@ def build(simd: Any, symbols: str, whole: bool) -> Any:
         if (whole and part == 0) or state == MERGES:
             store_i32(out, word)
             return 1
-        made = merged(record, scratch, place, length, out)
+        id_count = merged(record, scratch, place, length, out)
         if state == UNKNOWN:
-            same = made == 1 and load_i32(out) == word
+            same = id_count == 1 and load_i32(out) == word
             store_u8(known, MERGES if same else DIFFERS)
-        return made
+        return id_count
 
     return pieces_body(simd, at, ids_of)

@@ -113,7 +113,7 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
     insert, compose, encode = inserting(simd), composing(simd), encoding(simd)
 
     @simd.jit
-    def rebuild(record, position, end, made):
+    def rebuild(record, position, end, out_end):
         text, out, parts = load(record + at.text), load(record + at.out), load(record + at.scratch)
         properties, places = load(record + at.properties), load(record + at.places)
         written, count, first = load(record + at.written), 0, True
@@ -134,8 +134,8 @@ def rebuilding(simd: Any, length_of: Any, code_point: Any) -> Any:
         if load(record + at.composes):
             count = compose(parts, count, load(record + at.pairs), load(record + at.pairs_mask))
         for i in range(count):
-            made += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + made)
-        return position, made
+            out_end += encode(load_i32(parts + i * 4) & ((1 << PART_BITS) - 1), out + out_end)
+        return position, out_end
 
     return rebuild
 
@@ -148,33 +148,33 @@ def build(simd: Any) -> Any:
     rebuild = rebuilding(simd, length_of, code_point)
 
     @simd.jit
-    def change(record, begin, end, begins_text, made):
+    def change(record, begin, end, begins_text, out_end):
         text, out, properties = load(record + at.text), load(record + at.out), load(record + at.properties)
-        position, anchor, anchor_made, last = begin, begin, made, 0
+        position, anchor, anchor_end, last = begin, begin, out_end, 0
         while position < end:
             place = text + position
             run = min(run_of(place), end - position)
             if run > 0 and load_u8(place + run) >= 0x80:
                 run -= 1  # the last character may compose with the next
             if run > 0:
-                store_i64(out + made, load(place))
-                position, made, last = position + run, made + run, 0
-                anchor, anchor_made = position, made
+                store_i64(out + out_end, load(place))
+                position, out_end, last = position + run, out_end + run, 0
+                anchor, anchor_end = position, out_end
                 continue
             code, size = code_point(place), length_of(load_u8(place))
             kind = load_u16(properties + code * 2)
             if (kind <= CLASS and kind >= last) or kind == 0:
                 if kind == 0:
-                    anchor, anchor_made = position, made
-                store_i64(out + made, load(place))
-                position, made, last = position + size, made + size, kind
+                    anchor, anchor_end = position, out_end
+                store_i64(out + out_end, load(place))
+                position, out_end, last = position + size, out_end + size, kind
                 continue
             if kind != CHANGES:
-                position, made = anchor, anchor_made
-            position, made = rebuild(record, position, end, made)
-            if made < 0:
-                return made
-            anchor, anchor_made, last = position, made, 0
-        return made
+                position, out_end = anchor, anchor_end
+            position, out_end = rebuild(record, position, end, out_end)
+            if out_end < 0:
+                return out_end
+            anchor, anchor_end, last = position, out_end, 0
+        return out_end
 
     return spans_body(simd, at, change)

@@ -115,13 +115,13 @@ def _memory(simd: Any) -> Any:
         return count
 
     @simd.jit
-    def keep(entry, h, place, length, out, made):
+    def keep(entry, h, place, length, out, id_count):
         store_i64(entry, h)
         store_u8(entry + 8, length)
-        store_u8(entry + 9, made)
+        store_u8(entry + 9, id_count)
         for i in range(0, length, 8):
             store_i64(entry + TEXT + i, load(place + i))
-        for i in range(made):
+        for i in range(id_count):
             store_i32(entry + TEXT + length + i * 4, load_i32(out + i * 4))
 
     return known, keep
@@ -139,15 +139,15 @@ def _short(simd: Any, ids_of: Any) -> Any:
 
     @simd.jit
     def short(record, entry, h, scratch, place, length, part, out):
-        made = known(entry, h, place, length, out)
-        if made < 0:
-            made = known(entry + ENTRY, h, place, length, out)
-        if made < 0:
-            made = ids_of(record, scratch, place, length, part, out)
-            if TEXT + length + 4 * made <= ENTRY:
+        id_count = known(entry, h, place, length, out)
+        if id_count < 0:
+            id_count = known(entry + ENTRY, h, place, length, out)
+        if id_count < 0:
+            id_count = ids_of(record, scratch, place, length, part, out)
+            if TEXT + length + 4 * id_count <= ENTRY:
                 moved(entry, entry + ENTRY)
-                keep(entry, h, place, length, out, made)
-        return made
+                keep(entry, h, place, length, out, id_count)
+        return id_count
 
     return short
 
@@ -161,12 +161,12 @@ def _longer(simd: Any, at: Any, ids_of: Any, hashed: Any) -> Any:
     def longer(record, scratch, place, length, part, out):
         h = hashed(place, length) ^ part
         entry = load(record + at.long_memory) + (h & load(record + at.long_mask)) * LONG_ENTRY
-        made = known(entry, h, place, length, out)
-        if made < 0:
-            made = ids_of(record, scratch, place, length, part, out)
-            if TEXT + length + 4 * made <= LONG_ENTRY:
-                keep(entry, h, place, length, out, made)
-        return made
+        id_count = known(entry, h, place, length, out)
+        if id_count < 0:
+            id_count = ids_of(record, scratch, place, length, part, out)
+            if TEXT + length + 4 * id_count <= LONG_ENTRY:
+                keep(entry, h, place, length, out, id_count)
+        return id_count
 
     return longer
 
@@ -187,7 +187,7 @@ def pieces_body(simd: Any, at: Any, ids_of: Any) -> Any:
         ends, counts, texts = load(record + at.ends), load(record + at.counts), load(record + at.texts)
         memory, mask = load(record + at.memory), load(record + at.memory_mask) & -2
         hashes, count = load(record + at.scratch), load(record + at.count)
-        scratch, firsts, made, done = hashes + BLOCK * 8, load(record + at.firsts), 0, 0
+        scratch, firsts, id_count, done = hashes + BLOCK * 8, load(record + at.firsts), 0, 0
         for first in range(0, count, BLOCK):
             last = min(first + BLOCK, count)
             for i in range(first, last):
@@ -200,27 +200,27 @@ def pieces_body(simd: Any, at: Any, ids_of: Any) -> Any:
             for i in range(first, last):
                 begin, end = load_i32(pieces + i * 8), load_i32(pieces + i * 8 + 4)
                 while done < texts - 1 and begin >= load_i32(ends + done * 4):
-                    store_i64(counts + done * 8, made)
+                    store_i64(counts + done * 8, id_count)
                     done += 1
-                place, where = text + begin, out + made * 4
+                place, where = text + begin, out + id_count * 4
                 if firsts != 0:
-                    store_i32(firsts + i * 4, made)
+                    store_i32(firsts + i * 4, id_count)
                 if end < 0:
                     store_i32(where, -1 - end)
-                    made += 1
+                    id_count += 1
                     continue
                 length, part = (end & ~PART) - begin, end >> 30
                 if length > LONG_BYTES:
-                    made += ids_of(record, scratch, place, length, part, where)
+                    id_count += ids_of(record, scratch, place, length, part, where)
                 elif length > KEPT_BYTES:
-                    made += longer(record, scratch, place, length, part, where)
+                    id_count += longer(record, scratch, place, length, part, where)
                 elif length > 0:
                     h = load(hashes + (i - first) * 8)
-                    made += short(
+                    id_count += short(
                         record, memory + (h >> 1 & mask) * ENTRY, h, scratch, place, length, part, where
                     )
         while done < texts:
-            store_i64(counts + done * 8, made)
+            store_i64(counts + done * 8, id_count)
             done += 1
 
     return body

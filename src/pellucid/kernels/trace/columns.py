@@ -84,14 +84,15 @@ def build_copy(simd: Any) -> Any:
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
         rows, out, stride = load(record + at.rows), load(record + at.out), load(record + at.out_stride)
-        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
+        places, place_stride = load(record + at.places), load(record + at.place_stride)
+        part = load(record + at.part)
         count, height = load(record + at.count), load(step + load(record + at.of))
         begin, end, low, high = own(width, first, count, height, places, thread, threads)
         for i in range(load(rows)):
             number = load(rows + WORD * (i + 1))
             if not low <= number < high:
                 continue
-            source = x + place(places, apart, part, number) * width * 4
+            source = x + place(places, place_stride, part, number) * width * 4
             to = out + i * stride - first * 4
             whole = begin + max(end - begin, 0) // 16 * 16
             for j in range(begin, whole, 16):
@@ -110,7 +111,8 @@ def build_edit(simd: Any) -> Any:
     @simd.jit
     def body(record, step, thread, threads):
         x, width, first = load(record + at.x), load(record + at.width), load(record + at.first)
-        places, apart, part = load(record + at.places), load(record + at.place_stride), load(record + at.part)
+        places, place_stride = load(record + at.places), load(record + at.place_stride)
+        part = load(record + at.part)
         count, height = load(record + at.count), load(step + load(record + at.of))
         begin, end, low, high = own(width, first, count, height, places, thread, threads)
         entries = load(record + at.entries)
@@ -119,7 +121,7 @@ def build_edit(simd: Any) -> Any:
             number, values = load(entry), load(entry + 2 * WORD)
             if not low <= number < high:
                 continue
-            row = x + place(places, apart, part, number) * width * 4
+            row = x + place(places, place_stride, part, number) * width * 4
             factor = np.float32(simd.load_f64(entry + WORD))
             for j in range(begin, end):
                 new = zero

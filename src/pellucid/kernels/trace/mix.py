@@ -49,27 +49,27 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     zero, tile_of = np.float32(0), listed_tile(simd, at)
 
     @simd.jit
-    def mix(tile, pattern, factor, given, sums):
+    def mix(tile, pattern, factor, addend, sums):
         """Add a row's changed weights times its values to ``sums``. Returns the largest change of a weight."""
         context = context_of(tile)
         low, high = seen(tile, context, tile.first, 1)
         _, first, last = limits(tile, context, tile.first)
         values = load(tile.record + at.values) + tile.kv_head * each
-        weights, most, less = sums + value_dim * 4, splat(zero), splat(factor - np.float32(1))
+        weights, largest, less = sums + value_dim * 4, splat(zero), splat(factor - np.float32(1))
         for page in range(low // PAGE * PAGE, high, PAGE):
             begin, end = max(low, page), min(high, page + PAGE)
             for t in range(begin, end, 16):
                 delta = vload(pattern + t * 4) * less
-                if given != 0 and factor == zero:
-                    delta = vload(given + t * 4) - vload(pattern + t * 4)
-                elif given != 0:
-                    delta = fma(vload(pattern + t * 4), less, vload(given + t * 4))
+                if addend != 0 and factor == zero:
+                    delta = vload(addend + t * 4) - vload(pattern + t * 4)
+                elif addend != 0:
+                    delta = fma(vload(pattern + t * 4), less, vload(addend + t * 4))
                 delta = keep(delta, first - t, min(last, end) - t, zero)
                 store16(weights + (t - page) * size, delta)
-                most = vmax(most, vabs(delta))
+                largest = vmax(largest, vabs(delta))
             here = values + load_i32(context.pages + page // PAGE * 4) * load(tile.record + at.page_bytes)
             add_values(weights + (begin - page) * size, 0, here, begin - page, 0, 0, end - begin, sums)
-        return vmax_lane(most)
+        return vmax_lane(largest)
 
     @simd.jit
     def body(record, step, thread, threads):
@@ -79,12 +79,12 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
         for i in range(*simd.thread_range(total, thread, threads)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
             number, which = load(entry), load(entry + WORD)
-            factor, given = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)
+            factor, addend = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)
             tile = tile_of(record, step, number, load(record + at.first) + which)
             pattern = load(record + at.pattern) + number * load(record + at.pattern_stride)
             for j in range(0, value_dim * 4, 64):
                 vstore(sums + j, splat(zero))
-            changed = mix(tile, pattern + which * load(record + at.pattern_head), factor, given, sums)
+            changed = mix(tile, pattern + which * load(record + at.pattern_head), factor, addend, sums)
             if changed != zero:
                 out = load(record + at.out) + place_of(tile, tile.first) * value_dim * 4
                 for j in range(0, value_dim * 4, 64):
