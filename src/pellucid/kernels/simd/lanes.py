@@ -47,8 +47,7 @@ def _reduce(combine):
     def emit(e, x):
         half = LANES // 2
         while half:
-            order = ir.Constant(vec(i32), [(lane + half) % LANES for lane in range(LANES)])
-            x = combine(e, x, e.b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order))
+            x = combine(e, x, e.lanes(x, [(lane + half) % LANES for lane in range(LANES)]))
             half //= 2
         return e.b.extract_element(x, ir.Constant(i32, 0))
 
@@ -63,22 +62,16 @@ vmax_lane = vector_op(types.float32, (F32x16,), _reduce(emit_maximum))
 def _minus_sums(e, first, second):
     """Return minus the sum of all 32 integers and minus the sum of the second 16, as the halves of an i64."""
     half = LANES // 2
-    nothing, both = ir.Constant(first.type, ir.Undefined), e.b.add(first, second)
 
     def folded(x):
-        low, high = (ir.Constant(vec(i32, half), list(range(at, at + half))) for at in (0, half))
-        return e.b.add(e.b.shuffle_vector(x, nothing, low), e.b.shuffle_vector(x, nothing, high))
+        return e.b.add(e.lanes(x, range(half)), e.lanes(x, range(half, LANES)))
 
-    joined = ir.Constant(vec(i32), list(range(LANES)))
-    sums = e.b.shuffle_vector(folded(both), folded(second), joined)
+    sums = e.joined([folded(e.b.add(first, second)), folded(second)])
     step = half // 2
     while step:
-        other = ir.Constant(vec(i32), [lane ^ step for lane in range(LANES)])
-        sums = e.b.add(sums, e.b.shuffle_vector(sums, nothing, other))
+        sums = e.b.add(sums, e.lanes(sums, [lane ^ step for lane in range(LANES)]))
         step //= 2
-    sums = e.b.neg(sums)
-    pair = ir.Constant(vec(i32, 2), [0, half])
-    return e.b.bitcast(e.b.shuffle_vector(sums, nothing, pair), i64)
+    return e.b.bitcast(e.lanes(e.b.neg(sums), [0, half]), i64)
 
 
 minus_sums = vector_op(types.int64, (I32x16, I32x16), _minus_sums)
