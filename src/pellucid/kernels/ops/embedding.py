@@ -80,7 +80,7 @@ def _row(simd: Any, packed: PackedLayout) -> Any:
                     write(e, value, factor, e.at(out, e.times(column, 4)), add)
 
     kinds = (t.int64, t.int64, t.int64, t.float32, t.int64, t.int64)
-    return simd.vector_op(t.void, kinds, emit_float if packed.is_float else emit_int)
+    return simd.emitted_op(t.void, kinds, emit_float if packed.is_float else emit_int)
 
 
 @kernel("embedding", EmbeddingRecord)

@@ -43,7 +43,7 @@ from pellucid.kernels.simd.atomics import (
     wake,
     yield_core,
 )
-from pellucid.kernels.simd.emitter import Emitter, inner_loop, vector_op
+from pellucid.kernels.simd.emitter import Emitter, emitted_op, inner_loop
 from pellucid.kernels.simd.functions import thread_range, vexp, vexp64, vreciprocal
 from pellucid.kernels.simd.lanes import (
     evens,

@@ -1,4 +1,4 @@
-"""``Emitter`` emits LLVM instructions for kernels; ``vector_op`` and ``inner_loop`` make Numba intrinsics of them."""
+"""``Emitter`` emits LLVM instructions for kernels; ``emitted_op`` and ``inner_loop`` make Numba intrinsics of them."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Emitter:
             self.prefetch(self.at(address, ahead), nearest)
 
 
-def vector_op(result, operands, emit):
+def emitted_op(result, operands, emit):
     """Make an intrinsic of ``emit(emitter, *operands)``; ``result`` and ``operands`` are Numba types."""
     names = ", ".join(f"a{i}" for i in range(len(operands)))
     scope = {"emit": emit, "result": result, "operands": operands, "Emitter": Emitter}
@@ -178,4 +178,4 @@ def vector_op(result, operands, emit):
 
 def inner_loop(operand_count, emit):
     """Make an intrinsic of ``emit(emitter, *operands)`` without a result. The operands are int64."""
-    return vector_op(types.void, (types.int64,) * operand_count, emit)
+    return emitted_op(types.void, (types.int64,) * operand_count, emit)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from pellucid.kernels.simd.arithmetic import emit_maximum
-from pellucid.kernels.simd.emitter import vector_op
+from pellucid.kernels.simd.emitter import emitted_op
 from pellucid.kernels.simd.types import LANES, F32x16, F64x16, I32x16, i16, i32, i64, vec
 
 
@@ -20,9 +20,9 @@ def _keep(e, x, first, count, other):
     return e.b.select(inside, x, e.splat(other))
 
 
-keep = vector_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
+keep = emitted_op(F32x16, (F32x16, types.int64, types.int64, types.float32), _keep)
 # x in the lanes whose bit is set, y in the other lanes; lane 0 is the lowest bit.
-select_bits = vector_op(
+select_bits = emitted_op(
     F32x16,
     (types.int64, F32x16, F32x16),
     lambda e, bits, x, y: e.b.select(e.b.bitcast(e.b.trunc(bits, i16), vec(ir.IntType(1))), x, y),
@@ -31,12 +31,12 @@ select_bits = vector_op(
 
 def _lanes_of_two(order):
     """Make an intrinsic that picks 16 lanes of two vectors; lanes 16 to 31 belong to the second vector."""
-    return vector_op(
+    return emitted_op(
         F32x16, (F32x16, F32x16), lambda e, x, y: e.b.shuffle_vector(x, y, ir.Constant(vec(i32), order))
     )
 
 
-lane0 = vector_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
+lane0 = emitted_op(types.float32, (F32x16,), lambda e, x: e.b.extract_element(x, ir.Constant(i32, 0)))
 evens = _lanes_of_two(list(range(0, 32, 2)))
 odds = _lanes_of_two(list(range(1, 32, 2)))
 zipped_low = _lanes_of_two([lane // 2 + 16 * (lane % 2) for lane in range(16)])  # undoes evens and odds
@@ -54,9 +54,9 @@ def _reduce(combine):
     return emit
 
 
-vsum = vector_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vsum64 = vector_op(types.float64, (F64x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
-vmax_lane = vector_op(types.float32, (F32x16,), _reduce(emit_maximum))
+vsum = emitted_op(types.float32, (F32x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vsum64 = emitted_op(types.float64, (F64x16,), _reduce(lambda e, x, y: e.b.fadd(x, y)))
+vmax_lane = emitted_op(types.float32, (F32x16,), _reduce(emit_maximum))
 
 
 def _minus_sums(e, first, second):
@@ -74,4 +74,4 @@ def _minus_sums(e, first, second):
     return e.b.bitcast(e.lanes(e.b.neg(sums), [0, half]), i64)
 
 
-minus_sums = vector_op(types.int64, (I32x16, I32x16), _minus_sums)
+minus_sums = emitted_op(types.int64, (I32x16, I32x16), _minus_sums)
