@@ -226,16 +226,22 @@ def _copier(simd: Any, emit: Any) -> Any:
     return run
 
 
-def masked_scores(simd: Any) -> Any:
-    """Make the helper that caps, biases and masks a row of scores in place, and returns the lanes' largest scores."""
-    vload, vstore, splat, vmax = simd.vload, simd.vstore, simd.splat, simd.vmax
-    keep, tanh, minus_infinity = simd.keep, tanh_vector(simd), np.float32(-np.inf)
+def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
+    """Make the helper for the unnormalised softmax of one row of scores.
+
+    ``store`` stores 16 weights, ``size`` bytes each, at an address.
+    """
+    vload, vstore, splat, vmax, vmax_lane = simd.vload, simd.vstore, simd.splat, simd.vmax, simd.vmax_lane
+    keep, vexp, vsum, tanh = simd.keep, simd.vexp, simd.vsum, tanh_vector(simd)
+    minus_infinity = np.float32(-np.inf)
 
     @simd.jit
-    def mask(scores, base, end, first, last, cap, bias):
-        """``scores`` are of the tokens base <= t < end; they become minus infinity outside first <= t < last.
+    def softmax(scores, out, base, end, first, last, cap, bias, state):
+        """Turn the scores of tokens base <= t < end into weights; weights are 0 outside first <= t < last.
 
-        ``cap`` is 0 for no softcap. ``bias`` is the address of token 0's bias, or 0.
+        The weights are written to ``out``, which may equal ``scores`` or lie before it. ``bias`` is the address of
+        token 0's bias, or 0. The largest score and the sum of the weights are written to ``state``: minus infinity and
+        0 if no token is seen.
         """
         top = splat(minus_infinity)
         for t in range(base, end, 16):
@@ -248,28 +254,7 @@ def masked_scores(simd: Any) -> Any:
                 x = keep(x, first - t, last - t, minus_infinity)
             vstore(scores + (t - base) * 4, x)
             top = vmax(top, x)
-        return top
-
-    return mask
-
-
-def softmax_of_row(simd: Any, store: Any, size: int) -> Any:
-    """Make the helper for the unnormalised softmax of one row of scores.
-
-    ``store`` stores 16 weights, ``size`` bytes each, at an address.
-    """
-    vload, splat, vmax_lane, vexp, vsum = simd.vload, simd.splat, simd.vmax_lane, simd.vexp, simd.vsum
-    mask, minus_infinity = masked_scores(simd), np.float32(-np.inf)
-
-    @simd.jit
-    def softmax(scores, out, base, end, first, last, cap, bias, state):
-        """Turn the scores of tokens base <= t < end into weights; weights are 0 outside first <= t < last.
-
-        The weights are written to ``out``, which may equal ``scores`` or lie before it. ``cap`` and ``bias`` are as in
-        ``masked_scores``. The largest score and the sum of the weights are written to ``state``: minus infinity and 0
-        if no token is seen.
-        """
-        largest, total = vmax_lane(mask(scores, base, end, first, last, cap, bias)), splat(0.0)
+        largest, total = vmax_lane(top), splat(0.0)
         simd.store_f32(state, largest)
         if largest == minus_infinity:
             largest = np.float32(0)

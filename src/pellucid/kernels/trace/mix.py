@@ -15,11 +15,11 @@ import numpy as np
 from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
-from pellucid.kernels.attention.rows import RowsRecord, rows_of
+from pellucid.kernels.attention.rows import RowsRecord, Tile, rows_of
 from pellucid.kernels.attention.walk import SCORES
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
-from pellucid.kernels.trace.pattern import listed_tile
+from pellucid.kernels.trace.pattern import ROW_WORDS
 
 ENTRY_WORDS = (
     4  # the index of a listed row, the index of a head, the factor as a float64, the address of values or 0
@@ -46,7 +46,7 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
     store16, size, each = loops.store, loops.size, head_bytes(kv_dtype, value_dim)
     vload, vstore, splat, keep = simd.vload, simd.vstore, simd.splat, simd.keep
     vmax, vabs, vmax_lane, fma = simd.vmax, simd.vabs, simd.vmax_lane, simd.fma
-    zero, tile_of = np.float32(0), listed_tile(simd, at)
+    zero = np.float32(0)
 
     @simd.jit
     def mix(tile, pattern, factor, addend, sums):
@@ -73,14 +73,19 @@ def build(simd: Any, value_dim: int, kv_dtype: str) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        entries = load(record + at.entries)
+        heads, entries = load(record + at.heads), load(record + at.entries)
+        group, listed = heads // load(record + at.kv_heads), load(record + at.rows)
         sums = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
         total = load(entries)
         for i in range(*simd.thread_range(total, thread, threads)):
             entry = entries + WORD * (1 + ENTRY_WORDS * i)
             number, which = load(entry), load(entry + WORD)
             factor, addend = np.float32(simd.load_f64(entry + 2 * WORD)), load(entry + 3 * WORD)
-            tile = tile_of(record, step, number, load(record + at.first) + which)
+            row = load(listed + WORD * (1 + ROW_WORDS * number))
+            sequence = load(listed + WORD * (2 + ROW_WORDS * number))
+            head = load(record + at.first) + which
+            inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
+            tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
             pattern = load(record + at.pattern) + number * load(record + at.pattern_stride)
             for j in range(0, value_dim * 4, 64):
                 vstore(sums + j, splat(zero))

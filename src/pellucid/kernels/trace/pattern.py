@@ -17,10 +17,11 @@ from pellucid.kernels.attention import bf16_tiles, tiles
 from pellucid.kernels.attention.kv_layout import PAGE, head_bytes
 from pellucid.kernels.attention.page_loops import page_loops
 from pellucid.kernels.attention.rows import ScoresRecord, Tile, rows_of
-from pellucid.kernels.attention.tiles import SPAN, masked_scores
+from pellucid.kernels.attention.tiles import SPAN
 from pellucid.kernels.attention.walk import SCORES
 from pellucid.kernels.core.definitions import kernel
 from pellucid.kernels.core.record import SCRATCH_HEADER, WORD, Address, StepRecord
+from pellucid.kernels.ops.elementwise import tanh_vector
 
 ROW_WORDS = 2  # words of a listed row: its index in the step, and the index of its sequence
 
@@ -42,7 +43,7 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
     context_of, place_of, limits, seen = rows.context_of, rows.place_of, rows.limits, rows.seen
     scores = (bf16_tiles if kv_dtype == "bf16" else tiles).scores_tile(simd, 1, head_dim, kv_dtype)
     store16, number_bytes = loops.store, loops.size
-    key_bytes, finish, tile_of = head_bytes(kv_dtype, head_dim), _finish(simd, at), listed_tile(simd, at)
+    key_bytes, finish = head_bytes(kv_dtype, head_dim), _finish(simd, at)
     vload, vstore, splat = simd.vload, simd.vstore, simd.splat
     minus_infinity = np.float32(-np.inf)
 
@@ -72,36 +73,25 @@ def build(simd: Any, head_dim: int, kv_dtype: str) -> Any:
 
     @simd.jit
     def body(record, step, thread, threads):
-        count, each = load(record + at.count), load(record + at.out_head)
+        listed, count, heads = load(record + at.rows), load(record + at.count), load(record + at.heads)
+        group, each = heads // load(record + at.kv_heads), load(record + at.out_head)
         queries = load(step + step_at.scratch) + thread * load(step + step_at.scratch_bytes) + SCRATCH_HEADER
-        total = load(load(record + at.rows)) * count
+        total = load(listed) * count
         for i in range(*simd.thread_range(total, thread, threads)):
-            tile = tile_of(record, step, i // count, load(record + at.first) + i % count)
+            entry, head = listed + WORD * (1 + ROW_WORDS * (i // count)), load(record + at.first) + i % count
+            row, sequence = load(entry), load(entry + WORD)
+            inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
+            tile = Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
             out = load(record + at.out) + i // count * load(record + at.out_stride) + i % count * each
             row_of(tile, queries, out, each // 4)
 
     return body
 
 
-def listed_tile(simd: Any, at: Any) -> Any:
-    """Make the helper that returns the tile of a head and a row of the record's list: (record, step, index, head)."""
-    step_at, load, load_i32 = StepRecord.at, simd.load_i64, simd.load_i32
-
-    @simd.jit
-    def tile_of(record, step, index, head):
-        entry = load(record + at.rows) + WORD * (1 + ROW_WORDS * index)
-        row, sequence = load(entry), load(entry + WORD)
-        group = load(record + at.heads) // load(record + at.kv_heads)
-        inside = row - load_i32(load(step + step_at.first_row) + 4 * sequence)
-        return Tile(record, step, sequence, head // group, group, inside * group + head % group, 1)
-
-    return tile_of
-
-
 def _finish(simd: Any, at: Any) -> Any:
     load, load_f32, vload, vstore, splat = simd.load_i64, simd.load_f32, simd.vload, simd.vstore, simd.splat
-    vexp, vmax_lane, vsum, lane0 = simd.vexp, simd.vmax_lane, simd.vsum, simd.lane0
-    mask, minus_infinity = masked_scores(simd), np.float32(-np.inf)
+    keep, vexp, vmax, vmax_lane, vsum = simd.keep, simd.vexp, simd.vmax, simd.vmax_lane, simd.vsum
+    tanh, lane0, minus_infinity = tanh_vector(simd), simd.lane0, np.float32(-np.inf)
 
     @simd.jit
     def finish(tile, out, low, high, first, last, position):
@@ -111,7 +101,17 @@ def _finish(simd: Any, at: Any) -> Any:
         bias = load(record + at.bias)
         if bias != 0:
             bias += head * load(record + at.bias_stride) - position * load(record + at.bias_step)
-        top = mask(out + low * 4, low, high, first, last, cap, bias)
+        top = splat(minus_infinity)
+        for t in range(low, high, 16):
+            x = vload(out + t * 4)
+            if cap != np.float32(0):
+                x = splat(cap) * tanh(x / splat(cap))
+            if bias != 0:
+                x = x + vload(bias + t * 4)
+            if t < first or t + 16 > last:
+                x = keep(x, first - t, last - t, minus_infinity)
+            vstore(out + t * 4, x)
+            top = vmax(top, x)
         if load(record + at.raw) != 0:
             return
         largest, sinks = vmax_lane(top), load(record + at.sinks)
