@@ -77,9 +77,9 @@ class LoadOptions(Struct, frozen=True, kw_only=True):
     @property
     def activation_bits(self) -> int:
         """Bits of the activations that quantised weights are multiplied with: 24 if ``precise``, otherwise 8."""
-        from pellucid.kernels.matmul.quantize import FINEST
+        from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 
-        return FINEST if self.precise else 8
+        return MAX_ACTIVATION_BITS if self.precise else 8
 
     @property
     def cache_bytes(self) -> int | None:

@@ -19,7 +19,7 @@ from pellucid.plan.pipeline_stages import cut
 from pellucid.plan.plan import Plan
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import groups_of, page_counts
-from pellucid.runtime.prefix_cache import usual_bytes
+from pellucid.runtime.prefix_cache import default_bytes
 
 USABLE = 0.9  # of a machine's memory
 MAX_STAGES = 64
@@ -86,7 +86,7 @@ class ModelSize:
         """
         limits = self.limits
         counts = page_counts(self.plan.layers, limits.context, limits.tokens, limits.sequences, memory=memory)
-        kept = usual_bytes(self.weight_bytes, memory)
+        kept = default_bytes(self.weight_bytes, memory)
         return ReplicaCapacity(self.plan.layers, counts, kept, limits)
 
 

@@ -89,7 +89,7 @@ class StageServer:
 
     def serve(self) -> None:
         """Follow the lead. Call it in a thread of its own."""
-        self.runner.executor.placement.sit(0)
+        self.runner.executor.placement.bind(0)
         try:
             while not self._closed:
                 try:
@@ -169,7 +169,7 @@ class StageServer:
                 cache.allocate(self._table(number), tokens)
         elif kind == "pages":
             for pool, count in zip(cache.pools, fields[0], strict=True):
-                pool.hold_back(count)
+                pool.reserve(count)
         elif kind == "truncate":
             number, length, remaining = fields
             _agree(cache.truncate(self._table(number), length), remaining)

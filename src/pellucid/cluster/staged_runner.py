@@ -138,7 +138,7 @@ class StagedRunner(ModelRunner):
             counts = self._connect(self.cache.prefixes.limit, time.monotonic() + seconds)
             # All stages use the page counts of the smallest stage, so that they run out of pages at the same time.
             for pool, count in zip(self.cache.kv.pools, counts):
-                pool.hold_back(count)
+                pool.reserve(count)
             self._telling, self.lost = True, False
             self.tell("pages", counts)
 

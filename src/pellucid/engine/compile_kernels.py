@@ -20,6 +20,6 @@ def compile_kernels(
     kernels = (*plan.kernels(), *LOOP_KERNELS, *packers(checkpoint, model, plan), *sampling)
     if not shared().is_cached(kernels):
         # Imported here because it imports subprocess, which most starts do not need.
-        from pellucid.kernels.core.together import compile_together
+        from pellucid.kernels.core.parallel import compile_in_parallel
 
-        compile_together(kernels, processors().usable, free_bytes(), progress)
+        compile_in_parallel(kernels, processors().usable, free_bytes(), progress)

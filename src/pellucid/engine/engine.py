@@ -30,7 +30,7 @@ from pellucid.engine.step_times import StepTimes, counts
 from pellucid.engine.task import ChunkOutput, ScheduledChunk, Task
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.executor import FORKED
-from pellucid.runtime.memory import give_back_heap
+from pellucid.runtime.memory import release_heap
 
 T = TypeVar("T")
 IDLE_SECONDS = 0.5
@@ -199,7 +199,7 @@ class Engine:
 
     def _work(self) -> None:
         """The thread's main function. An error outside a task is a bug: it ends all tasks, so that no reader hangs."""
-        self.runner.executor.placement.sit(0)
+        self.runner.executor.placement.bind(0)
         while True:
             try:
                 self._loop()
@@ -225,7 +225,7 @@ class Engine:
                 self._step(self)
             elif unused:
                 self.cache.trim()
-                give_back_heap()
+                release_heap()
                 with self._lock:
                     if self._inbox.empty():
                         self._thread = None

@@ -30,7 +30,7 @@ from pellucid.runtime.cache_layout import LayerShape, page_counts
 from pellucid.runtime.executor import Executor, Program
 from pellucid.runtime.memory import CACHE_LINE, address
 from pellucid.runtime.placement import Placement
-from pellucid.runtime.prefix_cache import usual_bytes
+from pellucid.runtime.prefix_cache import default_bytes
 from pellucid.runtime.processors import machine_bytes, processors
 from pellucid.weights.checkpoint import Checkpoint
 
@@ -42,7 +42,7 @@ class ModelRunner:
 
     With ``executor`` the model shares the threads of another model. With a ``stage`` it runs only this part of the
     plan, by ``forward_stage``. ``pin`` selects the cores of each thread (``runtime/placement.py``). The prefix cache
-    may take ``cache_memory`` bytes (default: ``usual_bytes``). ``cache_of`` makes the cache manager.
+    may take ``cache_memory`` bytes (default: ``default_bytes``). ``cache_of`` makes the cache manager.
 
     Raises:
         InvalidRequest: threads cannot be bound in this way.
@@ -69,7 +69,7 @@ class ModelRunner:
         placement = executor.placement if executor else Placement(threads, pin)
         pages = -(-limits.context // PAGE)
         counts = page_counts(plan.layers, limits.context, limits.tokens, limits.sequences)
-        usual = usual_bytes(plan.weight_bytes, machine_bytes())
+        usual = default_bytes(plan.weight_bytes, machine_bytes())
         kv = KVCache(plan.layers, counts, placement)
         self.cache = cache_of(kv, usual if cache_memory is None else cache_memory)
         layers = [layer for layer in plan.layers if isinstance(layer, LayerShape)]

@@ -14,7 +14,7 @@ from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLook
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import Wait
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import MOST_AHEAD, CachedSequence
+from pellucid.runtime.sequence import MAX_TOKENS_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.logprobs import TokenLogprobs, of_token
 from pellucid.sample.options import Options
@@ -24,7 +24,7 @@ from pellucid.tokenize import Tokenizer
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-MAX_FORCED_TOKENS = MOST_AHEAD
+MAX_FORCED_TOKENS = MAX_TOKENS_AHEAD
 """Maximum number of forced tokens (tokens without an alternative) in the same step as the sampled token."""
 
 

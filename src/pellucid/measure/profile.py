@@ -125,7 +125,7 @@ def profile_turns(
         rates: list[Rates] = []
         seconds = list[NDArray[np.float64]]()
         placement = runner.executor.placement
-        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.seated():
+        with closing(Roofs(runner.threads, nbytes, placement=placement)) as roofs, placement.bound():
             for number in range(rounds):
                 if progress:
                     progress(number, rounds, what)

@@ -71,7 +71,7 @@ def measure(
     speeds: list[list[float]] = [[] for _ in workloads]
     rates: list[list[Rates]] = [[] for _ in workloads]
     placement = runner.executor.placement
-    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.seated():
+    with closing(Roofs(runner.threads, max(sizes), placement=placement)) as roofs, placement.bound():
         for number in range(rounds):
             for i, workload in enumerate(workloads):
                 if progress:

@@ -48,7 +48,7 @@ def columns(width: int) -> str:
 
 
 def tiles(width: int) -> str:
-    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/division.py``)."""
+    """Name of a partition: each thread has some columns of some rows (``kernels/matmul/partition.py``)."""
     return f"tiles of {width}"
 
 

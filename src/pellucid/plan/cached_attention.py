@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.model.spec import Attention
 from pellucid.plan.builder import Builder, heads
 from pellucid.plan.plan import At, Cache, CacheGroup, Operation, PageBytes, ScoreBias, Value, Vector
@@ -25,7 +25,7 @@ def kv_dtype_of(builder: Builder, stage: str, kind: Attention) -> str:
     """
     if builder.kv_dtype:
         return builder.kv_dtype
-    if builder.activation_bits == FINEST:
+    if builder.activation_bits == MAX_ACTIVATION_BITS:
         return "f32"
     return "f16" if kind.bias or builder.layouts[f"{stage}.q.weight"].is_float else "bf16"
 

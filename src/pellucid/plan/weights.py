@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.kernels.core.definitions import KernelKey
-from pellucid.kernels.matmul.division import column_ends
 from pellucid.kernels.matmul.packed_layout import BLOCK, ROWS, PackedLayout, round_up
+from pellucid.kernels.matmul.partition import column_ends
 from pellucid.model.shapes import expected_shapes
 from pellucid.model.slot_reader import SlotReader, by_expert, format_of
 from pellucid.model.weight_map import Model, Slot

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pellucid.runtime.batch import Chunk, Probe
 from pellucid.runtime.cache import BlockTable
 
-MOST_AHEAD = 7
+MAX_TOKENS_AHEAD = 7
 """Maximum number of forced or draft tokens that a decoding sequence runs in one step after its last token."""
 
 
@@ -49,12 +49,12 @@ class CachedSequence:
     @property
     def decodes(self) -> bool:
         """True if the next tokens are decode rows: the last token, and the forced or draft tokens after it."""
-        return 0 < self.table.length >= self.first_output and self.unread_tokens <= 1 + MOST_AHEAD
+        return 0 < self.table.length >= self.first_output and self.unread_tokens <= 1 + MAX_TOKENS_AHEAD
 
-    def chunk(self, most: int, rows: int) -> Chunk:
-        """The next tokens of the sequence: at most ``most`` tokens, with at most ``rows`` outputs."""
+    def chunk(self, max_tokens: int, max_outputs: int) -> Chunk:
+        """The next tokens of the sequence: at most ``max_tokens`` tokens, with at most ``max_outputs`` outputs."""
         start = self.table.length
-        stop = min(start + most, len(self.tokens), max(self.first_output, start) + rows)
+        stop = min(start + max_tokens, len(self.tokens), max(self.first_output, start) + max_outputs)
         outputs = max(0, stop - max(self.first_output, start))
         return Chunk(self.table, self.tokens[start:stop], outputs=outputs, probe=self.probe)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.kernels.core.beside import beside
+from pellucid.kernels.core.background import background_compiler
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.text.pieces import PART
 from pellucid.kernels.text.rewrite import RULES
@@ -63,7 +63,9 @@ def is_ready(model: TokenizerModel, *, compiles: bool) -> bool:
 
     True for a model without a compiled form.
     """
-    return model.kernel is None or beside().ready((model.kernel, *STAGE_KERNELS), compiles=compiles)
+    return model.kernel is None or background_compiler().ready(
+        (model.kernel, *STAGE_KERNELS), compiles=compiles
+    )
 
 
 def compiled_encoder(encoder: Encoder) -> CompiledEncoder | None:

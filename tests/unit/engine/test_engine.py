@@ -27,7 +27,7 @@ from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain
 from pellucid.engine.tasks.beam_search import BeamSearchTask
 from pellucid.engine.tasks.scoring import ScoringTask
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.kernels.core import together
+from pellucid.kernels.core import parallel
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, shared
 from pellucid.llm import LLM
@@ -668,7 +668,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         return load(self, keys, progress)
 
     monkeypatch.setattr(compile_kernels, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
-    monkeypatch.setattr(together, "compile_together", lambda keys, *_: asked.extend(keys))
+    monkeypatch.setattr(parallel, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests
     for kept in (candidates._top, candidates._sums):

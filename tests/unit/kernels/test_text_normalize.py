@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.letters import CHANGED
 
-from pellucid.kernels.text.normalize import MOST
+from pellucid.kernels.text.normalize import MAX_PARTS
 from pellucid.tokenize.compiled.compiled_stages import NormalizeStage
 from pellucid.tokenize.compiled.form_tables import form_table
 from pellucid.tokenize.compiled.workspace import TextBatch, Workspace
@@ -72,8 +72,8 @@ def test_characters_with_marks_in_any_order_are(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_more_marks_than_there_is_room_for_are_for_python(form: Form) -> None:
-    assert normalized(form, ["a" + "\u0301\u0323" * (MOST // 2 - 1)]) is not None
-    assert normalized(form, ["a" + "\u0301\u0323" * (MOST // 2)]) is None
+    assert normalized(form, ["a" + "\u0301\u0323" * (MAX_PARTS // 2 - 1)]) is not None
+    assert normalized(form, ["a" + "\u0301\u0323" * (MAX_PARTS // 2)]) is None
 
 
 @pytest.mark.parametrize("form", FORMS)

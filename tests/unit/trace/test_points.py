@@ -14,7 +14,7 @@ from support.points import cosine, distance
 from support.tiny import GOLDENS, TINY, model_runner, opened
 
 from pellucid import pipeline
-from pellucid.kernels.matmul.quantize import FINEST
+from pellucid.kernels.matmul.quantize import MAX_ACTIVATION_BITS
 from pellucid.plan.weights import layouts
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
@@ -86,7 +86,7 @@ def kind(point: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_points_are_what_transformers_computes(name: str) -> None:
     _, expected = golden(name)
-    found = traced(name, FINEST, "f32")
+    found = traced(name, MAX_ACTIVATION_BITS, "f32")
     assert not set(expected) - set(found), "values that are no points"
     for point in expected:
         if expected[point].dtype == np.int32:

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from pellucid.runtime.memory import give_back_heap
+from pellucid.runtime.memory import release_heap
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,4 +76,4 @@ def trim(job: Future[None] | None = None) -> None:
     """Return free memory to the system, after the end of a job. Otherwise the allocator keeps it."""
     if job is not None and not job.cancelled():
         job.exception()
-    give_back_heap()
+    release_heap()

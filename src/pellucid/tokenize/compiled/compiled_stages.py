@@ -202,4 +202,4 @@ class NormalizeStage(RewriteStage):
         )
 
     def _fields(self, workspace: Workspace) -> dict[str, int]:
-        return {"scratch": workspace.array("parts", 0, text_normalize.MOST, np.int32).address}
+        return {"scratch": workspace.array("parts", 0, text_normalize.MAX_PARTS, np.int32).address}

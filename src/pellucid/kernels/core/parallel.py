@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
-from pellucid.kernels.core.compile_process import KEPT, READY, started, tell
+from pellucid.kernels.core.compile_process import CACHED, READY, send_key, start_process
 from pellucid.kernels.core.definitions import KernelKey, definition
 from pellucid.kernels.core.fingerprint import source_bytes
 from pellucid.kernels.core.library import CompileProgress, can_cache, shared
 
-MOST = 3  # processes: more would only wait for the process with the longest kernel
-MEMORY = 250 << 20  # bytes of memory that each process takes
+MAX_PROCESSES = 3  # processes: more would only wait for the process with the longest kernel
+PROCESS_BYTES = 250 << 20  # bytes of memory that each process takes
 STARTUP_SECONDS = 30.0  # a process that does not answer by then is not Python
-WORTH = 60_000
+MIN_SOURCE_BYTES = 60_000
 """Bytes of the sources of all kernels but the longest: from this size on, several processes are faster than one.
 
 The time to compile a kernel follows the size of its sources. Attention and matrix products, some 90 KB each, take 2 to
@@ -31,10 +31,10 @@ Events: TypeAlias = SimpleQueue[KernelKey | bytes | None]
 """READY from a process, keys that it has compiled, and None when it receives no more keys."""
 
 
-def compile_together(
-    keys: Iterable[KernelKey], processes: int, free: int | None, progress: CompileProgress | None = None
+def compile_in_parallel(
+    keys: Iterable[KernelKey], max_processes: int, free: int | None, progress: CompileProgress | None = None
 ) -> None:
-    """Compile the kernels that are not cached, in up to ``processes`` processes with half of ``free`` bytes of memory.
+    """Compile the kernels that are not cached, in up to ``max_processes`` processes with half of ``free`` bytes.
 
     Does nothing if one process would be as fast, or if compiled kernels cannot be cached. A kernel that does not
     compile stays absent. A later load of an absent kernel compiles it or raises the error.
@@ -42,21 +42,21 @@ def compile_together(
     library = shared()
     absent = [key for key in dict.fromkeys(keys) if not library.is_cached([key])]
     absent.sort(key=_work, reverse=True)
-    count = min(processes, MOST, len(absent))
+    count = min(max_processes, MAX_PROCESSES, len(absent))
     if free is not None:
-        count = min(count, free // 2 // MEMORY)
-    if count < 2 or sum(map(_work, absent[1:])) < WORTH or not can_cache():
+        count = min(count, free // 2 // PROCESS_BYTES)
+    if count < 2 or sum(map(_work, absent[1:])) < MIN_SOURCE_BYTES or not can_cache():
         return
-    team: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        while len(team) < count and (one := started(0, answers=True)):
-            team.append(one)
-        _run(team, absent, progress)
+        while len(processes) < count and (process := start_process(0, answers=True)):
+            processes.append(process)
+        _run(processes, absent, progress)
     finally:
-        for one in team:
-            one.kill()  # closing its input is not enough: a process forked meanwhile may hold it open
-        for one in team:
-            one.wait()
+        for process in processes:
+            process.kill()  # closing its input is not enough: a process forked meanwhile may hold it open
+        for process in processes:
+            process.wait()
 
 
 def _work(key: KernelKey) -> int:
@@ -64,30 +64,30 @@ def _work(key: KernelKey) -> int:
 
 
 def _run(
-    team: list[subprocess.Popen[bytes]], keys: list[KernelKey], progress: CompileProgress | None
+    processes: list[subprocess.Popen[bytes]], keys: list[KernelKey], progress: CompileProgress | None
 ) -> None:
     """Give each process the next key as soon as it has compiled a kernel."""
-    waiting, events, left = deque(keys), Events(), dict.fromkeys(keys)
-    working, wait = 0, STARTUP_SECONDS
-    for one in team:
+    waiting, events, remaining = deque(keys), Events(), dict.fromkeys(keys)
+    active, wait = 0, STARTUP_SECONDS
+    for process in processes:
         with contextlib.suppress(RuntimeError):  # no more threads can be started
-            threading.Thread(target=_feed, args=(one, waiting, events), daemon=True).start()
-            working += 1
+            threading.Thread(target=_feed, args=(process, waiting, events), daemon=True).start()
+            active += 1
     if progress:
         progress(0, len(keys), str(keys[0]))
-    while working:
+    while active:
         try:
             event = events.get(timeout=wait)
         except Empty:
             return
         if event is None:
-            working -= 1
+            active -= 1
         elif isinstance(event, bytes):
             wait = threading.TIMEOUT_MAX
         else:
-            del left[event]
+            del remaining[event]
             if progress:
-                progress(len(keys) - len(left), len(keys), str(next(iter(left), "")))
+                progress(len(keys) - len(remaining), len(keys), str(next(iter(remaining), "")))
 
 
 def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: Events) -> None:
@@ -100,8 +100,8 @@ def _feed(process: subprocess.Popen[bytes], waiting: deque[KernelKey], events: E
                 if not line:
                     return
             events.put(READY)
-            while tell(process, key := waiting.popleft()) and (answer := process.stdout.readline()):
-                if answer != KEPT:
+            while send_key(process, key := waiting.popleft()) and (answer := process.stdout.readline()):
+                if answer != CACHED:
                     waiting.clear()
                     return
                 events.put(key)

@@ -14,16 +14,16 @@ import threading
 from collections.abc import Collection, Iterable
 
 from pellucid.errors import KernelError
-from pellucid.kernels.core.compile_process import started, tell
+from pellucid.kernels.core.compile_process import send_key, start_process
 from pellucid.kernels.core.definitions import KernelKey
 from pellucid.kernels.core.library import Library, can_cache, shared
 
 NICE = 10  # added to the nice value of the compiling process
-LOOKS = 0.2  # seconds between checks if this process ends
+POLL_SECONDS = 0.2  # seconds between checks if this process ends
 
 
-class Beside:
-    """Compiles kernels of a library in the background. Use the instance that ``beside()`` returns."""
+class BackgroundCompiler:
+    """Compiles kernels of a library in the background. Use the instance that ``background_compiler()`` returns."""
 
     def __init__(self, library: Library) -> None:
         self._library, self._lock = library, threading.Lock()
@@ -36,13 +36,13 @@ class Beside:
             return True
         if not compiles:
             return False
-        wanted = frozenset(keys)
+        key_set = frozenset(keys)
         with self._lock:
-            if wanted not in self.threads:
-                self.threads[wanted] = threading.Thread(
-                    target=self._compile, args=(wanted,), name="pellucid-compiler"
+            if key_set not in self.threads:
+                self.threads[key_set] = threading.Thread(
+                    target=self._compile, args=(key_set,), name="pellucid-compiler"
                 )
-                self.threads[wanted].start()
+                self.threads[key_set].start()
         return False
 
     def _compile(self, keys: Collection[KernelKey]) -> None:
@@ -50,13 +50,13 @@ class Beside:
 
         A kernel that does not compile stays absent: the next ``load`` of it raises the error.
         """
-        process = _started(keys) if can_cache() else None
+        process = _start(keys) if can_cache() else None
         while process is not None and process.poll() is None:
             if not threading.main_thread().is_alive():
                 process.returncode = 0  # the process continues, and nobody waits for it
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOKS)
+                process.wait(POLL_SECONDS)
         for key in keys:
             if threading.main_thread().is_alive() and not self._library.is_cached([key]):
                 with contextlib.suppress(KernelError):
@@ -64,18 +64,18 @@ class Beside:
 
 
 @functools.cache
-def beside() -> Beside:
+def background_compiler() -> BackgroundCompiler:
     """Return the background compiler for the library of this process."""
-    return Beside(shared())
+    return BackgroundCompiler(shared())
 
 
-def _started(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
+def _start(keys: Collection[KernelKey]) -> subprocess.Popen[bytes] | None:
     """Start a process that compiles kernels and ends. Returns None if no process can be started."""
-    process = started(NICE, answers=False)
+    process = start_process(NICE, answers=False)
     if process is None:
         return None
     for key in keys:
-        tell(process, key)
+        send_key(process, key)
     assert process.stdin is not None
     with contextlib.suppress(OSError):
         process.stdin.close()

@@ -16,12 +16,12 @@ from typing import Any
 
 BLOCK = 32  # columns that are not divided: a block of activations
 UNIT = 16  # rows that are not divided: a tile of the widest kernel
-FEWEST = 32  # minimum rows of a thread, if rows are divided
-READING = 16  # loading a block of weights into a core's cache takes about the time of the products of this many rows
-WORTH = 20  # rows are divided more finely if this saves at least 1/20 of the time
+MIN_THREAD_ROWS = 32  # minimum rows of a thread, if rows are divided
+LOAD_ROWS = 16  # loading a block of weights into a core's cache takes about the time of the products of this many rows
+GAIN = 20  # rows are divided more finely if this saves at least 1/GAIN of the time
 
 
-def division(simd: Any) -> Any:
+def partition(simd: Any) -> Any:
     """Make the helper (columns, rows, thread, threads) → a thread's (first column, end, first row, end).
 
     The ends are excluded. Bounds of columns are multiples of ``BLOCK``, except the end of all columns.
@@ -31,11 +31,11 @@ def division(simd: Any) -> Any:
     def row_parts(blocks, rows, threads):
         """Return the number of threads that share the same columns."""
         parts, units = 1, (rows + UNIT - 1) // UNIT
-        least = (blocks + threads - 1) // threads * (units * UNIT + READING)
-        for tried in range(2, min(threads, rows // FEWEST) + 1):
+        least = (blocks + threads - 1) // threads * (units * UNIT + LOAD_ROWS)
+        for tried in range(2, min(threads, rows // MIN_THREAD_ROWS) + 1):
             across = threads // tried  # with two parts, 12 of 13 threads work
-            time = (blocks + across - 1) // across * ((units + tried - 1) // tried * UNIT + READING)
-            if time * WORTH < least * (WORTH - 1):
+            time = (blocks + across - 1) // across * ((units + tried - 1) // tried * UNIT + LOAD_ROWS)
+            if time * GAIN < least * (GAIN - 1):
                 parts, least = tried, time
         return parts
 
@@ -57,7 +57,7 @@ def division(simd: Any) -> Any:
 
 
 Part = Callable[[int, int, int, int], tuple[int, int, int, int]]
-part_of_thread: Part = division(SimpleNamespace(jit=lambda function: function))
+part_of_thread: Part = partition(SimpleNamespace(jit=lambda function: function))
 """The helper as a Python function."""
 
 
