@@ -103,16 +103,19 @@ def _operations(node: ast.AST) -> list[tuple[ast.AST, ast.AST, ast.AST]]:
 
 
 def tests_of(path: Path, root: Path) -> list[str]:
-    """Test paths of a mutant: the tests of its folders.
+    """Test paths of a mutant: the tests of its folders, and the files of tests that import its module.
 
-    A module whose folder has none is tested by the files that import it, and by the tests of the public API.
+    A module whose folder has no tests is also tested by those of the public API.
     """
     unit, names = root / "tests" / "unit", path.relative_to("src").with_suffix("").parts
-    if folders := [unit / name for name in names if (unit / name).is_dir()]:
-        return list(map(str, folders))
+    folders = [unit / name for name in names if (unit / name).is_dir()]
     imports = re.compile(rf"\b{'[.]'.join(names)}\b|from {'[.]'.join(names[:-1])} import .*\b{names[-1]}\b")
-    importing = [file for file in sorted(unit.rglob("test_*.py")) if imports.search(file.read_text())]
-    return list(dict.fromkeys(map(str, [*importing, unit / "llm", *sorted(unit.glob("test_*.py"))])))
+    files = [file for file in sorted(unit.rglob("test_*.py")) if not {*file.parents} & {*folders}]
+    importing = [file for file in files if imports.search(file.read_text())]
+    if len(names) == 2 and folders:  # all files import llm.py
+        return list(map(str, folders))
+    api = [] if folders else [unit / "llm", *sorted(unit.glob("test_*.py"))]
+    return list(dict.fromkeys(map(str, [*folders, *importing, *api])))
 
 
 def caught(mutant: Mutant, root: Path, tests: Sequence[str]) -> str:
