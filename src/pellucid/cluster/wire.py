@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
@@ -142,8 +143,7 @@ def token_of(fields: Sequence[Any], sequence: int = 0) -> TokenOutput:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         token_trace = TokenTrace(*trace)
-    draw = None  # logits are not sent
-    return TokenOutput(*plain, row, token_trace, draw, sequence)
+    return replace(TokenOutput(*plain), logprobs=row, trace=token_trace, sequence=sequence)
 
 
 def facts_fields(facts: PromptOutput) -> list[Any]:
