@@ -89,7 +89,6 @@ class ModelRunner:
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
-        self._nothing = Program(self._base.program.records[:0], ())
         self._watched = WatchedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
@@ -185,16 +184,6 @@ class ModelRunner:
         for chunk in chunks:
             self.cache.kv.advance(chunk.table, len(chunk.tokens))
         return out[:rows, : self.width]
-
-    def rehearse(self, chunks: Sequence[Chunk]) -> None:
-        """Prepare and end a step without its operations, to wake the threads and warm the CPU's caches."""
-        check_step(chunks, self.limits)
-        self._step.fill(chunks)
-        self.wake()
-
-    def wake(self) -> None:
-        """Run a step without operations, so that the threads are awake for the next step."""
-        self.executor.run(self._nothing, self._step.record)
 
     def forward_all(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
         """Run any number of chunks, in several steps if necessary. Returns the output rows of each chunk.
