@@ -26,14 +26,13 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
-from pellucid.serve.body import Body
 from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
 from pellucid.serve.problem import ErrorForm, problem_of
+from pellucid.serve.request_body import BodyType, F, RequestBody
 from pellucid.serve.responses.store import ResponseStore
-from pellucid.serve.schema import Schema, check_names
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
@@ -53,14 +52,14 @@ STATUS: Sequence[tuple[type[PellucidError], int]] = (
 
 @dataclass(frozen=True)
 class Route:
-    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` is the schema of request bodies.
+    """A path: ``run`` answers requests, ``summary`` describes it, ``body`` declares request bodies.
 
     ``media`` is the media type of complete responses, ``stream`` the media type of streams (None: no streams).
     """
 
     run: Callable[[ClientCall], Awaitable[Response]]
     summary: str
-    body: Schema | None = None
+    body: BodyType[Any] | None = None
     stream: str | None = None
     media: str = "application/json"
 
@@ -115,8 +114,8 @@ class ClientCall:
     live: LiveRequests
     viewer: Viewer
     responses: ResponseStore
-    schema: Schema | None = None
-    """JSON schema of the body."""
+    body: BodyType[Any] | None = None
+    """The body that the route declares."""
     number: str = ""
     events: int = 0
     """Number of events that the client received before it lost its connection (``Last-Event-ID``)."""
@@ -137,26 +136,38 @@ class ClientCall:
     def error_body(self, error: Exception) -> tuple[int, dict[str, Any]]:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""
         status = status_of(error)
-        return status, self.error(status, str(error), problem_of(error, self.schema))
+        return status, self.error(
+            status, str(error), problem_of(error, None if self.body is None else self.body.schema)
+        )
 
-    def model(self, fields: Body) -> str:
-        """Name of the model that answers the request.
+    def model(self, name: str) -> str:
+        """Name of the model that answers a request for the model ``name``.
 
-        The server's first model answers a request without a name. The name is mandatory if the schema requires it
+        The server's first model answers a request without a name. The name is mandatory if the body requires it
         (OpenAI, Anthropic) and the server does not answer to every name.
 
         Raises:
             ModelNotFound: the server does not have this model.
-            InvalidRequest: the name is not a string, or is missing.
+            InvalidRequest: the name is missing.
         """
-        required = "model" in (self.schema or {}).get("required", ()) and not self.models.any_name
-        return self.models.known(fields.model("" if required else self.models.names[0]))
+        required = self.body is not None and "model" in self.body.required and not self.models.any_name
+        if required and not name:
+            raise InvalidRequest("model is missing: the request must have it")
+        return self.models.known(name or self.models.names[0])
+
+    async def read(self, body: BodyType[F]) -> RequestBody[F]:
+        """Receive and decode the body.
+
+        Raises:
+            InvalidRequest: the body is too long or is not JSON, or a field is unknown, missing or wrong.
+        """
+        return body.decode(await self.json())
 
     async def json(self) -> Any:
         """Read and parse the body.
 
         Raises:
-            InvalidRequest: the body is too long, is not JSON, or has a field that the schema does not have.
+            InvalidRequest: the body is too long or is not JSON.
         """
         parts, size = list[bytes](), 0
         async for part in self.request.stream():
@@ -168,12 +179,9 @@ class ClientCall:
         whole = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
         self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
         try:
-            found = json.loads(body, parse_constant=_no_constant)
+            return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
-        if self.schema is not None:
-            check_names(self.schema, found)
-        return found
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.

@@ -21,26 +21,23 @@ from pellucid.engine.text_group import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
-from pellucid.serve.apis.openai import OPENAI
 from pellucid.serve.batch_output import BatchOutput, lines_of
-from pellucid.serve.body import Body
 from pellucid.serve.generate import Generating
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest
-from pellucid.serve.openai.completions import CompletionRequest
-from pellucid.serve.openai.embeddings import EmbeddingRequest
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
+from pellucid.serve.openai.completions import COMPLETION, CompletionRequest
+from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
+from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.problem import problem_of
-from pellucid.serve.schema import check_names
+from pellucid.serve.request_body import BodyType, RequestBody
 
 LONGEST_ID = 512
 
 
-ROUTES: Mapping[str, Callable[[Body, ServedModel], Generating]] = {
-    "/v1/chat/completions": ChatRequest.of,
-    "/v1/completions": CompletionRequest.of,
-    "/v1/embeddings": EmbeddingRequest.of,
+ROUTES: Mapping[str, tuple[BodyType[Any], Callable[[RequestBody[Any], ServedModel], Generating]]] = {
+    "/v1/chat/completions": (CHAT, ChatRequest.of),
+    "/v1/completions": (COMPLETION, CompletionRequest.of),
+    "/v1/embeddings": (EMBEDDING, EmbeddingRequest.of),
 }
 
 
@@ -150,19 +147,19 @@ class Batch:
                 raise
 
     def _answer(self, llm: ServedModel, line: RequestLine) -> dict[str, Any]:
-        number, schema = str(line.number), OPENAI.routes[f"POST {line.url}"].body or {}
+        number, (body_type, read) = str(line.number), ROUTES[line.url]
         try:
-            check_names(schema, line.body)
-            body = Body(line.body, OPENAI_BODY)
-            name = body.model() if self._name is None else self._name
-            if self._name is not None:
-                body.take("model")
-            if body.flag("stream"):
-                raise InvalidRequest("stream=true: the answers of a batch are whole; leave it out")
-            status, content = 200, _run(ROUTES[line.url](body, llm), name, number)
+            body = body_type.decode(line.body)
+            name = body.fields.model if self._name is None else self._name
+            if not name:
+                raise InvalidRequest("model is missing: the request must have it")
+            for option in ("stream", "timings_per_token", "return_progress", "verbose"):
+                if getattr(body.fields, option, False):
+                    raise InvalidRequest(f"{option}=true: the answers of a batch are complete; leave it out")
+            status, content = 200, _run(read(body, llm), name, number)
         except PellucidError as error:
             status = status_of(error)
-            content = error_body(status, str(error), problem_of(error, schema))
+            content = error_body(status, str(error), problem_of(error, body_type.schema))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

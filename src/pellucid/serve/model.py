@@ -51,7 +51,7 @@ class ModelElsewhere(Protocol):
     async def look(self, what: str, name: str, fields: Mapping[str, Any]) -> bytes:
         """JSON response of POST /look/WHAT to a body with these fields, for the model ``name``.
 
-        Raises: as the functions of ``look/looks.py``, which run where the engine is.
+        Raises: as the functions of ``look/queries.py``, which run where the engine is.
         """
         ...
 

@@ -54,12 +54,12 @@ def _operation(api: Api, name: str, route: Route, models: Sequence[str]) -> dict
         },
     }
     if route.body is not None:
-        properties = dict(route.body["properties"])
+        properties = dict(route.body.schema["properties"])
         if "model" in properties:
             properties["model"] = {"type": "string", "enum": list(models)}
         made["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": {**route.body, "properties": properties}}},
+            "content": {"application/json": {"schema": {**route.body.schema, "properties": properties}}},
         }
     if parameters := re.findall(r"{(\w+)", name):
         made["parameters"] = [

@@ -25,8 +25,8 @@ CODES: Sequence[tuple[type[Exception], str]] = (
 )
 """OpenAI's code for each error class. The first class that matches applies."""
 UNKNOWN = re.compile(r"unknown option '([^']+)'")
-MISSING = re.compile(r"(\w+) is missing")
-FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | does not | must )")
+MISSING = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*) is missing")
+FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | is empty| does not | must )")
 """Beginning of a message about a wrong field."""
 
 

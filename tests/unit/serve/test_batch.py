@@ -192,7 +192,7 @@ def test_chat(path: Path, tmp_path: Path) -> None:
             {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2},
             "logprobs=true",
         ),
-        ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools[0]={}"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools[0].type is missing"),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user"}], "response_format": "json"},

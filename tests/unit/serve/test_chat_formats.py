@@ -267,8 +267,6 @@ def test_harmony_channels() -> None:
     ("arguments", "word"),
     [
         (("a", "x y", None, None), "a.name='x y'"),
-        (("a", "x", 5, None), "a.description=5"),
-        (("a", "x", None, []), r"a.parameters=\[\]"),
         (("a", "x", None, {"type": "array"}), "a.parameters.type='array'"),
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 from support.served import Served, models_folder, serving
 
 from pellucid.errors import CacheFull, ContextOverflow, DeadlinePassed, InvalidRequest, QueueFull
-from pellucid.serve.anthropic.answer import error_body as claudes
+from pellucid.serve.anthropic.message import error_body as claudes
 from pellucid.serve.api import status_of
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.fields import error_body as ollamas
-from pellucid.serve.openai.answer import error_body as openais
+from pellucid.serve.ollama.response_parts import error_body as ollamas
+from pellucid.serve.openai.response_parts import error_body as openais
 from pellucid.serve.problem import Problem, problem_of
 
 USER: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -27,7 +27,9 @@ CASES: list[tuple[str, dict[str, Any], int, tuple[str, str | None, str | None]]]
      (WRONG, "invalid_value", "max_completion_tokens")),
     ("responses", {"input": "a", "max_output_tokens": 0}, 400, (WRONG, "invalid_value", "max_output_tokens")),
     ("chat/completions", {"messages": USER, "temperature": -1}, 400, (WRONG, "invalid_value", "temperature")),
-    ("chat/completions", {"messages": [{"content": "a"}]}, 400, (WRONG, "invalid_value", "messages[0].role")),
+    ("chat/completions", {"messages": [{"content": "a"}]}, 400,
+     (WRONG, "missing_required_parameter", "messages[0].role")),
+    ("chat/completions", {"messages": []}, 400, (WRONG, "invalid_value", "messages")),
     ("chat/completions", {"messages": USER, "odd": 1}, 400, (WRONG, "unknown_parameter", "odd")),
     ("chat/completions", {"messages": USER, "tools": [{"odd": 1}]}, 400,
      (WRONG, "unknown_parameter", "tools[0].odd")),

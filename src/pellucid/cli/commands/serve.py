@@ -83,7 +83,7 @@ def command(
 
     The first named model is loaded at the start, other models at their first request.
     """
-    from pellucid.serve.names import served_names
+    from pellucid.serve.model_names import served_names
     from pellucid.serve.run import serve
     from pellucid.util.checks import real, whole
 

@@ -18,7 +18,7 @@ from pellucid.errors.messages import brief
 from pellucid.serve.api import Api, ClientCall, Route, answer, array_body
 from pellucid.serve.live import LiveRequest
 from pellucid.serve.look.tokens import token_fields
-from pellucid.serve.openai.answer import error_body
+from pellucid.serve.openai.response_parts import error_body
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
 from pellucid.util.checks import real, whole

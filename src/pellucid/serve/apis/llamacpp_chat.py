@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from msgspec import Meta
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
 from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
 from pellucid.serve.apis import openai, responses
-from pellucid.serve.body import Body
 from pellucid.serve.chat.request import Conversation, template_input
-from pellucid.serve.llamacpp.fields import NO_LIMIT, RANDOM
+from pellucid.serve.chat.tools import MAX_TOOLS, FunctionFields
+from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.openai.chat import ChatRequest, blank_chunk, template_variables, tools_of
-from pellucid.serve.openai.fields import OPENAI_BODY
-from pellucid.serve.schema import FLAG, TEXT, body, closed, function, harmless, of_any_model, one_of, tools
+from pellucid.serve.openai.answer_constraints import FunctionTool
+from pellucid.serve.openai.chat_completions import (
+    CHAT,
+    ChatRequest,
+    ConversationFields,
+    blank_chunk,
+    offered_tools,
+)
+from pellucid.serve.openai.fields import OPENAI_RULES
+from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.request_body import BodyType
+from pellucid.serve.responses.fields import RESPONSE
 
 T = TypeVar("T")
-CHAT_BODY = replace(OPENAI_BODY, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)})
-CHAT = openai.generates(ChatRequest.of, blank_chunk, CHAT_BODY, own=True)
-ABOUT = ("reasoning_effort", "enable_thinking", "chat_template_kwargs")
-CALLABLE = closed({"type": one_of("function"), "function": function(strict=harmless("tools[].strict"))})
-CONVERSATION = body(
-    {"messages": openai.CHAT["properties"]["messages"]},
-    {
-        "model": TEXT,
-        **{name: openai.CHAT["properties"][name] for name in ABOUT},
-        "tools": tools(CALLABLE),
-        "tool_choice": one_of("none", "auto", "required"),
-        "add_generation_prompt": FLAG,
-        "continue_final_message": FLAG,
-    },
+
+
+class TemplateFunction(FunctionFields, frozen=True):
+    """A function of which only the template reads something."""
+
+    strict: Annotated[bool | None, ignored("tools[].strict")] = None
+
+
+class TemplateTool(FunctionTool, frozen=True):
+    """A tool of which only the template reads something."""
+
+    function: TemplateFunction
+
+
+class TemplateFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of requests for the prompt of a conversation."""
+
+    tools: Annotated[Sequence[TemplateTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["none", "auto", "required"] = "auto"
+
+
+LLAMA_CHAT = BodyType(
+    CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
 )
+TEMPLATE = BodyType(TemplateFields, required=())
 
 
-async def _made(call: ClientCall, made: Callable[[ServedModel, Conversation, bool], T]) -> T:
-    """Result of ``made(model, conversation, begins)``. ``begins``: the prompt ends with the beginning of an answer."""
-    fields = Body(await call.json(), CHAT_BODY)
-    name, messages = call.model(fields), fields.required("messages")
-    described, choice = tools_of(fields)
-    variables, goes_on = template_variables(fields), fields.flag("continue_final_message")
-    begins = fields.flag("add_generation_prompt", not goes_on)
+async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:
+    """Result of ``function(model, conversation, begins)``. ``begins``: the prompt ends as an answer begins."""
+    body = await call.read(TEMPLATE)
+    fields = body.fields
+    name, goes_on = call.model(fields.model), fields.continue_final_message
+    begins = not goes_on if fields.add_generation_prompt is None else fields.add_generation_prompt
     if begins and goes_on:
         raise InvalidRequest(
             "add_generation_prompt and continue_final_message are both true: remove one of the two"
         )
-    if left := fields.rest():
-        raise InvalidRequest(f"unknown field {brief(min(left))}: a conversation has messages and tools")
-    asked = Conversation(messages, {}, tools=described, choice=choice, variables=variables, goes_on=goes_on)
+    tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
+    conversation = Conversation(
+        body.raw["messages"], {}, tools=tools, choice=choice, variables=fields.variables(), goes_on=goes_on
+    )
     async with call.use(name) as llm:
-        return await run_in_threadpool(made, llm, asked, begins)
+        return await run_in_threadpool(function, llm, conversation, begins)
 
 
 def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
@@ -77,11 +96,11 @@ def _count(llm: ServedModel, asked: Conversation, begins: bool) -> int:
 
 
 async def _apply_template(call: ClientCall) -> Response:
-    return answer({"prompt": await _made(call, rendered)})
+    return answer({"prompt": await _result(call, rendered)})
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    return answer({"object": "response.input_tokens", "input_tokens": await _made(call, _count)})
+    return answer({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
 
 
 async def _models(call: ClientCall) -> Response:
@@ -100,21 +119,22 @@ async def _models(call: ClientCall) -> Response:
     return answer({"object": "list", "data": found})
 
 
-ANSWERING = responses.RESPONSES.routes["POST /v1/responses"]
-COUNTING = Route(_input_tokens, "Count a conversation's tokens.", CONVERSATION)
+RESPOND = responses.RESPONSES.routes["POST /v1/responses"]
+COUNT = Route(_input_tokens, "Count a conversation's tokens.", TEMPLATE)
 LLAMACPP_CHAT = Api(
     "llama.cpp chat",
     {
         "GET /models": Route(_models, "The models of this server."),
         "POST /chat/completions": Route(
-            CHAT, "Answer a conversation.", of_any_model(openai.CHAT), DATA.media_type
+            openai.generates(LLAMA_CHAT, ChatRequest.of, blank_chunk, own=True),
+            "Answer a conversation.",
+            LLAMA_CHAT,
+            DATA.media_type,
         ),
-        "POST /chat/completions/input_tokens": COUNTING,
-        "POST /v1/chat/completions/input_tokens": COUNTING,
-        "POST /responses": replace(ANSWERING, body=of_any_model(ANSWERING.body or {})),
-        "POST /apply-template": Route(
-            _apply_template, "The prompt of a conversation, as a text.", CONVERSATION
-        ),
+        "POST /chat/completions/input_tokens": COUNT,
+        "POST /v1/chat/completions/input_tokens": COUNT,
+        "POST /responses": replace(RESPOND, body=RESPONSE.with_optional_model()),
+        "POST /apply-template": Route(_apply_template, "The prompt of a conversation, as a text.", TEMPLATE),
     },
     error_body,
 )

@@ -9,13 +9,11 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
-from pellucid.serve.body import Body
 from pellucid.serve.generate import generated
-from pellucid.serve.openai.answer import error_body
-from pellucid.serve.responses.answer import ResponseRequest
-from pellucid.serve.responses.listing import input_items
-from pellucid.serve.responses.request import COUNT_BODY, RESPONSES_BODY
-from pellucid.serve.responses.schema import COUNTED, RESPONSE
+from pellucid.serve.openai.response_parts import error_body
+from pellucid.serve.responses.fields import COUNT, RESPONSE
+from pellucid.serve.responses.input_items import input_items
+from pellucid.serve.responses.response import ResponseRequest
 from pellucid.serve.responses.store import OwnResponses
 from pellucid.serve.responses.truncation import counted
 
@@ -29,18 +27,15 @@ def _number(call: ClientCall) -> str:
 
 
 async def _responses(call: ClientCall) -> Response:
-    given = await call.json()
-    fields, own = Body(given, RESPONSES_BODY), _own(call)
-    name, streams = call.model(fields), fields.flag("stream")
-    return await generated(
-        call, name, lambda llm: ResponseRequest.of(fields, given, llm, own), NAMED if streams else None
-    )
+    body, own = await call.read(RESPONSE), _own(call)
+    name, stream = call.model(body.fields.model), NAMED if body.fields.stream else None
+    return await generated(call, name, lambda llm: ResponseRequest.of(body, llm, own), stream)
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    fields, own = Body(await call.json(), COUNT_BODY), _own(call)
-    async with call.use(call.model(fields)) as llm:
-        count = await run_in_threadpool(counted, fields, llm, own)
+    body, own = await call.read(COUNT), _own(call)
+    async with call.use(call.model(body.fields.model)) as llm:
+        count = await run_in_threadpool(counted, body, llm, own)
         return answer({"object": "response.input_tokens", "input_tokens": count})
 
 
@@ -82,7 +77,7 @@ RESPONSES = Api(
         "GET /v1/responses": Route(
             _refused("there is no WebSocket and no list of responses; POST with stream=true"), "Refused."
         ),
-        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNTED),
+        "POST /v1/responses/input_tokens": Route(_input_tokens, "Count a conversation's tokens.", COUNT),
         "POST /v1/responses/compact": Route(
             _refused('conversations are not compacted; truncation="auto" drops their first messages'),
             "Refused.",

@@ -8,13 +8,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from msgspec import Meta, Struct
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.request_body import Fields
 from pellucid.tokenize.chat.conversation import conversation
 
 TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal")
+
+
+class TextContent(Fields, frozen=True, tag_field="type", tag="text"):
+    """A part of a message's content. The Responses API has its own types for the same text."""
+
+    text: str
+    cache_control: Annotated[Any, ignored("cache_control")] = None
+    annotations: Annotated[Any, ignored("input[].content[].annotations")] = None
+    logprobs: Annotated[Any, ignored("input[].content[].logprobs")] = None
+
+
+class InputTextContent(TextContent, frozen=True, tag="input_text"):
+    """Text of the user."""
+
+
+class OutputTextContent(TextContent, frozen=True, tag="output_text"):
+    """Text of an earlier response."""
+
+
+class RefusalContent(Fields, frozen=True, tag_field="type", tag="refusal"):
+    """A refusal of an earlier response."""
+
+    refusal: str
+
+
+Content: TypeAlias = (
+    str
+    | list[
+        Annotated[
+            str | TextContent | InputTextContent | OutputTextContent | RefusalContent,
+            Meta(extra_json_schema={"default": {"type": "text"}}),
+        ]
+    ]
+)
+
+
+class ChatMessage(Struct, frozen=True):
+    """A message. Its other fields go to the chat template, so the raw message is used."""
+
+    role: str
+    content: Content | None = None
 
 
 def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from pellucid.engine.output import Generation
 from pellucid.engine.text_group import MadeToken, TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars.grammar import KINDS
-from pellucid.serve.body import add_ends
 from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, Part, assembled
 from pellucid.serve.chat.call_format import CallFormat
 from pellucid.serve.chat.lark import LarkBuilder
@@ -19,6 +18,7 @@ from pellucid.serve.chat.messages import template_messages
 from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
 from pellucid.serve.chat.template import ChatStyle, chat_style
 from pellucid.serve.chat.tools import Tool, ToolChoice
+from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
@@ -103,7 +103,7 @@ class ChatRun:
         if self._marks or self._calls:
             options.setdefault("keep_special", style.kept)
         if self._calls:
-            add_ends(options, style.ends)
+            add_stop_tokens(options, style.ends)
         if constrained:
             build = LarkBuilder(llm.tokenizer)
             shape = None if asked.shape is None else build.json(asked.shape_name, asked.shape)

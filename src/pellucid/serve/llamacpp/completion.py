@@ -13,102 +13,92 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events
-from pellucid.serve.body import MOST_CHOICES, Body, add_ends
-from pellucid.serve.llamacpp.fields import options_of_body, settings_of
-from pellucid.serve.llamacpp.prompts import prompts_of
-from pellucid.serve.llamacpp.telemetry import Telemetry, single, timings, with_progress
+from pellucid.serve.generation_options import add_stop_tokens
+from pellucid.serve.llamacpp.generation_fields import (
+    LLAMACPP_RULES,
+    LlamaFields,
+    options_of_body,
+    settings_of,
+)
+from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
+from pellucid.serve.llamacpp.telemetry import single, timings, with_progress
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import finite, token_text
+from pellucid.serve.openai.response_parts import finite, token_text
+from pellucid.serve.request_body import BodyType, Choices, RequestBody
 from pellucid.tokenize import Tokenizer
 
 KINDS = {"length": "limit", "time": "limit"}
-MOST_FIELDS = 256
+MAX_FIELDS = 256
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Content of responses: probabilities ``after`` or before the chain, token ``ids``, and selected ``fields``."""
+class LlamaCompletionFields(LlamaFields, frozen=True, kw_only=True):
+    """Fields of /completion."""
 
-    after: bool
-    ids: bool
-    fields: Sequence[str]
-    telemetry: Telemetry
+    prompt: LlamaPrompts
+    n: Choices = 1
+    n_cmpl: Choices | None = None
 
-    @classmethod
-    def of(cls, body: Body) -> Shown:
-        """Read a body.
 
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        fields = body.take("response_fields", [])
-        if not isinstance(fields, list) or not all(isinstance(one, str) for one in fields[:MOST_FIELDS]):
-            raise InvalidRequest(f"response_fields={brief(fields)}: must be a list of names")
-        after, ids = body.flag("post_sampling_probs"), body.flag("return_tokens")
-        timings, progress = body.flag("timings_per_token"), body.flag("return_progress")
-        return cls(after, ids, fields[:MOST_FIELDS], Telemetry(timings, progress))
+COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES, required=())
 
 
 @dataclass(frozen=True)
 class LlamaCompletion:
-    """Prompts that run, each ``count`` times. ``listed``: the response is a list."""
+    """Prompts that run, each ``count`` times. ``is_list``: the response is a list. ``fields`` select its content."""
 
     groups: Sequence[TextGroup]
     count: int
-    listed: bool
-    shown: Shown
+    is_list: bool
+    fields: LlamaFields
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> LlamaCompletion:
+    def of(cls, body: RequestBody[LlamaCompletionFields], llm: ServedModel) -> LlamaCompletion:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        prompts, several = prompts_of(llm, "prompt", body.required("prompt"))
-        other = body.count("n", 1, MOST_CHOICES)
-        count = body.count("n_cmpl", 1, MOST_CHOICES) or other or 1
-        return cls.made(prompts, count, several or count > 1, body, llm)
+        prompts, several = prompts_of(llm, "prompt", body.raw["prompt"])
+        count = body.fields.n_cmpl or body.fields.n
+        return cls.start(prompts, count, several or count > 1, body, llm)
 
     @classmethod
-    def made(
+    def start(
         cls,
         prompts: Sequence[list[int]],
         count: int,
-        listed: bool,
-        body: Body,
+        is_list: bool,
+        body: RequestBody[Any],
         llm: ServedModel,
-        ends: Sequence[int] = (),
+        stop_tokens: Sequence[int] = (),
     ) -> LlamaCompletion:
-        """Build a request from prompts and the options of a body. ``ends`` are extra stop tokens.
+        """Build a request from prompts and the options of a body, whose fields are ``LlamaFields``.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        shown, options = Shown.of(body), options_of_body(body, llm)
-        add_ends(options, ends)
-        if shown.after:
+        fields, options = body.fields, options_of_body(body, llm)
+        add_stop_tokens(options, stop_tokens)
+        if fields.post_sampling_probs:
             options["logprobs_of"] = "chain"
         groups = [llm.request(prompt, count, **options) for prompt in prompts]
-        if shown.telemetry.progress:
+        if fields.return_progress:
             single(groups, "return_progress")
-        return cls(groups, count, listed, shown, llm.tokenizer)
+        return cls(groups, count, is_list, fields, llm.tokenizer)
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body of the model ``name``."""
         made = [self._whole(name, place, at) for place in range(len(self.groups)) for at in range(self.count)]
-        return made if self.listed else made[0]
+        return made if self.is_list else made[0]
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stream events, prompt by prompt: an event for each token, then a final event without text."""
         for place, group in enumerate(self.groups):
             events: Events = self._pieces(name, place)
-            if self.shown.telemetry.progress:
+            if self.fields.return_progress:
                 events = with_progress(events, group, self._blank)
             async with aclosing(events):
                 async for event in events:
@@ -132,7 +122,7 @@ class LlamaCompletion:
                 }
                 if alternatives is not None:
                     event["completion_probabilities"] = self._probabilities(one.logprobs[token : token + 1])
-                if self.shown.telemetry.timings:
+                if self.fields.timings_per_token:
                     event["timings"] = timings(group, at)
                 yield event
                 if output.finish_reason:
@@ -145,10 +135,11 @@ class LlamaCompletion:
         """Response of a finished sequence."""
         group = self.groups[place]
         one = group.builders[at]
-        made = self._end(name, place, at, "".join(one.texts), one.ids if self.shown.ids else [])
+        made = self._end(name, place, at, "".join(one.texts), one.ids if self.fields.return_tokens else [])
         if group.options.logprobs is not None:
             made["completion_probabilities"] = self._probabilities(one.logprobs)
-        return _chosen(made, self.shown.fields) if self.shown.fields else made
+        selected = self.fields.response_fields[:MAX_FIELDS]
+        return _selected(made, selected) if selected else made
 
     def _end(self, name: str, place: int, at: int, content: str, ids: Sequence[int]) -> dict[str, Any]:
         group = self.groups[place]
@@ -174,21 +165,21 @@ class LlamaCompletion:
         }
 
     def _probabilities(self, rows: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        top = "top_probs" if self.shown.after else "top_logprobs"
+        top = "top_probs" if self.fields.post_sampling_probs else "top_logprobs"
         return [
             {
                 **self._probability(row.id, row.chosen),
                 top: [
                     self._probability(token, value)
                     for token, value in zip(row.top_ids.tolist(), row.top.tolist())
-                    if token >= 0 and (value > -math.inf or not self.shown.after)
+                    if token >= 0 and (value > -math.inf or not self.fields.post_sampling_probs)
                 ],
             }
             for row in rows
         ]
 
     def _probability(self, token: int, value: float) -> dict[str, Any]:
-        shown = {"prob": math.exp(value)} if self.shown.after else {"logprob": finite(value)}
+        shown = {"prob": math.exp(value)} if self.fields.post_sampling_probs else {"logprob": finite(value)}
         data = self.tokenizer.token_bytes(token)
         return {"id": token, "token": token_text(token, self.tokenizer), "bytes": list(data), **shown}
 
@@ -198,7 +189,7 @@ def _truncated(made: Generation, most: int | None) -> bool:
     return made.finish_reason == "length" and (most is None or len(made.ids) < most)
 
 
-def _chosen(made: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+def _selected(made: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     """The requested fields. "a/b" is the field "b" of the object "a". Absent fields are left out."""
     found = dict[str, Any]()
     for field in fields:

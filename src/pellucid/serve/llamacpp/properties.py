@@ -11,7 +11,7 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
 from pellucid.serve.live import LiveRequest
-from pellucid.serve.llamacpp.fields import BUILD, LLAMACPP_BODY, settings_of
+from pellucid.serve.llamacpp.generation_fields import BUILD, LLAMACPP_RULES, settings_of
 from pellucid.serve.model import ServedModel
 
 ELSEWHERE = 256  # slots that a model on replicas reports
@@ -20,7 +20,7 @@ ELSEWHERE = 256  # slots that a model on replicas reports
 def properties(llm: ServedModel, name: str) -> dict[str, Any]:
     """Body of GET /props for the model ``name``."""
     tokenizer = llm.tokenizer
-    usual = Options.of(**(llm.recommended or LLAMACPP_BODY.defaults))
+    usual = Options.of(**(llm.recommended or LLAMACPP_RULES.defaults))
     return {
         "default_generation_settings": {**_idle(0, llm), "params": settings_of(usual, None)},
         "total_slots": _most(llm),

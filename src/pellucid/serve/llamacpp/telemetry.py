@@ -15,9 +15,8 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import Events
-from pellucid.serve.body import Body
 from pellucid.serve.generate import Streaming
-from pellucid.serve.llamacpp.fields import BUILD
+from pellucid.serve.llamacpp.generation_fields import BUILD
 from pellucid.tokenize import Tokenizer
 
 EVERY = 0.05  # seconds between two checks of the prompt's progress
@@ -35,16 +34,6 @@ class Telemetry:
     progress: bool
     own: bool = True
     verbose: bool = False
-
-    @classmethod
-    def of(cls, body: Body, *, own: bool) -> Telemetry:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
-        timings, progress = body.flag("timings_per_token"), body.flag("return_progress")
-        return cls(timings, progress, own, body.flag("verbose"))
 
     def told(
         self, asked: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer

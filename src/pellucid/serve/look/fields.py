@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import PLAIN, Body, BodyForm
+from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.fields import OPENAI_BODY
+from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
 from pellucid.trace.edits import EditOf, ablate, add, replace, scale
 from pellucid.util.checks import token_id
 
-LOOK_BODY = BodyForm(renamed=OPENAI_BODY.renamed, defaults=PLAIN)
-MOST_EDITS = 256
+MAX_EDITS = 256
 KINDS: Mapping[str, Callable[..., EditOf]] = {
     "ablate": ablate,
     "scale": scale,
@@ -28,17 +28,36 @@ KINDS: Mapping[str, Callable[..., EditOf]] = {
 }
 
 
-def prompt_of(body: Body, llm: ServedModel) -> list[int]:
-    """Tokens of the body's ``prompt`` (text or token ids) or ``messages``.
+class EditFields(Fields, frozen=True):
+    """An edit of the values of a point: "ablate", "scale" with ``factor``, "add" or "replace" with ``values``.
+
+    Values are numbers, or base64 of little-endian float32 with their ``shape``.
+    """
+
+    edit: Literal["ablate", "scale", "add", "replace"]
+    point: str
+    factor: float | None = None
+    values: float | list[Any] | str | None = None
+    shape: list[TokenId] | None = None
+
+
+class PromptFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of requests about a prompt: text or token ids in ``prompt``, or ``messages``."""
+
+    prompt: Annotated[str | list[TokenId] | None, Meta(title="a text or token ids")] = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
+    edits: Sequence[EditFields] = ()
+
+
+def prompt_of(body: RequestBody[Any], llm: ServedModel) -> list[int]:
+    """Tokens of the prompt or the messages of a body with ``PromptFields``.
 
     Raises:
         InvalidRequest: the body has neither or both.
     """
-    messages, prompt = body.take("messages"), body.take("prompt")
+    messages, prompt = body.raw.get("messages"), body.fields.prompt
     if (messages is None) == (prompt is None):
         raise InvalidRequest("prompt: give either a prompt (a text, or token ids) or messages")
-    if messages is None and not isinstance(prompt, (str, list)):
-        raise InvalidRequest(f"prompt={brief(prompt)}: must be a text or token ids")
     if llm.spec.head is None:
         return _sentence(prompt, llm)
     return llm.inputs.prompt(prompt if messages is None else messages)
@@ -53,38 +72,32 @@ def _sentence(prompt: Any, llm: ServedModel) -> list[int]:
     return [token_id("prompt", token, llm.spec.embedding.vocabulary) for token in prompt]
 
 
-def edits_of(body: Body, llm: ServedModel) -> list[EditOf]:
-    """The body's ``edits``: {"edit": "ablate", "point": NAME}, "scale" with ``factor``, "add" or "replace" with values.
-
-    Values are numbers, or base64 of little-endian float32 with their ``shape``.
+def edits_of(edits: Sequence[EditFields]) -> list[EditOf]:
+    """The edits of a request.
 
     Raises:
         InvalidRequest: an edit is wrong; the message names it.
     """
-    given = body.objects("edits")
-    if len(given) > MOST_EDITS:
-        raise InvalidRequest(f"edits has {len(given):,} edits; the limit is {MOST_EDITS:,}")
-    return [_edit(f"edits[{at}]", dict(one)) for at, one in enumerate(given)]
+    if len(edits) > MAX_EDITS:
+        raise InvalidRequest(f"edits has {len(edits):,} edits; the limit is {MAX_EDITS:,}")
+    return [_edit(f"edits[{at}]", one) for at, one in enumerate(edits)]
 
 
-def _edit(name: str, given: dict[str, Any]) -> EditOf:
-    kind, point = given.pop("edit", None), given.pop("point", None)
-    if kind not in KINDS:
-        raise InvalidRequest(f"{name}.edit={brief(kind)}: must be one of {', '.join(KINDS)}")
-    if not isinstance(point, str):
-        raise InvalidRequest(f"{name}.point={brief(point)}: must be the name of a point")
-    known: dict[str, Any] = {}
-    if kind in ("scale", "add") and ("factor" in given or kind == "scale"):
-        known["factor"] = given.pop("factor", None)
-    if kind in ("add", "replace") or (kind == "ablate" and "values" in given):
+def _edit(name: str, given: EditFields) -> EditOf:
+    kind, known = given.edit, dict[str, Any]()
+    if kind == "scale" or (kind == "add" and given.factor is not None):
+        known["factor"] = given.factor
+    if kind in ("add", "replace") or (kind == "ablate" and given.values is not None):
         known["vector" if kind == "add" else "values"] = _values(name, given)
-    if given:
-        raise InvalidRequest(f"{name} has {brief(min(given))}, which {kind} does not take")
-    return KINDS[kind](point, **known)
+    has_values = bool(known.keys() & {"vector", "values"})
+    for field, used in (("factor", "factor" in known), ("values", has_values), ("shape", has_values)):
+        if getattr(given, field) is not None and not used:
+            raise InvalidRequest(f"{name} has {field!r}, which {kind} does not take")
+    return KINDS[kind](given.point, **known)
 
 
-def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
-    values, shape = given.pop("values", None), given.pop("shape", None)
+def _values(name: str, given: EditFields) -> NDArray[np.float32]:
+    values, shape = given.values, given.shape
     if values is None:
         raise InvalidRequest(f"{name}.values is missing: numbers, or base64 of float32")
     try:
@@ -98,9 +111,3 @@ def _values(name: str, given: dict[str, Any]) -> NDArray[np.float32]:
         raise InvalidRequest(
             f"{name}.values={brief(values)}: must be numbers, or base64 of float32, that fill the shape"
         ) from None
-
-
-def no_more(body: Body, what: str) -> None:
-    """Reject unread fields."""
-    if left := body.rest():
-        raise InvalidRequest(f"unknown field {brief(min(left))}: {what}")

@@ -5,22 +5,42 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
 from pellucid.sample.logprobs import TokenLogprobs
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import edits_of, prompt_of
+from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
+from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
 from pellucid.serve.look.tokens import described, token_fields
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import usage
+from pellucid.serve.openai.fields import OPENAI_RULES
+from pellucid.serve.openai.response_parts import usage
+from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
 from pellucid.tokenize.stages.characters import CharacterGrouper
 
-USUAL_TOKENS, USUAL_ALTERNATIVES = 64, 8
-MOST_ALTERNATIVES = 40
+DEFAULT_TOKENS = 64
+
+
+class LookGenerateFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/generate."""
+
+    alternatives: Annotated[int, Meta(ge=0, le=40)] = 8
+    stream: bool = True
+
+
+LOOK_GENERATE = BodyType(
+    LookGenerateFields,
+    BodyRules(
+        options=generation_options("watch", "logprobs", "prompt_logprobs"),
+        renamed=OPENAI_RULES.renamed,
+        defaults=OPENAI_DEFAULTS,
+    ),
+    required=(),
+)
 
 
 @dataclass(frozen=True)
@@ -31,16 +51,15 @@ class LookGeneration:
     groups: Sequence[TextGroup]
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> LookGeneration:
+    def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        prompt, edits = prompt_of(body, llm), edits_of(body, llm)
-        count = body.count("alternatives", 0, MOST_ALTERNATIVES)
-        options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
-        options["logprobs"] = USUAL_ALTERNATIVES if count is None else count
+        prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits)
+        options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
+        options["logprobs"] = body.fields.alternatives
         return cls(llm, [llm.request(prompt, edits=edits, **options)])
 
     def answer(self, name: str, number: str) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import chosen, tool_of
 from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import PieceLogprobs, ended, options_of, piece, shape_of, thinking_of
+from pellucid.serve.ollama.fields import ChatOptions, options_of
+from pellucid.serve.ollama.response_parts import PieceLogprobs, ended, piece
+from pellucid.serve.request_body import RequestBody
 from pellucid.tokenize.chat.conversation import conversation
 
 
@@ -23,25 +23,18 @@ class OllamaChat(ChatRunRequest):
     """A chat request that runs on the engine."""
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> OllamaChat:
+    def of(cls, body: RequestBody[ChatOptions], llm: ServedModel) -> OllamaChat:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        messages, tools = _messages(body.take("messages", [])), []
-        for at, one in enumerate(body.objects("tools")):
-            function = one.get("function")
-            if not isinstance(function, dict) or one.get("type", "function") != "function":
-                raise InvalidRequest(
-                    f"tools[{at}]={brief(one)}: must be an object of type function, with a function"
-                )
-            tools.append(tool_of(f"tools[{at}].function", function))
-        shape, variables = shape_of(body), thinking_of(body, llm)
-        options = options_of(body, llm.recommended)
-        choice = chosen(tools, None, False, True)
+        fields, messages = body.fields, _messages(body.raw["messages"])
+        tools = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(fields.tools)]
+        choice, options = chosen(tools, None, False, True), options_of(body, llm.recommended)
+        schema, variables = fields.answer_schema, fields.variables(llm)
         return cls(
-            ChatRun(llm, Conversation(messages, options, 1, tools, choice, shape, "format", variables))
+            ChatRun(llm, Conversation(messages, options, 1, tools, choice, schema, "format", variables))
         )
 
     def answer(self, name: str, number: str) -> dict[str, Any]:

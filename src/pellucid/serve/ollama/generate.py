@@ -10,12 +10,14 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.body import Body, add_ends
 from pellucid.serve.chat.answer import ChatAnswer, assembled
 from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.closed_schema import closed
+from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import PieceLogprobs, ended, options_of, piece, shape_of, thinking_of
-from pellucid.serve.shape import closed
+from pellucid.serve.ollama.fields import PromptOptions, options_of
+from pellucid.serve.ollama.response_parts import PieceLogprobs, ended, piece
+from pellucid.serve.request_body import RequestBody
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
@@ -29,15 +31,17 @@ class OllamaGenerate:
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> OllamaGenerate:
+    def of(cls, body: RequestBody[PromptOptions], llm: ServedModel) -> OllamaGenerate:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        prompt, suffix, system = body.text("prompt") or "", body.text("suffix"), body.text("system")
-        raw, shape, variables = body.flag("raw"), shape_of(body), thinking_of(body, llm)
-        before = _context(body, llm)
+        fields, size = body.fields, llm.inputs.vocabulary
+        prompt, suffix, system, raw = fields.prompt, fields.suffix, fields.system, fields.raw
+        shape, variables, before = fields.answer_schema, fields.variables(llm), fields.context
+        if any(token >= size for token in before):
+            raise InvalidRequest(f"context={brief(before)}: must be a list of token ids below {size:,}")
         options = options_of(body, llm.recommended)
         if suffix or raw or not llm.tokenizer.chat_template:
             for field, given in (
@@ -53,7 +57,7 @@ class OllamaGenerate:
             if shape is not None:
                 raise InvalidRequest("format does not go with suffix: remove one of the two")
             ids, ends = infill_prompt(llm.tokenizer, prompt, suffix)
-            add_ends(options, ends)
+            add_stop_tokens(options, ends)
             return cls(llm.request(ids, **options), None, llm.tokenizer)
         if raw or not llm.tokenizer.chat_template:
             if shape is not None:
@@ -102,14 +106,6 @@ class OllamaGenerate:
 
     def _logprobs(self) -> PieceLogprobs:
         return PieceLogprobs(self.group, self.tokenizer)
-
-
-def _context(body: Body, llm: ServedModel) -> list[int]:
-    """Tokens of the field ``context``, from an earlier response."""
-    given, size = body.take("context", []), llm.inputs.vocabulary
-    if not isinstance(given, list) or not all(type(one) is int and 0 <= one < size for one in given):
-        raise InvalidRequest(f"context={brief(given)}: must be a list of token ids below {size:,}")
-    return given
 
 
 def _content(answer: ChatAnswer) -> dict[str, Any]:

@@ -15,16 +15,36 @@ from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
-from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body, add_ends
+from pellucid.serve.generation_options import add_stop_tokens
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import REASONS, added, finite, head, token_text, usage
-from pellucid.serve.openai.fields import stream_usage
+from pellucid.serve.openai.fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import REASONS, added, finite, head, token_text, usage
+from pellucid.serve.request_body import BodyType, Choices, ModelFields, Prompt, RequestBody, TopLogprobs
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
 MOST_PROMPTS = 1024
 KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's default of max_tokens
+
+
+class CompletionFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a completion request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+
+    prompt: Prompt
+    n: Choices = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    best_of: Choices | None = None
+    echo: bool = False
+    logprobs: TopLogprobs | None = None
+    suffix: str | None = None
+    timings_per_token: bool = False
+    return_progress: bool = False
+    verbose: bool = False
+
+
+COMPLETION = BodyType(CompletionFields, OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -45,23 +65,27 @@ class CompletionRequest:
     with_usage: bool
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> CompletionRequest:
+    def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        prompt = body.required("prompt")
-        if not isinstance(prompt, (str, list)) or not prompt:
+        fields = body.fields
+        prompt: Any = fields.prompt
+        choices, best_of, echo = fields.n, fields.best_of, fields.echo
+        logprobs, suffix = fields.logprobs, fields.suffix
+        if not prompt:
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text, token ids, or a list of these")
         prompts = several(prompt) or [prompt]
         if len(prompts) > MOST_PROMPTS:
             raise InvalidRequest(f"prompt has {len(prompts):,} prompts; the limit is {MOST_PROMPTS:,}")
-        choices = body.count("n", 1, MOST_CHOICES) or 1
-        best_of, echo = body.count("best_of", choices, MOST_CHOICES), body.flag("echo")
-        logprobs = body.count("logprobs", 0, MOST_LOGPROBS)
-        suffix, scores = body.text("suffix"), echo and body.drop("max_tokens", 0)
-        with_usage = stream_usage(body)
+        if best_of is not None and best_of < choices:
+            raise InvalidRequest(f"best_of={best_of}: must be at least n, which is {choices}")
+        limit = body.given.get("max_tokens")
+        scores = echo and type(limit) is int and limit == 0
+        if scores:
+            del body.given["max_tokens"]
         options = {"max_new_tokens": USUAL_TOKENS, **body.options(llm.recommended)}
         if scores:
             options["max_new_tokens"] = 1  # the generated token is not returned
@@ -71,9 +95,18 @@ class CompletionRequest:
             options.setdefault("logprobs", 0)
         if suffix is not None:
             prompts, ends = _infill(prompts, suffix, llm.tokenizer)
-            add_ends(options, ends)
+            add_stop_tokens(options, ends)
         groups = [llm.request(prompt, best_of or choices, **options) for prompt in prompts]
-        return cls(groups, choices, best_of, echo, logprobs, scores, llm.tokenizer, with_usage)
+        return cls(
+            groups,
+            choices,
+            best_of,
+            echo,
+            logprobs,
+            scores,
+            llm.tokenizer,
+            fields.stream_options.include_usage,
+        )
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import PLAIN, Body, BodyForm
-from pellucid.serve.harmless import LLAMACPP
+from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
+from pellucid.serve.ignored_fields import LLAMACPP, ignored
+from pellucid.serve.request_body import BodyRules, Fields
 
-OPENAI_BODY = BodyForm(
-    harmless=frozenset(
+OPENAI_RULES = BodyRules(
+    options=generation_options("watch", "prompt_logprobs"),
+    renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
+    defaults=OPENAI_DEFAULTS,
+    ignored=frozenset(
         {
             *("user", "store", "metadata", "service_tier", "verbosity"),
             *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
@@ -18,17 +20,14 @@ OPENAI_BODY = BodyForm(
     )
     | LLAMACPP,
     only={"modalities": ["text"], "functions": [], "function_call": "none"},
-    renamed={"max_completion_tokens": "max_new_tokens", "max_tokens": "max_new_tokens"},
-    defaults=PLAIN,
 )
-"""The form of chat and text completions."""
-PLAIN_BODY = BodyForm(harmless=frozenset({"user"}))
-"""The form of requests that generate nothing."""
+"""The rules of chat and text completions."""
+PLAIN_RULES = BodyRules(ignored=frozenset({"user"}))
+"""The rules of requests that generate nothing."""
 
 
-def stream_usage(body: Body) -> bool:
-    """True if a stream ends with its usage."""
-    options = body.take("stream_options", {})
-    if not isinstance(options, Mapping) or not isinstance(options.get("include_usage", False), bool):
-        raise InvalidRequest(f"stream_options={brief(options)}: must be an object with include_usage")
-    return bool(options.get("include_usage", False))
+class StreamOptions(Fields, frozen=True):
+    """The field ``stream_options``. ``include_usage``: a stream ends with its usage."""
+
+    include_usage: bool = False
+    include_obfuscation: Annotated[Any, ignored("stream_options.include_obfuscation")] = None

@@ -6,24 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief
-from pellucid.serve.body import Body
+from pellucid.errors import ContextOverflow
 from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.model import ServedModel
-from pellucid.serve.responses.request import conversation_of, items_of
+from pellucid.serve.request_body import RequestBody
+from pellucid.serve.responses.conversation import conversation_of, items_of
+from pellucid.serve.responses.fields import CountFields
 from pellucid.serve.responses.store import OwnResponses
 
-WORDS = ("auto", "disabled")
 USUAL_ROOM = 512  # tokens of room for the answer if the request does not limit it
-
-
-def truncates(body: Body) -> bool:
-    """Read the field ``truncation``: True for "auto". Raises InvalidRequest for other words."""
-    asked = body.take("truncation", "disabled")
-    if asked not in WORDS:
-        raise InvalidRequest(f"truncation={brief(asked)}: must be auto or disabled")
-    return bool(asked == "auto")
 
 
 def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
@@ -62,15 +53,15 @@ def truncated(llm: ServedModel, asked: Conversation) -> Conversation:
     )
 
 
-def counted(body: Body, llm: ServedModel, own: OwnResponses) -> int:
+def counted(body: RequestBody[CountFields], llm: ServedModel, own: OwnResponses) -> int:
     """Number of tokens of a body's input.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
         NotFound: a referenced item is not stored.
     """
-    cuts = truncates(body)
-    asked = conversation_of(body, items_of(body, own), {}, own)
+    cuts = body.fields.truncation == "auto"
+    asked = conversation_of(body, items_of(body.raw["input"], own), {}, own)
     return len(prompt_of(llm, truncated(llm, asked) if cuts else asked, any_length=True))
 
 

@@ -34,7 +34,7 @@ SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 """Options that a response reports with the values used: the request's, the model file's, or the defaults."""
 
 
-def shown(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def echoed_fields(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Response fields for a request with the fields ``given`` that ran with these ``options``."""
     made = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
     text, reasoning = given.get("text") or {}, given.get("reasoning") or {}

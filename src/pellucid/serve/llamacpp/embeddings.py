@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pellucid.errors import ContextOverflow, InvalidRequest
-from pellucid.errors.messages import brief, shown
-from pellucid.serve.body import Body, BodyForm
-from pellucid.serve.llamacpp.prompts import prompts_of
+from pellucid.errors.messages import shown
+from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.model import ServedModel
-from pellucid.util.checks import whole
+from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
 
-EMBEDDING_BODY = BodyForm(harmless=frozenset({"user"}), only={"encoding_format": "float"})
-MOST_NORM = 1024
 LARGEST = 32_760.0  # the largest component with embd_normalize 0, as in llama.cpp: it fits int16
+
+
+class LlamaEmbeddingFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /embedding. ``content`` and ``input`` are names of one field."""
+
+    content: LlamaPrompts | None = None
+    input: LlamaPrompts | None = None
+    embd_normalize: Annotated[int, Meta(ge=-1, le=1024)] = 2
+
+
+EMBEDDING = BodyType(
+    LlamaEmbeddingFields,
+    BodyRules(ignored=frozenset({"user"}), only={"encoding_format": "float"}),
+    required=(),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class LlamaEmbedding:
     llm: ServedModel
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> LlamaEmbedding:
+    def of(cls, body: RequestBody[LlamaEmbeddingFields], llm: ServedModel) -> LlamaEmbedding:
         """Read a body with ``content`` or ``input``.
 
         Raises:
@@ -40,13 +53,13 @@ class LlamaEmbedding:
             raise InvalidRequest(
                 f"{shown(llm.spec.name)} makes text, not sentence vectors: name a sentence encoder, such as minilm"
             )
-        name = "content" if body.holds("content") else "input"
-        prompts, _ = prompts_of(llm, name, body.required(name))
-        norm = whole("embd_normalize", body.take("embd_normalize", 2), -1, MOST_NORM)
-        if left := body.rest():
-            raise InvalidRequest(
-                f"unknown field {brief(min(left))}: an embedding has content and embd_normalize"
-            )
+        fields = body.fields
+        if fields.content is not None and fields.input is not None:
+            raise InvalidRequest("content and input are names of one field: remove one of the two")
+        name = "input" if fields.content is None else "content"
+        if body.raw.get(name) is None:
+            raise InvalidRequest("input is missing: the request must have it")
+        prompts, _ = prompts_of(llm, name, body.raw[name])
         for at, one in enumerate(prompts):
             if not one:
                 raise InvalidRequest(f"{name}[{at}] is empty: give at least one character")
@@ -54,7 +67,7 @@ class LlamaEmbedding:
                 raise ContextOverflow(
                     f"{name}[{at}] has {len(one):,} tokens; the limit is {llm.context:,}: shorten it"
                 )
-        return cls(prompts, norm, llm)
+        return cls(prompts, fields.embd_normalize, llm)
 
     def answer(self) -> list[Any]:
         """Compute the vectors and return the response body."""

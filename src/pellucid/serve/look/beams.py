@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from pellucid.llm import LLM
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import edits_of, no_more, prompt_of
+from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
 from pellucid.serve.look.tokens import token_fields
-
-USUAL_BEAMS, MOST_BEAMS = 4, 16
-USUAL_TOKENS, MOST_TOKENS = 12, 200
+from pellucid.serve.request_body import BodyType, RequestBody
 
 
-def beams(body: Body, llm: LLM) -> dict[str, Any]:
+class BeamsFields(PromptFields, frozen=True, kw_only=True):
+    """Fields of /look/beams."""
+
+    num_beams: Annotated[int, Meta(ge=1, le=16)] = 4
+    max_tokens: Annotated[int, Meta(ge=1, le=200)] = 12
+
+
+BEAMS = BodyType(BeamsFields, required=())
+
+
+def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
     """Texts, best first, and the search tree. Each node has its token's text.
 
     Raises:
         InvalidRequest: a field is wrong; the message names it.
     """
-    prompt, edits = prompt_of(body, llm), edits_of(body, llm)
-    count = body.count("num_beams", 1, MOST_BEAMS) or USUAL_BEAMS
-    tokens = body.count("max_tokens", 1, MOST_TOKENS) or USUAL_TOKENS
-    no_more(body, "a search has prompt, num_beams, max_tokens and edits")
+    prompt, count = prompt_of(body, llm), body.fields.num_beams
     found = llm.beam_search(
-        prompt, num_beams=count, num_return_sequences=count, max_new_tokens=tokens, edits=edits
+        prompt,
+        num_beams=count,
+        num_return_sequences=count,
+        max_new_tokens=body.fields.max_tokens,
+        edits=edits_of(body.fields.edits),
     )
     groupers = {0: llm.tokenizer.grouper()}
     for token in prompt:

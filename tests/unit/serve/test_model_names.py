@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.names import served_names
+from pellucid.serve.model_names import served_names
 
 
 @pytest.fixture

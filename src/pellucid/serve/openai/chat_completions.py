@@ -2,26 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, field
 
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
-from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import joined
-from pellucid.serve.body import MOST_CHOICES, MOST_LOGPROBS, Body
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
+from pellucid.serve.chat.messages import ChatMessage
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, tool_of
+from pellucid.serve.chat.tools import MAX_TOOLS, Tool, ToolChoice, tool_of
 from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.answer import REASONS, chat_logprobs, head, usage
-from pellucid.serve.openai.choice import choice_of, shape_of
-from pellucid.serve.openai.fields import stream_usage
+from pellucid.serve.openai.answer_constraints import (
+    FunctionTool,
+    ResponseFormat,
+    ToolChoiceValue,
+    choice_of,
+)
+from pellucid.serve.openai.fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, head, usage
+from pellucid.serve.request_body import BodyType, Choices, ModelFields, RequestBody, TopLogprobs
 
-VARIABLES = ("reasoning_effort", "enable_thinking")
-"""Fields that become variables of the chat template."""
+
+class ConversationFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of a chat request that the chat template reads."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """Variables of the chat template.
+
+        Raises:
+            InvalidRequest: a variable is one that the server gives.
+        """
+        variables = dict(self.chat_template_kwargs)
+        for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
+            if name in variables:
+                raise InvalidRequest(f"chat_template_kwargs has {name}: the server gives it; leave it out")
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+        if self.enable_thinking is not None:
+            variables["enable_thinking"] = self.enable_thinking
+        if variables.get("reasoning_effort") == "none":
+            variables.setdefault("enable_thinking", False)
+        return variables
+
+
+class ChatFields(ConversationFields, frozen=True, kw_only=True):
+    """Fields of a chat request. llama.cpp's clients send the last three (``llamacpp/telemetry.py``)."""
+
+    n: Choices = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    logprobs: bool = False
+    top_logprobs: TopLogprobs | None = None
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: ToolChoiceValue = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    timings_per_token: bool = False
+    return_progress: bool = False
+    verbose: bool = False
+
+
+CHAT = BodyType(ChatFields, OPENAI_RULES)
 
 
 @dataclass(frozen=True)
@@ -36,29 +89,34 @@ class ChatRequest(ChatRunRequest):
     with_usage: bool
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> ChatRequest:
+    def of(cls, body: RequestBody[ChatFields], llm: ServedModel) -> ChatRequest:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
         """
-        messages, count = body.required("messages"), body.count("n", 1, MOST_CHOICES) or 1
-        logprobs, top = body.flag("logprobs"), body.count("top_logprobs", 0, MOST_LOGPROBS)
-        if top is not None and not logprobs:
-            raise InvalidRequest(f"top_logprobs={top}: needs logprobs=true")
-        tools, choice = tools_of(body)
-        shape, variables = (
-            shape_of("response_format", body.take("response_format"), _inside),
-            template_variables(body),
+        fields, options = body.fields, body.options(llm.recommended)
+        if fields.top_logprobs is not None and not fields.logprobs:
+            raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")
+        if fields.add_generation_prompt is fields.continue_final_message:
+            raise InvalidRequest(
+                "add_generation_prompt and continue_final_message must be different: leave the first one out"
+            )
+        if fields.logprobs:
+            options["logprobs"] = fields.top_logprobs or 0
+        tools, choice = offered_tools(fields.tools, fields.tool_choice, fields.parallel_tool_calls)
+        conversation = Conversation(
+            body.raw["messages"],
+            options,
+            fields.n,
+            tools,
+            choice,
+            fields.response_format and fields.response_format.answer_schema,
+            variables=fields.variables(),
+            goes_on=fields.continue_final_message,
         )
-        goes_on = _goes_on(body)
-        with_usage, options = stream_usage(body), body.options(llm.recommended)
-        if logprobs:
-            options["logprobs"] = top or 0
-        asked = Conversation(
-            messages, options, count, tools, choice, shape, variables=variables, goes_on=goes_on
-        )
-        return cls(ChatRun(llm, asked), options["logprobs"] if logprobs else None, with_usage)
+        logprobs = options["logprobs"] if fields.logprobs else None
+        return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
@@ -149,46 +207,9 @@ def _part_delta(part: Part) -> dict[str, Any]:
     return {"tool_calls": [{"index": part.number, "function": {"arguments": part.text}}]}
 
 
-def _inside(value: Mapping[str, Any], kind: str) -> Any:
-    return value.get(kind)
-
-
-def tools_of(body: Body) -> tuple[Sequence[Tool], ToolChoice]:
+def offered_tools(
+    tools: Sequence[FunctionTool], choice: ToolChoiceValue, parallel: bool
+) -> tuple[Sequence[Tool], ToolChoice]:
     """The tools that the model sees, and the tools that it may call."""
-    tools = [_tool(one, f"tools[{at}]") for at, one in enumerate(body.objects("tools"))]
-    choice, parallel = body.take("tool_choice"), body.flag("parallel_tool_calls", True)
-    return choice_of(tools, choice, parallel, _inside)
-
-
-def _tool(value: Mapping[str, Any], where: str) -> Tool:
-    function = value.get("function")
-    if value.get("type") != "function" or not isinstance(function, Mapping):
-        raise InvalidRequest(f"{where}={brief(value)}: must be an object of type function, with a function")
-    return tool_of(f"{where}.function", function)
-
-
-def _goes_on(body: Body) -> bool:
-    """True if the answer continues the last message, from vLLM's fields."""
-    goes_on = body.flag("continue_final_message")
-    if body.flag("add_generation_prompt", not goes_on) is goes_on:
-        raise InvalidRequest(
-            "add_generation_prompt and continue_final_message must be different: leave the first one out"
-        )
-    return goes_on
-
-
-def template_variables(body: Body) -> dict[str, Any]:
-    """Chat template variables of a request."""
-    found = body.take("chat_template_kwargs", {})
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise InvalidRequest(f"chat_template_kwargs={brief(found)}: must be an object of variables")
-    for name in ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"):
-        if name in found:
-            raise InvalidRequest(f"chat_template_kwargs has {name}: the server gives it; leave it out")
-    made = dict(found)
-    for name in VARIABLES:
-        if (value := body.take(name)) is not None:
-            made[name] = value
-    if made.get("reasoning_effort") == "none":
-        made.setdefault("enable_thinking", False)
-    return made
+    functions = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(tools)]
+    return choice_of(functions, choice, parallel)

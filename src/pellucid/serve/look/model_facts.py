@@ -7,13 +7,22 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.model.spec import Mixture
 from pellucid.sample.step import steps
-from pellucid.serve.body import Body
+from pellucid.serve.request_body import BodyType, Fields, RequestBody
 from pellucid.trace.recorded import shape_of
 
 
-def described(body: Body, llm: LLM) -> dict[str, Any]:
+class FactsFields(Fields, frozen=True):
+    """Fields of a query for facts: the name of the model."""
+
+    name: str
+
+
+FACTS = BodyType(FactsFields, required=())
+
+
+def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:
     """A model's shape, its hook points and its sampler steps. ``notice``: why its values cannot be traced."""
-    name, spec, points = body.required("name"), llm.spec, {} if llm.unwatched else llm.points
+    name, spec, points = body.fields.name, llm.spec, {} if llm.unwatched else llm.points
     shape = shape_of(spec, llm.plan, llm.inputs.vocabulary)
     return {
         "name": name,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from pellucid.engine.reading import ReadingTask
 from pellucid.llm import LLM
 from pellucid.measure.profile import profile_turns
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import no_more
 from pellucid.serve.model import ServedModel
+from pellucid.serve.request_body import BodyType, Count, ModelFields, RequestBody
+from pellucid.util.checks import whole
 
 ROUNDS, MOST_DEPTH = 3, 1024
 ROOF_BYTES = 64 << 20  # larger than most CPU caches, small beside a model
@@ -21,16 +23,26 @@ def state(llm: ServedModel) -> dict[str, Any]:
     return asdict(llm.state())
 
 
-def profile(body: Body, llm: LLM) -> dict[str, Any]:
+class ProfileFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of /look/profile."""
+
+    tokens: Count = 1
+    depth: Annotated[int, Meta(ge=0)] = 0
+
+
+PROFILE = BodyType(ProfileFields, required=())
+
+
+def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
     """Times of the operations of a step with ``tokens`` after ``depth`` tokens, measured between steps of requests.
 
     Raises:
         InvalidRequest: a field is out of range, or the model is closed.
         CacheFull: the cache has no pages for the step.
     """
-    tokens = body.count("tokens", 1, min(llm.runner.limits.tokens, llm.context - 1)) or 1
-    depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0
-    no_more(body, "a profile has tokens and depth")
+    most = min(llm.runner.limits.tokens, llm.context - 1)
+    tokens = whole("tokens", body.fields.tokens, 1, most)
+    depth = whole("depth", body.fields.depth, 0, min(MOST_DEPTH, llm.context - 1 - tokens))
     turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
     *_, found = llm.engine.run(ReadingTask(turns), llm.admission)
     assert found is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from pellucid.serve.chat.template import chat_style
 from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import stamp
+from pellucid.serve.ollama.response_parts import stamp
 from pellucid.tokenize.infill import infill_tokens
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.serve.anthropic.request import conversation_of
-from pellucid.serve.body import Body
+from pellucid.serve.anthropic.conversation import conversation_of
+from pellucid.serve.anthropic.fields import GenerateMessageFields
 from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.model import ServedModel
 from pellucid.serve.problem import NOTHING_MORE, Problem
+from pellucid.serve.request_body import RequestBody
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -38,7 +39,7 @@ class MessageRequest(ChatRunRequest):
     """A Messages request that runs on the engine."""
 
     @classmethod
-    def of(cls, body: Body, llm: ServedModel) -> MessageRequest:
+    def of(cls, body: RequestBody[GenerateMessageFields], llm: ServedModel) -> MessageRequest:
         """Read a body.
 
         Raises:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.serve.shape import closed
+from pellucid.serve.closed_schema import closed
 
 NAMES = st.sampled_from(["a", "b", "c"])
 LEAF = st.sampled_from(

@@ -9,46 +9,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.serve.body import Body
 from pellucid.serve.chat.request import ChatRun, ChatRunRequest
 from pellucid.serve.model import ServedModel
+from pellucid.serve.request_body import RequestBody
+from pellucid.serve.responses.conversation import conversation_of, items_of
+from pellucid.serve.responses.echoed_fields import echoed_fields
 from pellucid.serve.responses.events import ItemEvents
-from pellucid.serve.responses.request import conversation_of, items_of
-from pellucid.serve.responses.shown import shown
+from pellucid.serve.responses.fields import ResponseFields
 from pellucid.serve.responses.store import OwnResponses
-from pellucid.serve.responses.truncation import truncated, truncates
+from pellucid.serve.responses.truncation import truncated
 
 
 @dataclass(frozen=True)
 class ResponseRequest(ChatRunRequest):
-    """A conversation that runs, and the request fields that the response repeats (``shown``).
+    """A conversation that runs, and the request fields that the response repeats (``echoed``).
 
     ``stores``: the response and the ``items`` of the input are stored among the client's ``own`` responses.
     """
 
-    shown: Mapping[str, Any]
+    echoed: Mapping[str, Any]
     items: Sequence[Mapping[str, Any]]
     own: OwnResponses
     stores: bool
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(
-        cls, body: Body, fields: Mapping[str, Any], llm: ServedModel, own: OwnResponses
-    ) -> ResponseRequest:
-        """Read a body. ``fields`` are all its fields, unchanged.
+    def of(cls, body: RequestBody[ResponseFields], llm: ServedModel, own: OwnResponses) -> ResponseRequest:
+        """Read a body.
 
         Raises:
             InvalidRequest: a field is wrong; the message names it.
             NotFound: a referenced response or item is not stored.
         """
-        stores, items, cuts = body.flag("store", True), items_of(body, own), truncates(body)
-        for name in ("user", "safety_identifier", "prompt_cache_key"):
-            body.text(name)
-        body.count("max_tool_calls", 1, 1 << 31)
-        asked = conversation_of(body, items, llm.recommended, own)
-        run = ChatRun(llm, truncated(llm, asked) if cuts else asked)
-        return cls(run, shown(fields, asked.options), items, own, stores)
+        items = items_of(body.raw["input"], own)
+        form = body.fields.text.format
+        schema = None if form is None else form.answer_schema
+        conversation = conversation_of(body, items, llm.recommended, own, schema)
+        cuts = body.fields.truncation == "auto"
+        run = ChatRun(llm, truncated(llm, conversation) if cuts else conversation)
+        echoed = echoed_fields(body.raw, conversation.options)
+        return cls(run, echoed, items, own, body.fields.store)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``."""
@@ -102,7 +102,7 @@ class ResponseRequest(ChatRunRequest):
             "model": name,
             "output": items.items,
             "usage": None if made is None else _usage(made, self.run.tokens(items.reasoning)),
-            **self.shown,
+            **self.echoed,
         }
 
 

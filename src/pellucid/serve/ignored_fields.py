@@ -1,4 +1,4 @@
-"""Request fields that change nothing by decision, with the reasons.
+"""Request fields that are accepted and change nothing, with the reasons.
 
 Clients send these fields to all servers. A field that has no effect and is not listed here is refused. docs/serving.md
 shows this table, and a test compares the answers with and without each field.
@@ -7,6 +7,9 @@ shows this table, and a test compares the answers with and without each field.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Meta
 
 REASONS: Mapping[str, Sequence[str]] = {
     "names the client; nothing is kept about clients": ("user", "safety_identifier", "metadata"),
@@ -64,7 +67,7 @@ REASONS: Mapping[str, Sequence[str]] = {
     "about llama.cpp's own machinery": ("backend_sampling", "sse_ping_interval", "adaptive_decay"),
 }
 """Fields by reason. A dot separates the names of nested objects; ``[]`` stands for each item of a list."""
-HARMLESS: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}
+IGNORED: Mapping[str, str] = {field: why for why, fields in REASONS.items() for field in fields}
 """Reason for each field."""
 LLAMACPP = frozenset(
     {
@@ -73,6 +76,16 @@ LLAMACPP = frozenset(
     }
 )
 """Fields that llama.cpp's clients send to all paths."""
+
+
+def ignored_schema(field: str) -> dict[str, Any]:
+    """Schema of a field that changes nothing."""
+    return {"description": f"Changes nothing: {IGNORED[field]}."}
+
+
+def ignored(field: str) -> Meta:
+    """Annotation of a Struct's field that changes nothing."""
+    return Meta(**ignored_schema(field))
 
 
 def table() -> list[str]:

@@ -6,7 +6,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pellucid
@@ -15,9 +15,10 @@ from pellucid.errors.messages import brief
 from pellucid.sample.options import Options
 from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.logit_bias import MOST as MOST_BIASED
-from pellucid.serve.body import MOST_BIAS, Body, BodyForm
-from pellucid.serve.harmless import LLAMACPP
+from pellucid.serve.generation_options import MAX_BIAS, generation_options
+from pellucid.serve.ignored_fields import LLAMACPP
 from pellucid.serve.model import ServedModel
+from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
 from pellucid.util.checks import real, token_id
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"
@@ -25,8 +26,9 @@ BUILD = f"b0-pellucid-{pellucid.__version__}"
 MOST_TOGETHER = 1000.0  # limit of the summed biases of a token; no logit outweighs it
 RANDOM = (-1, (1 << 32) - 1)
 NO_LIMIT = dict.fromkeys(("n_predict", "max_tokens", "max_completion_tokens"), (-1,))
-LLAMACPP_BODY = BodyForm(
-    harmless=LLAMACPP,
+LLAMACPP_RULES = BodyRules(
+    options=generation_options("watch", "prompt_logprobs", "logprobs_of"),
+    ignored=LLAMACPP,
     only={"lora": [], "min_keep": 0, "adaptive_target": -1.0, "verbose": False},
     renamed={
         "max_tokens": "max_new_tokens",
@@ -53,13 +55,26 @@ PASSED_OVER = ("infill",)
 """Samplers that are ignored. "infill" joins the probabilities of tokens with a common beginning before it cuts."""
 
 
-def options_of_body(body: Body, llm: ServedModel) -> dict[str, Any]:
+class LlamaFields(ModelFields, frozen=True, kw_only=True):
+    """Fields of llama.cpp's requests that generate."""
+
+    samplers: list[str] | None = None
+    stream: bool = False
+    post_sampling_probs: bool = False
+    return_tokens: bool = False
+    return_progress: bool = False
+    timings_per_token: bool = False
+    response_fields: Sequence[str] = ()
+
+
+def options_of_body(body: RequestBody[Any], llm: ServedModel) -> dict[str, Any]:
     """Generation options of a body.
 
     Raises:
         InvalidRequest: an option is unknown or wrong.
     """
-    bias, samplers, stop = body.take("logit_bias"), body.take("samplers"), body.take("stop")
+    samplers: Sequence[str] | None = body.fields.samplers
+    bias, stop = body.given.pop("logit_bias", None), body.given.pop("stop", None)
     options = body.options(llm.recommended)
     if isinstance(stop, list):
         stop = [one for one in stop if one != ""]
@@ -93,7 +108,7 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InvalidRequest(f"logit_bias[{at}]={brief(pair)}: must be a pair of a token and a number")
         token, bias = pair
-        amount = -math.inf if bias is False else real(f"logit_bias[{at}]", bias, -MOST_BIAS, MOST_BIAS)
+        amount = -math.inf if bias is False else real(f"logit_bias[{at}]", bias, -MAX_BIAS, MAX_BIAS)
         if isinstance(token, str) and not (
             isinstance(value, Mapping) and token.isascii() and token.isdigit()
         ):
@@ -107,18 +122,16 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
     return found
 
 
-def _ordered(options: dict[str, Any], samplers: Any) -> dict[str, Any]:
+def _ordered(options: dict[str, Any], samplers: Sequence[str]) -> dict[str, Any]:
     """Options with a chain in llama.cpp's names. Steps that the chain does not name are dropped with their options.
 
     Steps that forbid or bias tokens always apply: llama.cpp does not count them among its samplers.
     """
-    if not isinstance(samplers, list):
-        raise InvalidRequest(f"samplers={brief(samplers)}: must be a list of names")
     chosen = list[str]()
     for name in samplers:
         if name in PASSED_OVER:
             continue
-        if not isinstance(name, str) or name not in STEPS:
+        if name not in STEPS:
             raise InvalidRequest(f"samplers has {brief(name)}; known are {', '.join(STEPS)}")
         chosen.append(STEPS[name])
     always = [name for name in steps() if name not in SAMPLERS and name != "mirostat"]

@@ -1,0 +1,80 @@
+"""Common parts of Ollama's responses: times, log-probabilities, errors.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pellucid.engine.output import Generation
+from pellucid.engine.text_group import TextGroup
+from pellucid.sample.logprobs import TokenLogprobs, joined
+from pellucid.serve.openai.response_parts import chat_logprobs
+from pellucid.serve.problem import NOTHING_MORE, Problem
+from pellucid.tokenize import Tokenizer
+
+REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
+
+
+def stamp(seconds: float = 0.0) -> str:
+    """Timestamp in Ollama's form, ``seconds`` from now."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def piece(name: str, **content: Any) -> dict[str, Any]:
+    """A chunk of a response, before the last chunk."""
+    return {"model": name, "created_at": stamp(), **content, "done": False}
+
+
+def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
+    """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
+    times, usage = made.timings, made.usage
+
+    def nanoseconds(seconds: float) -> int:
+        return round(1e9 * seconds)
+
+    return {
+        **piece(name, **content),
+        "done": True,
+        "done_reason": REASONS.get(made.finish_reason or "stop", "stop"),
+        "total_duration": nanoseconds(times.total),
+        "load_duration": 0,
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": nanoseconds(times.prefill),
+        "eval_count": usage.generated_tokens,
+        "eval_duration": nanoseconds(max(times.total - times.first_token, 0.0)),
+    }
+
+
+@dataclass
+class PieceLogprobs:
+    """Log-probabilities of a group's only sequence, by chunk. ``heard`` counts the streamed tokens."""
+
+    group: TextGroup
+    tokenizer: Tokenizer
+    heard: int = 0
+    told: int = 0
+
+    def all(self) -> dict[str, Any]:
+        """Field of a complete response; empty if no log-probabilities were requested."""
+        return self._field(self.group.builders[0].logprobs)
+
+    def next(self) -> dict[str, Any]:
+        """Field of a chunk: the tokens streamed since the last chunk."""
+        # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
+        first, self.told = self.told, self.heard
+        return self._field(self.group.builders[0].logprobs[first : self.heard])
+
+    def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
+        alternatives = self.group.options.logprobs
+        if alternatives is None:
+            return {}
+        return {"logprobs": chat_logprobs(joined(rows, alternatives), self.tokenizer)["content"]}
+
+
+def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+    """Error body in Ollama's form."""
+    return {"error": message}
