@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import templates
 
 from pellucid.errors import PellucidError
-from pellucid.serve.chat.answer import AnswerParser, assembled
-from pellucid.serve.chat.template import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
+from pellucid.serve.chat.answer_parser import AnswerParser, assembled
+from pellucid.serve.chat.chat_style import ARGUMENTS, NAME, PROBE, TOOL, call_format, call_pattern
 from pellucid.serve.chat.tools import tool
 from pellucid.util.paths import home
 

@@ -19,7 +19,7 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import Options
-from pellucid.serve.generate import finished
+from pellucid.serve.generation_response import run_groups
 from pellucid.serve.look.queries import QUERIES
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.pool import MOST_WORK
@@ -119,7 +119,7 @@ async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> 
 async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: PartWatch) -> None:
     """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
     reading = await asyncio.to_thread(TraceReading.of, TRACE.decode(_fields(body)), _own(llm, body))
-    await finished(reading.groups)
+    await run_groups(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 

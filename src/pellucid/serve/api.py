@@ -26,13 +26,13 @@ from pellucid.errors import (
     TemplateError,
 )
 from pellucid.errors.messages import reason
-from pellucid.serve.live import EVENT, LiveRequests, Viewer, number_of
+from pellucid.serve.error_details import ErrorForm, error_details
+from pellucid.serve.live_requests import EVENT, LiveRequests, Viewer, number_of
 from pellucid.serve.metrics import Metrics
-from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.problem import ErrorForm, problem_of
 from pellucid.serve.request_body import BodyType, F, RequestBody
-from pellucid.serve.responses.store import ResponseStore
+from pellucid.serve.responses.response_store import ResponseStore
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.registry import discover
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class ClientCall:
         """HTTP status and error body in the API's form. Raises as ``status_of``."""
         status = status_of(error)
         return status, self.error(
-            status, str(error), problem_of(error, None if self.body is None else self.body.schema)
+            status, str(error), error_details(error, None if self.body is None else self.body.schema)
         )
 
     def model(self, name: str) -> str:
@@ -183,7 +183,7 @@ class ClientCall:
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the body is no JSON: {reason(error)}") from error
 
-    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+    async def cancelled_on_disconnect(self, work: Coroutine[Any, Any, T]) -> T:
         """Result of ``work``. Cancels ``work`` when the client disconnects.
 
         Raises:
@@ -209,7 +209,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no value of JSON")
 
 
-def answer(
+def json_response(
     content: Mapping[str, Any] | list[Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A JSON response."""
@@ -258,15 +258,15 @@ def _named(event: Mapping[str, Any]) -> bytes:
     return f"event: {event['type']}\n".encode() + _data(event)
 
 
-DATA = StreamForm(SSE, _data, b"data: [DONE]\n\n")
+DATA_SSE = StreamForm(SSE, _data, b"data: [DONE]\n\n")
 """Server-sent events of OpenAI's completions APIs: data alone, then [DONE]."""
-NAMED = StreamForm(SSE, _named)
+NAMED_SSE = StreamForm(SSE, _named)
 """Server-sent events whose name is their ``type``."""
-LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
+JSON_LINES = StreamForm("application/x-ndjson", lambda event: json.dumps(event).encode() + b"\n")
 """Newline-delimited JSON: a line for each event."""
 
 
-def numbered(form: StreamForm, call: ClientCall) -> StreamForm:
+def with_event_ids(form: StreamForm, call: ClientCall) -> StreamForm:
     """Server-sent events with ids. A client that lost its connection resumes after the last id that it received.
 
     An error has no id, so a client that resumes asks for the event that the error replaced.
@@ -293,7 +293,7 @@ async def event_stream(
         return await anext(events, None)
 
     try:
-        first = await call.unless_gone(begun())
+        first = await call.cancelled_on_disconnect(begun())
     except BaseException:
         await events.aclose()
         raise

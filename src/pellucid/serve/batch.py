@@ -22,14 +22,14 @@ from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.errors.messages import brief, reason
 from pellucid.serve.api import status_of
 from pellucid.serve.batch_output import BatchOutput, lines_of
-from pellucid.serve.generate import Generating
-from pellucid.serve.model import ServedModel
+from pellucid.serve.error_details import error_details
+from pellucid.serve.generation_response import Generating
 from pellucid.serve.openai.chat_completions import CHAT, ChatRequest
 from pellucid.serve.openai.completions import COMPLETION, CompletionRequest
 from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
 from pellucid.serve.openai.response_parts import error_body
-from pellucid.serve.problem import problem_of
 from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 
 LONGEST_ID = 512
 
@@ -88,10 +88,10 @@ def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     return RequestLine(number, custom, url, found.get("body"))
 
 
-def _run(asked: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
+def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
     """Run a request and return the response body."""
-    run_together(asked.groups)
-    return asked.answer(name, number)
+    run_together(request.groups)
+    return request.answer(name, number)
 
 
 class Batch:
@@ -159,7 +159,7 @@ class Batch:
             status, content = 200, _run(read(body, llm), name, number)
         except PellucidError as error:
             status = status_of(error)
-            content = error_body(status, str(error), problem_of(error, body_type.schema))
+            content = error_body(status, str(error), error_details(error, body_type.schema))
         return {
             "id": f"batch_req_{number}",
             "custom_id": line.custom_id,

@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.errors import DeadlinePassed
 from pellucid.errors.messages import brief
-from pellucid.serve.api import answer, error_form
-from pellucid.serve.live import Viewer
+from pellucid.serve.api import error_form, json_response
+from pellucid.serve.live_requests import Viewer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HOST = re.compile(r"(\[[0-9a-f:.]{2,64}\]|[a-z0-9._-]{1,255})(:[0-9]{1,5})?", re.IGNORECASE)
@@ -104,7 +104,7 @@ class Guard:
             refused = _malformed(scope) or self._refused(scope["path"], Headers(scope=scope))
             if refused is not None:
                 status, message = refused
-                await answer(error_form(scope["path"])(status, message), status)(scope, receive, send)
+                await json_response(error_form(scope["path"])(status, message), status)(scope, receive, send)
                 return
             receive = _Body(receive, self._seconds).receive
         await self._app(scope, receive, send)

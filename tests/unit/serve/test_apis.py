@@ -24,9 +24,9 @@ from support.served import Served, models_folder, serving
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.responses.conversation import conversation_of, items_of
-from pellucid.serve.responses.fields import RESPONSE
-from pellucid.serve.responses.store import OwnResponses, ResponseStore
+from pellucid.serve.responses.input_conversation import conversation_of, items_of
+from pellucid.serve.responses.response_fields import RESPONSE
+from pellucid.serve.responses.response_store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

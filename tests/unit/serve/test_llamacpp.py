@@ -22,7 +22,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.sample.step import steps
 from pellucid.serve.apis.llamacpp_chat import rendered
-from pellucid.serve.chat.request import Conversation
+from pellucid.serve.chat.chat_run import Conversation
 from pellucid.serve.generation_options import ALIASES, STRUCTURED
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.ignored_fields import LLAMACPP
@@ -404,8 +404,10 @@ def test_templates(served: Served, llm: LLM) -> None:
     # /completion takes the rendered prompt.
     assert post(served, "/completion", {**DRAWN, "prompt": prompt})["content"] == wanted_of(llm, USER).text
     begun = [*USER, {"role": "assistant", "content": "I am"}]
-    goes_on = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})["prompt"]
-    assert goes_on.endswith("I am")
+    continues_last = post(served, "/apply-template", {"messages": begun, "continue_final_message": True})[
+        "prompt"
+    ]
+    assert continues_last.endswith("I am")
     assert post(served, "/apply-template", {"messages": USER, "add_generation_prompt": False})["prompt"]
     assert "unknown option 'odd'" in refusal(served, "/apply-template", {"messages": USER, "odd": 1})
     counted = post(served, "/v1/chat/completions/input_tokens", {"messages": USER})["input_tokens"]

@@ -21,7 +21,7 @@ from pellucid.cli.commands.serve import pulled
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.fields import LONGEST, keep_alive_of
+from pellucid.serve.ollama.ollama_fields import LONGEST, keep_alive_of
 from pellucid.weights.sources.source import DownloadProgress, Silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

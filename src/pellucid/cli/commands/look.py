@@ -36,7 +36,7 @@ def command(
 
     from pellucid.serve.guard import LOOPBACK, AccessRules
     from pellucid.serve.model_names import served_names
-    from pellucid.serve.run import Settings, serve
+    from pellucid.serve.server import Settings, serve
     from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)

@@ -9,20 +9,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import QueueFull
-from pellucid.serve.api import DATA, Api, ClientCall, Route, StreamForm, answer
-from pellucid.serve.generate import Streaming, generated
-from pellucid.serve.llamacpp.completion import COMPLETION, LlamaCompletion
-from pellucid.serve.llamacpp.embeddings import EMBEDDING, LlamaEmbedding
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, StreamForm, json_response
+from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.llamacpp.generation_fields import LlamaFields
 from pellucid.serve.llamacpp.infill import INFILL, infill_request
+from pellucid.serve.llamacpp.llama_completion import COMPLETION, LlamaCompletion
+from pellucid.serve.llamacpp.llama_embedding import EMBEDDING, LlamaEmbedding
 from pellucid.serve.llamacpp.properties import properties, slots
 from pellucid.serve.llamacpp.ranking import RANKING, RankingRequest
-from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 
 L = TypeVar("L", bound=LlamaFields)
-EVENTS = StreamForm(DATA.media_type, DATA.encode)
+EVENTS = StreamForm(DATA_SSE.media_type, DATA_SSE.encode)
 
 
 def _generates(
@@ -31,7 +31,7 @@ def _generates(
     async def run(call: ClientCall) -> Response:
         body = await call.read(body_type)
         name, stream = call.model(body.fields.model), EVENTS if body.fields.stream else None
-        return await generated(call, name, lambda llm: read(body, llm), stream)
+        return await generation_response(call, name, lambda llm: read(body, llm), stream)
 
     return run
 
@@ -39,14 +39,14 @@ def _generates(
 async def _embedding(call: ClientCall) -> Response:
     body = await call.read(EMBEDDING)
     async with call.use(call.model(body.fields.model)) as llm:
-        return answer(await run_in_threadpool(lambda: LlamaEmbedding.of(body, llm).answer()))
+        return json_response(await run_in_threadpool(lambda: LlamaEmbedding.of(body, llm).answer()))
 
 
 async def _rerank(call: ClientCall) -> Response:
     fields = (await call.read(RANKING)).fields
     name, ranking = call.model(fields.model), RankingRequest.of(fields)
     async with call.use(name) as llm:
-        return answer(await run_in_threadpool(ranking.answer, llm, name))
+        return json_response(await run_in_threadpool(ranking.answer, llm, name))
 
 
 def _queried(call: ClientCall) -> str:
@@ -57,17 +57,17 @@ def _queried(call: ClientCall) -> str:
 async def _props(call: ClientCall) -> Response:
     name = _queried(call)
     async with call.use(name) as llm:
-        return answer(await run_in_threadpool(properties, llm, name))
+        return json_response(await run_in_threadpool(properties, llm, name))
 
 
 async def _slots(call: ClientCall) -> Response:
     """Slots of the client's own running sequences; of all running sequences for an admin key."""
     name = _queried(call)
     async with call.use(name) as llm:
-        found = slots(llm, [one for one in call.live.seen_by(call.viewer) if one.model == name])
+        found = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])
     if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in found):
         raise QueueFull(f"all of {len(found):,} slots are busy: retry later")
-    return answer(found)
+    return json_response(found)
 
 
 COMPLETE = Route(

@@ -11,25 +11,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai, responses
-from pellucid.serve.chat.request import Conversation, template_input
+from pellucid.serve.chat.chat_run import Conversation, template_input
 from pellucid.serve.chat.tools import MAX_TOOLS, FunctionFields
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
-from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer_constraints import FunctionTool
 from pellucid.serve.openai.chat_completions import (
     CHAT,
     ChatRequest,
     ConversationFields,
-    blank_chunk,
+    empty_chunk,
     offered_tools,
 )
-from pellucid.serve.openai.fields import OPENAI_RULES
+from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType
-from pellucid.serve.responses.fields import RESPONSE
+from pellucid.serve.responses.response_fields import RESPONSE
+from pellucid.serve.served_model import ServedModel
 
 T = TypeVar("T")
 
@@ -63,25 +63,30 @@ async def _result(call: ClientCall, function: Callable[[ServedModel, Conversatio
     """Result of ``function(model, conversation, begins)``. ``begins``: the prompt ends as an answer begins."""
     body = await call.read(TEMPLATE)
     fields = body.fields
-    name, goes_on = call.model(fields.model), fields.continue_final_message
-    begins = not goes_on if fields.add_generation_prompt is None else fields.add_generation_prompt
-    if begins and goes_on:
+    name, continues_last = call.model(fields.model), fields.continue_final_message
+    begins = not continues_last if fields.add_generation_prompt is None else fields.add_generation_prompt
+    if begins and continues_last:
         raise InvalidRequest(
             "add_generation_prompt and continue_final_message are both true: remove one of the two"
         )
     tools, choice = offered_tools(fields.tools, fields.tool_choice, True)
     conversation = Conversation(
-        body.raw["messages"], {}, tools=tools, choice=choice, variables=fields.variables(), goes_on=goes_on
+        body.raw["messages"],
+        {},
+        tools=tools,
+        choice=choice,
+        variables=fields.variables(),
+        continues_last=continues_last,
     )
     async with call.use(name) as llm:
         return await run_in_threadpool(function, llm, conversation, begins)
 
 
-def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
+def rendered(llm: ServedModel, conversation: Conversation, begins: bool) -> str:
     """Prompt as text. A BOS that /completion adds by itself is left out."""
     tokenizer = llm.tokenizer
-    messages, variables = template_input(llm, asked)
-    if asked.goes_on:
+    messages, variables = template_input(llm, conversation)
+    if conversation.continues_last:
         text = tokenizer.decode(tokenizer.encode_chat(messages, **variables), skip_special=False)
     else:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=begins, **variables)
@@ -90,17 +95,17 @@ def rendered(llm: ServedModel, asked: Conversation, begins: bool) -> str:
     return text.removeprefix(bos)
 
 
-def _count(llm: ServedModel, asked: Conversation, begins: bool) -> int:
-    messages, variables = template_input(llm, asked)
+def _count(llm: ServedModel, conversation: Conversation, begins: bool) -> int:
+    messages, variables = template_input(llm, conversation)
     return len(llm.tokenizer.encode_chat(messages, add_generation_prompt=begins, **variables))
 
 
 async def _apply_template(call: ClientCall) -> Response:
-    return answer({"prompt": await _result(call, rendered)})
+    return json_response({"prompt": await _result(call, rendered)})
 
 
 async def _input_tokens(call: ClientCall) -> Response:
-    return answer({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
+    return json_response({"object": "response.input_tokens", "input_tokens": await _result(call, _count)})
 
 
 async def _models(call: ClientCall) -> Response:
@@ -116,7 +121,7 @@ async def _models(call: ClientCall) -> Response:
         }
 
     found = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
-    return answer({"object": "list", "data": found})
+    return json_response({"object": "list", "data": found})
 
 
 RESPOND = responses.RESPONSES.routes["POST /v1/responses"]
@@ -126,10 +131,10 @@ LLAMACPP_CHAT = Api(
     {
         "GET /models": Route(_models, "The models of this server."),
         "POST /chat/completions": Route(
-            openai.generates(LLAMA_CHAT, ChatRequest.of, blank_chunk, own=True),
+            openai.generates(LLAMA_CHAT, ChatRequest.of, empty_chunk, own=True),
             "Answer a conversation.",
             LLAMA_CHAT,
-            DATA.media_type,
+            DATA_SSE.media_type,
         ),
         "POST /chat/completions/input_tokens": COUNT,
         "POST /v1/chat/completions/input_tokens": COUNT,

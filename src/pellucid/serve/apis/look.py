@@ -8,21 +8,21 @@ from typing import Any
 from starlette.responses import Response
 
 from pellucid.llm import LLM
-from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
-from pellucid.serve.generate import generated
-from pellucid.serve.live import HEADER
-from pellucid.serve.look.generation import LOOK_GENERATE, LookGeneration
+from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.generation_response import generation_response
+from pellucid.serve.live_requests import HEADER
 from pellucid.serve.look.queries import QUERIES
-from pellucid.serve.look.state import state
+from pellucid.serve.look.running_model import state
+from pellucid.serve.look.token_events import LOOK_GENERATE, LookGeneration
 from pellucid.serve.look.trace_reading import TRACE, TraceReading
-from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.served_model import ServedModel
 
 
 async def _models(call: ClientCall) -> Response:
     loaded = call.models.loaded
-    return answer({"models": [{"name": name, "loaded": name in loaded} for name in call.models.names]})
+    return json_response({"models": [{"name": name, "loaded": name in loaded} for name in call.models.names]})
 
 
 async def _model(call: ClientCall) -> Response:
@@ -33,13 +33,13 @@ async def _model(call: ClientCall) -> Response:
 async def _state(call: ClientCall) -> Response:
     name = call.models.known(call.request.path_params["name"])
     llm = call.models.llm(name)
-    return answer({"loaded": llm is not None, **({} if llm is None else state(llm))})
+    return json_response({"loaded": llm is not None, **({} if llm is None else state(llm))})
 
 
 async def _generate(call: ClientCall) -> Response:
     body = await call.read(LOOK_GENERATE)
-    name, stream = call.model(body.fields.model), NAMED if body.fields.stream else None
-    return await generated(call, name, lambda llm: LookGeneration.of(body, llm), stream)
+    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
+    return await generation_response(call, name, lambda llm: LookGeneration.of(body, llm), stream)
 
 
 async def _trace(call: ClientCall) -> Response:
@@ -48,7 +48,7 @@ async def _trace(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         if not isinstance(llm, LLM):
             return await _remote(call, llm, "trace", name, body)
-        return await generated(call, name, lambda _: TraceReading.of(body, llm), None)
+        return await generation_response(call, name, lambda _: TraceReading.of(body, llm), None)
 
 
 def _query(kind: str) -> Callable[[ClientCall], Coroutine[Any, Any, Response]]:
@@ -67,14 +67,14 @@ async def _queried(call: ClientCall, kind: str, name: str, body: RequestBody[Any
         if not isinstance(llm, LLM):
             return await _remote(call, llm, kind, name, body)
         work = call.models.work(name, lambda _: QUERIES[kind].run(body, llm))
-        return answer(await call.unless_gone(work))
+        return json_response(await call.cancelled_on_disconnect(work))
 
 
 async def _remote(
     call: ClientCall, llm: ServedModel, kind: str, name: str, body: RequestBody[Any]
 ) -> Response:
     assert not isinstance(llm, LLM)
-    response = await call.unless_gone(llm.look(kind, name, body.raw))
+    response = await call.cancelled_on_disconnect(llm.look(kind, name, body.raw))
     return Response(response, media_type="application/json", headers={HEADER: call.number})
 
 

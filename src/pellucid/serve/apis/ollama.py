@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import LINES, Api, ClientCall, Route, answer, event_stream
-from pellucid.serve.generate import Streaming, generated
-from pellucid.serve.model import ServedModel
+from pellucid.serve.api import JSON_LINES, Api, ClientCall, Route, event_stream, json_response
+from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.ollama import model_descriptions
-from pellucid.serve.ollama.chat import OllamaChat
-from pellucid.serve.ollama.fields import (
+from pellucid.serve.ollama.chat_response import OllamaChat
+from pellucid.serve.ollama.generate_response import OllamaGenerate
+from pellucid.serve.ollama.ollama_fields import (
     CHAT,
     EMBED,
     GENERATE,
@@ -28,10 +28,10 @@ from pellucid.serve.ollama.fields import (
     keep_alive_of,
     refuse_options,
 )
-from pellucid.serve.ollama.generate import OllamaGenerate
 from pellucid.serve.ollama.pull import pulling
-from pellucid.serve.ollama.response_parts import error_body, piece
+from pellucid.serve.ollama.response_chunks import chunk, error_body
 from pellucid.serve.request_body import BodyType, RequestBody, listed_texts
+from pellucid.serve.served_model import ServedModel
 from pellucid.weights.sources.source import Silent
 
 G = TypeVar("G", bound=GenerateOptions)
@@ -80,17 +80,17 @@ def _generates(
             refuse_options(body, (field, "stream"), f"a request without {field} has keep_alive")
             async with call.use(name):
                 keep(name)
-            reason = "unload" if call.models.left(name) == 0 else "load"
+            reason = "unload" if call.models.expires_in(name) == 0 else "load"
             message = {"role": "assistant", "content": ""}
-            done = piece(name, **({"message": message} if field == "messages" else {"response": ""}))
-            return answer({**done, "done": True, "done_reason": reason})
+            done = chunk(name, **({"message": message} if field == "messages" else {"response": ""}))
+            return json_response({**done, "done": True, "done_reason": reason})
 
         def kept(llm: ServedModel) -> Streaming:
-            asked = read(body, llm)
+            request = read(body, llm)
             keep(name)
-            return asked
+            return request
 
-        return await generated(call, name, kept, LINES if body.fields.stream else None)
+        return await generation_response(call, name, kept, JSON_LINES if body.fields.stream else None)
 
     return run
 
@@ -114,7 +114,7 @@ async def _embed(call: ClientCall) -> Response:
             times = {"total_duration": total, "load_duration": 0, "prompt_eval_count": tokens}
             return {"model": name, "embeddings": vectors, **times}
 
-        return answer(await run_in_threadpool(run))
+        return json_response(await run_in_threadpool(run))
 
 
 async def _embeddings(call: ClientCall) -> Response:
@@ -129,13 +129,13 @@ async def _embeddings(call: ClientCall) -> Response:
         def embedded() -> Any:
             return llm.embed_tokens(llm.inputs.sentences([prompt]))
 
-        return answer({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
+        return json_response({"embedding": (await run_in_threadpool(embedded))[0].tolist()})
 
 
 async def _show(call: ClientCall) -> Response:
     fields = (await call.read(SHOW)).fields
     async with call.use(_model(call, fields)) as llm:
-        return answer(await run_in_threadpool(model_descriptions.shown, llm, fields.verbose))
+        return json_response(await run_in_threadpool(model_descriptions.model_details, llm, fields.verbose))
 
 
 async def _pull(call: ClientCall) -> Response:
@@ -147,29 +147,31 @@ async def _pull(call: ClientCall) -> Response:
     if call.viewer.key and not call.viewer.admin:
         raise InvalidRequest(f"model={brief(name)}: an admin key is needed to download a model")
     if fields.stream:
-        return await event_stream(call, pulling(call.models, name), LINES)
-    await call.unless_gone(call.models.pulled(name, Silent()))
-    return answer({"status": "success"})
+        return await event_stream(call, pulling(call.models, name), JSON_LINES)
+    await call.cancelled_on_disconnect(call.models.pulled(name, Silent()))
+    return json_response({"status": "success"})
 
 
 async def _tags(call: ClientCall) -> Response:
-    found = [model_descriptions.listed(name, call.models.llm(name)) for name in call.models.names]
-    return answer({"models": found})
+    found = [model_descriptions.model_entry(name, call.models.llm(name)) for name in call.models.names]
+    return json_response({"models": found})
 
 
 async def _running(call: ClientCall) -> Response:
     loaded = [(name, call.models.llm(name)) for name in call.models.loaded]
-    return answer(
+    return json_response(
         {
             "models": [
-                model_descriptions.running(name, llm, call.models.left(name)) for name, llm in loaded if llm
+                model_descriptions.running_model(name, llm, call.models.expires_in(name))
+                for name, llm in loaded
+                if llm
             ]
         }
     )
 
 
 async def _version(call: ClientCall) -> Response:
-    return answer({"version": SPOKEN})
+    return json_response({"version": SPOKEN})
 
 
 OLLAMA = Api(
@@ -180,14 +182,17 @@ OLLAMA = Api(
         "GET /api/ps": Route(_running, "The models in memory."),
         "POST /api/show": Route(_show, "All about a model.", SHOW),
         "POST /api/generate": Route(
-            _generates(GENERATE, OllamaGenerate.of, "prompt"), "Answer a prompt.", GENERATE, LINES.media_type
+            _generates(GENERATE, OllamaGenerate.of, "prompt"),
+            "Answer a prompt.",
+            GENERATE,
+            JSON_LINES.media_type,
         ),
         "POST /api/chat": Route(
-            _generates(CHAT, OllamaChat.of, "messages"), "Answer a conversation.", CHAT, LINES.media_type
+            _generates(CHAT, OllamaChat.of, "messages"), "Answer a conversation.", CHAT, JSON_LINES.media_type
         ),
         "POST /api/embed": Route(_embed, "Vectors of texts.", EMBED),
         "POST /api/embeddings": Route(_embeddings, "The vector of a text.", OLD_EMBED),
-        "POST /api/pull": Route(_pull, "Download a model.", PULL, LINES.media_type),
+        "POST /api/pull": Route(_pull, "Download a model.", PULL, JSON_LINES.media_type),
     },
     error_body,
     prefixes=("/api/",),

@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.serve.api import DATA, Api, ClientCall, Route, answer
-from pellucid.serve.generate import Streaming, generated
+from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.generation_response import Streaming, generation_response
 from pellucid.serve.llamacpp.telemetry import Telemetry
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.chat_completions import CHAT, ChatFields, ChatRequest, blank_chunk
-from pellucid.serve.openai.completions import COMPLETION, CompletionFields, CompletionRequest, blank_event
+from pellucid.serve.openai.chat_completions import CHAT, ChatFields, ChatRequest, empty_chunk
+from pellucid.serve.openai.completions import COMPLETION, CompletionFields, CompletionRequest, empty_event
 from pellucid.serve.openai.embeddings import EMBEDDING, EmbeddingRequest
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 
 G = TypeVar("G", ChatFields, CompletionFields)
 
@@ -34,11 +34,11 @@ def generates(
         body = await call.read(body_type)
         name, fields = call.model(body.fields.model), body.fields
         telemetry = Telemetry(fields.timings_per_token, fields.return_progress, own, fields.verbose)
-        return await generated(
+        return await generation_response(
             call,
             name,
-            lambda llm: telemetry.told(read(body, llm), blank, llm.tokenizer),
-            DATA if fields.stream else None,
+            lambda llm: telemetry.wrap(read(body, llm), blank, llm.tokenizer),
+            DATA_SSE if fields.stream else None,
         )
 
     return run
@@ -48,7 +48,7 @@ async def _embeddings(call: ClientCall) -> Response:
     body = await call.read(EMBEDDING)
     name = call.model(body.fields.model)
     async with call.use(name) as llm:
-        return answer(
+        return json_response(
             await run_in_threadpool(lambda: EmbeddingRequest.of(body, llm).answer(name, call.number))
         )
 
@@ -59,11 +59,11 @@ def model(call: ClientCall, name: str) -> dict[str, Any]:
 
 
 async def _models(call: ClientCall) -> Response:
-    return answer({"object": "list", "data": [model(call, name) for name in call.models.names]})
+    return json_response({"object": "list", "data": [model(call, name) for name in call.models.names]})
 
 
 async def _one_model(call: ClientCall) -> Response:
-    return answer(model(call, call.models.known(call.request.path_params["name"])))
+    return json_response(model(call, call.models.known(call.request.path_params["name"])))
 
 
 OPENAI = Api(
@@ -72,13 +72,13 @@ OPENAI = Api(
         "GET /v1/models": Route(_models, "The models of this server."),
         "GET /v1/models/{name:path}": Route(_one_model, "A model of this server."),
         "POST /v1/chat/completions": Route(
-            generates(CHAT, ChatRequest.of, blank_chunk), "Answer a conversation.", CHAT, DATA.media_type
+            generates(CHAT, ChatRequest.of, empty_chunk), "Answer a conversation.", CHAT, DATA_SSE.media_type
         ),
         "POST /v1/completions": Route(
-            generates(COMPLETION, CompletionRequest.of, blank_event),
+            generates(COMPLETION, CompletionRequest.of, empty_event),
             "Continue a text.",
             COMPLETION,
-            DATA.media_type,
+            DATA_SSE.media_type,
         ),
         "POST /v1/embeddings": Route(_embeddings, "Vectors of texts.", EMBEDDING),
     },

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, Route, answer
+from pellucid.serve.api import Api, ClientCall, Route, json_response
+from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.chat.request import Conversation, prompt_of
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.serve.openapi import document
 from pellucid.serve.request_body import BodyType, ModelFields, TokenId
@@ -45,13 +45,15 @@ DETOKENIZE = BodyType(DetokenizeFields, required=())
 
 async def _health(call: ClientCall) -> Response:
     """Liveness: the process answers."""
-    return answer({"status": "ok", "loaded": call.models.loaded})
+    return json_response({"status": "ok", "loaded": call.models.loaded})
 
 
 async def _ready(call: ClientCall) -> Response:
     """Readiness: every loaded or needed model can run. A model that is loaded on request does not count."""
     missing = call.models.missing
-    return answer({"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200)
+    return json_response(
+        {"status": "waiting" if missing else "ok", "waiting": missing}, 503 if missing else 200
+    )
 
 
 async def _tokenize(call: ClientCall) -> Response:
@@ -84,7 +86,7 @@ async def _tokenize(call: ClientCall) -> Response:
             if fields.with_pieces
             else ids
         )
-        return answer({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
+        return json_response({"tokens": tokens, "count": len(ids), "max_model_len": llm.context})
 
 
 def _piece(data: bytes) -> str | list[int]:
@@ -103,7 +105,7 @@ async def _detokenize(call: ClientCall) -> Response:
         if any(token >= size for token in tokens):
             raise InvalidRequest(f"tokens={brief(tokens)}: must be a list of token ids below {size:,}")
         text = await run_in_threadpool(lambda: llm.tokenizer.decode(tokens, skip_special=False))
-        return answer({"prompt": text, "content": text})
+        return json_response({"prompt": text, "content": text})
 
 
 async def _metrics(call: ClientCall) -> Response:
@@ -116,7 +118,7 @@ async def _tokenizer_info(call: ClientCall) -> Response:
     async with call.use(name) as llm:
         tokenizer = llm.tokenizer
         named = {key: tokenizer.named_tokens.get(key) for key in ("bos_token", "eos_token", "pad_token")}
-        return answer(
+        return json_response(
             {
                 "tokenizer_class": type(tokenizer.model).__name__,
                 "vocab_size": tokenizer.vocab_size,
@@ -128,7 +130,7 @@ async def _tokenizer_info(call: ClientCall) -> Response:
 
 
 async def _openapi(call: ClientCall) -> Response:
-    return answer(document(call.models.names))
+    return json_response(document(call.models.names))
 
 
 OPERATIONS = Api(

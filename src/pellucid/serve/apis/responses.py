@@ -8,13 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.errors import InvalidRequest, NotFound
-from pellucid.serve.api import NAMED, Api, ClientCall, Route, answer
-from pellucid.serve.generate import generated
+from pellucid.serve.api import NAMED_SSE, Api, ClientCall, Route, json_response
+from pellucid.serve.generation_response import generation_response
 from pellucid.serve.openai.response_parts import error_body
-from pellucid.serve.responses.fields import COUNT, RESPONSE
 from pellucid.serve.responses.input_items import input_items
 from pellucid.serve.responses.response import ResponseRequest
-from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.response_fields import COUNT, RESPONSE
+from pellucid.serve.responses.response_store import OwnResponses
 from pellucid.serve.responses.truncation import counted
 
 
@@ -28,31 +28,31 @@ def _number(call: ClientCall) -> str:
 
 async def _responses(call: ClientCall) -> Response:
     body, own = await call.read(RESPONSE), _own(call)
-    name, stream = call.model(body.fields.model), NAMED if body.fields.stream else None
-    return await generated(call, name, lambda llm: ResponseRequest.of(body, llm, own), stream)
+    name, stream = call.model(body.fields.model), NAMED_SSE if body.fields.stream else None
+    return await generation_response(call, name, lambda llm: ResponseRequest.of(body, llm, own), stream)
 
 
 async def _input_tokens(call: ClientCall) -> Response:
     body, own = await call.read(COUNT), _own(call)
     async with call.use(call.model(body.fields.model)) as llm:
         count = await run_in_threadpool(counted, body, llm, own)
-        return answer({"object": "response.input_tokens", "input_tokens": count})
+        return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
 async def _one(call: ClientCall) -> Response:
     _no_query(call)
-    return answer(_own(call).get(_number(call)).body)
+    return json_response(_own(call).get(_number(call)).body)
 
 
 async def _delete(call: ClientCall) -> Response:
     number = _number(call)
     _own(call).delete(number)
-    return answer({"id": number, "object": "response", "deleted": True})
+    return json_response({"id": number, "object": "response", "deleted": True})
 
 
 async def _input_items(call: ClientCall) -> Response:
     found = _own(call).get(_number(call))
-    return answer(input_items(found.input, call.request.query_params))
+    return json_response(input_items(found.input, call.request.query_params))
 
 
 def _no_query(call: ClientCall) -> None:
@@ -73,7 +73,7 @@ def _refused(why: str) -> Any:
 RESPONSES = Api(
     "responses",
     {
-        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED.media_type),
+        "POST /v1/responses": Route(_responses, "Answer a conversation.", RESPONSE, NAMED_SSE.media_type),
         "GET /v1/responses": Route(
             _refused("there is no WebSocket and no list of responses; POST with stream=true"), "Refused."
         ),

@@ -13,20 +13,20 @@ from pellucid.serve.request_body import Fields
 
 MAX_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 """Schema of a function without parameters."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: its ``name``, the JSON schema of its ``parameters``, and its form for the template (``shown``).
+    """A function: its ``name``, the JSON schema of its ``parameters``, and its ``template_form`` for the chat template.
 
     ``strict`` False: arguments may be any JSON object.
     """
 
     name: str
     parameters: Mapping[str, Any]
-    shown: Mapping[str, Any]
+    template_form: Mapping[str, Any]
     strict: bool = True
 
     @property
@@ -69,12 +69,12 @@ def tool(
         raise InvalidRequest(
             f"{where}.name={brief(name)}: must be 1 to 64 letters, digits, dots, dashes and underscores"
         )
-    parameters = dict(NOTHING if parameters is None else parameters)
+    parameters = dict(NO_PARAMETERS if parameters is None else parameters)
     if parameters.get("type", "object") != "object":
         raise InvalidRequest(f"{where}.parameters.type={brief(parameters['type'])}: must be object")
     function = {"name": name, "description": description or "", "parameters": parameters}
-    shown = {"type": "function", "function": function}
-    return Tool(name, {"type": "object", **parameters}, shown, strict is not False)
+    template_form = {"type": "function", "function": function}
+    return Tool(name, {"type": "object", **parameters}, template_form, strict is not False)
 
 
 def tool_of(where: str, fields: FunctionFields) -> Tool:
@@ -82,7 +82,9 @@ def tool_of(where: str, fields: FunctionFields) -> Tool:
     return tool(where, fields.name, fields.description, fields.parameters, fields.strict)
 
 
-def chosen(tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool) -> ToolChoice:
+def tool_choice(
+    tools: Sequence[Tool], names: Sequence[str] | None, required: bool, parallel: bool
+) -> ToolChoice:
     """Choice among tools. ``names`` are the tools that may be called; None: all tools.
 
     Raises:

@@ -17,8 +17,8 @@ from pellucid.sample.step import SamplerStep, options_of, owners, steps
 from pellucid.sample.steps.logit_bias import MOST as MOST_BIASED
 from pellucid.serve.generation_options import MAX_BIAS, generation_options
 from pellucid.serve.ignored_fields import LLAMACPP
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import BodyRules, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import real, token_id
 
 BUILD = f"b0-pellucid-{pellucid.__version__}"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.llamacpp.completion import LlamaCompletion
 from pellucid.serve.llamacpp.generation_fields import LLAMACPP_RULES, LlamaFields
-from pellucid.serve.model import ServedModel
+from pellucid.serve.llamacpp.llama_completion import LlamaCompletion
 from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.infill import infill_prompt
 
 MAX_FILES = 256

@@ -16,8 +16,8 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.chat.messages import joined_texts
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import Fields, TokenId
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import token_id
 
 MOST_PROMPTS = 1024

@@ -10,9 +10,9 @@ from typing import Any
 
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
-from pellucid.serve.live import LiveRequest
+from pellucid.serve.live_requests import LiveRequest
 from pellucid.serve.llamacpp.generation_fields import BUILD, LLAMACPP_RULES, settings_of
-from pellucid.serve.model import ServedModel
+from pellucid.serve.served_model import ServedModel
 
 ELSEWHERE = 256  # slots that a model on replicas reports
 

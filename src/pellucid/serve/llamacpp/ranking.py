@@ -10,8 +10,8 @@ import numpy as np
 from msgspec import Meta
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import BodyRules, BodyType, Count, ModelFields, Texts, listed_texts
+from pellucid.serve.served_model import ServedModel
 
 
 class RankingFields(ModelFields, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import Events
-from pellucid.serve.generate import Streaming
+from pellucid.serve.generation_response import Streaming
 from pellucid.serve.llamacpp.generation_fields import BUILD
 from pellucid.tokenize import Tokenizer
 
@@ -35,8 +35,8 @@ class Telemetry:
     own: bool = True
     verbose: bool = False
 
-    def told(
-        self, asked: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
+    def wrap(
+        self, request: Streaming, blank: Callable[[str, str], dict[str, Any]], tokenizer: Tokenizer
     ) -> Streaming:
         """Wrap a request so that its response has the requested telemetry. ``blank`` builds an event without text.
 
@@ -45,51 +45,51 @@ class Telemetry:
         """
         for name in ("progress", "verbose"):
             if getattr(self, name):
-                single(asked.groups, {"progress": "return_progress"}.get(name, name))
+                single(request.groups, {"progress": "return_progress"}.get(name, name))
         nothing = not (self.timings or self.progress or self.own or self.verbose)
-        return asked if nothing else ToldRequest(self, asked, blank, tokenizer)
+        return request if nothing else TelemetryRequest(self, request, blank, tokenizer)
 
 
 @dataclass(frozen=True)
-class ToldRequest:
+class TelemetryRequest:
     """A request whose response has telemetry."""
 
     telemetry: Telemetry
-    asked: Streaming
+    request: Streaming
     blank: Callable[[str, str], dict[str, Any]]
     tokenizer: Tokenizer
 
     @property
     def groups(self) -> Sequence[TextGroup]:
         """Engine groups of the request."""
-        return self.asked.groups
+        return self.request.groups
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body with telemetry."""
-        made = self.asked.answer(name, number)
+        made = self.request.answer(name, number)
         assert isinstance(made, dict)
-        told = self.telemetry
-        if told.own:
+        telemetry = self.telemetry
+        if telemetry.own:
             made["system_fingerprint"] = BUILD
-        if told.verbose:
+        if telemetry.verbose:
             made["__verbose"] = self._verbose()
-        return {**made, "timings": timings(self.groups[-1])} if told.own or told.timings else made
+        return {**made, "timings": timings(self.groups[-1])} if telemetry.own or telemetry.timings else made
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stream events with telemetry."""
-        told, events, shown = self.telemetry, self.asked.stream(name, number), False
-        if told.progress:
+        telemetry, events, shown = self.telemetry, self.request.stream(name, number), False
+        if telemetry.progress:
             events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
         async with aclosing(events):
             async for event in events:
                 begun = any(one.ids for one in self.groups[-1].builders)
                 ended = all(one.ended for group in self.groups for one in group.builders)
-                if (told.timings and begun) or ((told.own or told.timings) and ended):
+                if (telemetry.timings and begun) or ((telemetry.own or telemetry.timings) and ended):
                     event["timings"] = timings(self.groups[-1])
-                if told.own:
+                if telemetry.own:
                     event["system_fingerprint"] = BUILD
                     _begin_as_there(event)
-                if told.verbose and not shown:
+                if telemetry.verbose and not shown:
                     event["__verbose"], shown = self._verbose(), True
                 yield event
 
@@ -115,20 +115,20 @@ async def with_progress(
     events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Events of a stream, preceded by events with the progress of the prompt."""
-    coming, told, start = None, -1, 0.0
+    coming, reported, start = None, -1, 0.0
     try:
         while True:
-            begun = told == len(group.prompt)
+            begun = reported == len(group.prompt)
             coming = coming or asyncio.ensure_future(anext(events, None))
             await asyncio.wait({coming}, timeout=None if begun else EVERY)
             read = group.prompt_read
             if not begun and read is not None:
-                if told < 0:
-                    told, start = group.facts.cached, time.perf_counter()
-                    yield _progress(blank(), group, told, 0.0)
-                if read > told:
-                    told = read
-                    yield _progress(blank(), group, told, time.perf_counter() - start)
+                if reported < 0:
+                    reported, start = group.facts.cached, time.perf_counter()
+                    yield _progress(blank(), group, reported, 0.0)
+                if read > reported:
+                    reported = read
+                    yield _progress(blank(), group, reported, time.perf_counter() - start)
             if coming.done():
                 event, coming = coming.result(), None
                 if event is None:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
-from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
 from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.llm import LLM
-from pellucid.serve.look.beams import BEAMS, beams
+from pellucid.serve.look.beam_tree import BEAMS, beams
 from pellucid.serve.look.explanations import (
     ATTRIBUTION,
     LENS,
@@ -21,7 +21,7 @@ from pellucid.serve.look.explanations import (
     tokenization,
 )
 from pellucid.serve.look.model_facts import FACTS, model_facts
-from pellucid.serve.look.state import PROFILE, profile
+from pellucid.serve.look.running_model import PROFILE, profile
 from pellucid.serve.request_body import BodyType, RequestBody
 
 

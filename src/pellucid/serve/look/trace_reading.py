@@ -16,9 +16,9 @@ from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.api import array_body
 from pellucid.serve.generation_options import LOGPROBS, OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
-from pellucid.serve.look.tokens import described
-from pellucid.serve.openai.fields import OPENAI_RULES
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.token_fields import described
+from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.request_body import BodyRules, BodyType, Fields, RequestBody, TokenId
 from pellucid.trace.edits import EditOf
 from pellucid.trace.selection import select
@@ -61,18 +61,18 @@ TRACE = BodyType(
 
 @dataclass(frozen=True)
 class TraceReading:
-    """Values of ``points``, and the lengths of the rows of ``norms``, for a prompt and its continuation.
+    """Values of ``points``, and the norms of the rows of ``norms``, for a prompt and its continuation.
 
     ``views`` are parts of attention patterns: the complete patterns of a long text are too large to send.
     """
 
     llm: LLM
     prompt: list[int]
-    wanted: Sequence[str]
-    lengths: Set[str]
+    recorded: Sequence[str]
+    norm_points: Set[str]
     edits: Sequence[EditOf]
     views: Sequence[PatternView]
-    kept: Set[str]
+    returned: Set[str]
     """Points whose values are returned, not only views of them."""
     trace: Trace | None
     groups: Sequence[TextGroup]
@@ -91,16 +91,16 @@ class TraceReading:
             raise InvalidRequest(f"views has {len(fields.views):,} views; the limit is {MAX_VIEWS}")
         views = [PatternView.of(f"views[{at}]", one, llm) for at, one in enumerate(fields.views)]
         options = body.options({"temperature": 0, "max_new_tokens": 1})
-        lengths = {one.name for one in select(llm.points, norms)} - {
+        norm_points = {one.name for one in select(llm.points, norms)} - {
             one.name for one in select(llm.points, points)
         }
-        wanted = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
-        kept = {one.name for one in select(llm.points, [*points, *norms])}
+        recorded = list(dict.fromkeys([*points, *norms, *(view.point for view in views)]))
+        returned = {one.name for one in select(llm.points, [*points, *norms])}
         if not llm.spec.head:
-            return cls(llm, prompt, wanted, lengths, edits, views, kept, None, [])
-        with llm.trace(*wanted, budget=RECORDED) as trace:
+            return cls(llm, prompt, recorded, norm_points, edits, views, returned, None, [])
+        with llm.trace(*recorded, budget=RECORDED) as trace:
             groups = [llm.request(prompt, edits=edits, **options)]
-        return cls(llm, prompt, wanted, lengths, edits, views, kept, trace, groups)
+        return cls(llm, prompt, recorded, norm_points, edits, views, returned, trace, groups)
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body with the arrays. An encoder runs now.
@@ -110,7 +110,7 @@ class TraceReading:
         """
         llm, trace = self.llm, self.trace
         if trace is None:
-            with llm.trace(*self.wanted, budget=RECORDED) as trace:
+            with llm.trace(*self.recorded, budget=RECORDED) as trace:
                 llm.embed_tokens([self.prompt], list(self.edits))
         made = self.groups[0].results()[0] if self.groups else None
         ids = made.ids if made else []
@@ -137,15 +137,15 @@ class TraceReading:
         """Titles and arrays of the response."""
         (sequence,) = trace.sequences
         for point in trace:
-            if point not in self.kept:
+            if point not in self.returned:
                 continue
             values = sequence[point]
-            if point in self.lengths:
+            if point in self.norm_points:
                 flat = values.reshape(len(values), -1).astype(np.float64)
                 values = np.sqrt((flat * flat).sum(-1)).astype(np.float32)
             yield point, values
         for view in self.views:
-            yield view.title, view.seen(sequence[view.point])
+            yield view.title, view.select_from(sequence[view.point])
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class PatternView:
         rows = slice(first, whole(f"{name}.rows", end, first, llm.context))
         return cls(fields.title, fields.point, heads, rows, fields.pool)
 
-    def seen(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
+    def select_from(self, patterns: NDArray[np.float32]) -> NDArray[np.float32]:
         """The view's part of patterns (H, T, S)."""
         return pooled(patterns[self.heads, self.rows], self.pool)
 

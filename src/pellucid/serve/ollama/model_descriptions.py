@@ -6,34 +6,34 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-from pellucid.serve.chat.template import chat_style
-from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.response_parts import stamp
+from pellucid.serve.chat.chat_style import chat_style
+from pellucid.serve.ollama.response_chunks import timestamp
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.infill import infill_tokens
 from pellucid.weights.checkpoint import parameter_count, stored_bytes
 
 FOREVER = "9999-12-31T00:00:00Z"
 
 
-def listed(name: str, llm: ServedModel | None) -> dict[str, Any]:
+def model_entry(name: str, llm: ServedModel | None) -> dict[str, Any]:
     """Entry of a list of models. Facts from the file are included if the model is loaded."""
     return {
         "name": name,
         "model": name,
-        "modified_at": stamp(),
+        "modified_at": timestamp(),
         "size": 0 if llm is None else stored_bytes(llm.checkpoint),
         "digest": hashlib.sha256(name.encode()).hexdigest(),
         "details": _details(llm),
     }
 
 
-def running(name: str, llm: ServedModel, left: float | None) -> dict[str, Any]:
-    """A loaded model. ``left`` is the number of seconds until it is unloaded if it is not used (None: no limit)."""
-    expires = FOREVER if left is None else stamp(left)
-    return {**listed(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
+def running_model(name: str, llm: ServedModel, expires_in: float | None) -> dict[str, Any]:
+    """A loaded model. ``expires_in`` is the number of seconds until an unused model is unloaded (None: no limit)."""
+    expires = FOREVER if expires_in is None else timestamp(expires_in)
+    return {**model_entry(name, llm), "expires_at": expires, "size_vram": 0, "context_length": llm.context}
 
 
-def shown(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
+def model_details(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
     """Description of a model. ``verbose`` adds its tensors."""
     tensors = [
         {"name": name, "type": one.format, "shape": list(one.shape)}
@@ -53,7 +53,7 @@ def shown(llm: ServedModel, verbose: bool = False) -> dict[str, Any]:
             f"{llm.spec.family}.block_count": len(llm.spec.blocks),
         },
         "capabilities": capabilities(llm),
-        "modified_at": stamp(),
+        "modified_at": timestamp(),
     }
 
 

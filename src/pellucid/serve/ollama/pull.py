@@ -12,7 +12,7 @@ from pellucid.serve.pool import ModelPool
 EVERY = 0.2  # seconds between two lines
 
 
-class _Heard:
+class _PullProgress:
     """A ``DownloadProgress`` for the event loop, which reads its last ``state``."""
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class _Heard:
 
 async def pulling(models: ModelPool, name: str) -> AsyncGenerator[dict[str, Any], None]:
     """Progress lines of a download. ``digest``, the hash of a file's name, lets clients tell files apart."""
-    heard = _Heard()
-    work, told = asyncio.ensure_future(models.pulled(name, heard)), None
+    progress = _PullProgress()
+    work, sent = asyncio.ensure_future(models.pulled(name, progress)), None
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=EVERY)
-            if (state := heard.state) is not told and not work.done():
-                told = state
+            if (state := progress.state) is not sent and not work.done():
+                sent = state
                 yield state
         work.result()
         yield {"status": "success"}

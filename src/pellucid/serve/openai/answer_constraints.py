@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from msgspec import Meta
 
-from pellucid.serve.chat.tools import FunctionFields, Tool, ToolChoice, chosen
+from pellucid.serve.chat.tools import FunctionFields, Tool, ToolChoice, tool_choice
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.request_body import Fields
 
@@ -110,10 +110,10 @@ def choice_of(
     if choice == "none":
         return [], ToolChoice()
     if choice is None or isinstance(choice, str):
-        return tools, chosen(tools, None, choice == "required", parallel)
+        return tools, tool_choice(tools, None, choice == "required", parallel)
     if (mode := getattr(choice, "mode", None)) is not None:
-        return tools, chosen(tools, choice.names, mode == "required", parallel)
-    return tools, chosen(tools, choice.names, required=True, parallel=False)  # exactly one call
+        return tools, tool_choice(tools, choice.names, mode == "required", parallel)
+    return tools, tool_choice(tools, choice.names, required=True, parallel=False)  # exactly one call
 
 
 class ResponseSchema(Fields, frozen=True):

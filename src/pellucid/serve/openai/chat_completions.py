@@ -12,20 +12,27 @@ from msgspec import Meta, field
 from pellucid.engine.output import Generation
 from pellucid.errors import InvalidRequest
 from pellucid.sample.logprobs import joined
-from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallArguments, CallStart, ChatAnswer, Part
+from pellucid.serve.chat.answer_parser import (
+    AnswerReasoning,
+    AnswerText,
+    CallArguments,
+    CallStart,
+    ChatAnswer,
+    Part,
+)
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
 from pellucid.serve.chat.tools import MAX_TOOLS, Tool, ToolChoice, tool_of
-from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.answer_constraints import (
     FunctionTool,
     ResponseFormat,
     ToolChoiceValue,
     choice_of,
 )
-from pellucid.serve.openai.fields import OPENAI_RULES, StreamOptions
-from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, head, usage
+from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import REASONS, chat_logprobs, response_head, usage
 from pellucid.serve.request_body import BodyType, Choices, ModelFields, RequestBody, TopLogprobs
+from pellucid.serve.served_model import ServedModel
 
 
 class ConversationFields(ModelFields, frozen=True, kw_only=True):
@@ -113,7 +120,7 @@ class ChatRequest(ChatRunRequest):
             choice,
             fields.response_format and fields.response_format.answer_schema,
             variables=fields.variables(),
-            goes_on=fields.continue_final_message,
+            continues_last=fields.continue_final_message,
         )
         logprobs = options["logprobs"] if fields.logprobs else None
         return cls(ChatRun(llm, conversation), logprobs, fields.stream_options.include_usage)
@@ -123,14 +130,14 @@ class ChatRequest(ChatRunRequest):
         made = self.run.group.results()
         answers = [self.run.answer(one) for one in made]
         return {
-            **head(f"chatcmpl-{number}", "chat.completion", name),
+            **response_head(f"chatcmpl-{number}", "chat.completion", name),
             "choices": [self._choice(at, one, found) for at, (one, found) in enumerate(zip(made, answers))],
             "usage": usage(made, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the response. Each chunk has the text that a token completes."""
-        group, begin = self.run.group, head(f"chatcmpl-{number}", "chat.completion.chunk", name)
+        group, begin = self.run.group, response_head(f"chatcmpl-{number}", "chat.completion.chunk", name)
         called, reasoning = set[int](), [""] * self.run.count
         async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             for at in range(self.run.count):
@@ -183,9 +190,12 @@ def finish_reason(reason: str | None, called: bool) -> str:
     return "tool_calls" if called and found == "stop" else found
 
 
-def blank_chunk(name: str, number: str) -> dict[str, Any]:
+def empty_chunk(name: str, number: str) -> dict[str, Any]:
     """A chunk without text."""
-    return {**head(f"chatcmpl-{number}", "chat.completion.chunk", name), "choices": [_delta(0, {}, None)]}
+    return {
+        **response_head(f"chatcmpl-{number}", "chat.completion.chunk", name),
+        "choices": [_delta(0, {}, None)],
+    }
 
 
 def _delta(number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:

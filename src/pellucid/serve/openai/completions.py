@@ -16,10 +16,17 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.fields import OPENAI_RULES, StreamOptions
-from pellucid.serve.openai.response_parts import REASONS, added, finite, head, token_text, usage
+from pellucid.serve.openai.common_fields import OPENAI_RULES, StreamOptions
+from pellucid.serve.openai.response_parts import (
+    REASONS,
+    finite,
+    response_head,
+    token_text,
+    total_usage,
+    usage,
+)
 from pellucid.serve.request_body import BodyType, Choices, ModelFields, Prompt, RequestBody, TopLogprobs
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
@@ -121,13 +128,13 @@ class CompletionRequest:
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
                 choices.append(_choice(len(choices), text, logprobs, reason))
-        return {**head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": added(used)}
+        return {**response_head(f"cmpl-{number}", KIND, name), "choices": choices, "usage": total_usage(used)}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the texts, prompt by prompt."""
         if self.best_of is not None:
             raise InvalidRequest("best_of does not go with stream=true: all texts are compared at their end")
-        begin = head(f"cmpl-{number}", KIND, name)
+        begin = response_head(f"cmpl-{number}", KIND, name)
         for place, group in enumerate(self.groups):
             writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
             async with aclosing(group.stream()) as outputs:
@@ -146,7 +153,7 @@ class CompletionRequest:
                             "choices": [_choice(place * self.choices + at, text, shown, ended)],
                         }
         if self.with_usage:
-            used = added([usage(self._results(group)) for group in self.groups])
+            used = total_usage([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
 
     def _results(self, group: TextGroup) -> list[Generation]:
@@ -211,9 +218,9 @@ def _choice(number: int, text: str, logprobs: dict[str, Any] | None, reason: str
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def blank_event(name: str, number: str) -> dict[str, Any]:
+def empty_event(name: str, number: str) -> dict[str, Any]:
     """A chunk without text."""
-    return {**head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
+    return {**response_head(f"cmpl-{number}", KIND, name), "choices": [_choice(0, "", None, None)]}
 
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:

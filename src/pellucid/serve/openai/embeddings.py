@@ -14,9 +14,9 @@ from pellucid.engine.inputs import several
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.fields import PLAIN_RULES
+from pellucid.serve.openai.common_fields import PLAIN_RULES
 from pellucid.serve.request_body import BodyType, Count, ModelFields, Prompt, RequestBody, listed_texts
+from pellucid.serve.served_model import ServedModel
 
 
 class EmbeddingFields(ModelFields, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pellucid.engine.output import Generation
 from pellucid.sample.logprobs import Logprobs
-from pellucid.serve.problem import NOTHING_MORE, Problem
+from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
 from pellucid.tokenize import Tokenizer
 
 ERRORS: Mapping[int, tuple[str, str | None]] = {
@@ -19,7 +19,7 @@ ERRORS: Mapping[int, tuple[str, str | None]] = {
     429: ("rate_limit_error", "rate_limit_exceeded"),
     503: ("service_unavailable_error", "server_is_overloaded"),
 }
-"""OpenAI's error type for each HTTP status, and the code of errors that ``problem.py`` gives no code.
+"""OpenAI's error type for each HTTP status, and the code of errors that ``error_details.py`` gives no code.
 
 Source: https://platform.openai.com/docs/guides/error-codes
 """
@@ -44,10 +44,10 @@ def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
     }
 
 
-def added(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def total_usage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sum of usages."""
     return {
-        name: added([part[name] for part in parts])
+        name: total_usage([part[name] for part in parts])
         if isinstance(value, dict)
         else sum(part[name] for part in parts)
         for name, value in parts[0].items()
@@ -90,12 +90,12 @@ def finite(value: float) -> float:
     return value if math.isfinite(value) else -9999.0
 
 
-def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
     """Error body in OpenAI's form."""
     kind, code = ERRORS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
-    return {"error": {"message": message, "type": kind, "param": problem.param, "code": problem.code or code}}
+    return {"error": {"message": message, "type": kind, "param": details.param, "code": details.code or code}}
 
 
-def head(number: str, kind: str, model: str) -> dict[str, Any]:
+def response_head(number: str, kind: str, model: str) -> dict[str, Any]:
     """First fields of every response with text."""
     return {"id": number, "object": kind, "created": int(time.time()), "model": model}

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.serve.chat.request import ChatRun, ChatRunRequest
-from pellucid.serve.model import ServedModel
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
 from pellucid.serve.request_body import RequestBody
-from pellucid.serve.responses.conversation import conversation_of, items_of
 from pellucid.serve.responses.echoed_fields import echoed_fields
-from pellucid.serve.responses.events import ItemEvents
-from pellucid.serve.responses.fields import ResponseFields
-from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.input_conversation import conversation_of, items_of
+from pellucid.serve.responses.item_events import ItemEvents
+from pellucid.serve.responses.response_fields import ResponseFields
+from pellucid.serve.responses.response_store import OwnResponses
 from pellucid.serve.responses.truncation import truncated
+from pellucid.serve.served_model import ServedModel
 
 
 @dataclass(frozen=True)

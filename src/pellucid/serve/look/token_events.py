@@ -14,12 +14,12 @@ from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.generation_options import OPENAI_DEFAULTS, generation_options
-from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
-from pellucid.serve.look.tokens import described, token_fields
-from pellucid.serve.model import ServedModel
-from pellucid.serve.openai.fields import OPENAI_RULES
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.token_fields import described, token_fields
+from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.openai.response_parts import usage
 from pellucid.serve.request_body import BodyRules, BodyType, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.stages.characters import CharacterGrouper
 
 DEFAULT_TOKENS = 64

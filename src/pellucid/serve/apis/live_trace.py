@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.api import Api, ClientCall, Route, answer, array_body
-from pellucid.serve.live import LiveRequest
-from pellucid.serve.look.tokens import token_fields
+from pellucid.serve.api import Api, ClientCall, Route, array_body, json_response
+from pellucid.serve.live_requests import LiveRequest
+from pellucid.serve.look.token_fields import token_fields
 from pellucid.serve.openai.response_parts import error_body
 from pellucid.tokenize import Tokenizer
 from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
@@ -31,7 +31,7 @@ BEAT = 15.0  # seconds without an event, after which a comment keeps the connect
 
 async def _requests(call: ClientCall) -> Response:
     now = time.monotonic()
-    return answer(
+    return json_response(
         {
             "object": "list",
             "data": [
@@ -44,7 +44,7 @@ async def _requests(call: ClientCall) -> Response:
                     "prompt_tokens": sum(len(group.prompt) for group in one.groups),
                     "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.builders),
                 }
-                for one in call.live.seen_by(call.viewer)
+                for one in call.live.visible_to(call.viewer)
             ],
         }
     )
@@ -70,7 +70,7 @@ async def _trace(call: ClientCall) -> Response:
         return found
 
     number = call.request.path_params["number"]
-    found = await call.unless_gone(call.live.meet(number, call.viewer, wait, begin))
+    found = await call.cancelled_on_disconnect(call.live.when_running(number, call.viewer, wait, begin))
     return _TraceResponse(found, ready)
 
 

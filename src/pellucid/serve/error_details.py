@@ -31,37 +31,37 @@ FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\w+\]|\.\w+)*)(?:=|:| has | is empty| doe
 
 
 @dataclass(frozen=True)
-class Problem:
+class ErrorDetails:
     """The ``code`` of an error in OpenAI's words, and ``param``, the name of the wrong field."""
 
     code: str | None = None
     param: str | None = None
 
 
-NOTHING_MORE = Problem()
+NO_DETAILS = ErrorDetails()
 
 
 class ErrorForm(Protocol):
     """Builds error bodies in an API's form."""
 
-    def __call__(self, status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+    def __call__(self, status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
         """Error body of a response with this status."""
         ...
 
 
-def problem_of(error: Exception, schema: Mapping[str, Any] | None) -> Problem:
+def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDetails:
     """Code and field of an error, for a request whose body has this schema."""
     code = next((code for kind, code in CODES if isinstance(error, kind)), None)
     schema = schema or {"properties": {}, "required": []}
     if isinstance(error, ContextOverflow):
         texts = [name for name in schema["required"] if name != "model"]
-        return Problem(code, texts[0] if texts else None)
+        return ErrorDetails(code, texts[0] if texts else None)
     if not isinstance(error, InvalidRequest):
-        return Problem(code)
+        return ErrorDetails(code)
     message = str(error)
     if found := UNKNOWN.match(message):
-        return Problem("unknown_parameter", found[1])
+        return ErrorDetails("unknown_parameter", found[1])
     for pattern, kind in ((MISSING, "missing_required_parameter"), (FIELD, "invalid_value")):
         if (found := pattern.match(message)) and re.split(r"[.\[]", found[1])[0] in schema["properties"]:
-            return Problem(kind, found[1])
-    return Problem(code)
+            return ErrorDetails(kind, found[1])
+    return ErrorDetails(code)

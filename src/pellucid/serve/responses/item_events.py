@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
+from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
 
 Event: TypeAlias = "dict[str, Any]"
 

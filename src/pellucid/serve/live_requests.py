@@ -16,7 +16,7 @@ from starlette.requests import Request
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
-from pellucid.serve.model import ServedModel
+from pellucid.serve.served_model import ServedModel
 from pellucid.trace.stream import TraceStream
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Viewer:
     admin: bool = False
     client: str = ""
 
-    def may_see(self, request: LiveRequest) -> bool:
+    def sees(self, request: LiveRequest) -> bool:
         """True if the viewer may see a request."""
         return self.admin or self.key == request.key
 
@@ -91,8 +91,8 @@ class LiveRequests:
             request.number = secrets.token_hex(12)
         self._running[request.key, request.number] = request
         for one in list(self._expected.get(request.number, ())):
-            if one.viewer.may_see(request) and not one.met.done():
-                one.meet(request)
+            if one.viewer.sees(request) and not one.result.done():
+                one.start(request)
         try:
             yield
         finally:
@@ -101,14 +101,16 @@ class LiveRequests:
 
     def _find(self, number: str, viewer: Viewer) -> LiveRequest | None:
         """The running request with a number, if the viewer may see it."""
-        found = (one for one in self._running.values() if one.number == number and viewer.may_see(one))
+        found = (one for one in self._running.values() if one.number == number and viewer.sees(one))
         return next(found, None)
 
-    def seen_by(self, viewer: Viewer) -> list[LiveRequest]:
+    def visible_to(self, viewer: Viewer) -> list[LiveRequest]:
         """Running requests that the viewer may see."""
-        return [one for one in self._running.values() if viewer.may_see(one)]
+        return [one for one in self._running.values() if viewer.sees(one)]
 
-    async def meet(self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]) -> T:
+    async def when_running(
+        self, number: str, viewer: Viewer, wait: float, begin: Callable[[LiveRequest], T]
+    ) -> T:
         """Result of ``begin(request)``. Waits for a request that does not run yet; ``begin`` runs before it starts.
 
         Raises:
@@ -121,7 +123,7 @@ class LiveRequests:
         expected = _Expected(viewer, begin, asyncio.get_running_loop().create_future())
         self._expected.setdefault(number, []).append(expected)
         try:
-            made: T = await asyncio.wait_for(expected.met, wait)
+            made: T = await asyncio.wait_for(expected.result, wait)
             return made
         except (asyncio.TimeoutError, TimeoutError):
             raise NotFound(
@@ -135,18 +137,18 @@ class LiveRequests:
 
 @dataclass(eq=False)
 class _Expected:
-    """A viewer that waits for a request. ``met`` gets the result of ``begin``."""
+    """A viewer that waits for a request. ``result`` gets the result of ``begin``."""
 
     viewer: Viewer
     begin: Callable[[LiveRequest], Any]
-    met: asyncio.Future[Any]
+    result: asyncio.Future[Any]
 
-    def meet(self, request: LiveRequest) -> None:
+    def start(self, request: LiveRequest) -> None:
         """Call ``begin`` with the request."""
         try:
-            self.met.set_result(self.begin(request))
+            self.result.set_result(self.begin(request))
         except Exception as error:
-            self.met.set_exception(error)
+            self.result.set_exception(error)
 
 
 def number_of(request: Request) -> str:

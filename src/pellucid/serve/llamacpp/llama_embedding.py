@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pellucid.errors import ContextOverflow, InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import BodyRules, BodyType, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
 
 LARGEST = 32_760.0  # the largest component with embd_normalize 0, as in llama.cpp: it fits int16
 

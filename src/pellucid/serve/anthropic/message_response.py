@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.serve.anthropic.conversation import conversation_of
-from pellucid.serve.anthropic.fields import GenerateMessageFields
-from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, CallStart, Part
-from pellucid.serve.chat.request import ChatRun, ChatRunRequest
-from pellucid.serve.model import ServedModel
-from pellucid.serve.problem import NOTHING_MORE, Problem
+from pellucid.serve.anthropic.message_fields import GenerateMessageFields
+from pellucid.serve.anthropic.messages_conversation import conversation_of
+from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, CallStart, Part
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest
+from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.served_model import ServedModel
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -28,7 +28,7 @@ ERROR_TYPES = {
 """Anthropic's error type for each HTTP status. Source: https://docs.anthropic.com/en/api/errors"""
 
 
-def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
     """Error body in Anthropic's form."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}

@@ -13,13 +13,12 @@ from msgspec import Meta, field
 
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
+from pellucid.serve.chat.chat_style import chat_style
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.chat.template import chat_style
 from pellucid.serve.chat.tools import MAX_TOOLS, FunctionFields
 from pellucid.serve.generation_options import LOGPROBS, checked_options, generation_options
 from pellucid.serve.ignored_fields import ignored_schema
 from pellucid.serve.json_schema import closed_object
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import (
     BodyRules,
     BodyType,
@@ -31,6 +30,7 @@ from pellucid.serve.request_body import (
     TokenId,
     TopLogprobs,
 )
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import real
 
 GENERATION = generation_options("watch", *LOGPROBS)

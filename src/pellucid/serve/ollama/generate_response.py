@@ -10,14 +10,14 @@ from typing import Any
 from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
-from pellucid.serve.chat.answer import ChatAnswer, assembled
-from pellucid.serve.chat.request import ChatRun, Conversation
+from pellucid.serve.chat.answer_parser import ChatAnswer, assemble
+from pellucid.serve.chat.chat_run import ChatRun, Conversation
 from pellucid.serve.closed_schema import closed
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import PromptOptions, options_of
-from pellucid.serve.ollama.response_parts import PieceLogprobs, ended, piece
+from pellucid.serve.ollama.ollama_fields import PromptOptions, options_of
+from pellucid.serve.ollama.response_chunks import ChunkLogprobs, chunk, last_chunk
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.infill import infill_prompt
 
@@ -39,13 +39,13 @@ class OllamaGenerate:
         """
         fields, size = body.fields, llm.inputs.vocabulary
         prompt, suffix, system, raw = fields.prompt, fields.suffix, fields.system, fields.raw
-        shape, variables, before = fields.answer_schema, fields.variables(llm), fields.context
-        if any(token >= size for token in before):
-            raise InvalidRequest(f"context={brief(before)}: must be a list of token ids below {size:,}")
+        schema, variables, context = fields.answer_schema, fields.variables(llm), fields.context
+        if any(token >= size for token in context):
+            raise InvalidRequest(f"context={brief(context)}: must be a list of token ids below {size:,}")
         options = options_of(body, llm.recommended)
         if suffix or raw or not llm.tokenizer.chat_template:
             for field, given in (
-                ("context", before),
+                ("context", context),
                 ("system", system),
                 ("think", variables.get("enable_thinking")),
             ):
@@ -54,19 +54,24 @@ class OllamaGenerate:
                         f"{field} needs the chat template: leave it out with raw, suffix or a model without one"
                     )
         if suffix:
-            if shape is not None:
+            if schema is not None:
                 raise InvalidRequest("format does not go with suffix: remove one of the two")
             ids, ends = infill_prompt(llm.tokenizer, prompt, suffix)
             add_stop_tokens(options, ends)
             return cls(llm.request(ids, **options), None, llm.tokenizer)
         if raw or not llm.tokenizer.chat_template:
-            if shape is not None:
-                options["json_schema"] = closed(shape)
+            if schema is not None:
+                options["json_schema"] = closed(schema)
             return cls(llm.request(prompt, **options), None, llm.tokenizer)
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         asked = Conversation(
-            messages, options, shape=shape, shape_name="format", variables=variables, before=before
+            messages,
+            options,
+            answer_schema=schema,
+            schema_field="format",
+            variables=variables,
+            prefix=context,
         )
         run = ChatRun(llm, asked)
         return cls(run.group, run, llm.tokenizer)
@@ -80,7 +85,7 @@ class OllamaGenerate:
         """Response body of the model ``name``."""
         (made,) = self.group.results()
         found = self.run.answer(made) if self.run else ChatAnswer(made.text)
-        return ended(name, made, **_content(found), **self._context(), **self._logprobs().all())
+        return last_chunk(name, made, **_content(found), **self._context(), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the response."""
@@ -88,24 +93,24 @@ class OllamaGenerate:
         if self.run:
             async with aclosing(self.run.stream()) as answers:
                 async for _, _, parts in answers:
-                    logprobs.heard += 1
+                    logprobs.streamed += 1
                     if parts:
-                        yield piece(name, **_content(assembled(parts)), **logprobs.next())
+                        yield chunk(name, **_content(assemble(parts)), **logprobs.next())
         else:
             async with aclosing(self.group.stream()) as outputs:
                 async for _, output in outputs:
-                    logprobs.heard += 1
+                    logprobs.streamed += 1
                     if output.text:
-                        yield piece(name, response=output.text, **logprobs.next())
+                        yield chunk(name, response=output.text, **logprobs.next())
         (made,) = self.group.results()
-        yield ended(name, made, response="", **self._context(), **logprobs.next())
+        yield last_chunk(name, made, response="", **self._context(), **logprobs.next())
 
     def _context(self) -> dict[str, Any]:
         """Tokens so far. The next request may send them in ``context``, to continue after them."""
         return {"context": [*self.group.prompt, *self.group.builders[0].ids]} if self.run else {}
 
-    def _logprobs(self) -> PieceLogprobs:
-        return PieceLogprobs(self.group, self.tokenizer)
+    def _logprobs(self) -> ChunkLogprobs:
+        return ChunkLogprobs(self.group, self.tokenizer)
 
 
 def _content(answer: ChatAnswer) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from pellucid.serve.llamacpp.generation_fields import (
 )
 from pellucid.serve.llamacpp.prompts import LlamaPrompts, prompts_of
 from pellucid.serve.llamacpp.telemetry import single, timings, with_progress
-from pellucid.serve.model import ServedModel
 from pellucid.serve.openai.response_parts import finite, token_text
 from pellucid.serve.request_body import BodyType, Choices, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize import Tokenizer
 
 KINDS = {"length": "limit", "time": "limit"}

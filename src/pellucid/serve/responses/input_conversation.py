@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pellucid.serve.chat.chat_run import Conversation
 from pellucid.serve.chat.messages import joined_texts
-from pellucid.serve.chat.request import Conversation
 from pellucid.serve.chat.tools import tool_of
 from pellucid.serve.openai.answer_constraints import choice_of
 from pellucid.serve.request_body import RequestBody
-from pellucid.serve.responses.fields import InputFields
-from pellucid.serve.responses.store import OwnResponses
+from pellucid.serve.responses.response_fields import InputFields
+from pellucid.serve.responses.response_store import OwnResponses
 
 THOUGHTS = (None, "reasoning_text", "summary_text", "text")
 """Types of reasoning parts."""

@@ -12,24 +12,24 @@ from typing import Any
 from pellucid.engine.output import Generation
 from pellucid.engine.text_group import TextGroup
 from pellucid.sample.logprobs import TokenLogprobs, joined
+from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
 from pellucid.serve.openai.response_parts import chat_logprobs
-from pellucid.serve.problem import NOTHING_MORE, Problem
 from pellucid.tokenize import Tokenizer
 
 REASONS = {"stop": "stop", "until": "stop", "length": "length", "time": "length"}
 
 
-def stamp(seconds: float = 0.0) -> str:
+def timestamp(seconds: float = 0.0) -> str:
     """Timestamp in Ollama's form, ``seconds`` from now."""
     return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
-def piece(name: str, **content: Any) -> dict[str, Any]:
+def chunk(name: str, **content: Any) -> dict[str, Any]:
     """A chunk of a response, before the last chunk."""
-    return {"model": name, "created_at": stamp(), **content, "done": False}
+    return {"model": name, "created_at": timestamp(), **content, "done": False}
 
 
-def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
+def last_chunk(name: str, made: Generation, **content: Any) -> dict[str, Any]:
     """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
     times, usage = made.timings, made.usage
 
@@ -37,7 +37,7 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
         return round(1e9 * seconds)
 
     return {
-        **piece(name, **content),
+        **chunk(name, **content),
         "done": True,
         "done_reason": REASONS.get(made.finish_reason or "stop", "stop"),
         "total_duration": nanoseconds(times.total),
@@ -50,13 +50,13 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
 
 
 @dataclass
-class PieceLogprobs:
-    """Log-probabilities of a group's only sequence, by chunk. ``heard`` counts the streamed tokens."""
+class ChunkLogprobs:
+    """Log-probabilities of a group's only sequence, by chunk. ``streamed`` counts the streamed tokens."""
 
     group: TextGroup
     tokenizer: Tokenizer
-    heard: int = 0
-    told: int = 0
+    streamed: int = 0
+    sent: int = 0
 
     def all(self) -> dict[str, Any]:
         """Field of a complete response; empty if no log-probabilities were requested."""
@@ -65,8 +65,8 @@ class PieceLogprobs:
     def next(self) -> dict[str, Any]:
         """Field of a chunk: the tokens streamed since the last chunk."""
         # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
-        first, self.told = self.told, self.heard
-        return self._field(self.group.builders[0].logprobs[first : self.heard])
+        first, self.sent = self.sent, self.streamed
+        return self._field(self.group.builders[0].logprobs[first : self.streamed])
 
     def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
         alternatives = self.group.options.logprobs
@@ -75,6 +75,6 @@ class PieceLogprobs:
         return {"logprobs": chat_logprobs(joined(rows, alternatives), self.tokenizer)["content"]}
 
 
-def error_body(status: int, message: str, problem: Problem = NOTHING_MORE) -> dict[str, Any]:
+def error_body(status: int, message: str, details: ErrorDetails = NO_DETAILS) -> dict[str, Any]:
     """Error body in Ollama's form."""
     return {"error": message}

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from pellucid.llm import LLM
-from pellucid.serve.look.fields import PromptFields, edits_of, prompt_of
-from pellucid.serve.look.tokens import token_fields
+from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
+from pellucid.serve.look.token_fields import token_fields
 from pellucid.serve.request_body import BodyType, RequestBody
 
 

@@ -160,7 +160,7 @@ class ChatAnswer:
     calls: list[AssembledCall] = field(default_factory=list)
 
 
-def assembled(parts: Iterable[Part]) -> ChatAnswer:
+def assemble(parts: Iterable[Part]) -> ChatAnswer:
     """Join the parts of an answer."""
     made = ChatAnswer()
     for part in parts:

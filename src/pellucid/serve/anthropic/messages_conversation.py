@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.anthropic.fields import (
+from pellucid.serve.anthropic.message_fields import (
     MessageFields,
     MessagesFields,
     TextBlock,
@@ -16,8 +16,8 @@ from pellucid.serve.anthropic.fields import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from pellucid.serve.chat.request import Conversation
-from pellucid.serve.chat.tools import Tool, ToolChoice, chosen, tool
+from pellucid.serve.chat.chat_run import Conversation
+from pellucid.serve.chat.tools import Tool, ToolChoice, tool, tool_choice
 from pellucid.serve.request_body import RequestBody
 
 
@@ -45,8 +45,10 @@ def conversation_of(
     options, schema = body.options(recommended), None if counts else _answer_schema(fields)
     if not counts and "max_new_tokens" not in options:
         raise InvalidRequest("max_tokens is missing: the request must have it")
-    goes_on = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    return Conversation(messages, options, 1, tools, choice, schema, "output_format", variables, goes_on)
+    continues_last = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    return Conversation(
+        messages, options, 1, tools, choice, schema, "output_format", variables, continues_last
+    )
 
 
 def _text(content: str | Sequence[TextBlock]) -> str:
@@ -87,8 +89,8 @@ def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[
     if choice.type == "none":
         return [], ToolChoice()
     if choice.name is not None:
-        return tools, chosen(tools, [choice.name], required=True, parallel=False)  # exactly one call
-    return tools, chosen(tools, None, choice.type == "any", not choice.disable_parallel_tool_use)
+        return tools, tool_choice(tools, [choice.name], required=True, parallel=False)  # exactly one call
+    return tools, tool_choice(tools, None, choice.type == "any", not choice.disable_parallel_tool_use)
 
 
 def _answer_schema(fields: MessagesFields) -> Any:

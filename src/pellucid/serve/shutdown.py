@@ -7,13 +7,13 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pellucid.serve.api import LINES, NAMED, SSE, answer, error_form
+from pellucid.serve.api import JSON_LINES, NAMED_SSE, SSE, error_form, json_response
 
 MESSAGE = "the server ends, and the time of this request is over: retry later"
 STATUS = 503
 
 
-class Ending:
+class Shutdown:
     """ASGI middleware. ``end`` cancels the running requests, and each client gets an error."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,9 +49,9 @@ class Ending:
                 raise
             error = error_form(scope["path"])(STATUS, MESSAGE)
             if begun is None:
-                await answer(error, STATUS, {"Retry-After": "1"})(scope, receive, send)
+                await json_response(error, STATUS, {"Retry-After": "1"})(scope, receive, send)
                 return
-            usual = {SSE: NAMED, LINES.media_type: LINES}.get(begun.partition(";")[0])
+            usual = {SSE: NAMED_SSE, JSON_LINES.media_type: JSON_LINES}.get(begun.partition(";")[0])
             form = scope.get("state", {}).get("stream", usual)
             data = b"" if form is None else form.error(error)
             await send({"type": "http.response.body", "body": data, "more_body": False})

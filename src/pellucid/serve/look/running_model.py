@@ -10,8 +10,8 @@ from msgspec import Meta
 from pellucid.engine.reading import ReadingTask
 from pellucid.llm import LLM
 from pellucid.measure.profile import profile_turns
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import BodyType, Count, ModelFields, RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import whole
 
 ROUNDS, MOST_DEPTH = 3, 1024

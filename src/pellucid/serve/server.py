@@ -20,10 +20,10 @@ from pellucid.llm import LLM
 from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.connections import USUAL, Connection, Connections, possible_connections
-from pellucid.serve.ending import Ending
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.model import ServedModel
 from pellucid.serve.pool import ModelPool, Pull
+from pellucid.serve.served_model import ServedModel
+from pellucid.serve.shutdown import Shutdown
 from pellucid.util.collection import collect_requests
 
 RECEIVE = 20.0  # seconds for the headers of a request, and for its body
@@ -93,7 +93,7 @@ def run_app(
     """
     host, port = listening.getsockname()[:2]
     connections = Connections(possible_connections(settings.connections), settings.receive)
-    ending = Ending(app)
+    ending = Shutdown(app)
     http: Any = partial(Connection, connections)  # uvicorn calls it for each connection
     config = uvicorn.Config(
         ending,
@@ -118,7 +118,7 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        ending: Ending,
+        ending: Shutdown,
         grace: float,
         begin: Callable[[], Awaitable[object]] | None,
     ) -> None:

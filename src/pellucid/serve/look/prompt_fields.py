@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.chat.messages import ChatMessage
-from pellucid.serve.model import ServedModel
 from pellucid.serve.request_body import Fields, ModelFields, RequestBody, TokenId
+from pellucid.serve.served_model import ServedModel
 from pellucid.trace.edits import EditOf, ablate, add, replace, scale
 from pellucid.util.checks import token_id
 

@@ -11,15 +11,15 @@ from pellucid.engine.output import Generation
 from pellucid.engine.text_group import MadeToken, TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars.grammar import KINDS
-from pellucid.serve.chat.answer import AnswerParser, ChatAnswer, Part, assembled
+from pellucid.serve.chat.answer_parser import AnswerParser, ChatAnswer, Part, assemble
 from pellucid.serve.chat.call_format import CallFormat
+from pellucid.serve.chat.chat_style import ChatStyle, chat_style
 from pellucid.serve.chat.lark import LarkBuilder
 from pellucid.serve.chat.messages import template_messages
 from pellucid.serve.chat.reasoning import ReasoningMarks, is_closed, is_open
-from pellucid.serve.chat.template import ChatStyle, chat_style
 from pellucid.serve.chat.tools import Tool, ToolChoice
 from pellucid.serve.generation_options import add_stop_tokens
-from pellucid.serve.model import ServedModel
+from pellucid.serve.served_model import ServedModel
 
 SPACE = r"/[ \n]{0,4}/"
 PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the reasoning
@@ -29,9 +29,10 @@ PROMPT_END = 32  # last tokens of the prompt, which show if it has begun the rea
 class Conversation:
     """A chat request in the form that all APIs share.
 
-    The model sees all ``tools`` and may call the tools of ``choice``. The answer's text follows the JSON schema
-    ``shape`` (None: any text). ``variables`` are extra variables of the chat template. ``goes_on``: the answer
-    continues the last message. ``options`` configure the generation. ``before`` are tokens before the messages.
+    The model sees all ``tools`` and may call the tools of ``choice``. The answer's text follows ``answer_schema``, the
+    JSON schema in the request's field ``schema_field`` (None: any text). ``variables`` are extra variables of the chat
+    template. ``continues_last``: the answer continues the last message. ``options`` configure the generation.
+    ``prefix`` are tokens before the messages.
     """
 
     messages: Any
@@ -39,40 +40,42 @@ class Conversation:
     count: int = 1
     tools: Sequence[Tool] = ()
     choice: ToolChoice = field(default_factory=ToolChoice)
-    shape: Any = None
-    shape_name: str = "response_format"
+    answer_schema: Any = None
+    schema_field: str = "response_format"
     variables: Mapping[str, Any] = field(default_factory=dict)
-    goes_on: bool = False
-    before: Sequence[int] = ()
+    continues_last: bool = False
+    prefix: Sequence[int] = ()
 
 
-def prompt_of(llm: ServedModel, asked: Conversation, *, any_length: bool = False) -> list[int]:
+def prompt_of(llm: ServedModel, conversation: Conversation, *, any_length: bool = False) -> list[int]:
     """Tokens of a conversation. They must leave room for an answer, unless ``any_length`` is set.
 
     Raises:
         InvalidRequest: a message is wrong, or the model does not support tools; the error names the field.
         ContextOverflow: the prompt leaves no room for an answer.
     """
-    ids = llm.inputs.prompt(*template_input(llm, asked), any_length=any_length)
-    again = bool(asked.before) and ids[0] == llm.tokenizer.bos_id
-    return [*asked.before, *ids[again:]]
+    ids = llm.inputs.prompt(*template_input(llm, conversation), any_length=any_length)
+    again = bool(conversation.prefix) and ids[0] == llm.tokenizer.bos_id
+    return [*conversation.prefix, *ids[again:]]
 
 
-def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def template_input(
+    llm: ServedModel, conversation: Conversation
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Messages and extra variables for the chat template.
 
     Raises: as ``prompt_of``.
     """
     style = chat_style(llm.tokenizer)
-    if asked.tools and style.calls is None:
+    if conversation.tools and style.calls is None:
         raise InvalidRequest(
             "tools: this model's chat template has none, or calls them in a form that is not known: leave them out"
         )
-    messages = template_messages(asked.messages, has_developer=style.has_developer)
-    variables = dict(asked.variables)
-    if asked.tools:
-        variables["tools"] = [dict(one.shown) for one in asked.tools]
-    if asked.goes_on:
+    messages = template_messages(conversation.messages, has_developer=style.has_developer)
+    variables = dict(conversation.variables)
+    if conversation.tools:
+        variables["tools"] = [dict(one.template_form) for one in conversation.tools]
+    if conversation.continues_last:
         variables["continue_final_message"] = True
     return messages, variables
 
@@ -80,23 +83,23 @@ def template_input(llm: ServedModel, asked: Conversation) -> tuple[list[dict[str
 class ChatRun:
     """A conversation that a model answers ``count`` times. The constructor raises the errors of the request."""
 
-    def __init__(self, llm: ServedModel, asked: Conversation) -> None:
-        style, ids = chat_style(llm.tokenizer), prompt_of(llm, asked)
+    def __init__(self, llm: ServedModel, conversation: Conversation) -> None:
+        style, ids = chat_style(llm.tokenizer), prompt_of(llm, conversation)
         end = llm.tokenizer.decode(ids[-PROMPT_END:], skip_special=False)
-        self._marks = None if asked.goes_on else _marks(style, end)
+        self._marks = None if conversation.continues_last else _marks(style, end)
         self._begun = self._marks is not None and is_open(end, self._marks)
-        self._tools = {one.name: one for one in asked.choice.tools}
-        reads_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
-        self._calls: CallFormat | None = style.calls if reads_calls else None
-        self.count, self.tokenizer = asked.count, llm.tokenizer
-        self.group = llm.request(ids, asked.count, **self._options(llm, style, asked))
+        self._tools = {one.name: one for one in conversation.choice.tools}
+        parses_calls = style.calls is not None and (bool(self._tools) or style.calls.always)
+        self._calls: CallFormat | None = style.calls if parses_calls else None
+        self.count, self.tokenizer = conversation.count, llm.tokenizer
+        self.group = llm.request(ids, conversation.count, **self._options(llm, style, conversation))
 
-    def _options(self, llm: ServedModel, style: ChatStyle, asked: Conversation) -> dict[str, Any]:
-        options = dict(asked.options)
+    def _options(self, llm: ServedModel, style: ChatStyle, conversation: Conversation) -> dict[str, Any]:
+        options = dict(conversation.options)
         given = [name for name in KINDS if options.get(name) is not None]
         constrained = [
-            *(["tools"] if asked.choice.tools else []),
-            *([asked.shape_name] if asked.shape is not None else []),
+            *(["tools"] if conversation.choice.tools else []),
+            *([conversation.schema_field] if conversation.answer_schema is not None else []),
         ]
         if given and constrained:
             raise InvalidRequest(f"{given[0]} does not go with {constrained[0]}: remove one of the two")
@@ -106,14 +109,18 @@ class ChatRun:
             add_stop_tokens(options, style.ends)
         if constrained:
             build = LarkBuilder(llm.tokenizer)
-            shape = None if asked.shape is None else build.json(asked.shape_name, asked.shape)
-            options["grammar"] = build.grammar(self._reasoned(build, self._body(build, asked, shape)))
+            shape = (
+                None
+                if conversation.answer_schema is None
+                else build.json(conversation.schema_field, conversation.answer_schema)
+            )
+            options["grammar"] = build.grammar(self._reasoned(build, self._body(build, conversation, shape)))
         return options
 
-    def _body(self, build: LarkBuilder, asked: Conversation, shape: str | None) -> str:
+    def _body(self, build: LarkBuilder, conversation: Conversation, shape: str | None) -> str:
         """Grammar expression for an answer after its reasoning."""
         if self._calls:
-            return self._calls.grammar(build, asked.choice, shape)
+            return self._calls.grammar(build, conversation.choice, shape)
         assert shape is not None
         return shape
 
@@ -130,7 +137,7 @@ class ChatRun:
 
     def answer(self, made: Generation) -> ChatAnswer:
         """Parse a finished answer."""
-        return assembled(self.parser().push(made.text, last=True))
+        return assemble(self.parser().push(made.text, last=True))
 
     def tokens(self, reasoning: str) -> int:
         """Number of tokens of a reasoning text."""

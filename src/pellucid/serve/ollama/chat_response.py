@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import InvalidRequest
-from pellucid.serve.chat.answer import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assembled
-from pellucid.serve.chat.request import ChatRun, ChatRunRequest, Conversation
-from pellucid.serve.chat.tools import chosen, tool_of
-from pellucid.serve.model import ServedModel
-from pellucid.serve.ollama.fields import ChatOptions, options_of
-from pellucid.serve.ollama.response_parts import PieceLogprobs, ended, piece
+from pellucid.serve.chat.answer_parser import AnswerReasoning, AnswerText, AssembledCall, ChatAnswer, assemble
+from pellucid.serve.chat.chat_run import ChatRun, ChatRunRequest, Conversation
+from pellucid.serve.chat.tools import tool_choice, tool_of
+from pellucid.serve.ollama.ollama_fields import ChatOptions, options_of
+from pellucid.serve.ollama.response_chunks import ChunkLogprobs, chunk, last_chunk
 from pellucid.serve.request_body import RequestBody
+from pellucid.serve.served_model import ServedModel
 from pellucid.tokenize.chat.conversation import conversation
 
 
@@ -31,7 +31,7 @@ class OllamaChat(ChatRunRequest):
         """
         fields, messages = body.fields, _messages(body.raw["messages"])
         tools = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(fields.tools)]
-        choice, options = chosen(tools, None, False, True), options_of(body, llm.recommended)
+        choice, options = tool_choice(tools, None, False, True), options_of(body, llm.recommended)
         schema, variables = fields.answer_schema, fields.variables(llm)
         return cls(
             ChatRun(llm, Conversation(messages, options, 1, tools, choice, schema, "format", variables))
@@ -40,7 +40,7 @@ class OllamaChat(ChatRunRequest):
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name``."""
         (made,) = self.run.group.results()
-        return ended(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
+        return last_chunk(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the answer. All tool calls are in one chunk, after the text."""
@@ -48,17 +48,17 @@ class OllamaChat(ChatRunRequest):
         async with aclosing(self.run.stream()) as outputs:
             async for _, _, found in outputs:
                 parts += found
-                logprobs.heard += 1
-                new = assembled(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
+                logprobs.streamed += 1
+                new = assemble(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
                 if new.text or new.reasoning:
-                    yield piece(name, message=_message(new), **logprobs.next())
-        if calls := assembled(parts).calls:
-            yield piece(name, message=_message(ChatAnswer(calls=calls)))
+                    yield chunk(name, message=_message(new), **logprobs.next())
+        if calls := assemble(parts).calls:
+            yield chunk(name, message=_message(ChatAnswer(calls=calls)))
         (made,) = self.run.group.results()
-        yield ended(name, made, message=_message(ChatAnswer()), **logprobs.next())
+        yield last_chunk(name, made, message=_message(ChatAnswer()), **logprobs.next())
 
-    def _logprobs(self) -> PieceLogprobs:
-        return PieceLogprobs(self.run.group, self.run.tokenizer)
+    def _logprobs(self) -> ChunkLogprobs:
+        return ChunkLogprobs(self.run.group, self.run.tokenizer)
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:

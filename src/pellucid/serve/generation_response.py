@@ -10,9 +10,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from pellucid.engine.text_group import TextGroup
-from pellucid.serve.api import SSE, ClientCall, Events, StreamForm, answer, event_stream, numbered
-from pellucid.serve.live import HEADER, LiveRequest
-from pellucid.serve.model import ServedModel
+from pellucid.serve.api import (
+    SSE,
+    ClientCall,
+    Events,
+    StreamForm,
+    event_stream,
+    json_response,
+    with_event_ids,
+)
+from pellucid.serve.live_requests import HEADER, LiveRequest
+from pellucid.serve.served_model import ServedModel
 
 
 class Generating(Protocol):
@@ -37,59 +45,59 @@ class Streaming(Generating, Protocol):
 
 
 @overload
-async def generated(
+async def generation_response(
     call: ClientCall, name: str, read: Callable[[ServedModel], Streaming], stream: StreamForm | None
 ) -> Response: ...
 
 
 @overload
-async def generated(
+async def generation_response(
     call: ClientCall, name: str, read: Callable[[ServedModel], Generating], stream: None
 ) -> Response: ...
 
 
-async def generated(
+async def generation_response(
     call: ClientCall, name: str, read: Callable[[ServedModel], Any], stream: StreamForm | None
 ) -> Response:
     """Run the request that ``read`` parses for the model ``name``. ``stream`` None: the response is complete."""
     async with AsyncExitStack() as stack:
         llm = await stack.enter_async_context(call.use(name))
-        asked = await run_in_threadpool(read, llm)
-        for at, group in enumerate(asked.groups):
+        request = await run_in_threadpool(read, llm)
+        for at, group in enumerate(request.groups):
             group.named(f"{call.digest}:{at}", call.events > 0)
         route = call.request.scope["path"]
-        live = LiveRequest(call.number, call.viewer.key, route, name, llm, asked.groups)
+        live = LiveRequest(call.number, call.viewer.key, route, name, llm, request.groups)
         stack.enter_context(call.live.running(live))
         call.number = live.number
         headers = {HEADER: call.number}
         if stream is None:
             try:
-                await call.unless_gone(finished(asked.groups))
+                await call.cancelled_on_disconnect(run_groups(request.groups))
             finally:
-                call.metrics.observe(name, asked.groups)
-            return answer(await run_in_threadpool(asked.answer, name, call.number), headers=headers)
-        kept = stack.pop_all()
-        if stream.media_type == SSE and [group.resumable for group in asked.groups] == [True]:
-            stream = numbered(stream, call)
+                call.metrics.observe(name, request.groups)
+            return json_response(await run_in_threadpool(request.answer, name, call.number), headers=headers)
+        resources = stack.pop_all()
+        if stream.media_type == SSE and [group.resumable for group in request.groups] == [True]:
+            stream = with_event_ids(stream, call)
         else:
             call.events = 0
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
-            async with kept:
-                left = call.events
+            async with resources:
+                to_skip = call.events
                 try:
-                    async for event in asked.stream(name, call.number):
-                        if left > 0:  # the client has received it
-                            left -= 1
+                    async for event in request.stream(name, call.number):
+                        if to_skip > 0:  # the client has received it
+                            to_skip -= 1
                         else:
                             yield event
                 finally:
-                    call.metrics.observe(name, asked.groups)
+                    call.metrics.observe(name, request.groups)
 
         return await event_stream(call, events(), stream, headers)
 
 
-async def finished(groups: Sequence[TextGroup]) -> None:
+async def run_groups(groups: Sequence[TextGroup]) -> None:
     """Start all groups and wait until they have ended."""
     try:
         for group in groups:
