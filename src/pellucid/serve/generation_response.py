@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -42,18 +42,6 @@ class Streaming(Generating, Protocol):
     def stream(self, name: str, number: str) -> Events:
         """Events of the streamed response."""
         ...
-
-
-@overload
-async def generation_response(
-    call: ClientCall, name: str, read: Callable[[ServedModel], Streaming], stream: StreamForm | None
-) -> Response: ...
-
-
-@overload
-async def generation_response(
-    call: ClientCall, name: str, read: Callable[[ServedModel], Generating], stream: None
-) -> Response: ...
 
 
 async def generation_response(

@@ -54,7 +54,7 @@ REASONS: Mapping[str, Sequence[str]] = {
     "a new line is penalized like other tokens": ("penalize_newline",),
     "it changes an answer, not its prompt; of `count_tokens`, `input_tokens` and `/apply-template`": (
         *("output_format", "output_config.format", "tools[].strict", "tool_choice.disable_parallel_tool_use"),
-        *("text", "parallel_tool_calls"),
+        *("text", "parallel_tool_calls", "tools[].function.strict"),
     ),
     "an encoder has no options": ("options",),
     "a request has no slot of its own": ("id_slot",),
@@ -81,6 +81,11 @@ LLAMACPP = frozenset(
 def ignored_schema(field: str) -> dict[str, Any]:
     """Schema of a field that changes nothing."""
     return {"description": f"Changes nothing: {IGNORED[field]}."}
+
+
+def is_ignored(schema: Mapping[str, Any]) -> bool:
+    """True if a field with this schema changes nothing, and may have any value."""
+    return "properties" not in schema and str(schema.get("description", "")).startswith("Changes nothing")
 
 
 def ignored(field: str) -> Meta:

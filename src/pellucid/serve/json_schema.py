@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 from msgspec.json import schema_components
 
+from pellucid.serve.ignored_fields import is_ignored
+
 Schema: TypeAlias = "Mapping[str, Any]"
 KINDS: Mapping[type, str] = {dict: "object", list: "array"}
 
@@ -46,6 +48,16 @@ def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
     return inlined
 
 
+def described(properties: dict[str, Any], path: str, about: Schema) -> None:
+    """Replace the schema of a field, such as ``tools[].strict``, but for its type. An unknown field is added."""
+    name, _, rest = path.partition(".")
+    schema = properties.get(name.removesuffix("[]"), {})
+    if rest:
+        described((schema["items"] if name.endswith("[]") else schema)["properties"], rest, about)
+    else:
+        properties[name] = {**{key: schema[key] for key in ("type",) if key in schema}, **about}
+
+
 def alternatives(schema: Schema, value: Any) -> list[Schema]:
     """Alternatives of a schema for a list or an object. An object's ``type`` selects among several alternatives."""
     schemas = [one for one in schema.get("anyOf", [schema]) if one.get("type") == KINDS.get(type(value))]
@@ -54,8 +66,8 @@ def alternatives(schema: Schema, value: Any) -> list[Schema]:
     return [one for one, tag in zip(schemas, tags) if kind in tag] or schemas
 
 
-def without_nulls(schema: Schema, value: Any) -> Any:
-    """The value without the null fields of its objects. Objects of any fields, such as JSON schemas, stay.
+def cleaned(schema: Schema, value: Any) -> Any:
+    """The value without null and ignored fields of its objects. Objects of any fields, such as JSON schemas, stay.
 
     An object without a type gets the default of its schema.
     """
@@ -63,7 +75,7 @@ def without_nulls(schema: Schema, value: Any) -> Any:
         items = next((one["items"] for one in alternatives(schema, value) if "items" in one), None)
         if items is None:
             return value
-        return [without_nulls(items, one) if isinstance(one, (dict, list)) else one for one in value]
+        return [cleaned(items, one) if isinstance(one, (dict, list)) else one for one in value]
     if not isinstance(value, dict):
         return value
     value = {**schema.get("default", {}), **value} if "anyOf" in schema else value
@@ -73,9 +85,9 @@ def without_nulls(schema: Schema, value: Any) -> Any:
     known = {name: one for schema in reversed(schemas) for name, one in schema["properties"].items()}
     is_open = any(one.get("additionalProperties", True) for one in schemas)
     return {
-        name: without_nulls(known.get(name, {}), one)
+        name: cleaned(known.get(name, {}), one)
         for name, one in value.items()
-        if one is not None or is_open
+        if (one is not None or is_open) and not is_ignored(known.get(name, {}))
     }
 
 

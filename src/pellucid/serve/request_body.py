@@ -26,10 +26,11 @@ from pellucid.serve.ignored_fields import ignored_schema
 from pellucid.serve.json_schema import (
     Schema,
     alternatives,
+    cleaned,
     closed_object,
+    described,
     expected,
     schema_of,
-    without_nulls,
 )
 
 MAX_CHOICES = 64
@@ -70,8 +71,8 @@ class BodyRules:
 
     ``options`` are the accepted generation options with their schemas. ``renamed`` maps the API's names of options to
     Pellucid's. ``defaults`` are options for models whose file recommends none. ``absent`` maps options to values that
-    count as an absent field. ``ignored`` are fields that do not change an answer. ``only`` maps each field that is not
-    implemented to the only value that it may have.
+    count as an absent field. ``ignored`` are fields that do not change an answer, also inside of others, such as
+    ``tools[].strict``. ``only`` maps each field that is not implemented to the only value that it may have.
     """
 
     options: Mapping[str, Schema] = field(default_factory=dict)
@@ -125,7 +126,9 @@ class BodyType(Generic[F]):
             name: {"const": value, "description": "No other value."} for name, value in rules.only.items()
         }
         ignored = {name: ignored_schema(name) for name in sorted(rules.ignored)}
-        properties = {**rules.options, **renamed, **ignored, **only, **own["properties"]}
+        properties = {**rules.options, **renamed, **only, **own["properties"]}
+        for path, about in ignored.items():
+            described(properties, path, about)
         return {**closed_object(properties), "required": [*own.get("required", ()), *self.required]}
 
     def with_optional_model(self) -> BodyType[F]:
@@ -142,8 +145,8 @@ class BodyType(Generic[F]):
             raise InvalidRequest(f"the body is {brief(body)}: it must be an object with named fields")
         rules, own = self.rules, self.struct.__struct_fields__
         fields, options = dict[str, Any](), dict[str, Any]()
-        for name, value in without_nulls(self.schema, body).items():
-            if value in rules.absent.get(name, ()) or (name in rules.ignored and name not in own):
+        for name, value in cleaned(self.schema, body).items():
+            if value in rules.absent.get(name, ()):
                 continue
             if name in own:
                 fields[name] = value

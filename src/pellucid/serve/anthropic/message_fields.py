@@ -83,12 +83,6 @@ class ToolFields(Fields, frozen=True):
     cache_control: Annotated[Any, ignored("cache_control")] = None
 
 
-class CountedToolFields(ToolFields, frozen=True):
-    """A tool of a conversation whose tokens are counted."""
-
-    strict: Annotated[bool | None, ignored("tools[].strict")] = None
-
-
 class ToolChoiceFields(Fields, frozen=True):
     """The field ``tool_choice``."""
 
@@ -99,12 +93,6 @@ class ToolChoiceFields(Fields, frozen=True):
     def __post_init__(self) -> None:
         if (self.type == "tool") != (self.name is not None):
             raise ValueError(f"name={self.name!r}: the type tool needs one, other types have none")
-
-
-class CountedToolChoice(ToolChoiceFields, frozen=True):
-    """The field ``tool_choice`` of a request for a count of tokens."""
-
-    disable_parallel_tool_use: Annotated[bool, ignored("tool_choice.disable_parallel_tool_use")] = False
 
 
 class ThinkingFields(Fields, frozen=True):
@@ -129,12 +117,6 @@ class OutputConfig(Fields, frozen=True):
     effort: str | None = None
 
 
-class CountedOutputConfig(OutputConfig, frozen=True):
-    """The field ``output_config`` of a request for a count of tokens."""
-
-    format: Annotated[Any, ignored("output_config.format")] = None
-
-
 class MessagesFields(ModelFields, frozen=True, kw_only=True):
     """Fields of a conversation."""
 
@@ -153,15 +135,6 @@ class GenerateMessageFields(MessagesFields, frozen=True, kw_only=True):
     stream: bool = False
 
 
-class CountMessagesFields(MessagesFields, frozen=True, kw_only=True):
-    """Fields of a request for a count of tokens. Fields that affect only the answer change nothing."""
-
-    tools: Annotated[Sequence[CountedToolFields], Meta(max_length=MAX_TOOLS)] = []
-    tool_choice: CountedToolChoice = CountedToolChoice()
-    output_config: CountedOutputConfig = CountedOutputConfig()
-    output_format: Annotated[Any, ignored("output_format")] = None
-
-
 IGNORED = frozenset({"metadata", "service_tier", "cache_control", "context_management"})
 UNSUPPORTED = {"container": "", "mcp_servers": []}
 MESSAGE = BodyType(
@@ -175,4 +148,16 @@ MESSAGE = BodyType(
     ),
     required=("model", "max_tokens"),
 )
-COUNT = BodyType(CountMessagesFields, BodyRules(ignored=IGNORED, only=UNSUPPORTED))
+COUNT = BodyType(
+    MessagesFields,
+    BodyRules(
+        ignored=IGNORED
+        | {
+            "output_format",
+            "output_config.format",
+            "tools[].strict",
+            "tool_choice.disable_parallel_tool_use",
+        },
+        only=UNSUPPORTED,
+    ),
+)

@@ -40,11 +40,7 @@ class MessageRequest(ChatRunRequest):
 
     @classmethod
     def of(cls, body: RequestBody[GenerateMessageFields], llm: ServedModel) -> MessageRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         return cls(ChatRun(llm, conversation_of(body, llm.recommended)))
 
     def answer(self, name: str, number: str) -> dict[str, Any]:

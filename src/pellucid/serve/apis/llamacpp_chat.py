@@ -14,8 +14,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.serve.api import DATA_SSE, Api, ClientCall, Route, json_response
 from pellucid.serve.apis import openai, responses
 from pellucid.serve.chat.chat_run import Conversation, template_input
-from pellucid.serve.chat.tools import MAX_TOOLS, FunctionFields
-from pellucid.serve.ignored_fields import ignored
+from pellucid.serve.chat.tools import MAX_TOOLS
 from pellucid.serve.llamacpp.generation_fields import NO_LIMIT, RANDOM
 from pellucid.serve.openai.answer_constraints import FunctionTool
 from pellucid.serve.openai.chat_completions import (
@@ -27,36 +26,24 @@ from pellucid.serve.openai.chat_completions import (
 )
 from pellucid.serve.openai.common_fields import OPENAI_RULES
 from pellucid.serve.openai.response_parts import error_body
-from pellucid.serve.request_body import BodyType
+from pellucid.serve.request_body import BodyRules, BodyType
 from pellucid.serve.responses.response_fields import RESPONSE
 from pellucid.serve.served_model import ServedModel
 
 T = TypeVar("T")
 
 
-class TemplateFunction(FunctionFields, frozen=True):
-    """A function of which only the template reads something."""
-
-    strict: Annotated[bool | None, ignored("tools[].strict")] = None
-
-
-class TemplateTool(FunctionTool, frozen=True):
-    """A tool of which only the template reads something."""
-
-    function: TemplateFunction
-
-
 class TemplateFields(ConversationFields, frozen=True, kw_only=True):
     """Fields of requests for the prompt of a conversation."""
 
-    tools: Annotated[Sequence[TemplateTool], Meta(max_length=MAX_TOOLS)] = ()
+    tools: Annotated[Sequence[FunctionTool], Meta(max_length=MAX_TOOLS)] = ()
     tool_choice: Literal["none", "auto", "required"] = "auto"
 
 
 LLAMA_CHAT = BodyType(
     CHAT.struct, replace(OPENAI_RULES, absent={**NO_LIMIT, "seed": RANDOM, "grammar": ("",)}), required=()
 )
-TEMPLATE = BodyType(TemplateFields, required=())
+TEMPLATE = BodyType(TemplateFields, BodyRules(ignored=frozenset({"tools[].function.strict"})), required=())
 
 
 async def _result(call: ClientCall, function: Callable[[ServedModel, Conversation, bool], T]) -> T:

@@ -78,21 +78,11 @@ async def _remote(
     return Response(response, media_type="application/json", headers={HEADER: call.number})
 
 
-SUMMARIES = {
-    "lens": "What the model would say after each block.",
-    "beams": "A beam search, with the tree of all candidates.",
-    "profile": "The times of a step's operations beside what the machine can do.",
-    "attribution": "What each part adds to the logit of a token.",
-    "neighbours": "The nearest tokens of tokens, or of words.",
-    "pieces": "The texts of tokens.",
-    "tokenize": "How a text becomes tokens.",
-}
-"""Summary of each query."""
 LOOK = Api(
     "look",
     {
         "GET /look/models": Route(_models, "The models that can be looked at."),
-        "GET /look/models/{name:path}": Route(_model, "The shape of a model, and its points."),
+        "GET /look/models/{name:path}": Route(_model, QUERIES["models"].summary),
         "GET /look/state/{name:path}": Route(_state, "How a model runs right now."),
         "POST /look/generate": Route(
             _generate,
@@ -102,8 +92,9 @@ LOOK = Api(
         ),
         "POST /look/trace": Route(_trace, "Recorded values of a prompt and what follows it.", TRACE),
         **{
-            f"POST /look/{kind}": Route(_query(kind), summary, QUERIES[kind].body)
-            for kind, summary in SUMMARIES.items()
+            f"POST /look/{kind}": Route(_query(kind), query.summary, query.body)
+            for kind, query in QUERIES.items()
+            if kind != "models"
         },
     },
     error_body,

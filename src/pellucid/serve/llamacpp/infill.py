@@ -39,11 +39,7 @@ INFILL = BodyType(InfillFields, LLAMACPP_RULES, required=())
 
 
 def infill_request(body: RequestBody[InfillFields], llm: ServedModel) -> LlamaCompletion:
-    """Read an infill request.
-
-    Raises:
-        InvalidRequest: a field is wrong; the message names it.
-    """
+    """Read an infill request. Raises InvalidRequest if a field is wrong."""
     fields = body.fields
     if len(fields.input_extra) > MAX_FILES:
         raise InvalidRequest(f"input_extra has {len(fields.input_extra):,} files; the limit is {MAX_FILES}")

@@ -56,11 +56,7 @@ class LlamaCompletion:
 
     @classmethod
     def of(cls, body: RequestBody[LlamaCompletionFields], llm: ServedModel) -> LlamaCompletion:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         prompts, several = prompts_of(llm, "prompt", body.raw["prompt"])
         count = body.fields.n_cmpl or body.fields.n
         return cls.start(prompts, count, several or count > 1, body, llm)

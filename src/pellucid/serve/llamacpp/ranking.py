@@ -45,11 +45,7 @@ class RankingRequest:
 
     @classmethod
     def of(cls, fields: RankingFields) -> RankingRequest:
-        """Read the fields of a request.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read the fields of a request. Raises InvalidRequest if a field is wrong."""
         plain = fields.texts is not None
         name, other = ("texts", "documents") if plain else ("documents", "texts")
         flag = "return_documents" if plain else "return_text"

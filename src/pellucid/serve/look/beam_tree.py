@@ -11,7 +11,7 @@ from msgspec import Meta
 from pellucid.llm import LLM
 from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
 from pellucid.serve.look.token_fields import token_fields
-from pellucid.serve.request_body import BodyType, RequestBody
+from pellucid.serve.request_body import RequestBody
 
 
 class BeamsFields(PromptFields, frozen=True, kw_only=True):
@@ -19,9 +19,6 @@ class BeamsFields(PromptFields, frozen=True, kw_only=True):
 
     num_beams: Annotated[int, Meta(ge=1, le=16)] = 4
     max_tokens: Annotated[int, Meta(ge=1, le=200)] = 12
-
-
-BEAMS = BodyType(BeamsFields, required=())
 
 
 def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:

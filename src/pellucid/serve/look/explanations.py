@@ -11,7 +11,7 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.serve.look.prompt_fields import PromptFields, edits_of, prompt_of
-from pellucid.serve.request_body import BodyType, ModelFields, RequestBody, Texts, TokenId, listed_texts
+from pellucid.serve.request_body import ModelFields, RequestBody, Texts, TokenId, listed_texts
 from pellucid.trace.edits import EditOf
 from pellucid.trace.explanation import MOST_TOP
 from pellucid.trace.lenses.attribution import attribute
@@ -61,13 +61,6 @@ class NeighboursFields(ModelFields, frozen=True, kw_only=True):
     ids: list[TokenId] | None = None
     words: Texts | None = None
     n: Annotated[int, Meta(ge=0, le=50)] = 8
-
-
-TEXT_TOKENIZE = BodyType(TextTokenizeFields, required=())
-PIECES = BodyType(PiecesFields, required=())
-ATTRIBUTION = BodyType(AttributionFields, required=())
-LENS = BodyType(LensFields, required=())
-NEIGHBOURS = BodyType(NeighboursFields, required=())
 
 
 def tokenization(body: RequestBody[TextTokenizeFields], llm: LLM) -> dict[str, Any]:

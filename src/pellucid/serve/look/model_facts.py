@@ -7,7 +7,7 @@ from typing import Any
 from pellucid.llm import LLM
 from pellucid.model.spec import Mixture
 from pellucid.sample.step import steps
-from pellucid.serve.request_body import BodyType, Fields, RequestBody
+from pellucid.serve.request_body import Fields, RequestBody
 from pellucid.trace.recorded import shape_of
 
 
@@ -15,9 +15,6 @@ class FactsFields(Fields, frozen=True):
     """Fields of a query for facts: the name of the model."""
 
     name: str
-
-
-FACTS = BodyType(FactsFields, required=())
 
 
 def model_facts(body: RequestBody[FactsFields], llm: LLM) -> dict[str, Any]:

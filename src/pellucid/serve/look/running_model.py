@@ -10,7 +10,7 @@ from msgspec import Meta
 from pellucid.engine.reading import ReadingTask
 from pellucid.llm import LLM
 from pellucid.measure.profile import profile_turns
-from pellucid.serve.request_body import BodyType, Count, ModelFields, RequestBody
+from pellucid.serve.request_body import Count, ModelFields, RequestBody
 from pellucid.serve.served_model import ServedModel
 from pellucid.util.checks import whole
 
@@ -28,9 +28,6 @@ class ProfileFields(ModelFields, frozen=True, kw_only=True):
 
     tokens: Count = 1
     depth: Annotated[int, Meta(ge=0)] = 0
-
-
-PROFILE = BodyType(ProfileFields, required=())
 
 
 def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:

@@ -52,11 +52,7 @@ class LookGeneration:
 
     @classmethod
     def of(cls, body: RequestBody[LookGenerateFields], llm: ServedModel) -> LookGeneration:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         prompt, edits = prompt_of(body, llm), edits_of(body.fields.edits)
         options = {"max_new_tokens": DEFAULT_TOKENS, **body.options(llm.recommended)}
         options["logprobs"] = body.fields.alternatives

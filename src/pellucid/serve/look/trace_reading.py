@@ -79,11 +79,7 @@ class TraceReading:
 
     @classmethod
     def of(cls, body: RequestBody[TraceFields], llm: LLM) -> TraceReading:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields = body.fields
         prompt, edits = prompt_of(body, llm), edits_of(fields.edits)
         points, norms = _checked_names("points", fields.points), _checked_names("norms", fields.norms)

@@ -24,11 +24,7 @@ class OllamaChat(ChatRunRequest):
 
     @classmethod
     def of(cls, body: RequestBody[ChatOptions], llm: ServedModel) -> OllamaChat:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields, messages = body.fields, _messages(body.raw["messages"])
         tools = [tool_of(f"tools[{at}].function", one.function) for at, one in enumerate(fields.tools)]
         choice, options = tool_choice(tools, None, False, True), options_of(body, llm.recommended)

@@ -32,11 +32,7 @@ class OllamaGenerate:
 
     @classmethod
     def of(cls, body: RequestBody[PromptOptions], llm: ServedModel) -> OllamaGenerate:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields, size = body.fields, llm.inputs.vocabulary
         prompt, suffix, system, raw = fields.prompt, fields.suffix, fields.system, fields.raw
         schema, variables, context = fields.answer_schema, fields.variables(llm), fields.context

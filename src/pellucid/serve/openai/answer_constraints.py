@@ -7,15 +7,13 @@ Chat completions nest the fields of an object, ``{"type": "function", "function"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from pellucid.serve.chat.tools import FunctionFields, Tool, ToolChoice, tool_choice
 from pellucid.serve.ignored_fields import ignored
 from pellucid.serve.request_body import Fields
-
-Mode = Literal["auto", "required"]
 
 
 class FunctionName(Fields, frozen=True):
@@ -29,16 +27,11 @@ class NamedFunction(Fields, frozen=True, tag_field="type", tag="function"):
 
     function: FunctionName
 
-    @property
-    def names(self) -> list[str]:
-        """The name of the function."""
-        return [self.function.name]
-
 
 class AllowedFunctions(Fields, frozen=True):
-    """Functions that may be called."""
+    """Functions that may be called; "required": one of them must be called."""
 
-    mode: Mode
+    mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Meta(min_length=1)]
 
 
@@ -47,38 +40,16 @@ class AllowedTools(Fields, frozen=True, tag_field="type", tag="allowed_tools"):
 
     allowed_tools: AllowedFunctions
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the functions."""
-        return [name for one in self.allowed_tools.tools for name in one.names]
 
-    @property
-    def mode(self) -> Mode:
-        """ "required": an answer must have a call."""
-        return self.allowed_tools.mode
-
-
-class FlatNamedFunction(Fields, frozen=True, tag_field="type", tag="function"):
+class FlatNamedFunction(FunctionName, frozen=True, tag_field="type", tag="function"):
     """``NamedFunction`` in the form of the Responses API."""
-
-    name: str
-
-    @property
-    def names(self) -> list[str]:
-        """The name of the function."""
-        return [self.name]
 
 
 class FlatAllowedTools(Fields, frozen=True, tag_field="type", tag="allowed_tools"):
     """``AllowedTools`` in the form of the Responses API."""
 
-    mode: Mode
+    mode: Literal["auto", "required"]
     tools: Annotated[list[FlatNamedFunction], Meta(min_length=1)]
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the functions."""
-        return [one.name for one in self.tools]
 
 
 CHOICES = Meta(title="none, auto, required, or an object that names a function")
@@ -90,17 +61,8 @@ FlatToolChoiceValue = Annotated[
 ]
 
 
-class ToolNames(Protocol):
-    """A choice that names tools."""
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the functions."""
-        ...
-
-
 def choice_of(
-    tools: Sequence[Tool], choice: str | ToolNames | None, parallel: bool
+    tools: Sequence[Tool], choice: ToolChoiceValue | FlatToolChoiceValue, parallel: bool
 ) -> tuple[Sequence[Tool], ToolChoice]:
     """The tools that the model sees, and the tools that it may call, from ``tool_choice``.
 
@@ -111,9 +73,14 @@ def choice_of(
         return [], ToolChoice()
     if choice is None or isinstance(choice, str):
         return tools, tool_choice(tools, None, choice == "required", parallel)
-    if (mode := getattr(choice, "mode", None)) is not None:
-        return tools, tool_choice(tools, choice.names, mode == "required", parallel)
-    return tools, tool_choice(tools, choice.names, required=True, parallel=False)  # exactly one call
+    if isinstance(choice, (NamedFunction, FlatNamedFunction)):  # exactly one call
+        return tools, tool_choice(tools, [_name(choice)], required=True, parallel=False)
+    allowed = choice.allowed_tools if isinstance(choice, AllowedTools) else choice
+    return tools, tool_choice(tools, list(map(_name, allowed.tools)), allowed.mode == "required", parallel)
+
+
+def _name(choice: NamedFunction | FlatNamedFunction) -> str:
+    return choice.name if isinstance(choice, FlatNamedFunction) else choice.function.name
 
 
 class ResponseSchema(Fields, frozen=True):

@@ -97,11 +97,7 @@ class ChatRequest(ChatRunRequest):
 
     @classmethod
     def of(cls, body: RequestBody[ChatFields], llm: ServedModel) -> ChatRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields, options = body.fields, body.options(llm.recommended)
         if fields.top_logprobs is not None and not fields.logprobs:
             raise InvalidRequest(f"top_logprobs={fields.top_logprobs}: needs logprobs=true")

@@ -73,11 +73,7 @@ class CompletionRequest:
 
     @classmethod
     def of(cls, body: RequestBody[CompletionFields], llm: ServedModel) -> CompletionRequest:
-        """Read a body.
-
-        Raises:
-            InvalidRequest: a field is wrong; the message names it.
-        """
+        """Read a body. Raises InvalidRequest if a field is wrong."""
         fields = body.fields
         prompt: Any = fields.prompt
         choices, best_of, echo = fields.n, fields.best_of, fields.echo

@@ -85,12 +85,6 @@ class ResponseTool(FunctionFields, frozen=True, kw_only=True):
     type: Annotated[Literal["function"], Meta(title="function, because this server runs no tools itself")]
 
 
-class CountedTool(ResponseTool, frozen=True, kw_only=True):
-    """A tool of a conversation whose tokens are counted."""
-
-    strict: Annotated[bool | None, ignored("tools[].strict")] = None
-
-
 class ReasoningFields(Fields, frozen=True):
     """The field ``reasoning``."""
 
@@ -139,14 +133,6 @@ class ResponseFields(InputFields, frozen=True, kw_only=True):
     max_tool_calls: Count | None = None
 
 
-class CountFields(InputFields, frozen=True, kw_only=True):
-    """Fields of a request for a count of tokens. Fields that affect only the answer change nothing."""
-
-    tools: Annotated[Sequence[CountedTool], Meta(max_length=MAX_TOOLS)] = []
-    text: Annotated[dict[str, Any], ignored("text")] = field(default_factory=dict)
-    parallel_tool_calls: Annotated[bool, ignored("parallel_tool_calls")] = True
-
-
 RESPONSE = BodyType(
     ResponseFields,
     BodyRules(
@@ -157,4 +143,9 @@ RESPONSE = BodyType(
         only={"conversation": "", "background": False, "prompt": {}, "top_logprobs": 0},
     ),
 )
-COUNT = BodyType(CountFields, BodyRules(only={"conversation": ""}))
+COUNT = BodyType(
+    InputFields,
+    BodyRules(
+        ignored=frozenset({"text", "parallel_tool_calls", "tools[].strict"}), only={"conversation": ""}
+    ),
+)

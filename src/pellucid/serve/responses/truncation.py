@@ -10,7 +10,7 @@ from pellucid.errors import ContextOverflow
 from pellucid.serve.chat.chat_run import Conversation, prompt_of
 from pellucid.serve.request_body import RequestBody
 from pellucid.serve.responses.input_conversation import conversation_of, items_of
-from pellucid.serve.responses.response_fields import CountFields
+from pellucid.serve.responses.response_fields import InputFields
 from pellucid.serve.responses.response_store import OwnResponses
 from pellucid.serve.served_model import ServedModel
 
@@ -53,7 +53,7 @@ def truncated(llm: ServedModel, conversation: Conversation) -> Conversation:
     )
 
 
-def counted(body: RequestBody[CountFields], llm: ServedModel, own: OwnResponses) -> int:
+def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses) -> int:
     """Number of tokens of a body's input.
 
     Raises:
