@@ -86,10 +86,10 @@ def known_apis() -> Mapping[str, Api]:
 def error_form(path: str) -> ErrorForm:
     """Error form of the API that a request's target belongs to. The target may be no path ("*", "host:443")."""
     known = path if path.startswith("/") else "/"
-    found = (
+    matching = (
         (prefix, api) for api in known_apis().values() for prefix in api.prefixes if known.startswith(prefix)
     )
-    return max(found, key=lambda one: len(one[0]))[1].error
+    return max(matching, key=lambda one: len(one[0]))[1].error
 
 
 def status_of(error: Exception) -> int:
@@ -124,8 +124,8 @@ class ClientCall:
 
     def __post_init__(self) -> None:
         self.number = number_of(self.request)
-        if found := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
-            self.number, self.events = found[1], int(found[2])
+        if event := EVENT.fullmatch(self.request.headers.get("last-event-id", "")):
+            self.number, self.events = event[1], int(event[2])
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncGenerator[ServedModel, None]:
@@ -176,8 +176,8 @@ class ClientCall:
                 raise InvalidRequest(f"the body is longer than {MOST_BODY >> 20} MiB: send less")
             parts.append(part)
         body = b"".join(parts)
-        whole = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
-        self.digest = hashlib.blake2b(b"\0".join(whole), digest_size=16).hexdigest()
+        identity = (self.viewer.key.encode(), self.number.encode(), self.request.scope["path"].encode(), body)
+        self.digest = hashlib.blake2b(b"\0".join(identity), digest_size=16).hexdigest()
         try:
             return json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -220,11 +220,11 @@ def json_response(
 
 def array_body(values: NDArray[Any]) -> dict[str, Any]:
     """An array for JSON: base64 of its little-endian bytes (int32 or float32), its shape and its dtype."""
-    whole = values.dtype.kind == "i"
-    numbers = np.ascontiguousarray(values, "<i4" if whole else "<f4")
+    is_integer = values.dtype.kind == "i"
+    numbers = np.ascontiguousarray(values, "<i4" if is_integer else "<f4")
     return {
         "shape": list(values.shape),
-        "dtype": "int32" if whole else "float32",
+        "dtype": "int32" if is_integer else "float32",
         "data": base64.b64encode(numbers.tobytes()).decode(),
     }
 

@@ -59,33 +59,34 @@ def read_lines(path: Path) -> Iterator[RequestLine]:
     """
     seen = set[str]()
     for number, _, raw in lines_of(path):
-        made = _line(path, number, raw)
-        if made.custom_id in seen:
+        line = _line(path, number, raw)
+        if line.custom_id in seen:
             raise InvalidRequest(
-                f"{path.name}, line {number:,}: custom_id {brief(made.custom_id)} came before: each must be another"
+                f"{path.name}, line {number:,}: custom_id {brief(line.custom_id)} is a duplicate: "
+                "give each request its own"
             )
-        seen.add(made.custom_id)
-        yield made
+        seen.add(line.custom_id)
+        yield line
 
 
 def _line(path: Path, number: int, raw: bytes) -> RequestLine:
     where = f"{path.name}, line {number:,}"
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}: is no JSON: {reason(error)}") from error
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{where}: is {brief(found)}; it must be an object")
-    custom, url = found.get("custom_id"), found.get("url")
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{where}: is {brief(parsed)}; it must be an object")
+    custom, url = parsed.get("custom_id"), parsed.get("url")
     if not isinstance(custom, str) or not 0 < len(custom) <= LONGEST_ID:
         raise InvalidRequest(
             f"{where}: custom_id is {brief(custom)}; it must be a text of 1 to {LONGEST_ID} characters"
         )
-    if found.get("method", "POST") != "POST" or not isinstance(url, str) or url not in ROUTES:
+    if parsed.get("method", "POST") != "POST" or not isinstance(url, str) or url not in ROUTES:
         raise InvalidRequest(
-            f"{where}: is {brief(found.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
+            f"{where}: is {brief(parsed.get('method'))} {brief(url)}; known is POST to {', '.join(ROUTES)}"
         )
-    return RequestLine(number, custom, url, found.get("body"))
+    return RequestLine(number, custom, url, parsed.get("body"))
 
 
 def _run(request: Generating, name: str, number: str) -> dict[str, Any] | list[Any]:
@@ -125,13 +126,13 @@ class Batch:
                 return str(line.body["model"])
         raise InvalidRequest("no request of the batch names a model: name one with --model")
 
-    def run(self, llm: ServedModel, told: Callable[[int, int], object] = lambda done, total: None) -> None:
-        """Run the requests without an answer. Calls ``told(answered, total)`` after each write."""
+    def run(self, llm: ServedModel, report: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Run the requests without an answer. Calls ``report(answered, total)`` after each write."""
         with self._output.opened(), ThreadPoolExecutor(self._together, "pellucid-batch") as pool:
-            running, left = set[Future[dict[str, Any]]](), iter(self.lines)
+            running, waiting = set[Future[dict[str, Any]]](), iter(self.lines)
             try:
                 while True:
-                    for line in left:
+                    for line in waiting:
                         running.add(pool.submit(self._answer, llm, line))
                         if len(running) >= 2 * self._together:
                             break
@@ -139,7 +140,7 @@ class Batch:
                         return
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
                     self._write([future.result() for future in ended])
-                    told(self.answered, self.total)
+                    report(self.answered, self.total)
             except BaseException:
                 for future in running:
                     future.cancel()

@@ -31,15 +31,15 @@ def closed(schema: Any) -> Any:
     unchanged: closing one description would forbid the properties of the others. A value that is not a schema also
     stays unchanged.
     """
-    found = schema
+    parsed = schema
     if isinstance(schema, str):
         try:
-            found = json.loads(schema)
+            parsed = json.loads(schema)
         except (ValueError, RecursionError):
             return schema
-    if not isinstance(found, Mapping) or any(map(_combines, _all(found, 0))):
+    if not isinstance(parsed, Mapping) or any(map(_combines, _all(parsed, 0))):
         return schema
-    return _closed(found, 0)
+    return _closed(parsed, 0)
 
 
 def _combines(node: Mapping[str, Any]) -> bool:
@@ -51,19 +51,19 @@ def _combines(node: Mapping[str, Any]) -> bool:
 def _closed(node: Any, depth: int) -> Any:
     if not isinstance(node, Mapping) or depth > DEEPEST:
         return node
-    made = dict(node)
+    closed_node = dict(node)
     for key in (*ONE, "additionalProperties"):
-        if isinstance(made.get(key), Mapping):
-            made[key] = _closed(made[key], depth + 1)
+        if isinstance(closed_node.get(key), Mapping):
+            closed_node[key] = _closed(closed_node[key], depth + 1)
     for key in SEVERAL:
-        if isinstance(made.get(key), list):
-            made[key] = [_closed(one, depth + 1) for one in made[key]]
+        if isinstance(closed_node.get(key), list):
+            closed_node[key] = [_closed(one, depth + 1) for one in closed_node[key]]
     for key in NAMED:
-        if isinstance(made.get(key), Mapping):
-            made[key] = {name: _closed(one, depth + 1) for name, one in made[key].items()}
-    if isinstance(made.get("properties"), Mapping) and not any(key in made for key in OPEN):
-        made["additionalProperties"] = False
-    return made
+        if isinstance(closed_node.get(key), Mapping):
+            closed_node[key] = {name: _closed(one, depth + 1) for name, one in closed_node[key].items()}
+    if isinstance(closed_node.get("properties"), Mapping) and not any(key in closed_node for key in OPEN):
+        closed_node["additionalProperties"] = False
+    return closed_node
 
 
 def _all(node: Any, depth: int) -> Iterator[Mapping[str, Any]]:

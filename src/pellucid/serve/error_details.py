@@ -59,9 +59,9 @@ def error_details(error: Exception, schema: Mapping[str, Any] | None) -> ErrorDe
     if not isinstance(error, InvalidRequest):
         return ErrorDetails(code)
     message = str(error)
-    if found := UNKNOWN.match(message):
-        return ErrorDetails("unknown_parameter", found[1])
+    if match := UNKNOWN.match(message):
+        return ErrorDetails("unknown_parameter", match[1])
     for pattern, kind in ((MISSING, "missing_required_parameter"), (FIELD, "invalid_value")):
-        if (found := pattern.match(message)) and re.split(r"[.\[]", found[1])[0] in schema["properties"]:
-            return ErrorDetails(kind, found[1])
+        if (match := pattern.match(message)) and re.split(r"[.\[]", match[1])[0] in schema["properties"]:
+            return ErrorDetails(kind, match[1])
     return ErrorDetails(code)

@@ -53,8 +53,8 @@ class AccessRules:
         """The known key of a request; None if it has no known key."""
         given = given_key(headers)
         # Constant time: every key is compared, and a comparison takes the same time wherever the keys differ.
-        found = [key for key in [*self.keys, *self.admins] if _is_same(given, key)]
-        return found[0] if found else None
+        known = [key for key in [*self.keys, *self.admins] if _is_same(given, key)]
+        return known[0] if known else None
 
     def viewer(self, headers: Headers) -> Viewer:
         """Sender of a request, which determines the requests that it may see."""
@@ -80,8 +80,8 @@ def _is_same(given: bytes, key: str) -> bool:
     forms = [key.encode(errors="surrogateescape")]
     with suppress(UnicodeEncodeError):
         forms.append(key.encode("latin-1"))
-    found = [hmac.compare_digest(given, form) for form in forms]
-    return any(found)
+    equal = [hmac.compare_digest(given, form) for form in forms]
+    return any(equal)
 
 
 def _is_open(path: str) -> bool:

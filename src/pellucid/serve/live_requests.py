@@ -51,7 +51,7 @@ class LiveRequest:
         """
         if any(not stream.closed for stream in self.streams):
             raise InvalidRequest(
-                f"request {brief(self.number)}: somebody watches it already, and one can at a time"
+                f"request {brief(self.number)}: another viewer is attached, and the limit is one: retry later"
             )
         self.streams = [self.llm.watch(group, names, limit, notify) for group in self.groups]
 
@@ -101,8 +101,8 @@ class LiveRequests:
 
     def _find(self, number: str, viewer: Viewer) -> LiveRequest | None:
         """The running request with a number, if the viewer may see it."""
-        found = (one for one in self._running.values() if one.number == number and viewer.sees(one))
-        return next(found, None)
+        running = (one for one in self._running.values() if one.number == number and viewer.sees(one))
+        return next(running, None)
 
     def visible_to(self, viewer: Viewer) -> list[LiveRequest]:
         """Running requests that the viewer may see."""
@@ -117,14 +117,14 @@ class LiveRequests:
             NotFound: the request did not come within ``wait`` seconds, or is another client's; the message does not
                 say which.
         """
-        found = self._find(number, viewer)
-        if found is not None:
-            return begin(found)
+        running = self._find(number, viewer)
+        if running is not None:
+            return begin(running)
         expected = _Expected(viewer, begin, asyncio.get_running_loop().create_future())
         self._expected.setdefault(number, []).append(expected)
         try:
-            made: T = await asyncio.wait_for(expected.result, wait)
-            return made
+            result: T = await asyncio.wait_for(expected.result, wait)
+            return result
         except (asyncio.TimeoutError, TimeoutError):
             raise NotFound(
                 f"request {brief(number)}: none with this number runs, or it is not yours"

@@ -82,15 +82,15 @@ class Metrics:
     def observe(self, model: str, groups: Sequence[TextGroup]) -> None:
         """Record requests of a model that have ended or were cancelled."""
         for group in groups:
-            for number, (made, builder) in enumerate(zip(group.results(), group.builders)):
-                usage, times = made.usage, made.timings
-                self._ended.labels(model, REASONS[made.finish_reason]).inc()
+            for number, (generation, builder) in enumerate(zip(group.results(), group.builders)):
+                usage, times = generation.usage, generation.timings
+                self._ended.labels(model, REASONS[generation.finish_reason]).inc()
                 counts = {
                     "vllm:generation_tokens": usage.generated_tokens,
                     "vllm:spec_decode_num_draft_tokens": usage.proposed_tokens,
                     "vllm:spec_decode_num_accepted_tokens": usage.accepted_tokens,
                 }
-                if number == 0 and made.ids:  # a group's prompt counts once, if it was read
+                if number == 0 and generation.ids:  # a group's prompt counts once, if it was read
                     counts |= {
                         "vllm:prompt_tokens": usage.prompt_tokens,
                         "vllm:prefix_cache_queries": usage.prompt_tokens,
@@ -98,7 +98,7 @@ class Metrics:
                     }
                 for name, count in counts.items():
                     self._counters[name].labels(model).inc(count)
-                if not made.ids:
+                if not generation.ids:
                     continue
                 decode, gaps = times.total - times.first_token, usage.generated_tokens - 1
                 seconds = {

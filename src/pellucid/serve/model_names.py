@@ -31,17 +31,17 @@ def served_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
             raise InvalidRequest(
                 f"--alias: {brief(model)} would be {given[model]} and {name}: a model has one name"
             )
-    found = dict[str, str]()
+    served = dict[str, str]()
     for model in dict.fromkeys([*models, *given]):
         usual = _usual_name(model)
         name = given.get(model, usual)
-        if name in found:
+        if name in served:
             raise InvalidRequest(
-                f"{brief(found[name])} and {brief(model)} would both be called {brief(name)}: "
+                f"{brief(served[name])} and {brief(model)} would both be called {brief(name)}: "
                 f"name one of them, --alias NAME={brief(model)[1:-1]}"
             )
-        found[name] = model
-    return found
+        served[name] = model
+    return served
 
 
 def _usual_name(model: str) -> str:

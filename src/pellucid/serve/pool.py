@@ -91,12 +91,12 @@ class ModelPool:
     @property
     def missing(self) -> list[str]:
         """Models that cannot run, because no replica is up. Requests for them wait."""
-        found = []
+        missing = []
         for name in dict.fromkeys([*self._loaded, *filter(None, [self.needed])]):
             states = served.llm.replica_states() if (served := self._loaded.get(name)) else None
             if served is None or (states is not None and not any(states.replicas.values())):
-                found.append(name)
-        return found
+                missing.append(name)
+        return missing
 
     def known(self, name: str) -> str:
         """Name of the model that answers to ``name``. Raises ModelNotFound if no model does."""
@@ -122,12 +122,12 @@ class ModelPool:
         async def run() -> str:
             try:
                 async with self._pulling:
-                    found = await to_thread.run_sync(pull, name, progress)
+                    pulled_name = await to_thread.run_sync(pull, name, progress)
             finally:
                 self._pulls -= 1
-            if found not in self.names:
-                self.names.append(found)
-            return found
+            if pulled_name not in self.names:
+                self.names.append(pulled_name)
+            return pulled_name
 
         self._pulls += 1
         return await asyncio.shield(self._uncancelled(run()))
@@ -215,8 +215,8 @@ class ModelPool:
             task.exception()  # marks the exception as retrieved, because the caller may be cancelled
 
     async def _load_here(self, name: str) -> ServedModel:
-        found = await run_in_threadpool(self._load, name)
-        return await found if isinstance(found, Awaitable) else found
+        loaded = await run_in_threadpool(self._load, name)
+        return await loaded if isinstance(loaded, Awaitable) else loaded
 
     async def _load_model(self, name: str) -> Served:
         llm = await self._load_here(name)

@@ -176,11 +176,11 @@ class BodyType(Generic[F]):
             ]
             schema = inner[0] if len(inner) == 1 else {"anyOf": [one for one in inner if one]}
         where = f"{path}." if path else ""
-        if found := MISSING.fullmatch(message):
-            return InvalidRequest(f"{where}{found[1]} is missing: the request must have it")
-        if found := UNKNOWN.fullmatch(message):
+        if match := MISSING.fullmatch(message):
+            return InvalidRequest(f"{where}{match[1]} is missing: the request must have it")
+        if match := UNKNOWN.fullmatch(message):
             known = (alternatives(schema, value) or [schema])[0]
-            return self._unknown(path, found[1], known)
+            return self._unknown(path, match[1], known)
         if not message.startswith(MISMATCH):
             return InvalidRequest(f"{where}{message}")
         subject = f"{path} is empty" if "of length >= 1" in message else f"{path}={brief(value)}"

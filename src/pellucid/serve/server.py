@@ -152,14 +152,14 @@ class _Server(uvicorn.Server):
 def listen(settings: Settings) -> socket.socket:
     """A listening socket. Raises InvalidRequest."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind((settings.host, settings.port))
-        made.listen(1024)
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
     except OSError as error:
-        made.close()
+        listener.close()
         raise InvalidRequest(
             f"cannot listen at {settings.host}, port {settings.port}: {reason(error)}: choose another --host or --port"
         ) from error
-    return made
+    return listener

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pellucid.serve.api import JSON_LINES, NAMED_SSE, SSE, error_form, json_response
 
-MESSAGE = "the server ends, and the time of this request is over: retry later"
+MESSAGE = "the server is shutting down: retry later"
 STATUS = 503
 
 

@@ -432,7 +432,7 @@ def test_one_at_a_time(servers: tuple[Served, Served]) -> None:
                 assert next(lines) == "event: begin"
                 second = httpx.get(asked, timeout=20)
                 assert second.status_code == 400
-                assert "one can at a time" in second.json()["error"]["message"]
+                assert "the limit is one" in second.json()["error"]["message"]
             end = time.monotonic() + 20
             while not all(stream.closed for stream in request.streams):
                 assert time.monotonic() < end

@@ -210,7 +210,7 @@ def test_viewers_come_and_go_and_the_last_one_sees(served: Served) -> None:
                 with httpx.stream("GET", asked, timeout=20) as second:
                     assert second.status_code == 400
                     second.read()
-                assert "one can at a time" in second.json()["error"]["message"]
+                assert "the limit is one" in second.json()["error"]["message"]
             wait_until(lambda: all(stream.closed for stream in request.streams))
     wait_until(lambda: not served.app.state.live.visible_to(Viewer("")))
     assert served.pages_in_use() == 0

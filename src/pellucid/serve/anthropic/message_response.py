@@ -45,23 +45,23 @@ class MessageRequest(ChatRunRequest):
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``."""
-        (made,) = self.run.group.results()
-        found = self.run.answer(made)
+        (generation,) = self.run.group.results()
+        answer = self.run.answer(generation)
         content: list[dict[str, Any]] = []
-        if found.reasoning:
-            content.append(_thinking(found.reasoning))
-        if found.text:
-            content.append(_text(found.text))
-        content += [_tool_use(one.id, one.name, one.as_object) for one in found.calls]
-        reason = _reason(made.finish_reason, made.stop_reason, bool(found.calls))
-        used = self._usage(made, found.reasoning)
+        if answer.reasoning:
+            content.append(_thinking(answer.reasoning))
+        if answer.text:
+            content.append(_text(answer.text))
+        content += [_tool_use(one.id, one.name, one.as_object) for one in answer.calls]
+        reason = _reason(generation.finish_reason, generation.stop_reason, bool(answer.calls))
+        used = self._usage(generation, answer.reasoning)
         return {**_message(name, number), "content": content, **reason, "usage": used}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Response as a stream of events."""
         blocks, reasoning = BlockEvents(), ""
-        (made,) = self.run.group.results()
-        none, used = _reason(None, None, False), self._usage(made, "")
+        (generation,) = self.run.group.results()
+        none, used = _reason(None, None, False), self._usage(generation, "")
         start = {**_message(name, number), "content": [], **none, "usage": used}
         async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             yield {"type": "message_start", "message": start}
@@ -72,14 +72,14 @@ class MessageRequest(ChatRunRequest):
                         yield event
         for event in blocks.end():
             yield event
-        (made,) = self.run.group.results()
-        delta = _reason(made.finish_reason, made.stop_reason, blocks.called)
-        yield {"type": "message_delta", "delta": delta, "usage": self._usage(made, reasoning)}
+        (generation,) = self.run.group.results()
+        delta = _reason(generation.finish_reason, generation.stop_reason, blocks.called)
+        yield {"type": "message_delta", "delta": delta, "usage": self._usage(generation, reasoning)}
         yield {"type": "message_stop"}
 
-    def _usage(self, made: Generation, reasoning: str) -> dict[str, Any]:
+    def _usage(self, generation: Generation, reasoning: str) -> dict[str, Any]:
         """Token counts. ``input_tokens`` excludes the prompt tokens that the prefix cache had."""
-        usage = made.usage
+        usage = generation.usage
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens,
             "cache_creation_input_tokens": 0,

@@ -95,8 +95,8 @@ def _tools(given: Sequence[ToolFields], choice: ToolChoiceFields) -> tuple[list[
 
 def _answer_schema(fields: MessagesFields) -> Any:
     """JSON schema of the answer, from ``output_config.format`` or the older field; None: any text."""
-    wanted, older = fields.output_config.format, fields.output_format
-    if wanted is not None and older is not None:
+    output_format, older = fields.output_config.format, fields.output_format
+    if output_format is not None and older is not None:
         raise InvalidRequest("output_format does not go with output_config.format: leave it out")
-    wanted = wanted or older
-    return None if wanted is None else wanted.schema
+    output_format = output_format or older
+    return None if output_format is None else output_format.schema

@@ -65,22 +65,22 @@ async def _trace(call: ClientCall) -> Response:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(ready.set)
 
-    def begin(found: LiveRequest) -> LiveRequest:
-        found.attach(names, limit, notify)
-        return found
+    def begin(live: LiveRequest) -> LiveRequest:
+        live.attach(names, limit, notify)
+        return live
 
     number = call.request.path_params["number"]
-    found = await call.cancelled_on_disconnect(call.live.when_running(number, call.viewer, wait, begin))
-    return _TraceResponse(found, ready)
+    live = await call.cancelled_on_disconnect(call.live.when_running(number, call.viewer, wait, begin))
+    return _TraceResponse(live, ready)
 
 
 class _TraceResponse(StreamingResponse):
     """Event stream of a request's trace. It closes the trace streams when it ends, or if it never begins."""
 
-    def __init__(self, found: LiveRequest, ready: asyncio.Event) -> None:
-        self._found, self._streams = found, found.streams
+    def __init__(self, live: LiveRequest, ready: asyncio.Event) -> None:
+        self._request, self._streams = live, live.streams
         headers = {"Cache-Control": "no-cache"}
-        events = _events(found, self._streams, ready)
+        events = _events(live, self._streams, ready)
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +88,7 @@ class _TraceResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._found.detach(self._streams)
+            self._request.detach(self._streams)
 
 
 def _number(name: str, text: str, kind: type) -> Any:
@@ -99,9 +99,9 @@ def _number(name: str, text: str, kind: type) -> Any:
 
 
 async def _events(
-    found: LiveRequest, streams: Sequence[TraceStream], ready: asyncio.Event
+    live: LiveRequest, streams: Sequence[TraceStream], ready: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
-    ended = asyncio.ensure_future(found.ended.wait())
+    ended = asyncio.ensure_future(live.ended.wait())
     try:
         points = [
             {
@@ -114,21 +114,20 @@ async def _events(
             for one in streams[0].selected
         ]
         yield _event(
-            "begin", {"version": VERSION, "request": found.number, "model": found.model, "points": points}
+            "begin", {"version": VERSION, "request": live.number, "model": live.model, "points": points}
         )
-        told = [
-            [_TokenFields(found.llm.tokenizer, group.prompt) for _ in group.builders]
-            for group in found.groups
+        token_fields_of = [
+            [_TokenFields(live.llm.tokenizer, group.prompt) for _ in group.builders] for group in live.groups
         ]
         dropped = 0
         while True:
-            over = found.ended.is_set()
+            over = live.ended.is_set()
             ready.clear()
             for number, stream in enumerate(streams):
                 for frame in stream.frames():
-                    choice = _choice(found, number, frame.sequence)
+                    choice = _choice(live, number, frame.sequence)
                     yield await run_in_threadpool(_values_event, choice, frame)
-            for event in _tokens(found, told):
+            for event in _tokens(live, token_fields_of):
                 yield event
             if (lost := sum(stream.dropped for stream in streams)) > dropped:
                 yield _event("dropped", {"frames": lost - dropped})
@@ -145,9 +144,9 @@ async def _events(
         ended.cancel()
 
 
-def _choice(found: LiveRequest, group: int, sequence: int) -> int:
+def _choice(live: LiveRequest, group: int, sequence: int) -> int:
     """Index of a sequence among the sequences of all groups: the index of its choice in the response."""
-    return sum(len(one.builders) for one in found.groups[:group]) + sequence
+    return sum(len(one.builders) for one in live.groups[:group]) + sequence
 
 
 class _TokenFields:
@@ -165,14 +164,14 @@ class _TokenFields:
         return {"id": fields.pop("token"), "text": fields.pop("piece"), **fields}
 
 
-def _tokens(found: LiveRequest, told: list[list[_TokenFields]]) -> list[bytes]:
+def _tokens(live: LiveRequest, token_fields_of: list[list[_TokenFields]]) -> list[bytes]:
     """Token events of the tokens generated since the last call."""
     events = []
-    for number, group in enumerate(found.groups):
-        for sequence, (builder, known) in enumerate(zip(group.builders, told[number])):
+    for number, group in enumerate(live.groups):
+        for sequence, (builder, known) in enumerate(zip(group.builders, token_fields_of[number])):
             for at in range(known.count, len(builder.ids)):
                 body = {
-                    "choice": _choice(found, number, sequence),
+                    "choice": _choice(live, number, sequence),
                     "position": len(group.prompt) + at,
                     **known.next(builder.ids[at]),
                 }
@@ -197,9 +196,9 @@ def _event(kind: str, body: dict[str, Any]) -> bytes:
 LIVE = Api(
     "live",
     {
-        "GET /v1/requests": Route(_requests, "The requests that run, of the caller's key."),
+        "GET /v1/requests": Route(_requests, "Running requests of the caller's key."),
         "GET /v1/requests/{number}/trace": Route(
-            _trace, "The values of a request that runs, as it computes them.", stream="text/event-stream"
+            _trace, "Values of a running request, as it computes them.", stream="text/event-stream"
         ),
     },
     error_body,

@@ -64,10 +64,10 @@ async def _slots(call: ClientCall) -> Response:
     """Slots of the client's own running sequences; of all running sequences for an admin key."""
     name = _queried(call)
     async with call.use(name) as llm:
-        found = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])
-    if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in found):
-        raise QueueFull(f"all of {len(found):,} slots are busy: retry later")
-    return json_response(found)
+        listed = slots(llm, [one for one in call.live.visible_to(call.viewer) if one.model == name])
+    if call.request.query_params.get("fail_on_no_slot") and all(one["is_processing"] for one in listed):
+        raise QueueFull(f"all of {len(listed):,} slots are busy: retry later")
+    return json_response(listed)
 
 
 COMPLETE = Route(
@@ -86,8 +86,8 @@ LLAMACPP = Api(
         "POST /embedding": EMBED,
         "POST /embeddings": EMBED,
         **{f"POST {path}": RERANK for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking")},
-        "GET /props": Route(_props, "How the server and a model are."),
-        "GET /slots": Route(_slots, "The texts that are being made."),
+        "GET /props": Route(_props, "Properties of the server and a model."),
+        "GET /slots": Route(_slots, "The running sequences."),
     },
     error_body,
 )

@@ -107,8 +107,8 @@ async def _models(call: ClientCall) -> Response:
             }
         }
 
-    found = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
-    return json_response({"object": "list", "data": found})
+    entries = [{**openai.model(call, name), **meta(name)} for name in call.models.names]
+    return json_response({"object": "list", "data": entries})
 
 
 RESPOND = responses.RESPONSES.routes["POST /v1/responses"]

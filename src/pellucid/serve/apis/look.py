@@ -81,16 +81,16 @@ async def _remote(
 LOOK = Api(
     "look",
     {
-        "GET /look/models": Route(_models, "The models that can be looked at."),
+        "GET /look/models": Route(_models, "The models of this server, and which of them are loaded."),
         "GET /look/models/{name:path}": Route(_model, QUERIES["models"].summary),
-        "GET /look/state/{name:path}": Route(_state, "How a model runs right now."),
+        "GET /look/state/{name:path}": Route(_state, "Requests, steps and cache of a running model."),
         "POST /look/generate": Route(
             _generate,
-            "A text, token by token, with the probabilities of the likeliest others.",
+            "A text, token by token, with the probabilities of its likeliest alternatives.",
             LOOK_GENERATE,
             stream="text/event-stream",
         ),
-        "POST /look/trace": Route(_trace, "Recorded values of a prompt and what follows it.", TRACE),
+        "POST /look/trace": Route(_trace, "Recorded values of a prompt and its continuation.", TRACE),
         **{
             f"POST /look/{kind}": Route(_query(kind), query.summary, query.body)
             for kind, query in QUERIES.items()

@@ -85,12 +85,14 @@ def _generates(
             done = chunk(name, **({"message": message} if field == "messages" else {"response": ""}))
             return json_response({**done, "done": True, "done_reason": reason})
 
-        def kept(llm: ServedModel) -> Streaming:
+        def read_and_keep(llm: ServedModel) -> Streaming:
             request = read(body, llm)
             keep(name)
             return request
 
-        return await generation_response(call, name, kept, JSON_LINES if body.fields.stream else None)
+        return await generation_response(
+            call, name, read_and_keep, JSON_LINES if body.fields.stream else None
+        )
 
     return run
 
@@ -153,8 +155,8 @@ async def _pull(call: ClientCall) -> Response:
 
 
 async def _tags(call: ClientCall) -> Response:
-    found = [model_descriptions.model_entry(name, call.models.llm(name)) for name in call.models.names]
-    return json_response({"models": found})
+    entries = [model_descriptions.model_entry(name, call.models.llm(name)) for name in call.models.names]
+    return json_response({"models": entries})
 
 
 async def _running(call: ClientCall) -> Response:

@@ -136,11 +136,11 @@ async def _openapi(call: ClientCall) -> Response:
 OPERATIONS = Api(
     "operations",
     {
-        "GET /health": Route(_health, "Whether the server is alive."),
-        "GET /ready": Route(_ready, "Whether requests can run: status 503 if a model has no replica."),
+        "GET /health": Route(_health, "Liveness of the server."),
+        "GET /ready": Route(_ready, "Readiness: status 503 if a model has no replica."),
         "GET /metrics": Route(_metrics, "Numbers for Prometheus.", media="text/plain"),
         "GET /openapi.json": Route(_openapi, "This document."),
-        "GET /tokenizer_info": Route(_tokenizer_info, "What clients must know of a model's tokenizer."),
+        "GET /tokenizer_info": Route(_tokenizer_info, "Facts about a model's tokenizer."),
         "POST /tokenize": Route(_tokenize, "The tokens of a text.", TOKENIZE),
         "POST /detokenize": Route(_detokenize, "The text of tokens.", DETOKENIZE),
     },

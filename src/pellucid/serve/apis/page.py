@@ -47,7 +47,7 @@ PAGE = Api(
     {
         "GET /": Route(
             _root,
-            "The page, for browsers; Ollama's clients ask whether anything is here.",
+            "The page, for browsers; a short text for Ollama's clients.",
             media="text/plain",
         ),
         "GET /web/{path:path}": Route(_web, "A file of the page.", media="text/javascript"),

@@ -51,14 +51,14 @@ async def _delete(call: ClientCall) -> Response:
 
 
 async def _input_items(call: ClientCall) -> Response:
-    found = _own(call).get(_number(call))
-    return json_response(input_items(found.input, call.request.query_params))
+    response = _own(call).get(_number(call))
+    return json_response(input_items(response.input, call.request.query_params))
 
 
 def _no_query(call: ClientCall) -> None:
     """Reject query parameters: a stored response is returned complete."""
     for name, value in call.request.query_params.items():
-        raise InvalidRequest(f"{name}={value[:80]!r}: a kept response is given whole; leave it out")
+        raise InvalidRequest(f"{name}={value[:80]!r}: a stored response is returned complete; leave it out")
 
 
 def _refused(why: str) -> Any:
@@ -82,9 +82,11 @@ RESPONSES = Api(
             _refused('conversations are not compacted; truncation="auto" drops their first messages'),
             "Refused.",
         ),
-        "GET /v1/responses/{number}": Route(_one, "A response that is kept."),
-        "DELETE /v1/responses/{number}": Route(_delete, "Forget a response."),
-        "GET /v1/responses/{number}/input_items": Route(_input_items, "The input of a response."),
+        "GET /v1/responses/{number}": Route(_one, "A stored response."),
+        "DELETE /v1/responses/{number}": Route(_delete, "Delete a stored response."),
+        "GET /v1/responses/{number}/input_items": Route(
+            _input_items, "The input items of a stored response."
+        ),
     },
     error_body,
 )

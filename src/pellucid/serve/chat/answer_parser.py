@@ -72,8 +72,8 @@ class AnswerParser(Answer):
         self.feed(text, last=last)
         if last:
             self._flush()
-        found, self._parts = self._parts, []
-        return found
+        parts, self._parts = self._parts, []
+        return parts
 
     def parse(self) -> Parse[None]:
         marks = self._reasoning
@@ -92,10 +92,10 @@ class AnswerParser(Answer):
             pass
         spaces = self._text[: len(self._text) - len(self._text.lstrip())]
         self._text = self._text[len(spaces) :]
-        found = yield from self.expect(marks.open)
-        if not found:
+        opened = yield from self.expect(marks.open)
+        if not opened:
             self._text = spaces + self._text
-        return found
+        return opened
 
     def text(self, text: str) -> None:
         """Add text. White space at its end is held back: it is dropped before a call, and after reasoning."""
@@ -107,10 +107,10 @@ class AnswerParser(Answer):
     def call(self, name: str) -> None:
         self._space = ""
         id_length = self._calls.id_length if self._calls else None
-        made = (
+        call_id = (
             f"call_{secrets.token_hex(12)}" if id_length is None else secrets.token_hex(id_length)[:id_length]
         )
-        self._parts.append(CallStart(self._count, made, name))
+        self._parts.append(CallStart(self._count, call_id, name))
         self._count += 1
 
     def arguments(self, text: str) -> None:
@@ -119,14 +119,14 @@ class AnswerParser(Answer):
     def _add(self, kind: type[AnswerText] | type[AnswerReasoning], text: str) -> None:
         if kind is not self._kind:
             self._space, self._kind = "", kind
-        whole = self._space + text
+        pending = self._space + text
         if self._stripped:
-            whole = whole.lstrip()
-        kept = whole.rstrip()
-        self._space = whole[len(kept) :]
-        if kept:
+            pending = pending.lstrip()
+        stripped = pending.rstrip()
+        self._space = pending[len(stripped) :]
+        if stripped:
             self._stripped = False
-            self._parts.append(kind(kept))
+            self._parts.append(kind(stripped))
 
     def _flush(self) -> None:
         if self._space and not self._count and self._kind is AnswerText:
@@ -162,14 +162,14 @@ class ChatAnswer:
 
 def assemble(parts: Iterable[Part]) -> ChatAnswer:
     """Join the parts of an answer."""
-    made = ChatAnswer()
+    answer = ChatAnswer()
     for part in parts:
         if isinstance(part, AnswerText):
-            made.text += part.text
+            answer.text += part.text
         elif isinstance(part, AnswerReasoning):
-            made.reasoning += part.text
+            answer.reasoning += part.text
         elif isinstance(part, CallStart):
-            made.calls.append(AssembledCall(part.id, part.name))
+            answer.calls.append(AssembledCall(part.id, part.name))
         else:
-            made.calls[part.number].arguments += part.text
-    return made
+            answer.calls[part.number].arguments += part.text
+    return answer

@@ -135,9 +135,9 @@ class ChatRun:
         """A new parser for one answer."""
         return AnswerParser(self._marks, self._begun, self._calls, self._tools)
 
-    def answer(self, made: Generation) -> ChatAnswer:
+    def answer(self, generation: Generation) -> ChatAnswer:
         """Parse a finished answer."""
-        return assemble(self.parser().push(made.text, last=True))
+        return assemble(self.parser().push(generation.text, last=True))
 
     def tokens(self, reasoning: str) -> int:
         """Number of tokens of a reasoning text."""

@@ -85,9 +85,9 @@ def call_format(source: str, written: str) -> CallFormat | None:
     if "tools" not in source:
         return None
     formats = known_formats().values()
-    found = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
-    if found:  # the longest match: a format may match the end of another format's call
-        return max(found, key=lambda one: len(one[0].pattern))[1]
+    matches = [(pattern, one) for one in formats if (pattern := call_pattern(one)).search(written)]
+    if matches:  # the longest match: a format may match the end of another format's call
+        return max(matches, key=lambda one: len(one[0].pattern))[1]
     return next((one for one in formats if one.marks and all(mark in source for mark in one.marks)), None)
 
 

@@ -32,10 +32,10 @@ class LarkBuilder:
     def text(self, literal: str) -> str:
         """Expression for a literal text."""
         parts, end = list[str](), 0
-        for found in self._special.finditer(literal) if self._special else ():
-            plain = literal[end : found.start()]
-            parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[found[0]]}]>"]
-            end = found.end()
+        for match in self._special.finditer(literal) if self._special else ():
+            plain = literal[end : match.start()]
+            parts += [json.dumps(plain)] * bool(plain) + [f"<[{self._ids[match[0]]}]>"]
+            end = match.end()
         plain = literal[end:]
         return " ".join([*parts, *([json.dumps(plain)] * (bool(plain) or not parts))])
 

@@ -69,7 +69,7 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
         InvalidRequest: a message is malformed; the error names the place.
     """
     names = dict[str, str]()
-    made = list[dict[str, Any]]()
+    converted = list[dict[str, Any]]()
     for at, message in enumerate(conversation(messages)):
         where = f"messages[{at}]"
         if not isinstance(role := message.get("role"), str):
@@ -82,8 +82,8 @@ def template_messages(messages: Any, *, has_developer: bool) -> list[dict[str, A
         called = message.get("tool_call_id")
         if role == "tool" and "name" not in message and isinstance(called, str) and called in names:
             message["name"] = names[called]
-        made.append(message)
-    return made
+        converted.append(message)
+    return converted
 
 
 def joined_texts(content: Any, where: str, kinds: Sequence[str | None] = TEXT_PARTS) -> str:
@@ -112,7 +112,7 @@ def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]
     """Convert the calls of a message. Adds the name of each called function to ``names``, by call id."""
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise InvalidRequest(f"{where}={brief(calls)}: must be a list of calls")
-    made = list[dict[str, Any]]()
+    converted = list[dict[str, Any]]()
     for at, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
@@ -123,15 +123,15 @@ def _calls(calls: Any, where: str, names: dict[str, str]) -> list[dict[str, Any]
             arguments = _object(arguments or "{}", f"{where}[{at}].function.arguments")
         if isinstance(call.get("id"), str):
             names[call["id"]] = name
-        made.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
-    return made
+        converted.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
+    return converted
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}={brief(text)}: is no JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise InvalidRequest(f"{where}={brief(text)}: must be the JSON of an object")
-    return found
+    return parsed

@@ -103,7 +103,7 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
         raise InvalidRequest(
             f"logit_bias={brief(value)}: must be an object, or a list of pairs, of at most {MOST_BIASED:,} entries"
         )
-    found = dict[int, float]()
+    biases = dict[int, float]()
     for at, pair in enumerate(pairs):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InvalidRequest(f"logit_bias[{at}]={brief(pair)}: must be a pair of a token and a number")
@@ -117,9 +117,9 @@ def _biases(value: Any, llm: ServedModel) -> dict[int, float]:
             number = int(token[:18]) if isinstance(token, str) else token
             ids = [token_id(f"logit_bias[{at}]", number, llm.inputs.vocabulary)]
         for one in ids:
-            total = found.get(one, 0.0) + amount
-            found[one] = total if math.isinf(total) else max(-MOST_TOGETHER, min(total, MOST_TOGETHER))
-    return found
+            total = biases.get(one, 0.0) + amount
+            biases[one] = total if math.isinf(total) else max(-MOST_TOGETHER, min(total, MOST_TOGETHER))
+    return biases
 
 
 def _ordered(options: dict[str, Any], samplers: Sequence[str]) -> dict[str, Any]:
@@ -136,8 +136,10 @@ def _ordered(options: dict[str, Any], samplers: Sequence[str]) -> dict[str, Any]
         chosen.append(STEPS[name])
     always = [name for name in steps() if name not in SAMPLERS and name != "mirostat"]
     order, owner = [*always, *chosen], owners()
-    kept = {name: value for name, value in options.items() if name not in owner or owner[name].name in order}
-    return {**kept, "samplers": order}
+    remaining = {
+        name: value for name, value in options.items() if name not in owner or owner[name].name in order
+    }
+    return {**remaining, "samplers": order}
 
 
 def settings_of(options: Options, seed: int | None) -> dict[str, Any]:

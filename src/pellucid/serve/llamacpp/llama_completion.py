@@ -87,8 +87,10 @@ class LlamaCompletion:
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body of the model ``name``."""
-        made = [self._whole(name, place, at) for place in range(len(self.groups)) for at in range(self.count)]
-        return made if self.is_list else made[0]
+        responses = [
+            self._whole(name, place, at) for place in range(len(self.groups)) for at in range(self.count)
+        ]
+        return responses if self.is_list else responses[0]
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stream events, prompt by prompt: an event for each token, then a final event without text."""
@@ -131,16 +133,18 @@ class LlamaCompletion:
         """Response of a finished sequence."""
         group = self.groups[place]
         one = group.builders[at]
-        made = self._end(name, place, at, "".join(one.texts), one.ids if self.fields.return_tokens else [])
+        response = self._end(
+            name, place, at, "".join(one.texts), one.ids if self.fields.return_tokens else []
+        )
         if group.options.logprobs is not None:
-            made["completion_probabilities"] = self._probabilities(one.logprobs)
+            response["completion_probabilities"] = self._probabilities(one.logprobs)
         selected = self.fields.response_fields[:MAX_FIELDS]
-        return _selected(made, selected) if selected else made
+        return _selected(response, selected) if selected else response
 
     def _end(self, name: str, place: int, at: int, content: str, ids: Sequence[int]) -> dict[str, Any]:
         group = self.groups[place]
-        made, options = group.results()[at], group.options
-        word = made.stop_reason if isinstance(made.stop_reason, str) else ""
+        generation, options = group.results()[at], group.options
+        word = generation.stop_reason if isinstance(generation.stop_reason, str) else ""
         return {
             "index": place * self.count + at,
             "content": content,
@@ -148,15 +152,15 @@ class LlamaCompletion:
             "id_slot": -1,
             "stop": True,
             "model": name,
-            "tokens_predicted": made.usage.generated_tokens,
-            "tokens_evaluated": made.usage.prompt_tokens,
-            "generation_settings": settings_of(options, made.seed),
+            "tokens_predicted": generation.usage.generated_tokens,
+            "tokens_evaluated": generation.usage.prompt_tokens,
+            "generation_settings": settings_of(options, generation.seed),
             "prompt": self.tokenizer.decode(group.prompt, skip_special=False),
-            "has_new_line": "\n" in made.text,
-            "truncated": _truncated(made, options.max_new_tokens),
-            "stop_type": "word" if word else KINDS.get(made.finish_reason or "", "eos"),
+            "has_new_line": "\n" in generation.text,
+            "truncated": _truncated(generation, options.max_new_tokens),
+            "stop_type": "word" if word else KINDS.get(generation.finish_reason or "", "eos"),
             "stopping_word": word,
-            "tokens_cached": made.usage.cached_tokens,
+            "tokens_cached": generation.usage.cached_tokens,
             "timings": timings(group, at),
         }
 
@@ -180,19 +184,19 @@ class LlamaCompletion:
         return {"id": token, "token": token_text(token, self.tokenizer), "bytes": list(data), **shown}
 
 
-def _truncated(made: Generation, most: int | None) -> bool:
+def _truncated(generation: Generation, most: int | None) -> bool:
     """True if the text ended because the context was full."""
-    return made.finish_reason == "length" and (most is None or len(made.ids) < most)
+    return generation.finish_reason == "length" and (most is None or len(generation.ids) < most)
 
 
-def _selected(made: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+def _selected(response: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
     """The requested fields. "a/b" is the field "b" of the object "a". Absent fields are left out."""
-    found = dict[str, Any]()
+    selected = dict[str, Any]()
     for field in fields:
         *outer, last = field.split("/")
-        inside: Any = made
+        inside: Any = response
         for part in outer:
             inside = inside.get(part) if isinstance(inside, Mapping) else None
         if isinstance(inside, Mapping) and last in inside:
-            found[field] = inside[last]
-    return found
+            selected[field] = inside[last]
+    return selected

@@ -66,15 +66,15 @@ def _ids(llm: ServedModel, name: str, value: Any) -> list[int]:
     parts = value if isinstance(value, list) else [value]
     if not parts or len(parts) > MOST_PARTS:
         raise InvalidRequest(f"{name}={brief(value)}: must be {FORMS}")
-    made, size, encode = list[int](), llm.inputs.vocabulary, llm.tokenizer.encode
+    ids, size, encode = list[int](), llm.inputs.vocabulary, llm.tokenizer.encode
     for at, part in enumerate(parts):
         if isinstance(part, str):
-            made += encode(part, add_special=at == 0, parse_special=True)
+            ids += encode(part, add_special=at == 0, parse_special=True)
         elif type(part) is int:
-            made.append(token_id(name, part, size))
+            ids.append(token_id(name, part, size))
         else:
             raise InvalidRequest(f"{name}={brief(part)}: must be {FORMS}")
-    return made
+    return ids
 
 
 def _text_of(name: str, value: Mapping[str, Any]) -> str:

@@ -40,16 +40,18 @@ def properties(llm: ServedModel, name: str) -> dict[str, Any]:
 
 def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, Any]]:
     """Body of GET /slots: the running sequences, and an idle slot if there is room for another sequence."""
-    found = list[dict[str, Any]]()
+    slot_list = list[dict[str, Any]]()
     for live in running:
         for group in live.groups:
             for one in group.builders:
                 most = group.options.max_new_tokens
-                left = -1 if most is None else most - len(one.ids)
-                state = {"has_next_token": not one.ended, "n_remain": left, "n_decoded": len(one.ids)}
+                remaining = -1 if most is None else most - len(one.ids)
+                state = {"has_next_token": not one.ended, "n_remain": remaining, "n_decoded": len(one.ids)}
                 shown = {"request": live.number, "is_processing": not one.ended, "next_token": [state]}
-                found.append({**_idle(len(found), llm), "n_prompt_tokens": len(group.prompt), **shown})
-    return found if len(found) >= _most(llm) else [*found, _idle(len(found), llm)]
+                slot_list.append(
+                    {**_idle(len(slot_list), llm), "n_prompt_tokens": len(group.prompt), **shown}
+                )
+    return slot_list if len(slot_list) >= _most(llm) else [*slot_list, _idle(len(slot_list), llm)]
 
 
 def _idle(number: int, llm: ServedModel) -> dict[str, Any]:

@@ -66,14 +66,18 @@ class TelemetryRequest:
 
     def answer(self, name: str, number: str) -> dict[str, Any] | list[Any]:
         """Response body with telemetry."""
-        made = self.request.answer(name, number)
-        assert isinstance(made, dict)
+        response = self.request.answer(name, number)
+        assert isinstance(response, dict)
         telemetry = self.telemetry
         if telemetry.own:
-            made["system_fingerprint"] = BUILD
+            response["system_fingerprint"] = BUILD
         if telemetry.verbose:
-            made["__verbose"] = self._verbose()
-        return {**made, "timings": timings(self.groups[-1])} if telemetry.own or telemetry.timings else made
+            response["__verbose"] = self._verbose()
+        return (
+            {**response, "timings": timings(self.groups[-1])}
+            if telemetry.own or telemetry.timings
+            else response
+        )
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Stream events with telemetry."""
@@ -151,23 +155,23 @@ def _progress(event: dict[str, Any], group: TextGroup, read: int, seconds: float
 def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
     """Token counts and times of a sequence so far. As in llama.cpp, the prompt's time includes the first token."""
     one, cached = group.builders[at], group.facts.cached
-    made = _timings(
+    times = _timings(
         cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
     )
     proposed, accepted = (group.speculation or [(0, 0)] * (at + 1))[at]
-    return {**made, **({"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {})}
+    return {**times, **({"draft_n": proposed, "draft_n_accepted": accepted} if proposed else {})}
 
 
-def _timings(cached: int, read: int, seconds: float, made: int, after: float) -> dict[str, Any]:
-    """Timings in llama.cpp's form. ``after`` is the time of decode: seconds after the first of ``made`` tokens."""
-    steps = max(made - 1, 0)
+def _timings(cached: int, read: int, seconds: float, generated: int, after: float) -> dict[str, Any]:
+    """Timings in llama.cpp's form. ``after`` is the time of decode: seconds after the first of ``generated`` tokens."""
+    steps = max(generated - 1, 0)
     return {
         "cache_n": cached,
         "prompt_n": read,
         "prompt_ms": 1e3 * seconds,
         "prompt_per_token_ms": 1e3 * seconds / read if read else 0.0,
         "prompt_per_second": read / seconds if seconds else 0.0,
-        "predicted_n": made,
+        "predicted_n": generated,
         "predicted_ms": 1e3 * after,
         "predicted_per_token_ms": 1e3 * after / steps if steps else 0.0,
         "predicted_per_second": steps / after if after else 0.0,

@@ -28,7 +28,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         InvalidRequest: a field is wrong; the message names it.
     """
     prompt, count = prompt_of(body, llm), body.fields.num_beams
-    found = llm.beam_search(
+    beams_found = llm.beam_search(
         prompt,
         num_beams=count,
         num_return_sequences=count,
@@ -38,8 +38,8 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
     groupers = {0: llm.tokenizer.grouper()}
     for token in prompt:
         groupers[0].push(token)
-    tree = [asdict(found.tree[0])]
-    for node in found.tree[1:]:
+    tree = [asdict(beams_found.tree[0])]
+    for node in beams_found.tree[1:]:
         groupers[node.id] = grouper = copy(groupers[node.parent])
         fields = token_fields(llm.tokenizer, node.token, grouper.push(node.token))
         tree.append({**asdict(node), **fields})
@@ -47,7 +47,7 @@ def beams(body: RequestBody[BeamsFields], llm: LLM) -> dict[str, Any]:
         "prompt": prompt,
         "texts": [
             {"text": one.text, "score": one.score, "node": one.node, "finish_reason": one.finish_reason}
-            for one in found.texts
+            for one in beams_found.texts
         ],
         "tree": tree,
     }

@@ -102,11 +102,11 @@ def _values(name: str, given: EditFields) -> NDArray[np.float32]:
         raise InvalidRequest(f"{name}.values is missing: numbers, or base64 of float32")
     try:
         if isinstance(values, str):
-            made = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
+            array = np.frombuffer(base64.b64decode(values, validate=True), "<f4").astype(np.float32)
         else:
             with np.errstate(over="ignore"):  # the edit rejects values that overflow
-                made = np.asarray(values, np.float32)
-        return made if shape is None else made.reshape(shape)
+                array = np.asarray(values, np.float32)
+        return array if shape is None else array.reshape(shape)
     except (ValueError, TypeError, OverflowError, binascii.Error):
         raise InvalidRequest(
             f"{name}.values={brief(values)}: must be numbers, or base64 of float32, that fill the shape"

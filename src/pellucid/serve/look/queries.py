@@ -28,19 +28,21 @@ def _query(summary: str, fields: type[F], run: Callable[[RequestBody[F], LLM], d
 
 
 QUERIES: Mapping[str, ModelQuery] = {
-    "models": _query("The shape of a model, and its points.", FactsFields, model_facts),
-    "lens": _query("What the model would say after each block.", explain.LensFields, explain.lens),
+    "models": _query("The shape of a model, and its hook points.", FactsFields, model_facts),
+    "lens": _query("Predictions after each block (logit lens).", explain.LensFields, explain.lens),
     "beams": _query("A beam search, with the tree of all candidates.", BeamsFields, beams),
     "profile": _query(
-        "The times of a step's operations beside what the machine can do.", ProfileFields, profile
+        "The times of a step's operations beside the limits of the machine.", ProfileFields, profile
     ),
     "attribution": _query(
-        "What each part adds to the logit of a token.", explain.AttributionFields, explain.attribution
+        "Contribution of each part to the logit of a token.", explain.AttributionFields, explain.attribution
     ),
     "neighbours": _query(
-        "The nearest tokens of tokens, or of words.", explain.NeighboursFields, explain.neighbours
+        "The nearest tokens of token ids or words.", explain.NeighboursFields, explain.neighbours
     ),
     "pieces": _query("The texts of tokens.", explain.PiecesFields, explain.pieces),
-    "tokenize": _query("How a text becomes tokens.", explain.TextTokenizeFields, explain.tokenization),
+    "tokenize": _query(
+        "Tokenization of a text, stage by stage.", explain.TextTokenizeFields, explain.tokenization
+    ),
 }
 """``TraceReading`` is not here, because it is cancelled with its client."""

@@ -41,22 +41,22 @@ def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
     tokens = whole("tokens", body.fields.tokens, 1, most)
     depth = whole("depth", body.fields.depth, 0, min(MOST_DEPTH, llm.context - 1 - tokens))
     turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
-    *_, found = llm.engine.run(ReadingTask(turns), llm.admission)
-    assert found is not None
-    kinds = sorted(found.kinds().items(), key=lambda one: -one[1].seconds)
+    *_, profiled = llm.engine.run(ReadingTask(turns), llm.admission)
+    assert profiled is not None
+    kinds = sorted(profiled.kinds().items(), key=lambda one: -one[1].seconds)
     return {
-        "what": found.what,
-        "seconds": found.total.seconds,
-        "read_bytes_per_second": found.rates.read,
-        "multiply_adds_per_second": found.rates.multiply,
+        "what": profiled.what,
+        "seconds": profiled.total.seconds,
+        "read_bytes_per_second": profiled.rates.read,
+        "multiply_adds_per_second": profiled.rates.multiply,
         "operations": [
             {
                 "stage": stage,
                 "kernel": kernel,
                 "count": timed.count,
                 "seconds": timed.seconds,
-                "rate": timed.rate(found.rates),
-                "share": timed.share(found.rates),
+                "rate": timed.rate(profiled.rates),
+                "share": timed.share(profiled.rates),
             }
             for (stage, kernel), timed in kinds
         ],

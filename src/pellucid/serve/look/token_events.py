@@ -61,11 +61,11 @@ class LookGeneration:
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """All events as one list."""
         (group,) = self.groups
-        (made,) = group.results()
+        (generation,) = group.results()
         builder, grouper = group.builders[0], self._grouper()
         made_of = zip(builder.logprobs, builder.texts, builder.times)
         tokens = [self._token(*one, grouper) for one in made_of]
-        return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
+        return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(generation)]}
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Events as they occur."""
@@ -85,35 +85,36 @@ class LookGeneration:
 
     def _grouper(self) -> CharacterGrouper:
         """A grouper that has read the prompt."""
-        made = self.llm.tokenizer.grouper()
+        grouper = self.llm.tokenizer.grouper()
         for token in self.groups[0].prompt:
-            made.push(token)
-        return made
+            grouper.push(token)
+        return grouper
 
     def _token(
-        self, found: TokenLogprobs, text: str, seconds: float, grouper: CharacterGrouper
+        self, logprobs: TokenLogprobs, text: str, seconds: float, grouper: CharacterGrouper
     ) -> dict[str, Any]:
         tokenizer = self.llm.tokenizer
         others = [
             {**token_fields(tokenizer, token, grouper.then(token)), "probability": p}
-            for token, p in zip(found.top_ids.tolist(), np.exp(found.top).tolist())
+            for token, p in zip(logprobs.top_ids.tolist(), np.exp(logprobs.top).tolist())
         ]
         return {
             "type": "token",
-            **token_fields(tokenizer, found.id, grouper.push(found.id)),
+            **token_fields(tokenizer, logprobs.id, grouper.push(logprobs.id)),
             "text": text,
-            "probability": float(np.exp(found.chosen)),
-            "rank": found.rank,
+            "probability": float(np.exp(logprobs.chosen)),
+            "rank": logprobs.rank,
             "seconds": seconds,
             "alternatives": others,
         }
 
-    def _end(self, made: Generation) -> dict[str, Any]:
+    def _end(self, generation: Generation) -> dict[str, Any]:
+        seed = None if generation.seed is None else str(generation.seed)  # too large for a JavaScript number
         return {
             "type": "end",
-            "finish_reason": made.finish_reason,
-            "seed": None if made.seed is None else str(made.seed),  # too large for a JavaScript number
-            "usage": usage([made]),
+            "finish_reason": generation.finish_reason,
+            "seed": seed,
+            "usage": usage([generation]),
             "notices": self.groups[0].unused(),
-            "seconds": made.timings.total,
+            "seconds": generation.timings.total,
         }

@@ -19,5 +19,5 @@ def described(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
 
 def token_fields(tokenizer: Tokenizer, token: int, group: CharacterGroup) -> dict[str, Any]:
     """A token id with its ``piece``. A token that continues a character also has the ``character``."""
-    made = {"token": token, "piece": tokenizer.piece(token)}
-    return {**made, "character": group._asdict()} if several([group]) else made
+    fields = {"token": token, "piece": tokenizer.piece(token)}
+    return {**fields, "character": group._asdict()} if several([group]) else fields

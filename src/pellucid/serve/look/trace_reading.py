@@ -108,8 +108,8 @@ class TraceReading:
         if trace is None:
             with llm.trace(*self.recorded, budget=RECORDED) as trace:
                 llm.embed_tokens([self.prompt], list(self.edits))
-        made = self.groups[0].results()[0] if self.groups else None
-        ids = made.ids if made else []
+        generation = self.groups[0].results()[0] if self.groups else None
+        ids = generation.ids if generation else []
         arrays, size = dict[str, Any](), 0
         for title, values in self._arrays(trace):
             size += values.nbytes
@@ -123,7 +123,7 @@ class TraceReading:
             "prompt": self.prompt,
             "ids": ids,
             **described(llm.tokenizer, [*self.prompt, *ids]),
-            "text": made.text if made else "",
+            "text": generation.text if generation else "",
             "dropped": trace.dropped,
             "notices": [said for group in self.groups for said in group.unused()],
             "arrays": arrays,

@@ -35,35 +35,37 @@ class OllamaChat(ChatRunRequest):
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name``."""
-        (made,) = self.run.group.results()
-        return last_chunk(name, made, message=_message(self.run.answer(made)), **self._logprobs().all())
+        (generation,) = self.run.group.results()
+        return last_chunk(
+            name, generation, message=_message(self.run.answer(generation)), **self._logprobs().all()
+        )
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the answer. All tool calls are in one chunk, after the text."""
         parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
-            async for _, _, found in outputs:
-                parts += found
+            async for _, _, new_parts in outputs:
+                parts += new_parts
                 logprobs.streamed += 1
-                new = assemble(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))
+                new = assemble(one for one in new_parts if isinstance(one, (AnswerText, AnswerReasoning)))
                 if new.text or new.reasoning:
                     yield chunk(name, message=_message(new), **logprobs.next())
         if calls := assemble(parts).calls:
             yield chunk(name, message=_message(ChatAnswer(calls=calls)))
-        (made,) = self.run.group.results()
-        yield last_chunk(name, made, message=_message(ChatAnswer()), **logprobs.next())
+        (generation,) = self.run.group.results()
+        yield last_chunk(name, generation, message=_message(ChatAnswer()), **logprobs.next())
 
     def _logprobs(self) -> ChunkLogprobs:
         return ChunkLogprobs(self.run.group, self.run.tokenizer)
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.reasoning:
-        made["thinking"] = answer.reasoning
+        message["thinking"] = answer.reasoning
     if answer.calls:
-        made["tool_calls"] = [_call(at, one) for at, one in enumerate(answer.calls)]
-    return made
+        message["tool_calls"] = [_call(at, one) for at, one in enumerate(answer.calls)]
+    return message
 
 
 def _call(at: int, call: AssembledCall) -> dict[str, Any]:
@@ -72,12 +74,12 @@ def _call(at: int, call: AssembledCall) -> dict[str, Any]:
 
 def _messages(given: Any) -> list[dict[str, Any]]:
     """Messages in the common form: ``tool_name`` of a tool message becomes ``name``."""
-    made = []
+    messages = []
     for at, message in enumerate(conversation(given)):
         if message.get("images"):
             raise InvalidRequest(f"messages[{at}].images: only text is read, no image")
         message.pop("images", None)
         if "tool_name" in message:
             message.setdefault("name", message.pop("tool_name"))
-        made.append(message)
-    return made
+        messages.append(message)
+    return messages

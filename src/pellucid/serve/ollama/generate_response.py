@@ -79,9 +79,9 @@ class OllamaGenerate:
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name``."""
-        (made,) = self.group.results()
-        found = self.run.answer(made) if self.run else ChatAnswer(made.text)
-        return last_chunk(name, made, **_content(found), **self._context(), **self._logprobs().all())
+        (generation,) = self.group.results()
+        answer = self.run.answer(generation) if self.run else ChatAnswer(generation.text)
+        return last_chunk(name, generation, **_content(answer), **self._context(), **self._logprobs().all())
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the response."""
@@ -98,8 +98,8 @@ class OllamaGenerate:
                     logprobs.streamed += 1
                     if output.text:
                         yield chunk(name, response=output.text, **logprobs.next())
-        (made,) = self.group.results()
-        yield last_chunk(name, made, response="", **self._context(), **logprobs.next())
+        (generation,) = self.group.results()
+        yield last_chunk(name, generation, response="", **self._context(), **logprobs.next())
 
     def _context(self) -> dict[str, Any]:
         """Tokens so far. The next request may send them in ``context``, to continue after them."""

@@ -61,10 +61,10 @@ def capabilities(llm: ServedModel) -> list[str]:
     """Capabilities of a model in Ollama's words."""
     if llm.spec.pooling:
         return ["embedding"]
-    style, found = chat_style(llm.tokenizer), ["completion"]
-    found += ["tools"] if style.calls else []
-    found += ["thinking"] if style.reasons else []
-    return found + (["insert"] if infill_tokens(llm.tokenizer) else [])
+    style, names = chat_style(llm.tokenizer), ["completion"]
+    names += ["tools"] if style.calls else []
+    names += ["thinking"] if style.reasons else []
+    return names + (["insert"] if infill_tokens(llm.tokenizer) else [])
 
 
 def _details(llm: ServedModel | None) -> dict[str, Any]:

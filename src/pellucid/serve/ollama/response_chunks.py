@@ -29,9 +29,9 @@ def chunk(name: str, **content: Any) -> dict[str, Any]:
     return {"model": name, "created_at": timestamp(), **content, "done": False}
 
 
-def last_chunk(name: str, made: Generation, **content: Any) -> dict[str, Any]:
+def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, Any]:
     """Last chunk of a response, or a complete response. Durations are in nanoseconds."""
-    times, usage = made.timings, made.usage
+    times, usage = generation.timings, generation.usage
 
     def nanoseconds(seconds: float) -> int:
         return round(1e9 * seconds)
@@ -39,7 +39,7 @@ def last_chunk(name: str, made: Generation, **content: Any) -> dict[str, Any]:
     return {
         **chunk(name, **content),
         "done": True,
-        "done_reason": REASONS.get(made.finish_reason or "stop", "stop"),
+        "done_reason": REASONS.get(generation.finish_reason or "stop", "stop"),
         "total_duration": nanoseconds(times.total),
         "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,

@@ -123,12 +123,14 @@ class ChatRequest(ChatRunRequest):
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
-        made = self.run.group.results()
-        answers = [self.run.answer(one) for one in made]
+        generations = self.run.group.results()
+        answers = [self.run.answer(one) for one in generations]
         return {
             **response_head(f"chatcmpl-{number}", "chat.completion", name),
-            "choices": [self._choice(at, one, found) for at, (one, found) in enumerate(zip(made, answers))],
-            "usage": usage(made, sum(self.run.tokens(one.reasoning) for one in answers)),
+            "choices": [
+                self._choice(at, one, answer) for at, (one, answer) in enumerate(zip(generations, answers))
+            ],
+            "usage": usage(generations, sum(self.run.tokens(one.reasoning) for one in answers)),
         }
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
@@ -157,7 +159,7 @@ class ChatRequest(ChatRunRequest):
             used = usage(group.results(), sum(map(self.run.tokens, reasoning)))
             yield {**begin, "choices": [], "usage": used}
 
-    def _choice(self, at: int, made: Generation, answer: ChatAnswer) -> dict[str, Any]:
+    def _choice(self, at: int, generation: Generation, answer: ChatAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {
             "role": "assistant",
             "content": answer.text,
@@ -175,15 +177,17 @@ class ChatRequest(ChatRunRequest):
         return {
             "index": at,
             "message": message,
-            "logprobs": None if made.logprobs is None else chat_logprobs(made.logprobs, self.run.tokenizer),
-            "finish_reason": finish_reason(made.finish_reason, bool(answer.calls)),
+            "logprobs": None
+            if generation.logprobs is None
+            else chat_logprobs(generation.logprobs, self.run.tokenizer),
+            "finish_reason": finish_reason(generation.finish_reason, bool(answer.calls)),
         }
 
 
 def finish_reason(reason: str | None, called: bool) -> str:
     """OpenAI's finish reason."""
-    found = REASONS[reason]
-    return "tool_calls" if called and found == "stop" else found
+    name = REASONS[reason]
+    return "tool_calls" if called and name == "stop" else name
 
 
 def empty_chunk(name: str, number: str) -> dict[str, Any]:

@@ -115,11 +115,11 @@ class CompletionRequest:
         """Response body of the model ``name`` with the id ``number``, after the groups have ended."""
         choices, used = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in self.groups:
-            made = self._results(group)
-            used.append(usage(made))
+            generations = self._results(group)
+            used.append(usage(generations))
             if self.best_of is not None:
-                made.sort(key=lambda one: -one.mean_logprob)
-            for one in made[: self.choices]:
+                generations.sort(key=lambda one: -one.mean_logprob)
+            for one in generations[: self.choices]:
                 writer = self._writer(group)
                 text, logprobs = writer.written(one.text, one.logprobs)
                 reason = REASONS[one.finish_reason]
@@ -154,9 +154,9 @@ class CompletionRequest:
 
     def _results(self, group: TextGroup) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
-        made = group.results()
+        generations = group.results()
         if not self.scores:
-            return made
+            return generations
         none = None if self.logprobs is None else joined([], self.logprobs)
         return [
             replace(
@@ -167,7 +167,7 @@ class CompletionRequest:
                 logprobs=none,
                 usage=replace(one.usage, generated_tokens=0),
             )
-            for one in made
+            for one in generations
         ]
 
     def _writer(self, group: TextGroup) -> ChoiceWriter:
@@ -221,13 +221,13 @@ def empty_event(name: str, number: str) -> dict[str, Any]:
 
 def _infill(prompts: Sequence[Any], suffix: str, tokenizer: Tokenizer) -> tuple[list[PromptInput], list[int]]:
     """Infill prompts with the text after the gap, and the tokens that end the fill."""
-    made, ends = list[PromptInput](), list[int]()
+    infill_prompts, ends = list[PromptInput](), list[int]()
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InvalidRequest(f"prompt={brief(prompt)}: must be a text where suffix is given")
         ids, ends = infill_prompt(tokenizer, prompt, suffix)
-        made.append(ids)
-    return made, ends
+        infill_prompts.append(ids)
+    return infill_prompts, ends
 
 
 def _tops(part: Logprobs, tokenizer: Tokenizer) -> list[dict[str, float] | None]:

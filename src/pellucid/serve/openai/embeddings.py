@@ -73,25 +73,25 @@ class EmbeddingRequest:
         }
 
 
-def vector_width(wanted: int | None, llm: ServedModel) -> int:
+def vector_width(dimensions: int | None, llm: ServedModel) -> int:
     """Length of the vectors, from the field ``dimensions``.
 
     Raises:
         InvalidRequest: the model does not state that its vectors can be cut to this length.
     """
     pooling = llm.spec.pooling
-    if wanted in (None, llm.width) or pooling is None:
+    if dimensions in (None, llm.width) or pooling is None:
         return llm.width
     lengths = pooling.matryoshka
     if lengths is None:
         raise InvalidRequest(
-            f"dimensions={wanted}: the vectors have {llm.width}, and the model states none that they can be cut to; "
+            f"dimensions={dimensions}: the vectors have {llm.width} components, and the model states none shorter: "
             "leave it out"
         )
-    if wanted > llm.width or (lengths and wanted not in lengths):
+    if dimensions > llm.width or (lengths and dimensions not in lengths):
         known = ", ".join(map(str, lengths)) if lengths else f"1 to {llm.width}"
-        raise InvalidRequest(f"dimensions={wanted}: the model's vectors can be cut to {known}")
-    return wanted
+        raise InvalidRequest(f"dimensions={dimensions}: the model's vectors can be cut to {known}")
+    return dimensions
 
 
 def shortened(vectors: NDArray[np.float32], width: int) -> NDArray[np.float32]:

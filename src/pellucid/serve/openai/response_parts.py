@@ -26,9 +26,9 @@ Source: https://platform.openai.com/docs/guides/error-codes
 REASONS = {"stop": "stop", "length": "length", "time": "length", "until": "stop", None: "stop"}
 
 
-def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
+def usage(generations: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
     """Token counts of all choices of one prompt. ``reasoning`` is the number of reasoning tokens in them."""
-    first, generated = made[0].usage, sum(one.usage.generated_tokens for one in made)
+    first, generated = generations[0].usage, sum(one.usage.generated_tokens for one in generations)
     return {
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": generated,
@@ -36,9 +36,9 @@ def usage(made: Sequence[Generation], reasoning: int = 0) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
         "completion_tokens_details": {
             "reasoning_tokens": reasoning,
-            "accepted_prediction_tokens": sum(one.usage.accepted_tokens for one in made),
+            "accepted_prediction_tokens": sum(one.usage.accepted_tokens for one in generations),
             "rejected_prediction_tokens": sum(
-                one.usage.proposed_tokens - one.usage.accepted_tokens for one in made
+                one.usage.proposed_tokens - one.usage.accepted_tokens for one in generations
             ),
         },
     }

@@ -36,13 +36,13 @@ SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 
 def echoed_fields(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Response fields for a request with the fields ``given`` that ran with these ``options``."""
-    made = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
+    repeated = {name: usual if given.get(name) is None else given[name] for name, usual in REPEATED.items()}
     text, reasoning = given.get("text") or {}, given.get("reasoning") or {}
     form = text.get("format") or FORMAT
     if form["type"] == "json_schema":
         form = {**SCHEMA_FORMAT, **form}
     return {
-        **made,
+        **repeated,
         "service_tier": "default",
         "text": {**text, "format": form},
         "reasoning": {"effort": None, "summary": None, **reasoning},

@@ -27,17 +27,17 @@ def input_items(items: Sequence[Mapping[str, Any]], query: Mapping[str, str]) ->
     limit = whole("limit", int(given) if digits else given, 1, MOST)
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order={brief(order)}: must be asc or desc")
-    found = list(items) if order == "asc" else list(reversed(items))
+    ordered = list(items) if order == "asc" else list(reversed(items))
     if after is not None:
-        places = [at for at, one in enumerate(found) if one["id"] == after]
+        places = [at for at, one in enumerate(ordered) if one["id"] == after]
         if not places:
             raise InvalidRequest(f"after={brief(after)}: the response has no item with this id")
-        found = found[places[0] + 1 :]
-    page = found[:limit]
+        ordered = ordered[places[0] + 1 :]
+    page = ordered[:limit]
     return {
         "object": "list",
         "data": page,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
-        "has_more": len(found) > limit,
+        "has_more": len(ordered) > limit,
     }

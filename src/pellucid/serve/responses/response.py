@@ -52,12 +52,12 @@ class ResponseRequest(ChatRunRequest):
 
     def answer(self, name: str, number: str) -> dict[str, Any]:
         """Response body of the model ``name`` with the id ``number``."""
-        (made,) = self.run.group.results()
+        (generation,) = self.run.group.results()
         items = ItemEvents(number)
-        for part in self.run.parser().push(made.text, last=True):
+        for part in self.run.parser().push(generation.text, last=True):
             items.of(part)
-        items.end(cut=_is_cut(made))
-        return self._ended(name, number, made, items)
+        items.end(cut=_is_cut(generation))
+        return self._ended(name, number, generation, items)
 
     async def stream(self, name: str, number: str) -> AsyncGenerator[dict[str, Any], None]:
         """Response as a stream of events."""
@@ -72,25 +72,27 @@ class ResponseRequest(ChatRunRequest):
                     for event in items.of(part):
                         yield {**event, "sequence_number": count}
                         count += 1
-        (made,) = self.run.group.results()
-        for event in items.end(cut=_is_cut(made)):
+        (generation,) = self.run.group.results()
+        for event in items.end(cut=_is_cut(generation)):
             yield {**event, "sequence_number": count}
             count += 1
-        response = self._ended(name, number, made, items)
+        response = self._ended(name, number, generation, items)
         kind = f"response.{response['status']}"
         yield {"type": kind, "sequence_number": count, "response": response}
 
-    def _ended(self, name: str, number: str, made: Generation, items: ItemEvents) -> dict[str, Any]:
+    def _ended(self, name: str, number: str, generation: Generation, items: ItemEvents) -> dict[str, Any]:
         """The finished response. It is stored if the request asks for it."""
-        body = self._response(name, number, made, items)
+        body = self._response(name, number, generation, items)
         if self.stores:
             self.own.put(body, [_numbered(one, f"{number}_{at}") for at, one in enumerate(self.items)])
         return body
 
-    def _response(self, name: str, number: str, made: Generation | None, items: ItemEvents) -> dict[str, Any]:
-        """The response so far. ``made`` is None until it has ended."""
-        cut = made is not None and _is_cut(made)
-        status = "in_progress" if made is None else "incomplete" if cut else "completed"
+    def _response(
+        self, name: str, number: str, generation: Generation | None, items: ItemEvents
+    ) -> dict[str, Any]:
+        """The response so far. ``generation`` is None until it has ended."""
+        cut = generation is not None and _is_cut(generation)
+        status = "in_progress" if generation is None else "incomplete" if cut else "completed"
         return {
             "id": f"resp_{number}",
             "object": "response",
@@ -101,7 +103,7 @@ class ResponseRequest(ChatRunRequest):
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "model": name,
             "output": items.items,
-            "usage": None if made is None else _usage(made, self.run.tokens(items.reasoning)),
+            "usage": None if generation is None else _usage(generation, self.run.tokens(items.reasoning)),
             **self.echoed,
         }
 
@@ -112,12 +114,12 @@ def _numbered(item: Mapping[str, Any], number: str) -> dict[str, Any]:
     return {"id": f"{kind}_{number}", "type": kind, "status": "completed", **item}
 
 
-def _is_cut(made: Generation) -> bool:
-    return made.finish_reason in ("length", "time")
+def _is_cut(generation: Generation) -> bool:
+    return generation.finish_reason in ("length", "time")
 
 
-def _usage(made: Generation, reasoning: int) -> dict[str, Any]:
-    usage = made.usage
+def _usage(generation: Generation, reasoning: int) -> dict[str, Any]:
+    usage = generation.usage
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},

@@ -126,16 +126,16 @@ class ResponseStore:
         Raises:
             InvalidRequest: a response is not stored.
         """
-        found = list[StoredResponse]()
+        turns = list[StoredResponse]()
         at: str | None = number
         with self._lock:
             while at is not None:
                 try:
-                    found.insert(0, self._get(key, at))
+                    turns.insert(0, self._get(key, at))
                 except NotFound as error:
                     raise InvalidRequest(f"previous_response_id={brief(number)}: {error}") from None
-                at = found[0].body["previous_response_id"]
-        return found
+                at = turns[0].body["previous_response_id"]
+        return turns
 
     def item(self, key: str, number: str) -> Mapping[str, Any]:
         """An output item by its id.

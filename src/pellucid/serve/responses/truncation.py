@@ -67,8 +67,8 @@ def counted(body: RequestBody[InputFields], llm: ServedModel, own: OwnResponses)
 
 def _room(llm: ServedModel, conversation: Conversation) -> int:
     """Number of tokens reserved for the answer."""
-    wanted = conversation.options.get("max_new_tokens")
-    return min(wanted if isinstance(wanted, int) else USUAL_ROOM, llm.context // 4)
+    limit = conversation.options.get("max_new_tokens")
+    return min(limit if isinstance(limit, int) else USUAL_ROOM, llm.context // 4)
 
 
 def _first(starts: Sequence[int], fits: Any) -> int:
