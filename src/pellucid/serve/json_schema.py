@@ -38,10 +38,11 @@ def _inlined(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
     if "enum" in inlined:
         inlined = {**inlined, "type": "string", "enum": [one for one in inlined["enum"] if one is not None]}
     if "anyOf" in inlined:
-        choices = [_inlined(one, parts) for one in inlined["anyOf"] if one != {"type": "null"}]
-        inlined["anyOf"] = [inner for one in choices for inner in one.get("anyOf", [one])]
-        if len(inlined["anyOf"]) == 1:
-            inlined = {**inlined.pop("anyOf")[0], **inlined}
+        choices = [_inlined(one, parts) for one in inlined.pop("anyOf") if one != {"type": "null"}]
+        if len(choices) == 1:
+            inlined = {**choices[0], **inlined}
+        else:
+            inlined["anyOf"] = [inner for one in choices for inner in one.get("anyOf", [one])]
     if inlined.get("default", 0) in (None, "", [], {}):
         del inlined["default"]
     inlined.pop("discriminator", None)

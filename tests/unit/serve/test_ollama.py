@@ -21,7 +21,7 @@ from pellucid.cli.commands.serve import pulled
 from pellucid.errors import InvalidRequest, ModelNotFound
 from pellucid.llm import LLM
 from pellucid.serve.guard import AccessRules
-from pellucid.serve.ollama.ollama_fields import LONGEST, keep_alive_of
+from pellucid.serve.ollama.ollama_fields import CHAT, LONGEST, keep_alive_of
 from pellucid.weights.sources.source import DownloadProgress, Silent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -153,6 +153,13 @@ def test_durations(number: float, parts: list[tuple[int, str]]) -> None:
     seconds = sum(count * units[unit] for count, unit in parts)
     assert keep_alive_of(text) == pytest.approx(seconds)
     assert keep_alive_of("-" + text) is None or not seconds
+
+
+@pytest.mark.parametrize(
+    ("format_", "schema"), [("json", {"type": "object"}), ({}, {}), ("", None), (None, None)]
+)
+def test_a_format_is_a_schema(format_: Any, schema: Any) -> None:
+    assert CHAT.decode({"model": "one", "format": format_}).fields.answer_schema == schema
 
 
 @given(st.text(max_size=9) | st.floats())

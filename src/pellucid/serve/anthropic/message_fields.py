@@ -91,7 +91,7 @@ class ToolChoiceFields(Fields, frozen=True):
     disable_parallel_tool_use: bool = False
 
     def __post_init__(self) -> None:
-        if (self.type == "tool") != (self.name is not None):
+        if self.type != "none" and (self.type == "tool") != (self.name is not None):
             raise ValueError(f"name={self.name!r}: the type tool needs one, other types have none")
 
 

@@ -35,7 +35,7 @@ class PromptObject(Fields, frozen=True):
 
 
 LlamaPrompts: TypeAlias = Annotated[
-    str | PromptObject | list[str | TokenId | PromptObject | list[str | TokenId]],
+    str | TokenId | PromptObject | list[str | TokenId | PromptObject | list[str | TokenId]],
     Meta(title=f"{FORMS}, or a list of these"),
 ]
 

@@ -97,7 +97,9 @@ class GenerateOptions(OllamaFields, frozen=True, kw_only=True):
     @property
     def answer_schema(self) -> Any:
         """JSON schema of the answer; None: any text."""
-        return {"type": "object"} if self.format == "json" else self.format or None
+        if isinstance(self.format, dict):
+            return self.format  # {} is any JSON
+        return {"type": "object"} if self.format == "json" else None
 
     def variables(self, llm: ServedModel) -> dict[str, Any]:
         """Chat template variables for the field ``think``.

@@ -56,7 +56,11 @@ class ReasoningContent(OutputTextContent, frozen=True, tag="reasoning_text"):
     """Reasoning."""
 
 
-Reasoning: TypeAlias = Sequence[TextContent | SummaryContent | ReasoningContent]
+Reasoning: TypeAlias = Sequence[
+    Annotated[
+        TextContent | SummaryContent | ReasoningContent, Meta(extra_json_schema={"default": {"type": "text"}})
+    ]
+]
 
 
 class ReasoningItem(Item, frozen=True, tag="reasoning", kw_only=True):
