@@ -111,7 +111,9 @@ class Visit:
         select = self.page.locator("header select")
         if select.input_value() != model:
             # Until the answer is there, the page may still show the form of the model before, and drop what is typed.
-            with self.page.expect_response(lambda one: one.url.endswith(f"/look/models/{model}"), timeout=SECONDS):
+            with self.page.expect_response(
+                lambda one: one.url.endswith(f"/look/models/{model}"), timeout=SECONDS
+            ):
                 select.select_option(model)
         self.page.locator("textarea").wait_for(timeout=SECONDS)
 

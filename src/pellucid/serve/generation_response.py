@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.serve.api import (
     SSE,
     ClientCall,
@@ -27,7 +27,7 @@ class Generating(Protocol):
     """A parsed request that generates. The HTTP server and batches run it in the same way."""
 
     @property
-    def groups(self) -> Sequence[TextGroup]:
+    def groups(self) -> Sequence[Request]:
         """The engine requests."""
         ...
 
@@ -85,7 +85,7 @@ async def generation_response(
         return await event_stream(call, events(), stream, headers)
 
 
-async def run_groups(groups: Sequence[TextGroup]) -> None:
+async def run_groups(groups: Sequence[Request]) -> None:
     """Start all groups and wait until they have ended."""
     try:
         for group in groups:

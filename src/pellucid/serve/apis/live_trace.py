@@ -42,7 +42,7 @@ async def _requests(call: ClientCall) -> Response:
                     "route": one.route,
                     "seconds": round(now - one.began, 3),
                     "prompt_tokens": sum(len(group.prompt) for group in one.groups),
-                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.builders),
+                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.outputs),
                 }
                 for one in call.live.visible_to(call.viewer)
             ],
@@ -117,7 +117,7 @@ async def _events(
             "begin", {"version": VERSION, "request": live.number, "model": live.model, "points": points}
         )
         token_fields_of = [
-            [_TokenFields(live.llm.tokenizer, group.prompt) for _ in group.builders] for group in live.groups
+            [_TokenFields(live.llm.tokenizer, group.prompt) for _ in group.outputs] for group in live.groups
         ]
         dropped = 0
         while True:
@@ -146,7 +146,7 @@ async def _events(
 
 def _choice(live: LiveRequest, group: int, sequence: int) -> int:
     """Index of a sequence among the sequences of all groups: the index of its choice in the response."""
-    return sum(len(one.builders) for one in live.groups[:group]) + sequence
+    return sum(len(one.outputs) for one in live.groups[:group]) + sequence
 
 
 class _TokenFields:
@@ -168,7 +168,7 @@ def _tokens(live: LiveRequest, token_fields_of: list[list[_TokenFields]]) -> lis
     """Token events of the tokens generated since the last call."""
     events = []
     for number, group in enumerate(live.groups):
-        for sequence, (builder, known) in enumerate(zip(group.builders, token_fields_of[number])):
+        for sequence, (builder, known) in enumerate(zip(group.outputs, token_fields_of[number])):
             for at in range(known.count, len(builder.ids)):
                 body = {
                     "choice": _choice(live, number, sequence),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.api import Events
 from pellucid.serve.generation_options import add_stop_tokens
@@ -48,7 +48,7 @@ COMPLETION = BodyType(LlamaCompletionFields, LLAMACPP_RULES, required=())
 class LlamaCompletion:
     """Prompts that run, each ``count`` times. ``is_list``: the response is a list. ``fields`` select its content."""
 
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
     count: int
     is_list: bool
     fields: LlamaFields
@@ -106,8 +106,9 @@ class LlamaCompletion:
         group, heard = self.groups[place], [0] * self.count
         alternatives = group.options.logprobs
         async with aclosing(group.stream()) as outputs:
-            async for at, output in outputs:
-                one, token = group.builders[at], heard[at]
+            async for output in outputs:
+                at = output.sequence
+                one, token = group.outputs[at], heard[at]
                 heard[at] += 1
                 event = {
                     "index": place * self.count + at,
@@ -132,7 +133,7 @@ class LlamaCompletion:
     def _whole(self, name: str, place: int, at: int) -> dict[str, Any]:
         """Response of a finished sequence."""
         group = self.groups[place]
-        one = group.builders[at]
+        one = group.outputs[at]
         response = self._end(
             name, place, at, "".join(one.texts), one.ids if self.fields.return_tokens else []
         )

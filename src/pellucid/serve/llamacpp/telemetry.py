@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import Events
 from pellucid.serve.generation_response import Streaming
@@ -60,7 +60,7 @@ class TelemetryRequest:
     tokenizer: Tokenizer
 
     @property
-    def groups(self) -> Sequence[TextGroup]:
+    def groups(self) -> Sequence[Request]:
         """Engine groups of the request."""
         return self.request.groups
 
@@ -86,8 +86,8 @@ class TelemetryRequest:
             events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
         async with aclosing(events):
             async for event in events:
-                begun = any(one.ids for one in self.groups[-1].builders)
-                ended = all(one.ended for group in self.groups for one in group.builders)
+                begun = any(one.ids for one in self.groups[-1].outputs)
+                ended = all(one.ended for group in self.groups for one in group.outputs)
                 if (telemetry.timings and begun) or ((telemetry.own or telemetry.timings) and ended):
                     event["timings"] = timings(self.groups[-1])
                 if telemetry.own:
@@ -109,14 +109,14 @@ def _begin_as_there(event: dict[str, Any]) -> None:
             delta["content"] = None
 
 
-def single(groups: Sequence[TextGroup], field: str) -> None:
+def single(groups: Sequence[Request], field: str) -> None:
     """Raise InvalidRequest if a request with the field ``field`` has several prompts."""
     if len(groups) > 1:
         raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
 
 
 async def with_progress(
-    events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
+    events: Events, group: Request, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Events of a stream, preceded by events with the progress of the prompt."""
     coming, reported, start = None, -1, 0.0
@@ -128,7 +128,7 @@ async def with_progress(
             read = group.prompt_read
             if not begun and read is not None:
                 if reported < 0:
-                    reported, start = group.facts.cached, time.perf_counter()
+                    reported, start = group.prompt_output.cached, time.perf_counter()
                     yield _progress(blank(), group, reported, 0.0)
                 if read > reported:
                     reported = read
@@ -145,16 +145,16 @@ async def with_progress(
         await events.aclose()
 
 
-def _progress(event: dict[str, Any], group: TextGroup, read: int, seconds: float) -> dict[str, Any]:
-    cached = group.facts.cached
+def _progress(event: dict[str, Any], group: Request, read: int, seconds: float) -> dict[str, Any]:
+    cached = group.prompt_output.cached
     progress = {"total": len(group.prompt), "cache": cached, "processed": read, "time_ms": 1e3 * seconds}
     times = _timings(cached, read - cached, seconds, 0, 0.0)
     return {**event, "prompt_progress": progress, "timings": times}
 
 
-def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
+def timings(group: Request, at: int = 0) -> Mapping[str, Any]:
     """Token counts and times of a sequence so far. As in llama.cpp, the prompt's time includes the first token."""
-    one, cached = group.builders[at], group.facts.cached
+    one, cached = group.outputs[at], group.prompt_output.cached
     times = _timings(
         cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
     )

@@ -41,7 +41,7 @@ def profile(body: RequestBody[ProfileFields], llm: LLM) -> dict[str, Any]:
     tokens = whole("tokens", body.fields.tokens, 1, most)
     depth = whole("depth", body.fields.depth, 0, min(MOST_DEPTH, llm.context - 1 - tokens))
     turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
-    *_, profiled = llm.engine.run(ReadingTask(turns), llm.admission)
+    *_, profiled = llm.engine.run(ReadingTask(turns), llm.scheduling)
     assert profiled is not None
     kinds = sorted(profiled.kinds().items(), key=lambda one: -one[1].seconds)
     return {

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -75,7 +75,7 @@ class TraceReading:
     returned: Set[str]
     """Points whose values are returned, not only views of them."""
     trace: Trace | None
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
 
     @classmethod
     def of(cls, body: RequestBody[TraceFields], llm: LLM) -> TraceReading:
@@ -125,7 +125,7 @@ class TraceReading:
             **described(llm.tokenizer, [*self.prompt, *ids]),
             "text": generation.text if generation else "",
             "dropped": trace.dropped,
-            "notices": [said for group in self.groups for said in group.unused()],
+            "notices": [said for group in self.groups for said in group.unused_edits()],
             "arrays": arrays,
         }
 

@@ -44,7 +44,7 @@ class OllamaChat(ChatRunRequest):
         """Chunks of the answer. All tool calls are in one chunk, after the text."""
         parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
-            async for _, _, new_parts in outputs:
+            async for _, new_parts in outputs:
                 parts += new_parts
                 logprobs.streamed += 1
                 new = assemble(one for one in new_parts if isinstance(one, (AnswerText, AnswerReasoning)))

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs, joined
 from pellucid.serve.error_details import NO_DETAILS, ErrorDetails
 from pellucid.serve.openai.response_parts import chat_logprobs
@@ -53,20 +53,20 @@ def last_chunk(name: str, generation: Generation, **content: Any) -> dict[str, A
 class ChunkLogprobs:
     """Log-probabilities of a group's only sequence, by chunk. ``streamed`` counts the streamed tokens."""
 
-    group: TextGroup
+    group: Request
     tokenizer: Tokenizer
     streamed: int = 0
     sent: int = 0
 
     def all(self) -> dict[str, Any]:
         """Field of a complete response; empty if no log-probabilities were requested."""
-        return self._field(self.group.builders[0].logprobs)
+        return self._field(self.group.outputs[0].logprobs)
 
     def next(self) -> dict[str, Any]:
         """Field of a chunk: the tokens streamed since the last chunk."""
         # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
         first, self.sent = self.sent, self.streamed
-        return self._field(self.group.builders[0].logprobs[first : self.streamed])
+        return self._field(self.group.outputs[0].logprobs[first : self.streamed])
 
     def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
         alternatives = self.group.options.logprobs
