@@ -25,7 +25,7 @@ from pellucid.measure.server_load import Lengths
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.run import Settings, listen
+from pellucid.serve.server import Settings, listen
 
 NAME = "measured"
 FEW_CLIENTS, MANY_CLIENTS = 1, 8  # clients

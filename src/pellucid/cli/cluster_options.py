@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pellucid.cluster.secret import ClusterSecret
     from pellucid.load_options import LoadOptions
     from pellucid.serve.guard import AccessRules
-    from pellucid.serve.model import ServedModel
-    from pellucid.serve.run import Settings
+    from pellucid.serve.served_model import ServedModel
+    from pellucid.serve.server import Settings
 
 Cluster = Annotated[
     str | None,

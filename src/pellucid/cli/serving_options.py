@@ -13,7 +13,7 @@ from pellucid.util.checks import real, whole
 
 if TYPE_CHECKING:
     from pellucid.serve.guard import AccessRules
-    from pellucid.serve.run import Settings
+    from pellucid.serve.server import Settings
 
 
 Texts: TypeAlias = list[str] | None
@@ -62,7 +62,7 @@ class ServingOptions:
         Raises:
             InvalidRequest: a number is out of range.
         """
-        from pellucid.serve.run import Settings
+        from pellucid.serve.server import Settings
 
         return Settings(
             self.host,

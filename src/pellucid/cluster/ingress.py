@@ -17,7 +17,7 @@ from pellucid.runtime.memory import share_heaps
 from pellucid.serve.app import create_app
 from pellucid.serve.guard import AccessRules
 from pellucid.serve.pool import ModelPool
-from pellucid.serve.run import Settings, listen, run_app
+from pellucid.serve.server import Settings, listen, run_app
 
 PATIENCE = 120.0  # seconds that a request waits for its model's replicas
 UNLIMITED = 1 << 62  # bytes: the replicas hold the weights

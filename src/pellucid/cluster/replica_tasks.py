@@ -19,11 +19,9 @@ from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
 from pellucid.sample.options import Options
-from pellucid.serve.body import Body
-from pellucid.serve.generate import finished
-from pellucid.serve.look.fields import LOOK_BODY
-from pellucid.serve.look.looks import LOOKS
-from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.generation_response import run_groups
+from pellucid.serve.look.queries import QUERIES
+from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.serve.pool import MOST_WORK
 from pellucid.trace.trace import Trace
 
@@ -120,15 +118,16 @@ async def beams(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) 
 
 async def trace(llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
     """Record values of a prompt and of its continuation. Cancelling it cancels its requests."""
-    reading = await asyncio.to_thread(TraceReading.of, _fields(body), _own(llm, body))
-    await finished(reading.groups)
+    reading = await asyncio.to_thread(TraceReading.of, TRACE.decode(_fields(body)), _own(llm, body))
+    await run_groups(reading.groups)
     _tell_json(tell, await asyncio.to_thread(lambda: json.dumps(reading.answer(body["name"], ""))))
 
 
 async def look(what: str, llm: LLM, body: Mapping[str, Any], tell: Tell, _: RequestWatch) -> None:
-    """Answer a question about the model (``LOOKS``)."""
-    fields, read, own = _fields(body), LOOKS[what], _own(llm, body)
-    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(read(fields, own)))
+    """Answer a question about the model (``QUERIES``)."""
+    query, own = QUERIES[what], _own(llm, body)
+    fields = query.body.decode(_fields(body))
+    made = asyncio.get_running_loop().run_in_executor(LOOKING, lambda: json.dumps(query.run(fields, own)))
     _tell_json(tell, await made)
 
 
@@ -137,8 +136,8 @@ def _own(llm: LLM, body: Mapping[str, Any]) -> LLM:
     return llm.for_client(str(body["client"]))
 
 
-def _fields(body: Mapping[str, Any]) -> Body:
-    return Body(json.loads(body["fields"]), LOOK_BODY)
+def _fields(body: Mapping[str, Any]) -> Any:
+    return json.loads(body["fields"])
 
 
 def _tell_json(tell: Tell, text: str) -> None:
@@ -156,6 +155,6 @@ TASKS: Mapping[str, Callable[[LLM, Mapping[str, Any], Tell, RequestWatch], Corou
     "embed": embed,
     "beams": beams,
     "look/trace": trace,
-    **{f"look/{what}": partial(look, what) for what in LOOKS},
+    **{f"look/{what}": partial(look, what) for what in QUERIES},
 }
 """Functions by the names that ingresses send."""

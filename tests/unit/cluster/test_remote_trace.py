@@ -27,9 +27,7 @@ from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import LOOK_BODY
-from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.trace import ablate, add, replace, scale
 from pellucid.trace.frames import TraceFrame, TraceStream
 
@@ -258,7 +256,7 @@ def test_edits_outlive_a_replica(llama_file: Path, alone: LLM, after: int) -> No
 def test_a_look_is_made_again(llama_file: Path, alone: LLM) -> None:
     fields = {"prompt": PROMPT, "points": ["blocks.*.residual", "sample.top_k"], "max_new_tokens": 600,
               "temperature": 1.2, "seed": 3, "ignore_eos": True}  # fmt: skip
-    reading = TraceReading.of(Body(fields, LOOK_BODY), alone)
+    reading = TraceReading.of(TRACE.decode(fields), alone)
     run_together(reading.groups)
     wanted = json.dumps(reading.answer("m", "")).encode()
 
@@ -434,7 +432,7 @@ def test_one_at_a_time(servers: tuple[Served, Served]) -> None:
                 assert next(lines) == "event: begin"
                 second = httpx.get(asked, timeout=20)
                 assert second.status_code == 400
-                assert "one can at a time" in second.json()["error"]["message"]
+                assert "the limit is one" in second.json()["error"]["message"]
             end = time.monotonic() + 20
             while not all(stream.closed for stream in request.streams):
                 assert time.monotonic() < end

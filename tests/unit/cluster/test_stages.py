@@ -22,10 +22,8 @@ from pellucid.cluster.stage_server import stage_of
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
-from pellucid.serve.body import Body
-from pellucid.serve.look.fields import LOOK_BODY
-from pellucid.serve.look.looks import LOOKS
-from pellucid.serve.look.reading import TraceReading
+from pellucid.serve.look.queries import QUERIES
+from pellucid.serve.look.trace_reading import TRACE, TraceReading
 from pellucid.testing import random_model
 from pellucid.trace import ablate
 
@@ -33,6 +31,10 @@ FAMILIES = {"llama": 3, "qwen3next": 3, "gemma3": 2, "gemma4": 2, "granitemoehyb
 """Families and their number of stages: full attention, recurrent layers, windows, per-layer embeddings, state spaces,
 latent attention.
 """
+
+
+def queried(kind: str, fields: dict[str, Any], llm: LLM) -> dict[str, Any]:
+    return QUERIES[kind].run(QUERIES[kind].body.decode(fields), llm)
 
 
 @contextmanager
@@ -155,21 +157,21 @@ def test_what_cannot_be_cut(llama_file: Path, alone: LLM) -> None:
 def test_values_cannot_be_watched(llama_file: Path) -> None:
     """Requests with watches or edits are refused before they run. The page opens with a notice."""
     with divided(llama_file, 2) as llm:
-        made = LOOKS["models"](Body({"name": "m"}, LOOK_BODY), llm)
+        made = queried("models", {"name": "m"}, llm)
         assert "watched" in made["notice"]
         assert (made["generates"], len(made["blocks"]), made["points"]) == (True, 2, {})
         for refused in (
             lambda: llm.generate(PROMPT, edits=[ablate("embed")]),
             lambda: llm.watch(llm.request(PROMPT), ["embed"]),
-            lambda: TraceReading.of(Body({"prompt": PROMPT, "points": ["embed"]}, LOOK_BODY), llm),
-            lambda: LOOKS["lens"](Body({"prompt": PROMPT}, LOOK_BODY), llm),
-            lambda: LOOKS["attribution"](Body({"prompt": PROMPT, "token": 65}, LOOK_BODY), llm),
+            lambda: TraceReading.of(TRACE.decode({"prompt": PROMPT, "points": ["embed"]}), llm),
+            lambda: queried("lens", {"prompt": PROMPT}, llm),
+            lambda: queried("attribution", {"prompt": PROMPT, "token": 65}, llm),
         ):
             with pytest.raises(InvalidRequest, match="cannot be watched"):
                 refused()
         with pytest.raises(InvalidRequest, match="measure it on one"):
-            LOOKS["profile"](Body({}, LOOK_BODY), llm)
-        assert LOOKS["neighbours"](Body({"words": ["a"], "n": 2}, LOOK_BODY), llm)["neighbours"]
+            queried("profile", {}, llm)
+        assert queried("neighbours", {"words": ["a"], "n": 2}, llm)["neighbours"]
 
 
 def test_the_lead_knows_what_each_stage_takes(three_blocks: Path) -> None:

@@ -24,9 +24,9 @@ from support.served import Served, models_folder, serving
 import pellucid
 from pellucid.llm import LLM
 from pellucid.serve.api import known_apis
-from pellucid.serve.body import Body
-from pellucid.serve.responses.request import RESPONSES_BODY, conversation_of, items_of
-from pellucid.serve.responses.store import OwnResponses, ResponseStore
+from pellucid.serve.responses.input_conversation import conversation_of, items_of
+from pellucid.serve.responses.response_fields import RESPONSE
+from pellucid.serve.responses.response_store import OwnResponses, ResponseStore
 from pellucid.tokenize.infill import infill_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -398,7 +398,7 @@ def test_ranking(served: Served, folder: Path) -> None:
     [
         ("/v1/messages", {"messages": USER}, "max_tokens is missing"),
         ("/v1/messages", {"messages": [{"role": "user", "content": [{}]}], "max_tokens": 5}, "content[0]"),
-        ("/v1/messages", {"messages": USER, "max_tokens": 5, "tool_choice": {"type": "odd"}}, "tool_choice="),
+        ("/v1/messages", {"messages": USER, "max_tokens": 5, "tool_choice": {"type": "odd"}}, "tool_choice.type='odd'"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "thinking": 5}, "thinking=5"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "tools": [{"type": "bash"}]}, "tools[0].type"),
         ("/v1/messages", {"messages": USER, "max_tokens": 5, "odd": 5}, "unknown option 'odd'"),
@@ -406,9 +406,11 @@ def test_ranking(served: Served, folder: Path) -> None:
         ("/api/chat", {"messages": USER, "options": {"odd": 1}}, "unknown option 'options.odd'"),
         ("/api/chat", {"messages": USER, "format": "yaml"}, "format='yaml'"),
         ("/api/chat", {"messages": USER, "think": 5}, "think=5"),
-        ("/api/generate", {"prompt": "a", "context": [-1]}, "context=[-1]"),
+        ("/api/generate", {"prompt": "a", "context": [-1]}, "context[0]=-1"),
+        ("/api/chat", {"messages": USER, "keep_alive": True}, "keep_alive=True"),
+        ("/api/chat", {"messages": USER, "keep_alive": [1]}, "keep_alive=[1]"),
         ("/api/embed", {"input": 5}, "input=5"),
-        ("/v1/responses", {"input": []}, "input=[]"),
+        ("/v1/responses", {"input": []}, "input is empty"),
         ("/v1/responses", {"input": [{"type": "odd"}]}, "input[0]"),
         ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, "previous_response_id='resp_1'"),
         ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type='web_search'"),
@@ -464,8 +466,8 @@ def test_reasoning_belongs_to_the_message_after_it() -> None:
         {"type": "function_call_output", "call_id": "1", "output": "c"},
     ]
     own = OwnResponses(ResponseStore(), "")
-    body = Body({"input": given_}, RESPONSES_BODY)
-    made = conversation_of(body, items_of(body, own), {}, own).messages
+    body = RESPONSE.decode({"input": given_})
+    made = conversation_of(body, items_of(body.raw["input"], own), {}, own).messages
     assert [one["role"] for one in made] == ["user", "assistant", "tool"]
     assert made[1]["reasoning_content"] == "Hm."
     assert made[1]["tool_calls"][0]["function"]["name"] == "f"
@@ -541,7 +543,7 @@ FIELDS = {
     for api in known_apis().values()
     for route in api.routes.values()
     if route.body
-    for name in route.body["properties"]
+    for name in route.body.schema["properties"]
 } - {"max_new_tokens", "max_time"}
 
 

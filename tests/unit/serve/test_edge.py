@@ -270,7 +270,7 @@ def test_requests_that_outlive_the_grace_get_an_error_of_their_api(tmp_path: Pat
             assert (code, kind) == (503, "application/json"), text[-300:]
             error = json.loads(text)
         said = error["error"] if path == "/api/chat" else error["error"]["message"]
-        assert "the server ends" in said, (path, text[-300:])
+        assert "the server is shutting down" in said, (path, text[-300:])
 
 
 def test_who_opens_the_page_has_no_hold_on_it(server: ServerProcess) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pellucid.model.filled import Model
-from pellucid.trace.model import ModelWeights
 from support.tiny import TINY, opened
 
+from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.checkpoint import Checkpoint
 
 

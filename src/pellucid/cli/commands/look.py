@@ -31,8 +31,8 @@ def command(
     import webbrowser
 
     from pellucid.serve.guard import LOOPBACK, AccessRules
-    from pellucid.serve.names import served_names
-    from pellucid.serve.run import Settings, serve
+    from pellucid.serve.model_names import served_names
+    from pellucid.serve.server import Settings, serve
     from pellucid.util.checks import whole
 
     whole("port", port, 0, 65535)

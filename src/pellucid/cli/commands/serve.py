@@ -66,8 +66,8 @@ def command(
 
     The first named model is loaded at the start, other models at their first request.
     """
-    from pellucid.serve.names import served_names
-    from pellucid.serve.run import serve
+    from pellucid.serve.model_names import served_names
+    from pellucid.serve.server import serve
     from pellucid.util.checks import real, whole
 
     settings, rules = serving.settings(first=bool(models or alias), any_model=any_model), serving.rules()
