@@ -18,7 +18,7 @@ from pellucid.sample.step import steps
 from pellucid.sample.token_trace import TokenTrace
 
 STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "entropy_after")
-"""The columns of a sampler step's point (``sample/comparison.py``)."""
+"""The columns of a sampler step's point (``sample/step_trace.py``)."""
 
 
 class Outputs(Protocol):
