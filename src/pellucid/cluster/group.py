@@ -10,6 +10,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+from msgspec import structs
+
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.watching import RemoteStream
@@ -197,7 +199,7 @@ class RemoteRequest(Request):
             builder = self.outputs[number]
             if index != len(builder.ids) or builder.ended:
                 raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")
-            token = replace(wire.token_of(values), sequence=number)
+            token = structs.replace(wire.token_of(values), sequence=number)
             builder.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
             self._queue.put_nowait(token)
