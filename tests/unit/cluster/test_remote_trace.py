@@ -125,6 +125,9 @@ def test_the_watching_goes_where_the_request_goes(llama_file: Path, alone: LLM, 
                     else:
                         (link,) = {link for link, _ in made.fleet._running.values()}
                         link.send("drain")
+                        before = made.fleet.moved
+                        while made.fleet.moved == before:  # a slow reader may have many tokens yet to read
+                            await asyncio.sleep(0.01)
 
             frames = await heard(model, group, move)
             assert made.fleet.moved == 2
