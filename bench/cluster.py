@@ -40,13 +40,13 @@ from pellucid.capacity.step_costs import measured
 from pellucid.capacity.traffic import Traffic
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup
+from pellucid.cluster.group import RemoteRequest
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.routing import ChosenReplica, ReplicaLoad, choose
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.staged_runner import StagedRunner
 from pellucid.cluster.stages import StageServer, runner_of
-from pellucid.engine.text_group import MadeToken
+from pellucid.engine.output import TokenOutput
 from pellucid.llm import LLM
 from pellucid.loading import open_model
 from pellucid.measure.load import Lengths
@@ -89,7 +89,7 @@ def fake_replica(rate: float, address: Any) -> None:
                 await asyncio.sleep(1 / rate if rate else 0.002)
                 by: dict[bytes, list[list[Any]]] = {}
                 for (sender, part), at in list(running.items()):
-                    token = MadeToken(1, f"{time.perf_counter_ns()} ", 0.0)
+                    token = TokenOutput(1, f"{time.perf_counter_ns()} ", 0.0)
                     by.setdefault(sender, []).append(["token", part, 0, at, *wire.token_fields(token)])
                     running[sender, part] = at + 1
                 for sender, messages in by.items():
@@ -109,7 +109,7 @@ def fake_replica(rate: float, address: Any) -> None:
     asyncio.run(main())
 
 
-class LocalGroup(RemoteGroup):
+class LocalGroup(RemoteRequest):
     """The same tokens, generated in the server's own process: the cost of a server without a cluster."""
 
     running: ClassVar[set[LocalGroup]] = set()
@@ -125,9 +125,9 @@ class LocalGroup(RemoteGroup):
         while True:
             await asyncio.sleep(1 / rate)
             for one in cls.running:
-                token = MadeToken(1, f"{time.perf_counter_ns()} ", 0.0)
-                one.builders[0].keep(token, 0.0)
-                one._queue.put_nowait((0, token))
+                token = TokenOutput(1, f"{time.perf_counter_ns()} ", 0.0)
+                one.outputs[0].add(token, 0.0)
+                one._queue.put_nowait(token)
 
 
 def ingress(addresses: list[str], rate: float, port: Any) -> None:
@@ -140,7 +140,7 @@ def ingress(addresses: list[str], rate: float, port: Any) -> None:
     async def started(name: str) -> Any:
         fleet = Fleet(SECRET)
         if not addresses:
-            pellucid.cluster.model.RemoteGroup = LocalGroup  # type: ignore[attr-defined]
+            pellucid.cluster.model.RemoteRequest = LocalGroup  # type: ignore[attr-defined]
             tasks.append(asyncio.ensure_future(LocalGroup.make(rate)))
             return RemoteModel(opened, fleet)
         for address in addresses:

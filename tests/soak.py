@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+PATIENCE = 300  # seconds that a client waits: the machine may do other work
 MORE_MEMORY = 64 << 20  # bytes that the allocator may keep after an hour of varied requests
 POOL = 40  # threads that anyio keeps for blocking calls
 TOPICS = ("the sea", "a river", "the moon", "bread", "a clock", "winter", "a song", "the road")
@@ -89,7 +90,7 @@ class Soak:
             self.hang_up,
             self.wrong,
         )
-        async with httpx.AsyncClient(base_url=self.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=self.url, timeout=PATIENCE) as http:
             while time.monotonic() < until:
                 way, (path, body) = by.choice(ways), by.choice(known)
                 try:
@@ -215,7 +216,7 @@ def gauge(url: str, name: str) -> float:
 async def run(asked: argparse.Namespace, url: str, process: int) -> int:
     first = facts(process)
     soak = Soak(url, asked.model, random.Random(asked.seed))
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as http:
         await soak.alone(http)
     # Warm up: fill the caches of connections and of the allocator.
     await asyncio.gather(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.scoring import score, teacher_forced_logits
+from pellucid.engine.tasks.scoring import score, teacher_forced_logits
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import shown
 from pellucid.llm import LLM

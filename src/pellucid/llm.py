@@ -1,52 +1,50 @@
-"""A loaded model: generate, stream, chat, score, embed.
-
-Example:
-    import pellucid
-    llm = pellucid.load("smollm2")
-    llm.generate("The capital of France is", temperature=0, max_new_tokens=40).text
-"""
+"""A loaded model: generate, stream, chat, score, embed."""
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.beam_search import search_beams
+from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
-from pellucid.engine.embedding import EmbeddingTask
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, Message, PromptInput, several
-from pellucid.engine.job import Admission
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
+from pellucid.engine.local_request import LocalRequest, run_samples
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.output import Beams, Generation, Score
-from pellucid.engine.probe import Watching
-from pellucid.engine.request import Request, RequestGroup
-from pellucid.engine.scoring import score
+from pellucid.engine.request import Request, RequestOptions, run_together
 from pellucid.engine.state import EngineState
-from pellucid.engine.text_group import run_together
+from pellucid.engine.tasks.beam_search import search_beams
+from pellucid.engine.tasks.embedding import embed
+from pellucid.engine.tasks.scoring import score
 from pellucid.errors.messages import shown
 from pellucid.kernels.core.library import CompileProgress as CompileProgress
+from pellucid.model.spec import ModelSpec
+from pellucid.plan.plan import Plan
 from pellucid.sample.beams import BeamOptions
-from pellucid.sample.chain import Chain
 from pellucid.sample.options import CHECKS, Options
+from pellucid.sample.recommended import with_recommended
 from pellucid.tokenize import Tokenizer
 from pellucid.tokenize.chat.conversation import conversation
 from pellucid.trace.edits import EditOf
-from pellucid.tracing import TracingModel, warn_all, warn_unused
+from pellucid.trace.points import Point
+from pellucid.trace.recorded import RecordedRun
+from pellucid.trace.stream import LIMIT, TraceFrame, TraceStream
+from pellucid.trace.trace import BUDGET, Trace
+from pellucid.tracing import Tracing, record, resume, warn_all, warn_unused
 from pellucid.util.checks import whole
 from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
 MAX_SAMPLES = 256
 
 
-class LLM(TracingModel):
+class LLM:
     """A loaded model with its tokenizer, as returned by ``pellucid.load``.
 
     A language model has ``generate``, ``stream``, ``chat``, ``start``, ``samples``, ``beam_search`` and ``score``; a
@@ -61,6 +59,8 @@ class LLM(TracingModel):
         runner: runs and profiles single steps, and gives access to their buffers.
         recommended: the sampling options that the file recommends; they are the defaults of ``generate`` and ``chat``.
         draft: the draft model, None if the model was loaded without a draft model.
+        tracing: records and changes values of requests.
+        scheduling: the scheduling of requests that do not state it.
     """
 
     def __init__(
@@ -69,14 +69,15 @@ class LLM(TracingModel):
         runner: ModelRunner,
         tokenizer: Tokenizer,
         recommended: Mapping[str, Any] | None = None,
-        draft: LLM | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         self.checkpoint, self.runner, self.tokenizer = checkpoint, runner, tokenizer
         self.recommended = dict(recommended or {})
         self.inputs = Inputs(runner.spec, tokenizer, runner.limits.context)
         self.draft = draft
-        self.engine = Engine(runner, draft=_draft_model(self.inputs, draft))
-        super().__init__()
+        self.engine = Engine(runner, pipeline.step, draft=draft)
+        self.tracing = Tracing(self.engine, tokenizer)
+        self.scheduling = DEFAULT_SCHEDULING
 
     def for_client(self, client: str) -> LLM:
         """The same loaded model for a client. All requests of a client share the client's part of the machine.
@@ -84,11 +85,21 @@ class LLM(TracingModel):
         Closing the returned object closes the model.
         """
         own = copy.copy(self)
-        own.admission = Admission(client=client)
+        own.scheduling = SchedulingOptions(client=client)
         return own
 
     def __repr__(self) -> str:
         return f"LLM({self.spec!r}, threads {self.runner.threads}, from {shown(str(self.checkpoint.path))})"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture: family, dimensions, blocks."""
+        return self.runner.spec
+
+    @property
+    def plan(self) -> Plan:
+        """The operations that each step of the model runs, in order."""
+        return self.runner.plan
 
     @property
     def context(self) -> int:
@@ -107,19 +118,7 @@ class LLM(TracingModel):
 
     def state(self) -> EngineState:
         """A snapshot of the engine's state."""
-        engine, runner = self.engine, self.runner
-        return EngineState(
-            engine.running,
-            engine.waiting,
-            engine.steps,
-            engine.step_seconds,
-            engine.preemptions,
-            runner.cache.kv.pages,
-            engine.pages_in_use,
-            runner.cache.prefixes.nbytes,
-            runner.threads,
-            tuple(runner.stage_seconds),
-        )
+        return self.engine.state()
 
     def replica_states(self) -> None:
         """None: a model in this process has no replicas."""
@@ -153,38 +152,33 @@ class LLM(TracingModel):
             CacheFull: the request does not fit into the cache by itself.
             DeadlinePassed: the request did not end within its ``deadline``.
         """
-        how, watching, prompts = (
-            self.admission.with_options(options),
-            self._watching(options),
-            several(prompt),
-        )
-        asked, parsed = [prompt] if prompts is None else prompts, self._options(options)
-        groups = [
-            self._request_group(one, parsed, [parsed.chain()], how, watching)  # type: ignore[arg-type]
-            for one in asked
-        ]
-        run_together(groups)
-        warn_unused(*groups)
-        made = [group.results()[0] for group in groups]
-        return made[0] if prompts is None else made
+        prompts = several(prompt)
+        if prompts is None:
+            return self._run_together([self.request(prompt, **options)])[0]  # type: ignore[arg-type]
+        return self._run_together([self.request(one, **options) for one in prompts])
+
+    def _run_together(self, requests: Sequence[LocalRequest]) -> list[Generation]:
+        run_together(requests)
+        warn_unused(*requests, level=5)
+        return [request.result() for request in requests]
 
     async def agenerate(self, prompt: PromptInput, **options: Any) -> Generation:
         """As ``generate``, for an event loop. Concurrent calls run together."""
-        group = self.request(prompt, **options)
-        async with aclosing(group.stream()) as outputs:
+        request = self.request(prompt, **options)
+        async with aclosing(request.stream()) as outputs:
             async for _ in outputs:
                 pass
-        warn_unused(group)
-        return group.results()[0]
+        warn_unused(request)
+        return request.result()
 
     async def astream(self, prompt: PromptInput, **options: Any) -> AsyncGenerator[str, None]:
         """As ``stream``, for an event loop: ``async for text in llm.astream(...)``."""
-        group = self.request(prompt, **options)
-        async with aclosing(group.stream()) as outputs:
-            async for _, output in outputs:
+        request = self.request(prompt, **options)
+        async with aclosing(request.stream()) as outputs:
+            async for output in outputs:
                 if output.text:
                     yield output.text
-        warn_unused(group)
+        warn_unused(request)
 
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
@@ -201,12 +195,14 @@ class LLM(TracingModel):
         """
         return self.generate(conversation(messages), **options)
 
-    def start(self, prompt: PromptInput, **options: Any) -> Request:
+    def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
         Takes the options of ``generate`` and raises the same errors. This call raises errors in the request.
         """
-        return Request(self.request(prompt, **options), warn_unused)
+        request = self.request(prompt, **options)
+        request.on_end = warn_all
+        return request
 
     def samples(
         self, prompt: PromptInput, n: int, *, best_of: int | None = None, **options: Any
@@ -221,20 +217,11 @@ class LLM(TracingModel):
         """
         n = whole("n", n, 1, MAX_SAMPLES)
         count = n if best_of is None else whole("best_of", best_of, n, MAX_SAMPLES, "at least n")
-        how, watching = self.admission.with_options(options), self._watching(options)
-        parsed = self._options(options)
-        if best_of is not None and parsed.logprobs is None:
-            parsed = replace(parsed, logprobs=0)
-        chains, generations = parsed.chain().with_seeds(count), list[Generation]()
-        most = self.runner.limits.sequences
-        end = None if parsed.max_time is None else time.perf_counter() + parsed.max_time
-        for first in range(0, count, most):  # later batches find the prompt in the prefix cache
-            if end is not None and first:
-                parsed = replace(parsed, max_time=max(end - time.perf_counter(), 1e-9))
-            group = self._request_group(prompt, parsed, chains[first : first + most], how, watching)
-            run_together([group])
-            warn_unused(group)
-            generations += group.results()
+        if best_of is not None and options.get("logprobs") is None:
+            options["logprobs"] = 0
+        requests = run_samples(self.engine, self.inputs, prompt, self._request_options(options), count)
+        warn_unused(*requests)
+        generations = [one for request in requests for one in request.results()]
         if best_of is not None:
             generations.sort(key=lambda one: -one.mean_logprob)
         return generations[:n]
@@ -248,33 +235,31 @@ class LLM(TracingModel):
         Raises: as ``generate``.
         """
         beams = BeamOptions.taken_from(options)
-        how, watching = self.admission.with_options(options), self._watching(options)
-        self._refuse_frames("a search knows its texts when it has ended")
-        parsed = Options.of(vars(beams), **options)
-        found = search_beams(self.engine, self.inputs, prompt, parsed, beams, how, watching)
+        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
+        self.tracing.refuse_frames("a search knows its texts when it has ended")
+        parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
+        result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:
-            warn_all(watching.unused(found.usage.prompt_tokens + found.longest - 1))
-        return found
+            warn_all(watching.unused(result.usage.prompt_tokens + result.longest - 1))
+        return result
 
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RequestGroup:
+    def request(
+        self, prompt: PromptInput, n: int = 1, /, *, resumed: Sequence[int] = (), **options: Any
+    ) -> LocalRequest:
         """Check a request for ``n`` answers without starting it, for programs that run many requests.
 
-        Takes the options of ``generate`` and raises the same errors.
+        The answers continue after the tokens ``resumed``. Takes the options of ``generate`` and raises the same errors.
         """
-        how, watching = self.admission.with_options(options), self._watching(options)
-        parsed = self._options(options)
-        n = whole("n", n, 1, self.runner.limits.sequences)
-        return self._request_group(prompt, parsed, parsed.chain().with_seeds(n), how, watching)
+        parsed = self._request_options(options)
+        chains = parsed.generation.chain().with_seeds(whole("n", n, 1, self.runner.limits.sequences))
+        certain = [(token, 1.0) for token in resumed]
+        return LocalRequest(self.engine, self.inputs, prompt, parsed, chains, certain)
 
-    def _request_group(
-        self,
-        prompt: PromptInput,
-        options: Options,
-        chains: list[Chain],
-        how: Admission,
-        watching: Watching | None = None,
-    ) -> RequestGroup:
-        return RequestGroup(self.engine, self.inputs, prompt, options, chains, how, watching)
+    def _request_options(self, options: dict[str, Any]) -> RequestOptions:
+        """The options of a request: the given options, completed by the file's recommendations."""
+        scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
+        generation = Options.of(**with_recommended(options, self.recommended))
+        return RequestOptions(generation, scheduling, watching)
 
     def score(
         self,
@@ -296,9 +281,9 @@ class LLM(TracingModel):
         """
         top = CHECKS["logprobs"]("top", top)
         ids, unscored = self.inputs.scored(text, given)
-        watching = self._watching({"edits": edits})
+        watching = self.tracing.watching({"edits": edits})
         first, size = max(unscored, 1), self.inputs.vocabulary
-        return Score(ids, score(self.engine, ids, top, size, first, watching, self.admission))
+        return Score(ids, score(self.engine, ids, top, size, first, watching, self.scheduling))
 
     def embed(
         self, texts: Sequence[str], *, truncate: bool = False, edits: Sequence[EditOf] | None = None
@@ -317,13 +302,88 @@ class LLM(TracingModel):
         self, encoded: Sequence[list[int]], edits: Sequence[EditOf] | None = None
     ) -> NDArray[np.float32]:
         """Compute the sentence vectors of token ids (from ``inputs.sentences``), as ``embed``."""
-        out = np.empty((len(encoded), self.runner.width), np.float32)
-        watching = self._watching({"edits": edits})
-        for number, vector in self.engine.run(
-            EmbeddingTask(self.engine.cache, encoded, watching), self.admission
-        ):
-            out[number] = vector
-        return out
+        watching = self.tracing.watching({"edits": edits})
+        return embed(self.engine, encoded, watching, self.scheduling)
+
+    def project(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits (n, V) of vectors (n, D) in place of the residual stream after the last block (``Tracing``)."""
+        return self.tracing.project(vectors, self.scheduling)
+
+    def generate_edited(
+        self, prompt: PromptInput, edits: Sequence[Sequence[EditOf]], **options: Any
+    ) -> list[Generation]:
+        """Run a prompt once for each list of ``edits``, all together. Takes the options of ``generate``.
+
+        By default each run generates one token, greedily.
+        """
+        options = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, **options}
+        return self._run_together([self.request(prompt, **options, edits=list(own)) for own in edits])
+
+    @property
+    def unwatched(self) -> str:
+        """The reason why values of the model cannot be traced and edited; "" if they can."""
+        return self.tracing.unwatched
+
+    @property
+    def points(self) -> dict[str, Point]:
+        """The values of a run that can be traced and edited, by name (``Tracing.points``)."""
+        return self.tracing.points
+
+    def watch(
+        self,
+        request: Request,
+        names: Sequence[str],
+        limit: int = LIMIT,
+        notify: Callable[[], object] = lambda: None,
+    ) -> TraceStream:
+        """Stream the values of points of a running request, as ``Tracing.watch``."""
+        return self.tracing.watch(request, names, limit, notify)
+
+    def trace(
+        self,
+        *points: str,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        on: Callable[[TraceFrame], object] | None = None,
+    ) -> AbstractContextManager[Trace]:
+        """Record values of all requests inside a ``with`` statement, in the same thread or asyncio task.
+
+            with llm.trace("blocks.*.residual", "blocks.5.attention.pattern[heads=0,3]") as t:
+                llm.generate("The capital of France is", max_new_tokens=8)
+            t["blocks.5.attention.pattern"]  # (B, H, T, T')
+
+        Arguments and errors are as in ``Tracing.trace``.
+        """
+        return self.tracing.trace(*points, edits=edits, budget=budget, on=on)
+
+    def record(
+        self,
+        prompt: PromptInput,
+        *points: str,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        **options: Any,
+    ) -> RecordedRun:
+        """Generate, and record the run. The recorded run can be saved, opened without the model, and resumed.
+
+        Takes the points and edits of ``trace``, and the options of ``generate`` that a file can hold.
+
+        Raises: as ``generate`` and ``trace``.
+        """
+        return record(self, prompt, points, edits, budget, options)
+
+    def resume(
+        self,
+        run: RecordedRun,
+        step: int,
+        *points: str,
+        token: int | str | None = None,
+        edits: Sequence[EditOf] = (),
+        budget: int = BUDGET,
+        **changes: Any,
+    ) -> RecordedRun:
+        """Continue a recorded run after its first ``step`` tokens, with the ``changes`` (``tracing.resume``)."""
+        return resume(self, run, step, token, points, edits, budget, changes)
 
     def __enter__(self) -> LLM:
         return self
@@ -338,9 +398,3 @@ class LLM(TracingModel):
             self.draft.close()
         self.runner.close()
         self.checkpoint.close()
-
-
-def _draft_model(inputs: Inputs, draft: LLM | None) -> DraftModel | None:
-    if draft is None:
-        return None
-    return DraftModel(draft.runner, min(inputs.vocabulary, draft.inputs.vocabulary))

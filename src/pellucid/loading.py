@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pellucid import pipeline
+from pellucid.engine.draft import DraftModel
 from pellucid.engine.inputs import Inputs
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.errors import InvalidRequest
@@ -254,7 +255,9 @@ def _with_draft(
     if draft.runner.cache.has_states:
         draft.close()
         raise InvalidRequest(f"draft={name}: its state cannot be taken back by tokens")
-    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, draft)
+    vocabulary = min(llm.inputs.vocabulary, draft.inputs.vocabulary)
+    model = DraftModel(draft.runner, vocabulary, draft.checkpoint)
+    return LLM(llm.checkpoint, llm.runner, llm.tokenizer, llm.recommended, model)
 
 
 def step_limits(spec: ModelSpec, context: int) -> StepLimits:

@@ -3,25 +3,21 @@
     text → tokenize → embed → +position → blocks ×L → norm → project → softmax → sample → detokenize → text
 
 ``build_plan`` defines the computation of a model. It runs once, when a model is loaded, and writes the plan that every
-step executes (``pellucid plan MODEL`` prints it). ``step`` runs the next tokens of some sequences through the plan
-together, and passes the outputs to the tasks of the sequences.
+step executes (``pellucid plan MODEL`` prints it). ``step`` is the loop of the engine: it runs the next tokens of all
+sequences through the plan, and passes the outputs to their tasks.
 
-A task is any work that needs the model: text generation, beam search, scoring, sentence embedding. ``engine/`` holds
-the tasks, the model runner, the scheduler, which chooses the tokens of a step, and the engine, which runs the steps.
-``engine/request.py`` tokenizes the prompt of a generation (in ``tokenize/tokenizer.py``). Its task samples (in
-``sample/chain.py``: softmax is a part of the draw) and detokenizes (in ``tokenize/stages/decode.py``).
+A request tokenizes its prompt (``engine/local_request.py``, ``tokenize/tokenizer.py``) and submits a task. A task is
+any work that needs the model (``engine/tasks/``): text generation, beam search, scoring, sentence embedding. For text
+generation, ``process`` calls ``TextSequence.sample`` (``engine/sequence.py``), which samples a token
+(``sample/chain.py``; softmax is a part of the draw), detokenizes it (``tokenize/stages/decode.py``) and checks the stop
+criteria.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Mapping
 
-import numpy as np
-from msgspec import Struct
-from numpy.typing import NDArray
-
+from pellucid.engine.engine import Engine
 from pellucid.kernels.matmul.packed_layout import PackedLayout
 from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
@@ -33,15 +29,6 @@ from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
 from pellucid.plan.project import final_norm, project
 from pellucid.plan.streams import spread_streams
-from pellucid.runtime.batch import Chunk
-from pellucid.runtime.sequence import CachedSequence
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-T_co = TypeVar("T_co", covariant=True)
-ChunkOutput = NDArray[np.float32]
-"""The output of the model for a chunk: logits (R, V) of its last R tokens, or its sentence vector (1, D)."""
 
 
 def build_plan(
@@ -78,72 +65,11 @@ def unoptimized_plan(
     return builder.finish(logits)
 
 
-class Runner(Protocol):
-    """Runs a plan. ``engine/model_runner.py`` implements it."""
-
-    def forward_all(self, chunks: Sequence[Chunk]) -> list[ChunkOutput]:
-        """Run the chunks and return the output of each."""
-        ...
-
-
-class Wait(Struct, frozen=True):
-    """A marker among a task's results: the next result needs ``job``, which runs in another thread.
-
-    An example is the mask of a constraint.
-    """
-
-    job: Future[None]
-
-
-class Task(Protocol[T_co]):
-    """Work that needs the model. Its results have type T."""
-
-    @property
-    def done(self) -> bool:
-        """True if the task needs no further step."""
-        ...
-
-    def begin(self, waited: float) -> None:
-        """Prepare for the first step, ``waited`` seconds after the submission."""
-        ...
-
-    def sequences(self) -> Sequence[CachedSequence]:
-        """The sequences that have tokens for the next step, in a stable order."""
-        ...
-
-    def texts(self) -> Sequence[CachedSequence]:
-        """All sequences that may have pages."""
-        ...
-
-    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[T_co | Wait]:
-        """Process the outputs of a sequence's tokens from a step of ``seconds`` seconds, and yield the results.
-
-        ``outputs`` has no rows if the chunk requested none. After a `Wait` the engine iterates again when the job has
-        ended. Until then the sequence has no tokens for a step.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the pages of all sequences. May be called at any time between steps."""
-        ...
-
-
-class Scheduled(Struct, frozen=True):
-    """The chunk of a task's sequence in a step."""
-
-    task: Task[Any]
-    sequence: CachedSequence
-    chunk: Chunk
-
-
-def step(runner: Runner, scheduled: Sequence[Scheduled]) -> Iterator[tuple[Scheduled, Iterator[Any]]]:
-    """Run the scheduled chunks together. Yields each chunk with the iterator over its task's results.
-
-    The task processes the outputs when the iterator is consumed. The runner splits the chunks into several steps if
-    they exceed the limits of a step.
-    """
-    start = time.perf_counter()
-    outputs = runner.forward_all([one.chunk for one in scheduled])  # embed → … → project
-    seconds = time.perf_counter() - start
-    for one, rows in zip(scheduled, outputs):
-        yield one, one.task.take(one.sequence, rows, seconds)  # softmax → sample → detokenize → text
+def step(engine: Engine) -> None:
+    """Run the next tokens of all sequences that can run, together. The engine repeats this until no request is left."""
+    scheduled = engine.schedule()  # some tokens of each sequence, within the limits of a step
+    outputs, seconds = engine.forward(scheduled)  # embed → +position → blocks ×L → norm → project
+    for one, logits in zip(scheduled, outputs):
+        results = one.task.process(one.sequence, logits, seconds)  # softmax → sample → detokenize → text
+        engine.deliver(one, results)
+    engine.finish(scheduled)

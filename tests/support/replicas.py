@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup
+from pellucid.cluster.group import RemoteRequest
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.loading import open_model
@@ -87,7 +87,7 @@ class Replicas:
         self.processes[one.address] = one
         self.fleet.loop.call_soon_threadsafe(self.fleet.add, one.address)
 
-    async def kill(self, task: RemoteGroup | None = None) -> None:
+    async def kill(self, task: RemoteRequest | None = None) -> None:
         """Kill the replica that runs a request (by default any request)."""
         found = [link for link, own in self.fleet._running.values() if task is None or own is task._task]
         addresses = [found[0].address] if found else list(self.processes)[:1]
@@ -120,7 +120,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 2 * SECONDS))
 
 
-async def finished(group: RemoteGroup, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
+async def finished(group: RemoteRequest, at: Callable[[int], Coroutine[Any, Any, None] | None]) -> None:
     """Read a request to its end. Calls ``at(n)`` after the n-th token and awaits its result."""
     count = 0
     async for _ in group.stream():

@@ -1,4 +1,4 @@
-"""A replica in simulated time. Its scheduler, pace and caches are the real classes; only steps are simulated.
+"""A replica in simulated time. Its scheduler, step times and caches are the real classes; only steps are simulated.
 
 Decode steps stay equal until a request arrives or ends, so up to a page of tokens is generated at once.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 from pellucid.capacity.step_costs import StepCosts
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.engine import TARGET
+from pellucid.engine.engine import TARGET_SECONDS
 from pellucid.engine.job import Job
-from pellucid.engine.pace import Pace
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
+from pellucid.engine.step_times import StepTimes
+from pellucid.engine.task import ScheduledChunk
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
@@ -86,15 +86,15 @@ class SimulatedText:
     def begin(self, waited: float) -> None:
         """Called at the first step. A simulated request needs no preparation."""
 
-    def sequences(self) -> Sequence[CachedSequence]:
+    def runnable(self) -> Sequence[CachedSequence]:
         """The sequence, as long as it needs steps."""
         return () if self.done else (self.sequence,)
 
-    def texts(self) -> Sequence[CachedSequence]:
+    def sequences(self) -> Sequence[CachedSequence]:
         """The sequence."""
         return (self.sequence,)
 
-    def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
+    def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
         """Yield no tokens: the replica generates them."""
         return iter(())
 
@@ -122,8 +122,8 @@ class SimulatedReplica:
     def __init__(self, room: ReplicaRoom, costs: StepCosts, offset: float = 0.0) -> None:
         self._costs, self._offset = costs, offset
         self.cache = simulated_cache(room)
-        self._pace = Pace(TARGET)
-        self._scheduler = Scheduler(self.cache, room.limits, self._pace)
+        self._step_times = StepTimes(TARGET_SECONDS)
+        self._scheduler = Scheduler(self.cache, room.limits, self._step_times)
         self._step: SimulatedStep | None = None
         self.time: float | None = None
         self.busy = self.prompts = 0.0
@@ -188,7 +188,7 @@ class SimulatedReplica:
         self.time = step.end
         return failed
 
-    def _ahead(self, scheduled: Sequence[Scheduled]) -> int:
+    def _ahead(self, scheduled: Sequence[ScheduledChunk]) -> int:
         """Return the number of equal steps in a row: up to the end of a request or of a page."""
         count = PAGE
         for one in scheduled:
@@ -219,10 +219,10 @@ class SimulatedReplica:
                 0.0, seconds - (self._costs.step(step.rows, step.seen, 0, 0) if step.rows else 0)
             )
         for _ in range(min(count, 8)):  # older steps hardly count in the average
-            self._pace.tell(step.rows, step.prompts, seconds / count)
+            self._step_times.record(step.rows, step.prompts, seconds / count)
 
 
-def _text(of: Job | Scheduled) -> SimulatedText:
+def _text(of: Job | ScheduledChunk) -> SimulatedText:
     """Return the request of a job or of a scheduled part. A simulation has no other tasks."""
     assert isinstance(of.task, SimulatedText)
     return of.task
@@ -231,7 +231,9 @@ def _text(of: Job | Scheduled) -> SimulatedText:
 class SimulatedStep:
     """A step, or ``count`` equal steps in a row, from the time ``began``."""
 
-    def __init__(self, scheduled: Sequence[Scheduled], costs: StepCosts, began: float, slowed: float) -> None:
+    def __init__(
+        self, scheduled: Sequence[ScheduledChunk], costs: StepCosts, began: float, slowed: float
+    ) -> None:
         self.scheduled, self.began, self.count = scheduled, began, 1
         self.rows = self.seen = self.prompts = seen = 0
         for one in scheduled:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.capacity.machines import Link, Machine
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.llm import LLM
@@ -249,7 +249,7 @@ def _texts(llm: LLM, count: int, depth: int) -> float:
     llm.engine.between_steps(gate.wait)
     groups = [llm.request(one, max_new_tokens=MADE, **made) for one in prompts]
     for group in groups:
-        group.start(lambda number, token: times.append(time.perf_counter()))
+        group.start(lambda token: times.append(time.perf_counter()))
     gate.set()
     for group in groups:
         group.wait()

@@ -13,8 +13,9 @@ from typing import Any
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet, RemoteTask
 from pellucid.cluster.watching import RemoteStream
-from pellucid.engine.job import Admission
-from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import PromptOutput, Request, SequenceOutput
 from pellucid.errors import PellucidError
 from pellucid.sample.chain import Chain
 from pellucid.sample.options import SEEDS, Options
@@ -23,7 +24,7 @@ from pellucid.trace.points import Point
 from pellucid.trace.stream import LIMIT
 
 
-class RemoteGroup(TextGroup):
+class RemoteRequest(Request):
     """A prompt that several sequences continue on replicas. ``asked`` are the options as given.
 
     To continue a sequence, a replica needs only the tokens so far and their probabilities (for Mirostat): the same
@@ -33,7 +34,7 @@ class RemoteGroup(TextGroup):
     @property
     def resumable(self) -> bool:  # type: ignore[override]
         """True for a single sequence. With several sequences the order of their tokens differs each time."""
-        return len(self.builders) == 1
+        return len(self.outputs) == 1
 
     def __init__(
         self,
@@ -42,18 +43,18 @@ class RemoteGroup(TextGroup):
         asked: dict[str, Any],
         options: Options,
         chains: Sequence[Chain],
-        how: Admission,
+        how: SchedulingOptions,
         edits: Sequence[EditOf] = (),
     ) -> None:
         self.options = options
-        self.builders = [OutputBuilder(chain, options) for chain in chains]
+        self.outputs = [SequenceOutput(chain, options) for chain in chains]
         self._fleet, self._prompt, self._asked, self._how = fleet, prompt, asked, how
         self._edits = [wire.edit_fields(one) for one in edits]
         self._task = _GenerateTask(self)
-        self._facts = PromptFacts()
+        self._facts = PromptOutput()
         self._probabilities: list[list[float]] = [[] for _ in chains]
         self._speculation = [[0, 0] for _ in chains]
-        self._queue: asyncio.Queue[tuple[int, MadeToken] | PellucidError | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[TokenOutput | PellucidError | None] = asyncio.Queue()
         self._begun = 0.0
         self._ended = False
         self._stream: RemoteStream | None = None
@@ -64,7 +65,7 @@ class RemoteGroup(TextGroup):
         return self._prompt
 
     @property
-    def facts(self) -> PromptFacts:
+    def prompt_output(self) -> PromptOutput:
         """Facts about the prompt so far."""
         return self._facts
 
@@ -79,11 +80,11 @@ class RemoteGroup(TextGroup):
         Without a given seed, the name determines the seed.
         """
         self._task.name, self._task.joins = name, joins
-        if self.options.seed is None and not self.builders[0].chain.greedy:
+        if self.options.seed is None and not self.outputs[0].chain.greedy:
             seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") % SEEDS
             self._asked["seed"] = seed
-            chains = replace(self.builders[0].chain, seed=seed).with_seeds(len(self.builders))
-            for builder, chain in zip(self.builders, chains):
+            chains = replace(self.outputs[0].chain, seed=seed).with_seeds(len(self.outputs))
+            for builder, chain in zip(self.outputs, chains):
                 builder.chain = chain
 
     def start(self) -> None:
@@ -91,12 +92,12 @@ class RemoteGroup(TextGroup):
         self._begun = time.perf_counter()
         self._fleet.call(partial(self._fleet.submit, self._task))
 
-    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """Start the request, and yield (sequence number, token)."""
+    def stream(self) -> AsyncGenerator[TokenOutput, None]:
+        """Start the request, and yield its tokens."""
         self.start()
         return self._streamed()
 
-    async def _streamed(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
+    async def _streamed(self) -> AsyncGenerator[TokenOutput, None]:
         try:
             while True:
                 found = await self._queue.get()
@@ -156,7 +157,7 @@ class RemoteGroup(TextGroup):
         """Return the fields of the ``watch`` message; empty if no stream watches the request."""
         if self._stream is None:
             return []
-        return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.builders])
+        return self._stream.begin(len(self._prompt), [len(one.ids) for one in self.outputs])
 
     def close(self) -> None:
         """Cancel the request unless it has ended."""
@@ -170,9 +171,9 @@ class RemoteGroup(TextGroup):
         asked, deadline = dict(self._asked), self._how.deadline
         if asked.get("max_time") is not None:
             asked["max_time"] = max(asked["max_time"] - passed, 1e-3)
-        if any(one.ids for one in self.builders):
+        if any(one.ids for one in self.outputs):
             asked["prompt_logprobs"] = None  # they came with the first token
-        numbers = [number for number, one in enumerate(self.builders) if not one.ended]
+        numbers = [number for number, one in enumerate(self.outputs) if not one.ended]
         return {
             "prompt": self._prompt,
             "options": asked,
@@ -180,8 +181,7 @@ class RemoteGroup(TextGroup):
             "watch": self._watch(),
             "numbers": numbers,
             "begun": {
-                number: list(zip(self.builders[number].ids, self._probabilities[number]))
-                for number in numbers
+                number: list(zip(self.outputs[number].ids, self._probabilities[number])) for number in numbers
             },
             "priority": self._how.priority,
             "client": self._how.client,
@@ -192,18 +192,18 @@ class RemoteGroup(TextGroup):
         """Handle a message of the replica. Return True if the request has ended."""
         if kind == "token":
             number, index, *values = fields
-            if not 0 <= number < len(self.builders):
-                raise wire.WireError(f"a token of text {number} of {len(self.builders)}")
-            builder = self.builders[number]
+            if not 0 <= number < len(self.outputs):
+                raise wire.WireError(f"a token of text {number} of {len(self.outputs)}")
+            builder = self.outputs[number]
             if index != len(builder.ids) or builder.ended:
                 raise wire.WireError(f"token {index} of a text that has {len(builder.ids)}")
-            token = wire.token_of(values)
-            builder.keep(token, time.perf_counter() - self._begun)
+            token = replace(wire.token_of(values), sequence=number)
+            builder.add(token, time.perf_counter() - self._begun)
             self._probabilities[number].append(token.probability)
-            self._queue.put_nowait((number, token))
+            self._queue.put_nowait(token)
         elif kind == "facts":
             facts = wire.facts_of(fields)
-            if not any(builder.ids for builder in self.builders):  # facts of the first replica
+            if not any(builder.ids for builder in self.outputs):  # facts of the first replica
                 self._facts = facts
         elif kind == "values":
             if self._stream is not None:
@@ -223,21 +223,21 @@ class RemoteGroup(TextGroup):
 
 
 class _GenerateTask(RemoteTask):
-    """The task of a ``RemoteGroup``: generation of its sequences."""
+    """The task of a ``RemoteRequest``: generation of its sequences."""
 
     what = "generate"
 
-    def __init__(self, group: RemoteGroup) -> None:
+    def __init__(self, group: RemoteRequest) -> None:
         super().__init__(group.prompt)
         self._group = group
 
     @property
     def progress(self) -> int:
-        return sum(len(builder.ids) for builder in self._group.builders)
+        return sum(len(builder.ids) for builder in self._group.outputs)
 
     @property
     def complete(self) -> bool:
-        return all(builder.ended for builder in self._group.builders)
+        return all(builder.ended for builder in self._group.outputs)
 
     def joined(self) -> None:
         self._group.tell_watch()

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from pellucid import pipeline
 from pellucid.cluster import wire
 from pellucid.cluster.fleet import Fleet
-from pellucid.cluster.group import RemoteGroup, called
+from pellucid.cluster.group import RemoteRequest, called
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.job import USUAL, Admission
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Beams
 from pellucid.engine.probe import Watching
+from pellucid.engine.request import Request
 from pellucid.engine.state import EngineState, ReplicaStates
-from pellucid.engine.text_group import TextGroup
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.loading import OpenModel
@@ -55,13 +55,13 @@ class RemoteModel:
     def __init__(self, opened: OpenModel, fleet: Fleet, stages: int = 1) -> None:
         self.fleet = fleet
         self._opened, self._stages = opened, stages
-        self._admission = USUAL
+        self._admission = DEFAULT_SCHEDULING
         self._points = cache(self._all_points)
 
     def for_client(self, client: str) -> RemoteModel:
         """As ``LLM.for_client``."""
         own = copy.copy(self)
-        own._admission = Admission(client=client)
+        own._admission = SchedulingOptions(client=client)
         return own
 
     @property
@@ -104,7 +104,7 @@ class RemoteModel:
         """Bytes of the weights in this process: none."""
         return 0
 
-    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteGroup:
+    def request(self, prompt: PromptInput, n: int = 1, /, **options: Any) -> RemoteRequest:
         """Make and check a request for ``n`` answers, but do not start it. Takes the options of ``LLM.generate``.
 
         Raises: as ``LLM.request``, and InvalidRequest for an option that cannot be sent: a function.
@@ -124,7 +124,7 @@ class RemoteModel:
             most = len(ids) + self.inputs.answer_limit(ids, parsed.max_new_tokens) - 1
             first_output = 0 if parsed.prompt_logprobs is not None else len(ids) - 1
             watching.begin(len(ids), most=most, first_output=first_output)
-        group = RemoteGroup(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
+        group = RemoteRequest(self.fleet, ids, _plain(sent), parsed, chain.with_seeds(n), how, edits)
         group.watching = watching
         return group
 
@@ -151,10 +151,10 @@ class RemoteModel:
         return all_points(pipeline.unoptimized_plan(model.spec, layouts(checkpoint, model)))
 
     def watch(
-        self, group: TextGroup, names: Sequence[str], limit: int, notify: Callable[[], object]
+        self, group: Request, names: Sequence[str], limit: int, notify: Callable[[], object]
     ) -> TraceStream:
         """As ``LLM.watch``, on the replica that runs the request."""
-        assert isinstance(group, RemoteGroup)
+        assert isinstance(group, RemoteRequest)
         refuse_watched(group)
         return group.watch(self.points, names, limit, notify)
 

@@ -18,13 +18,13 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
-from pellucid.engine.request import RequestGroup
+from pellucid.engine.local_request import LocalRequest
 from pellucid.llm import LLM
 from pellucid.trace.points import Point
 from pellucid.trace.selection import Selected
 from pellucid.trace.stream import TraceFrame, TraceStream
 
-Group: TypeAlias = tuple[list[int], int, RequestGroup]
+Group: TypeAlias = tuple[list[int], int, LocalRequest]
 """A request: the numbers of its chains, the number of tokens that each chain had before, and the request itself."""
 TOGETHER = 4 << 20  # bytes of frames in one message; a single frame may be larger
 NEVER = 1 << 31  # a position beyond every sequence

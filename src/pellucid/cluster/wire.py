@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid import errors
-from pellucid.engine.output import Beams, BeamText, Timings, Usage
-from pellucid.engine.text_group import MadeToken, PromptFacts
+from pellucid.engine.output import Beams, BeamText, Timings, TokenOutput, Usage
+from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, KernelError, PellucidError
 from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
@@ -107,7 +107,7 @@ def edit_of(fields: Sequence[Any]) -> EditOf:
     return EditOf(where, factor, None if values is None else array_of(values))
 
 
-def token_fields(token: MadeToken) -> list[Any]:
+def token_fields(token: TokenOutput) -> list[Any]:
     """Return a token as plain values."""
     logprobs, trace = token.logprobs, token.trace
     return [
@@ -132,7 +132,7 @@ def token_fields(token: MadeToken) -> list[Any]:
     ]
 
 
-def token_of(fields: Sequence[Any]) -> MadeToken:
+def token_of(fields: Sequence[Any]) -> TokenOutput:
     """Return the token of plain values."""
     *plain, logprobs, trace = fields
     row = None
@@ -143,11 +143,11 @@ def token_of(fields: Sequence[Any]) -> MadeToken:
     if trace is not None:
         trace[4] = tuple(StepTrace(*step) for step in trace[4])
         made = TokenTrace(*trace)
-    token = MadeToken(*plain)
+    token = TokenOutput(*plain)
     return token if row is None and made is None else replace(token, logprobs=row, trace=made)
 
 
-def facts_fields(facts: PromptFacts) -> list[Any]:
+def facts_fields(facts: PromptOutput) -> list[Any]:
     """Return the facts of a prompt as plain values."""
     return [
         facts.cached,
@@ -156,10 +156,10 @@ def facts_fields(facts: PromptFacts) -> list[Any]:
     ]
 
 
-def facts_of(fields: Sequence[Any]) -> PromptFacts:
+def facts_of(fields: Sequence[Any]) -> PromptOutput:
     """Return the facts of plain values."""
     cached, queue, logprobs = fields
-    return PromptFacts(
+    return PromptOutput(
         cached, queue, None if logprobs is None else Logprobs(*(array_of(one) for one in logprobs))
     )
 

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 from pellucid.cluster import wire
 from pellucid.cluster.watching import Group, PartWatch
-from pellucid.engine.job import Admission
-from pellucid.engine.request import RequestGroup
-from pellucid.engine.text_group import MadeToken
+from pellucid.engine.job import SchedulingOptions
+from pellucid.engine.local_request import LocalRequest
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import RequestOptions
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -66,12 +67,18 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
     )
     options = Options.of(**body["options"])
     chains, found = dict(zip(numbers, _chains(options, numbers))), list[Group]()
-    make = partial(RequestGroup, llm.engine, llm.inputs, body["prompt"])
+    make = partial(LocalRequest, llm.engine, llm.inputs, body["prompt"])
     edits = [wire.edit_of(one) for one in body["edits"]]
     watching = Trace(llm.points, ()).watching(edits) if edits else None
-    how = Admission(body["priority"], body["deadline"], body["client"])
+    scheduling = SchedulingOptions(body["priority"], body["deadline"], body["client"])
     if fresh := [number for number in numbers if not begun.get(number)]:
-        found.append((fresh, 0, make(options, [chains[number] for number in fresh], how, watching)))
+        found.append(
+            (
+                fresh,
+                0,
+                make(RequestOptions(options, scheduling, watching), [chains[number] for number in fresh]),
+            )
+        )
     for number in numbers:
         if pairs := begun.get(number):
             given = dict(body["options"])
@@ -79,7 +86,8 @@ def _groups(llm: LLM, body: Mapping[str, Any], watch: PartWatch) -> list[Group]:
                 given["max_new_tokens"] -= len(pairs)
             before = [(int(token), float(p)) for token, p in pairs]
             first = watch.first_output(number, len(body["prompt"]))
-            group = make(Options.of(**given), [chains[number]], how, watching, before, first_output=first)
+            own = RequestOptions(Options.of(**given), scheduling, watching)
+            group = make(own, [chains[number]], before, first_output=first)
             found.append(([number], len(pairs), group))
     return found
 
@@ -98,12 +106,12 @@ def _chains(options: Options, numbers: Sequence[int]) -> list[Chain]:
     return [chains[number] for number in numbers]
 
 
-def _made(of: Group, tell: Tell, at: int, token: MadeToken) -> None:
+def _made(of: Group, tell: Tell, token: TokenOutput) -> None:
     """Send a generated token. Called in the engine's thread."""
-    numbers, begun, group = of
-    index = begun + len(group.builders[at].ids) - 1
+    (numbers, begun, group), at = of, token.sequence
+    index = begun + len(group.outputs[at].ids) - 1
     if index == begun and at == 0:
-        tell("facts", *wire.facts_fields(group.facts))
+        tell("facts", *wire.facts_fields(group.prompt_output))
     tell("token", numbers[at], index, *wire.token_fields(token))
 
 

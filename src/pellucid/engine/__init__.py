@@ -1,18 +1,21 @@
-"""Tasks that need the model, and the engine that runs them together.
+"""Requests, and the engine that runs them together on one model.
 
+request.py          a prompt that sequences continue, its outputs so far and its results
+local_request.py    a request on an engine of this process
 inputs.py           texts, chat messages and sentences → checked token ids
-engine.py           the thread that runs the steps of all requests
-run.py              a submitted task: its results, and the reader that receives them
-scheduler.py        chooses the sequences and tokens of a step
-pace.py             measures step times; limits the prefill tokens of a step
-speculation.py      prompt lookup: draft tokens from the text itself, and the number worth checking
-compiled.py         compiles the kernels that a model needs for its first answer
+engine.py           the thread that repeats ``pipeline.step`` for all requests
+messages.py         messages to this thread
+scheduler.py        chooses the sequences and tokens of a step; ``fairness.py`` shares the machine between clients
+step_times.py       measures step times; limits the prefill tokens of a step
+cache_manager.py    pages of keys and values, and the prefix cache
 model_runner.py     ``ModelRunner``: a plan bound to weights, memory, cache and threads
+task.py, tasks/     the kinds of work: generation, beam search, scoring, sentence embedding
+reading.py          work that uses the model between steps, such as profiles
+job.py, jobs.py     a task's state in the engine; the running jobs
+results.py          the results of a task on their way to the reader
 sequence.py         one sequence: logits → token → text, and its stop criteria
-generation.py       the task that prefills a prompt and continues it with several sequences
-request.py          a prompt with its options, run as a task; collects the token outputs
-output.py           results: ``Generation``, ``Score``, ``Beams``
-beam_search.py      the task of a beam search
-scoring.py          the task that scores a given text, by teacher forcing
-embedding.py        the task that computes sentence vectors
+speculation.py      prompt lookup: draft tokens from the text itself; ``draft.py``: draft tokens from a smaller model
+output.py           results: ``TokenOutput``, ``Generation``, ``Score``, ``Beams``
+probe.py            the interface of traces and edits; ``watched_program.py`` runs plans with them
+compile_kernels.py  compiles the kernels that a model needs for its first answer
 """

@@ -19,29 +19,30 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.speculation import SEEN, WORTH
+from pellucid.engine.speculation import ACCEPTANCE_WEIGHT, MIN_SPEEDUP
 from pellucid.errors import CacheFull
 from pellucid.runtime.batch import Chunk
 from pellucid.runtime.cache import BlockTable
+from pellucid.weights.checkpoint import Checkpoint, stored_bytes
 
-CAUGHT_UP = 16  # unread tokens that the draft model may read in the call that proposes
-SLOW = 0.05  # weight of the last call in the averages
-FIRST_SHARE = 0.4  # share before it is measured
+MAX_CATCH_UP = 16  # unread tokens that the draft model may read in the call that proposes
+DRAFT_WEIGHT = 0.05  # weight of the last call in the averages
+INITIAL_SHARE = 0.4  # share before it is measured
 PATIENCE = 8  # steps without the draft model before a trial
-TRIED = 2  # draft tokens of a trial
-AT_ONCE = 128  # tokens of a text that the draft model reads per step: other requests wait meanwhile
+TRIAL_TOKENS = 2  # draft tokens of a trial
+TOKENS_PER_STEP = 128  # tokens of a text that the draft model reads per step: other requests wait meanwhile
 
 
-class Usual(Struct):
+class DraftAverages(Struct):
     """Averages over calls: tokens that the draft model computes, and tokens that are accepted."""
 
-    asked: float = 4.0
-    kept: float = 3.0
+    computed: float = 4.0
+    accepted: float = 3.0
 
-    def tell(self, asked: int, kept: int, weight: float) -> None:
+    def record(self, computed: int, accepted: int, weight: float) -> None:
         """Add a call."""
-        self.asked += weight * (asked - self.asked)
-        self.kept += weight * (kept - self.kept)
+        self.computed += weight * (computed - self.computed)
+        self.accepted += weight * (accepted - self.accepted)
 
 
 class DraftModel:
@@ -50,11 +51,22 @@ class DraftModel:
     ``share`` is the time of a draft token, relative to a step of the larger model with one row.
     """
 
-    def __init__(self, runner: ModelRunner, vocabulary: int) -> None:
-        self.runner, self.vocabulary, self.share = runner, vocabulary, FIRST_SHARE
-        self.usual = Usual()
+    def __init__(self, runner: ModelRunner, vocabulary: int, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.runner, self.vocabulary, self.share = runner, vocabulary, INITIAL_SHARE
+        self.averages = DraftAverages()
         self.seconds = 0.0
         """Total time in seconds."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return stored_bytes(self.checkpoint)
+
+    def close(self) -> None:
+        """Close the runner and the file."""
+        self.runner.close()
+        self.checkpoint.close()
 
     def logits(self, table: BlockTable, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Run tokens, and return the logits (V,) after them. Raises CacheFull."""
@@ -64,14 +76,14 @@ class DraftModel:
         return rows[0, : self.vocabulary]
 
 
-class DraftText:
+class DraftSequence:
     """A text in the cache of the draft model."""
 
     def __init__(self, model: DraftModel) -> None:
         self._model, self._table = model, BlockTable()
         self._read = list[int]()
-        self._sure = 0  # number of first read tokens that are known to agree with the text
-        self.asked = 0
+        self._agreed = 0  # number of first read tokens that are known to agree with the text
+        self.computed = 0
         """Number of tokens that the last call computed."""
 
     def propose(
@@ -89,15 +101,15 @@ class DraftText:
         ):
             return None
         try:
-            self._go_back(tokens)
+            self._roll_back(tokens)
             new, found, chance = list(tokens[len(self._read) :]), list[int](), 1.0
-            self._sure = min(len(tokens), len(self._read) + AT_ONCE)
-            if len(new) > CAUGHT_UP:
-                self._take(new[:AT_ONCE])
+            self._agreed = min(len(tokens), len(self._read) + TOKENS_PER_STEP)
+            if len(new) > MAX_CATCH_UP:
+                self._run(new[:TOKENS_PER_STEP])
                 return None
-            before, self.asked = self._model.seconds, 0
+            before, self.computed = self._model.seconds, 0
             while len(found) < most:
-                logits, self.asked = self._take(new), self.asked + 1
+                logits, self.computed = self._run(new), self.computed + 1
                 token = int(logits.argmax())
                 chance /= float(np.exp(logits - logits[token]).sum())
                 if chance < least:
@@ -105,8 +117,8 @@ class DraftText:
                 found.append(token)
                 new = [token]
             if step_seconds:  # else no step of the larger model has been measured yet
-                share = (self._model.seconds - before) / max(self.asked, 1) / step_seconds
-                self._model.share += SLOW * (min(share, 2 * self._model.share) - self._model.share)
+                share = (self._model.seconds - before) / max(self.computed, 1) / step_seconds
+                self._model.share += DRAFT_WEIGHT * (min(share, 2 * self._model.share) - self._model.share)
             return found
         except CacheFull:
             self.close()
@@ -115,9 +127,9 @@ class DraftText:
     def close(self) -> None:
         """Release the pages to the draft model's prefix cache."""
         self._model.runner.cache.release(self._table, tokens=self._read)
-        self._table, self._read, self._sure = BlockTable(), [], 0
+        self._table, self._read, self._agreed = BlockTable(), [], 0
 
-    def _take(self, tokens: list[int]) -> NDArray[np.float32]:
+    def _run(self, tokens: list[int]) -> NDArray[np.float32]:
         logits = self._model.logits(self._table, tokens)
         self._read += tokens
         return logits
@@ -128,18 +140,18 @@ class DraftText:
         They differ where draft tokens were rejected.
         """
         most = min(len(self._read), len(tokens) - 1)
-        common = min(self._sure, most)
+        common = min(self._agreed, most)
         while common < most and self._read[common] == tokens[common]:
             common += 1
         return common
 
-    def _go_back(self, tokens: Sequence[int]) -> None:
+    def _roll_back(self, tokens: Sequence[int]) -> None:
         """Roll back the read tokens that are not in the text. A new text starts from the prefix cache."""
         runner = self._model.runner
         if not self._read:
             self._table = runner.cache.find_prefix(tokens, len(tokens) - 1)
             self._read = list(tokens[: self._table.length])
-            self._sure = len(self._read)
+            self._agreed = len(self._read)
         length = runner.cache.truncate(self._table, self._common(tokens))
         del self._read[length:]
 
@@ -149,8 +161,8 @@ class DraftGain:
 
     def __init__(self, draft: DraftModel) -> None:
         self.proposed = self.accepted = 0
-        self._draft, self._usual = draft, replace(draft.usual)
-        self._idle, self._patience, self._tries = 0, PATIENCE, False
+        self._draft, self._averages = draft, replace(draft.averages)
+        self._idle, self._patience, self._is_trial = 0, PATIENCE, False
 
     def most(self, costs: Sequence[float], others: int) -> int:
         """Maximum number of draft tokens to ask for now.
@@ -160,29 +172,29 @@ class DraftGain:
         """
         if not costs[0] or len(costs) < 2:  # no step has been measured, or the text is at its end
             return 0
-        usual, share = self._usual, self._draft.share
-        step = costs[min(round(usual.asked), len(costs) - 1)] + usual.asked * share * costs[0]
-        if (others + 1 + usual.kept) / step > WORTH * (others + 1) / costs[0]:
+        averages, share = self._averages, self._draft.share
+        step = costs[min(round(averages.computed), len(costs) - 1)] + averages.computed * share * costs[0]
+        if (others + 1 + averages.accepted) / step > MIN_SPEEDUP * (others + 1) / costs[0]:
             self._idle, self._patience = 0, PATIENCE
             return len(costs) - 1
         self._idle += 1
         if self._idle <= self._patience or others:
             return 0
         self._idle, self._patience = 0, 2 * self._patience  # trials become rarer
-        self._tries = True
-        return min(TRIED, len(costs) - 1)
+        self._is_trial = True
+        return min(TRIAL_TOKENS, len(costs) - 1)
 
     def least(self, costs: Sequence[float]) -> float:
         """Minimum probability of acceptance at which a draft token is worth its time."""
         row = (costs[-1] - costs[0]) / (len(costs) - 1)
         return min(self._draft.share + row / costs[0], 0.95)
 
-    def tell(self, asked: int, proposed: int, accepted: int) -> None:
-        """Report a call: tokens ``asked`` of the draft model, ``proposed`` draft tokens, ``accepted`` draft tokens."""
+    def record(self, computed: int, proposed: int, accepted: int) -> None:
+        """Record a call: the tokens that the draft model computed, and its proposed and accepted draft tokens."""
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
-        if self._tries and accepted == asked:
-            self._usual = Usual()
+        if self._is_trial and accepted == computed:
+            self._averages = DraftAverages()
         else:
-            self._usual.tell(asked, accepted, SEEN)
-        self._tries = False
-        self._draft.usual.tell(asked, accepted, SLOW)
+            self._averages.record(computed, accepted, ACCEPTANCE_WEIGHT)
+        self._is_trial = False
+        self._draft.averages.record(computed, accepted, DRAFT_WEIGHT)

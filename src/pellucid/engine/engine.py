@@ -1,11 +1,9 @@
-"""The engine: one thread that runs steps for all requests until no request is left.
+"""The engine: one thread that repeats ``pipeline.step`` for all requests until no request is left.
 
-    schedule → forward → take
-
-All work on the model is a task. ``submit`` passes a task to the thread and returns a `Run`, which yields its results.
-The thread owns the scheduler, the tasks and their pages. Other threads only put messages into its inbox. This never
-blocks, so even the garbage collector can cancel a run that was dropped. A task pauses when its reader falls a few
-results behind. An error in a task ends only this task.
+All work on the model is a task. ``submit`` passes a task to the thread and returns its `Results`. The thread owns the
+scheduler, the jobs and their pages. Other threads only put messages into its inbox. This never blocks, so even the
+garbage collector can cancel a task whose results were dropped. A task pauses when its reader falls a few results
+behind. An error in a task ends only this task.
 """
 
 from __future__ import annotations
@@ -14,89 +12,91 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from pellucid import pipeline
 from pellucid.engine.draft import DraftModel
-from pellucid.engine.job import USUAL, Admission, RunningJob
+from pellucid.engine.job import DEFAULT_SCHEDULING, MAX_UNREAD, Job, SchedulingOptions
+from pellucid.engine.jobs import Jobs
 from pellucid.engine.messages import Abort, BetweenSteps, Message, Ready, Resume, Settle, Stop, Submit
 from pellucid.engine.model_runner import ModelRunner
-from pellucid.engine.pace import Pace, counts
 from pellucid.engine.reading import ReadingTask
-from pellucid.engine.run import End, Run, copied, hand_over
+from pellucid.engine.results import Results, copied
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
-from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
-from pellucid.pipeline import Scheduled, Task, Wait
+from pellucid.engine.state import EngineState
+from pellucid.engine.step_times import StepTimes, counts
+from pellucid.engine.task import ChunkOutput, ScheduledChunk, Task
+from pellucid.errors import InvalidRequest, KernelError
 from pellucid.runtime.executor import FORKED
 from pellucid.runtime.memory import release_heap
-from pellucid.runtime.sequence import CachedSequence
 
 T = TypeVar("T")
-AHEAD = 16
-"""Maximum number of unread results before a task pauses."""
-REST = 0.5
+IDLE_SECONDS = 0.5
 """Seconds without a task after which the thread ends and frees unused memory."""
-TARGET = 0.15
+TARGET_SECONDS = 0.15
 """Target duration in seconds of a step that mixes prefill and decode."""
 
 
 class Engine:
     """Runs tasks together on a `ModelRunner`: a step may serve several tasks.
 
-    ``target`` is the target duration in seconds of a step that mixes prefill and decode. ``draft`` proposes draft
-    tokens.
+    ``step`` runs one step of an engine (``pipeline.step``). ``target`` is the target duration in seconds of a step that
+    mixes prefill and decode. ``draft`` proposes draft tokens.
     """
 
-    def __init__(self, runner: ModelRunner, target: float = TARGET, draft: DraftModel | None = None) -> None:
-        self.runner, self.cache, self.pace, self.draft = runner, runner.cache, Pace(target), draft
-        self._scheduler = Scheduler(runner.cache, runner.limits, self.pace)
+    def __init__(
+        self,
+        runner: ModelRunner,
+        step: Callable[[Engine], object],
+        target: float = TARGET_SECONDS,
+        draft: DraftModel | None = None,
+    ) -> None:
+        self.runner, self.cache, self.draft = runner, runner.cache, draft
+        self.step_times = StepTimes(target)
+        self.steps, self.step_seconds = 0, 0.0
+        self._step = step
         self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._jobs: dict[Task[Any], RunningJob] = {}
-        self._timed: set[RunningJob] = set()  # jobs with a deadline
-        self._results: list[tuple[RunningJob, Any]] = []
-        """Results that readers receive when the next step begins: the step's kernels run without the interpreter."""
+        self._scheduler = Scheduler(runner.cache, runner.limits, self.step_times)
+        self._jobs = Jobs(self._scheduler, self._inbox)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._queue: int | None = None
-        self._waiting = 0
-        self.steps, self.step_seconds = 0, 0.0
+        self._max_queued: int | None = None
         self._settled: list[threading.Event] = []
+        self._step_start: float | None = None
+        self._draft_start = 0.0
         self._process = os.getpid()
 
     def submit(
         self,
         task: Task[Any],
-        how: Admission = USUAL,
+        scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
         *,
-        ahead: int = AHEAD,
+        max_unread: int = MAX_UNREAD,
         deliver: Callable[[Any], object] | None = None,
         convert: Callable[[Any], Any] | None = None,
-    ) -> Run[Any]:
-        """Start a task. It pauses when ``ahead`` results are unread.
+    ) -> Results[Any]:
+        """Start a task. It pauses while ``max_unread`` results are unread.
 
         The engine's thread calls ``convert`` and ``deliver`` with each result; both must be quick. The reader receives
-        the return value of ``convert``. With ``deliver`` the `Run` yields no results and the task never pauses.
+        the return value of ``convert``. With ``deliver`` the `Results` are empty and the task never pauses.
 
         Raises:
             InvalidRequest: the engine is closed.
             QueueFull: the queue is full.
         """
-        job = RunningJob(task, how, ahead, deliver, convert)
-        run: Run[Any] = Run(job, self._inbox)
+        job = Job(task, scheduling, max_unread=max_unread, deliver=deliver, convert=convert)
+        results: Results[Any] = Results(job, self._inbox)
         self._refuse_here()
         with self._lock:
             if self._closed:
                 raise InvalidRequest("the model is closed: load it again")
-            if self._queue is not None and self._waiting >= self._queue:
-                raise QueueFull(f"the queue is full ({self._waiting:,}): retry later, or raise --queue")
+            self._jobs.count_in(self._max_queued)
             self._start()
-            self._waiting += 1
             self._inbox.put(Submit(job))
-        return run
+        return results
 
     def _start(self) -> None:
         """Start the thread if it is not running. The caller holds the lock."""
@@ -114,14 +114,20 @@ class Engine:
                 "a sampler step asks the model that runs it, which would wait for itself: use a second model"
             )
 
-    def run(self, task: Task[T], how: Admission = USUAL, *, ahead: int = AHEAD) -> Iterator[T]:
+    def run(
+        self,
+        task: Task[T],
+        scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
+        *,
+        max_unread: int = MAX_UNREAD,
+    ) -> Iterator[T]:
         """Start a task at the first iteration, and yield its results. The task ends when the iteration ends."""
-        with closing(self.submit(task, how, ahead=ahead)) as results:
+        with closing(self.submit(task, scheduling, max_unread=max_unread)) as results:
             yield from results
 
     def limit_queue(self, queue: int | None) -> None:
         """Limit the queue: at most ``queue`` tasks may wait for their first step (None, the default: no limit)."""
-        self._queue = queue
+        self._max_queued = queue
 
     def between_steps(self, function: Callable[[], object]) -> bool:
         """Call ``function``, which must not raise, in the engine's thread before the next step; False if closed."""
@@ -156,17 +162,12 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Number of tasks that wait for their first step."""
-        return self._waiting
-
-    @property
-    def _draft_seconds(self) -> float:
-        """Total seconds of the draft model, which runs while results are delivered. Step times exclude them."""
-        return self.draft.seconds if self.draft else 0.0
+        return self._jobs.queued
 
     @property
     def running(self) -> int:
         """Number of tasks that have had their first step."""
-        return max(len(self._jobs) - self._waiting, 0)
+        return max(len(self._jobs) - self._jobs.queued, 0)
 
     @property
     def preemptions(self) -> int:
@@ -176,8 +177,25 @@ class Engine:
     @property
     def pages_in_use(self) -> int:
         """Number of pages in block tables of tasks. Pages that only the prefix cache holds count as free."""
-        jobs = list(self._jobs.values())
-        return self.cache.pages_of(one.table for job in jobs for one in list(job.task.texts()))
+        return self.cache.pages_of(one.table for job in self._jobs for one in list(job.task.sequences()))
+
+    def state(self) -> EngineState:
+        """A snapshot of the engine's state."""
+        cache, runner = self.cache, self.runner
+        return EngineState(
+            self.running,
+            self.waiting,
+            self.steps,
+            self.step_seconds,
+            self.preemptions,
+            cache.kv.pages,
+            self.pages_in_use,
+            cache.prefixes.nbytes,
+            runner.threads,
+            tuple(runner.stage_seconds),
+        )
+
+    # The engine's thread: messages, then a step, until no task is left.
 
     def _work(self) -> None:
         """The thread's main function. An error outside a task is a bug: it ends all tasks, so that no reader hangs."""
@@ -187,26 +205,25 @@ class Engine:
                 self._loop()
                 return
             except BaseException as error:
-                for job in list(self._jobs.values()):
-                    self._end(job, copied(error))
+                self._jobs.end_all(error)
 
     def _loop(self) -> None:
         """Handle messages and run steps until no task and no message is left."""
         while True:
-            self._expire()
+            self._jobs.expire()
             idle = all(job.paused for job in self._scheduler)
             if idle:
-                self._hand_over()
+                self._jobs.flush()
                 for event in self._settled:
                     event.set()
                 self._settled.clear()
-            resting = not len(self._scheduler)
-            patience = (0.0 if self._closed else REST) if resting else math.inf
-            if self._heard(idle, patience):
+            unused = not len(self._scheduler)
+            patience = (0.0 if self._closed else IDLE_SECONDS) if unused else math.inf
+            if self._receive(idle, patience):
                 continue
             if not idle:
-                self._step()
-            elif resting:
+                self._step(self)
+            elif unused:
                 self.cache.trim()
                 release_heap()
                 with self._lock:
@@ -214,187 +231,133 @@ class Engine:
                         self._thread = None
                         return
 
-    def _heard(self, idle: bool, patience: float) -> bool:
+    def _receive(self, wait: bool, patience: float = math.inf) -> bool:
         """Handle the next message, if any. Returns True if a message was handled.
 
-        If ``idle``, wait for a message until the next deadline, or for ``patience`` seconds without deadlines.
+        With ``wait``, wait for a message until the next deadline, or for ``patience`` seconds without deadlines.
         """
-        if not idle and self._inbox.empty():
+        if not wait and self._inbox.empty():
             return False
-        left = min((job.seconds_left for job in self._timed), default=patience)
+        seconds = min(self._jobs.seconds_left, default=patience)
         try:
-            self._hear(self._inbox.get(block=idle, timeout=max(left, 0.0) if left < math.inf else None))
+            timeout = max(seconds, 0.0) if seconds < math.inf else None
+            self._handle(self._inbox.get(block=wait, timeout=timeout))
             return True
         except Empty:
             return False
 
-    def _expire(self) -> None:
-        """End the tasks whose deadline has passed."""
-        for job in [job for job in self._timed if job.seconds_left <= 0]:
-            waited = "it waited for others" if job.waits else "it was running"
-            self._end(job, DeadlinePassed(f"the request did not end within {job.how.deadline:g} s: {waited}"))
-
-    def _no_longer_waits(self, job: RunningJob) -> None:
-        if job.waits:
-            job.waits = False
-            with self._lock:
-                self._waiting -= 1
-
-    def _hear(self, message: Message) -> None:
-        """Handle a message."""
+    def _handle(self, message: Message) -> None:
         match message:
             case Submit(job):
-                self._enter(job)
+                self._jobs.add(job)
             case Abort(job) if not job.ended:
-                self._end(job)
-            case Resume(job) if not job.ended and job.task.done:
-                self._end(job)
+                self._jobs.end(job)
             case Resume(job) if not job.ended:
                 job.paused = job.is_ahead
-            case Ready(job, sequence, results):
-                self._go_on(job, sequence, results)
+                self._jobs.end_if_done(job)
+            case Ready():
+                self._jobs.continue_delivery(message)
             case BetweenSteps(function):
                 function()
             case Settle(event):
                 self._settled.append(event)
             case Stop():
-                for job in list(self._jobs.values()):
-                    self._end(job, InvalidRequest("the model was closed while the request ran"))
+                self._jobs.end_all(InvalidRequest("the model was closed while the request ran"))
 
-    def _enter(self, job: RunningJob) -> None:
-        """Add a job, unless its task runs already."""
-        if job.task in self._jobs:
-            self._no_longer_waits(job)
-            self._tell_end(job, InvalidRequest("this task runs already: make another"))
-            return
-        self._jobs[job.task] = job
-        if job.how.deadline is not None:
-            self._timed.add(job)
-        self._scheduler.add(job)
-        if job.task.done:
-            self._end(job)
+    # A step (``pipeline.step``): schedule → forward → deliver → finish.
 
-    def _step(self) -> None:
-        """Run one step of the model for all jobs that can run, or one turn of a reading if its turn comes first."""
-        if (reading := self._scheduler.next_reading()) is not None:
-            self._read(self._jobs[reading.task])
-            return
-        scheduled = list[Scheduled]()
+    def schedule(self) -> list[ScheduledChunk]:
+        """Choose the chunks of the next step.
+
+        Returns no chunks if no task can run now, or if a reading runs in place of a step, or if a task failed.
+        """
+        if self._read(alone=False):
+            return []
         # Jobs that advance without a step, and may then free pages.
-        waiting = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs.values())
+        waiting = any(job.waiting or isinstance(job.task, ReadingTask) for job in self._jobs)
+        scheduled = list[ScheduledChunk]()
         try:
             scheduled = self._scheduler.schedule()
         except JobTooLarge as large:
             if not waiting:  # else another job may free the pages
-                self._end(self._jobs[large.job.task], large.error)
-                return
-        if not scheduled and (reading := self._scheduler.next_reading(alone=True)) is not None:
-            self._read(self._jobs[reading.task])
+                self._jobs.end(large.job, large.error)
+                return []
+        if not scheduled and not self._read(alone=True):
+            self._wait_or_fail(waiting)
+        for chunk in scheduled:
+            self._jobs.start(self._job(chunk.task))
+        return scheduled
+
+    def _wait_or_fail(self, waiting: bool) -> None:
+        """Without a chunk: wait for a message if a job waits for another thread, else end a job that cannot run."""
+        if waiting:
+            self._jobs.flush()
+            self._receive(True)
             return
-        if not scheduled and waiting:
-            self._hand_over()
-            self._heard(True, math.inf)
-            return
+        stuck = next(job for job in self._scheduler if not job.paused)
+        error = KernelError("a task is not done, but has nothing to read: a bug of the task")
+        self._jobs.end(stuck, error)
+
+    def _read(self, *, alone: bool) -> bool:
+        """Run one turn of a reading, if it is the turn of its client. ``alone``: no step can run now."""
+        job = self._scheduler.next_reading(alone=alone)
+        if job is None:
+            return False
+        assert isinstance(job.task, ReadingTask)
+        self._jobs.start(job)
+        self._jobs.flush()
+        start = time.perf_counter()
+        self._jobs.deliver(job, None, job.task.turn())
+        self._scheduler.charge_reading(job, time.perf_counter() - start)
+        self._jobs.end_if_done(job)
+        return True
+
+    def _job(self, task: Task[Any]) -> Job:
+        job = self._jobs.of(task)
+        assert job is not None
+        return job
+
+    def forward(self, scheduled: Sequence[ScheduledChunk]) -> tuple[list[ChunkOutput], float]:
+        """Run the chunks. Returns the output of each, and the seconds of the step.
+
+        If the step fails, its tasks end with the error, and there are no outputs. The runner splits the chunks into
+        several steps if they exceed the limits of a step.
+        """
+        self._step_start = None
         if not scheduled:
-            stuck = next(job for job in self._scheduler if not job.paused)
-            self._end(
-                self._jobs[stuck.task],
-                KernelError("a task is not done, but has nothing to read: a bug of the task"),
-            )
-            return
-        for one in scheduled:
-            self._no_longer_waits(self._jobs[one.task])
-        self._hand_over()
-        start, drafted = time.perf_counter(), self._draft_seconds
+            return [], 0.0
+        self._jobs.flush()
+        start, self._draft_start = time.perf_counter(), self._draft_seconds
         try:
-            for one, results in pipeline.step(self.runner, scheduled):
-                if len(one.chunk.tokens) > one.chunk.outputs and not (
-                    one.sequence.in_one_step or one.sequence.uncacheable
-                ):
-                    self.cache.keep_prefix(one.sequence.table, one.sequence.tokens)
-                if job := self._jobs.get(one.task):  # else another sequence of the task failed in this step
-                    self._deliver(job, one.sequence, results)
+            outputs = self.runner.forward_all([one.chunk for one in scheduled])
         except BaseException as error:
             for task in {one.task for one in scheduled}:
-                if job := self._jobs.get(task):
-                    self._end(job, copied(error))
+                self._jobs.end(self._job(task), copied(error))
+            return [], 0.0
+        self._step_start = start
+        return outputs, time.perf_counter() - start
+
+    def deliver(self, scheduled: ScheduledChunk, results: Iterator[Any]) -> None:
+        """Compute the results of a chunk, and queue them for the task's reader."""
+        sequence, chunk = scheduled.sequence, scheduled.chunk
+        if len(chunk.tokens) > chunk.outputs and not (sequence.in_one_step or sequence.uncacheable):
+            self.cache.keep_prefix(sequence.table, sequence.tokens)
+        if job := self._jobs.of(scheduled.task):  # else another sequence of the task failed in this step
+            self._jobs.deliver(job, sequence, results)
+
+    def finish(self, scheduled: Sequence[ScheduledChunk]) -> None:
+        """Record the time of a step, and end the tasks that are done."""
+        if self._step_start is None:  # no step ran, or it failed
             return
-        seconds = time.perf_counter() - start - (self._draft_seconds - drafted)
+        seconds = time.perf_counter() - self._step_start - (self._draft_seconds - self._draft_start)
         self.steps, self.step_seconds = self.steps + 1, self.step_seconds + seconds
-        self.pace.tell(*counts(scheduled), seconds)
+        self.step_times.record(*counts(scheduled), seconds)
         self._scheduler.charge(seconds)
         for task in dict.fromkeys(one.task for one in scheduled):
-            job = self._jobs.get(task)
-            if job is not None and task.done:
-                self._end(job)
+            if job := self._jobs.of(task):
+                self._jobs.end_if_done(job)
 
-    def _read(self, job: RunningJob) -> None:
-        """Run one turn of a reading."""
-        assert isinstance(job.task, ReadingTask)
-        self._no_longer_waits(job)
-        self._hand_over()
-        start = time.perf_counter()
-        self._deliver(job, None, job.task.turn())
-        self._scheduler.charge_reading(job, time.perf_counter() - start)
-        if not job.ended and job.task.done:
-            self._end(job)
-
-    def _deliver(self, job: RunningJob, sequence: CachedSequence | None, results: Iterator[Any]) -> None:
-        """Compute results of a task and queue them for its reader. ``sequence`` is None for a reading."""
-        try:
-            for result in results:
-                if isinstance(result, Wait):
-                    job.waiting += 1
-                    ready = Ready(job, sequence, results)
-                    result.job.add_done_callback(lambda _, ready=ready: self._inbox.put(ready))  # type: ignore[misc]
-                    return
-                if job.deliver:
-                    job.deliver(result)
-                    continue
-                job.sent += 1
-                self._results.append((job, job.convert(result) if job.convert else result))
-            if sequence is not None:  # a preempted sequence needs no second outputs
-                sequence.first_output = max(sequence.first_output, sequence.table.length)
-        except BaseException as error:
-            self._end(job, error)
-            return
-        if job.is_ahead:
-            job.paused = True
-            if not job.is_ahead:  # the reader looked before ``paused`` was set, and sent no Resume
-                self._inbox.put(Resume(job))
-
-    def _go_on(self, job: RunningJob, sequence: CachedSequence | None, results: Iterator[Any]) -> None:
-        """Continue with the results of a sequence that waited for another thread."""
-        job.waiting -= 1
-        if not job.ended:
-            self._deliver(job, sequence, results)
-        if not job.ended and job.task.done:
-            self._end(job)
-
-    def _end(self, job: RunningJob, error: BaseException | None = None) -> None:
-        """Remove a job, free its pages, and notify its reader."""
-        self._timed.discard(job)
-        try:
-            del self._jobs[job.task]
-            self._no_longer_waits(job)
-            self._scheduler.remove(job)
-            job.task.close()
-        except BaseException as failure:  # the reader is notified in any case
-            error = error or failure
-        self._tell_end(job, error)
-
-    def _tell_end(self, job: RunningJob, error: BaseException | None) -> None:
-        """Queue the end of a job's results."""
-        job.ended = True
-        self._results.append((job, End(error)))
-
-    def _hand_over(self) -> None:
-        """Pass the queued results to the readers.
-
-        Readers run when the interpreter is free: while the next step computes, or while the engine waits. Results that
-        arrive earlier would only wake readers that wait for the interpreter.
-        """
-        results, self._results = self._results, []
-        for job in hand_over(results):
-            if not job.ended:
-                self._inbox.put(Abort(job))
+    @property
+    def _draft_seconds(self) -> float:
+        """Total seconds of the draft model, which runs while results are delivered. Step times exclude them."""
+        return self.draft.seconds if self.draft else 0.0

@@ -8,35 +8,35 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from pellucid.engine.job import RunningJob
+from pellucid.engine.job import Job
 from pellucid.runtime.sequence import CachedSequence
 
 
 class Submit(Struct, frozen=True):
     """A new job."""
 
-    job: RunningJob
+    job: Job
 
 
 class Abort(Struct, frozen=True):
     """End a job whose results nobody reads any more."""
 
-    job: RunningJob
+    job: Job
 
 
 class Resume(Struct, frozen=True):
     """The reader of a job has room for results again."""
 
-    job: RunningJob
+    job: Job
 
 
 class Ready(Struct, frozen=True):
-    """A sequence of a job has waited for another thread, which is done: iterate ``results`` again (``pipeline.Wait``).
+    """A sequence of a job has waited for another thread, which is done: iterate ``results`` again (``task.Wait``).
 
     ``sequence`` is None for a reading.
     """
 
-    job: RunningJob
+    job: Job
     sequence: CachedSequence | None
     results: Iterator[Any]
 

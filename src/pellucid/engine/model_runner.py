@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.compiled import compile_kernels
-from pellucid.engine.head import HeadProgram
-from pellucid.engine.watching import BoundProgram, WatchedPrograms
+from pellucid.engine.compile_kernels import compile_kernels
+from pellucid.engine.head_program import HeadProgram
+from pellucid.engine.watched_program import BoundProgram, WatchedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout

@@ -1,19 +1,53 @@
-"""Results of a request: its text, and how the text was generated."""
+"""Results of a request: its tokens, its text, and how the text was generated."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct
 
 from pellucid.errors.messages import brief
 from pellucid.sample.beams import Node
-from pellucid.sample.logprobs import Logprobs
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs
 from pellucid.sample.step import SamplerStep, options_of
 from pellucid.sample.trace import TokenTrace
+
+if TYPE_CHECKING:
+    from pellucid.sample.chain import Draw
+
+
+class TokenOutput(Struct, frozen=True):
+    """One sampled token, and the text that it completes. ``held`` is text that is held back.
+
+    ``model_seconds`` is the duration of the steps that computed its logits: all steps of the prompt for the first
+    token, 0 for a token after the first of the same step.
+
+    ``finish_reason`` is None unless the token is the last. Then it is "stop" (an end token, a stop string, or a
+    complete constraint; ``stop_reason`` is the token or the string, None for a constraint), "length" (the requested
+    number of tokens or the end of the context), "time", or "until" (the request's ``until`` function).
+
+    ``probability`` is the token's probability after the chain, if a step of the chain depends on it (else 1).
+    ``logprobs`` and ``trace`` are None, and ``pages`` (the sequence's number of pages in the cache) is 0, unless the
+    options request them. ``draw`` holds the logits of the token. It is None in outputs that wait in a queue: slow
+    readers would keep the logits in memory. ``sequence`` is the number of the token's sequence in its request.
+    """
+
+    id: int
+    text: str
+    model_seconds: float
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    held: str = ""
+    pages: int = 0
+    probability: float = 1.0
+    logprobs: TokenLogprobs | None = None
+    trace: TokenTrace | None = None
+    draw: Draw | None = None
+    sequence: int = 0
 
 
 @dataclass(frozen=True)

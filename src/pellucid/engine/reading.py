@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from pellucid.pipeline import ChunkOutput
+from pellucid.engine.task import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 
 T = TypeVar("T")
@@ -31,15 +31,15 @@ class ReadingTask(Generic[T]):
     def begin(self, waited: float) -> None:
         """As in ``Task``."""
 
+    def runnable(self) -> Sequence[CachedSequence]:
+        """No sequences."""
+        return ()
+
     def sequences(self) -> Sequence[CachedSequence]:
         """No sequences."""
         return ()
 
-    def texts(self) -> Sequence[CachedSequence]:
-        """No sequences."""
-        return ()
-
-    def take(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[Any]:
+    def process(self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float) -> Iterator[Any]:
         """No results: a reading has no tokens."""
         return iter(())
 

@@ -1,294 +1,213 @@
-"""Requests: a prompt with its options, the task that runs it, and its results."""
+"""Requests: a prompt that one or several sequences continue, their outputs so far, and their results.
+
+``local_request.py`` runs a request on an engine of this process, ``cluster/`` on replicas.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, closing
-from dataclasses import replace
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, closing
 
-from msgspec import structs
+from msgspec import Struct
+from msgspec.structs import replace
 
-from pellucid.engine.engine import AHEAD, Engine
-from pellucid.engine.generation import GenerationTask, Prompt
-from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.job import USUAL, Admission
-from pellucid.engine.output import Generation
-from pellucid.engine.probe import SequenceWatch, Watching
-from pellucid.engine.run import Run
-from pellucid.engine.sequence import TextSequence, TokenOutput
-from pellucid.engine.text_group import MadeToken, OutputBuilder, PromptFacts, TextGroup
-from pellucid.sample.chain import Chain
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
+from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
+from pellucid.engine.probe import Watching
+from pellucid.runtime.sequence import CachedSequence
+from pellucid.sample.chain import SEED_BITS, Chain
+from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options
+from pellucid.sample.trace import TokenTrace
 
 
-def _collect(
-    engine: Engine,
-    task: GenerationTask,
-    how: Admission,
-    builders: list[OutputBuilder],
-    begin: Callable[[], object],
-) -> Generator[tuple[int, TokenOutput], None, None]:
-    """Run the task and yield its outputs. Each output is first added to its builder.
+class RequestOptions(Struct, frozen=True):
+    """The options of a request: of its generation, of its scheduling, and the traces and edits of its values."""
 
-    The request's ``until`` function runs here, in the reader's thread; the task waits for each of its answers. The
-    generator holds no reference to the request, so that a dropped iterator ends immediately.
-    """
-    begin()
-    start = time.perf_counter()
-    for number, output in engine.run(task, how, ahead=_ahead(builders)):
-        if not builders[number].ended:
-            token = _added(task, builders, number, MadeToken.of(output, builders[number].options), start)
-            if token.finish_reason != output.finish_reason:
-                changes = {"text": token.text, "finish_reason": token.finish_reason, "held": token.held}
-                output = structs.replace(output, **changes)
-            yield number, output
+    generation: Options
+    scheduling: SchedulingOptions = DEFAULT_SCHEDULING
+    watching: Watching | None = None
 
 
-def _added(
-    task: GenerationTask, builders: list[OutputBuilder], number: int, token: MadeToken, start: float
-) -> MadeToken:
-    """Add a sequence's token to its builder, and return it. Stops the sequence if ``until`` returns True."""
-    token = builders[number].add(token, time.perf_counter() - start)
-    if token.finish_reason == "until":
-        task.stop(number)
-    return token
+class PromptOutput(Struct, frozen=True):
+    """The output of a request's prefill.
 
-
-def _made(builders: list[OutputBuilder], found: tuple[int, TokenOutput]) -> tuple[int, MadeToken]:
-    """Convert an output to a token without logits. Queues of slow readers would keep the logits in memory."""
-    number, output = found
-    return number, MadeToken.of(output, builders[number].options)
-
-
-def _begun(
-    hooks: Sequence[Callable[[], object]], make: Callable[[], list[TextSequence]]
-) -> list[TextSequence]:
-    """Call the hooks of a request's first step, and make its sequences. Holds no reference to the request."""
-    for hook in hooks:
-        hook()
-    return make()
-
-
-def _keep(watching: Watching | None, probes: Sequence[SequenceWatch]) -> None:
-    """Add the sequences of a request to the trace."""
-    if watching is not None:
-        for probe in probes:
-            watching.keep(probe)
-
-
-def _read(prompt: list[int], builder: OutputBuilder) -> list[int]:
-    """The tokens that a sequence has read: all except the last."""
-    return [*prompt, *builder.ids[:-1]]
-
-
-def _ahead(builders: list[OutputBuilder]) -> int:
-    """Maximum number of unread results: 1 with an ``until`` function, which may end the text at each token."""
-    return 1 if builders[0].options.until else AHEAD
-
-
-class RequestGroup(TextGroup):
-    """A prompt that several sequences continue, one for each chain, on an engine of this process.
-
-    Iterate over (sequence number, token output), or call ``start`` and ``wait``; then read the ``results``. The
-    constructor raises errors in the request.
-
-    ``begun`` are already generated tokens of the answer, with their probabilities after the chain. Generation continues
-    after them with the same random numbers, and the results hold only the tokens that follow. Logits are computed from
-    position ``first_output`` on (None: only where the request needs them).
+    ``cached`` is the number of tokens from the prefix cache, ``queue`` the seconds until the first step. ``logprobs``
+    is None if log-probabilities were not requested.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        inputs: Inputs,
-        prompt: PromptInput,
-        options: Options,
-        chains: list[Chain],
-        how: Admission = USUAL,
-        watching: Watching | None = None,
-        begun: Sequence[tuple[int, float]] = (),
-        first_output: int | None = None,
-    ) -> None:
-        self.options, self.watching = options, watching
-        ids = inputs.prompt(prompt)  # text → tokenize → ids
-        tokenizer = inputs.tokenizer
-        size, spare_core = inputs.vocabulary, engine.runner.idle_core
-        ends = options.ends(tokenizer, size)
-        samplers = [
-            chain.start(tokenizer, ids, ends, spare_core=spare_core, vocabulary=size) for chain in chains
-        ]
-        made = [token for token, _ in begun]
-        if begun:
-            ids = inputs.prompt([*ids, *made])
-            for sampler in samplers:
-                for token, probability in begun:
-                    sampler.accept(token, probability)
-        limit = inputs.answer_limit(ids, options.max_new_tokens)
-        if watching is not None and watching.watches_chain:
-            options = replace(options, watch=True)
-        self.builders = [OutputBuilder(chain, options) for chain in chains]
-        wanted = first_output if watching is None else watching.first_output
-        first = 0 if options.prompt_logprobs is not None else len(ids) - 1
-        first = first if wanted is None else min(wanted, first)
-        most = len(ids) + limit - 1  # the last token is not read
-        probes = (
-            [] if watching is None else watching.begin(len(ids), len(chains), most=most, first_output=first)
-        )
-        for probe, builder in zip(probes, self.builders):
-            probe.tokens, probe.outputs = partial(_read, ids, builder), builder
-        # A recurrent state cannot be rolled back to reject draft tokens.
-        can_go_back = not engine.cache.has_states
-        speculates = options.prompt_lookup and can_go_back
-        draft = engine.draft if options.draft and can_go_back else None
-        hooks = self._hooks = list[Callable[[], object]]()
+    cached: int = 0
+    queue: float = 0.0
+    logprobs: Logprobs | None = None
 
-        def texts() -> list[TextSequence]:
-            return [
-                TextSequence(
-                    tokenizer, options, sampler, ends, limit, speculates=speculates, draft=draft, begun=made
-                )
-                for sampler in samplers
-            ]
 
-        self._task = GenerationTask(
-            engine.cache,
-            engine.pace,
-            Prompt(
-                ids,
-                options.prompt_logprobs,
-                size,
-                probe=probes[0] if probes else None,
-                first_output=wanted,
-            ),
-            partial(_begun, hooks, texts),
-            probes,
-        )
-        for builder in self.builders:
-            builder.prompt = self._task.prompt
-        self._engine, self._how = engine, how
-        self._run: Run[tuple[int, TokenOutput]] | None = None
-        self._begin = partial(_keep, watching, probes)
-        self.outputs = _collect(engine, self._task, how, self.builders, self._begin)
+class SequenceOutput:
+    """The output of one sequence so far: its tokens, and the time of each in seconds from the start.
 
-    def __iter__(self) -> Iterator[tuple[int, TokenOutput]]:
-        return self.outputs
+    ``prompt`` is the prompt's sequence, if it runs in this process.
+    """
+
+    def __init__(self, chain: Chain, options: Options, prompt: CachedSequence | None = None) -> None:
+        self.chain, self.options, self.prompt = chain, options, prompt
+        self.ids: list[int] = []
+        self.times: list[float] = []
+        self.texts: list[str] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.trace: list[TokenTrace] = []
+        self.held: list[str] = []
+        self.pages: list[int] = []
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.prefill_seconds = self.first = self.total = self.model = 0.0
 
     @property
+    def cached(self) -> int:
+        """Number of prompt tokens that came from the prefix cache."""
+        return (self.prompt.cached or 0) if self.prompt else 0
+
+    @property
+    def ended(self) -> bool:
+        """True if the last token has arrived."""
+        return self.finish_reason is not None
+
+    def add_or_stop(self, token: TokenOutput, seconds: float) -> TokenOutput:
+        """Add a token as ``add``, unless the request's ``until`` function ends the text. Returns the last token then.
+
+        The caller stops the sequence if the finish reason is "until".
+        """
+        until = self.options.until
+        if until and token.finish_reason != "stop" and until("".join(self.texts) + token.text + token.held):
+            token = replace(token, text=token.text + token.held, finish_reason="until", held="")
+        self.add(token, seconds)
+        return token
+
+    def add(self, token: TokenOutput, seconds: float) -> None:
+        """Add a token that arrived ``seconds`` after the start."""
+        self.total, self.model = seconds, self.model + token.model_seconds
+        if not self.ids:
+            self.first, self.prefill_seconds = seconds, token.model_seconds
+        self.ids.append(token.id)
+        self.times.append(seconds)
+        self.texts.append(token.text)
+        self.finish_reason, self.stop_reason = token.finish_reason, token.stop_reason
+        if token.logprobs is not None:
+            self.logprobs.append(token.logprobs)
+        if token.trace is not None:
+            self.trace.append(token.trace)
+            self.held.append(token.held)
+            self.pages.append(token.pages)
+
+
+class Request(ABC):
+    """A prompt that several sequences continue, one for each chain. ``outputs`` collect the tokens of each.
+
+    Call ``start``, then ``wait`` or ``finished``; or iterate over ``stream``. Then read the ``results``.
+    """
+
+    options: Options
+    outputs: list[SequenceOutput]
+    watching: Watching | None = None
+    """The traces and edits of the request."""
+
+    resumable = False
+    """True if another server can take over the request, by the name that ``named`` sets."""
+
+    def named(self, name: str, joins: bool) -> None:  # noqa: B027 - most have no use for a name
+        """Set the name that identifies the request on every server. If it ``joins``, it may be running already.
+
+        Without a seed in its options the request draws with a seed that is derived from the name.
+        """
+
+    @property
+    @abstractmethod
     def prompt(self) -> list[int]:
         """The tokens of the prompt."""
-        return self._task.prompt.tokens
 
     @property
-    def facts(self) -> PromptFacts:
-        """Facts about the prompt so far."""
-        prompt = self._task.prompt
-        return PromptFacts(prompt.cached or 0, self._task.queue, prompt.logprobs)
+    @abstractmethod
+    def prompt_output(self) -> PromptOutput:
+        """The output of the prefill so far."""
 
     @property
     def prompt_read(self) -> int | None:
-        """Number of the prompt's tokens that are read or cached; None before its first step."""
-        if (made := super().prompt_read) is not None:
-            return made
-        prompt = self._task.prompt
-        return None if prompt.cached is None else min(prompt.table.length, len(prompt.tokens))
+        """Number of the prompt's tokens that are read or cached; None while the number is unknown."""
+        return len(self.prompt) if any(one.ids for one in self.outputs) else None
 
     @property
+    @abstractmethod
     def speculation(self) -> list[tuple[int, int]]:
         """Number of draft tokens and number of accepted draft tokens, for each sequence."""
-        return self._task.speculation
 
-    def start(
-        self,
-        heard: Callable[[int, MadeToken], object] | None = None,
-        began: Callable[[], object] | None = None,
-    ) -> None:
-        """Start the request. The engine's thread collects the outputs and calls the two functions.
+    @abstractmethod
+    def start(self) -> None:
+        """Start the request."""
 
-        ``began`` is called before the first step, ``heard`` with the sequence number and the token of each output. With
-        an ``until`` function the request does not start here, but in ``wait``.
-        """
-        if began:
-            self._hooks.append(began)
-        start, builders = time.perf_counter(), self.builders
-        if self.options.until:
-            return
-
-        def collect(found: tuple[int, TokenOutput]) -> None:
-            number, token = _made(builders, found)
-            builders[number].keep(token, time.perf_counter() - start)
-            if heard:
-                heard(number, token)
-
-        self._begin()
-        self._run = self._engine.submit(self._task, self._how, deliver=collect)
-
+    @abstractmethod
     def wait(self) -> None:
-        """Wait until the request has ended. Runs it if it has not been started."""
-        for _ in self._run or self:
-            pass
+        """Block the thread until the request has ended. Runs the request if it has not been started."""
 
+    @abstractmethod
     async def finished(self) -> None:
         """Wait in an event loop until the started request has ended. Cancelling the wait cancels the request."""
-        assert self._run is not None
-        async with aclosing(self._run.stream()) as nothing:
-            async for _ in nothing:
-                pass
 
-    def attach(self, probes: Sequence[SequenceWatch]) -> None:
-        """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
-        for probe, builder in zip(probes, self.builders):
-            probe.tokens = partial(_read, self.prompt, builder)
-        self._engine.between_steps(partial(self._task.watch, probes))
+    @abstractmethod
+    def stream(self) -> AsyncGenerator[TokenOutput, None]:
+        """Start the request, and yield its tokens. Raises QueueFull in this call.
 
+        ``outputs`` may be ahead of the yielded token, because several tokens may arrive together.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Cancel the request."""
-        if self._run:
-            self._run.close()
 
-    def stream(self) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        """Start the request, and return its outputs for an event loop. Raises QueueFull in this call."""
-        self._begin()
-        made = partial(_made, self.builders)
-        ahead = _ahead(self.builders)
-        return self._streamed(self._engine.submit(self._task, self._how, ahead=ahead, convert=made))
+    def unused_edits(self) -> list[str]:
+        """Sentences about edits at positions that the texts did not reach before they ended."""
+        return unused_edits(self.watching, self.prompt, self.outputs)
 
-    async def _streamed(self, run: Run[tuple[int, MadeToken]]) -> AsyncGenerator[tuple[int, MadeToken], None]:
-        task, builders, start = self._task, self.builders, time.perf_counter()
-        async with aclosing(run.stream()) as tokens:
-            async for number, token in tokens:
-                if not builders[number].ended:
-                    yield number, _added(task, builders, number, token, start)
-
-
-def _outputs_of(group: RequestGroup, ended: Callable[[RequestGroup], object]) -> Iterator[TokenOutput]:
-    with closing(group.outputs) as outputs:
-        for _, output in outputs:
-            yield output
-    ended(group)
-
-
-class Request:
-    """A request group with one sequence. Iterate over its token outputs, then read the ``result``.
-
-    ``ended`` is called with the group after the last output.
-    """
-
-    def __init__(
-        self, group: RequestGroup, ended: Callable[[RequestGroup], object] = lambda group: None
-    ) -> None:
-        self._group = group
-        self._outputs = _outputs_of(group, ended)
-
-    def __iter__(self) -> Iterator[TokenOutput]:
-        return self._outputs
-
-    @property
-    def ids(self) -> list[int]:
-        """The tokens generated so far."""
-        return self._group.builders[0].ids
+    def results(self) -> list[Generation]:
+        """The result of each sequence so far; ``finish_reason`` is None for a sequence that has not ended."""
+        prompt, prefill = self.prompt, self.prompt_output
+        speculation = self.speculation or [(0, 0)] * len(self.outputs)
+        return [
+            Generation(
+                text="".join(one.texts),
+                ids=list(one.ids),
+                finish_reason=one.finish_reason,
+                stop_reason=one.stop_reason,
+                usage=Usage(len(prompt), prefill.cached, len(one.ids), proposed, accepted),
+                timings=Timings(prefill.queue, one.prefill_seconds, one.first, one.total, one.model),
+                seed=None if one.chain.greedy else one.chain.seed & ((1 << SEED_BITS) - 1),
+                chain=one.chain.steps,
+                logprobs=None
+                if self.options.logprobs is None
+                else joined(one.logprobs, self.options.logprobs),
+                prompt_logprobs=prefill.logprobs,
+                trace=one.trace if self.options.watch else None,
+            )
+            for one, (proposed, accepted) in zip(self.outputs, speculation)
+        ]
 
     def result(self) -> Generation:
-        """The result so far; ``finish_reason`` is None if the sequence has not ended."""
-        return self._group.results()[0]
+        """The result of the first sequence so far, as in ``results``."""
+        return self.results()[0]
+
+
+def unused_edits(
+    watching: Watching | None, prompt: Sequence[int], outputs: Sequence[SequenceOutput]
+) -> list[str]:
+    """As ``Request.unused_edits``, for functions that must hold no reference to the request."""
+    if watching is None:
+        return []
+    generated = max((len(one.ids) for one in outputs), default=0)
+    return watching.unused(len(prompt) + max(generated - 1, 0))
+
+
+def run_together(requests: Sequence[Request]) -> None:
+    """Run requests together until all have ended. An error in one request cancels the others and is raised."""
+    with ExitStack() as stack:
+        for request in requests:
+            stack.enter_context(closing(request)).start()
+        for request in requests:
+            request.wait()

@@ -1,7 +1,7 @@
 """The scheduler: chooses the tokens of each sequence that run in the next step.
 
 A step has a token budget. Decode rows come first: one token of each decoding sequence, with the forced or draft tokens
-after it. Prompts share the rest of the budget. The target duration of a step limits their tokens (``pace.py``):
+after it. Prompts share the rest of the budget. The target duration of a step limits their tokens (``step_times.py``):
 
 1. Jobs of higher priority come first.
 2. Then the client that has used the least machine time (``fairness.py``).
@@ -25,24 +25,24 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.fairness import FairShares
 from pellucid.engine.job import Job
-from pellucid.engine.pace import Pace
 from pellucid.engine.reading import ReadingTask
+from pellucid.engine.step_times import StepTimes
+from pellucid.engine.task import ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable
 from pellucid.runtime.sequence import CachedSequence
 
-OLDEST = 4
-"""The oldest prompt of a client gets at least 1 / OLDEST of the prompts' token budget."""
+OLDEST_SHARE = 4
+"""The oldest prompt of a client gets at least 1 / OLDEST_SHARE of the prompts' token budget."""
 
 
 class Scheduler:
     """Holds the jobs and plans the steps."""
 
-    def __init__(self, cache: CacheManager, limits: StepLimits, pace: Pace) -> None:
-        self._cache, self._limits, self._pace = cache, limits, pace
+    def __init__(self, cache: CacheManager, limits: StepLimits, step_times: StepTimes) -> None:
+        self._cache, self._limits, self._step_times = cache, limits, step_times
         self._jobs: list[Job] = []
         self._shares = FairShares()
         self._count = 0
@@ -63,7 +63,7 @@ class Scheduler:
         self._count += 1
         job.number = self._count
         self._jobs.append(job)
-        self._jobs.sort(key=lambda one: one.place)
+        self._jobs.sort(key=lambda one: one.order)
         self._shares.enter(job.client)
 
     def remove(self, job: Job) -> None:
@@ -71,7 +71,7 @@ class Scheduler:
         self._jobs.remove(job)
         self._shares.leave(job.client)
         for other in self._jobs:
-            other.parked = False
+            other.preempted = False
 
     def charge(self, seconds: float) -> None:
         """Charge the ``seconds`` of the last planned step to its clients, in proportion to their tokens.
@@ -97,28 +97,28 @@ class Scheduler:
         self._has_read = True
         return first
 
-    def schedule(self) -> list[Scheduled]:
+    def schedule(self) -> list[ScheduledChunk]:
         """Choose the chunks of the next step and allocate their pages. Returns no chunks if every job waits.
 
         Raises:
             JobTooLarge: no job can run, because the first job does not fit into the cache by itself.
         """
         self._has_read = False
-        step = _Room(self._limits)
+        step = _StepBudget(self._limits)
         ready = [job for job in self._jobs if not job.paused]
         short: dict[Job, CacheFull] = {}
         rows, prompts = list[tuple[Job, CachedSequence]](), list[tuple[Job, CachedSequence]]()
         for job in ready:
-            if job.parked and any(other.has_pages for other in ready if other is not job):
+            if job.preempted and any(other.has_pages for other in ready if other is not job):
                 continue
-            job.parked = False
-            for sequence in job.task.sequences():
+            job.preempted = False
+            for sequence in job.task.runnable():
                 (rows if sequence.decodes else prompts).append((job, sequence))
         self._decode(step, rows, {job for job, _ in prompts}, short)
         if prompts:
             self._read_prompts(step, prompts, short)
         if not step.chunks and short:
-            job = min(short, key=lambda job: job.place)
+            job = min(short, key=lambda job: job.order)
             raise JobTooLarge(job, short[job])
         self._tokens.clear()
         if self._shares.contended:  # else the counter does not matter: later clients start at it
@@ -128,7 +128,7 @@ class Scheduler:
 
     def _decode(
         self,
-        step: _Room,
+        step: _StepBudget,
         rows: list[tuple[Job, CachedSequence]],
         waiting: Set[Job],
         short: dict[Job, CacheFull],
@@ -146,8 +146,8 @@ class Scheduler:
             if len(rows) > places:
                 rows = sorted(rows, key=self._order_of_rows(rows))[:places]
         for job, sequence in rows:
-            if not job.parked:  # preempted in this step
-                self._take(step, job, sequence, sequence.unread_tokens, short)
+            if not job.preempted:  # preempted in this step
+                self._add(step, job, sequence, sequence.unread_tokens, short)
 
     def _order_of_rows(
         self, rows: Sequence[tuple[Job, CachedSequence]]
@@ -160,31 +160,31 @@ class Scheduler:
         return lambda one: (-one[0].priority, self._shares.used(one[0].client), place[one[1]])
 
     def _read_prompts(
-        self, step: _Room, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
+        self, step: _StepBudget, prompts: list[tuple[Job, CachedSequence]], short: dict[Job, CacheFull]
     ) -> None:
         """Add the next tokens of prompts to a step, within its target duration."""
-        room = self._pace.prompt_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
+        room = self._step_times.prefill_tokens(self._limits.tokens - step.tokens, self._limits.tokens)
         reading = set[int]()
         for own in self._by_client(prompts):
             for job, sequence, most in self._by_length(own, room):
                 if room <= 0 or not step.sequences:
                     return
-                if job.parked:  # preempted in this step
+                if job.preempted:  # preempted in this step
                     continue
                 if not sequence.table.length:
-                    self._find(sequence)
+                    self._find_prefix(sequence)
                 page = _next_page(sequence)
                 if page in reading:  # another sequence computes the page now: wait for the prefix cache
-                    self._give_back(sequence)
+                    self._release(sequence)
                     continue
                 most = (
                     sequence.unread_tokens
                     if sequence.in_one_step
                     else min(room, most, sequence.unread_tokens)
                 )
-                took = self._take(step, job, sequence, most, short)
-                room -= took
-                if took and page is not None:
+                added = self._add(step, job, sequence, most, short)
+                room -= added
+                if added and page is not None:
                     reading.add(page)
 
     def _by_client(self, prompts: list[tuple[Job, CachedSequence]]) -> list[list[tuple[Job, CachedSequence]]]:
@@ -200,7 +200,7 @@ class Scheduler:
         """Yield a client's prompts with their token limits in the step: the oldest prompt, then the others by length.
 
         ``prompts`` are in order of arrival. The oldest prompt gets the part of ``room`` that shorter prompts do not
-        need, and at least 1 / OLDEST of ``room``.
+        need, and at least 1 / OLDEST_SHARE of ``room``.
         """
         if len(prompts) == 1:
             yield *prompts[0], room
@@ -208,7 +208,7 @@ class Scheduler:
         unread = {sequence: self._unread(sequence) for _, sequence in prompts}
         oldest, *others = prompts
         shorter = sum(unread[one] for _, one in others if unread[one] < unread[oldest[1]])
-        yield *oldest, max(room - shorter, -(-room // OLDEST))
+        yield *oldest, max(room - shorter, -(-room // OLDEST_SHARE))
         for job, sequence in sorted(others, key=lambda one: unread[one[1]]):
             yield job, sequence, room
 
@@ -220,19 +220,21 @@ class Scheduler:
             sequence.matched = self._cache.match_prefix(sequence.tokens, sequence.cacheable_tokens)
         return sequence.unread_tokens - sequence.matched
 
-    def _find(self, sequence: CachedSequence) -> None:
+    def _find_prefix(self, sequence: CachedSequence) -> None:
         """Set a sequence's block table to the pages that the prefix cache holds for its first tokens."""
         if (most := sequence.cacheable_tokens) > 0:
             sequence.table = self._cache.find_prefix(sequence.tokens, most)
 
-    def _take(
-        self, step: _Room, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
+    def _add(
+        self, step: _StepBudget, job: Job, sequence: CachedSequence, most: int, short: dict[Job, CacheFull]
     ) -> int:
         """Add a sequence's next tokens to the step, if the step has room and pages are free. Returns their number."""
         most = min(most, step.tokens)
         if not most or not step.sequences or (sequence.in_one_step and most < sequence.unread_tokens):
             return 0
-        chunk = sequence.chunk(_to_border(sequence, most) if self._cache.has_states else most, step.outputs)
+        chunk = sequence.chunk(
+            _to_page_border(sequence, most) if self._cache.has_states else most, step.outputs
+        )
         if not chunk.tokens:
             return 0
         while True:
@@ -247,12 +249,12 @@ class Scheduler:
                 self._preempt(victim)
                 step.drop(victim)
                 short.pop(victim, None)
-        if not job.begun:
-            job.begun = True
+        if not job.started:
+            job.started = True
             job.task.begin(job.waited)
         if sequence.cached is None:  # only once: a preempted sequence finds its own pages
             sequence.cached = sequence.table.length
-        step.add(job, Scheduled(job.task, sequence, chunk))
+        step.add(job, ScheduledChunk(job.task, sequence, chunk))
         return len(chunk.tokens)
 
     def _victim(self, job: Job) -> Job | None:
@@ -262,7 +264,7 @@ class Scheduler:
         own = jobs[job.client] + 1
 
         def may_lose(one: Job) -> bool:
-            later = one.place > job.place
+            later = one.order > job.order
             if one.client == job.client or one.priority != job.priority:
                 return later
             # Clients converge to equal numbers of jobs in the cache, and do not preempt each other in turn.
@@ -274,12 +276,12 @@ class Scheduler:
 
     def _preempt(self, job: Job) -> None:
         """Release a job's pages to the prefix cache, which keeps them until they are needed."""
-        for sequence in job.task.texts():
-            self._give_back(sequence)
+        for sequence in job.task.sequences():
+            self._release(sequence)
         self.preemptions += 1
-        job.parked = True
+        job.preempted = True
 
-    def _give_back(self, sequence: CachedSequence) -> None:
+    def _release(self, sequence: CachedSequence) -> None:
         """Release a sequence's pages to the prefix cache."""
         table, sequence.table = sequence.table, BlockTable()
         self._cache.release(table, tokens=sequence.shared_tokens)
@@ -293,14 +295,14 @@ class JobTooLarge(Exception):
         self.job, self.error = job, error
 
 
-class _Room:
-    """The chunks of a step, and its remaining tokens, outputs and sequences."""
+class _StepBudget:
+    """The chunks of a step, and the numbers of tokens, outputs and sequences that it may still have."""
 
     def __init__(self, limits: StepLimits) -> None:
         self.tokens, self.outputs, self.sequences = limits.tokens, limits.outputs, limits.sequences
-        self.chunks: list[tuple[Job, Scheduled]] = []
+        self.chunks: list[tuple[Job, ScheduledChunk]] = []
 
-    def add(self, job: Job, one: Scheduled) -> None:
+    def add(self, job: Job, one: ScheduledChunk) -> None:
         self._count(one, -1)
         self.chunks.append((job, one))
 
@@ -311,13 +313,13 @@ class _Room:
                 self._count(one, 1)
         self.chunks = [(other, one) for other, one in self.chunks if other is not job]
 
-    def _count(self, one: Scheduled, sign: int) -> None:
+    def _count(self, one: ScheduledChunk, sign: int) -> None:
         self.tokens += sign * len(one.chunk.tokens)
         self.outputs += sign * one.chunk.outputs
         self.sequences += sign
 
 
-def _to_border(sequence: CachedSequence, most: int) -> int:
+def _to_page_border(sequence: CachedSequence, most: int) -> int:
     """Number of tokens to run: at most ``most``, so that a part of a prompt ends at a page border."""
     start = sequence.table.length
     border = (start + most) // PAGE * PAGE

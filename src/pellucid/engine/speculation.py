@@ -5,7 +5,7 @@ with one. The rows of a step have the same bits as in separate steps, and each r
 never change the text.
 
 ``PromptLookup`` proposes the tokens that followed the last occurrence of the text's end (Yang et al. 2023, "Inference
-with reference"; Saxena 2023, "Prompt lookup decoding"). ``Gain`` decides the number of draft tokens.
+with reference"; Saxena 2023, "Prompt lookup decoding"). ``LookupGain`` decides the number of draft tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from pellucid.runtime.sequence import MAX_TOKENS_AHEAD
 
-MOST = MAX_TOKENS_AHEAD  # maximum number of draft tokens in a step
-LONGEST, SHORTEST = 4, 2  # length of the end that must have occurred before; longer ends are tried first
-WORTH = 1.03  # expected speedup that justifies draft tokens: costs and acceptance are estimates
-AT_ONCE = 1024  # tokens that are indexed in a step: 2 ms
-SEEN = 0.15  # weight of the last draft token in the acceptance
-PROBED = 24  # steps without draft tokens before a trial with a single draft token
+MAX_DRAFT_TOKENS = MAX_TOKENS_AHEAD  # maximum number of draft tokens in a step
+MAX_MATCH, MIN_MATCH = 4, 2  # length of the end that must have occurred before; longer ends are tried first
+MIN_SPEEDUP = 1.03  # expected speedup that justifies draft tokens: costs and acceptance are estimates
+INDEXED_PER_STEP = 1024  # tokens that are indexed in a step: 2 ms
+ACCEPTANCE_WEIGHT = 0.15  # weight of the last draft token in the acceptance
+STEPS_TO_TRIAL = 24  # steps without draft tokens before a trial with a single draft token
 
 
 class PromptLookup:
@@ -33,20 +33,20 @@ class PromptLookup:
         """Propose up to ``most`` draft tokens after ``tokens``, which begin with the tokens of the last call."""
         end = len(tokens)
         # The end itself is not indexed, because it is looked up. A long prompt is indexed in parts, step by step.
-        known = min(end - 1, self._indexed + AT_ONCE)
+        known = min(end - 1, self._indexed + INDEXED_PER_STEP)
         for stop in range(self._indexed + 1, known + 1):
-            for length in range(SHORTEST, min(LONGEST, stop) + 1):
+            for length in range(MIN_MATCH, min(MAX_MATCH, stop) + 1):
                 self._ends[tuple(tokens[stop - length : stop])] = stop
         self._indexed = max(self._indexed, known)
         if most > 0:
-            for length in range(min(LONGEST, end), SHORTEST - 1, -1):
+            for length in range(min(MAX_MATCH, end), MIN_MATCH - 1, -1):
                 after = self._ends.get(tuple(tokens[end - length :]))
                 if after is not None:
-                    return _copied(tokens, after, most)
+                    return _copy_tokens(tokens, after, most)
         return []
 
 
-def _copied(tokens: Sequence[int], start: int, count: int) -> list[int]:
+def _copy_tokens(tokens: Sequence[int], start: int, count: int) -> list[int]:
     """Copy ``count`` tokens from ``start`` on. Past the end of the text, the copied tokens themselves are copied."""
     found, end = list[int](), len(tokens)
     for place in range(start, start + count):
@@ -54,7 +54,7 @@ def _copied(tokens: Sequence[int], start: int, count: int) -> list[int]:
     return found
 
 
-class Gain:
+class LookupGain:
     """Decides the number of draft tokens of a step, from the acceptance so far and the costs of steps."""
 
     def __init__(self) -> None:
@@ -72,17 +72,17 @@ class Gain:
         expected, best, rate = 1.0, 0, 1 / costs[0]
         for count in range(1, len(costs)):
             expected += self._acceptance**count
-            if expected / costs[count] > WORTH * rate:
-                best, rate = count, expected / costs[count] / WORTH
+            if expected / costs[count] > MIN_SPEEDUP * rate:
+                best, rate = count, expected / costs[count] / MIN_SPEEDUP
         self._idle = 0 if best else self._idle + 1
-        if self._idle > PROBED and len(costs) > 1:
+        if self._idle > STEPS_TO_TRIAL and len(costs) > 1:
             self._idle = 0
             return 1
         return best
 
-    def tell(self, proposed: int, accepted: int) -> None:
-        """Report the results of a step: ``accepted`` of the ``proposed`` draft tokens were accepted."""
+    def record(self, proposed: int, accepted: int) -> None:
+        """Record the results of a step: ``accepted`` of the ``proposed`` draft tokens were accepted."""
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
         tried = min(accepted + 1, proposed)  # tokens after the first rejected token were not checked
         for number in range(tried):
-            self._acceptance += SEEN * (float(number < accepted) - self._acceptance)
+            self._acceptance += ACCEPTANCE_WEIGHT * (float(number < accepted) - self._acceptance)

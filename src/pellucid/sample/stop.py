@@ -7,6 +7,7 @@ split into pieces.
 
 from __future__ import annotations
 
+import math
 import time
 
 
@@ -65,12 +66,17 @@ class StopStrings:
 class StopCriteria:
     """Decides after each piece of text whether the text ends, and names the reason.
 
-    ``max_time`` is in seconds from construction.
+    ``max_time`` is in seconds from ``start``.
     """
 
     def __init__(self, stops: tuple[str, ...] = (), max_time: float | None = None) -> None:
         self._stop_strings = StopStrings(stops)
-        self._deadline = None if max_time is None else time.perf_counter() + max_time
+        self._max_time, self._deadline = max_time, math.inf
+
+    def start(self) -> None:
+        """Start the time limit."""
+        if self._max_time is not None:
+            self._deadline = time.perf_counter() + self._max_time
 
     @property
     def found(self) -> str | None:
@@ -89,7 +95,7 @@ class StopCriteria:
             return certain, "stop"
         if last:
             reason = "length"
-        elif self._deadline is not None and time.perf_counter() >= self._deadline:
+        elif self._max_time is not None and time.perf_counter() >= self._deadline:
             reason = "time"
         return (certain + self._stop_strings.flush() if reason else certain), reason
 

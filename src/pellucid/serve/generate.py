@@ -9,7 +9,7 @@ from typing import Any, Protocol, overload
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.serve.api import SSE, ClientCall, Events, StreamForm, answer, event_stream, numbered
 from pellucid.serve.live import HEADER, LiveRequest
 from pellucid.serve.model import ServedModel
@@ -19,7 +19,7 @@ class Generating(Protocol):
     """A parsed request that generates. The HTTP server and batches run it in the same way."""
 
     @property
-    def groups(self) -> Sequence[TextGroup]:
+    def groups(self) -> Sequence[Request]:
         """The engine requests."""
         ...
 
@@ -89,7 +89,7 @@ async def generated(
         return await event_stream(call, events(), stream, headers)
 
 
-async def finished(groups: Sequence[TextGroup]) -> None:
+async def finished(groups: Sequence[Request]) -> None:
     """Start all groups and wait until they have ended."""
     try:
         for group in groups:

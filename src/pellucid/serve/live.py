@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import Request as HTTPRequest
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest, NotFound
 from pellucid.errors.messages import brief
 from pellucid.serve.model import ServedModel
@@ -38,7 +38,7 @@ class LiveRequest:
     route: str
     model: str
     llm: ServedModel
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
     streams: list[TraceStream] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -149,7 +149,7 @@ class _Expected:
             self.met.set_exception(error)
 
 
-def number_of(request: Request) -> str:
+def number_of(request: HTTPRequest) -> str:
     """Number (request id) from the client's header; a random number if the header is missing or invalid."""
     given = request.headers.get(HEADER, "")
     return given if NUMBER.fullmatch(given) else secrets.token_hex(12)

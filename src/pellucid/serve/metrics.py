@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pellucid.engine.request import Request
 from pellucid.engine.state import ReplicaStates
-from pellucid.engine.text_group import TextGroup
 from pellucid.serve.pool import ModelPool
 
 SHORT = (
@@ -111,10 +111,10 @@ class Metrics:
         """Count a response by route and status."""
         self._http.labels(route, str(status)).inc()
 
-    def observe(self, model: str, groups: Sequence[TextGroup]) -> None:
+    def observe(self, model: str, groups: Sequence[Request]) -> None:
         """Record requests of a model that have ended or were cancelled."""
         for group in groups:
-            for number, (made, builder) in enumerate(zip(group.results(), group.builders)):
+            for number, (made, builder) in enumerate(zip(group.results(), group.outputs)):
                 usage, times = made.usage, made.timings
                 self._ended.labels(model, REASONS[made.finish_reason]).inc()
                 counts = {

@@ -22,7 +22,7 @@ STEP_COLUMNS = ("removed", "left", "removed_mass", "moved", "entropy_before", "e
 
 
 class Outputs(Protocol):
-    """The generated outputs of a sequence. ``OutputBuilder`` (``engine/text_group.py``) implements it."""
+    """The generated outputs of a sequence. ``SequenceOutput`` (``engine/request.py``) implements it."""
 
     ids: list[int]
     times: list[float]

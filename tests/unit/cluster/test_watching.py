@@ -23,7 +23,7 @@ from pellucid.cluster.group import called
 from pellucid.cluster.model import RemoteModel
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.watching import RemoteStream
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.loading import open_model

@@ -24,7 +24,8 @@ from pellucid.cluster.fleet import Fleet
 from pellucid.cluster.refusals import MOST_LINES, SECONDS, RefusalLog
 from pellucid.cluster.secret import ClusterSecret
 from pellucid.cluster.watching import PartWatch
-from pellucid.engine.text_group import MadeToken, PromptFacts
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.request import PromptOutput
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.sample.logprobs import TokenLogprobs
@@ -32,7 +33,7 @@ from pellucid.trace import ablate, call, replace, scale
 
 
 def test_tokens_stay_what_they_are(alone: LLM) -> None:
-    made: list[MadeToken] = []
+    made: list[TokenOutput] = []
     group = alone.request(
         "the cat", max_new_tokens=5, seed=1, logprobs=3, watch=True, prompt_logprobs=2, top_k=9
     )
@@ -46,13 +47,13 @@ def test_tokens_stay_what_they_are(alone: LLM) -> None:
         assert isinstance(back.logprobs, TokenLogprobs)
         for name, value in vars(token.logprobs).items():
             assert np.array_equal(getattr(back.logprobs, name), value)
-    (message,) = wire.unpack(wire.pack([["facts", *wire.facts_fields(group.facts)]]))
+    (message,) = wire.unpack(wire.pack([["facts", *wire.facts_fields(group.prompt_output)]]))
     facts = wire.facts_of(message[1:])
-    assert (facts.cached, facts.queue) == (group.facts.cached, group.facts.queue)
+    assert (facts.cached, facts.queue) == (group.prompt_output.cached, group.prompt_output.queue)
     assert facts.logprobs is not None
-    for name, value in vars(group.facts.logprobs).items():
+    for name, value in vars(group.prompt_output.logprobs).items():
         assert np.array_equal(getattr(facts.logprobs, name), value)
-    assert wire.facts_of(wire.facts_fields(PromptFacts(3, 0.5))) == PromptFacts(3, 0.5)
+    assert wire.facts_of(wire.facts_fields(PromptOutput(3, 0.5))) == PromptOutput(3, 0.5)
 
 
 def test_beams_stay_what_they_are(alone: LLM) -> None:

@@ -17,7 +17,7 @@ from support.tiny import write_llama
 from support.tokenizer_file import write_tokenizer
 
 import pellucid
-from pellucid.engine.job import Admission
+from pellucid.engine.job import SchedulingOptions
 from pellucid.engine.reading import ReadingTask
 from pellucid.errors import DeadlinePassed, InvalidRequest
 from pellucid.llm import LLM
@@ -140,7 +140,7 @@ def test_readings_go_on_while_all_texts_wait(llm: LLM, gate: Gate) -> None:
     slow = in_thread(lambda: llm.for_client("text").generate(PROMPT, **DRAWN))
     assert gate.held.wait(60)
     reading = ReadingTask(number for number in range(50))
-    read = in_thread(lambda: list(llm.engine.run(reading, Admission(client="look"))))
+    read = in_thread(lambda: list(llm.engine.run(reading, SchedulingOptions(client="look"))))
     assert ended(read) == list(range(50))
     assert not slow[1]
     gate.open.set()
@@ -180,7 +180,7 @@ def test_a_request_ends_while_its_mask_is_computed(llm: LLM, gate: Gate) -> None
 
 
 def test_an_abandoned_request_gives_its_pages_back_at_once(llm: LLM, gate: Gate) -> None:
-    task = llm._request_group(PROMPT, llm._options(DRAWN), [llm._options(DRAWN).chain()], Admission())
+    task = llm.request(PROMPT, **DRAWN)
     task.start()
     assert gate.held.wait(60)
     task.close()

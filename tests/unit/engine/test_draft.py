@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.served import with_control_tokens
 
 import pellucid
-from pellucid.engine.draft import PATIENCE, DraftGain, DraftModel, DraftText
+from pellucid.engine.draft import PATIENCE, DraftGain, DraftModel, DraftSequence
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
@@ -100,14 +100,14 @@ texts = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 @given(texts, st.lists(st.tuples(st.integers(0, 7), texts), max_size=5))
 def test_it_reads_the_text_that_is_made(llm: LLM, text: list[int], more: list[tuple[int, list[int]]]) -> None:
     assert llm.draft is not None
-    draft = DraftText(DraftModel(llm.draft.runner, 320))
+    draft = DraftSequence(DraftModel(llm.draft.runner, 320, llm.draft.checkpoint))
     for most, new in [(3, list[int]()), *more]:
         text = [*text, *new]
         found = draft.propose(text, most, 0.0, 1.0)
         if found is None:  # prefill of a long text runs in chunks
             assert len(text) > 16
             continue
-        again = DraftText(DraftModel(llm.draft.runner, 320))
+        again = DraftSequence(DraftModel(llm.draft.runner, 320, llm.draft.checkpoint))
         wanted = None
         while wanted is None:
             wanted = again.propose(text, most, 0.0, 1.0)
@@ -120,21 +120,21 @@ def test_it_is_asked_where_it_pays() -> None:
     class Runner:
         pass
 
-    model = DraftModel(Runner(), 9)  # type: ignore[arg-type]
+    model = DraftModel(Runner(), 9, None)  # type: ignore[arg-type]
     gain = DraftGain(model)
     cheap = [1 + 0.05 * count for count in range(8)]
     assert gain.most([0.0] * 8, 0) == 0, "nothing is known yet"
     assert gain.most(cheap, 0) == 7
     assert gain.most(cheap, 30) == 0, "others would wait for it"
     for _ in range(40):
-        gain.tell(7, 7, 0)
+        gain.record(7, 7, 0)
     tries = [bool(gain.most(cheap, 0)) for _ in range(200)]
     assert 2 <= sum(tries) <= 5, "less and less often"
     assert tries.index(True) <= PATIENCE
     gain.most(cheap, 0)
     for _ in range(3 * 200):
         if most := gain.most(cheap, 0):
-            gain.tell(most, most, most)
+            gain.record(most, most, most)
     assert gain.most(cheap, 0) == 7, "it is asked again when it is right again"
 
 

@@ -18,13 +18,14 @@ import pytest
 from support.pages import in_use, lose_pages
 
 import pellucid
-from pellucid.engine import compiled
-from pellucid.engine.beam_search import BeamSearchTask
-from pellucid.engine.engine import AHEAD, Engine
-from pellucid.engine.job import Admission
+from pellucid import pipeline
+from pellucid.engine import compile_kernels
+from pellucid.engine.engine import Engine
+from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
 from pellucid.engine.scheduler import Scheduler
-from pellucid.engine.scoring import ScoringTask
-from pellucid.engine.speculation import MOST, Gain
+from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain
+from pellucid.engine.tasks.beam_search import BeamSearchTask
+from pellucid.engine.tasks.scoring import ScoringTask
 from pellucid.errors import DeadlinePassed, InvalidRequest, KernelError, QueueFull
 from pellucid.kernels.core import parallel
 from pellucid.kernels.core.definitions import KernelKey
@@ -156,12 +157,12 @@ def test_an_error_ends_no_request_of_another_client(llm: LLM) -> None:
     others = [llm.for_client(name).request(PROMPTS[3], seed=1, **OPTIONS) for name in "ab"]
     for other in others:
         other.start()
-    run = llm.engine.submit(failing._task, Admission(client="c"), deliver=fails)
+    run = llm.engine.submit(failing._task, SchedulingOptions(client="c"), deliver=fails)
     with pytest.raises(ZeroDivisionError, match="mine"):
         next(run)
     for other in others:
         other.wait()
-    assert [other.results()[0].ids for other in others] == [alone, alone]
+    assert [other.result().ids for other in others] == [alone, alone]
     assert in_use(llm) == 0
 
 
@@ -170,8 +171,8 @@ def test_a_reader_that_waits_does_not_let_its_request_run_away(llm: LLM) -> None
     outputs = iter(run)
     next(outputs)
     llm.engine.settle()
-    (job,) = llm.engine._jobs.values()
-    assert AHEAD <= job.sent <= AHEAD + MOST
+    (job,) = llm.engine._jobs
+    assert MAX_UNREAD <= job.sent <= MAX_UNREAD + MAX_DRAFT_TOKENS
     assert len(llm.generate(PROMPTS[1], **OPTIONS).ids) == 30, "others go on"
     assert len(list(outputs)) == 299
     assert run.ids == llm.generate(PROMPTS[0], seed=5, **{**OPTIONS, "max_new_tokens": 300}).ids
@@ -201,7 +202,7 @@ def test_dropping_a_request_frees_its_pages_too(llm: LLM) -> None:
     del outputs
     gc.collect()
     assert in_use(llm) == 0
-    assert llm.engine._thread is None or not llm.engine._thread.is_alive() or not llm.engine._jobs
+    assert llm.engine._thread is None or not llm.engine._thread.is_alive() or not len(llm.engine._jobs)
 
 
 def test_closing_the_model_ends_what_runs(folder: Path) -> None:
@@ -217,7 +218,7 @@ def test_closing_the_model_ends_what_runs(folder: Path) -> None:
 
 
 def test_closing_waits_for_no_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.engine.engine.REST", 3600.0)
+    monkeypatch.setattr("pellucid.engine.engine.IDLE_SECONDS", 3600.0)
     llm = pellucid.load(folder / "llama", threads=2)
     llm.generate(PROMPTS[0], **OPTIONS)
     closing = threading.Thread(target=llm.close, daemon=True)
@@ -413,7 +414,7 @@ def test_admissions_that_cannot_be(llm: LLM, options: dict[str, Any], message: s
 def test_a_client_is_a_text() -> None:
     """A client name must be a string: the fair shares refuse a list from another machine."""
     with pytest.raises(InvalidRequest, match="must be a text"):
-        Admission(client=["a"])  # type: ignore[arg-type]
+        SchedulingOptions(client=["a"])  # type: ignore[arg-type]
 
 
 class Waits:
@@ -425,16 +426,16 @@ class Waits:
     def begin(self, waited: float) -> None:
         pass
 
-    def sequences(self) -> list[CachedSequence]:
+    def runnable(self) -> list[CachedSequence]:
         return [] if self.done else [self.text]
 
-    texts = sequences
+    sequences = runnable
 
     @cached_property
     def text(self) -> CachedSequence:
         return CachedSequence([5] * 200)
 
-    def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[str]:
+    def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[str]:
         self.go.wait(20)
         self.done = True
         self.order.append(self.name)
@@ -445,13 +446,13 @@ class Waits:
 
 
 def test_a_queue_has_an_end_and_an_order(llm: LLM) -> None:
-    engine, go, order = Engine(llm.runner), threading.Event(), list[str]()
+    engine, go, order = Engine(llm.runner, pipeline.step), threading.Event(), list[str]()
     engine.limit_queue(3)
     first = engine.submit(Waits(llm, go, order, "first"))
     while engine.waiting:
         time.sleep(0.001)
     others = [
-        engine.submit(Waits(llm, go, order, name), Admission(priority))
+        engine.submit(Waits(llm, go, order, name), SchedulingOptions(priority))
         for name, priority in (("low", -1), ("usual", 0), ("high", 1))
     ]
     with pytest.raises(QueueFull, match=r"the queue is full \(3\)"):
@@ -488,7 +489,7 @@ def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: 
             40,
         )
         task = BeamSearchTask(llm.engine.cache, prompt, search)
-        steps = llm.engine.run(task, ahead=2)
+        steps = llm.engine.run(task, max_unread=2)
         for number, _ in enumerate(steps):
             if number in (3, 11):
                 lose_pages(llm)
@@ -499,10 +500,7 @@ def test_beams_that_lose_their_pages_read_their_texts_again(folder: Path, name: 
 def test_samples_that_lose_their_pages_share_them_again(llm: LLM) -> None:
     prompt = [5, 6, 7, 8] * 160
     wanted = [one.ids for one in llm.samples(prompt, 6, seed=1, **{**OPTIONS, "max_new_tokens": 60})]
-    chains = llm._options({"seed": 1, **OPTIONS}).chain().with_seeds(6)
-    group = llm._request_group(
-        prompt, llm._options({"seed": 1, **OPTIONS, "max_new_tokens": 60}), chains, Admission()
-    )
+    group = llm.request(prompt, 6, **{**OPTIONS, "max_new_tokens": 60}, seed=1)
     outputs = iter(group)
     for _ in range(30):
         next(outputs)
@@ -560,7 +558,7 @@ def test_a_child_that_is_forked_during_a_step_does_not_hang(llm: LLM) -> None:
 def test_until_ends_a_text_within_a_step_whatever_was_read_ahead(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Gain, "length", lambda self, costs: len(costs) - 1)
+    monkeypatch.setattr(LookupGain, "length", lambda self, costs: len(costs) - 1)
     steps = list[int]()
     forward = llm.runner.forward_all
 
@@ -590,19 +588,14 @@ def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None
         return len(seen) == 8  # for one of the two texts
 
     options = {**OPTIONS, "max_new_tokens": 200, "seed": 2}
-    group = llm._request_group(
-        [5] * 200,
-        llm._options({**options, "until": until}),
-        llm._options(options).chain().with_seeds(3),
-        Admission(),
-    )
+    group = llm.request([5] * 200, 3, **options, until=until)
     outputs = iter(group)
-    while sum(one.ended for one in group.builders) == 0:
+    while sum(one.ended for one in group.outputs) == 0:
         next(outputs)
     for _ in range(9):
         next(outputs)
     llm.engine.settle()
-    lengths = sorted(one.table.length for one in group._task.texts())
+    lengths = sorted(one.table.length for one in group._task.sequences())
     assert lengths[0] == 0
     assert lengths[1] > 200
     del outputs, group
@@ -613,10 +606,10 @@ def test_texts_that_a_function_has_ended_give_their_pages_back(llm: LLM) -> None
 class Nothing(Waits):
     """A task that never ends and has no tokens to run."""
 
-    def sequences(self) -> list[CachedSequence]:
+    def runnable(self) -> list[CachedSequence]:
         return []
 
-    texts = sequences
+    sequences = runnable
 
     def close(self) -> None:
         raise OSError("mine")
@@ -674,7 +667,7 @@ def test_what_a_first_answer_needs_is_compiled_together(
         used.update(keys := list(keys))
         return load(self, keys, progress)
 
-    monkeypatch.setattr(compiled, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
+    monkeypatch.setattr(compile_kernels, "shared", lambda: SimpleNamespace(is_cached=lambda keys: False))
     monkeypatch.setattr(parallel, "compile_in_parallel", lambda keys, *_: asked.extend(keys))
     monkeypatch.setattr(Library, "load", loaded)
     monkeypatch.setattr(shared(), "_functions", {})  # forget the functions of earlier tests

@@ -39,7 +39,7 @@ def test_a_text_goes_on_beside_readings_in_a_loop(llm: LLM) -> None:
             yield 0
 
     def read() -> None:
-        for _ in llm.engine.run(ReadingTask(reading()), llm.for_client("look").admission):
+        for _ in llm.engine.run(ReadingTask(reading()), llm.for_client("look").scheduling):
             pass
 
     reader = threading.Thread(target=read)
@@ -93,7 +93,7 @@ def test_a_reading_that_nobody_reads_ends(llm: LLM) -> None:
         finally:
             closed.set()
 
-    results = llm.engine.run(ReadingTask(endless()), ahead=1)
+    results = llm.engine.run(ReadingTask(endless()), max_unread=1)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert closed.wait(10)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pellucid.capacity.replica import ReplicaRoom, read, simulated_cache
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.job import Job
-from pellucid.engine.pace import LEAST, Pace
+from pellucid.engine.job import Job, SchedulingOptions
 from pellucid.engine.reading import ReadingTask
 from pellucid.engine.scheduler import JobTooLarge, Scheduler
+from pellucid.engine.step_times import MIN_PREFILL, StepTimes
+from pellucid.engine.task import ScheduledChunk
 from pellucid.errors import CacheFull
 from pellucid.kernels.attention.kv_layout import PAGE
-from pellucid.pipeline import Scheduled
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache_layout import LayerShape
 from pellucid.runtime.sequence import CachedSequence
@@ -46,13 +46,13 @@ class Fake:
         assert not self.begun
         self.begun = True
 
+    def runnable(self) -> list[CachedSequence]:
+        return [self.text]
+
     def sequences(self) -> list[CachedSequence]:
         return [self.text]
 
-    def texts(self) -> list[CachedSequence]:
-        return [self.text]
-
-    def take(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
+    def process(self, sequence: CachedSequence, outputs: Any, seconds: float) -> Iterator[Any]:
         assert self.begun
         assert outputs == 1
         self.made.append(hash(tuple(sequence.tokens)) % 1000)
@@ -64,6 +64,10 @@ class Fake:
         self.cache.release(self.text.table, tokens=self.text.tokens)
 
 
+def job_of(task: Any, priority: int = 0, client: str = "") -> Job:
+    return Job(task, SchedulingOptions(priority, client=client))
+
+
 def alone(prompt: Sequence[int], answer: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(answer):
@@ -71,7 +75,7 @@ def alone(prompt: Sequence[int], answer: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def run_step(scheduler: Scheduler, cache: CacheManager) -> list[Scheduled]:
+def run_step(scheduler: Scheduler, cache: CacheManager) -> list[ScheduledChunk]:
     step = scheduler.schedule()
     assert sum(len(one.chunk.tokens) for one in step) <= LIMITS.tokens
     assert sum(one.chunk.outputs for one in step) <= LIMITS.outputs
@@ -85,7 +89,7 @@ def run_step(scheduler: Scheduler, cache: CacheManager) -> list[Scheduled]:
         if len(one.chunk.tokens) > 1:
             cache.prefixes.insert(one.sequence.table, one.sequence.tokens, grows=True)
         if one.chunk.outputs:
-            list(one.task.take(one.sequence, one.chunk.outputs, 0.1))
+            list(one.task.process(one.sequence, one.chunk.outputs, 0.1))
     for job in [job for job in scheduler if job.task.done]:
         scheduler.remove(job)
         job.task.close()
@@ -123,13 +127,13 @@ def test_every_request_gets_what_it_would_alone(
 ) -> None:
     """Requests arrive at different steps, share prefixes, run out of pages and pause: their outputs do not change."""
     cache = cache_of(pages)
-    scheduler = Scheduler(cache, LIMITS, Pace(0.15))
+    scheduler = Scheduler(cache, LIMITS, StepTimes(0.15))
     prompts = [
         [number % 2] * (length // 2) + [number] * (length - length // 2)
         for number, (length, *_) in enumerate(asked)
     ]
     tasks = [Fake(cache, prompt, answer) for prompt, (_, answer, *_) in zip(prompts, asked)]
-    jobs = [Job(task, priority, client) for task, (_, _, priority, _, client) in zip(tasks, asked)]
+    jobs = [job_of(task, priority, client) for task, (_, _, priority, _, client) in zip(tasks, asked)]
     steps = 0
     while any(not task.done for task in tasks):
         for job, (*_, comes, _) in zip(jobs, asked):
@@ -156,7 +160,7 @@ def test_every_request_gets_what_it_would_alone(
 
 def scheduler_of(pages: int = 200, target: float = 0.15) -> tuple[Scheduler, CacheManager]:
     cache = cache_of(pages)
-    return Scheduler(cache, LIMITS, Pace(target)), cache
+    return Scheduler(cache, LIMITS, StepTimes(target)), cache
 
 
 def steps_until(scheduler: Scheduler, cache: CacheManager, task: Fake) -> int:
@@ -173,9 +177,9 @@ def steps_until(scheduler: Scheduler, cache: CacheManager, task: Fake) -> int:
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     scheduler, cache = scheduler_of()
     long, short = Fake(cache, [1] * 8000, 1), Fake(cache, [2] * 100, 1)
-    scheduler.add(Job(long))
+    scheduler.add(job_of(long))
     run_step(scheduler, cache)
-    scheduler.add(Job(short))
+    scheduler.add(job_of(short))
     assert steps_until(scheduler, cache, short) == 1
     assert steps_until(scheduler, cache, long) == -(-(8000 + 100 - 2 * LIMITS.tokens) // LIMITS.tokens)
 
@@ -184,11 +188,11 @@ def test_no_stream_of_short_prompts_starves_a_long_one() -> None:
     """Short prompts that fill each step leave a quarter of the step to the oldest prompt."""
     scheduler, cache = scheduler_of(pages=1000)
     long = Fake(cache, [1] * 4000, 1)
-    scheduler.add(Job(long))
+    scheduler.add(job_of(long))
     steps = 0
     while not long.done:
         for number in range(3):
-            scheduler.add(Job(Fake(cache, [100 + 3 * steps + number] * 100, 1)))
+            scheduler.add(job_of(Fake(cache, [100 + 3 * steps + number] * 100, 1)))
         run_step(scheduler, cache)
         steps += 1
     assert steps <= 4000 // (LIMITS.tokens // 4) + 1
@@ -198,11 +202,11 @@ def test_many_long_prompts_and_a_trickle_of_short_ones() -> None:
     scheduler, cache = scheduler_of(pages=3000)
     longs = [Fake(cache, [number] * 2000, 1) for number in range(64)]
     for task in longs:
-        scheduler.add(Job(task))
+        scheduler.add(job_of(task))
     waits, first, steps = list[int](), 0, 0
     while any(not task.done for task in longs):
         short = Fake(cache, [1000 + steps] * 30, 1)
-        scheduler.add(Job(short))
+        scheduler.add(job_of(short))
         waits.append(steps_until(scheduler, cache, short))
         for _ in range(3):
             if len(scheduler):
@@ -217,12 +221,12 @@ def test_many_long_prompts_and_a_trickle_of_short_ones() -> None:
 def test_a_prompt_that_is_mostly_cached_counts_as_short() -> None:
     scheduler, cache = scheduler_of()
     first = Fake(cache, [7] * 2000, 1)
-    scheduler.add(Job(first))
+    scheduler.add(job_of(first))
     run_all(scheduler, cache)
-    scheduler.add(Job(Fake(cache, [1] * 3000, 1)))
+    scheduler.add(job_of(Fake(cache, [1] * 3000, 1)))
     run_step(scheduler, cache)
     again = Fake(cache, [7] * 2000 + [8] * 20, 1)
-    scheduler.add(Job(again))
+    scheduler.add(job_of(again))
     assert steps_until(scheduler, cache, again) == 1
 
 
@@ -230,24 +234,24 @@ def test_clients_share_the_machine_whatever_each_asks() -> None:
     """A client has forty long prompts. Another client's single requests do not wait for them."""
     scheduler, cache = scheduler_of(pages=4000)
     for number in range(40):
-        scheduler.add(Job(Fake(cache, [number] * 2000, 1), client="many"))
+        scheduler.add(job_of(Fake(cache, [number] * 2000, 1), client="many"))
     for _ in range(5):
         run_step(scheduler, cache)
         scheduler.charge(0.1)
     for number in range(5):
         asked = Fake(cache, [100 + number] * 1000, 1)
-        scheduler.add(Job(asked, client="one"))
+        scheduler.add(job_of(asked, client="one"))
         assert steps_until(scheduler, cache, asked) <= 2 * -(-1000 // LIMITS.tokens) + 1
 
 
 def test_a_client_with_all_rows_leaves_a_place_for_another() -> None:
     scheduler, cache = scheduler_of()
     for number in range(20):
-        scheduler.add(Job(Fake(cache, [number] * 3, 300), client="many"))
+        scheduler.add(job_of(Fake(cache, [number] * 3, 300), client="many"))
     for _ in range(10):
         run_step(scheduler, cache)
     asked = Fake(cache, [50] * 3, 20)
-    scheduler.add(Job(asked, client="one"))
+    scheduler.add(job_of(asked, client="one"))
     for _ in range(25):
         run_step(scheduler, cache)
         scheduler.charge(0.1)
@@ -264,17 +268,17 @@ def test_a_request_of_many_rows_leaves_a_place_for_others_of_its_client() -> Non
             super().__init__(cache, [1], 10_000)
             self.all = [CachedSequence([number, 1]) for number in range(12)]
 
+        def runnable(self) -> list[CachedSequence]:
+            return self.all
+
         def sequences(self) -> list[CachedSequence]:
             return self.all
 
-        def texts(self) -> list[CachedSequence]:
-            return self.all
-
-    scheduler.add(Job(Many()))
+    scheduler.add(job_of(Many()))
     for _ in range(10):
         run_step(scheduler, cache)
     asked = Fake(cache, [50] * 3, 20)
-    scheduler.add(Job(asked))
+    scheduler.add(job_of(asked))
     for _ in range(30):
         run_step(scheduler, cache)
     assert asked.done
@@ -285,7 +289,7 @@ def test_clients_do_not_take_pages_from_each_other_in_turn() -> None:
     for client in ("a", "b"):
         for number in range(4):
             prompt = [ord(client) * 10 + number] * 200
-            scheduler.add(Job(Fake(cache, prompt, 400), client=client))
+            scheduler.add(job_of(Fake(cache, prompt, 400), client=client))
     run_all(scheduler, cache)
     assert scheduler.preemptions < 40
 
@@ -293,11 +297,11 @@ def test_clients_do_not_take_pages_from_each_other_in_turn() -> None:
 def test_a_client_takes_pages_from_one_that_has_all() -> None:
     scheduler, cache = scheduler_of(pages=16)
     for number in range(4):
-        scheduler.add(Job(Fake(cache, [number] * 220, 700), client="many"))
+        scheduler.add(job_of(Fake(cache, [number] * 220, 700), client="many"))
     for _ in range(20):
         run_step(scheduler, cache)
     asked = Fake(cache, [9] * 220, 20)
-    scheduler.add(Job(asked, client="one"))
+    scheduler.add(job_of(asked, client="one"))
     assert steps_until(scheduler, cache, asked) <= 10
 
 
@@ -309,8 +313,8 @@ def test_readings_have_their_clients_turns() -> None:
         yield from range(1000)
 
     reading = ReadingTask(turns())
-    scheduler.add(Job(Fake(cache, [1] * 3, 500), client="text"))
-    scheduler.add(Job(reading, client="look"))
+    scheduler.add(job_of(Fake(cache, [1] * 3, 500), client="text"))
+    scheduler.add(job_of(reading, client="look"))
     steps = read = 0
     while steps < 100:
         job = scheduler.next_reading()
@@ -328,7 +332,7 @@ def test_readings_have_their_clients_turns() -> None:
 def test_readings_alone_run_one_after_the_other() -> None:
     scheduler, _ = scheduler_of()
     reading = ReadingTask(number for number in range(3))
-    scheduler.add(Job(reading))
+    scheduler.add(job_of(reading))
     found = list[int]()
     while not reading.done:
         job = scheduler.next_reading()
@@ -338,23 +342,23 @@ def test_readings_alone_run_one_after_the_other() -> None:
 
 
 def test_a_long_prompt_does_not_stall_a_text() -> None:
-    pace = Pace(0.15)
+    step_times = StepTimes(0.15)
     cache = cache_of(200)
-    scheduler = Scheduler(cache, LIMITS, pace)
+    scheduler = Scheduler(cache, LIMITS, step_times)
     text, long = Fake(cache, [1] * 10, 500), Fake(cache, [2] * 4000, 1)
-    scheduler.add(Job(text))
+    scheduler.add(job_of(text))
     run_step(scheduler, cache)
     for _ in range(20):
         run_step(scheduler, cache)
-        pace.tell(1, 0, 0.030)
-    scheduler.add(Job(long))
+        step_times.record(1, 0, 0.030)
+    scheduler.add(job_of(long))
     while not long.done:
         step = run_step(scheduler, cache)
         assert text.text in [one.sequence for one in step], "the text has a token in every step"
         prompt = sum(len(one.chunk.tokens) for one in step if one.sequence is long.text)
         seconds = 0.030 + 0.001 * prompt
         assert seconds < 0.151
-        pace.tell(1, prompt, seconds)
+        step_times.record(1, prompt, seconds)
     assert len(text.made) < 70, "the prompt is read in parts that use the time"
 
 
@@ -362,7 +366,7 @@ def test_higher_priority_comes_first_then_who_came_first() -> None:
     scheduler, cache = scheduler_of()
     tasks = [Fake(cache, [number] * 250, 1) for number in range(4)]
     for task, priority in zip(tasks, (0, 0, 5, 0)):
-        scheduler.add(Job(task, priority))
+        scheduler.add(job_of(task, priority))
     order = list[int]()
     while len(scheduler):
         run_step(scheduler, cache)
@@ -374,7 +378,7 @@ def test_texts_that_begin_alike_are_read_once_though_they_come_together() -> Non
     scheduler, cache = scheduler_of()
     tasks = [Fake(cache, [7] * (3 * PAGE) + [number] * 10, 2) for number in range(4)]
     for task in tasks:
-        scheduler.add(Job(task))
+        scheduler.add(job_of(task))
     read = 0
     while len(scheduler):
         read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
@@ -385,11 +389,11 @@ def test_texts_that_begin_alike_are_read_once_though_they_come_together() -> Non
 def test_texts_that_go_on_alike_after_what_is_cached_are_read_once_too() -> None:
     scheduler, cache = scheduler_of()
     first = Fake(cache, [7] * (2 * PAGE) + [1], 1)
-    scheduler.add(Job(first))
+    scheduler.add(job_of(first))
     run_all(scheduler, cache)
     tasks = [Fake(cache, [7] * (2 * PAGE) + [8] * (2 * PAGE) + [number] * 5, 1) for number in range(3)]
     for task in tasks:
-        scheduler.add(Job(task))
+        scheduler.add(job_of(task))
     read = 0
     while len(scheduler):
         read += sum(len(one.chunk.tokens) for one in run_step(scheduler, cache))
@@ -402,17 +406,17 @@ def test_sentences_that_begin_alike_share_a_step() -> None:
     texts = [CachedSequence([7] * PAGE + [number], PAGE + 1, in_one_step=True) for number in range(3)]
 
     class Sentences(Fake):
-        def sequences(self) -> list[CachedSequence]:
+        def runnable(self) -> list[CachedSequence]:
             return texts
 
-    scheduler.add(Job(Sentences(cache, [1], 1)))
+    scheduler.add(job_of(Sentences(cache, [1], 1)))
     assert len(scheduler.schedule()) == 3
 
 
 def test_who_waits_for_room_costs_nothing() -> None:
     scheduler, cache = scheduler_of()
     for number in range(40):
-        scheduler.add(Job(Fake(cache, [number] * 3, 50)))
+        scheduler.add(job_of(Fake(cache, [number] * 3, 50)))
     run_step(scheduler, cache)
     found = list[int]()
     find = cache.find_prefix
@@ -425,13 +429,13 @@ def test_who_waits_for_room_costs_nothing() -> None:
 def test_the_last_one_makes_way_when_pages_run_out_and_comes_back() -> None:
     scheduler, cache = scheduler_of(pages=8)
     first, second = Fake(cache, [1] * 200, 150), Fake(cache, [2] * 200, 150)
-    jobs = Job(first), Job(second)
+    jobs = job_of(first), job_of(second)
     for job in jobs:
         scheduler.add(job)
     while not first.done:
         run_step(scheduler, cache)
-        assert not jobs[0].parked
-    assert jobs[1].parked is False
+        assert not jobs[0].preempted
+    assert jobs[1].preempted is False
     assert not second.done
     run_all(scheduler, cache)
     assert (first.made, second.made) == (alone([1] * 200, 150), alone([2] * 200, 150))
@@ -439,7 +443,7 @@ def test_the_last_one_makes_way_when_pages_run_out_and_comes_back() -> None:
 
 def test_what_does_not_fit_by_itself_is_an_error_of_its_job() -> None:
     scheduler, cache = scheduler_of(pages=4)
-    small, large = Job(Fake(cache, [1] * 100, 3)), Job(Fake(cache, [2] * 300, 3))
+    small, large = job_of(Fake(cache, [1] * 100, 3)), job_of(Fake(cache, [2] * 300, 3))
     scheduler.add(large)
     scheduler.add(small)
     with pytest.raises(JobTooLarge) as caught:
@@ -453,15 +457,15 @@ def test_what_does_not_fit_by_itself_is_an_error_of_its_job() -> None:
 
 
 def test_the_pace_follows_what_steps_cost() -> None:
-    pace = Pace(0.1)
-    assert pace.prompt_tokens(0, 256) == 256
-    assert LEAST <= pace.prompt_tokens(1, 256) < 256
+    step_times = StepTimes(0.1)
+    assert step_times.prefill_tokens(0, 256) == 256
+    assert MIN_PREFILL <= step_times.prefill_tokens(1, 256) < 256
     for _ in range(9):
-        pace.tell(1, 0, 0.02)
-        pace.tell(1, 40, 0.02 + 0.04)
-    assert pace.prompt_tokens(1, 256) == pytest.approx(0.85 * 100 - 20, abs=1)
-    pace.tell(1, 40, 0.02 + 0.4)
-    assert pace.prompt_tokens(1, 256) == LEAST, "a slow step counts at once"
+        step_times.record(1, 0, 0.02)
+        step_times.record(1, 40, 0.02 + 0.04)
+    assert step_times.prefill_tokens(1, 256) == pytest.approx(0.85 * 100 - 20, abs=1)
+    step_times.record(1, 40, 0.02 + 0.4)
+    assert step_times.prefill_tokens(1, 256) == MIN_PREFILL, "a slow step counts at once"
     for _ in range(90):
-        pace.tell(1, 16, 0.02 + 0.016)
-    assert pace.prompt_tokens(1, 256) > 55
+        step_times.record(1, 16, 0.02 + 0.016)
+    assert step_times.prefill_tokens(1, 256) > 55

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pellucid
-from pellucid.engine.pace import Pace
-from pellucid.engine.speculation import LONGEST, MOST, SHORTEST, Gain, PromptLookup
+from pellucid.engine.speculation import MAX_DRAFT_TOKENS, MAX_MATCH, MIN_MATCH, LookupGain, PromptLookup
+from pellucid.engine.step_times import StepTimes
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.testing import random_model
@@ -22,7 +22,7 @@ tokens = st.lists(st.integers(0, 3), max_size=60)
 
 def by_search(text: list[int], most: int) -> list[int]:
     """Reference: the tokens after the last earlier occurrence of the longest suffix."""
-    for length in range(LONGEST, SHORTEST - 1, -1):
+    for length in range(MAX_MATCH, MIN_MATCH - 1, -1):
         for start in range(len(text) - length - 1, -1, -1):
             if len(text) >= length and text[start : start + length] == text[-length:]:
                 endless = text + text[start + length :] * (most + 1)
@@ -39,14 +39,14 @@ def test_what_is_proposed_followed_the_same_end(prompt: list[int], more: list[li
 
 
 def test_as_many_are_proposed_as_pay() -> None:
-    gain = Gain()
+    gain = LookupGain()
     cheap, dear = [1 + 0.05 * count for count in range(8)], [1 + 1.5 * count for count in range(8)]
     for _ in range(40):
-        gain.tell(7, 7)
+        gain.record(7, 7)
     assert gain.length(cheap) == 7
     assert gain.length(dear) == 0
     for _ in range(40):
-        gain.tell(7, 0)
+        gain.record(7, 0)
     assert gain.length(dear) == 0
     probes = [gain.length(dear) for _ in range(60)]
     assert 1 <= sum(probes) <= 3, "a single token now and then shows whether it would pay again"
@@ -54,35 +54,35 @@ def test_as_many_are_proposed_as_pay() -> None:
 
 
 def test_costs_of_rows_that_were_not_measured_are_expected() -> None:
-    pace = Pace(0.15)
-    pace.tell(1, 0, 0.010)
-    costs = pace.costs(1, 7)
+    step_times = StepTimes(0.15)
+    step_times.record(1, 0, 0.010)
+    costs = step_times.costs(1, 7)
     assert costs[0] == pytest.approx(0.010)
     assert costs == sorted(costs)
     assert costs[7] == pytest.approx(0.0142)
     for _ in range(40):
-        pace.tell(8, 0, 0.020)
-    assert pace.costs(8, 7)[7] == pytest.approx(0.020, rel=0.02)
+        step_times.record(8, 0, 0.020)
+    assert step_times.costs(8, 7)[7] == pytest.approx(0.020, rel=0.02)
 
 
 def test_a_machine_that_becomes_slower_is_so_for_all_steps() -> None:
-    pace = Pace(0.15)
+    step_times = StepTimes(0.15)
     for rows, seconds in ((1, 0.010), (4, 0.012)) * 40:
-        pace.tell(rows, 0, seconds)
-    before = pace.costs(4, 7)
+        step_times.record(rows, 0, seconds)
+    before = step_times.costs(4, 7)
     for _ in range(40):
-        pace.tell(1, 0, 0.020)
-    after = pace.costs(1, 7)
+        step_times.record(1, 0, 0.020)
+    after = step_times.costs(1, 7)
     assert [after[at] / after[0] for at in (3, 7)] == pytest.approx([before[at] / before[0] for at in (3, 7)])
 
 
 def test_a_step_that_was_slow_once_is_not_avoided_for_ever() -> None:
-    pace = Pace(0.15)
-    pace.tell(1, 0, 0.010)
+    step_times = StepTimes(0.15)
+    step_times.record(1, 0, 0.010)
     for _ in range(20):
-        pace.tell(2, 0, 0.100)  # another process occupied the machine
-        pace.tell(4, 0, 0.012)
-    costs = pace.costs(4, 7)
+        step_times.record(2, 0, 0.100)  # another process occupied the machine
+        step_times.record(4, 0, 0.012)
+    costs = step_times.costs(4, 7)
     assert costs == sorted(costs)
     assert costs[1] <= costs[3]
 
@@ -106,7 +106,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gain, "length", lambda self, costs: len(costs) - 1)
+    monkeypatch.setattr(LookupGain, "length", lambda self, costs: len(costs) - 1)
 
 
 @pytest.mark.usefixtures("always")
@@ -149,7 +149,7 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(llm: LLM) -> None:
     finally:
         del llm.runner.forward_all  # type: ignore[method-assign]
     assert len(steps) == 1 + (200 - 1) - made.usage.accepted_tokens
-    assert max(steps[1:]) <= MOST + 1
+    assert max(steps[1:]) <= MAX_DRAFT_TOKENS + 1
 
 
 def test_a_switch_that_is_none(llm: LLM) -> None:

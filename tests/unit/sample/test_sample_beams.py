@@ -16,8 +16,8 @@ from support.sampling import Words
 from support.tiny import TINY, model_runner, opened
 
 import pellucid
-from pellucid.engine.beam_search import BeamSearchTask
 from pellucid.engine.model_runner import ModelRunner
+from pellucid.engine.tasks.beam_search import BeamSearchTask
 from pellucid.errors import InvalidRequest
 from pellucid.llm import LLM
 from pellucid.measure.suite import prefill
@@ -110,7 +110,7 @@ def searched(net: Any, case: dict[str, Any]) -> BeamSearch:
             if isinstance(net, ByReference):
                 sequence.table = BlockTable()
             rows = net.forward([sequence.chunk(len(sequence.tokens), 1)])
-            list(task.take(sequence, rows, 0.0))
+            list(task.process(sequence, rows, 0.0))
     task.close()
     return search
 

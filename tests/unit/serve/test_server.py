@@ -414,7 +414,7 @@ def test_a_client_that_goes_costs_nothing_more(served: Served, client: openai.Op
     with pytest.raises(openai.APITimeoutError):
         client.completions.create(model="one", prompt="a", n=32, timeout=0.1, **LONG)
     end = time.monotonic() + 10
-    while served.llm().engine._jobs and time.monotonic() < end:
+    while len(served.llm().engine._jobs) and time.monotonic() < end:
         time.sleep(0.01)
     assert served.pages_in_use() == 0
     assert served.models._loaded["one"].users == 0

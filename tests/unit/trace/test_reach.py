@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import pellucid
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.llm import LLM
 from pellucid.testing import random_model

@@ -14,7 +14,7 @@ import pytest
 from support.pages import lose_pages
 
 import pellucid
-from pellucid.engine.text_group import run_together
+from pellucid.engine.request import run_together
 from pellucid.errors import InvalidRequest, PellucidError
 from pellucid.llm import LLM
 from pellucid.testing import random_model

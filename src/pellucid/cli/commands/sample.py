@@ -10,7 +10,7 @@ from pellucid.cli.load_options import LoadOptions
 from pellucid.cli.sampling import checked
 
 if TYPE_CHECKING:
-    from pellucid.engine.sequence import TokenOutput
+    from pellucid.engine.output import TokenOutput
     from pellucid.sample.trace import TokenTrace
     from pellucid.tokenize import Tokenizer
 
@@ -42,6 +42,7 @@ def command(
     documents = []
     for index, piece in enumerate(run):
         trace = piece.trace
+        assert trace is not None  # the options have ``watch``
         if json:
             documents.append(as_dict(piece, trace, llm.tokenizer, top))
         else:
@@ -65,6 +66,7 @@ def candidates(piece: TokenOutput, tokenizer: Tokenizer, top: int) -> list[dict[
     """The most likely tokens and the chosen token, with their probabilities in the model and after the chain."""
     from pellucid.sample.trace import likeliest
 
+    assert piece.draw is not None  # the token has not waited in a queue
     ids, before, after = likeliest(piece.draw, top)
     return [
         {"id": token, "text": tokenizer.piece(token), "probability": float(p), "final_probability": float(q)}

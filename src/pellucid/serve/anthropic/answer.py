@@ -68,7 +68,7 @@ class MessageRequest(ChatRunRequest):
         start = {**_message(name, number), "content": [], **none, "usage": used}
         async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             yield {"type": "message_start", "message": start}
-            async for _, _, parts in outputs:
+            async for _, parts in outputs:
                 for part in parts:
                     reasoning += part.text if isinstance(part, AnswerReasoning) else ""
                     for event in blocks.of(part):

@@ -42,7 +42,7 @@ async def _requests(call: ClientCall) -> Response:
                     "route": one.route,
                     "seconds": round(now - one.began, 3),
                     "prompt_tokens": sum(len(group.prompt) for group in one.groups),
-                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.builders),
+                    "completion_tokens": sum(len(b.ids) for group in one.groups for b in group.outputs),
                 }
                 for one in call.live.seen_by(call.viewer)
             ],
@@ -117,8 +117,7 @@ async def _events(
             "begin", {"version": VERSION, "request": found.number, "model": found.model, "points": points}
         )
         told = [
-            [_TokenFields(found.llm.tokenizer, group.prompt) for _ in group.builders]
-            for group in found.groups
+            [_TokenFields(found.llm.tokenizer, group.prompt) for _ in group.outputs] for group in found.groups
         ]
         dropped = 0
         while True:
@@ -147,7 +146,7 @@ async def _events(
 
 def _choice(found: LiveRequest, group: int, sequence: int) -> int:
     """Index of a sequence among the sequences of all groups: the index of its choice in the response."""
-    return sum(len(one.builders) for one in found.groups[:group]) + sequence
+    return sum(len(one.outputs) for one in found.groups[:group]) + sequence
 
 
 class _TokenFields:
@@ -169,7 +168,7 @@ def _tokens(found: LiveRequest, told: list[list[_TokenFields]]) -> list[bytes]:
     """Token events of the tokens generated since the last call."""
     events = []
     for number, group in enumerate(found.groups):
-        for sequence, (builder, known) in enumerate(zip(group.builders, told[number])):
+        for sequence, (builder, known) in enumerate(zip(group.outputs, told[number])):
             for at in range(known.count, len(builder.ids)):
                 body = {
                     "choice": _choice(found, number, sequence),

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.engine.output import Generation
-from pellucid.engine.text_group import MadeToken, TextGroup
+from pellucid.engine.output import Generation, TokenOutput
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.sample.grammars.grammar import KINDS
 from pellucid.serve.body import add_ends
@@ -136,17 +136,17 @@ class ChatRun:
         """Number of tokens of a reasoning text."""
         return len(self.tokenizer.encode(reasoning, add_special=False)) if reasoning else 0
 
-    def stream(self) -> AsyncGenerator[tuple[int, MadeToken, list[Part]], None]:
-        """Run the request: yields (answer index, token, parts that the token completes). Raises QueueFull at once."""
+    def stream(self) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
+        """Run the request: yields (token, parts that the token completes). Raises QueueFull at once."""
         return self._streamed(self.group.stream())
 
     async def _streamed(
-        self, running: AsyncGenerator[tuple[int, MadeToken], None]
-    ) -> AsyncGenerator[tuple[int, MadeToken, list[Part]], None]:
+        self, running: AsyncGenerator[TokenOutput, None]
+    ) -> AsyncGenerator[tuple[TokenOutput, list[Part]], None]:
         parsers = [self.parser() for _ in range(self.count)]
         async with aclosing(running) as outputs:
-            async for at, token in outputs:
-                yield at, token, parsers[at].push(token.text, last=token.finish_reason is not None)
+            async for token in outputs:
+                yield token, parsers[token.sequence].push(token.text, last=token.finish_reason is not None)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ChatRunRequest:
     run: ChatRun
 
     @property
-    def groups(self) -> list[TextGroup]:
+    def groups(self) -> list[Request]:
         """The engine request, checked."""
         return [self.run.group]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import TokenLogprobs
@@ -57,7 +57,7 @@ class Shown:
 class LlamaCompletion:
     """Prompts that run, each ``count`` times. ``listed``: the response is a list."""
 
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
     count: int
     listed: bool
     shown: Shown
@@ -118,8 +118,9 @@ class LlamaCompletion:
         group, heard = self.groups[place], [0] * self.count
         alternatives = group.options.logprobs
         async with aclosing(group.stream()) as outputs:
-            async for at, output in outputs:
-                one, token = group.builders[at], heard[at]
+            async for output in outputs:
+                at = output.sequence
+                one, token = group.outputs[at], heard[at]
                 heard[at] += 1
                 event = {
                     "index": place * self.count + at,
@@ -144,7 +145,7 @@ class LlamaCompletion:
     def _whole(self, name: str, place: int, at: int) -> dict[str, Any]:
         """Response of a finished sequence."""
         group = self.groups[place]
-        one = group.builders[at]
+        one = group.outputs[at]
         made = self._end(name, place, at, "".join(one.texts), one.ids if self.shown.ids else [])
         if group.options.logprobs is not None:
             made["completion_probabilities"] = self._probabilities(one.logprobs)

@@ -43,7 +43,7 @@ def slots(llm: ServedModel, running: Sequence[LiveRequest]) -> list[dict[str, An
     found = list[dict[str, Any]]()
     for live in running:
         for group in live.groups:
-            for one in group.builders:
+            for one in group.outputs:
                 most = group.options.max_new_tokens
                 left = -1 if most is None else most - len(one.ids)
                 state = {"has_next_token": not one.ended, "n_remain": left, "n_decoded": len(one.ids)}

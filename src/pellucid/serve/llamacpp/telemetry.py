@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.serve.api import Events
 from pellucid.serve.body import Body
@@ -71,7 +71,7 @@ class ToldRequest:
     tokenizer: Tokenizer
 
     @property
-    def groups(self) -> Sequence[TextGroup]:
+    def groups(self) -> Sequence[Request]:
         """Engine groups of the request."""
         return self.asked.groups
 
@@ -93,8 +93,8 @@ class ToldRequest:
             events = with_progress(events, self.groups[0], lambda: self.blank(name, number))
         async with aclosing(events):
             async for event in events:
-                begun = any(one.ids for one in self.groups[-1].builders)
-                ended = all(one.ended for group in self.groups for one in group.builders)
+                begun = any(one.ids for one in self.groups[-1].outputs)
+                ended = all(one.ended for group in self.groups for one in group.outputs)
                 if (told.timings and begun) or ((told.own or told.timings) and ended):
                     event["timings"] = timings(self.groups[-1])
                 if told.own:
@@ -116,14 +116,14 @@ def _begin_as_there(event: dict[str, Any]) -> None:
             delta["content"] = None
 
 
-def single(groups: Sequence[TextGroup], field: str) -> None:
+def single(groups: Sequence[Request], field: str) -> None:
     """Raise InvalidRequest if a request with the field ``field`` has several prompts."""
     if len(groups) > 1:
         raise InvalidRequest(f"{field} goes with one prompt, and there are {len(groups):,}: leave it out")
 
 
 async def with_progress(
-    events: Events, group: TextGroup, blank: Callable[[], dict[str, Any]]
+    events: Events, group: Request, blank: Callable[[], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Events of a stream, preceded by events with the progress of the prompt."""
     coming, told, start = None, -1, 0.0
@@ -135,7 +135,7 @@ async def with_progress(
             read = group.prompt_read
             if not begun and read is not None:
                 if told < 0:
-                    told, start = group.facts.cached, time.perf_counter()
+                    told, start = group.prompt_output.cached, time.perf_counter()
                     yield _progress(blank(), group, told, 0.0)
                 if read > told:
                     told = read
@@ -152,16 +152,16 @@ async def with_progress(
         await events.aclose()
 
 
-def _progress(event: dict[str, Any], group: TextGroup, read: int, seconds: float) -> dict[str, Any]:
-    cached = group.facts.cached
+def _progress(event: dict[str, Any], group: Request, read: int, seconds: float) -> dict[str, Any]:
+    cached = group.prompt_output.cached
     progress = {"total": len(group.prompt), "cache": cached, "processed": read, "time_ms": 1e3 * seconds}
     times = _timings(cached, read - cached, seconds, 0, 0.0)
     return {**event, "prompt_progress": progress, "timings": times}
 
 
-def timings(group: TextGroup, at: int = 0) -> Mapping[str, Any]:
+def timings(group: Request, at: int = 0) -> Mapping[str, Any]:
     """Token counts and times of a sequence so far. As in llama.cpp, the prompt's time includes the first token."""
-    one, cached = group.builders[at], group.facts.cached
+    one, cached = group.outputs[at], group.prompt_output.cached
     made = _timings(
         cached, len(group.prompt) - cached, one.prefill_seconds, len(one.ids), one.total - one.first
     )

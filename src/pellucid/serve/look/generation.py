@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.sample.logprobs import TokenLogprobs
 from pellucid.serve.body import Body
 from pellucid.serve.look.fields import edits_of, prompt_of
@@ -28,7 +28,7 @@ class LookGeneration:
     """A request for one text, in events "prompt", "token" and "end"."""
 
     llm: ServedModel
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> LookGeneration:
@@ -47,7 +47,7 @@ class LookGeneration:
         """All events as one list."""
         (group,) = self.groups
         (made,) = group.results()
-        builder, grouper = group.builders[0], self._grouper()
+        builder, grouper = group.outputs[0], self._grouper()
         made_of = zip(builder.logprobs, builder.texts, builder.times)
         tokens = [self._token(*one, grouper) for one in made_of]
         return {"id": number, "model": name, "events": [self._prompt(), *tokens, self._end(made)]}
@@ -57,12 +57,12 @@ class LookGeneration:
         (group,) = self.groups
         yield {**self._prompt(), "id": number, "model": name}
         grouper = self._grouper()
-        times = iter(group.builders[0].times)  # appended before the token is streamed
+        times = iter(group.outputs[0].times)  # appended before the token is streamed
         async with aclosing(group.stream()) as outputs:
-            async for _, token in outputs:
+            async for token in outputs:
                 assert token.logprobs is not None
                 yield self._token(token.logprobs, token.text, next(times), grouper)
-        yield self._end(group.results()[0])
+        yield self._end(group.result())
 
     def _prompt(self) -> dict[str, Any]:
         ids = self.groups[0].prompt
@@ -99,6 +99,6 @@ class LookGeneration:
             "finish_reason": made.finish_reason,
             "seed": None if made.seed is None else str(made.seed),  # too large for a JavaScript number
             "usage": usage([made]),
-            "notices": self.groups[0].unused(),
+            "notices": self.groups[0].unused_edits(),
             "seconds": made.timings.total,
         }

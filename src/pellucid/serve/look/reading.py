@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.llm import LLM
@@ -53,7 +53,7 @@ class TraceReading:
     kept: Set[str]
     """Points whose values are returned, not only views of them."""
     trace: Trace | None
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
 
     @classmethod
     def of(cls, body: Body, llm: LLM) -> TraceReading:
@@ -108,7 +108,7 @@ class TraceReading:
             **described(llm.tokenizer, [*self.prompt, *ids]),
             "text": made.text if made else "",
             "dropped": trace.dropped,
-            "notices": [said for group in self.groups for said in group.unused()],
+            "notices": [said for group in self.groups for said in group.unused_edits()],
             "arrays": arrays,
         }
 

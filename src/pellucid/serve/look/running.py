@@ -32,7 +32,7 @@ def profile(body: Body, llm: LLM) -> dict[str, Any]:
     depth = body.count("depth", 0, min(MOST_DEPTH, llm.context - 1 - tokens)) or 0
     no_more(body, "a profile has tokens and depth")
     turns = profile_turns(llm.runner, tokens, depth, ROUNDS, roof_bytes=ROOF_BYTES)
-    *_, found = llm.engine.run(ReadingTask(turns), llm.admission)
+    *_, found = llm.engine.run(ReadingTask(turns), llm.scheduling)
     assert found is not None
     kinds = sorted(found.kinds().items(), key=lambda one: -one[1].seconds)
     return {

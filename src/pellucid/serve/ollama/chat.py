@@ -53,7 +53,7 @@ class OllamaChat(ChatRunRequest):
         """Chunks of the answer. All tool calls are in one chunk, after the text."""
         parts, logprobs = [], self._logprobs()
         async with aclosing(self.run.stream()) as outputs:
-            async for _, _, found in outputs:
+            async for _, found in outputs:
                 parts += found
                 logprobs.heard += 1
                 new = assembled(one for one in found if isinstance(one, (AnswerText, AnswerReasoning)))

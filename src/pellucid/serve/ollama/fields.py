@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import TokenLogprobs, joined
@@ -157,20 +157,20 @@ def ended(name: str, made: Generation, **content: Any) -> dict[str, Any]:
 class PieceLogprobs:
     """Log-probabilities of a group's only sequence, by chunk. ``heard`` counts the streamed tokens."""
 
-    group: TextGroup
+    group: Request
     tokenizer: Tokenizer
     heard: int = 0
     told: int = 0
 
     def all(self) -> dict[str, Any]:
         """Field of a complete response; empty if no log-probabilities were requested."""
-        return self._field(self.group.builders[0].logprobs)
+        return self._field(self.group.outputs[0].logprobs)
 
     def next(self) -> dict[str, Any]:
         """Field of a chunk: the tokens streamed since the last chunk."""
         # Counts are needed because a cluster stores all tokens of a frame before it streams the first.
         first, self.told = self.told, self.heard
-        return self._field(self.group.builders[0].logprobs[first : self.heard])
+        return self._field(self.group.outputs[0].logprobs[first : self.heard])
 
     def _field(self, rows: list[TokenLogprobs]) -> dict[str, Any]:
         alternatives = self.group.options.logprobs

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.body import Body, add_ends
@@ -24,7 +24,7 @@ from pellucid.tokenize.infill import infill_prompt
 class OllamaGenerate:
     """A prompt that runs: as a user message in the chat template (``run``), or raw (``run`` is None)."""
 
-    group: TextGroup
+    group: Request
     run: ChatRun | None
     tokenizer: Tokenizer
 
@@ -68,7 +68,7 @@ class OllamaGenerate:
         return cls(run.group, run, llm.tokenizer)
 
     @property
-    def groups(self) -> list[TextGroup]:
+    def groups(self) -> list[Request]:
         """The engine request, checked."""
         return [self.group]
 
@@ -83,13 +83,13 @@ class OllamaGenerate:
         logprobs = self._logprobs()
         if self.run:
             async with aclosing(self.run.stream()) as answers:
-                async for _, _, parts in answers:
+                async for _, parts in answers:
                     logprobs.heard += 1
                     if parts:
                         yield piece(name, **_content(assembled(parts)), **logprobs.next())
         else:
             async with aclosing(self.group.stream()) as outputs:
-                async for _, output in outputs:
+                async for output in outputs:
                     logprobs.heard += 1
                     if output.text:
                         yield piece(name, response=output.text, **logprobs.next())
@@ -98,7 +98,7 @@ class OllamaGenerate:
 
     def _context(self) -> dict[str, Any]:
         """Tokens so far. The next request may send them in ``context``, to continue after them."""
-        return {"context": [*self.group.prompt, *self.group.builders[0].ids]} if self.run else {}
+        return {"context": [*self.group.prompt, *self.group.outputs[0].ids]} if self.run else {}
 
     def _logprobs(self) -> PieceLogprobs:
         return PieceLogprobs(self.group, self.tokenizer)

@@ -77,7 +77,8 @@ class ChatRequest(ChatRunRequest):
         async with aclosing(self.run.stream()) as outputs:  # before the first event: a full queue raises here
             for at in range(self.run.count):
                 yield {**begin, "choices": [_delta(at, {"role": "assistant", "content": ""}, None)]}
-            async for at, token, parts in outputs:
+            async for token, parts in outputs:
+                at = token.sequence
                 logprobs = None
                 if self.logprobs is not None and token.logprobs is not None:
                     logprobs = chat_logprobs(joined([token.logprobs], self.logprobs), self.run.tokenizer)

@@ -11,7 +11,7 @@ import numpy as np
 
 from pellucid.engine.inputs import PromptInput, several
 from pellucid.engine.output import Generation
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.sample.logprobs import Logprobs, joined
@@ -35,7 +35,7 @@ class CompletionRequest:
     (None: no log-probabilities). ``scores``: only the prompt is scored. ``with_usage``: a stream ends with its usage.
     """
 
-    groups: Sequence[TextGroup]
+    groups: Sequence[Request]
     choices: int
     best_of: int | None
     echo: bool
@@ -98,11 +98,11 @@ class CompletionRequest:
         for place, group in enumerate(self.groups):
             writers, counts = [self._writer(group) for _ in range(self.choices)], [0] * self.choices
             async with aclosing(group.stream()) as outputs:
-                async for at, output in outputs:
-                    reason, logprobs = output.finish_reason, None
+                async for output in outputs:
+                    at, reason, logprobs = output.sequence, output.finish_reason, None
                     if self.logprobs is not None:
                         # The builder may already have later tokens.
-                        token = group.builders[at].logprobs[counts[at]]
+                        token = group.outputs[at].logprobs[counts[at]]
                         logprobs = joined([] if self.scores else [token], self.logprobs)
                     counts[at] += 1
                     text, shown = writers[at].written("" if self.scores else output.text, logprobs)
@@ -116,7 +116,7 @@ class CompletionRequest:
             used = added([usage(self._results(group)) for group in self.groups])
             yield {**begin, "choices": [], "usage": used}
 
-    def _results(self, group: TextGroup) -> list[Generation]:
+    def _results(self, group: Request) -> list[Generation]:
         """Generations of a prompt; without text if only the prompt is scored."""
         made = group.results()
         if not self.scores:
@@ -134,14 +134,14 @@ class CompletionRequest:
             for one in made
         ]
 
-    def _writer(self, group: TextGroup) -> ChoiceWriter:
+    def _writer(self, group: Request) -> ChoiceWriter:
         return ChoiceWriter(group, self.echo, self.tokenizer)
 
 
 class ChoiceWriter:
     """Writes one text of a prompt, complete or in chunks. With ``echo`` the first chunk begins with the prompt."""
 
-    def __init__(self, group: TextGroup, echo: bool, tokenizer: Tokenizer) -> None:
+    def __init__(self, group: Request, echo: bool, tokenizer: Tokenizer) -> None:
         self._group, self._echo, self._tokenizer, self._offset = group, echo, tokenizer, 0
 
     def written(self, text: str, logprobs: Logprobs | None) -> tuple[str, dict[str, Any] | None]:
@@ -157,7 +157,7 @@ class ChoiceWriter:
             return text, None
         parts = [logprobs]
         tokens, values, tops = list[str](), list[float | None](), list[dict[str, float] | None]()
-        if echoed and (before := self._group.facts.logprobs) is not None:
+        if echoed and (before := self._group.prompt_output.logprobs) is not None:
             tokens, values, tops = [token_text(ids[0], self._tokenizer)], [None], [None]
             parts.insert(0, before)
         for part in parts:

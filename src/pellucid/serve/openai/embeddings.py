@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.engine.inputs import several
-from pellucid.engine.text_group import TextGroup
+from pellucid.engine.request import Request
 from pellucid.errors import InvalidRequest
 from pellucid.errors.messages import brief
 from pellucid.serve.body import MOST_TEXTS, Body
@@ -26,7 +26,7 @@ class EmbeddingRequest:
     base64: bool
     width: int
     llm: ServedModel
-    groups: Sequence[TextGroup] = ()  # nothing is generated
+    groups: Sequence[Request] = ()  # nothing is generated
 
     @classmethod
     def of(cls, body: Body, llm: ServedModel) -> EmbeddingRequest:

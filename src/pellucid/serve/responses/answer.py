@@ -67,7 +67,7 @@ class ResponseRequest(ChatRunRequest):
             for kind in ("response.created", "response.in_progress"):
                 yield {"type": kind, "sequence_number": count, "response": begun}
                 count += 1
-            async for _, _, parts in outputs:
+            async for _, parts in outputs:
                 for part in parts:
                     for event in items.of(part):
                         yield {**event, "sequence_number": count}

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
 from pellucid.engine.inputs import Inputs, PromptInput
-from pellucid.engine.job import USUAL, Admission
 from pellucid.engine.output import Beams, BeamText, Timings, Usage
 from pellucid.engine.probe import SequenceWatch, Watching, blame_edits, raise_of
+from pellucid.engine.request import RequestOptions
+from pellucid.engine.task import ChunkOutput, Wait
 from pellucid.errors import InvalidRequest, KernelError
 from pellucid.errors.messages import brief
-from pellucid.pipeline import ChunkOutput, Wait
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.beams import Beam, BeamOptions, BeamSearch
 from pellucid.sample.options import Options
@@ -64,15 +64,15 @@ class BeamSearchTask:
         """Start the time limit."""
         self.queue, self._begun = waited, time.perf_counter()
 
-    def sequences(self) -> Sequence[CachedSequence]:
+    def runnable(self) -> Sequence[CachedSequence]:
         """The prompt during the prefill, then the beams whose logits are missing."""
-        return [one for one in self.texts() if one not in self._rows]
+        return [one for one in self.sequences() if one not in self._rows]
 
-    def texts(self) -> Sequence[CachedSequence]:
+    def sequences(self) -> Sequence[CachedSequence]:
         """The prompt during the prefill, then all beams."""
         return self._sequences or [self.prompt]
 
-    def take(
+    def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[list[Beam] | Wait]:
         """Advance the search when the logits of all beams have arrived, and yield its beams."""
@@ -133,7 +133,7 @@ class BeamSearchTask:
     def close(self) -> None:
         """Release the pages to the prefix cache."""
         self._beams.end()
-        for one in self.texts():
+        for one in self.sequences():
             self._cache.release(one.table, tokens=one.shared_tokens)
 
 
@@ -141,17 +141,15 @@ def search_beams(
     engine: Engine,
     inputs: Inputs,
     prompt: PromptInput,
-    options: Options,
+    request: RequestOptions,
     beams: BeamOptions,
-    how: Admission = USUAL,
-    watching: Watching | None = None,
 ) -> Beams:
     """Find the best continuations of a prompt.
 
     Raises:
         InvalidRequest: an option does not apply to beam search.
     """
-    defaults = Options()
+    options, defaults = request.generation, Options()
     for name in NOT_FOR_BEAMS:
         if getattr(options, name) != getattr(defaults, name):
             raise InvalidRequest(
@@ -174,8 +172,9 @@ def search_beams(
         )
     sampler = chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=size)
     search = BeamSearch(beams, sampler, ends, limit)
-    task, start = BeamSearchTask(engine.cache, ids, search, options.max_time, watching), time.perf_counter()
-    times = [time.perf_counter() - start for _ in engine.run(task, how)]
+    task = BeamSearchTask(engine.cache, ids, search, options.max_time, request.watching)
+    start = time.perf_counter()
+    times = [time.perf_counter() - start for _ in engine.run(task, request.scheduling)]
     task.record()
     texts = [
         BeamText(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.engine import Engine
-from pellucid.engine.job import USUAL, Admission
+from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.probe import Watching, blame_edits, raise_of
+from pellucid.engine.task import ChunkOutput
 from pellucid.errors import KernelError
-from pellucid.pipeline import ChunkOutput
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.candidates import Candidates
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined, of_token
@@ -40,15 +40,15 @@ class ScoringTask:
     def begin(self, waited: float) -> None:
         """As in ``Task``."""
 
-    def sequences(self) -> Sequence[CachedSequence]:
+    def runnable(self) -> Sequence[CachedSequence]:
         """The text, without its last token."""
         return [] if self.done else [self._text]
 
-    def texts(self) -> Sequence[CachedSequence]:
+    def sequences(self) -> Sequence[CachedSequence]:
         """The text."""
         return [self._text]
 
-    def take(
+    def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each position and its logits."""
@@ -84,7 +84,7 @@ def score(
     vocabulary: int,
     first: int = 1,
     watching: Watching | None = None,
-    how: Admission = USUAL,
+    scheduling: SchedulingOptions = DEFAULT_SCHEDULING,
 ) -> Logprobs:
     """The log-probability of each token of a text given the tokens before it, from position ``first`` on.
 
@@ -94,7 +94,7 @@ def score(
     try:
         rows = [
             token_logprobs(logits, place, ids[place], alternatives, vocabulary)
-            for place, logits in engine.run(task, how)
+            for place, logits in engine.run(task, scheduling)
         ]
     except KernelError as error:
         blame_edits(task.probe, error)

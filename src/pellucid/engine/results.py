@@ -1,4 +1,4 @@
-"""A submitted task as its reader sees it: the queue of results, its end, and how to cancel it."""
+"""The results of a task on their way to the reader, and how the reader cancels the task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pellucid.engine.job import RunningJob
+from pellucid.engine.job import Job
 from pellucid.engine.messages import Abort, Message, Resume
 
 if TYPE_CHECKING:
@@ -24,23 +24,23 @@ class End:
         self.error = error
 
 
-def hand_over(results: Sequence[tuple[RunningJob, Any]]) -> list[RunningJob]:
+def put_results(results: Sequence[tuple[Job, Any]]) -> list[Job]:
     """Put results into the readers' queues, and wake readers in event loops with one call for each loop.
 
     Returns the jobs whose event loop is closed: nobody reads their results.
     """
-    waiting: dict[asyncio.AbstractEventLoop, dict[RunningJob, asyncio.Future[None]]] = {}
+    waiting: dict[asyncio.AbstractEventLoop, dict[Job, asyncio.Future[None]]] = {}
     for job, result in results:
         job.results.put(result)
         if reader := job.reader:
             waiting.setdefault(reader.get_loop(), {})[job] = reader
-    gone = list[RunningJob]()
+    unread = list[Job]()
     for loop, readers in waiting.items():
         try:
             loop.call_soon_threadsafe(_wake, list(readers.values()))
         except RuntimeError:  # the loop is closed
-            gone += readers
-    return gone
+            unread += readers
+    return unread
 
 
 def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
@@ -49,17 +49,17 @@ def _wake(readers: Sequence[asyncio.Future[None]]) -> None:
             reader.set_result(None)
 
 
-class Run(Generic[T]):
+class Results(Generic[T]):
     """Iterator over the results of a task, in order. ``close`` cancels the task, and so does dropping this object.
 
     The iteration raises the task's errors.
     """
 
-    def __init__(self, job: RunningJob, inbox: SimpleQueue[Message]) -> None:
+    def __init__(self, job: Job, inbox: SimpleQueue[Message]) -> None:
         self._job, self._inbox, self._reading = job, inbox, False
         self.close = weakref.finalize(self, _close, inbox, job)
 
-    def __iter__(self) -> Run[T]:
+    def __iter__(self) -> Results[T]:
         return self
 
     def __next__(self) -> T:
@@ -108,7 +108,7 @@ class Run(Generic[T]):
                 self._inbox.put(Resume(self._job))
 
 
-def _close(inbox: SimpleQueue[Message], job: RunningJob) -> None:
+def _close(inbox: SimpleQueue[Message], job: Job) -> None:
     """Ask the engine to abort a job."""
     if not job.ended:
         inbox.put(Abort(job))
@@ -117,8 +117,8 @@ def _close(inbox: SimpleQueue[Message], job: RunningJob) -> None:
 def copied(error: BaseException) -> BaseException:
     """A copy of an error for one of several readers: raising an error changes it, so each reader raises its own."""
     try:
-        made = copy.copy(error)
+        own = copy.copy(error)
     except Exception:
         return error
-    made.__cause__ = error
-    return made
+    own.__cause__ = error
+    return own

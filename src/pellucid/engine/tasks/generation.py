@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pellucid.engine.cache_manager import CacheManager
-from pellucid.engine.pace import Pace
+from pellucid.engine.output import TokenOutput
 from pellucid.engine.probe import SequenceWatch, blame_edits, raise_of
-from pellucid.engine.scoring import token_logprobs
-from pellucid.engine.sequence import TextSequence, TokenOutput
+from pellucid.engine.sequence import TextSequence
+from pellucid.engine.step_times import StepTimes
+from pellucid.engine.task import ChunkOutput, Wait
+from pellucid.engine.tasks.scoring import token_logprobs
 from pellucid.errors import KernelError
-from pellucid.pipeline import ChunkOutput, Wait
 from pellucid.runtime.sequence import CachedSequence
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 
 
-class Prompt(CachedSequence):
+class PromptSequence(CachedSequence):
     """A prompt during its prefill.
 
     ``alternatives`` is the number of alternatives that are reported with the log-probability of each token (None: no
@@ -39,7 +40,7 @@ class Prompt(CachedSequence):
         self._alternatives, self._vocabulary = alternatives, vocabulary
         self._logprobs = list[TokenLogprobs]()
 
-    def take(self, outputs: ChunkOutput, seconds: float) -> ChunkOutput | None:
+    def process(self, outputs: ChunkOutput, seconds: float) -> ChunkOutput | None:
         """Collect log-probabilities. Returns the logits (1, V) after the prompt; None until the prefill is complete."""
         self.seconds += seconds
         if self._alternatives is not None:
@@ -58,64 +59,66 @@ class Prompt(CachedSequence):
 
 
 class GenerationTask:
-    """A task that prefills a prompt, then continues it with several sequences. Yields (sequence number, token output).
+    """A task that prefills a prompt, then continues it with several sequences. Yields token outputs.
 
-    ``begin`` makes the sequences at the first step, when their time limits start. The first sequence continues in the
-    prompt's own block table, the others in forks of it. ``queue`` is the time in seconds until the first step.
-    ``probes`` watch the sequences; the first probe also watches the prompt.
+    The first of the sequences ``texts`` continues in the prompt's own block table, the others in forks of it. ``queue``
+    is the time in seconds until the first step, before which ``on_begin`` is called. ``probes`` watch the sequences;
+    the first probe also watches the prompt.
     """
 
     def __init__(
         self,
         cache: CacheManager,
-        pace: Pace,
-        prompt: Prompt,
-        begin: Callable[[], list[TextSequence]],
+        step_times: StepTimes,
+        prompt: PromptSequence,
+        texts: Sequence[TextSequence],
         probes: Sequence[SequenceWatch] = (),
     ) -> None:
-        self.prompt, self._cache, self._pace, self._begin = prompt, cache, pace, begin
-        self._probes = probes
-        self.queue = 0.0
-        self._texts: list[TextSequence] = []
+        self.prompt, self.queue = prompt, 0.0
+        self.on_begin: Callable[[], object] | None = None
+        self._cache, self._step_times, self._texts, self._probes = cache, step_times, texts, probes
         self._prefilled = False
 
     @property
     def done(self) -> bool:
         """True if every sequence has ended."""
-        return bool(self._texts) and all(one.done or one.stopped for one in self._texts)
+        return all(one.done or one.stopped for one in self._texts)
 
     def begin(self, waited: float) -> None:
-        """Make the sequences."""
+        """Start the time limits."""
         self.queue = waited
-        self._texts = self._begin()
+        if self.on_begin:
+            self.on_begin()
+        for text in self._texts:
+            text.start()
 
-    def sequences(self) -> Sequence[CachedSequence]:
+    def runnable(self) -> Sequence[CachedSequence]:
         """The prompt during the prefill, then the sequences that can run: not ended, and not waiting."""
         self._release_stopped()
-        return [one for one in self.texts() if not (isinstance(one, TextSequence) and one.rests)]
+        return [one for one in self.sequences() if not (isinstance(one, TextSequence) and one.rests)]
 
-    def texts(self) -> Sequence[CachedSequence]:
-        """The prompt during the prefill, then all sequences."""
+    def sequences(self) -> Sequence[CachedSequence]:
+        """The prompt during the prefill, then all texts."""
         return self._texts if self._prefilled else [self.prompt]
 
-    def take(
+    def process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
+    ) -> Iterator[TokenOutput | Wait]:
         """Yield token outputs: one per sequence after the prompt, then one per row of a sequence up to a rejection."""
         raise_of(sequence.probe)
         try:
-            yield from self._take(sequence, outputs, seconds)
+            yield from self._process(sequence, outputs, seconds)
         except KernelError as error:
             blame_edits(sequence.probe, error)
             raise
 
-    def _take(
+    def _process(
         self, sequence: CachedSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
+    ) -> Iterator[TokenOutput | Wait]:
         if isinstance(sequence, TextSequence):
             yield from self._advance(sequence, outputs, seconds)
             return
-        logits = self.prompt.take(outputs, seconds)
+        logits = self.prompt.process(outputs, seconds)
         if logits is None:
             return
         self._prefilled, table = True, self.prompt.table
@@ -123,19 +126,18 @@ class GenerationTask:
             text.probe = probe
             if probe is not self._probes[0]:
                 probe.follow(self._probes[0])
-        for number, text in enumerate(self._texts):
-            text.begin(self.prompt.tokens, self._cache.fork(table) if number else table)
+        for text in self._texts:
+            text.begin(self.prompt.tokens, self._cache.fork(table) if text.number else table)
             text.waits = True  # for the sequences before it
         for text in self._texts:
             yield from self._advance(text, logits, self.prompt.seconds)
 
     def _advance(
         self, text: TextSequence, outputs: ChunkOutput, seconds: float
-    ) -> Iterator[tuple[int, TokenOutput] | Wait]:
-        number, text.waits = self._texts.index(text), False
+    ) -> Iterator[TokenOutput | Wait]:
+        text.waits = False
         for row in outputs:
-            for output in text.sample(row, seconds):
-                yield output if isinstance(output, Wait) else (number, output)
+            yield from text.sample(row, seconds)
             if text.stopped:
                 break
             seconds = 0.0
@@ -144,10 +146,10 @@ class GenerationTask:
                 return
             if (length := text.read_wrong) is not None:
                 self._cache.truncate(text.table, length)
-                text.extend(self._pace)
+                text.extend(self._step_times)
                 return
         if text.sampled_all:
-            text.extend(self._pace)
+            text.extend(self._step_times)
 
     def watch(self, probes: Sequence[SequenceWatch]) -> None:
         """Watch the sequences from the next step on, unless they are watched already. Called between steps.
@@ -182,5 +184,5 @@ class GenerationTask:
         """Release the pages of all sequences to the prefix cache."""
         for text in self._texts:
             text.end()
-        for one in self.texts():
+        for one in self.sequences():
             self._cache.release(one.table, tokens=one.shared_tokens)

@@ -1,0 +1,272 @@
+"""A request on an engine of this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+
+from msgspec import structs
+
+from pellucid.engine.engine import Engine
+from pellucid.engine.inputs import Inputs, PromptInput
+from pellucid.engine.job import MAX_UNREAD, SchedulingOptions
+from pellucid.engine.output import TokenOutput
+from pellucid.engine.probe import SequenceWatch, Watching
+from pellucid.engine.request import (
+    PromptOutput,
+    Request,
+    RequestOptions,
+    SequenceOutput,
+    run_together,
+    unused_edits,
+)
+from pellucid.engine.results import Results
+from pellucid.engine.sequence import TextSequence
+from pellucid.engine.tasks.generation import GenerationTask, PromptSequence
+from pellucid.sample.chain import Chain
+
+
+class LocalRequest(Request):
+    """A request on an engine of this process. Iterate over its token outputs, then read the ``results``.
+
+    The constructor raises errors in the request. ``resumed`` are already generated tokens of the answer, with their
+    probabilities after the chain. Generation continues after them with the same random numbers, and the results hold
+    only the tokens that follow. Logits are computed from position ``first_output`` on (None: only where the request
+    needs them).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inputs: Inputs,
+        prompt: PromptInput,
+        options: RequestOptions,
+        chains: Sequence[Chain],
+        resumed: Sequence[tuple[int, float]] = (),
+        first_output: int | None = None,
+    ) -> None:
+        self.options, self.watching = options.generation, options.watching
+        self._engine, self._scheduling = engine, options.scheduling
+        answered = [token for token, _ in resumed]
+        ids = inputs.prompt(prompt)  # text → tokenize → ids
+        tokenizer, vocabulary = inputs.tokenizer, inputs.vocabulary
+        ends = self.options.ends(tokenizer, vocabulary)
+        samplers = [
+            chain.start(tokenizer, ids, ends, spare_core=engine.runner.idle_core, vocabulary=vocabulary)
+            for chain in chains
+        ]
+        if resumed:
+            ids = inputs.prompt([*ids, *answered])
+            for sampler in samplers:
+                for token, probability in resumed:
+                    sampler.accept(token, probability)
+        limit = inputs.answer_limit(ids, self.options.max_new_tokens)
+        own = self.options  # of the sequences: a trace may watch the chain, which the results then leave out
+        if self.watching is not None:
+            own = replace(own, watch=own.watch or self.watching.watches_chain)
+            first_output = self.watching.first_output
+        self._probes = self._watch(self.watching, ids, limit, len(chains), first_output)
+        probe = self._probes[0] if self._probes else None
+        alternatives = self.options.prompt_logprobs
+        self._prompt = PromptSequence(ids, alternatives, vocabulary, probe=probe, first_output=first_output)
+        # A recurrent state cannot be rolled back to reject draft tokens.
+        speculates = not engine.cache.has_states
+        texts = [
+            TextSequence(
+                number, tokenizer, own, sampler, ends, limit,
+                speculates=own.prompt_lookup and speculates,
+                draft=engine.draft if own.draft and speculates else None,
+                resumed=answered,
+            )
+            for number, sampler in enumerate(samplers)
+        ]  # fmt: skip
+        self._task = GenerationTask(engine.cache, engine.step_times, self._prompt, texts, self._probes)
+        self.outputs = [SequenceOutput(chain, own, self._prompt) for chain in chains]
+        for probe, output in zip(self._probes, self.outputs):
+            probe.tokens, probe.outputs = partial(_read_tokens, ids, output), output
+        self._results: Results[TokenOutput] | None = None
+        self._tokens: Iterator[TokenOutput] | None = None
+        self.on_end: Callable[[list[str]], object] | None = None
+        """Called with ``unused_edits`` after an iteration's last token. It must hold no reference to the request."""
+
+    def _watch(
+        self, watching: Watching | None, ids: list[int], limit: int, count: int, first_output: int | None
+    ) -> Sequence[SequenceWatch]:
+        """Make the probes of the request's ``count`` sequences."""
+        if watching is None:
+            return []
+        first = 0 if self.options.prompt_logprobs is not None else len(ids) - 1
+        first = first if first_output is None else min(first_output, first)
+        most = len(ids) + limit - 1  # the last token is not read
+        return watching.begin(len(ids), count, most=most, first_output=first)
+
+    def _keep_probes(self) -> None:
+        """Add the sequences of the request to the trace."""
+        if self.watching is not None:
+            for probe in self._probes:
+                self.watching.keep(probe)
+
+    def __iter__(self) -> Iterator[TokenOutput]:
+        if self._tokens is None:
+            self._keep_probes()
+            self._tokens = _run(
+                self._engine, self._task, self._scheduling, self.outputs, self.watching, self.on_end
+            )
+        return self._tokens
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self._prompt.tokens
+
+    @property
+    def prompt_output(self) -> PromptOutput:
+        """The output of the prefill so far."""
+        return PromptOutput(self._prompt.cached or 0, self._task.queue, self._prompt.logprobs)
+
+    @property
+    def prompt_read(self) -> int | None:
+        """Number of the prompt's tokens that are read or cached; None before its first step."""
+        if (count := super().prompt_read) is not None:
+            return count
+        prompt = self._prompt
+        return None if prompt.cached is None else min(prompt.table.length, len(prompt.tokens))
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that the first sequence has generated so far."""
+        return self.outputs[0].ids
+
+    @property
+    def speculation(self) -> list[tuple[int, int]]:
+        """Number of draft tokens and number of accepted draft tokens, for each sequence."""
+        return self._task.speculation
+
+    def start(
+        self,
+        on_token: Callable[[TokenOutput], object] | None = None,
+        on_begin: Callable[[], object] | None = None,
+    ) -> None:
+        """Start the request. The engine's thread collects the outputs and calls the two functions.
+
+        ``on_begin`` is called before the first step, ``on_token`` with each token output. With an ``until`` function
+        the request does not start here, but in ``wait``.
+        """
+        self._task.on_begin = on_begin
+        if self.options.until:
+            return
+        start, outputs = time.perf_counter(), self.outputs
+
+        def collect(output: TokenOutput) -> None:
+            output = _without_draw(output)
+            outputs[output.sequence].add(output, time.perf_counter() - start)
+            if on_token:
+                on_token(output)
+
+        self._keep_probes()
+        self._results = self._engine.submit(self._task, self._scheduling, deliver=collect)
+
+    def wait(self) -> None:
+        """Wait until the request has ended. Runs it if it has not been started."""
+        for _ in self._results or self:
+            pass
+
+    async def finished(self) -> None:
+        """Wait in an event loop until the started request has ended. Cancelling the wait cancels the request."""
+        assert self._results is not None
+        async with aclosing(self._results.stream()) as nothing:
+            async for _ in nothing:
+                pass
+
+    def attach(self, probes: Sequence[SequenceWatch]) -> None:
+        """Watch the sequences from the next step on, with one probe each, unless they are watched already."""
+        for probe, output in zip(probes, self.outputs):
+            probe.tokens = partial(_read_tokens, self.prompt, output)
+        self._engine.between_steps(partial(self._task.watch, probes))
+
+    def close(self) -> None:
+        """Cancel the request."""
+        if self._results:
+            self._results.close()
+
+    def stream(self) -> AsyncGenerator[TokenOutput, None]:
+        """Start the request, and yield its tokens in an event loop. Raises QueueFull in this call."""
+        self._keep_probes()
+        unread = _max_unread(self.outputs)
+        results = self._engine.submit(self._task, self._scheduling, max_unread=unread, convert=_without_draw)
+        return self._stream(results)
+
+    async def _stream(self, results: Results[TokenOutput]) -> AsyncGenerator[TokenOutput, None]:
+        task, outputs, start = self._task, self.outputs, time.perf_counter()
+        async with aclosing(results.stream()) as tokens:
+            async for token in tokens:
+                if not outputs[token.sequence].ended:
+                    yield _add(task, outputs, token, start)
+
+
+def run_samples(
+    engine: Engine, inputs: Inputs, prompt: PromptInput, options: RequestOptions, count: int
+) -> list[LocalRequest]:
+    """Generate ``count`` answers to a prompt, in requests that fit into a step. The time limit applies to all together.
+
+    Later requests find the prompt in the prefix cache.
+    """
+    own, size = options.generation, engine.runner.limits.sequences
+    chains, requests = own.chain().with_seeds(count), list[LocalRequest]()
+    end = None if own.max_time is None else time.perf_counter() + own.max_time
+    for first in range(0, count, size):
+        if end is not None and first:
+            own = replace(own, max_time=max(end - time.perf_counter(), 1e-9))
+        batch = structs.replace(options, generation=own)
+        request = LocalRequest(engine, inputs, prompt, batch, chains[first : first + size])
+        run_together([request])
+        requests.append(request)
+    return requests
+
+
+def _run(
+    engine: Engine,
+    task: GenerationTask,
+    scheduling: SchedulingOptions,
+    outputs: list[SequenceOutput],
+    watching: Watching | None,
+    on_end: Callable[[list[str]], object] | None,
+) -> Generator[TokenOutput, None, None]:
+    """Run the task, and yield its token outputs after their sequence has received them.
+
+    The request's ``until`` function runs here, in the reader's thread; the task waits for each of its answers. The
+    generator holds no reference to the request, so that a dropped iterator ends immediately.
+    """
+    start = time.perf_counter()
+    for token in engine.run(task, scheduling, max_unread=_max_unread(outputs)):
+        if not outputs[token.sequence].ended:
+            yield _add(task, outputs, token, start)
+    if on_end:
+        on_end(unused_edits(watching, task.prompt.tokens, outputs))
+
+
+def _add(
+    task: GenerationTask, outputs: list[SequenceOutput], token: TokenOutput, start: float
+) -> TokenOutput:
+    """Add a token to the output of its sequence. Stops the sequence if ``until`` returns True."""
+    token = outputs[token.sequence].add_or_stop(token, time.perf_counter() - start)
+    if token.finish_reason == "until":
+        task.stop(token.sequence)
+    return token
+
+
+def _without_draw(token: TokenOutput) -> TokenOutput:
+    return structs.replace(token, draw=None)
+
+
+def _read_tokens(prompt: list[int], output: SequenceOutput) -> list[int]:
+    """The tokens that a sequence has read: all except the last."""
+    return [*prompt, *output.ids[:-1]]
+
+
+def _max_unread(outputs: list[SequenceOutput]) -> int:
+    """Maximum number of unread results: 1 with an ``until`` function, which may end the text at each token."""
+    return 1 if outputs[0].options.until else MAX_UNREAD

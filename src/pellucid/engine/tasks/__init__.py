@@ -1,0 +1,1 @@
+"""Tasks: the kinds of work that the engine runs. Each keeps its sequences, and processes their outputs."""
