@@ -37,12 +37,16 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 QUICK := -m "not slow" --hypothesis-profile=quick
 
-# These measure time: how long machines wait for each other, or how long a step takes. Nothing runs beside them.
-ALONE := tests/unit/cluster $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+# Servers, replicas and machines, whose waits should be their own; and tests that measure steps, which run alone.
+CLUSTER := tests/unit/cluster
+ALONE := $(addprefix tests/unit/capacity/test_,step_costs.py serving_costs.py search.py)
+PYTEST := $(BIN)/python -m pytest
+AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
 define pytest
-$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(addprefix --ignore=,$(ALONE)) $(1)
-$(BIN)/python -m pytest $(ALONE) $(1)
+$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,$(CLUSTER) $(ALONE)) $(1)
+$(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
+$(PYTEST) $(ALONE) $(1)
 endef
 
 .PHONY: run test test-python test-quick test-fast test-long test-tokenizers test-constraints test-templates test-oracles test-defaults test-greedy test-trace test-gguf test-clients test-mutants test-soak test-web fuzz check bench bench-encode bench-sampling bench-constraints bench-tracing bench-agreement bench-peers clean
@@ -56,7 +60,7 @@ test-python: $(VENV)/dev
 	$(call pytest,-m "not long")
 
 test-long: $(VENV)/dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m long
+	$(PYTEST) $(AT_ONCE) -m long
 
 test-quick: $(VENV)/dev
 	$(call pytest,$(QUICK))
@@ -96,7 +100,7 @@ test-clients: $(VENV)/dev
 test-web: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,web]'
 	command -v chromium chromium-browser google-chrome >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
-	$(BIN)/python -m pytest tests/web
+	$(PYTEST) tests/web
 	$(BIN)/python tests/web/screenshots.py .screenshots
 
 test-mutants: $(VENV)/dev
