@@ -23,11 +23,11 @@ from pellucid.model.spec import ModelSpec
 from pellucid.plan.block import block
 from pellucid.plan.builder import Builder
 from pellucid.plan.embedding import embed, embedding_norm
+from pellucid.plan.output_projection import final_norm, project
 from pellucid.plan.passes import optimize
 from pellucid.plan.per_layer import per_layer_embeddings
 from pellucid.plan.plan import Plan
 from pellucid.plan.position import position
-from pellucid.plan.project import final_norm, project
 from pellucid.plan.streams import spread_streams
 
 

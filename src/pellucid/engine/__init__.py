@@ -16,6 +16,6 @@ results.py          the results of a task on their way to the reader
 text_sequence.py    one sequence: logits → token → text, and its stop criteria
 speculation.py      prompt lookup: draft tokens from the text itself; ``draft.py``: draft tokens from a smaller model
 output.py           results: ``TokenOutput``, ``Generation``, ``Score``, ``Beams``
-probe.py            the interface of traces and edits; ``watched_program.py`` runs plans with them
+probe.py            the interface of traces and edits; ``traced_program.py`` runs plans with them
 compile_kernels.py  compiles the kernels that a model needs for its first answer
 """

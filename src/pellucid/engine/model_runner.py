@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pellucid.engine.cache_manager import CacheManager
 from pellucid.engine.compile_kernels import compile_kernels
 from pellucid.engine.head_program import HeadProgram
-from pellucid.engine.watched_program import BoundProgram, WatchedPrograms
+from pellucid.engine.traced_program import BoundProgram, TracedPrograms
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.kernels.attention.walk import ScratchLayout
@@ -89,7 +89,7 @@ class ModelRunner:
             return bind(plan, arrays, matrices, vectors, kv, progress)
 
         self._base = BoundProgram(bound(plan), places(plan, At(plan.output)))
-        self._watched = WatchedPrograms(plan.source or plan, bound)
+        self._watched = TracedPrograms(plan.source or plan, bound)
         self._bind = bound
         self._head: HeadProgram | None = None
         self.executor, self._owns_executor = executor or Executor(threads, placement), executor is None

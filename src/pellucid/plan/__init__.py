@@ -15,9 +15,9 @@ recurrent/       recurrent layers, by kind
 feedforward.py   feed-forward
 mixture.py       mixtures of experts
 norm.py          normalization
-project.py       the final norm, then logits or pooled vectors
+output_projection.py  the final norm, then logits or pooled vectors
 passes.py        rewrites of the list: fuse operations, place barriers
-watched.py       operations that record or change values
+traced_plan.py   operations that record or change values
 weights.py       the packed matrices and the vectors of a plan
 bind.py          fills in addresses
 pipeline_stages.py  pipeline stages: parts of a plan for several machines

@@ -1,6 +1,6 @@
 """The instrumentation of a request: the parts of points that it records, as taps, and its edits, by column.
 
-``plan/watched.py`` adds the operations of taps and edits to the plan.
+``plan/traced_plan.py`` adds the operations of taps and edits to the plan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InvalidRequest
 from pellucid.kernels.attention.tiles import SPAN
 from pellucid.plan.points import RowKind
-from pellucid.plan.watched import ColumnEdit, PatternEdit, PatternTap, StateTap, Tap, Watch
+from pellucid.plan.traced_plan import ColumnEdit, PatternEdit, PatternTap, StateTap, Tap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.edit_reach import reach_of
 from pellucid.trace.edits import ColumnRun, Edit, columns_of, edit_error, pattern_rows, rows_of

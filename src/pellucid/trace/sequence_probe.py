@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import PellucidError
 from pellucid.errors.messages import shown
-from pellucid.plan.watched import PatternTap, Watch
+from pellucid.plan.traced_plan import PatternTap, Watch
 from pellucid.runtime.batch import EditEntry, PatternEntry
 from pellucid.trace.budget import ReservedBytes, TakenBytes, TraceBudget
 from pellucid.trace.edits import edit_error, rows_of, shape_of

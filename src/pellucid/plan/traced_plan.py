@@ -111,7 +111,7 @@ class Site(Struct, frozen=True):
     record: int
 
 
-def watched_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
+def traced_plan(plan: Plan, watches: Sequence[Watch]) -> tuple[Plan, list[Site]]:
     """Add the operations of all ``watches`` to an unoptimized ``plan``, and optimize it. Returns also their sites.
 
     The edits of a value come before its taps: a tap records the edited value.

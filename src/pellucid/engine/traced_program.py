@@ -20,7 +20,7 @@ from pellucid.kernels.core.record import WORD, float_word
 from pellucid.plan.bind import places
 from pellucid.plan.plan import At, Plan
 from pellucid.plan.points import RowKind
-from pellucid.plan.watched import Site, Watch, watched_plan
+from pellucid.plan.traced_plan import Site, Watch, traced_plan
 from pellucid.runtime.batch import Chunk, EditEntry, Probe
 from pellucid.runtime.cache import KVCache
 from pellucid.runtime.executor import Program
@@ -91,11 +91,11 @@ class _PatternBlock(Struct, frozen=True):
     heads: int
 
 
-class WatchedProgram:
+class TracedProgram:
     """The program of a set of watches. ``source`` is the plan without passes that the watches refer to."""
 
     def __init__(self, source: Plan, watches: Sequence[Watch], bind: Callable[[Plan], Program]) -> None:
-        self.plan, sites = watched_plan(source, watches)
+        self.plan, sites = traced_plan(source, watches)
         self.bound = BoundProgram(bind(self.plan), places(self.plan, At(self.plan.output)))
         self._source, self._watches = source, list(watches)
         of = [[site for site in sites if site.watch == number] for number in range(len(watches))]
@@ -338,14 +338,14 @@ def _hand_out_patterns(
                 part.probe.take_pattern(number, found, own if len(own) == len(block) else own.copy())
 
 
-class WatchedPrograms:
+class TracedPrograms:
     """An LRU cache of programs, one for each set of watches."""
 
     def __init__(self, source: Plan, bind: Callable[[Plan], Program]) -> None:
         self._source, self._bind = source, bind
-        self._programs: OrderedDict[tuple[Watch, ...], WatchedProgram] = OrderedDict()
+        self._programs: OrderedDict[tuple[Watch, ...], TracedProgram] = OrderedDict()
 
-    def of(self, chunks: Sequence[Chunk]) -> WatchedProgram:
+    def of(self, chunks: Sequence[Chunk]) -> TracedProgram:
         """Return the program for the watches of a step's chunks, and bind it if it is not cached.
 
         Raises:
@@ -353,7 +353,7 @@ class WatchedPrograms:
         """
         watches: tuple[Any, ...] = tuple(dict.fromkeys(c.probe.watch for c in chunks if c.probe is not None))
         if watches not in self._programs:
-            self._programs[watches] = WatchedProgram(self._source, watches, self._bind)
+            self._programs[watches] = TracedProgram(self._source, watches, self._bind)
             if len(self._programs) > KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(watches)
