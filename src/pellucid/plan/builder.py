@@ -1,6 +1,6 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` ... ``project.py`` append unfused operations to it. The passes then optimize the list.
+The functions of ``embedding.py`` ... ``plan/output_projection.py`` append unfused operations to it. The passes then optimize the list.
 """
 
 from __future__ import annotations
