@@ -1,9 +1,11 @@
 """Lower bounds for the memory traffic (bytes) and the compute (multiply-adds) of a step, as in the roofline model.
 
 Any implementation needs at least these bytes and multiply-adds. Divided by `Rates`, the peak rates of the machine, they
-give a minimum time. Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a
-token, read once. Multiply-adds are the products of all rows of the step with the weights; a product counts once, even if
-it takes several 8-bit products. The products of attention, which dominate attention over many tokens, are not counted.
+give a minimum time.
+
+Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a token, read once.
+Multiply-adds are the products of all rows of the step with the weights. A product counts once, even if it takes several
+8-bit products. The products of attention, which limit attention over many tokens, are not counted.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class AttentionCost:
 
 
 def attention_costs(plan: Plan) -> list[AttentionCost]:
-    """The costs of a plan's attention, one for each window. Layers that share keys with another layer read them again."""
+    """The costs of a plan's attention, one for each window. Layers that share keys with another layer count too."""
     by_window: dict[int, AttentionCost] = {}
     for op in plan.operations:
         for shape, _ in _parts_read(op, plan.layers):

@@ -357,14 +357,14 @@ def remove(name: str) -> None:
     """
     known, folder = _stored(name)
     if os.path.islink(folder):
-        raise SourceError(
-            f"{brief(name)} is a link to a folder outside the store: delete the link {folder}"
-        )
+        raise SourceError(f"{brief(name)} is a link to a folder outside the store: delete the link {folder}")
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        named = os.path.isabs(error.filename or "")  # the name is relative if Python failed inside an open folder
+        named = os.path.isabs(
+            error.filename or ""
+        )  # the name is relative if Python failed inside an open folder
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
@@ -372,8 +372,8 @@ def remove(name: str) -> None:
 def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
     """Hash the files of a stored model, and compare the hashes with its manifest. ``name`` is as for `remove`.
 
-    Raises `ModelNotFound` if the model is not in the store. Models in other places, such as the Hugging Face cache, have
-    no manifest.
+    Raises `ModelNotFound` if the model is not in the store. Models in other places, such as the Hugging Face cache,
+    have no manifest.
     """
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress

@@ -115,11 +115,11 @@ class AlignedText(Struct, frozen=True):
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
-    """The new characters, each with the index of the old character that it represents, from changes as in ``tokenizers``.
+    """The new characters, each with the index of the old character that it represents.
 
-    A change is a character and a number. 0: the character replaces the next old character. 1: it is inserted. -n: it
-    replaces the next old character, and the n old characters after that are dropped. ``dropped`` is the number of old
-    characters that were removed at the start.
+    ``changes`` have the form of ``tokenizers``: a character and a number. 0: the character replaces the next old
+    character. 1: it is inserted. -n: it replaces the next old character, and the n old characters after that are
+    dropped. ``dropped`` is the number of old characters that were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped
