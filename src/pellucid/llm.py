@@ -183,7 +183,7 @@ class LLM:
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        An invalid request raises here, not at the first piece. The errors are those of ``generate``.
+        An invalid request raises here, not at the first piece.
         """
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
@@ -198,8 +198,7 @@ class LLM:
     def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
-        Takes the options of ``generate`` and raises the same errors. An invalid request raises here, not at the first
-        token.
+        Takes the options of ``generate``. An invalid request raises its errors here, not at the first token.
         """
         request = self.request(prompt, **options)
         request.on_end = warn_all
