@@ -20,7 +20,7 @@ from pellucid.kernels.attention.kv_layout import PAGE
 from pellucid.runtime.batch import StepLimits
 from pellucid.runtime.cache import BlockTable, KVCache
 from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape, groups_of
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 
 MAX_PAGES = 1 << 15  # of a group: two million tokens
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from pellucid.engine.job import DEFAULT_SCHEDULING, SchedulingOptions
 from pellucid.engine.output import Generation, Timings, TokenOutput, Usage
 from pellucid.engine.probe import Watching
-from pellucid.runtime.sequence import CachedSequence
+from pellucid.runtime.cached_sequence import CachedSequence
 from pellucid.sample.chain import SEED_BITS, Chain
 from pellucid.sample.logprobs import Logprobs, TokenLogprobs, joined
 from pellucid.sample.options import Options

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.runtime.sequence import MAX_TOKENS_AHEAD
+from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
 MAX_DRAFT_TOKENS = MAX_TOKENS_AHEAD  # maximum number of draft tokens in a step
 MAX_MATCH, MIN_MATCH = 4, 2  # length of the end that must have occurred before; longer ends are tried first

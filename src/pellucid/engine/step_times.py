@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pellucid.engine.task import ScheduledChunk
-from pellucid.runtime.sequence import MAX_TOKENS_AHEAD
+from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD
 
 ROW_COST = 0.06  # time that a row adds, relative to the first row, before it is measured
 MIN_PREFILL = (

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.command import Command
 
-from pellucid.capacity.machines import MOST, MOST_CORES, MOST_KINDS, Link, Machine, read_machines
+from pellucid.capacity.machines import MAX_CORES, MAX_KINDS, MAX_MACHINES, Link, Machine, read_machines
 from pellucid.errors import InvalidRequest
 from pellucid.measure.cost import Rates
 
@@ -72,8 +72,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, document: Any, said: str) -> Non
     ("field", "good", "bad"),
     [
         ("name", ("a", "a" * 100), ("", "a" * 101, 7)),
-        ("cores", (1, MOST_CORES), (0, MOST_CORES + 1, 1.5)),
-        ("count", (1, MOST), (0, MOST + 1, True)),
+        ("cores", (1, MAX_CORES), (0, MAX_CORES + 1, 1.5)),
+        ("count", (1, MAX_MACHINES), (0, MAX_MACHINES + 1, True)),
         ("memory_gb", (0.001, 1e6), (0, 1e6 + 1, "64")),
     ],
 )
@@ -86,8 +86,8 @@ def test_limits_of_a_field(tmp_path: Path, field: str, good: tuple[Any, ...], ba
 
 
 def test_as_many_kinds_as_the_limit_says(tmp_path: Path) -> None:
-    kinds = [{**GOOD, "name": str(number)} for number in range(MOST_KINDS)]
-    assert len(read(tmp_path, {"machines": kinds}).kinds) == MOST_KINDS
+    kinds = [{**GOOD, "name": str(number)} for number in range(MAX_KINDS)]
+    assert len(read(tmp_path, {"machines": kinds}).kinds) == MAX_KINDS
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")

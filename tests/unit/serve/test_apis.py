@@ -616,7 +616,7 @@ def test_the_document_names_the_models_wherever_a_body_has_one(served: Served) -
     for name, properties in bodies.items():
         body = routes[name].body
         assert body is not None
-        assert set(properties) == set(body["properties"])
+        assert set(properties) == set(body.schema["properties"])
         if "model" in properties:
             assert properties["model"] == {"type": "string", "enum": [one["id"] for one in names]}
     assert bodies.keys() == {name for name, one in routes.items() if one.body is not None}

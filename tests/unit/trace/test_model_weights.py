@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pellucid.model.filled import Model
 from support.tiny import TINY, opened
 
+from pellucid.model.weight_map import Model
 from pellucid.trace.traced_model import ModelWeights
 from pellucid.weights.checkpoint import Checkpoint
 

@@ -14,7 +14,7 @@ from pellucid.engine.speculation import MAX_DRAFT_TOKENS, LookupGain, PromptLook
 from pellucid.engine.step_times import StepTimes
 from pellucid.engine.task import Wait
 from pellucid.runtime.cache import BlockTable
-from pellucid.runtime.sequence import MAX_TOKENS_AHEAD, CachedSequence
+from pellucid.runtime.cached_sequence import MAX_TOKENS_AHEAD, CachedSequence
 from pellucid.sample.chain import Draw, Sampler
 from pellucid.sample.logprobs import TokenLogprobs, of_token
 from pellucid.sample.options import Options
@@ -53,24 +53,26 @@ class TextSequence(CachedSequence):
         self.number = number
         self.sampler, self.done, self.stopped, self.waits = sampler, False, False, False
         self._gain, self._lookup = LookupGain(), PromptLookup() if speculates else None
-        self._drafted = DraftSequence(draft) if draft else None
+        self._draft_sequence = DraftSequence(draft) if draft else None
         self._draft_gain = DraftGain(draft) if draft else None
-        self._drafted_tokens = 0  # tokens that the draft model computed for the last step
+        self._computed_drafts = 0  # tokens that the draft model computed for the last step
         self._token = -1  # the last sampled token
         self._position = 0  # position of the last sampled token
-        self._start = self._rows = self._proposed = 0
+        self._start = 0  # position of the first token of the last step
+        self._rows = 0  # rows of the last step
+        self._proposed = 0  # draft tokens among them
         self._options, self._limit, self._end_ids = options, limit, ends
         self._stop = options.stop_criteria()
         self._detokenizer = tokenizer.stream(skip=options.skipped(tokenizer))
         for token in resumed:
             self._stop.push(self._detokenizer.push(token), last=False)
 
-    def start(self) -> None:
+    def start_clock(self) -> None:
         """Start the time limit, at the request's first step."""
         self._stop.start()
 
     @property
-    def rests(self) -> bool:
+    def is_idle(self) -> bool:
         """True if the sequence has no tokens for the next step: it has ended, or it waits."""
         return self.done or self.stopped or self.waits
 
@@ -146,9 +148,9 @@ class TextSequence(CachedSequence):
             self._lookup = None  # frees its index of the text
             self.end()
         kept = self._position - self._start - 1
-        if self._drafted_tokens and self._draft_gain:
-            self._draft_gain.record(self._drafted_tokens, self._proposed, kept)
-            self._drafted_tokens = 0
+        if self._computed_drafts and self._draft_gain:
+            self._draft_gain.record(self._computed_drafts, self._proposed, kept)
+            self._computed_drafts = 0
         elif self._proposed:
             self._gain.record(self._proposed, kept)
         self._proposed = 0
@@ -163,21 +165,21 @@ class TextSequence(CachedSequence):
 
     def end(self) -> None:
         """Free the draft model's pages and the sampler's state after the end of the text."""
-        if self._drafted:
-            self._drafted.close()
-            self._drafted = None
+        if self._draft_sequence:
+            self._draft_sequence.close()
+            self._draft_sequence = None
         self.sampler.end()
 
     def _flush(self) -> str:
         """Return the text that the detokenizer and the stop criteria held back."""
         return self._stop.flush(self._detokenizer.flush())
 
-    def begin(self, prompt: Sequence[int], table: BlockTable) -> None:
-        """Start after the prefill: ``table`` holds the prompt, and the next token follows it."""
+    def follow(self, prompt: Sequence[int], table: BlockTable) -> None:
+        """Continue a prompt after its prefill: ``table`` holds the prompt."""
         self.tokens, self.table, self._position = list(prompt), table, len(prompt) - 1
 
     @property
-    def read_wrong(self) -> int | None:
+    def mismatch(self) -> int | None:
         """Length of the text before the sampled token, if the step read another token at its position; else None."""
         here = self._position
         return here if here < len(self.tokens) and self.tokens[here] != self._token else None
@@ -194,7 +196,7 @@ class TextSequence(CachedSequence):
         self.tokens.append(self._token)
         self.first_output = self._start = self._position
         ahead = self.sampler.forced[: min(MAX_FORCED_TOKENS, self._limit - 1)]
-        if not ahead and (self._lookup or self._drafted):
+        if not ahead and (self._lookup or self._draft_sequence):
             ahead = self._propose(step_times)
             self._proposed = len(ahead)
         self.tokens += ahead
@@ -205,10 +207,12 @@ class TextSequence(CachedSequence):
         costs, found = step_times.costs(self._rows, min(MAX_DRAFT_TOKENS, self._limit - 1)), list[int]()
         if self._lookup and (most := self._gain.length(costs)):
             found = self._lookup.propose(self.tokens, most)
-        if found or not self._drafted or not self._draft_gain:
+        if found or not self._draft_sequence or not self._draft_gain:
             return found
         if most := self._draft_gain.most(costs, max(step_times.rows - self._rows, 0)):
-            proposed = self._drafted.propose(self.tokens, most, self._draft_gain.least(costs), costs[0])
+            proposed = self._draft_sequence.propose(
+                self.tokens, most, self._draft_gain.least(costs), costs[0]
+            )
             if proposed is not None:
-                found, self._drafted_tokens = proposed, self._drafted.computed
+                found, self._computed_drafts = proposed, self._draft_sequence.computed
         return found
