@@ -183,7 +183,7 @@ class LLM:
     def stream(self, prompt: PromptInput, **options: Any) -> Iterator[str]:
         """Continue a prompt as ``generate`` does, and yield each piece of text as soon as it is final.
 
-        This call raises errors in the request, before the first piece.
+        An invalid request raises here, not at the first piece.
         """
         request = self.start(prompt, **options)
         return (output.text for output in request if output.text)
@@ -198,7 +198,7 @@ class LLM:
     def start(self, prompt: PromptInput, **options: Any) -> LocalRequest:
         """Start a generation: iterate over its token outputs, then read its ``result``.
 
-        Takes the options of ``generate`` and raises the same errors. This call raises errors in the request.
+        Takes the options of ``generate``. An invalid request raises its errors here, not at the first token.
         """
         request = self.request(prompt, **options)
         request.on_end = warn_all
@@ -230,13 +230,13 @@ class LLM:
         """Find the best whole continuations of a prompt by beam search.
 
         ``options`` are the fields of ``BeamOptions``, such as ``num_beams``, and the options of ``generate``, except
-        options for a single text during generation: stop strings, ``until``, log-probabilities, ``watch``.
+        options that act on one text while it is generated: stop strings, ``until``, log-probabilities, ``watch``.
 
         Raises: as ``generate``.
         """
         beams = BeamOptions.taken_from(options)
         scheduling, watching = self.scheduling.with_options(options), self.tracing.watching(options)
-        self.tracing.refuse_frames("a search knows its texts when it has ended")
+        self.tracing.refuse_frames("beam search knows its texts only at the end")
         parsed = RequestOptions(Options.of(vars(beams), **options), scheduling, watching)
         result = search_beams(self.engine, self.inputs, prompt, parsed, beams)
         if watching is not None:

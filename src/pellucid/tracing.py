@@ -99,7 +99,7 @@ class Tracing:
         """Refuse a trace with ``on`` for work that cannot be observed while it runs."""
         trace = self._current.get()
         if trace is not None and trace.stream is not None:
-            raise InvalidRequest(f"on: {why}: leave it out, and read the trace afterwards")
+            raise InvalidRequest(f"on: {why}: leave `on` out, and read the trace afterwards")
 
     def watch(
         self, request: Request, names: Sequence[str], limit: int, notify: Callable[[], object]

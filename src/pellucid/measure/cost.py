@@ -1,8 +1,11 @@
-"""Lower bounds of the bytes and multiply-adds of a step, for any implementation. With the roofs they give a time.
+"""Lower bounds for the memory traffic (bytes) and the compute (multiply-adds) of a step, as in the roofline model.
 
-Weights are read once per step, keys and values once for each sequence that decodes a token. Only multiply-adds with
-weights are counted, for all rows of the step. Each counts once, even if it takes several 8-bit products. Attention over
-many tokens is bound by its own products, which are not counted.
+Any implementation needs at least these bytes and multiply-adds. Divided by `Rates`, the peak rates of the machine, they
+give a minimum time.
+
+Bytes are the weights, read once per step, and the keys and values of each sequence that decodes a token, read once.
+Multiply-adds are the products of all rows of the step with the weights. A product counts once, even if it takes several
+8-bit products. The products of attention, which limit attention over many tokens, are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pellucid.runtime.cache_layout import CachedLayer, LayerShape, StateShape
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of a machine: bytes read and int8 multiply-adds per second."""
+    """The peak rates of a machine: bytes read and int8 multiply-adds per second."""
 
     read: float
     multiply: float
@@ -28,7 +31,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes to read, and multiply-adds with integer weights. Products with floating point weights have no roof here."""
+    """Bytes to read, and multiply-adds with integer weights. `Rates` has no rate for products with float weights."""
 
     nbytes: int = 0
     multiply_adds: int = 0
@@ -37,7 +40,7 @@ class Cost:
         return Cost(self.nbytes + other.nbytes, self.multiply_adds + other.multiply_adds)
 
     def seconds(self, rates: Rates) -> float:
-        """The minimum time in seconds: the longer of reading and multiplying, because the two may overlap."""
+        """The minimum time in seconds: the longer of the two times, because reading and multiplying may overlap."""
         return max(self.nbytes / rates.read, self.multiply_adds / rates.multiply)
 
     def bound(self, rates: Rates) -> str:
@@ -124,9 +127,10 @@ def kv_bytes(layers: Iterable[CachedLayer], tokens: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """The cost of attention per row and token that the row sees, in all layers with a ``window`` (0: none).
+    """The cost of attention for one query and one visible key, summed over all layers with the same ``window``.
 
-    Decode reads ``nbytes`` of keys and values. Prefill does ``multiply_adds``, at the rate of 8-bit products.
+    ``window`` 0 is full attention. Decode reads ``nbytes`` of keys and values; prefill does ``multiply_adds``, counted
+    as 8-bit products.
     """
 
     window: int
@@ -135,7 +139,7 @@ class AttentionCost:
 
 
 def attention_costs(plan: Plan) -> list[AttentionCost]:
-    """The costs of a plan's attention, one for each window. Layers that use the keys of other layers read them too."""
+    """The costs of a plan's attention, one for each window. Layers that share keys with another layer count too."""
     by_window: dict[int, AttentionCost] = {}
     for op in plan.operations:
         for shape, _ in _parts_read(op, plan.layers):

@@ -1,12 +1,12 @@
-"""The models on this machine, and `resolve`, which turns a user's model name into a path to open.
+"""The models on this machine, and `resolve`, which returns the path of a model by its name.
 
     <home>/models/<name>/…             the complete files of one model, with a manifest (``manifest.py``)
-    <home>/staging/<name>/             a pull in progress; remains only if the process was killed
+    <home>/staging/<name>/             the unfinished files of a pull; remains only if the process was killed
     <home>/locks/<name>.lock           held during a pull, so that two processes do not pull the same model
 
 ``<home>`` is the user's cache folder, or ``PELLUCID_HOME``. A model is assembled in staging, checked, and moved into
-place in one step, so every model under ``models`` is complete. Each use checks its files, and hashes modified files. A
-damaged file raises an error; `pull` repairs it.
+place in one step, so every model under ``models`` is complete. Each use of a model checks its files, and hashes files
+that were modified since the last check. A damaged file raises an error; `pull` repairs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9]+):(?P<rest>.+)")  # at least two
 
 
 class Installed(Struct, frozen=True):
-    """A model in the store. ``path`` is the file or folder to open, ``source`` the specs of its sources."""
+    """A model in the store. ``path`` is the file or folder to open, ``source`` names the sources of its files."""
 
     name: str
     path: Path
@@ -68,9 +68,11 @@ class Verified(Struct, frozen=True):
 
 
 class PullPolicy(Enum):
-    """When to pull a model: never, if the store does not have it, or always, to get the newest version."""
+    """When to pull a model."""
 
-    NEVER, IF_MISSING, ALWAYS = range(3)
+    NEVER = 0  # a model that the store does not have raises an error
+    IF_MISSING = 1  # only if the store does not have the model
+    ALWAYS = 2  # also if the store has the model: checks its files, and gets the newest version
 
 
 def resolve(spec: str | Path, *, progress: DownloadProgress | None = None, pulls: bool = True) -> Path:
@@ -102,7 +104,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
     if scheme:
         return _from_source(scheme["scheme"], scheme["rest"], progress, policy)
     like_a_path = set(text) & set("/\\~") or text.endswith((".gguf", ".safetensors"))
-    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # a broken link exists
+    is_path = isinstance(spec, Path) or like_a_path or os.path.lexists(text)  # lexists: also a broken link
     if is_path and (problem := unreadable(text)):
         raise SourceError(problem)
     absent = f"there is no file or folder {brief(text)}"
@@ -120,7 +122,7 @@ def _locate(spec: str | Path, progress: DownloadProgress, policy: PullPolicy) ->
 
 
 def _from_store(name: str, progress: DownloadProgress, policy: PullPolicy) -> Path:
-    """The path of a stored model by its folder's name; ALWAYS fetches the model from its source again."""
+    """The path of the stored model in the folder ``name``. With ALWAYS it is fetched from its source again."""
     folder = home() / "models" / name
     manifest = read_manifest(folder)
     scheme = _SCHEME.fullmatch(manifest.source) if manifest else None
@@ -223,7 +225,10 @@ def _pull_into(
     policy: PullPolicy,
     keep: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Make a model under the lock and move it into place. A process that waited for the lock then finds the model."""
+    """Make a model and move it into the store, under the model's lock.
+
+    ``ready`` is called under the lock. It returns the path if another process has pulled the model meanwhile.
+    """
     if policy is PullPolicy.NEVER:
         raise ModelNotFound(f"model {brief(name)} is not on this machine: pull it first (pellucid pull)")
     folder = home() / "models" / name
@@ -352,23 +357,23 @@ def remove(name: str) -> None:
     """
     known, folder = _stored(name)
     if os.path.islink(folder):
-        raise SourceError(
-            f"{brief(name)} is a link to a folder that is not of the store: delete the link {folder}"
-        )
+        raise SourceError(f"{brief(name)} is a link to a folder outside the store: delete the link {folder}")
     try:
         with _locked(known, Silent()):
             shutil.rmtree(folder)
     except OSError as error:  # a file could not be removed, or the lock not created
-        named = os.path.isabs(error.filename or "")  # in an open folder, Python has only a relative path
+        named = os.path.isabs(
+            error.filename or ""
+        )  # the name is relative if Python failed inside an open folder
         what = error.filename if named else folder
         raise SourceError(f"cannot remove {known}: {what}: {reason(error)}") from error
 
 
 def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
-    """Hash the files of a stored model. ``name`` is as for `remove`.
+    """Hash the files of a stored model, and compare the hashes with its manifest. ``name`` is as for `remove`.
 
-    Raises `ModelNotFound` if it is not in the store. Models in other places, such as the Hugging Face cache, have no
-    records.
+    Raises `ModelNotFound` if the model is not in the store. Models in other places, such as the Hugging Face cache,
+    have no manifest.
     """
     known, folder = _stored(name)
     progress = Silent() if progress is None else progress
@@ -379,7 +384,7 @@ def verify(name: str, *, progress: DownloadProgress | None = None) -> Verified:
 
 
 def _stored(name: str) -> tuple[str, Path]:
-    """The name and the folder of a stored model, which may be damaged. Raises `ModelNotFound`."""
+    """The name and the folder of a stored model. The model may be damaged. Raises `ModelNotFound`."""
     model, scheme = find(name), _SCHEME.fullmatch(name)
     known = model.name if model else _name_of(scheme["scheme"], scheme["rest"]) if scheme else name
     folder = home() / "models" / known

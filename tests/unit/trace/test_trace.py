@@ -317,7 +317,7 @@ def test_beams_that_end_give_their_room_back(llm: LLM) -> None:
     tokens = len(llm.inputs.prompt(PROMPT)) + 4 * 20
     assert trace.nbytes <= 4 * 64 * 3 * tokens
     assert len(trace.sequences) == 1
-    with pytest.raises(InvalidRequest, match="on: a search"), llm.trace("embed", on=print):
+    with pytest.raises(InvalidRequest, match="on: beam search"), llm.trace("embed", on=print):
         llm.beam_search(PROMPT, **how)
 
 

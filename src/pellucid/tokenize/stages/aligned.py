@@ -1,9 +1,9 @@
-"""Text that tracks its origin in the original text.
+"""A text in which each character has a span of the original text, for the offsets of tokens.
 
-A normalizer changes a text, and a pre-tokenizer cuts it. :class:`AlignedText` records the characters of the original
-text that each current character represents: its origin. The rules follow Hugging Face ``tokenizers``,
-``NormalizedString``. A replacement has the origin of the character that it replaces. An inserted character has the
-origin of the character before it. This is the slow path through a tokenizer, for offsets and explanations.
+A normalizer changes a text, and a pre-tokenizer cuts it. :class:`AlignedText` records for each character its origin:
+the span of the original text that the character represents. The rules are those of ``NormalizedString`` in Hugging Face
+``tokenizers``: a replacement has the origin of the character that it replaces, and an inserted character has the origin
+of the character before it. Tokenizers use this slower form only if offsets or explanations are requested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import Struct
 from pellucid.errors import InvalidRequest
 
 Replacer = Callable[[str], Iterable[tuple[str, int]]]
-"""Maps a matched text to its replacement: characters, each with the index of the matched character that is its origin;
+"""Maps a matched text to its replacement: pairs of a character and the index of its origin in the matched text. Index
 -1 is the character before the match."""
 
 GROWTH_FACTOR, GROWTH_EXTRA, MAX_GROWN = 32, 1_000, 1 << 28
@@ -34,9 +34,10 @@ def check_growth(before: int, after: int) -> None:
 
 
 class AlignedText(Struct, frozen=True):
-    """A text whose character i represents the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
+    """A text. Its character i represents the characters ``starts[i]`` up to (excluding) ``ends[i]`` of the original.
 
-    ``origin`` is the start of the text in the original when it was cut out: the origin of text inserted before it.
+    ``origin`` is the position in the original where this text began when it was cut out. Characters that are inserted
+    at the start of this text have the empty span (origin, origin).
     """
 
     text: str
@@ -86,8 +87,8 @@ class AlignedText(Struct, frozen=True):
     def rewritten(self, matches: Iterable[tuple[int, int]], change: Replacer) -> AlignedText:
         """The text with each match (start, stop) replaced by ``change``.
 
-        The replacement of an empty match has the origin of the character before it, or an empty span at the start of
-        the text.
+        The replacement of an empty match has the origin of the character before the match. At the start of the text it
+        has the empty span at ``origin``.
         """
         text: list[str] = []
         starts: list[int] = []
@@ -114,10 +115,11 @@ class AlignedText(Struct, frozen=True):
 
 
 def placed(changes: Iterable[tuple[str, int]], dropped: int = 0) -> list[tuple[str, int]]:
-    """Characters with the index of the old character that each represents, from changes as ``tokenizers`` encodes them.
+    """The new characters, each with the index of the old character that it represents.
 
-    A change is a character and a number: 0 if it replaces the next old character, 1 if it is inserted, -n if it
-    replaces one old character and the next n are dropped. ``dropped`` characters were removed at the start.
+    ``changes`` have the form of ``tokenizers``: a character and a number. 0: the character replaces the next old
+    character. 1: it is inserted. -n: it replaces the next old character, and the n old characters after that are
+    dropped. ``dropped`` is the number of old characters that were removed at the start.
     """
     out: list[tuple[str, int]] = []
     at = dropped
