@@ -44,7 +44,7 @@ PYTEST := $(BIN)/python -m pytest
 AT_ONCE := --numprocesses $(WORKERS) --dist loadfile
 
 define pytest
-$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,$(CLUSTER) $(ALONE)) $(1)
+$(PYTEST) $(AT_ONCE) $(addprefix --ignore=,tests/web $(CLUSTER) $(ALONE)) $(1)
 $(PYTEST) $(AT_ONCE) $(CLUSTER) $(1)
 $(PYTEST) $(ALONE) $(1)
 endef
