@@ -1,6 +1,7 @@
 """The builder of plans: buffers by name, operations in order, and the matrix product.
 
-The functions of ``embedding.py`` ... ``plan/output_projection.py`` append unfused operations to it. The passes then optimize the list.
+The functions of ``embedding.py`` to ``output_projection.py`` append unfused operations to it. The passes then optimize
+the list.
 """
 
 from __future__ import annotations
